@@ -1,0 +1,1 @@
+"""The DPO operator: a Kubernetes controller for `DPOJob` and the `dpo` command."""

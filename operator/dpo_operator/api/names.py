@@ -1,0 +1,75 @@
+"""Names that cross a process border: API group, labels, annotations, child objects, environment variables, ports."""
+
+from typing import Literal
+
+GROUP = "dpo-operator.dev"
+VERSION = "v1alpha1"
+PLURAL = "dpojobs"
+KIND = "DPOJob"
+API_VERSION = f"{GROUP}/{VERSION}"
+MANAGER = f"{GROUP}/dpo-operator"
+
+Phase = Literal["prepare", "train", "export"]
+PHASES: tuple[Phase, ...] = ("prepare", "train", "export")
+
+# Labels of every child object. Selection is by UID, so that a job of the same name made later adopts nothing.
+LABEL_JOB = f"{GROUP}/job"
+LABEL_UID = f"{GROUP}/job-uid"
+LABEL_PHASE = f"{GROUP}/phase"
+LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_PART_OF = "app.kubernetes.io/part-of"
+LABEL_NAME = "app.kubernetes.io/name"
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+PART_OF = "dpo-operator"
+
+# Kubernetes' own label and annotation that tell a pod of an Indexed Job its rank.
+COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
+
+# A pod's host name is "<job>-train-<attempt>-<index>" and must be a DNS label of at most 63 characters:
+# 44 + len("-train-") + 6 digits of attempt + "-" + 5 digits of index.
+MAX_JOB_NAME = 44
+
+# Where things are inside a trainer container.
+JOB_FILE = "/etc/dpo/job.json"
+WORK_DIR = "/work"
+TOKEN_FILE = "/etc/dpo-token/token"  # noqa: S105 - a path, not a secret
+CLAIMS_DIR = "/claims"
+TERMINATION_LOG = "/dev/termination-log"
+
+# How a container learns what is not in the job file.
+ENV_JOB_FILE = "DPO_JOB_FILE"
+ENV_WORK_DIR = "DPO_WORK_DIR"
+ENV_ATTEMPT = "DPO_ATTEMPT"
+ENV_METRICS_PORT = "DPO_METRICS_PORT"
+ENV_TERMINATION_LOG = "DPO_TERMINATION_LOG"
+ENV_CLAIMS_DIR = "DPO_CLAIMS_DIR"
+ENV_TOKEN_FILE = "DPO_TOKEN_FILE"  # noqa: S105
+
+METRICS_PORT = 9400
+METRICS_PORT_NAME = "metrics"
+MASTER_PORT = 29500
+
+
+def config_name(job: str) -> str:
+    """ConfigMap with the job file."""
+    return f"{job}-config"
+
+
+def service_name(job: str) -> str:
+    """Headless Service that gives the ranks their DNS names."""
+    return f"{job}-train"
+
+
+def volume_claim_name(job: str) -> str:
+    """PersistentVolumeClaim that the operator makes when the job brings none."""
+    return f"{job}-work"
+
+
+def child_job_name(job: str, phase: Phase, attempt: int) -> str:
+    """batch/v1 Job of one attempt at one phase."""
+    return f"{job}-{phase}-{attempt}"
+
+
+def master_address(job: str, attempt: int) -> str:
+    """DNS name of the rank-0 pod, resolved through the namespace's search path."""
+    return f"{child_job_name(job, 'train', attempt)}-0.{service_name(job)}"

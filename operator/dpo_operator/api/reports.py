@@ -1,0 +1,108 @@
+"""What the trainer tells the operator: the answer of /status and the termination message.
+
+Both are small JSON documents. Times are seconds since the epoch (UTC); log-probabilities and rewards are in nats.
+"""
+
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dpo_operator.api.names import Phase
+
+# The kubelet keeps 4,096 bytes of a termination message for a pod with one container.
+MAX_TERMINATION_BYTES = 4096
+
+
+class _Report(BaseModel):
+    model_config = ConfigDict(extra="ignore", populate_by_name=True, alias_generator=None)
+
+
+class CheckpointRef(_Report):
+    """A committed checkpoint."""
+
+    step: int = Field(ge=0, description="Optimizer steps that the checkpoint contains.")
+    path: str = Field(description="Folder, relative to the job's work folder.")
+    digest: str = Field(description="SHA-256 of the manifest, hex.")
+    attempt: int = Field(ge=1, description="Attempt that wrote it.")
+    time: float = Field(description="When it was committed.")
+
+
+class Metrics(_Report):
+    """Values of the newest logged step, or of an evaluation; None where not known."""
+
+    loss: float | None = None
+    reward_margin: float | None = None
+    reward_accuracy: float | None = None
+    reward_chosen: float | None = None
+    reward_rejected: float | None = None
+
+
+class Progress(_Report):
+    """Body of GET /status on every trainer pod; rank 0's is the one that counts."""
+
+    phase: Phase
+    attempt: int = Field(ge=1)
+    activity: str = Field(default="", description="What is being done now, such as 'reference log-probs'.")
+    step: int = 0
+    max_steps: int = 0
+    epoch: float = 0.0
+    started_at: float = 0.0
+    last_step_at: float | None = Field(
+        default=None,
+        description="End of the newest finished optimizer step (or unit of work before the first).",
+    )
+    eta_seconds: float | None = None
+    pairs_per_second: float | None = None
+    train: Metrics = Metrics()
+    eval: Metrics = Metrics()
+    checkpoint: CheckpointRef | None = None
+    resumed_from_step: int | None = None
+    world_size: int = 1
+
+
+class DatasetReport(_Report):
+    """What prepare found, in numbers that fit a status."""
+
+    train_pairs: int
+    eval_pairs: int
+    dropped: dict[str, int] = Field(default_factory=dict, description="Dropped rows by reason.")
+    truncated_pairs: int = 0
+
+
+class Termination(_Report):
+    """The container's last words, written to the termination log."""
+
+    phase: Phase
+    attempt: int
+    outcome: Literal["Succeeded", "Failed", "Stopped"]
+    exit_code: int
+    reason: str = Field(default="", description="CamelCase, from the exit-code table.")
+    message: str = ""
+    rank: int = 0
+    progress: Progress | None = None
+    dataset: DatasetReport | None = None
+    export_path: str | None = Field(
+        default=None, description="Folder of the exported model, relative to the work folder."
+    )
+
+    def to_text(self) -> str:
+        """JSON of at most 4,096 bytes: the message is shortened, never the facts."""
+        text = self.model_dump_json(exclude_none=True)
+        excess = len(text.encode()) - MAX_TERMINATION_BYTES
+        if excess <= 0:
+            return text
+        # Escapes such as \\n double in JSON, so cut by what is left and try again.
+        keep = max(0, len(self.message) - excess - 16)
+        shorter = self.model_copy(update={"message": self.message[:keep] + " […]" if keep else ""})
+        return shorter.to_text() if keep else shorter.model_dump_json(exclude_none=True)
+
+    @classmethod
+    def from_text(cls, text: str | None) -> "Termination | None":
+        """Parse what a pod left; None when it is not ours (a log tail, an image's own message)."""
+        if not text:
+            return None
+        try:
+            return cls.model_validate(json.loads(text))
+        except ValueError:
+            return None

@@ -1,0 +1,1 @@
+"""The trainer: prepare, train and export one DPOJob. torch lives in this package and nowhere else."""

@@ -1,0 +1,117 @@
+"""Tokenized preference pairs on disk: three flat arrays, memory-mapped, no pickle.
+
+tokens.npy   int32 [total]      prompt, chosen and rejected tokens of every pair, one after another
+offsets.npy  int64 [pairs*3+1]  where each part starts; part 3*i is pair i's prompt, +1 chosen, +2 rejected
+rows.npy     int64 [pairs]      number of the source row, counted from 0
+meta.json    counts and the digest of the arrays, written last
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from dpo_trainer.errors import volume_error
+
+IntArray = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class TokenPair:
+    """One preference pair as token ids. Each array is int32 [length]; both answers hold at least one token.
+
+    The policy reads prompt + chosen and prompt + rejected; log-probs are summed over answer tokens alone.
+    """
+
+    prompt: IntArray
+    chosen: IntArray
+    rejected: IntArray
+    row: int
+
+
+class PairDataset:
+    """Random access to tokenized pairs."""
+
+    def __init__(
+        self, tokens: IntArray, offsets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], digest: str
+    ) -> None:
+        self._tokens = tokens
+        self._offsets = offsets
+        self._rows = rows
+        self.digest = digest
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> TokenPair:
+        if not 0 <= index < len(self):
+            raise IndexError(f"pair {index} of {len(self)}")
+        a, b, c, d = (int(x) for x in self._offsets[3 * index : 3 * index + 4])
+        return TokenPair(self._tokens[a:b], self._tokens[b:c], self._tokens[c:d], int(self._rows[index]))
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of prompt, chosen and rejected: int64 [pairs, 3]."""
+        return np.diff(self._offsets).reshape(-1, 3)
+
+    @classmethod
+    def from_pairs(cls, pairs: Iterable[TokenPair]) -> "PairDataset":
+        """Collect pairs in memory."""
+        parts: list[IntArray] = []
+        rows: list[int] = []
+        for pair in pairs:
+            parts += [pair.prompt, pair.chosen, pair.rejected]
+            rows.append(pair.row)
+        lengths = np.array([len(part) for part in parts], dtype=np.int64)
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+        tokens = np.concatenate(parts).astype(np.int32) if parts else np.zeros(0, dtype=np.int32)
+        return cls(tokens, offsets, np.array(rows, dtype=np.int64), _digest(tokens, offsets))
+
+    def save(self, folder: Path) -> None:
+        """Write to a folder; meta.json last, so that a folder with it is complete."""
+        folder.mkdir(parents=True, exist_ok=True)
+        meta = folder / "meta.json"
+        meta.unlink(missing_ok=True)
+        for name, array in (("tokens", self._tokens), ("offsets", self._offsets), ("rows", self._rows)):
+            with (folder / f"{name}.npy").open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
+        temporary = meta.with_suffix(".tmp")
+        temporary.write_text(
+            json.dumps({"pairs": len(self), "tokens": len(self._tokens), "digest": self.digest})
+        )
+        temporary.replace(meta)
+
+    @classmethod
+    def open(cls, folder: Path) -> "PairDataset":
+        """Map a folder that `save` wrote.
+
+        Raises TrainerError when it is incomplete or its arrays do not fit together.
+        """
+        try:
+            meta = json.loads((folder / "meta.json").read_text())
+            tokens, offsets, rows = (
+                np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                for name in ("tokens", "offsets", "rows")
+            )
+        except (OSError, ValueError) as error:
+            raise volume_error(
+                f"{folder}: expected tokenized pairs, found {error}; run prepare again"
+            ) from error
+        if len(rows) != meta["pairs"] or len(offsets) != 3 * len(rows) + 1 or int(offsets[-1]) != len(tokens):
+            raise volume_error(f"{folder}: the arrays do not fit together; run prepare again")
+        return cls(tokens, offsets, rows, str(meta["digest"]))
+
+
+def _digest(tokens: IntArray, offsets: npt.NDArray[np.int64]) -> str:
+    """SHA-256 of the token ids and their boundaries, hex: part of the key of cached reference log-probs."""
+    digest = hashlib.sha256()
+    digest.update(np.ascontiguousarray(offsets, dtype="<i8").tobytes())
+    digest.update(np.ascontiguousarray(tokens, dtype="<i4").tobytes())
+    return digest.hexdigest()
