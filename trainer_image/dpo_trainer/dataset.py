@@ -83,9 +83,7 @@ class PairDataset:
                 file.flush()
                 os.fsync(file.fileno())
         temporary = meta.with_suffix(".tmp")
-        temporary.write_text(
-            json.dumps({"pairs": len(self), "tokens": len(self._tokens), "digest": self.digest})
-        )
+        temporary.write_text(json.dumps({"pairs": len(self), "tokens": len(self._tokens), "digest": self.digest}))
         temporary.replace(meta)
 
     @classmethod
@@ -101,9 +99,7 @@ class PairDataset:
                 for name in ("tokens", "offsets", "rows")
             )
         except (OSError, ValueError) as error:
-            raise volume_error(
-                f"{folder}: expected tokenized pairs, found {error}; run prepare again"
-            ) from error
+            raise volume_error(f"{folder}: expected tokenized pairs, found {error}; run prepare again") from error
         if len(rows) != meta["pairs"] or len(offsets) != 3 * len(rows) + 1 or int(offsets[-1]) != len(tokens):
             raise volume_error(f"{folder}: the arrays do not fit together; run prepare again")
         return cls(tokens, offsets, rows, str(meta["digest"]))

@@ -63,12 +63,8 @@ TABLE: dict[ExitCode, ExitCodeInfo] = {
     ExitCode.INTERNAL_ERROR: ExitCodeInfo(
         "InternalError", "counted", "An unexpected exception; the traceback is in the pod's log."
     ),
-    ExitCode.VOLUME_ERROR: ExitCodeInfo(
-        "VolumeError", "counted", "The work volume is full, read-only or failing."
-    ),
-    ExitCode.PEER_LOST: ExitCodeInfo(
-        "PeerLost", "secondary", "Another rank went away during a collective operation."
-    ),
+    ExitCode.VOLUME_ERROR: ExitCodeInfo("VolumeError", "counted", "The work volume is full, read-only or failing."),
+    ExitCode.PEER_LOST: ExitCodeInfo("PeerLost", "secondary", "Another rank went away during a collective operation."),
     ExitCode.NON_FINITE: ExitCodeInfo(
         "NonFiniteLoss", "configuration", "The loss or the gradient stayed NaN or infinite."
     ),
@@ -92,9 +88,7 @@ TABLE: dict[ExitCode, ExitCodeInfo] = {
     ),
 }
 
-UNKNOWN = ExitCodeInfo(
-    "ProcessFailed", "counted", "The process ended with an exit code that the trainer does not use."
-)
+UNKNOWN = ExitCodeInfo("ProcessFailed", "counted", "The process ended with an exit code that the trainer does not use.")
 
 
 def info(code: int) -> ExitCodeInfo:

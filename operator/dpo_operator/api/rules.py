@@ -95,10 +95,7 @@ SPEC_RULES: tuple[Rule, ...] = (
     Rule(
         "pod.resources",
         "!self.pod.resources.requests.exists(k, k == 'nvidia.com/gpu') && !self.pod.resources.limits.exists(k, k == 'nvidia.com/gpu')",
-        lambda s: (
-            "nvidia.com/gpu" not in s.pod.resources.requests
-            and "nvidia.com/gpu" not in s.pod.resources.limits
-        ),
+        lambda s: "nvidia.com/gpu" not in s.pod.resources.requests and "nvidia.com/gpu" not in s.pod.resources.limits,
         "must not name nvidia.com/gpu; set gpusPerNode",
     ),
     Rule(

@@ -25,9 +25,7 @@ LabelKey = Annotated[
         max_length=317,
     ),
 ]
-LabelValue = Annotated[
-    str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)
-]
+LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)]
 # A hub id, a path, a URL of an object store, or pvc://claim/path. Control characters and spaces fit nowhere in them.
 Source = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]+$", min_length=1, max_length=512)]
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -89,9 +87,7 @@ class Columns(ApiModel):
     )
     chosen: ColumnName = Field(default="chosen", description="Column of the preferred answer.")
     rejected: ColumnName = Field(default="rejected", description="Column of the other answer.")
-    confidence: ColumnName = Field(
-        default="confidence", description="Column that filters.minConfidence reads, 0 to 1."
-    )
+    confidence: ColumnName = Field(default="confidence", description="Column that filters.minConfidence reads, 0 to 1.")
 
 
 class Dataset(ApiModel):
@@ -159,9 +155,7 @@ class Data(ApiModel):
         le=0.5,
         description="Share of the training pairs held out for evaluation when eval is not given; 0 means no evaluation.",
     )
-    max_length: int = Field(
-        default=2048, ge=8, le=1048576, description="Most tokens of prompt and answer together."
-    )
+    max_length: int = Field(default=2048, ge=8, le=1048576, description="Most tokens of prompt and answer together.")
     max_prompt_length: int | None = Field(
         default=None,
         ge=1,
@@ -222,9 +216,7 @@ class Adapter(ApiModel):
         description="none: all weights. lora: low-rank adapters. qlora: adapters on a 4-bit base.",
     )
     rank: int = Field(default=16, ge=1, le=1024, description="Rank of the update.")
-    alpha: float = Field(
-        default=32, gt=0, le=4096, description="Scale of the update; the factor is alpha/rank."
-    )
+    alpha: float = Field(default=32, gt=0, le=4096, description="Scale of the update; the factor is alpha/rank.")
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Dropout before the adapters. DPO's first-step checks need 0."
     )
@@ -333,12 +325,8 @@ class EarlyStopping(ApiModel):
     metric: Literal["eval_reward_margin", "eval_loss", "eval_reward_accuracy"] = Field(
         default="eval_reward_margin", description="What is watched."
     )
-    patience: int = Field(
-        default=3, ge=1, le=1000, description="Evaluations without improvement before the run stops."
-    )
-    min_delta: float = Field(
-        default=0.01, ge=0, le=1000, description="Smallest change that counts as an improvement."
-    )
+    patience: int = Field(default=3, ge=1, le=1000, description="Evaluations without improvement before the run stops.")
+    min_delta: float = Field(default=0.01, ge=0, le=1000, description="Smallest change that counts as an improvement.")
 
 
 class Volume(ApiModel):
@@ -366,9 +354,7 @@ class Volume(ApiModel):
 class Checkpoint(ApiModel):
     """Committed checkpoints."""
 
-    every_steps: int = Field(
-        default=50, ge=1, le=100_000_000, description="Optimizer steps between two checkpoints."
-    )
+    every_steps: int = Field(default=50, ge=1, le=100_000_000, description="Optimizer steps between two checkpoints.")
     keep_last: int = Field(default=2, ge=1, le=1000, description="Newest checkpoints to keep.")
     keep_best: int = Field(
         default=1, ge=0, le=1000, description="Checkpoints with the lowest evaluation loss to keep besides."
@@ -379,9 +365,7 @@ class Checkpoint(ApiModel):
 class FailurePolicy(ApiModel):
     """When to restart, and when to stop trying."""
 
-    max_restarts: int = Field(
-        default=5, ge=0, le=10_000, description="Counted restarts allowed within the window."
-    )
+    max_restarts: int = Field(default=5, ge=0, le=10_000, description="Counted restarts allowed within the window.")
     window_seconds: int = Field(
         default=3600, ge=1, le=31_536_000, description="Restarts older than this are forgotten."
     )
@@ -396,9 +380,7 @@ class FailurePolicy(ApiModel):
 class Toleration(ApiModel):
     """A pod toleration, as in core/v1."""
 
-    key: LabelKey | None = Field(
-        default=None, description="Taint key; none matches all with operator Exists."
-    )
+    key: LabelKey | None = Field(default=None, description="Taint key; none matches all with operator Exists.")
     operator: Literal["Exists", "Equal"] = Field(default="Equal", description="How the value is compared.")
     value: LabelValue | None = Field(default=None, description="Taint value.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
@@ -428,9 +410,7 @@ class EnvVar(ApiModel):
 class ResourceList(ApiModel):
     """Requests and limits of a container."""
 
-    requests: dict[LabelKey, Quantity] = Field(
-        default={}, max_length=32, description="What the scheduler reserves."
-    )
+    requests: dict[LabelKey, Quantity] = Field(default={}, max_length=32, description="What the scheduler reserves.")
     limits: dict[LabelKey, Quantity] = Field(
         default={}, max_length=32, description="What the container may use at most."
     )
@@ -489,13 +469,9 @@ class Pod(ApiModel):
         max_length=32,
         description="Taints that training pods tolerate; nvidia.com/gpu is always tolerated.",
     )
-    priority_class_name: ObjectName | None = Field(
-        default=None, description="PriorityClass of all pods of the job."
-    )
+    priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of all pods of the job.")
     runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of training pods.")
-    env: list[EnvVar] = Field(
-        default=[], max_length=64, description="More environment variables of training pods."
-    )
+    env: list[EnvVar] = Field(default=[], max_length=64, description="More environment variables of training pods.")
     shared_memory: Quantity = Field(
         default="2Gi",
         description="Size of /dev/shm, which NCCL uses between GPUs; it counts as memory of the pod.",
@@ -523,9 +499,7 @@ class DPOJobSpec(ApiModel):
         description="GPUs, and so processes, of each pod. 0 runs one process on the CPU.",
     )
     pod: Pod = Field(default=Pod(), description="How trainer pods are placed and run.")
-    checkpoint: Checkpoint = Field(
-        default=Checkpoint(), description="Checkpoints and the volume they are on."
-    )
+    checkpoint: Checkpoint = Field(default=Checkpoint(), description="Checkpoints and the volume they are on.")
     failure_policy: FailurePolicy = Field(default=FailurePolicy(), description="When to restart.")
     suspend: bool = Field(
         default=False, description="Stop the pods (after a save) and keep everything else; false goes on."
@@ -580,9 +554,7 @@ class ObjectMeta(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True, alias_generator=to_camel)
 
-    name: Annotated[
-        str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=names.MAX_JOB_NAME)
-    ]
+    name: Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=names.MAX_JOB_NAME)]
     namespace: str = "default"
     uid: str = ""
     generation: int = 1
