@@ -1,0 +1,74 @@
+# Every target does its own set-up. Heavy things (Kubernetes binaries, image layers) live in
+# ${XDG_CACHE_HOME:-~/.cache}/dpo-operator, keyed by version, outside the checkout.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Pinned, because it decides what the lock files look like and installs everything else.
+UV_VERSION := 0.13.8
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/.ready: requirements/dev.txt pyproject.toml
+	@echo "== Python environment in $(VENV) (torch is large: a few minutes the first time)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; found $$($(PYTHON) --version). Set PYTHON=…"; exit 1; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) can't make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements/dev.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $@
+
+.PHONY: quickstart
+quickstart: $(VENV)/.ready ## align a small model on this machine, in a few minutes
+	@$(BIN)/python examples/quickstart/make_model.py
+	@$(BIN)/dpo run examples/quickstart/dpojob.yaml
+
+.PHONY: test
+test: $(VENV)/.ready ## every tier of the tests, with all their set-up
+	@$(BIN)/python -m tests.run_tiers
+
+.PHONY: lint
+lint: $(VENV)/.ready ## ruff, mypy and the import layers
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: generate
+generate: $(VENV)/.ready ## write the CRD, the chart's copy, the dashboards and the reference pages anew
+	@$(BIN)/python -m dpo_operator.generate
+
+.PHONY: verify
+verify: $(VENV)/.ready ## fail when a generated file is stale
+	@$(BIN)/python -m dpo_operator.generate --check
+
+.PHONY: lock
+lock: $(VENV)/.ready ## resolve the dependencies anew, with hashes
+	@$(BIN)/python -m tests.lock
+
+.PHONY: cluster-up
+cluster-up: $(VENV)/.ready ## a real Kubernetes on this machine: control plane, a CPU node, two "GPU" nodes, Prometheus
+	@$(BIN)/python -m tests.cluster.rig up
+
+.PHONY: cluster-down
+cluster-down: $(VENV)/.ready ## end it
+	@$(BIN)/python -m tests.cluster.rig down
+
+.PHONY: images
+images: $(VENV)/.ready ## build the operator and trainer images
+	@$(BIN)/python -m tests.cluster.rig images
+
+.PHONY: demo
+demo: $(VENV)/.ready ## from nothing to a finished DPOJob on that cluster
+	@$(BIN)/python -m tests.cluster.demo
+
+.PHONY: clean
+clean: ## remove the environment and local runs, not the cache
+	rm -rf $(VENV) runs build dist
