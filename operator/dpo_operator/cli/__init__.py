@@ -1,0 +1,1 @@
+"""The `dpo` command (also `kubectl dpo`)."""

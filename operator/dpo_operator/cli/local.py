@@ -1,0 +1,217 @@
+"""`dpo run`: the phases of a DPOJob as processes on this machine, in the same folder layout as a volume.
+
+Each "node" is one launcher on the loopback interface, so that a job of two nodes runs as it would on a cluster.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from dpo_operator.api import exitcodes, names
+from dpo_operator.api.reports import Termination
+from dpo_operator.api.types import DPOJob
+
+
+class LocalRunError(Exception):
+    """The run can't begin or go on."""
+
+
+@dataclass
+class LocalRun:
+    """One job in one work folder. Run again, it goes on where it stopped.
+
+    claims: folder whose subfolders stand for the claims of pvc:// sources.
+    say: prints a line for the user.
+    """
+
+    job: DPOJob
+    work: Path
+    claims: Path
+    metrics_port: int
+    say: Callable[[str], None]
+    _stopping: bool = False
+    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    def run(self) -> int:
+        """Prepare, train with restarts, export. Returns an exit status of the shared table."""
+        self._write_job_file()
+        previous = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            for phase in names.PHASES:
+                self.say(f"{phase}:")
+                code = self._train() if phase == "train" else self._one_process(phase)
+                if code != exitcodes.ExitCode.OK:
+                    return code
+            subprocess.run(self._command("report"), env=self._environment(1), check=False)
+            return exitcodes.ExitCode.OK
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _write_job_file(self) -> None:
+        """Write job.json, and refuse a folder that holds another job's state."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        path = self.work / "job.json"
+        document = self.job.model_dump(mode="json", by_alias=True, exclude_none=True)
+        if path.exists():
+            earlier = json.loads(path.read_text())
+            changed = sorted(
+                key
+                for key in earlier["spec"].keys() | document["spec"].keys()
+                if earlier["spec"].get(key) != document["spec"].get(key)
+                and key not in ("failurePolicy", "pod", "suspend")
+            )
+            if changed:
+                raise LocalRunError(
+                    f"{self.work} holds a run with other settings ({', '.join('spec.' + key for key in changed)}). "
+                    "Use --fresh to start over in it, or --work-dir for another folder."
+                )
+            document["metadata"]["uid"] = earlier["metadata"]["uid"]
+        else:
+            document["metadata"]["uid"] = str(uuid.uuid4())
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(document, indent=1))
+        temporary.replace(path)
+
+    def _one_process(self, phase: names.Phase) -> int:
+        return self._run_all([(self._command(phase), self._environment(1))], phase, attempt=1)
+
+    def _train(self) -> int:
+        """Train; a counted failure restarts all ranks from the last committed checkpoint, as the operator would."""
+        policy = self.job.spec.failure_policy
+        restarts: list[float] = []
+        attempt = self._next_attempt()
+        while True:
+            port = _free_port()
+            worlds = [
+                (self._command("launch"), self._environment(attempt, node, port)) for node in range(self.job.spec.nodes)
+            ]
+            code = self._run_all(worlds, "train", attempt)
+            row = exitcodes.info(code)
+            if code == exitcodes.ExitCode.OK or self._stopping or row.failure_class == "configuration":
+                return code
+            now = time.monotonic()
+            restarts = [at for at in restarts if now - at < policy.window_seconds]
+            if len(restarts) >= policy.max_restarts:
+                self.say(f"{row.reason}: stopped after {len(restarts)} restarts (failurePolicy.maxRestarts)")
+                return code
+            restarts.append(now)
+            attempt += 1
+            self.say(f"{row.reason}: attempt {attempt} goes on from the last committed checkpoint")
+
+    def _next_attempt(self) -> int:
+        """One more than the highest attempt that left a word here: an older writer can't commit after a newer one."""
+        seen = [int(p.name.split("-")[2]) for p in self.work.glob("termination-train-*-*.json")]
+        return max(seen, default=0) + 1
+
+    def _run_all(self, commands: list[tuple[list[str], dict[str, str]]], phase: names.Phase, attempt: int) -> int:
+        """Run processes until all have ended; the first failure ends the others and is the result."""
+        self._processes = [subprocess.Popen(argv, env=env, start_new_session=True) for argv, env in commands]
+        first = 0
+        if self._stopping:  # the signal came between two phases
+            self._end_all()
+        while any(p.poll() is None for p in self._processes):
+            failed = next((p.returncode for p in self._processes if p.returncode), 0)
+            if failed and not first:
+                first = failed
+                # Peers notice by themselves and leave their own last words; the signal is for those that can't.
+                deadline = time.monotonic() + 20
+            if first and time.monotonic() > deadline:
+                self._end_all()
+                deadline = time.monotonic() + 60
+            time.sleep(0.1)
+        codes = [128 - p.returncode if p.returncode < 0 else p.returncode for p in self._processes if p.returncode]
+        self._processes = []
+        if not codes:
+            return exitcodes.ExitCode.OK
+        primary = [code for code in codes if exitcodes.info(code).failure_class != "secondary"] or codes
+        code = 128 - first if first < 0 else first
+        code = code if code in primary else primary[0]
+        self.say(self._last_words(phase, attempt, code))
+        return code
+
+    def _last_words(self, phase: names.Phase, attempt: int, code: int) -> str:
+        """The trainer's own message about a failure, else the table's sentence."""
+        words = [
+            Termination.from_text(path.read_text())
+            for path in sorted(self.work.glob(f"termination-{phase}-{attempt}-*.json"))
+        ]
+        row = exitcodes.info(code)
+        message = next((w.message for w in words if w and w.exit_code == code and w.message), row.meaning)
+        return f"{phase} ended with {row.reason} (exit code {code}): {message}"
+
+    def _command(self, subcommand: str) -> list[str]:
+        return [
+            sys.executable, "-m", "dpo_trainer", subcommand,
+            "--job-file", str(self.work / "job.json"), "--work-dir", str(self.work),
+        ]  # fmt: skip
+
+    def _environment(self, attempt: int, node: int = 0, port: int = names.MASTER_PORT) -> dict[str, str]:
+        """The variables that the operator would set, for one launcher."""
+        spec = self.job.spec
+        environment = dict(os.environ)
+        environment.update(
+            {
+                names.ENV_JOB_FILE: str(self.work / "job.json"),
+                names.ENV_WORK_DIR: str(self.work),
+                names.ENV_ATTEMPT: str(attempt),
+                # Only the first launcher has rank 0, whose metrics count; the others take any free port.
+                names.ENV_METRICS_PORT: str(self.metrics_port if node == 0 else 0),
+                names.ENV_CLAIMS_DIR: str(self.claims),
+                "DPO_BIND_ADDRESS": "127.0.0.1",
+                "PET_NNODES": str(spec.nodes),
+                "PET_NPROC_PER_NODE": str(spec.processes_per_node),
+                "PET_NODE_RANK": str(node),
+                "PET_MASTER_ADDR": "127.0.0.1",
+                "PET_MASTER_PORT": str(port),
+            }
+        )
+        environment.pop(names.ENV_TERMINATION_LOG, None)
+        environment.update({variable.name: variable.value for variable in spec.pod.env})
+        if spec.nodes > 1 and spec.gpus_per_node and "CUDA_VISIBLE_DEVICES" not in os.environ and _gpus():
+            # Each "node" of this machine gets its own GPUs.
+            mine = range(node * spec.gpus_per_node, (node + 1) * spec.gpus_per_node)
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(str(gpu) for gpu in mine)
+        return environment
+
+    def _stop(self, _number: int, _frame: FrameType | None) -> None:
+        if not self._stopping:
+            self.say("Stopping: the state is being saved. Run the same command again to go on.")
+        self._stopping = True
+        self._end_all()
+
+    def _end_all(self) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.terminate()
+
+
+def remove(work: Path) -> None:
+    """Delete a work folder that `dpo run` made; refuse any other folder."""
+    if not work.exists():
+        return
+    if not (work / "job.json").is_file():
+        raise LocalRunError(f"{work} is not a folder of `dpo run` (it has no job.json); nothing was removed")
+    shutil.rmtree(work)
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _gpus() -> int:
+    """NVIDIA GPUs of this machine, counted without CUDA."""
+    return len([p for p in Path("/dev").glob("nvidia[0-9]*") if p.name[6:].isdigit()])
