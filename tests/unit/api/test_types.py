@@ -1,0 +1,127 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from dpo_operator.api import names, rules, support
+from dpo_operator.api.types import DPOJob
+
+pytestmark = pytest.mark.unit
+
+
+def job(name: str = "helpful", **spec: Any) -> DPOJob:
+    base = {"model": {"name": "org/model"}, "data": {"train": {"source": "org/pairs"}}}
+    return DPOJob.model_validate({"metadata": {"name": name}, "spec": base | spec})
+
+
+def test_the_shortest_job_is_complete() -> None:
+    spec = job().spec
+    assert (spec.method.name.value, spec.method.beta, spec.learning_rate) == ("dpo", 0.1, 5e-7)
+    assert (spec.training.global_batch_size, spec.training.warmup_ratio, spec.training.scheduler) == (
+        128,
+        0.1,
+        "cosine",
+    )
+    assert rules.violations(job()) == []
+    assert support.unsupported(spec) == []
+
+
+def test_adapters_have_a_larger_learning_rate() -> None:
+    assert job(adapter={"type": "lora"}).spec.learning_rate == 5e-6
+    assert job(adapter={"type": "lora"}, training={"learningRate": 1e-3}).spec.learning_rate == 1e-3
+
+
+def test_several_nodes_share_a_volume() -> None:
+    assert job(nodes=2).spec.access_mode == "ReadWriteMany"
+    assert job(nodes=1).spec.access_mode == "ReadWriteOnce"
+
+
+@pytest.mark.parametrize("name", ["a" * 45, "Upper", "1st", "dots.are.out", "ends-", "", "x/y", "a\nb"])
+def test_names_that_do_not_fit_a_host_name_are_refused(name: str) -> None:
+    with pytest.raises(ValidationError):
+        job(name=name)
+
+
+def test_the_longest_name_fits_a_host_name() -> None:
+    name = "a" * names.MAX_JOB_NAME
+    assert job(name=name).metadata.name == name
+    host = f"{names.child_job_name(name, 'train', 999_999)}-99999"
+    assert len(host) == 63
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"nodes": 0}, "nodes"),
+        ({"nodes": "two"}, "nodes"),
+        ({"gpusPerNode": -1}, "gpusPerNode"),
+        ({"method": {"name": "ppo"}}, "method.name"),
+        ({"method": {"beta": 0}}, "method.beta"),
+        ({"training": {"epoch": 2}}, "training.epoch"),
+        ({"training": {"learningRate": -1e-6}}, "training.learningRate"),
+        ({"training": {"precision": "int8"}}, "training.precision"),
+        ({"model": {"name": "a b"}}, "model.name"),
+        ({"model": {"name": "m\n"}}, "model.name"),
+        ({"model": {"name": "m", "trustRemoteCode": True}}, "model.trustRemoteCode"),
+        ({"checkpoint": {"volume": {"size": "lots"}}}, "checkpoint.volume.size"),
+        ({"checkpoint": {"volume": {"claimName": "other-ns/claim"}}}, "checkpoint.volume.claimName"),
+        ({"pod": {"volumes": []}}, "pod.volumes"),
+        ({"pod": {"image": "x;y"}}, "pod.image"),
+    ],
+)
+def test_a_wrong_value_names_its_field(spec: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        job(**spec)
+    assert field in [".".join(str(part) for part in error["loc"][1:]) for error in caught.value.errors()]
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"data": {"train": {"source": "a"}, "maxLength": 64, "maxPromptLength": 64}}, "data.maxPromptLength"),
+        ({"data": {"train": {"source": "a"}, "eval": {"source": "b"}, "evalFraction": 0.1}}, "data.evalFraction"),
+        ({"method": {"robust": True}}, "method.robust"),
+        ({"method": {"name": "ipo", "labelSmoothing": 0.1}}, "method.labelSmoothing"),
+        ({"earlyStopping": {}}, "earlyStopping"),
+        ({"checkpoint": {"volume": {"claimName": "c", "storageClassName": "s"}}}, "checkpoint.volume.claimName"),
+        ({"nodes": 2, "checkpoint": {"volume": {"accessMode": "ReadWriteOnce"}}}, "checkpoint.volume.accessMode"),
+        ({"nodes": 8, "gpusPerNode": 8, "training": {"globalBatchSize": 63}}, "training.globalBatchSize"),
+        ({"gpusPerNode": 0, "training": {"device": "cuda"}}, "training.device"),
+        ({"adapter": {"type": "qlora"}, "training": {"device": "cpu"}}, "adapter.type"),
+        ({"pod": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}, "pod.resources"),
+        ({"pod": {"env": [{"name": "LD_PRELOAD", "value": "/x"}]}}, "pod.env"),
+        ({"pod": {"env": [{"name": "MASTER_ADDR", "value": "x"}]}}, "pod.env"),
+    ],
+)
+def test_a_broken_rule_names_its_field(spec: dict[str, Any], field: str) -> None:
+    assert [line.split(":")[0] for line in rules.violations(job(**spec))] == [f"spec.{field}"]
+
+
+@pytest.mark.parametrize("name", ["NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TORCH_NCCL_BLOCKING_WAIT"])
+def test_network_tuning_is_allowed(name: str) -> None:
+    assert rules.violations(job(pod={"env": [{"name": name, "value": "1"}]})) == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"method": {"name": "simpo"}}, "spec.method.name"),
+        ({"method": {"robust": True, "labelSmoothing": 0.1}}, "spec.method.robust"),
+        ({"adapter": {"type": "qlora"}}, "spec.adapter.type"),
+        ({"earlyStopping": {}, "data": {"train": {"source": "a"}, "eval": {"source": "b"}}}, "spec.earlyStopping"),
+        ({"training": {"zeroStage": 2}}, "spec.training.zeroStage"),
+        ({"training": {"offload": "cpu"}}, "spec.training.offload"),
+        ({"training": {"precision": "fp16"}}, "spec.training.precision"),
+        ({"pod": {"network": {"hostNetwork": True}}}, "spec.pod.network.hostNetwork"),
+        ({"pod": {"network": {"rdmaResource": "rdma/ib"}}}, "spec.pod.network.rdmaResource"),
+    ],
+)
+def test_what_is_not_implemented_is_said(spec: dict[str, Any], field: str) -> None:
+    problems = support.unsupported(job(**spec).spec)
+    assert len(problems) == 1
+    assert problems[0].startswith(field)
+
+
+def test_the_job_file_round_trips() -> None:
+    one = job(nodes=2, adapter={"type": "lora"}, pod={"resources": {"limits": {"cpu": 2}}})
+    assert DPOJob.model_validate(one.model_dump(mode="json", by_alias=True, exclude_none=True)) == one

@@ -1,0 +1,82 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpo_operator.cli.jobfile import JobFileError, read
+
+pytestmark = pytest.mark.unit
+
+JOB = """\
+apiVersion: dpo-operator.dev/v1alpha1
+kind: DPOJob
+metadata: {name: a}
+spec:
+  model: {name: ./model}
+  data: {train: {source: ../pairs.jsonl}, eval: {source: org/pairs}}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "job.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_paths_are_taken_from_the_files_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    spec = read(write(tmp_path / "jobs", JOB)).spec
+    assert spec.model.name == str(tmp_path / "jobs" / "model")
+    assert spec.data.train.source == str(tmp_path / "pairs.jsonl")
+    assert spec.data.eval is not None
+    assert spec.data.eval.source == "org/pairs"
+
+
+def test_other_documents_are_passed_over(tmp_path: Path) -> None:
+    assert read(write(tmp_path, "kind: Secret\n---\n" + JOB)).metadata.name == "a"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "expected one document of kind DPOJob, found 0"),
+        (JOB + "---\n" + JOB, "found 2"),
+        ("a: [", "is not YAML"),
+        ("- DPOJob", "found 0"),
+        (JOB.replace("name: a", "name: A"), "metadata.name"),
+        (JOB.replace("v1alpha1", "v2"), "apiVersion"),
+        (JOB + "  nodes: many\n", "spec.nodes: Input should be a valid integer"),
+        (JOB + "  typo: 1\n", "spec.typo: Extra inputs are not permitted"),
+        (JOB + "  method: {name: kto}\n", "spec.method.name: kto is not implemented yet"),
+        (JOB.replace("model: {name: ./model}", "model: nonsense"), "spec.model"),
+        ("kind: DPOJob\nspec: 7\n", "spec"),
+    ],
+)
+def test_what_is_wrong_is_said(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(JobFileError, match=says.replace(".", r"\.")):
+        read(write(tmp_path, text))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(JobFileError, match="nothing-here"):
+        read(tmp_path / "nothing-here.yaml")
+
+
+@given(
+    st.recursive(
+        st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=5)),
+        lambda c: (
+            st.lists(c, max_size=3)
+            | st.dictionaries(st.sampled_from(["model", "data", "train", "name", "source", "x"]), c, max_size=3)
+        ),
+        max_leaves=8,
+    )
+)
+def test_no_spec_escapes_as_a_traceback(tmp_path_factory: pytest.TempPathFactory, spec: object) -> None:
+    import yaml
+
+    path = tmp_path_factory.mktemp("fuzz") / "job.yaml"
+    path.write_text(yaml.safe_dump({"kind": "DPOJob", "metadata": {"name": "a"}, "spec": spec}))
+    with pytest.raises(JobFileError):
+        read(path)
