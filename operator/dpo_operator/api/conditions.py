@@ -1,0 +1,129 @@
+"""Conditions of a DPOJob: metav1.Condition, their types and every reason that the operator gives."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic.alias_generators import to_camel
+
+# Types.
+SUSPENDED = "Suspended"
+PREPARED = "Prepared"
+RUNNING = "Running"
+RESTARTING = "Restarting"
+COMPLETE = "Complete"
+FAILED = "Failed"
+TYPES = (SUSPENDED, PREPARED, RUNNING, RESTARTING, COMPLETE, FAILED)
+
+# Reasons of the operator's own decisions. A failed trainer's reasons come from the exit-code table.
+INVALID_SPEC = "InvalidSpec"
+UNSUPPORTED = "Unsupported"
+DEADLINE_EXCEEDED = "DeadlineExceeded"
+MAX_RESTARTS_EXCEEDED = "MaxRestartsExceeded"
+NO_PROGRESS = "NoProgress"
+VOLUME_LOST = "VolumeLost"
+
+# Reasons of Running=False while a job waits; all of them heal without a restart.
+PENDING = "Pending"
+PODS_PENDING = "PodsPending"
+UNSCHEDULABLE = "Unschedulable"
+IMAGE_PULL_FAILED = "ImagePullFailed"
+CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+VOLUME_NOT_FOUND = "VolumeNotFound"
+VOLUME_PENDING = "VolumePending"
+VOLUME_TERMINATING = "VolumeTerminating"
+VOLUME_UNSUITABLE = "VolumeUnsuitable"
+NAME_CONFLICT = "NameConflict"
+REQUEST_REFUSED = "RequestRefused"
+STOPPING_OLD_PODS = "StoppingOldPods"
+BACKING_OFF = "BackingOff"
+
+# Reasons of the ordinary course.
+ACCEPTED = "Accepted"
+PREPARING = "Preparing"
+PREPARE_SUCCEEDED = "PrepareSucceeded"
+PODS_RUNNING = "PodsRunning"
+FINISHED = "Finished"
+EXPORTED = "Exported"
+SUSPENDED_BY_SPEC = "SuspendedBySpec"
+RESUMED = "Resumed"
+RESTARTED = "Restarted"
+NOT_SUSPENDED = "NotSuspended"
+
+# Kubernetes' bound on a condition's message; shorter here, because the status holds several.
+MAX_MESSAGE = 2048
+
+
+def _to_utc(value: object) -> object:
+    return datetime.fromisoformat(value) if isinstance(value, str) else value
+
+
+# A metav1.Time: RFC 3339 in UTC with whole seconds.
+Time = Annotated[
+    datetime,
+    BeforeValidator(_to_utc),
+    PlainSerializer(lambda t: t.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"), return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+
+
+class StatusModel(BaseModel):
+    """Base of every part of the status: camelCase in YAML, unknown fields of other versions are dropped."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True, alias_generator=to_camel)
+
+
+class Condition(StatusModel):
+    """One aspect of the job's state, as in metav1.Condition."""
+
+    type: str = Field(max_length=316, description="Aspect: Suspended, Prepared, Running, Restarting, Complete, Failed.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
+    observed_generation: int | None = Field(
+        default=None, ge=0, description="metadata.generation that this was decided for."
+    )
+    last_transition_time: Time = Field(description="When status last changed.")
+    reason: str = Field(min_length=1, max_length=1024, description="CamelCase word for programs.")
+    message: str = Field(default="", max_length=32768, description="Sentence for people.")
+
+
+def find(conditions: Sequence[Condition], type_: str) -> Condition | None:
+    """Condition of a type, or None."""
+    return next((c for c in conditions if c.type == type_), None)
+
+
+def is_true(conditions: Sequence[Condition], type_: str) -> bool:
+    """Whether a condition is there and True."""
+    found = find(conditions, type_)
+    return found is not None and found.status == "True"
+
+
+def with_condition(
+    conditions: Sequence[Condition],
+    type_: str,
+    holds: bool,
+    reason: str,
+    message: str,
+    *,
+    now: datetime,
+    generation: int,
+) -> tuple[Condition, ...]:
+    """The conditions with one set, in a fixed order. The transition time moves only when the status changes."""
+    old = find(conditions, type_)
+    status: Literal["True", "False"] = "True" if holds else "False"
+    new = Condition(
+        type=type_,
+        status=status,
+        observed_generation=generation,
+        last_transition_time=old.last_transition_time if old and old.status == status else now,
+        reason=reason,
+        message=shorten(message),
+    )
+    merged = {c.type: c for c in conditions} | {type_: new}
+    order = {t: i for i, t in enumerate(TYPES)}
+    return tuple(sorted(merged.values(), key=lambda c: (order.get(c.type, len(order)), c.type)))
+
+
+def shorten(message: str, limit: int = MAX_MESSAGE) -> str:
+    """A message of at most so many characters."""
+    return message if len(message) <= limit else message[: limit - 4] + " […]"
