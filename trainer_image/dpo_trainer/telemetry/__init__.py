@@ -1,0 +1,294 @@
+"""One object that the loop tells what happens; it passes the news on to the log, the files and the HTTP server."""
+
+import math
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from dpo_operator.api import names
+from dpo_operator.api.names import Phase
+from dpo_operator.api.reports import CheckpointRef, Metrics, Progress
+from dpo_trainer.telemetry.console import Console, console
+from dpo_trainer.telemetry.metrics_file import MetricsFile
+from dpo_trainer.telemetry.prometheus import TrainerMetrics
+from dpo_trainer.telemetry.server import TelemetryServer, bind_address
+from dpo_trainer.telemetry.tensorboard import TensorBoardFile
+from dpo_trainer.workdir import WorkDir
+
+# Steps over which speed and time left are averaged: long enough to hold a checkpoint or an evaluation now and then.
+_WINDOW = 50
+
+
+class Telemetry:
+    """News of one process.
+
+    Metrics are mappings with TRL's keys and no prefix: loss, rewards/chosen, rewards/rejected, rewards/margins,
+    rewards/accuracies, logps/chosen, logps/rejected, grad_norm, learning_rate and whatever else the loop has. Rank 0
+    shows and stores them; other ranks keep what their pod's server exports.
+    """
+
+    def __init__(
+        self,
+        phase: Phase,
+        attempt: int,
+        work: WorkDir,
+        *,
+        rank: int = 0,
+        local_rank: int = 0,
+        world_size: int = 1,
+        show: Console | None = None,
+    ) -> None:
+        self.rank = rank
+        self._local_rank = local_rank
+        self._work = work
+        self._show = show or console()
+        self._metrics = TrainerMetrics(rank_zero=rank == 0)
+        self._lock = threading.Lock()
+        self._progress = Progress(phase=phase, attempt=attempt, started_at=time.time(), world_size=world_size)
+        self._file: MetricsFile | None = None
+        self._tensorboard: TensorBoardFile | None = None
+        self._server: TelemetryServer | None = None
+        self._marks: deque[tuple[float, int]] = deque(maxlen=_WINDOW + 1)
+        if (algorithm := self._metrics.algorithm) is not None:
+            algorithm.attempt.set(attempt)
+            algorithm.last_step.set(time.time())
+
+    @property
+    def progress(self) -> Progress:
+        """A copy of where the phase is."""
+        with self._lock:
+            return self._progress.model_copy()
+
+    @property
+    def metrics(self) -> TrainerMetrics:
+        """The Prometheus metrics."""
+        return self._metrics
+
+    def serve(self) -> int | None:
+        """Start the HTTP server; local rank 0 alone does. Returns its port, None when there is none.
+
+        The port is DPO_METRICS_PORT (0 takes any free one). A port in use costs the metrics, not the run.
+        """
+        if self._local_rank != 0:
+            return None
+        text, address = os.environ.get(names.ENV_METRICS_PORT, str(names.METRICS_PORT)), bind_address()
+        try:
+            port = int(text)
+            self._server = TelemetryServer(self._metrics.registry, self._status, port=port, address=address)
+        except (OSError, OverflowError, ValueError) as error:
+            self.warning("NoMetrics", f"no /metrics and /status on {address} port {text}: {error}")
+            return None
+        if self.rank == 0 and "KUBERNETES_SERVICE_HOST" not in os.environ:
+            self._show.say(f"metrics and status: http://{address}:{self._server.port}/metrics and /status")
+        return self._server.port
+
+    def activity(self, text: str) -> None:
+        """What is being done now, such as 'reference log-probs'. A change is shown."""
+        if text == self.progress.activity:
+            return
+        self._update(activity=text)
+        if self.rank == 0:
+            self._show.say(text)
+
+    def alive(self, activity: str | None = None) -> None:
+        """A unit of work before the first step was finished, so that the hang detector stays quiet. Shows nothing."""
+        self._update(last_step_at=time.time(), **({} if activity is None else {"activity": activity}))
+        self._stamp()
+
+    def begin(
+        self,
+        *,
+        max_steps: int,
+        resumed_step: int = 0,
+        resumed_epoch: float = 0.0,
+        checkpoint: CheckpointRef | None = None,
+        checkpoint_interval: int = 0,
+        info: Mapping[str, str] | None = None,
+    ) -> None:
+        """The first step comes next. Opens the files; lines after the resumed step are cut.
+
+        info: model, loss_type, peft, zero_stage. Raises OSError when the volume can't be written to.
+        """
+        self._update(
+            activity="training",
+            max_steps=max_steps,
+            step=resumed_step,
+            epoch=resumed_epoch,
+            resumed_from_step=resumed_step if checkpoint is not None else None,
+            checkpoint=checkpoint,
+            last_step_at=time.time(),
+        )
+        self._marks.append((time.monotonic(), 0))
+        if (algorithm := self._metrics.algorithm) is None:
+            return
+        self._file = MetricsFile(self._work.metrics, resumed_step=resumed_step)
+        self._tensorboard = TensorBoardFile(self._work.tensorboard, resumed_step=resumed_step)
+        algorithm.max_steps.set(max_steps)
+        algorithm.step.set(resumed_step)
+        algorithm.epoch.set(resumed_epoch)
+        algorithm.ck_interval.set(checkpoint_interval)
+        algorithm.last_step.set(time.time())
+        if info is not None:
+            algorithm.info.labels(*(info[key] for key in ("model", "loss_type", "peft", "zero_stage"))).set(1)
+        if checkpoint is not None:
+            algorithm.resumed_step.set(resumed_step)
+            algorithm.ck_step.set(checkpoint.step)
+            algorithm.ck_time.set(checkpoint.time)
+            self._show.say(f"goes on from step {resumed_step}, saved by attempt {checkpoint.attempt}")
+
+    def initial_margin(self, margin: float) -> None:
+        """Mean reward margin before the first step, nats."""
+        if (algorithm := self._metrics.algorithm) is not None:
+            algorithm.initial_margin.set(margin)
+
+    def step(
+        self,
+        step: int,
+        *,
+        epoch: float,
+        seconds: float,
+        pairs: int,
+        tokens: int,
+        truncated: int = 0,
+        metrics: Mapping[str, float] | None = None,
+        gpu_memory_peak: int | None = None,
+    ) -> None:
+        """An optimizer step is finished.
+
+        pairs, tokens, truncated: of all ranks. seconds: of this step. metrics: reduced over all ranks; None for a step
+        that is not logged. gpu_memory_peak: bytes, of this rank.
+        """
+        now = time.time()
+        self._marks.append((time.monotonic(), pairs))
+        elapsed = self._marks[-1][0] - self._marks[0][0]
+        done = len(self._marks) - 1
+        fields: dict[str, Any] = {"step": step, "epoch": epoch, "last_step_at": now, "activity": "training"}
+        if elapsed > 0:
+            fields["pairs_per_second"] = sum(count for _, count in list(self._marks)[1:]) / elapsed
+            fields["eta_seconds"] = max(0, self.progress.max_steps - step) * elapsed / done
+        if metrics is not None:
+            fields["train"] = _summary(metrics, self.progress.train)
+        self._update(**fields)
+        self._metrics.step_seconds.observe(seconds)
+        if gpu_memory_peak is not None:
+            self._metrics.gpu_memory_peak(self._local_rank, gpu_memory_peak)
+        if (algorithm := self._metrics.algorithm) is None:
+            return
+        algorithm.step.set(step)
+        algorithm.epoch.set(epoch)
+        algorithm.pairs.inc(pairs)
+        algorithm.tokens.inc(tokens)
+        algorithm.truncated.inc(truncated)
+        algorithm.last_step.set(now)
+        if metrics is None:
+            return
+        algorithm.values("train", metrics)
+        self._store(step, {"epoch": epoch, **metrics, "step_seconds": seconds}, prefix="", now=now)
+        self._show.step(self.progress, metrics)
+
+    def nonfinite_step(self) -> None:
+        """A step's loss or gradient was NaN or infinite."""
+        if (algorithm := self._metrics.algorithm) is not None:
+            algorithm.nonfinite.inc()
+
+    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """An evaluation after `step` optimizer steps is finished; keys as for training, without eval_."""
+        self._update(eval=_summary(metrics, self.progress.eval), last_step_at=time.time(), activity="training")
+        self._stamp()
+        if (algorithm := self._metrics.algorithm) is None:
+            return
+        algorithm.values("eval", metrics)
+        self._store(step, {"epoch": self.progress.epoch, **metrics}, prefix="eval_", now=time.time())
+        words = [f"eval at step {step}:"]
+        for key, form in (("loss", "loss {:.4f}"), ("rewards/margins", "margin {:.3g}")):
+            if key in metrics:
+                words.append(form.format(metrics[key]))
+        if "rewards/accuracies" in metrics:
+            words.append(f"acc {metrics['rewards/accuracies']:.2f}")
+        self._show.say(" ".join(words))
+
+    def checkpoint(self, ref: CheckpointRef, seconds: float) -> None:
+        """A checkpoint was committed, in so many seconds."""
+        self._update(checkpoint=ref, last_step_at=time.time(), activity="training")
+        self._stamp()
+        if (algorithm := self._metrics.algorithm) is None:
+            return
+        algorithm.ck_step.set(ref.step)
+        algorithm.ck_time.set(ref.time)
+        algorithm.ck_seconds.observe(seconds)
+        if self._file is not None:
+            self._file.sync()
+        self._show.say(f"checkpoint of step {ref.step} committed in {seconds:.1f}s")
+
+    def checkpoint_failed(self) -> None:
+        """A checkpoint could not be committed."""
+        if (algorithm := self._metrics.algorithm) is not None:
+            algorithm.ck_failures.inc()
+
+    def warning(self, code: str, text: str) -> None:
+        """Something that a person should know and that does not end the run. code: CamelCase."""
+        self._show.say(f"Warning: {code}: {text}")
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the time of a block as data, ref, policy, optimizer, eval or checkpoint."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._metrics.phase(phase, time.monotonic() - start)
+
+    def close(self) -> None:
+        """Close files and server; closing again does nothing."""
+        self._show.close()
+        if self._file is not None:
+            self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        sys.stderr.flush()
+
+    def _store(self, step: int, values: Mapping[str, float], *, prefix: str, now: float) -> None:
+        named = {key if key == "epoch" else prefix + key: value for key, value in values.items()}
+        if self._file is not None:
+            self._file.write({"step": step, **named, "time": round(now, 3)})
+            if prefix:
+                self._file.sync()
+        if self._tensorboard is not None:
+            # TRL's curves are named train/... and eval/...
+            group = "eval/" if prefix else "train/"
+            self._tensorboard.write(step, {group + key: value for key, value in values.items()})
+
+    def _stamp(self) -> None:
+        if (algorithm := self._metrics.algorithm) is not None:
+            algorithm.last_step.set(time.time())
+
+    def _update(self, **fields: Any) -> None:
+        with self._lock:
+            self._progress = self._progress.model_copy(update=fields)
+
+    def _status(self) -> str:
+        return self.progress.model_dump_json()
+
+
+def _summary(metrics: Mapping[str, float], earlier: Metrics) -> Metrics:
+    """The values that fit a status; one that is missing or not finite keeps its last finite value."""
+
+    def value(key: str, before: float | None) -> float | None:
+        new = metrics.get(key)
+        return new if new is not None and math.isfinite(new) else before
+
+    return Metrics(
+        loss=value("loss", earlier.loss),
+        reward_margin=value("rewards/margins", earlier.reward_margin),
+        reward_accuracy=value("rewards/accuracies", earlier.reward_accuracy),
+        reward_chosen=value("rewards/chosen", earlier.reward_chosen),
+        reward_rejected=value("rewards/rejected", earlier.reward_rejected),
+    )

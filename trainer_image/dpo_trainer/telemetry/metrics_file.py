@@ -1,0 +1,84 @@
+"""metrics.jsonl: one JSON object a line, each step once, whatever was restarted in between."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+
+
+def read_metrics(path: Path) -> list[Line]:
+    """Lines of a metrics file, oldest first. A line that was cut off by a crash is left out; no file means no lines."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    lines = []
+    for raw in text.splitlines():
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
+    return lines
+
+
+def kind(line: Mapping[str, Any]) -> str:
+    """eval for the result of an evaluation, else train."""
+    return "eval" if any(key.startswith("eval_") for key in line) else "train"
+
+
+class MetricsFile:
+    """Appends lines; a step that is already there is not written twice."""
+
+    def __init__(self, path: Path, *, resumed_step: int) -> None:
+        """Cut the lines after the step that the run goes on from, atomically. Raises OSError."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_metrics(path) if line["step"] <= resumed_step]
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.writelines(_encode(line) for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        self._seen = {(kind(line), line["step"]) for line in kept}
+        self._file = path.open("ab", buffering=0)
+        self._torn = False
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Append one line. A full volume costs the line and a word in the log, not the run."""
+        key = (kind(line), int(line["step"]))
+        if key in self._seen:
+            return
+        data = (("\n" if self._torn else "") + _encode(line)).encode()
+        try:
+            self._torn = self._file.write(data) != len(data)
+        except OSError as error:
+            print(f"metrics.jsonl: step {key[1]} was not written: {error.strerror}", file=sys.stderr, flush=True)
+            self._torn = True
+            return
+        self._seen.add(key)
+
+    def sync(self) -> None:
+        """Put what was written on the disk."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            print(f"metrics.jsonl was not synced: {error.strerror}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Sync and close; closing again does nothing."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
+
+
+def _encode(line: Mapping[str, Any]) -> str:
+    """JSON has no NaN, and a reader that meets one fails; null says the same."""
+    clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
+    return json.dumps(clean) + "\n"
