@@ -7,7 +7,18 @@ trainer, `dpo run` and the reference page are made from them. A rule over severa
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
 
 from dpo_operator.api import names
@@ -15,6 +26,12 @@ from dpo_operator.api import names
 # A quantity as Kubernetes writes it: 500Gi, 1.5, 200m.
 Quantity = Annotated[
     str, StringConstraints(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$", max_length=32)
+]
+# In a list of resources Kubernetes takes whole numbers too: cpu: 2.
+ResourceQuantity = Annotated[
+    Quantity,
+    BeforeValidator(lambda value: str(value) if type(value) is int else value),
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
 ]
 # DNS names of Kubernetes objects. No "/" fits, so a reference can never name another namespace.
 ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
@@ -27,14 +44,23 @@ LabelKey = Annotated[
 ]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)]
 # A hub id, a path, a URL of an object store, or pvc://claim/path. Control characters and spaces fit nowhere in them.
-Source = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]+$", min_length=1, max_length=512)]
+Source = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x20\x7f-\xa0]+$", min_length=1, max_length=512)]
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
 class ApiModel(BaseModel):
-    """Base of every part of the spec: unknown fields are errors, values don't change once read."""
+    """Base of every part of the spec: unknown fields are errors, values don't change once read.
+
+    `dpo run` takes what the API server takes: numbers and booleans are strict ("4" isn't 4), and a field that is null
+    counts as left out.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, alias_generator=to_camel)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_left_out(cls, value: Any) -> Any:
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
 
 
 class SecretKeyRef(ApiModel):
@@ -121,19 +147,21 @@ class Dataset(ApiModel):
         "whole '\\n\\nHuman: … \\n\\nAssistant: …' texts that share their prompt. auto: decided by looking at the rows.",
     )
     columns: Columns = Field(default=Columns(), description="Names of the columns.")
-    limit: int | None = Field(default=None, ge=1, description="Use only the first rows, for trials.")
+    limit: StrictInt | None = Field(
+        default=None, ge=1, le=1_000_000_000_000, description="Use only the first rows, for trials."
+    )
 
 
 class Filters(ApiModel):
     """Which rows are left out, and how many may be."""
 
-    min_confidence: float | None = Field(
+    min_confidence: StrictFloat | None = Field(
         default=None,
         ge=0,
         le=1,
         description="Drop pairs whose confidence column is below this; ambiguous pairs flatten the margin.",
     )
-    max_bad_rows: float = Field(
+    max_bad_rows: StrictFloat = Field(
         default=0.01,
         ge=0,
         le=1,
@@ -149,14 +177,16 @@ class Data(ApiModel):
         default=None,
         description="Pairs to evaluate on. Without it, evalFraction of the training pairs is held out.",
     )
-    eval_fraction: float = Field(
+    eval_fraction: StrictFloat = Field(
         default=0.0,
         ge=0,
         le=0.5,
         description="Share of the training pairs held out for evaluation when eval is not given; 0 means no evaluation.",
     )
-    max_length: int = Field(default=2048, ge=8, le=1048576, description="Most tokens of prompt and answer together.")
-    max_prompt_length: int | None = Field(
+    max_length: StrictInt = Field(
+        default=2048, ge=8, le=1048576, description="Most tokens of prompt and answer together."
+    )
+    max_prompt_length: StrictInt | None = Field(
         default=None,
         ge=1,
         le=1048576,
@@ -184,17 +214,17 @@ class Method(ApiModel):
     """The loss."""
 
     name: MethodName = Field(default=MethodName.DPO, description="Preference loss.")
-    beta: float = Field(
+    beta: StrictFloat = Field(
         default=0.1,
         gt=0,
         le=100,
         description="Strength of the pull to the reference, 1/nats. 0.1 is stable; raise it (0.2 to 0.5) when the model drifts, lower it "
         "(0.01 to 0.05) when margins stay flat after the first epoch.",
     )
-    label_smoothing: float = Field(
+    label_smoothing: StrictFloat = Field(
         default=0.0, ge=0, lt=0.5, description="Probability that a label is wrong (conservative DPO)."
     )
-    robust: bool = Field(
+    robust: StrictBool = Field(
         default=False,
         description="Unbiased loss under label noise of labelSmoothing (robust DPO, 2403.00409).",
     )
@@ -215,9 +245,9 @@ class Adapter(ApiModel):
         default=AdapterType.NONE,
         description="none: all weights. lora: low-rank adapters. qlora: adapters on a 4-bit base.",
     )
-    rank: int = Field(default=16, ge=1, le=1024, description="Rank of the update.")
-    alpha: float = Field(default=32, gt=0, le=4096, description="Scale of the update; the factor is alpha/rank.")
-    dropout: float = Field(
+    rank: StrictInt = Field(default=16, ge=1, le=1024, description="Rank of the update.")
+    alpha: StrictFloat = Field(default=32, gt=0, le=4096, description="Scale of the update; the factor is alpha/rank.")
+    dropout: StrictFloat = Field(
         default=0.0, ge=0, lt=1, description="Dropout before the adapters. DPO's first-step checks need 0."
     )
     target_modules: list[
@@ -233,44 +263,44 @@ class Adapter(ApiModel):
 class Training(ApiModel):
     """Optimization."""
 
-    epochs: float = Field(
+    epochs: StrictFloat = Field(
         default=1.0,
         gt=0,
         le=1000,
         description="Passes over the training pairs. DPO overfits fast: 1, at most 3.",
     )
-    max_steps: int | None = Field(
+    max_steps: StrictInt | None = Field(
         default=None,
         ge=1,
         le=100_000_000,
         description="Stop after so many optimizer steps, whatever epochs says.",
     )
-    learning_rate: float | None = Field(
+    learning_rate: StrictFloat | None = Field(
         default=None,
         gt=0,
         le=1,
         description="Peak learning rate. Default: 5e-7 for all weights, 5e-6 with adapters. Larger ones often diverge.",
     )
-    global_batch_size: int = Field(
+    global_batch_size: StrictInt = Field(
         default=128,
         ge=1,
         le=1_000_000,
         description="Pairs in one optimizer step over all GPUs, exact for any number of nodes.",
     )
-    micro_batch_size: int = Field(
+    micro_batch_size: StrictInt = Field(
         default=1,
         ge=1,
         le=4096,
         description="Pairs in one forward and backward pass on one GPU; the rest is accumulated.",
     )
-    warmup_ratio: float = Field(
+    warmup_ratio: StrictFloat = Field(
         default=0.1, ge=0, le=1, description="Share of the steps in which the learning rate rises from 0."
     )
     scheduler: Literal["cosine", "linear", "constant"] = Field(
         default="cosine", description="Shape of the learning rate after the warm-up."
     )
-    weight_decay: float = Field(default=0.0, ge=0, le=10, description="AdamW's decoupled weight decay.")
-    max_grad_norm: float = Field(
+    weight_decay: StrictFloat = Field(default=0.0, ge=0, le=10, description="AdamW's decoupled weight decay.")
+    max_grad_norm: StrictFloat = Field(
         default=1.0,
         ge=0,
         le=1e6,
@@ -279,7 +309,7 @@ class Training(ApiModel):
     precision: Literal["bf16", "fp16", "fp32"] = Field(
         default="bf16", description="Arithmetic of the model; master weights and losses are always fp32."
     )
-    gradient_checkpointing: bool = Field(
+    gradient_checkpointing: StrictBool = Field(
         default=True,
         description="Recompute activations in the backward pass: less memory, about a third more time.",
     )
@@ -293,11 +323,11 @@ class Training(ApiModel):
         default="auto",
         description="auto: CUDA when the container has a GPU (one that can't be used is an error), else the CPU.",
     )
-    seed: int = Field(default=0, ge=0, le=2**31 - 1, description="Seed of shuffling, adapters and dropout.")
-    shuffle: bool = Field(
+    seed: StrictInt = Field(default=0, ge=0, le=2**31 - 1, description="Seed of shuffling, adapters and dropout.")
+    shuffle: StrictBool = Field(
         default=True, description="Shuffle the pairs anew in each epoch; false keeps the files' order."
     )
-    log_every_steps: int = Field(
+    log_every_steps: StrictInt = Field(
         default=1, ge=1, le=1_000_000, description="Steps between two lines of the log and of metrics.jsonl."
     )
 
@@ -305,13 +335,13 @@ class Training(ApiModel):
 class Evaluation(ApiModel):
     """Evaluation on the held-out pairs."""
 
-    every_steps: int | None = Field(
+    every_steps: StrictInt | None = Field(
         default=None,
         ge=1,
         le=100_000_000,
         description="Steps between two evaluations. Default: checkpoint.everySteps.",
     )
-    micro_batch_size: int | None = Field(
+    micro_batch_size: StrictInt | None = Field(
         default=None,
         ge=1,
         le=4096,
@@ -325,8 +355,12 @@ class EarlyStopping(ApiModel):
     metric: Literal["eval_reward_margin", "eval_loss", "eval_reward_accuracy"] = Field(
         default="eval_reward_margin", description="What is watched."
     )
-    patience: int = Field(default=3, ge=1, le=1000, description="Evaluations without improvement before the run stops.")
-    min_delta: float = Field(default=0.01, ge=0, le=1000, description="Smallest change that counts as an improvement.")
+    patience: StrictInt = Field(
+        default=3, ge=1, le=1000, description="Evaluations without improvement before the run stops."
+    )
+    min_delta: StrictFloat = Field(
+        default=0.01, ge=0, le=1000, description="Smallest change that counts as an improvement."
+    )
 
 
 class Volume(ApiModel):
@@ -354,9 +388,11 @@ class Volume(ApiModel):
 class Checkpoint(ApiModel):
     """Committed checkpoints."""
 
-    every_steps: int = Field(default=50, ge=1, le=100_000_000, description="Optimizer steps between two checkpoints.")
-    keep_last: int = Field(default=2, ge=1, le=1000, description="Newest checkpoints to keep.")
-    keep_best: int = Field(
+    every_steps: StrictInt = Field(
+        default=50, ge=1, le=100_000_000, description="Optimizer steps between two checkpoints."
+    )
+    keep_last: StrictInt = Field(default=2, ge=1, le=1000, description="Newest checkpoints to keep.")
+    keep_best: StrictInt = Field(
         default=1, ge=0, le=1000, description="Checkpoints with the lowest evaluation loss to keep besides."
     )
     volume: Volume = Field(default=Volume(), description="The work volume.")
@@ -365,11 +401,13 @@ class Checkpoint(ApiModel):
 class FailurePolicy(ApiModel):
     """When to restart, and when to stop trying."""
 
-    max_restarts: int = Field(default=5, ge=0, le=10_000, description="Counted restarts allowed within the window.")
-    window_seconds: int = Field(
+    max_restarts: StrictInt = Field(
+        default=5, ge=0, le=10_000, description="Counted restarts allowed within the window."
+    )
+    window_seconds: StrictInt = Field(
         default=3600, ge=1, le=31_536_000, description="Restarts older than this are forgotten."
     )
-    hang_timeout_seconds: int = Field(
+    hang_timeout_seconds: StrictInt = Field(
         default=300,
         ge=10,
         le=86_400,
@@ -386,7 +424,7 @@ class Toleration(ApiModel):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         default=None, description="Taint effect; none matches all."
     )
-    toleration_seconds: int | None = Field(
+    toleration_seconds: StrictInt | None = Field(
         default=None, ge=0, le=31_536_000, description="How long a NoExecute taint is tolerated."
     )
 
@@ -410,26 +448,18 @@ class EnvVar(ApiModel):
 class ResourceList(ApiModel):
     """Requests and limits of a container."""
 
-    requests: dict[LabelKey, Quantity] = Field(default={}, max_length=32, description="What the scheduler reserves.")
-    limits: dict[LabelKey, Quantity] = Field(
+    requests: dict[LabelKey, ResourceQuantity] = Field(
+        default={}, max_length=32, description="What the scheduler reserves."
+    )
+    limits: dict[LabelKey, ResourceQuantity] = Field(
         default={}, max_length=32, description="What the container may use at most."
     )
-
-    @field_validator("requests", "limits", mode="before")
-    @classmethod
-    def _numbers_are_quantities(cls, value: Any) -> Any:
-        """Accept `cpu: 2`, as Kubernetes does."""
-        return (
-            {k: str(v) if isinstance(v, int | float) else v for k, v in value.items()}
-            if isinstance(value, dict)
-            else value
-        )
 
 
 class Network(ApiModel):
     """How ranks reach each other."""
 
-    host_network: bool = Field(
+    host_network: StrictBool = Field(
         default=False,
         description="Use the node's network, for fabrics that need it. Not allowed under restricted Pod Security.",
     )
@@ -471,12 +501,25 @@ class Pod(ApiModel):
     )
     priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of all pods of the job.")
     runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of training pods.")
-    env: list[EnvVar] = Field(default=[], max_length=64, description="More environment variables of training pods.")
+    env: list[EnvVar] = Field(
+        default=[],
+        max_length=64,
+        description="More environment variables of training pods; each name once.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
     shared_memory: Quantity = Field(
         default="2Gi",
         description="Size of /dev/shm, which NCCL uses between GPUs; it counts as memory of the pod.",
     )
     network: Network = Field(default=Network(), description="How ranks reach each other.")
+
+    @field_validator("env")
+    @classmethod
+    def _names_differ(cls, env: list[EnvVar]) -> list[EnvVar]:
+        names_seen = [variable.name for variable in env]
+        if twice := {name for name in names_seen if names_seen.count(name) > 1}:
+            raise ValueError(f"set more than once: {', '.join(sorted(twice))}")
+        return env
 
 
 class DPOJobSpec(ApiModel):
@@ -491,8 +534,8 @@ class DPOJobSpec(ApiModel):
     early_stopping: EarlyStopping | None = Field(
         default=None, description="Stop when the evaluation no longer improves."
     )
-    nodes: int = Field(default=1, ge=1, le=1024, description="GPU nodes; one pod runs on each.")
-    gpus_per_node: int = Field(
+    nodes: StrictInt = Field(default=1, ge=1, le=1024, description="GPU nodes; one pod runs on each.")
+    gpus_per_node: StrictInt = Field(
         default=1,
         ge=0,
         le=64,
@@ -501,16 +544,16 @@ class DPOJobSpec(ApiModel):
     pod: Pod = Field(default=Pod(), description="How trainer pods are placed and run.")
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="Checkpoints and the volume they are on.")
     failure_policy: FailurePolicy = Field(default=FailurePolicy(), description="When to restart.")
-    suspend: bool = Field(
+    suspend: StrictBool = Field(
         default=False, description="Stop the pods (after a save) and keep everything else; false goes on."
     )
-    active_deadline_seconds: int | None = Field(
+    active_deadline_seconds: StrictInt | None = Field(
         default=None,
         ge=1,
         le=31_536_000,
         description="Fail the job when it has run this long; suspended time does not count.",
     )
-    ttl_seconds_after_finished: int | None = Field(
+    ttl_seconds_after_finished: StrictInt | None = Field(
         default=None, ge=0, le=315_360_000, description="Delete the DPOJob this long after it finished."
     )
     managed_by: str = Field(
@@ -557,7 +600,7 @@ class ObjectMeta(BaseModel):
     name: Annotated[str, StringConstraints(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=names.MAX_JOB_NAME)]
     namespace: str = "default"
     uid: str = ""
-    generation: int = 1
+    generation: StrictInt = 1
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
 
