@@ -48,6 +48,10 @@ Source = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x20\x7f-\xa0]+$", m
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
+def _without_null(value: Any) -> Any:
+    return {k: _without_null(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
 class ApiModel(BaseModel):
     """Base of every part of the spec: unknown fields are errors, values don't change once read.
 
@@ -60,7 +64,7 @@ class ApiModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _null_is_left_out(cls, value: Any) -> Any:
-        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+        return _without_null(value)
 
 
 class SecretKeyRef(ApiModel):
@@ -442,7 +446,9 @@ class EnvVar(ApiModel):
         max_length=128,
         description="Name. Variables that choose code or that the operator sets (LD_*, PYTHON*, PATH, *_PROXY, HF_ENDPOINT, RANK, MASTER_*, …) are refused.",
     )
-    value: str = Field(default="", max_length=4096, description="Value, taken literally.")
+    value: str = Field(
+        default="", max_length=4096, pattern=r"^[^\x00]*$", description="Value, taken literally; no NUL fits in it."
+    )
 
 
 class ResourceList(ApiModel):

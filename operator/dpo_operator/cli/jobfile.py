@@ -1,5 +1,6 @@
 """Read a DPOJob file and say clearly what is wrong with it."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,19 @@ from pydantic import ValidationError
 
 from dpo_operator.api import names, rules, support
 from dpo_operator.api.types import DPOJob
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as kubectl reads it: 5e-7 is a number and 2026-01-01 a text; in YAML 1.1 it is the other way round."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 class JobFileError(Exception):
@@ -36,7 +50,7 @@ def read(path: Path) -> DPOJob:
 def _document(path: Path) -> dict[str, Any]:
     """The one DPOJob of a YAML file; other documents, such as a Secret, are passed over."""
     try:
-        documents = list(yaml.safe_load_all(path.read_text(encoding="utf-8")))
+        documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_Loader))
     except OSError as error:
         raise JobFileError(f"{path}: can't be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -33,6 +33,12 @@ def test_paths_are_taken_from_the_files_own_folder(tmp_path: Path) -> None:
     assert spec.data.eval.source == "org/pairs"
 
 
+def test_numbers_and_texts_are_read_as_kubectl_reads_them(tmp_path: Path) -> None:
+    text = JOB.replace("./model", "./model, revision: 2026-01-01") + "  training: {learningRate: 5e-7, epochs: 2}\n"
+    spec = read(write(tmp_path, text)).spec
+    assert (spec.learning_rate, spec.training.epochs, spec.model.revision) == (5e-7, 2.0, "2026-01-01")
+
+
 def test_other_documents_are_passed_over(tmp_path: Path) -> None:
     assert read(write(tmp_path, "kind: Secret\n---\n" + JOB)).metadata.name == "a"
 
