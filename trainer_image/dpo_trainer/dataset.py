@@ -9,6 +9,7 @@ meta.json    counts and the digest of the arrays, written last
 import hashlib
 import json
 import os
+from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,24 +63,38 @@ class PairDataset:
     @classmethod
     def from_pairs(cls, pairs: Iterable[TokenPair]) -> "PairDataset":
         """Collect pairs in memory."""
-        parts: list[IntArray] = []
-        rows: list[int] = []
+        # Flat buffers: a list of small arrays would take several times the memory of the tokens.
+        tokens, lengths, rows = array("i"), array("q"), array("q")
         for pair in pairs:
-            parts += [pair.prompt, pair.chosen, pair.rejected]
+            for part in (pair.prompt, pair.chosen, pair.rejected):
+                tokens.frombytes(np.ascontiguousarray(part, dtype=np.int32).tobytes())
+                lengths.append(len(part))
             rows.append(pair.row)
-        lengths = np.array([len(part) for part in parts], dtype=np.int64)
-        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
-        tokens = np.concatenate(parts).astype(np.int32) if parts else np.zeros(0, dtype=np.int32)
-        return cls(tokens, offsets, np.array(rows, dtype=np.int64), _digest(tokens, offsets))
+        offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.array(lengths, dtype=np.int64))])
+        flat = np.array(tokens, dtype=np.int32)
+        return cls(flat, offsets, np.array(rows, dtype=np.int64), _digest(flat, offsets))
+
+    def select(self, indices: Iterable[int]) -> "PairDataset":
+        """A dataset of some of the pairs, in the given order, in memory."""
+        return PairDataset.from_pairs(self[i] for i in indices)
+
+    @property
+    def largest_token(self) -> int:
+        """Largest token id, -1 when there is none; the model must have an embedding for it."""
+        return int(self._tokens.max()) if len(self._tokens) else -1
+
+    def is_intact(self) -> bool:
+        """Whether the arrays still give the digest that was stored with them."""
+        return _digest(self._tokens, self._offsets) == self.digest
 
     def save(self, folder: Path) -> None:
         """Write to a folder; meta.json last, so that a folder with it is complete."""
         folder.mkdir(parents=True, exist_ok=True)
         meta = folder / "meta.json"
         meta.unlink(missing_ok=True)
-        for name, array in (("tokens", self._tokens), ("offsets", self._offsets), ("rows", self._rows)):
+        for name, values in (("tokens", self._tokens), ("offsets", self._offsets), ("rows", self._rows)):
             with (folder / f"{name}.npy").open("wb") as file:
-                np.save(file, array, allow_pickle=False)
+                np.save(file, values, allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
         temporary = meta.with_suffix(".tmp")
@@ -98,11 +113,12 @@ class PairDataset:
                 np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
                 for name in ("tokens", "offsets", "rows")
             )
-        except (OSError, ValueError) as error:
+            counted, digest = int(meta["pairs"]), str(meta["digest"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise volume_error(f"{folder}: expected tokenized pairs, found {error}; run prepare again") from error
-        if len(rows) != meta["pairs"] or len(offsets) != 3 * len(rows) + 1 or int(offsets[-1]) != len(tokens):
+        if len(rows) != counted or len(offsets) != 3 * len(rows) + 1 or int(offsets[-1]) != len(tokens):
             raise volume_error(f"{folder}: the arrays do not fit together; run prepare again")
-        return cls(tokens, offsets, rows, str(meta["digest"]))
+        return cls(tokens, offsets, rows, digest)
 
 
 def _digest(tokens: IntArray, offsets: npt.NDArray[np.int64]) -> str:

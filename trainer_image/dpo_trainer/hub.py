@@ -1,0 +1,131 @@
+"""The Hugging Face hub: what a repository holds, its files, its datasets. No code from a repository is ever run."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.types import Dataset
+from dpo_trainer.errors import TrainerError, bad_dataset, input_not_found, invalid_configuration
+from dpo_trainer.sources import HubSource, explain, no_space, retrying
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A repository at one commit.
+
+    sizes: bytes of each file. sha256: hex digests that the hub knows, of its large files alone.
+    """
+
+    repo: str
+    commit: str
+    sizes: dict[str, int]
+    sha256: dict[str, str]
+
+
+def snapshot(source: HubSource, token: str | None) -> Snapshot:
+    """Ask the hub which commit a model's revision is now, and which files it holds.
+
+    Raises TrainerError: ACCESS_DENIED, INPUT_NOT_FOUND, SOURCE_UNAVAILABLE or INVALID_CONFIGURATION.
+    """
+    from huggingface_hub import HfApi
+
+    info = retrying(
+        lambda: HfApi(token=token).model_info(source.repo, revision=source.revision, files_metadata=True), source.label
+    )
+    files = info.siblings or []
+    sha256 = {file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None}
+    return Snapshot(source.repo, str(info.sha), {file.rfilename: int(file.size or 0) for file in files}, sha256)
+
+
+def download(found: Snapshot, names: Sequence[str], folder: Path, token: str | None) -> None:
+    """Download files of a model into a folder, going on where an interrupted download stopped.
+
+    Raises TrainerError: ACCESS_DENIED, INPUT_NOT_FOUND or SOURCE_UNAVAILABLE.
+    """
+    from huggingface_hub import hf_hub_download
+
+    for name in names:
+        retrying(
+            lambda name=name: hf_hub_download(  # type: ignore[misc]
+                found.repo, name, revision=found.commit, local_dir=folder, token=token
+            ),
+            f"{found.repo}/{name}",
+        )
+
+
+def discard_download_state(folder: Path) -> None:
+    """Remove what huggingface_hub keeps beside the files to resume a download."""
+    shutil.rmtree(folder / ".cache", ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class HubRows:
+    """Rows of one split of a dataset, at one commit."""
+
+    commit: str
+    columns: tuple[str, ...]
+    table: Any
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batch in self.table.iter(batch_size=512):
+            names = list(batch)
+            for values in zip(*batch.values(), strict=True):
+                yield dict(zip(names, values, strict=True))
+
+
+def dataset(source: HubSource, spec: Dataset, wanted: set[str], cache: Path, token: str | None) -> HubRows:
+    """Download one split of a hub dataset into a cache folder.
+
+    wanted: columns that may be read; others are not decoded, as long as these suffice.
+    Raises TrainerError: ACCESS_DENIED, INPUT_NOT_FOUND, SOURCE_UNAVAILABLE, INVALID_CONFIGURATION, BAD_DATASET, or
+    UNSUPPORTED for a dataset that needs a script of its own.
+    """
+    import datasets
+    from huggingface_hub import HfApi
+
+    info = retrying(lambda: HfApi(token=token).dataset_info(source.repo, revision=source.revision), source.label)
+    datasets.disable_progress_bars()
+    try:
+        table = retrying(
+            lambda: datasets.load_dataset(
+                source.repo, spec.config, split=spec.split, revision=info.sha, token=token, cache_dir=str(cache)
+            ),
+            source.label,
+        )
+    except TrainerError:
+        raise
+    except Exception as error:
+        raise _explained(error, source, spec) from error
+    columns = tuple(table.column_names)
+    kept = [name for name in columns if name in wanted]
+    if {spec.columns.chosen, spec.columns.rejected} <= set(kept):
+        table = table.select_columns(kept)
+    return HubRows(str(info.sha), columns, table)
+
+
+def _explained(error: Exception, source: HubSource, spec: Dataset) -> Exception:
+    """TrainerError for an error of load_dataset; the error itself when it is none of the known ones."""
+    import datasets
+
+    if (full := no_space(error)) is not None:
+        return full
+    text = (str(error).strip().splitlines() or [""])[0][:300]
+    if isinstance(error, RuntimeError) and "script" in text:
+        return TrainerError(
+            ExitCode.UNSUPPORTED,
+            f"{source.label}: the dataset is made by a script of its repository, and code from a hub is never run; use its "
+            "Parquet conversion (revision refs/convert/parquet) or files",
+        )
+    if isinstance(error, ValueError) and "BuilderConfig" in text:
+        return invalid_configuration(f"{source.label}: no configuration {spec.config}; {text}")
+    if isinstance(error, ValueError) and "Config name is missing" in text:
+        return invalid_configuration(f"{source.label}: the dataset has several configurations; set config. {text}")
+    if isinstance(error, ValueError) and ("split" in text.lower() or "slice" in text.lower()):
+        return input_not_found(f"{source.label}: no split {spec.split}; {text}")
+    if isinstance(error, datasets.exceptions.DatasetBuildError | datasets.exceptions.DataFilesNotFoundError):
+        cause = error.__cause__ or error
+        return bad_dataset(f"{source.label}: the repository's files can't be read as a dataset: {str(cause)[:300]}")
+    return explain(error, source.label) or error

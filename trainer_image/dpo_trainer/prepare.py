@@ -1,0 +1,314 @@
+"""The prepare phase: fetch the model and the data once, check them, tokenize, and write down what was made.
+
+One process, no GPU. Whatever is wrong with the inputs fails here, before any GPU is held; ranks then read the work folder
+alone and need neither network nor tokens. The order is cheapest first: the model's small files, then the data, then the
+weights. prepared.json is written last; with it, a second run returns at once.
+"""
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from dpo_operator.api.reports import DatasetReport
+from dpo_operator.api.types import Dataset, DPOJob, DPOJobSpec
+from dpo_trainer import datastats, hub, modelcheck, modelfiles, rows, sources
+from dpo_trainer.dataset import PairDataset
+from dpo_trainer.errors import TrainerError, bad_dataset, invalid_configuration, volume_error
+from dpo_trainer.splits import Split, read_split
+from dpo_trainer.tokenization import Limits, PairTokenizer, load_tokenizer
+from dpo_trainer.workdir import WorkDir
+
+log = logging.getLogger(__name__)
+Progress = Callable[[str, float], None]
+
+# Raised when what prepare writes changes, so that older folders are made anew.
+VERSION = 1
+
+
+def run(job: DPOJob, work: WorkDir, *, claims: Path, token: str | None, progress: Progress) -> DatasetReport:
+    """Fill the work folder for training: model, tokenized pairs, dropped.jsonl and, last, prepared.json.
+
+    claims: folder in which claims are mounted by name. token: of the hub; None means anonymous, or the login of this machine.
+    progress: called with what is being done and the share of the phase that is done, 0 to 1.
+    A folder that was prepared from the same model and data settings, and whose files are intact, is kept as it is.
+    Raises TrainerError with the exit code of the cause.
+    """
+    with _volume_errors(work.root):
+        work.root.mkdir(parents=True, exist_ok=True)
+        key = spec_hash(job.spec)
+        progress("looking for earlier work", 0.0)
+        report = _finished(work, key)
+        if report is None:
+            _refuse_other_run(work, key)
+            report = _prepare(job.spec, work, key, claims, token, progress)
+        progress("prepared", 1.0)
+        return report
+
+
+def spec_hash(spec: DPOJobSpec) -> str:
+    """SHA-256 over the settings that decide what prepare writes, hex."""
+    parts = {
+        "version": VERSION,
+        "model": spec.model.model_dump(mode="json", include={"name", "revision", "chat_template"}),
+        "data": spec.data.model_dump(mode="json"),
+        "seed": spec.training.seed if spec.data.eval is None and spec.data.eval_fraction > 0 else None,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _prepare(
+    spec: DPOJobSpec, work: WorkDir, key: str, claims: Path, token: str | None, progress: Progress
+) -> DatasetReport:
+    work.prepared.unlink(missing_ok=True)
+    staging = work.root / "model.partial"
+    progress("reading the model's configuration", 0.02)
+    model = modelfiles.listing(sources.resolve(spec.model.name, spec.model.revision, claims=claims), token)
+    small = modelfiles.small_files(model.sizes, model.label)
+    modelfiles.fetch(model, small, staging, token)
+    weights = modelfiles.weight_files(staging, model.sizes, model.label)
+    config = modelcheck.check_config(staging, model.label)
+    if spec.model.chat_template is not None:
+        (staging / "chat_template.jinja").write_text(spec.model.chat_template, encoding="utf-8")
+        small = [*(name for name in small if name != "chat_template.jinja"), "chat_template.jinja"]
+    loaded = load_tokenizer(staging, model.label, spec.model.chat_template)
+    limits = Limits(spec.data.max_length, spec.data.max_prompt_length, spec.data.truncation)
+    tokenizer = PairTokenizer(loaded, limits, modelcheck.end_tokens(staging, config, model.label))
+
+    splits, inputs = _read_data(spec, work, tokenizer, claims, token, progress)
+    train, evaluation = _datasets(spec, splits)
+    for name, dataset in (("train", train), ("eval", evaluation)):
+        if dataset is not None:
+            _check_fits(name, dataset, config, model.label)
+    progress("writing the tokens", 0.5)
+    shutil.rmtree(work.eval_data, ignore_errors=True)
+    train.save(work.train_data)
+    if evaluation is not None:
+        evaluation.save(work.eval_data)
+
+    modelfiles.fetch(model, weights, staging, token, lambda share: progress("fetching the weights", 0.5 + 0.4 * share))
+    checked = modelcheck.check_weights(staging, weights, model.label)
+    progress("checking the weights", 0.9)
+    digests = modelfiles.sha256_of(staging, [*small, *weights])
+    if model.snapshot is not None:
+        untouched = {name: digest for name, digest in digests.items() if name in model.sizes and name in weights}
+        modelfiles.check_against_hub(model.snapshot, staging, untouched)
+    _commit_model(staging, work.model, set(digests))
+
+    report = _report(train, evaluation, splits)
+    template = loaded.chat_template and loaded.get_chat_template()
+    _write_json(work.prepared, {
+        "version": VERSION,
+        "spec_hash": key,
+        "report": report.model_dump(mode="json"),
+        "model": {
+            "source": spec.model.name, "kind": _kind(model.source), "commit": model.commit,
+            "parameters": checked.parameters, "dtypes": checked.dtypes,
+            "weights": {name: digests[name] for name in weights},
+            "files": {name: digests[name] for name in small},
+        },
+        "tokenizer": {
+            "files": {name: digests[name] for name in small if name in modelfiles.TOKENIZER_FILES},
+            "chat_template": hashlib.sha256(template.encode()).hexdigest() if template else None,
+            "begin": tokenizer.begin, "eos": tokenizer.eos,
+        },
+        "inputs": inputs,
+        "data": {
+            "train": {"digest": train.digest, **datastats.describe(train)},
+            "eval": None if evaluation is None else {
+                "digest": evaluation.digest, **datastats.describe(evaluation),
+                "prompts_in_train": datastats.shared_prompts(train, evaluation),
+            },
+        },
+    })  # fmt: skip
+    shutil.rmtree(_cache(work), ignore_errors=True)
+    return report
+
+
+def _read_data(
+    spec: DPOJobSpec, work: WorkDir, tokenizer: PairTokenizer, claims: Path, token: str | None, progress: Progress
+) -> tuple[dict[str, Split], dict[str, Any]]:
+    """Tokenized splits by name, and what was read, for prepared.json."""
+    wanted = {"train": spec.data.train} | ({"eval": spec.data.eval} if spec.data.eval is not None else {})
+    splits: dict[str, Split] = {}
+    inputs: dict[str, Any] = {}
+    work.dropped_rows.parent.mkdir(parents=True, exist_ok=True)
+    with work.dropped_rows.open("w", encoding="utf-8") as dropped:
+        for number, (name, dataset) in enumerate(wanted.items()):
+            start, width = 0.05 + 0.45 * number / len(wanted), 0.45 / len(wanted)
+
+            def at(share: float, name: str = name, start: float = start, width: float = width) -> None:
+                progress(f"reading and tokenizing the {name} pairs", start + width * share)
+
+            at(0.0)
+            found, facts = _rows(dataset, _cache(work), claims, token, at)
+            split = read_split(name, found, dataset, spec.data, tokenizer, dropped)
+            log.info("%s: %d of %d rows kept (%s)", name, len(split.dataset), split.rows, split.format)
+            splits[name] = split
+            inputs[name] = facts | {
+                "rows": split.rows, "format": split.format, "dropped": split.dropped, "truncated": split.counts.truncated,
+                "boundary_merges": split.counts.boundary_merges, "special_token_text": split.counts.special_token_text,
+            }  # fmt: skip
+        _sync(dropped)
+    return splits, inputs
+
+
+def _rows(
+    spec: Dataset, cache: Path, claims: Path, token: str | None, progress: Callable[[float], None]
+) -> tuple[Iterable[Any], dict[str, Any]]:
+    source = sources.resolve(spec.source, spec.revision, claims=claims)
+    facts = {"source": spec.source, "kind": _kind(source)}
+    if isinstance(source, sources.HubSource):
+        columns = spec.columns
+        wanted = {
+            columns.prompt or "prompt",
+            columns.chosen,
+            columns.rejected,
+            columns.confidence,
+            "instruction",
+            "input",
+        }
+        table = hub.dataset(source, spec, wanted, cache, token)
+        return table, facts | {"split": spec.split, "config": spec.config, "commit": table.commit}
+    return rows.read(source, progress), facts | {
+        "files": {name: source.sizes[name] for name in rows.data_files(source)}
+    }
+
+
+def _kind(source: sources.Source) -> str:
+    return "hub" if isinstance(source, sources.HubSource) else source.kind
+
+
+def _datasets(spec: DPOJobSpec, splits: dict[str, Split]) -> tuple[PairDataset, PairDataset | None]:
+    """Pairs to train on and to evaluate on."""
+    train = splits["train"].dataset
+    if "eval" in splits:
+        return train, splits["eval"].dataset
+    if spec.data.eval_fraction == 0:
+        return train, None
+    keep, held = datastats.hold_out(train, spec.data.eval_fraction, spec.training.seed)
+    if not held or not keep:
+        raise bad_dataset(
+            f"train: evalFraction {spec.data.eval_fraction:g} of {len(train)} pairs leaves {len(keep)} to train on and "
+            f"{len(held)} to evaluate on (pairs with the same prompt stay together); give data.eval, or another fraction"
+        )
+    return train.select(keep), train.select(held)
+
+
+def _check_fits(name: str, dataset: PairDataset, config: dict[str, Any], label: str) -> None:
+    context, longest = modelcheck.context_length(config), datastats.longest(dataset)
+    if context is not None and longest > context:
+        raise invalid_configuration(
+            f"{name}: the longest pair has {longest} tokens, and {label} has positions for {context} "
+            f"(config.json); set data.maxLength to {context} or less"
+        )
+    vocabulary = modelcheck.vocabulary_size(config)
+    if vocabulary is not None and dataset.largest_token >= vocabulary:
+        raise invalid_configuration(
+            f"{name}: the tokenizer gives token {dataset.largest_token}, and {label} has embeddings for {vocabulary} "
+            "(vocab_size in config.json); the tokenizer is not this model's"
+        )
+
+
+def _report(train: PairDataset, evaluation: PairDataset | None, splits: dict[str, Split]) -> DatasetReport:
+    dropped: Counter[str] = Counter()
+    for split in splits.values():
+        dropped.update(split.dropped)
+    return DatasetReport(
+        train_pairs=len(train),
+        eval_pairs=len(evaluation) if evaluation is not None else 0,
+        dropped=dict(sorted(dropped.items())),
+        truncated_pairs=sum(split.counts.truncated for split in splits.values()),
+    )
+
+
+def _finished(work: WorkDir, key: str) -> DatasetReport | None:
+    """Report of an earlier run with the same settings whose files are intact; None when there is none."""
+    try:
+        made = json.loads(work.prepared.read_text(encoding="utf-8"))
+        if made["spec_hash"] != key:
+            return None
+        digests = made["model"]["weights"] | made["model"]["files"]
+        if modelfiles.sha256_of(work.model, digests) != digests:
+            log.warning("the model's files changed since they were prepared; preparing again")
+            return None
+        for name, folder in (("train", work.train_data), ("eval", work.eval_data)):
+            facts = made["data"][name]
+            if facts is not None:
+                dataset = PairDataset.open(folder)
+                if dataset.digest != facts["digest"] or not dataset.is_intact():
+                    log.warning("the %s tokens changed since they were prepared; preparing again", name)
+                    return None
+        return DatasetReport.model_validate(made["report"])
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, TrainerError) as error:
+        log.warning("%s is not whole (%s); preparing again", work.prepared, error)
+        return None
+
+
+def _refuse_other_run(work: WorkDir, key: str) -> None:
+    """Checkpoints belong to the data that they were made with: never prepare other data beside them."""
+    if not work.prepared.exists() or not work.checkpoints.is_dir() or not any(work.checkpoints.iterdir()):
+        return
+    try:
+        other = json.loads(work.prepared.read_text(encoding="utf-8")).get("spec_hash") != key
+    except (ValueError, AttributeError):
+        return
+    if other:
+        raise invalid_configuration(
+            f"{work.root} holds checkpoints of a run with another model or other data; use another folder, or delete this one"
+        )
+
+
+def _commit_model(staging: Path, target: Path, names: set[str]) -> None:
+    """Move a complete folder into place, without what does not belong to the model."""
+    hub.discard_download_state(staging)
+    for path in staging.iterdir():
+        if path.name not in names:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(target, ignore_errors=True)
+    staging.replace(target)
+
+
+def _cache(work: WorkDir) -> Path:
+    return work.root / "data" / "hub.partial"
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        _sync(file)
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _sync(file: IO[str]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+@contextmanager
+def _volume_errors(root: Path) -> Iterator[None]:
+    """Turn errors of the work volume into TrainerErrors; other OSErrors pass through."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+        if full or str(error.filename or "").startswith(str(root)):
+            raise volume_error(
+                f"{root}: {error.strerror or error}; check that the volume is writable and has space"
+            ) from error
+        raise
