@@ -7,6 +7,7 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -104,7 +105,7 @@ def sentences(error: ValidationError) -> list[str]:
 def termination(
     phase: Phase,
     attempt: int,
-    code: ExitCode,
+    code: int,
     message: str = "",
     *,
     rank: int = 0,
@@ -140,6 +141,30 @@ def termination_log(work: Path, phase: str, attempt: int) -> Path:
         return Path(names.TERMINATION_LOG)
     node = os.environ.get("GROUP_RANK") or os.environ.get("PET_NODE_RANK") or "0"
     return work / f"termination-{phase}-{attempt}-{node}.json"
+
+
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """Text without secrets: a message travels into status, events and logs."""
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+def may_write(path: Path, words: Termination, *, local_rank: int, local_world_size: int) -> bool:
+    """Whether a rank may write the pod's message.
+
+    Under the launcher each rank has a file of its own. Under torchrun the ranks of a pod share one, and a cause must not
+    be covered by its consequence: what only says that a peer was lost, or that all went well, gives way.
+    """
+    if local_world_size == 1:
+        return True
+    try:
+        before = Termination.from_text(path.read_text(encoding="utf-8"))
+    except OSError:
+        before = None
+    if before is None or (before.phase, before.attempt) != (words.phase, words.attempt):
+        return local_rank == 0 or words.outcome == "Failed"
+    return before.outcome != "Failed" or exitcodes.info(before.exit_code).failure_class == "secondary"
 
 
 def write_termination(path: Path, words: Termination) -> None:

@@ -1,0 +1,71 @@
+"""`python -m dpo_trainer prepare|launch|train|export|report`: one phase of one job, and its exit code.
+
+Heavy modules are imported by the phase that needs them: the metrics server has to answer before torch is loaded.
+"""
+
+import argparse
+import faulthandler
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpo_operator.api import names
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line, with the environment's defaults."""
+
+    command: str
+    job_file: Path
+    work_dir: Path
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """Read the command line; a wrong one ends the process with status 2 and the usage."""
+    parser = argparse.ArgumentParser(prog="dpo-trainer", description="Phases of a DPOJob.")
+    parser.add_argument(
+        "command",
+        choices=("prepare", "launch", "train", "export", "report"),
+        help="launch starts one `train` for each local rank; the others do the phase of that name",
+    )
+    parser.add_argument(
+        "--job-file",
+        type=Path,
+        default=Path(os.environ.get(names.ENV_JOB_FILE, names.JOB_FILE)),
+        help=f"the DPOJob as JSON (default: ${names.ENV_JOB_FILE}, {names.JOB_FILE})",
+    )
+    parser.add_argument(
+        "--work-dir",
+        type=Path,
+        default=Path(os.environ.get(names.ENV_WORK_DIR, names.WORK_DIR)),
+        help=f"the job's folder (default: ${names.ENV_WORK_DIR}, {names.WORK_DIR})",
+    )
+    given = parser.parse_args(argv)
+    return Arguments(given.command, given.job_file, given.work_dir)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a phase and return its exit code."""
+    arguments = parse(sys.argv[1:] if argv is None else argv)
+    if arguments.command == "launch":
+        from dpo_trainer import launch
+
+        return launch.run(arguments.job_file, arguments.work_dir)
+    # A stack dump of every thread, also of one that hangs inside a collective, on `kill -USR1`.
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    from dpo_trainer import phases
+
+    return phases.run(arguments.command, arguments.job_file, arguments.work_dir)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of NCCL or of a half-dead process group must not hold up or change an exit that has been decided.
+    os._exit(code)

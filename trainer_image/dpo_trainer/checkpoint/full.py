@@ -1,0 +1,57 @@
+"""Whole parameters from the shards of all ranks, one at a time: no GPU, no DeepSpeed, no process group."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dpo_operator.api.reports import CheckpointRef
+from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.layout import BadCheckpoint, Manifest
+from dpo_trainer.checkpoint.shard import ShardReader
+from dpo_trainer.errors import input_not_found, volume_error
+
+
+class FullCheckpoint:
+    """A verified checkpoint."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        """Check every digest. Raises BadCheckpoint."""
+        self.folder = folder
+        self.manifest: Manifest
+        self.manifest, digest = layout.read_manifest(folder)
+        for name, file in self.manifest.files.items():
+            layout.verify(folder, name, file)
+        self.ref: CheckpointRef = layout.reference(root, self.manifest, digest)
+        self._shards = [ShardReader(folder / layout.shard_name(r)) for r in range(self.manifest.world_size)]
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The loop's own state."""
+        return self.manifest.state
+
+    def tensor(self, name: str) -> Tensor:
+        """A trained parameter, float32, in its own shape. Raises BadCheckpoint when slices are missing."""
+        parameter = self.manifest.parameters[name]
+        parts = [part for shard in self._shards if (part := shard.get(f"fp32/{name}")) is not None]
+        flat = torch.cat(parts) if parts else torch.zeros(0)
+        if flat.numel() != parameter.numel:
+            raise BadCheckpoint(f"{name}: expected {parameter.numel} elements, found {flat.numel()}")
+        return flat.reshape(parameter.shape)
+
+
+def open_newest(root: Path) -> tuple[FullCheckpoint, list[str]]:
+    """The newest whole checkpoint, and newer ones that were refused with the reason.
+
+    Raises TrainerError when there is none.
+    """
+    refused: list[str] = []
+    for _, folder in layout.committed(root):
+        try:
+            return FullCheckpoint(root, folder), refused
+        except BadCheckpoint as error:
+            refused.append(f"{folder.name}: {error}")
+    if refused:
+        raise volume_error(f"None of the checkpoints in {root} is whole: {'; '.join(refused)}")
+    raise input_not_found(f"{root}: expected a committed checkpoint, found none; train first")

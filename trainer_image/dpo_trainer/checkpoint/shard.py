@@ -1,0 +1,122 @@
+"""One rank's safetensors file: written tensor by tensor, hashed on the way, read in slices.
+
+The format is the safetensors library's (a JSON header, then raw little-endian data); its own writer would need all
+bytes in memory at once, and a second pass over the file for the digest.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from dpo_trainer.checkpoint.layout import BadCheckpoint, File
+
+_NAMES = {torch.float32: "F32", torch.uint8: "U8"}
+_HEADER_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor to write. Its bytes are asked for when they are needed, and then let go.
+
+    read: returns it on the CPU, one-dimensional, with numel elements of dtype (float32 or uint8).
+    """
+
+    name: str
+    dtype: torch.dtype
+    numel: int
+    read: Callable[[], Tensor]
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.numel * self.dtype.itemsize
+
+
+def file_size(entries: Sequence[Entry]) -> int:
+    """Bytes that a shard takes on the volume."""
+    return len(_header(entries)) + sum(entry.size for entry in entries)
+
+
+def write_shard(path: Path, entries: Sequence[Entry], observe: Callable[[str], None]) -> File:
+    """Write and fsync a shard; returns its size and digest.
+
+    observe: told "shard-opened", "shard-half", "shard-written" and "shard-synced" as they happen.
+    Raises OSError.
+    """
+    digest, size, header = hashlib.sha256(), 0, _header(entries)
+    half = sum(entry.size for entry in entries) // 2
+    with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
+        observe("shard-opened")
+        for part in _parts(header, entries):
+            # Hashing and writing both release the interpreter lock, so they take the time of the slower one.
+            hashed = pool.submit(digest.update, part)
+            file.write(part)
+            hashed.result()
+            if size <= half < size + len(part):
+                observe("shard-half")
+            size += len(part)
+        file.flush()
+        observe("shard-written")
+        os.fsync(file.fileno())
+        observe("shard-synced")
+    return File(size=size, sha256=digest.hexdigest())
+
+
+class ShardReader:
+    """Slices of the tensors in one shard. The file must have been verified."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._file = safe_open(path, framework="pt", device="cpu")
+            self._names = frozenset(self._file.keys())
+        except Exception as error:  # the library has an exception type of its own for every way to be wrong
+            raise BadCheckpoint(f"{path.name}: is not safetensors: {error}") from error
+
+    def slice(self, name: str, start: int, end: int) -> Tensor:
+        """Elements start to end of a one-dimensional tensor. Raises BadCheckpoint when they are not there."""
+        if name not in self._names:
+            raise BadCheckpoint(f"has no tensor {name}")
+        view = self._file.get_slice(name)
+        shape = view.get_shape()
+        if len(shape) != 1 or not 0 <= start <= end <= shape[0]:
+            raise BadCheckpoint(f"{name}: expected elements {start} to {end}, found shape {shape}")
+        part: Tensor = view[start:end]
+        return part
+
+    def get(self, name: str) -> Tensor | None:
+        """A whole tensor, or None."""
+        whole: Tensor | None = self._file.get_tensor(name) if name in self._names else None
+        return whole
+
+
+def _header(entries: Sequence[Entry]) -> bytes:
+    table, offset = {}, 0
+    for entry in entries:
+        table[entry.name] = {
+            "dtype": _NAMES[entry.dtype],
+            "shape": [entry.numel],
+            "data_offsets": [offset, offset + entry.size],
+        }
+        offset += entry.size
+    text = json.dumps(table, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _HEADER_ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _parts(header: bytes, entries: Sequence[Entry]) -> Iterable[memoryview]:
+    yield memoryview(header)
+    for entry in entries:
+        tensor = entry.read()
+        if tensor.dtype != entry.dtype or tensor.numel() != entry.numel:
+            raise ValueError(
+                f"{entry.name}: expected {entry.numel} of {entry.dtype}, found {tensor.shape} {tensor.dtype}"
+            )
+        yield memoryview(tensor.contiguous().view(torch.uint8).numpy())

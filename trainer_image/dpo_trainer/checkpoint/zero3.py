@@ -1,0 +1,123 @@
+"""The state of a DeepSpeed ZeRO-3 engine as named slices, and back.
+
+ZeRO-3 flattens each parameter and gives rank r the elements [r*P, (r+1)*P), P = ceil(numel / world size); the last
+ranks may have padding. By name and range a slice means the same for any number of ranks, so a checkpoint of one world
+size can be read by another.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from deepspeed.utils import (
+    safe_get_local_fp32_param,
+    safe_get_local_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+from dpo_trainer.checkpoint.layout import Parameter
+from dpo_trainer.checkpoint.shard import Entry
+
+# fp32 master weights, and Adam's two moments.
+KINDS = ("fp32", "exp_avg", "exp_avg_sq")
+ReadSlice = Callable[[str, str, int, int], Tensor]
+
+
+def partition(numel: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Elements [start, end) of a flattened parameter that a rank holds, without padding."""
+    size = -(-numel // world_size)
+    return min(rank * size, numel), min((rank + 1) * size, numel)
+
+
+class Zero3State:
+    """Reads and sets what a rank holds.
+
+    engine: of deepspeed.initialize, stage 3, with an Adam whose state is named exp_avg and exp_avg_sq.
+    module: whose parameter names are used; the engine's own module or a part of it that has every trained parameter.
+    """
+
+    def __init__(self, engine: Any, module: nn.Module, *, rank: int, world_size: int) -> None:
+        self._optimizer = engine.optimizer
+        self._rank, self._world_size = rank, world_size
+        self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+    def parameters(self) -> dict[str, Parameter]:
+        """Every trained parameter as a whole."""
+        return {
+            name: Parameter(shape=tuple(p.ds_shape), dtype=str(p.dtype).removeprefix("torch."))
+            for name, p in self._trained.items()
+        }
+
+    def adam_step(self) -> int:
+        """Updates that the optimizer has counted; 0 before the first."""
+        steps = {int(state["step"]) for state in self._states() if "step" in state}
+        if len(steps) > 1:
+            raise AssertionError(f"expected one Adam step count, found {sorted(steps)}")
+        return steps.pop() if steps else 0
+
+    def entries(self) -> list[Entry]:
+        """This rank's slices, to be written; names are kind/parameter. Empty slices are left out."""
+        fresh = self.adam_step() == 0
+        made = []
+        for kind in KINDS:
+            for name, p in self._trained.items():
+                start, end = partition(p.ds_numel, self._rank, self._world_size)
+                if end > start:
+                    read = _reader(p, kind, end - start, zeros=fresh and kind != "fp32")
+                    made.append(Entry(f"{kind}/{name}", torch.float32, end - start, read))
+        return made
+
+    def restore(self, read: ReadSlice, adam_step: int) -> None:
+        """Set this rank's slices, and the weights that the forward pass uses. Collective.
+
+        read: (kind, name, start, end) -> float32 [end - start] on the CPU.
+        """
+        # Whole copies that are kept for small parameters go first; otherwise they would outlive what is loaded here.
+        self._optimizer.checkpoint_event_prologue()
+        self._make_adam_state(adam_step)
+        for name, p in self._trained.items():
+            start, end = partition(p.ds_numel, self._rank, self._world_size)
+            for kind in KINDS if adam_step else KINDS[:1]:
+                value = torch.zeros(p.ds_tensor.numel(), dtype=torch.float32)
+                if end > start:
+                    value[: end - start] = read(kind, name, start, end)
+                if kind == "fp32":
+                    safe_set_local_fp32_param(p, value)
+                else:
+                    safe_set_local_optimizer_state(p, value, kind)
+        # DeepSpeed's setters change the fp32 master alone. This is what its step does afterwards: copy it to the
+        # partitions that are gathered for the forward pass (with bf16 they are another tensor).
+        for index in range(len(self._optimizer.fp16_groups)):
+            self._optimizer._reassign_or_swap_out_partitioned_parameters(index)
+        self._optimizer.checkpoint_event_epilogue()
+
+    def _states(self) -> Iterator[dict[str, Any]]:
+        for flat in self._optimizer.fp32_partitioned_groups_flat:
+            yield self._optimizer.optimizer.state.get(flat, {})
+
+    def _make_adam_state(self, adam_step: int) -> None:
+        """Adam makes its state in its first step; a resumed one needs it before."""
+        adam = self._optimizer.optimizer
+        for index, flat in enumerate(self._optimizer.fp32_partitioned_groups_flat):
+            if adam_step == 0:
+                adam.state.pop(flat, None)
+                continue
+            group = adam.param_groups[self._optimizer.sub_group_to_group_id[index]]
+            count: Any = adam_step
+            if isinstance(adam, torch.optim.Adam | torch.optim.AdamW):
+                on_device = group.get("fused") or group.get("capturable")
+                device = flat.device if on_device else torch.device("cpu")
+                count = torch.tensor(float(adam_step), dtype=torch.float32, device=device)
+            adam.state[flat] = {"step": count, **{kind: torch.zeros_like(flat.data) for kind in KINDS[1:]}}
+
+
+def _reader(p: nn.Parameter, kind: str, numel: int, *, zeros: bool) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        if zeros:
+            return torch.zeros(numel, dtype=torch.float32)
+        value = safe_get_local_fp32_param(p) if kind == "fp32" else safe_get_local_optimizer_state(p, kind)
+        return value.detach()[:numel].to("cpu", torch.float32)
+
+    return read
