@@ -1,0 +1,135 @@
+"""Building images with buildah, without a container daemon and without a registry.
+
+Its storage is the rig's own folder in the cache. Every call gets a mount namespace of its own, so that no mount outlives
+a build, however it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.rig.layout import cache_root
+from tests.cluster.rig.shell import run, run_logged
+
+CERTIFICATES = Path("/etc/ssl/certs")
+INSTALLER_PREFIXES = ("PIP_", "UV_")
+
+
+def storage() -> Path:
+    """Image layers, unpacked: the nodes' containers run on these very folders."""
+    return cache_root() / "images" / "storage"
+
+
+def buildah(*words: str | Path) -> list[str | Path]:
+    """A buildah command line."""
+    # metacopy would leave files in a layer that are understood only together with the layers below.
+    plain = ("--storage-driver", "overlay", "--storage-opt", "overlay.mountopt=nodev")
+    own = ("--root", storage(), "--runroot", storage().with_name("run"))
+    return ["unshare", "--mount", "--propagation", "private", "buildah", *own, *plain, *words]
+
+
+def call(*words: str | Path) -> str:
+    return run(buildah(*words)).strip()
+
+
+def build(dockerfile: Path, *, context: Path, arguments: Mapping[str, str], log: Path) -> str:
+    """Build a Dockerfile, instruction by instruction with a cached layer for each; returns the image's id."""
+    answer = log.with_suffix(".id")
+    words: list[str | Path] = ["bud", "--isolation", "chroot", "--layers", "--pull-never", "--format", "oci"]
+    words += ["--file", dockerfile, "--iidfile", answer]
+    for name, value in arguments.items():
+        words += ["--build-arg", f"{name}={value}"]
+    for source, target in installer_mounts(log.parent / "installer").items():
+        words += ["--volume", f"{source}:{target}:ro"]
+    run_logged(buildah(*words, context), log)
+    return answer.read_text().strip().removeprefix("sha256:")
+
+
+def installer_mounts(folder: Path) -> dict[Path, Path]:
+    """What pip and uv need of this machine to reach their index: certificates and settings.
+
+    Mounted, not set as environment, so that nothing of this machine stays in an image.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {name: value for name, value in os.environ.items() if name.startswith(INSTALLER_PREFIXES)}
+    pip, uv = folder / "pip.conf", folder / "uv.toml"
+    pip.write_text(pip_configuration(settings))
+    uv.write_text(uv_configuration(settings))
+    mounts = {pip: Path("/etc/pip.conf"), uv: Path("/etc/uv/uv.toml")}
+    for path in (CERTIFICATES, *local_folders(settings)):
+        if path.is_dir():
+            mounts[path] = path
+    return mounts
+
+
+def pip_configuration(settings: Mapping[str, str]) -> str:
+    """PIP_* variables as pip's configuration file."""
+    lines = [
+        f"{name.removeprefix('PIP_').lower().replace('_', '-')} = {value}"
+        for name, value in sorted(settings.items())
+        if name.startswith("PIP_") and name not in ("PIP_CONFIG_FILE", "PIP_REQUIRE_VIRTUALENV")
+    ]
+    return "\n".join(["[global]", *lines]) + "\n"
+
+
+def uv_configuration(settings: Mapping[str, str]) -> str:
+    """The settings that say where packages come from, as uv's configuration file; pip's count where uv has none."""
+    lines = ["native-tls = true"]
+    if index := settings.get("UV_INDEX_URL") or settings.get("UV_DEFAULT_INDEX") or settings.get("PIP_INDEX_URL"):
+        lines.append(f"index-url = {json.dumps(index)}")
+    if links := settings.get("UV_FIND_LINKS") or settings.get("PIP_FIND_LINKS"):
+        lines.append(f"find-links = {json.dumps(links.split())}")
+    if seconds := settings.get("UV_HTTP_TIMEOUT") or settings.get("PIP_DEFAULT_TIMEOUT"):
+        lines.append(f"# a time-out of {seconds} s can be given to uv by environment only")
+    return "\n".join(lines) + "\n"
+
+
+def local_folders(settings: Mapping[str, str]) -> list[Path]:
+    """Folders of this machine that the settings name."""
+    words = [word for value in settings.values() for word in value.split() if word.startswith("/")]
+    return [Path(word) for word in dict.fromkeys(words) if Path(word).is_dir()]
+
+
+def exists(image_id: str) -> bool:
+    return any(image["id"] == image_id for image in stored("images"))
+
+
+def layers(image_id: str) -> list[Path]:
+    """The folders of an image's unpacked layers, lowest first."""
+    parents = {layer["id"]: layer.get("parent", "") for layer in stored("layers")}
+    top = next(image["layer"] for image in stored("images") if image["id"] == image_id)
+    found: list[Path] = []
+    while top:
+        found.insert(0, storage() / "overlay" / top / "diff")
+        top = parents[top]
+    return found
+
+
+def stored(kind: str) -> list[dict[str, Any]]:
+    """The storage's own list of "images" or "layers"."""
+    try:
+        listed: list[dict[str, Any]] = json.loads((storage() / f"overlay-{kind}" / f"{kind}.json").read_text())
+    except FileNotFoundError:
+        return []
+    return listed
+
+
+def configuration(image_id: str) -> dict[str, Any]:
+    """How the image says that it is run: environment, entry point, user and so on."""
+    shown: dict[str, Any] = json.loads(call("inspect", "--type", "image", image_id))["OCIv1"]["config"]
+    return shown
+
+
+def image_ids() -> set[str]:
+    return {image["id"] for image in stored("images")}
+
+
+def discard(ids: Sequence[str]) -> None:
+    """Remove images; those whose layers others still need keep them."""
+    for image_id in ids:
+        if exists(image_id):
+            call("rmi", "--force", image_id)
