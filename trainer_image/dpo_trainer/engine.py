@@ -1,0 +1,228 @@
+"""A DeepSpeed ZeRO-3 engine around the policy: the same code on GPUs over NCCL and on CPUs over gloo.
+
+Everything that DeepSpeed would compile at start-up is left out, so that a pod needs no compiler and starts fast.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer.batch import MicroBatch
+from dpo_trainer.errors import TrainerError, invalid_configuration
+from dpo_trainer.model import Policy, load_model
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+def choose_device(wanted: str, *, local_rank: int) -> torch.device:
+    """Device for `training.device`.
+
+    auto never falls back in silence: a container that was given GPUs which CUDA can't use is an error.
+    Raises TrainerError NO_ACCELERATOR.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise TrainerError(
+                ExitCode.NO_ACCELERATOR,
+                f"expected a GPU for local rank {local_rank}, found {torch.cuda.device_count()}; check gpusPerNode",
+            )
+        return torch.device("cuda", local_rank)
+    given = os.environ.get("NVIDIA_VISIBLE_DEVICES", "") not in ("", "void", "none") or Path("/dev/nvidia0").exists()
+    if wanted == "cuda" or given:
+        raise TrainerError(
+            ExitCode.NO_ACCELERATOR,
+            "expected a GPU, found none that CUDA can use; check the node's driver and the image's CUDA version",
+        )
+    log.warning("NO GPU in this container: training on the CPU, which only suits very small models")
+    return torch.device("cpu")
+
+
+def join_world(wanted_device: str, *, timeout_seconds: float = 1800) -> World:
+    """Connect this process to the other ranks by torchrun's environment variables; alone without them."""
+    for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        os.environ.setdefault(name, alone)  # DeepSpeed reads them, too
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    device = choose_device(wanted_device, local_rank=int(os.environ["LOCAL_RANK"]))
+    # DeepSpeed would try every vendor's module to find this out.
+    os.environ["DS_ACCELERATOR"] = device.type
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    timeout = timedelta(seconds=timeout_seconds)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
+    return World(rank, world_size, device)
+
+
+def zero_config(spec: DPOJobSpec, hidden_size: int, device: torch.device) -> dict[str, Any]:
+    """DeepSpeed's configuration for ZeRO-3 (Rajbhandari et al. 2019, 1910.02054).
+
+    hidden_size: width of the model. A weight matrix has about its square of elements, so buckets hold one of them and
+    what is smaller than ten vectors (norms, biases) is not partitioned while it is used.
+    Gradients are summed and kept in fp32, master weights too, whatever the precision of the model.
+    """
+    matrix = hidden_size * hidden_size
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": spec.training.max_grad_norm,
+        "bf16": {"enabled": spec.training.precision == "bf16"},
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": 3,
+            "overlap_comm": device.type == "cuda",
+            "contiguous_gradients": True,
+            "reduce_bucket_size": max(matrix, 1_000_000),
+            "stage3_prefetch_bucket_size": int(0.9 * matrix),
+            "stage3_param_persistence_threshold": 10 * hidden_size,
+            "stage3_gather_16bit_weights_on_model_save": False,
+        },
+        "steps_per_print": None,
+    }
+
+
+class Engine:
+    """The policy, its optimizer and the collective operations around them.
+
+    Every method with "collective" in its description must be called by all ranks in the same order.
+    """
+
+    def __init__(self, spec: DPOJobSpec, model_folder: Path, world: World) -> None:
+        """Load the model partitioned and make the optimizer. Collective."""
+        deepspeed = _import_deepspeed()
+        self.world = world
+        self.config: dict[str, Any] = {}
+
+        def partitioned_loading(hidden_size: int) -> Any:
+            from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+            self.config = zero_config(spec, hidden_size, world.device)
+            return HfDeepSpeedConfig(self.config)
+
+        torch.manual_seed(spec.training.seed)
+        model = load_model(spec, model_folder, seed=spec.training.seed, zero3=partitioned_loading)
+        policy = Policy(model)
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(policy, spec.training.weight_decay),
+            lr=spec.learning_rate,
+            betas=(0.9, 0.999),
+            eps=1e-8,
+            fused=world.device.type == "cuda",
+        )
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=policy, optimizer=optimizer, config=self.config, dist_init_required=False
+        )
+
+    @property
+    def module(self) -> Policy:
+        """The policy; its parameters are partitioned."""
+        return self.deepspeed.module
+
+    def train(self, mode: bool) -> None:
+        """Switch adapter dropout and activation checkpointing on or off."""
+        self.deepspeed.train(mode)
+
+    def logps(self, batch: MicroBatch, *, plain: bool = False) -> Tensor:
+        """Answer log-probs [2*pairs] float32, nats. Collective; with gradients unless under torch.no_grad()."""
+        return self.deepspeed(batch.to(self.world.device), plain=plain)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of this rank's part of a step's loss. Collective.
+
+        loss: scalar, the sum of this rank's pair losses divided by the pairs of the whole step. Summed over ranks and
+            micro-batches that is the step's mean loss, for any split.
+        last: true for the step's last micro-batch.
+        """
+        # DeepSpeed averages over ranks; the loss is a share of a sum, so undo that.
+        self.deepspeed.set_gradient_accumulation_boundary(last)
+        self.deepspeed.backward(loss * self.world.world_size, scale_wrt_gas=False)
+
+    def step(self, learning_rate: float) -> float | None:
+        """Clip, update and clear the gradient. Collective.
+
+        Returns the gradient's norm before clipping, or None when it is not finite; then no weight has changed.
+        """
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.deepspeed.step()
+        if not self.deepspeed.was_step_applied():
+            return None
+        return float(self.deepspeed.get_global_grad_norm())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over ranks, on every rank's device. Collective. values: any shape; a copy is summed."""
+        total = values.to(self.world.device, copy=True)
+        dist.all_reduce(total)
+        return total
+
+    def any_rank(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank. Collective."""
+        return bool(self.sum(torch.tensor([float(flag)], dtype=torch.float64)).item())
+
+    def partition_report(self) -> dict[str, int]:
+        """How many parameters this rank holds, of how many.
+
+        held: elements of this rank's partitions, with their padding. trainable: the part of `held` that is trained.
+        total: elements of the model. persistent: elements that are, besides, kept whole on every rank (norms).
+        """
+        parameters = list(self.module.parameters())
+        return {
+            "held": sum(p.ds_tensor.numel() for p in parameters),
+            "trainable": sum(p.ds_tensor.numel() for p in parameters if p.requires_grad),
+            "total": sum(p.ds_numel for p in parameters),
+            "persistent": sum(p.ds_numel for p in parameters if p.ds_persist),
+        }
+
+    def close(self) -> None:
+        """Leave the process group. Collective."""
+        self.deepspeed.destroy()
+        dist.destroy_process_group()
+
+
+def _import_deepspeed() -> Any:
+    """DeepSpeed without its compilers, quiet."""
+    import deepspeed
+    from deepspeed.utils import logger as deepspeed_logger
+
+    # An empty table says that no operator of DeepSpeed's own can be built here. Otherwise the table is made by running
+    # a compiler on probes, and on CPUs a shared-memory collective is compiled when the process group is first used.
+    vars(deepspeed.ops)["__compatible_ops__"] = {}
+    deepspeed_logger.setLevel(logging.ERROR)
+    return deepspeed
+
+
+def _parameter_groups(policy: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trained parameters: matrices decay, norms and biases do not, as in Hugging Face's trainer."""
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    if not trained:
+        raise invalid_configuration("spec.adapter: expected parameters to train, found none")
+    dimensions = {id(p): len(getattr(p, "ds_shape", p.shape)) for p in trained}
+    groups = [
+        {"params": [p for p in trained if dimensions[id(p)] >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if dimensions[id(p)] < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -1,0 +1,211 @@
+"""The policy: a causal language model that answers one question, the log-probs of given answers."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dpo_operator.api.types import Adapter, AdapterType, DPOJobSpec
+from dpo_trainer.batch import MicroBatch
+from dpo_trainer.errors import input_not_found, invalid_configuration
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+class Policy(nn.Module):
+    """Sums of answer log-probs under a causal language model, plain or with adapters.
+
+    model: the Hugging Face model, or the PEFT model around it. Parameter names begin with "model.".
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+        prefix = getattr(causal_lm, "base_model_prefix", "")
+        if prefix not in causal_lm._modules or causal_lm.get_output_embeddings() is None:
+            raise invalid_configuration(
+                f"spec.model: expected a causal language model with a transformer and an output layer, found {type(causal_lm).__name__}"
+            )
+        # Second names for submodules of self.model; a tuple keeps them out of named_parameters().
+        self._parts: tuple[nn.Module, str] = (causal_lm, prefix)
+
+    def forward(self, batch: MicroBatch, *, plain: bool = False) -> Tensor:
+        """Log-probs of the batch's answers, summed over their tokens.
+
+        plain: compute all logits by the model's own forward pass, to check the short way against.
+        Returns [2*pairs] float32, nats: chosen, rejected, chosen, … as in the batch.
+        """
+        causal_lm, prefix = self._parts
+        inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+        if batch.attention_mask is not None:
+            inputs["attention_mask"] = batch.attention_mask
+        if _accepts(causal_lm._modules[prefix], "position_ids"):
+            inputs["position_ids"] = batch.position_ids
+        if plain:
+            logits = causal_lm(**inputs).logits.flatten(0, 1)[batch.answer_positions]
+        else:
+            # Only answer rows enter the head: prompts and padding would cost most of the logits' memory.
+            hidden = causal_lm._modules[prefix](**inputs).last_hidden_state
+            rows = hidden.flatten(0, 1).index_select(0, batch.answer_positions)
+            with _transformer_replaced(causal_lm, prefix, rows.unsqueeze(0)):
+                logits = causal_lm(input_ids=batch.answer_targets.unsqueeze(0), use_cache=False).logits.squeeze(0)
+        # float32 whatever the model's dtype: bfloat16 log-probs lose what DPO subtracts.
+        logps = -F.cross_entropy(logits.float(), batch.answer_targets, reduction="none")
+        return logps.new_zeros(2 * len(batch.pairs)).index_add(0, batch.answer_segment, logps)
+
+
+class _Given(nn.Module):
+    """Stands in for the transformer: returns given hidden states; its attributes are the transformer's."""
+
+    def __init__(self, hidden: Tensor, transformer: nn.Module) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.__dict__["transformer"] = transformer
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["transformer"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        from transformers.modeling_outputs import MoeModelOutputWithPast
+
+        return MoeModelOutputWithPast(last_hidden_state=self.hidden)
+
+
+@contextmanager
+def _transformer_replaced(causal_lm: nn.Module, prefix: str, hidden: Tensor) -> Iterator[None]:
+    """Let the model's own forward pass go on from given hidden states [1, rows, width].
+
+    Calling the output layer alone would leave out what many models do around it (Gemma caps logits, Cohere and Granite
+    scale them, Phi adds a bias); this way their own code does it. The output layer is still called as a module, so
+    ZeRO-3 gathers its weight once for all rows.
+    """
+    transformer = causal_lm._modules[prefix]
+    assert transformer is not None
+    causal_lm._modules[prefix] = _Given(hidden, transformer)
+    try:
+        yield
+    finally:
+        causal_lm._modules[prefix] = transformer
+
+
+def _accepts(module: nn.Module, name: str) -> bool:
+    import inspect
+
+    return name in inspect.signature(type(module).forward).parameters
+
+
+def load_model(spec: DPOJobSpec, folder: Path, *, seed: int, zero3: Callable[[int], Any] | None = None) -> nn.Module:
+    """The job's model from its folder, with new adapters where the job wants them, ready to be trained.
+
+    seed: of the adapters' start values; the same on all ranks.
+    zero3: called with the hidden size before the weights are read; whatever it returns is kept until they are. Under
+        ZeRO-3 it switches partitioned loading on, so that no rank ever holds the whole model.
+    Dropout of the base model is off, as in every published DPO implementation: the policy's log-probs are compared
+    with the reference's, and noise in either only hides the preference. Adapters keep the dropout that the job sets.
+    Raises TrainerError when the folder is no model or lacks weights, or adapter targets don't exist.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    if not (folder / "config.json").is_file():
+        raise input_not_found(f"{folder}: expected a Hugging Face model folder with config.json; run prepare again")
+    try:
+        config = AutoConfig.from_pretrained(folder, **common)
+        _turn_off_dropout(config)
+        partitioning = zero3(config.get_text_config().hidden_size) if zero3 else None
+        attention = None if spec.model.attention == "auto" else spec.model.attention
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            use_safetensors=True,
+            dtype=DTYPES[spec.training.precision],
+            attn_implementation=attention,
+            output_loading_info=True,
+            **common,
+        )
+        del partitioning
+    except (OSError, ValueError, ImportError) as error:
+        raise invalid_configuration(f"spec.model: {folder.name} can't be loaded: {error}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise invalid_configuration(
+            f"spec.model: expected weights for every parameter, found none for {len(missing)}, such as {missing[0]}"
+        )
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    if spec.adapter.type is not AdapterType.NONE:
+        model = add_lora(model, spec.adapter, seed=seed)
+    if spec.training.gradient_checkpointing:
+        _enable_checkpointing(model)
+    model.train()
+    return model
+
+
+def _turn_off_dropout(config: Any) -> None:
+    """Set every dropout probability of a model configuration to 0, whatever its models call it."""
+    for part in {id(c): c for c in (config, config.get_text_config())}.values():
+        for name, value in part.to_dict().items():
+            if ("drop" in name or "jitter" in name) and isinstance(value, float):
+                setattr(part, name, 0.0)
+
+
+def _enable_checkpointing(model: nn.Module) -> None:
+    """Recompute each block in the backward pass.
+
+    Reentrant: the other kind compares recomputed tensors with saved ones, and a parameter that ZeRO-3 has partitioned
+    again in between has another shape. Reentrant blocks get gradients only when an input needs them, which frozen
+    embeddings do not give, hence enable_input_require_grads.
+    """
+    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+    causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    causal_lm.enable_input_require_grads()
+
+
+def add_lora(model: nn.Module, adapter: Adapter, *, seed: int) -> nn.Module:
+    """Freeze a model and add low-rank adapters (Hu et al. 2021, 2106.09685) that start as no change.
+
+    Returns the PEFT model. Raises TrainerError when a target names no module.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    targets: str | list[str] = adapter.target_modules
+    if "all-linear" in adapter.target_modules:
+        targets = "all-linear"
+    else:
+        names = [name for name, _ in model.named_modules()]
+        for target in adapter.target_modules:
+            if not any(name == target or name.endswith(f".{target}") for name in names):
+                raise invalid_configuration(
+                    f"spec.adapter.targetModules: the model has no module {target}; it has {', '.join(_weight_modules(model))}, "
+                    "or use all-linear"
+                )
+    config = LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        # Adapters in the model's dtype: DeepSpeed's flat buffers hold one dtype, and keeps fp32 master weights anyway.
+        return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def _weight_modules(model: nn.Module) -> list[str]:
+    """Last parts of the names of modules with a weight matrix, each once."""
+    output = model.get_output_embeddings()
+    found = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if hasattr(module, "weight") and not isinstance(module, nn.Embedding) and module is not output
+    }
+    return sorted(name for name in found if "norm" not in name and not name.startswith("ln_"))

@@ -1,0 +1,132 @@
+"""Log-probs of the reference model, computed once and kept on the volume; there is no reference model in memory.
+
+The reference is the policy before its first update, so the engine that trains computes them too. The weights are the
+initial ones whenever this runs: a resumed run loads its checkpoint afterwards. What is cached under a key is therefore
+what this would compute, and a missing or damaged file costs time and nothing else.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer.checkpoint.ranks import Ranks
+from dpo_trainer.dataset import PairDataset
+from dpo_trainer.engine import Engine
+from dpo_trainer.errors import invalid_configuration
+from dpo_trainer.evaluate import logps_table
+
+log = logging.getLogger(__name__)
+
+# Changes when the same model and tokens would give other log-probs; files of another version are not read.
+VERSION = 1
+
+
+def reference_key(spec: DPOJobSpec, *, model_digest: str, dataset_digest: str) -> str:
+    """What the log-probs depend on, as SHA-256, hex.
+
+    model_digest: of weights and configuration. dataset_digest: of the token ids, which tokenizer, chat template and
+    truncation have already gone into. Loss, beta, learning rate and number of ranks are left out: they change nothing.
+    """
+    facts = {
+        "version": VERSION,
+        "model": model_digest,
+        "dataset": dataset_digest,
+        "precision": spec.training.precision,
+        "attention": spec.model.attention,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def reference_logps(
+    engine: Engine,
+    dataset: PairDataset,
+    folder: Path,
+    *,
+    key: str,
+    size: int,
+    ranks: Ranks,
+    after_each: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """Reference log-probs: float32 [pairs, 2], nats, on the CPU of every rank. Collective.
+
+    Call it before any weight has changed. size: pairs of one forward pass. after_each: see logps_table.
+    Raises TrainerError INVALID_CONFIGURATION when the model gives log-probs that are not finite.
+    """
+    path = folder / f"{key}.safetensors"
+    cached = load_table(path, key=key, pairs=len(dataset)) if ranks.rank == 0 else None
+    if ranks.on_first(lambda: cached is not None):
+        # Rank 0 read it for all: on a network file system others might see an older state of the folder.
+        return engine.sum(cached if cached is not None else torch.zeros(len(dataset), 2)).cpu()
+    table = logps_table(engine, dataset, size=size, after_each=after_each)
+    broken = (~torch.isfinite(table)).any(dim=1).nonzero().flatten()
+    if len(broken):
+        raise invalid_configuration(
+            f"spec.model: expected finite log-probs from the initial model, found NaN or infinity in {len(broken)} pairs "
+            f"(the first is source row {dataset[int(broken[0])].row}); check the weights, and precision bf16 or fp32"
+        )
+    ranks.on_first(lambda: save_table(path, table, key=key))
+    return table
+
+
+def save_table(path: Path, table: Tensor, *, key: str) -> None:
+    """Write log-probs so that the file is either whole or not there. Raises OSError."""
+    from safetensors.torch import save
+
+    metadata = {"key": key, "sha256": _digest(table)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(save({"logps": table.contiguous()}, metadata=metadata))
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load_table(path: Path, *, key: str, pairs: int) -> Tensor | None:
+    """Log-probs from a file that save_table wrote, or None when it is missing or not what it should be."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata, table = file.metadata() or {}, file.get_tensor("logps")
+    except (OSError, SafetensorError) as error:
+        log.warning("%s can't be read (%s); the reference log-probs are computed again", path, error)
+        return None
+    if metadata.get("key") != key or table.shape != (pairs, 2) or metadata.get("sha256") != _digest(table):
+        log.warning("%s is damaged; the reference log-probs are computed again", path)
+        return None
+    return table
+
+
+def model_digest(folder: Path, weights: dict[str, str] | None = None) -> str:
+    """SHA-256 over a model's configuration and weights, hex.
+
+    weights: SHA-256 of each weight file, where they are known already; reading them again takes minutes.
+    """
+    digests = weights or {path.name: _file_digest(path) for path in sorted(folder.glob("*.safetensors"))}
+    config = json.dumps(json.loads((folder / "config.json").read_text()), sort_keys=True)
+    facts = {"config": config, "weights": digests}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(table: Tensor) -> str:
+    return hashlib.sha256(table.to(torch.float32).contiguous().numpy().tobytes()).hexdigest()

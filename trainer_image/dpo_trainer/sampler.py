@@ -1,0 +1,76 @@
+"""Which pairs each optimizer step uses, on which rank and in which micro-batch: pure functions of the settings.
+
+Nothing here has state, so a resumed run needs no more than the number of its last step to continue at the next pair.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+
+
+def epoch_order(pairs: int, *, seed: int, epoch: int, shuffle: bool) -> IntArray:
+    """Order of the pairs in one epoch: int64 [pairs], each index once.
+
+    epoch: counted from 0; every epoch has an order of its own.
+    Sorted by raw output of the Philox generator: NumPy guarantees that stream, and not that of `permutation`, to stay
+    the same in later versions, and a run must be able to resume under a newer image.
+    """
+    if not shuffle:
+        return np.arange(pairs, dtype=np.int64)
+    keys = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(pairs)
+    return np.argsort(keys, kind="stable").astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the pairs are spread over the optimizer steps.
+
+    pairs: size of the training set, > 0.
+    global_batch_size: pairs of one step over all ranks. The last step of an epoch has what is left.
+    """
+
+    pairs: int
+    global_batch_size: int
+    seed: int
+    shuffle: bool
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one pass over the pairs."""
+        return math.ceil(self.pairs / self.global_batch_size)
+
+    def total_steps(self, *, epochs: float, max_steps: int | None) -> int:
+        """Optimizer steps of the whole run; max_steps goes before epochs."""
+        return max_steps if max_steps is not None else max(1, math.ceil(epochs * self.steps_per_epoch))
+
+    def step(self, step: int) -> IntArray:
+        """Pairs of one optimizer step: int64 [at most global_batch_size]. Steps are counted from 1."""
+        epoch, position = divmod(step - 1, self.steps_per_epoch)
+        order = epoch_order(self.pairs, seed=self.seed, epoch=epoch, shuffle=self.shuffle)
+        start = position * self.global_batch_size
+        return order[start : start + self.global_batch_size]
+
+    def epoch(self, step: int) -> float:
+        """Passes over the pairs that are finished after a step."""
+        full, steps = divmod(step, self.steps_per_epoch)
+        return full + steps * self.global_batch_size / self.pairs
+
+    def pairs_seen(self, step: int) -> int:
+        """Pairs used in all steps up to and with this one, repeats counted."""
+        full, steps = divmod(step, self.steps_per_epoch)
+        return full * self.pairs + steps * self.global_batch_size
+
+
+def micro_batches(indices: IntArray, *, rank: int, world_size: int, size: int) -> list[IntArray]:
+    """One rank's share of some pairs, in groups of at most `size`.
+
+    Every rank gets a list of the same length, because ZeRO-3's gathers are collective: a rank with fewer groups gets
+    empty ones at the end, for which the caller runs a pair that does not count.
+    """
+    mine = indices[rank::world_size]
+    groups = math.ceil(math.ceil(len(indices) / world_size) / size)
+    return [mine[i * size : (i + 1) * size] for i in range(groups)]

@@ -1,0 +1,33 @@
+"""Learning rate as a function of the optimizer step, without state."""
+
+import math
+from typing import Literal
+
+
+def warmup_steps(ratio: float, total_steps: int) -> int:
+    """Steps of the warm-up; a part of a step counts as one, as in Hugging Face's trainer."""
+    return math.ceil(ratio * total_steps)
+
+
+def learning_rate(
+    step: int,
+    *,
+    peak: float,
+    total_steps: int,
+    warmup: int,
+    shape: Literal["cosine", "linear", "constant"],
+) -> float:
+    """Learning rate of one optimizer step, counted from 1.
+
+    The same numbers as Hugging Face's get_{cosine,linear,constant}_schedule_with_warmup, whose scheduler moves on
+    after each update: step 1 uses factor 0 of the warm-up, step warmup+1 the peak.
+    """
+    done = step - 1
+    if done < warmup:
+        return peak * done / max(1, warmup)
+    if shape == "constant":
+        return peak
+    progress = (done - warmup) / max(1, total_steps - warmup)
+    if shape == "linear":
+        return peak * max(0.0, 1 - progress)
+    return peak * max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))

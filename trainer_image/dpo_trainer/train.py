@@ -1,0 +1,329 @@
+"""The training loop. It reads from top to bottom; what it decides with is in the modules it imports."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.types import AdapterType, DPOJob, DPOJobSpec
+from dpo_trainer.batch import collate
+from dpo_trainer.checkpoint.identity import identity
+from dpo_trainer.checkpoint.ranks import Ranks
+from dpo_trainer.checkpoint.store import Checkpoints
+from dpo_trainer.checkpoint.zero3 import Zero3State
+from dpo_trainer.dataset import PairDataset
+from dpo_trainer.engine import Engine, join_world
+from dpo_trainer.errors import TrainerError, invalid_configuration
+from dpo_trainer.evaluate import evaluate, logps_table, training_batches
+from dpo_trainer.losses import PAIR_METRICS, dpo_loss, log_ratios, pair_metrics
+from dpo_trainer.outcome import Outcome, Stopped, StopRequest
+from dpo_trainer.reference import model_digest, reference_key, reference_logps
+from dpo_trainer.sampler import IntArray, Plan
+from dpo_trainer.schedule import learning_rate, warmup_steps
+from dpo_trainer.telemetry import Telemetry
+from dpo_trainer.workdir import WorkDir
+
+# How far the first step's loss may be from ln 2 and its reward margin from 0. bf16 rounds log-probs of hundreds of nats
+# differently in batches of different shape.
+_FIRST_STEP_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+_PROBE_PAIRS = 8
+
+
+def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop: StopRequest) -> Outcome:
+    """Train one job, or go on training it, on all ranks.
+
+    Returns Succeeded after the last step, or Stopped when a signal came and the state was saved.
+    Raises TrainerError, and Stopped when a signal came before there was any state to save.
+    """
+    spec = job.spec
+    training = spec.training
+    train_data = PairDataset.open(work.train_data)
+    eval_data = PairDataset.open(work.eval_data) if (work.eval_data / "meta.json").is_file() else None
+    plan = Plan(len(train_data), training.global_batch_size, seed=training.seed, shuffle=training.shuffle)
+    total_steps = plan.total_steps(epochs=training.epochs, max_steps=training.max_steps)
+    warmup = warmup_steps(training.warmup_ratio, total_steps)
+    eval_size = spec.evaluation.micro_batch_size or 2 * training.micro_batch_size
+
+    telemetry.activity("connecting the ranks")
+    world = join_world(training.device)
+    telemetry.activity("loading the model")
+    engine = Engine(spec, work.model, world)
+    ranks = Ranks(world.device)
+    _say_partitions(engine, ranks, telemetry)
+    _check_short_way(engine, train_data, training.precision)
+
+    digest = ranks.on_first(lambda: model_digest(work.model, _known_digests(work)))
+    references = []
+    with telemetry.timed("ref"):
+        for name, data in (("training", train_data), ("evaluation", eval_data)):
+            if data is not None:
+                telemetry.activity(f"reference log-probs of the {name} pairs")
+                references.append(
+                    reference_logps(
+                        engine,
+                        data,
+                        work.reference,
+                        key=reference_key(spec, model_digest=digest, dataset_digest=data.digest),
+                        size=eval_size,
+                        ranks=ranks,
+                        after_each=_stop_or_alive(engine, telemetry, stop),
+                    )
+                )
+    train_reference, eval_reference = references[0], references[-1]
+
+    state = Zero3State(engine.deepspeed, engine.module.model, rank=world.rank, world_size=world.world_size)
+    checkpoints = Checkpoints(
+        work.checkpoints,
+        attempt,
+        identity(spec, model=digest, dataset=train_data.digest),
+        keep_last=spec.checkpoint.keep_last,
+        keep_best=spec.checkpoint.keep_best,
+        ranks=ranks,
+    )
+    checkpoints.begin()
+    telemetry.activity("looking for a checkpoint")
+    restored = checkpoints.load(state)
+    first_step = restored.step + 1 if restored else 1
+    for reason in restored.refused if restored else ():
+        telemetry.warning("CheckpointRefused", reason)
+    telemetry.begin(
+        max_steps=total_steps,
+        resumed_step=first_step - 1,
+        resumed_epoch=plan.epoch(first_step - 1),
+        checkpoint=restored.ref if restored else None,
+        checkpoint_interval=spec.checkpoint.every_steps,
+        info=_info(spec),
+    )
+
+    for step in range(first_step, total_steps + 1):
+        started = time.monotonic()
+        pairs = plan.step(step)
+
+        with telemetry.timed("policy"):
+            sums = _forward_backward(engine, spec, train_data, train_reference, pairs, stop)
+        if sums.broken:
+            telemetry.nonfinite_step()
+            raise _not_finite(f"the loss of {sums.broken} of {len(pairs)} pairs", step)
+        rate = learning_rate(
+            step, peak=spec.learning_rate, total_steps=total_steps, warmup=warmup, shape=training.scheduler
+        )
+        with telemetry.timed("optimizer"):
+            grad_norm = engine.step(rate)
+        if grad_norm is None:
+            telemetry.nonfinite_step()
+            raise _not_finite("the gradient", step)
+
+        metrics = {**sums.means, "grad_norm": grad_norm, "learning_rate": rate}
+        if step == 1:
+            _check_first_step(metrics, training.precision, telemetry)
+        telemetry.step(
+            step,
+            epoch=plan.epoch(step),
+            seconds=time.monotonic() - started,
+            pairs=len(pairs),
+            tokens=sums.tokens,
+            metrics=metrics if step % training.log_every_steps == 0 or step == total_steps else None,
+            gpu_memory_peak=torch.cuda.max_memory_allocated() if world.device.type == "cuda" else None,
+        )
+
+        is_last, stopping = step == total_steps, sums.stop
+        evaluation: dict[str, float] | None = None
+        if eval_data is not None and not stopping and (is_last or step % spec.eval_every_steps == 0):
+            telemetry.activity("evaluating")
+            with telemetry.timed("eval"):
+                evaluation = evaluate(
+                    engine,
+                    eval_data,
+                    eval_reference,
+                    method=spec.method,
+                    size=eval_size,
+                    should_stop=lambda: engine.any_rank(stop.is_set()),
+                )
+            if evaluation is not None:
+                telemetry.evaluation(step, evaluation)
+            stopping = evaluation is None
+
+        if is_last or stopping or step % spec.checkpoint.every_steps == 0:
+            loop: dict[str, Any] = {
+                "step": step,
+                "epoch": plan.epoch(step),
+                "pairs_seen": plan.pairs_seen(step),
+                "total_steps": total_steps,
+                "train": metrics,
+                "eval": evaluation,
+            }
+            if is_last:
+                loop["probe"] = _probe(engine, eval_data or train_data, "eval" if eval_data else "train", spec)
+            _save(checkpoints, state, step, loop, evaluation, telemetry)
+        if stopping and not is_last:
+            return Outcome("Stopped", f"Stopped after step {step} of {total_steps}; a checkpoint of it was committed.")
+
+    return Outcome("Succeeded", f"Trained {total_steps} steps on {plan.pairs_seen(total_steps)} pairs.")
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """One step's figures over all ranks. broken: pairs whose loss is not finite. stop: some rank was asked to stop."""
+
+    means: dict[str, float]
+    tokens: int
+    broken: int
+    stop: bool
+
+
+def _forward_backward(
+    engine: Engine,
+    spec: DPOJobSpec,
+    data: PairDataset,
+    reference: Tensor,
+    pairs: IntArray,
+    stop: StopRequest,
+) -> _Sums:
+    """Gradient of one step's mean loss, in micro-batches; one reduction for all figures."""
+    world, method = engine.world, spec.method
+    figures = torch.zeros(len(PAIR_METRICS), dtype=torch.float64, device=world.device)
+    broken = torch.zeros(1, dtype=torch.float64, device=world.device)
+    tokens = 0
+    size = spec.training.micro_batch_size
+    for batch, last in training_batches(data, pairs, rank=world.rank, world_size=world.world_size, size=size):
+        policy = engine.logps(batch).view(-1, 2)
+        before, weight = reference[batch.pairs].to(world.device), batch.weight.to(world.device)
+        chosen, rejected = log_ratios(policy, before)
+        loss = dpo_loss(chosen - rejected, beta=method.beta, label_smoothing=method.label_smoothing)
+        engine.backward((loss * weight).sum() / len(pairs), last=last)
+        with torch.no_grad():
+            real = weight > 0
+            figures += pair_metrics(loss, policy, before, beta=method.beta)[real].sum(dim=0)
+            broken += (~torch.isfinite(loss[real])).sum()
+        tokens += batch.tokens
+    counts = torch.tensor([tokens, stop.is_set()], dtype=torch.float64, device=world.device)
+    *sums, not_finite, all_tokens, stopping = engine.sum(torch.cat([figures, broken, counts])).tolist()
+    means = {name: value / len(pairs) for name, value in zip(PAIR_METRICS, sums, strict=True)}
+    return _Sums(means, int(all_tokens), int(not_finite), stopping > 0)
+
+
+def _check_short_way(engine: Engine, data: PairDataset, precision: str) -> None:
+    """Compare the first pair's log-probs with those from the model's own logits. Collective.
+
+    Raises TrainerError when a model computes its logits in a way that Policy.forward does not reproduce.
+    """
+    batch = collate(data, [0])
+    engine.train(False)
+    with torch.no_grad():
+        short, plain = engine.logps(batch), engine.logps(batch, plain=True)
+    engine.train(True)
+    share = 1e-4 if precision == "fp32" else 2e-2
+    worst = ((short - plain).abs() / (1 + plain.abs())).max()
+    if engine.any_rank(bool(worst > share) or not bool(torch.isfinite(worst))):
+        raise invalid_configuration(
+            f"spec.model: expected log-probs {plain.tolist()} (from the model's own logits), found {short.tolist()} when only "
+            f"answer tokens enter the output layer; this architecture is not supported"
+        )
+
+
+def _stop_or_alive(engine: Engine, telemetry: Telemetry, stop: StopRequest) -> Callable[[int], None]:
+    """For passes before the first step: say how far they are; leave on every rank when one was asked to stop."""
+
+    def after_each(pairs: int) -> None:
+        telemetry.alive(f"{telemetry.progress.activity.partition(':')[0]}: {pairs} done")
+        if engine.any_rank(stop.is_set()):
+            raise Stopped(stop.signal_name or "a signal to another rank")
+
+    return after_each
+
+
+def _check_first_step(metrics: dict[str, float], precision: str, telemetry: Telemetry) -> None:
+    """Before the first update policy and reference are the same model: the loss is ln 2 and the margin 0."""
+    tolerance = _FIRST_STEP_TOLERANCE[precision]
+    telemetry.initial_margin(metrics["rewards/margins"])
+    if abs(metrics["loss"] - math.log(2)) > tolerance:
+        telemetry.warning(
+            "FirstStepLoss",
+            f"expected a first loss of ln 2 = {math.log(2):.6f} ± {tolerance}, found {metrics['loss']:.6f}: the reference is "
+            "not the model that training starts from, or the model is not deterministic",
+        )
+    if abs(metrics["rewards/margins"]) > tolerance:
+        telemetry.warning(
+            "FirstStepMargin",
+            f"expected a first reward margin of 0 ± {tolerance}, found {metrics['rewards/margins']:.6f}",
+        )
+
+
+def _probe(engine: Engine, data: PairDataset, split: str, spec: DPOJobSpec) -> dict[str, Any]:
+    """Log-probs of a few pairs under the final weights, to hold the exported model against. Collective."""
+    indices = np.arange(min(_PROBE_PAIRS, len(data)), dtype=np.int64)
+    table = logps_table(engine, data, size=1, indices=indices)
+    return {
+        "split": split,
+        "pairs": indices.tolist(),
+        "logps": table[: len(indices)].tolist(),
+        "precision": spec.training.precision,
+    }
+
+
+def _save(
+    checkpoints: Checkpoints,
+    state: Zero3State,
+    step: int,
+    loop: dict[str, Any],
+    evaluation: dict[str, float] | None,
+    telemetry: Telemetry,
+) -> None:
+    telemetry.activity("saving a checkpoint")
+    started = time.monotonic()
+    try:
+        with telemetry.timed("checkpoint"):
+            ref = checkpoints.save(
+                state,
+                step=step,
+                loop=loop,
+                metrics={"eval_loss": evaluation["loss"] if evaluation else None, "loss": loop["train"]["loss"]},
+            )
+    except TrainerError:
+        telemetry.checkpoint_failed()
+        raise
+    telemetry.checkpoint(ref, time.monotonic() - started)
+
+
+def _say_partitions(engine: Engine, ranks: Ranks, telemetry: Telemetry) -> None:
+    """Show that no rank holds the whole model."""
+    reports = ranks.gather(engine.partition_report())
+    held = [report["held"] for report in reports]
+    telemetry.activity(
+        f"ZeRO-3: {ranks.world_size} ranks hold {min(held):,} to {max(held):,} of {reports[0]['total']:,} parameters each; "
+        f"this rank {held[ranks.rank]:,}, of which {reports[ranks.rank]['trainable']:,} are trained"
+    )
+
+
+def _known_digests(work: WorkDir) -> dict[str, str] | None:
+    """SHA-256 of the weight files as prepare recorded them, or None."""
+    try:
+        weights: dict[str, str] = json.loads(work.prepared.read_text())["model"]["weights"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return weights
+
+
+def _not_finite(what: str, step: int) -> TrainerError:
+    return TrainerError(
+        ExitCode.NON_FINITE,
+        f"Step {step}: expected finite numbers, found NaN or infinity in {what}; no weight was changed and nothing was saved. "
+        "Lower training.learningRate, set training.maxGradNorm, or use precision fp32 to find out whether rounding is "
+        "the cause.",
+    )
+
+
+def _info(spec: DPOJobSpec) -> dict[str, str]:
+    return {
+        "model": spec.model.name,
+        "loss_type": spec.method.name.value,
+        "peft": "none" if spec.adapter.type is AdapterType.NONE else spec.adapter.type.value,
+        "zero_stage": str(spec.training.zero_stage),
+    }
