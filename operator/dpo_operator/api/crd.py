@@ -14,6 +14,7 @@ from dpo_operator.api.types import DPOJobSpec
 
 Schema = dict[str, Any]
 
+NAME = f"{names.PLURAL}.{names.GROUP}"
 SHORT_NAMES = ("dpo",)
 # `kubectl get all` shows Jobs, so it shows what makes them.
 CATEGORIES = ("all",)
@@ -94,7 +95,7 @@ def crd() -> Schema:
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{names.PLURAL}.{names.GROUP}"},
+        "metadata": {"name": NAME},
         "spec": {
             "group": names.GROUP,
             "names": {
@@ -265,7 +266,7 @@ def _bounds(schema: Mapping[str, Any]) -> Schema:
 
 def _int_or_string(node: Schema) -> Schema:
     """A quantity, which may be written as a whole number; the pattern holds for strings, the minimum for numbers."""
-    rest = {key: value for key, value in node.items() if key not in ("type", "maxLength")}
+    rest = {key: value for key, value in node.items() if key != "type"}
     return {"anyOf": [{"type": "integer"}, {"type": "string"}], "minimum": 0, **rest}
 
 

@@ -317,8 +317,11 @@ class Training(ApiModel):
         default=True,
         description="Recompute activations in the backward pass: less memory, about a third more time.",
     )
-    zero_stage: Literal[1, 2, 3] = Field(
-        default=3, description="What DeepSpeed partitions: 1 optimizer state, 2 and gradients, 3 and weights."
+    zero_stage: StrictInt = Field(
+        default=3,
+        ge=1,
+        le=3,
+        description="What DeepSpeed partitions: 1 optimizer state, 2 and gradients, 3 and weights.",
     )
     offload: Literal["none", "cpu", "nvme"] = Field(
         default="none", description="Where DeepSpeed keeps optimizer state."

@@ -1,0 +1,171 @@
+"""Many DPOJobs, right and wrong, made from the schema: each differs from a complete valid one in one place."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+from dpo_operator.api import crd, names
+
+REMOVE = object()
+
+
+def a_job(name: str = "a-job", **spec: Any) -> dict[str, Any]:
+    """The shortest valid DPOJob, with some parts of the spec replaced."""
+    least = {"model": {"name": "org/model"}, "data": {"train": {"source": "org/pairs"}}}
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": least | spec,
+    }
+
+
+# Every field that may be set together with the others is set; claimName excludes two others and has a job of its own.
+COMPLETE: dict[str, Any] = a_job(
+    model={
+        "name": "org/model",
+        "revision": "main",
+        "tokenSecretRef": {"name": "hub", "key": "token"},
+        "chatTemplate": "{{ messages }}",
+        "attention": "sdpa",
+    },
+    data={
+        "train": {
+            "source": "pvc://pairs/train.jsonl",
+            "split": "train[:10%]",
+            "config": "default",
+            "revision": "v1.0",
+            "format": "pairs",
+            "columns": {"prompt": "question", "chosen": "good", "rejected": "bad", "confidence": "score"},
+            "limit": 1000,
+        },
+        "eval": {"source": "s3://bucket/eval.parquet"},
+        "evalFraction": 0,
+        "maxLength": 1024,
+        "maxPromptLength": 512,
+        "truncation": "keep_start",
+        "filters": {"minConfidence": 0.7, "maxBadRows": 0},
+    },
+    method={"name": "dpo", "beta": 0.1, "labelSmoothing": 0.1, "robust": True},
+    adapter={"type": "lora", "rank": 8, "alpha": 16, "dropout": 0.05, "targetModules": ["q_proj", "all-linear"]},
+    training={
+        "epochs": 1.5,
+        "maxSteps": 100,
+        "learningRate": 5e-7,
+        "globalBatchSize": 64,
+        "microBatchSize": 2,
+        "warmupRatio": 0.1,
+        "scheduler": "linear",
+        "weightDecay": 0.01,
+        "maxGradNorm": 0.5,
+        "precision": "fp32",
+        "gradientCheckpointing": False,
+        "zeroStage": 3,
+        "offload": "cpu",
+        "device": "cuda",
+        "seed": 42,
+        "shuffle": False,
+        "logEverySteps": 10,
+    },
+    evaluation={"everySteps": 25, "microBatchSize": 4},
+    earlyStopping={"metric": "eval_loss", "patience": 2, "minDelta": 0.001},
+    nodes=2,
+    gpusPerNode=4,
+    pod={
+        "image": "registry.example/trainer@sha256:" + "0" * 64,
+        "imagePullPolicy": "Always",
+        "imagePullSecrets": ["pull"],
+        "resources": {"requests": {"cpu": 8, "memory": "64Gi", "rdma/ib": 1}, "limits": {"memory": "64Gi"}},
+        "prepareResources": {"requests": {"cpu": "500m"}, "limits": {}},
+        "nodeSelector": {"topology.kubernetes.io/zone": "a"},
+        "tolerations": [
+            {"key": "gpu", "operator": "Equal", "value": "yes", "effect": "NoExecute", "tolerationSeconds": 5}
+        ],
+        "priorityClassName": "high",
+        "runtimeClassName": "nvidia",
+        "env": [{"name": "NCCL_DEBUG", "value": "INFO"}, {"name": "NCCL_IB_HCA", "value": ""}],
+        "sharedMemory": "8Gi",
+        "network": {"hostNetwork": True, "rdmaResource": "rdma/ib"},
+    },
+    checkpoint={
+        "everySteps": 25,
+        "keepLast": 3,
+        "keepBest": 0,
+        "volume": {
+            "storageClassName": "fast",
+            "size": "1.5Ti",
+            "accessMode": "ReadWriteMany",
+            "retention": "Delete",
+        },
+    },
+    failurePolicy={"maxRestarts": 0, "windowSeconds": 600, "hangTimeoutSeconds": 60},
+    suspend=True,
+    activeDeadlineSeconds=3600,
+    ttlSecondsAfterFinished=0,
+    managedBy="example.org/other",
+)
+
+
+def mutants() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Label and DPOJob, for every field of the spec and everything that its schema says about it."""
+    for path, schema in _fields(crd.spec_schema(), ()):
+        for what, value in _values(schema):
+            job = copy.deepcopy(COMPLETE)
+            if _put(job["spec"], path, value):
+                yield f"{'.'.join(map(str, path))} {what}", job
+
+
+def _fields(schema: dict[str, Any], path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+    for key, child in schema.get("properties", {}).items():
+        yield (*path, key), child
+        yield from _fields(child, (*path, key))
+    if "items" in schema:
+        yield (*path, 0), schema["items"]
+        yield from _fields(schema["items"], (*path, 0))
+    if "additionalProperties" in schema:
+        yield (*path, "cpu"), schema["additionalProperties"]
+
+
+def _values(schema: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What to put in the field's place: values of other types, at each bound and just beyond it."""
+    yield from (("removed", REMOVE), ("null", None), ("a text", "text"), ("a number", 1), ("a fraction", 1.25))
+    yield from (("true", True), ("a list", []), ("an object", {}), ("zero", 0), ("less than zero", -1))
+    yield from ((f"the choice {choice}", choice) for choice in schema.get("enum", ()))
+    for bound, step in (("minimum", -1), ("maximum", 1)):
+        if bound in schema:
+            yield f"at its {bound}", schema[bound]
+            yield f"beyond its {bound}", schema[bound] + step
+    if schema.get("type") == "string" or schema.get("x-kubernetes-int-or-string"):
+        yield from (("empty", ""), ("with a space", "a b"), ("with a line break", "a\n"), ("with a slash", "a/b"))
+        yield from (("with a NUL", "a\0"), ("upper case", "ABC"), ("not ASCII", "é"), ("of dots", ".."))
+        yield from (("a long number", "1" * 32), ("a longer number", "1" * 33), ("a hard space", "a\u00a0b"))
+        if "maxLength" in schema:
+            yield "as long as allowed", "a" * schema["maxLength"]
+            yield "one character too long", "a" * (schema["maxLength"] + 1)
+            yield "as long as allowed, not ASCII", "é" * schema["maxLength"]
+    if "maxItems" in schema and schema["items"].get("type") == "string":
+        yield "full", ["a"] * schema["maxItems"]
+        yield "too full", ["a"] * (schema["maxItems"] + 1)
+    if "maxProperties" in schema:
+        for what, count in (("full", schema["maxProperties"]), ("too full", schema["maxProperties"] + 1)):
+            yield what, {f"k{i}": "1" for i in range(count)}
+        for key in ("", "a b", "a/b", "a/b/c", "/a", "A.B/c", "a" * 317, "a" * 318, "-a", "a_", "é"):
+            yield f"with the key {key[:12]!r} of {len(key)}", {key: "1"}
+        yield "with a null", {"a": None}
+
+
+def _put(spec: Any, path: tuple[str | int, ...], value: Any) -> bool:
+    """Set or remove what is at a path, in place; False where the complete job has no such place."""
+    at = spec
+    for step in path[:-1]:
+        try:
+            at = at[step]
+        except (KeyError, IndexError):
+            return False
+    if value is not REMOVE:
+        at[path[-1]] = value
+        return True
+    if isinstance(at, list):
+        del at[path[-1]]
+        return True
+    return at.pop(path[-1], REMOVE) is not REMOVE

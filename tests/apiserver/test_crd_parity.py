@@ -1,0 +1,152 @@
+"""`dpo run` and the operator accept exactly the DPOJobs that the API server accepts, and read them alike."""
+
+import itertools
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from dpo_operator.api import rules
+from dpo_operator.api.types import DPOJob, DPOJobSpec
+from tests.apiserver.client import Answer, Requests
+from tests.apiserver.mutants import COMPLETE, a_job, mutants
+
+pytestmark = pytest.mark.apiserver
+
+
+def problems(job: dict[str, Any]) -> list[str]:
+    """What the Python side finds wrong with a DPOJob."""
+    try:
+        return rules.violations(DPOJob.model_validate(job))
+    except ValidationError as error:
+        return [f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors()]
+
+
+def disagreement(job: dict[str, Any], answer: Answer) -> str | None:
+    """How the two differ about a job; None when they agree."""
+    found = problems(job)
+    if answer.status not in (201, 400, 422):
+        return f"the API server answered {answer.status}: {answer.message}"
+    if answer.accepted == bool(found):
+        return f"Python: {found or 'accepted'}; API server: {answer.message or 'accepted'}"
+    if answer.accepted and DPOJob.model_validate(answer.body).spec != DPOJob.model_validate(job).spec:
+        return f"read differently: {answer.body['spec']}"
+    return None
+
+
+def test_every_field_has_the_same_bounds(dpojobs: Requests) -> None:
+    verdicts = {True: 0, False: 0}
+    differing = []
+    for label, job in mutants():
+        answer = dpojobs.dry_run(job)
+        verdicts[answer.accepted] += 1
+        if difference := disagreement(job, answer):
+            differing.append(f"{label}: {difference}")
+    assert not differing, "\n".join(differing)
+    # Both kinds are there in numbers: neither side says yes or no to everything.
+    assert min(verdicts.values()) > 300
+
+
+def combinations() -> Iterator[dict[str, Any]]:
+    """Settings that the rules are about, in all their combinations within a rule's reach."""
+    methods = itertools.product(("dpo", "ipo", "kto", "orpo", "simpo", "ln-dpo"), (0, 0.2), (False, True))
+    for name, smoothing, robust in methods:
+        yield {"method": {"name": name, "labelSmoothing": smoothing, "robust": robust}}
+    for held_out, fraction, stopping in itertools.product((None, {"source": "x"}), (None, 0, 0.1), (None, {})):
+        yield {
+            "data": {"train": {"source": "t"}, "eval": held_out, "evalFraction": fraction},
+            "earlyStopping": stopping,
+        }
+    for nodes, claim, storage, mode in itertools.product(
+        (1, 2), (None, "c"), (None, "s"), (None, "ReadWriteMany", "ReadWriteOnce")
+    ):
+        volume = {"claimName": claim, "storageClassName": storage, "accessMode": mode}
+        yield {"nodes": nodes, "checkpoint": {"volume": volume}}
+    for nodes, gpus, batch in itertools.product((1, 2, 1024), (0, 1, 8, 64), (1, 2, 15, 16, 65536)):
+        yield {"nodes": nodes, "gpusPerNode": gpus, "training": {"globalBatchSize": batch}}
+    for gpus, device, adapter in itertools.product((0, 1), ("auto", "cuda", "cpu"), ("none", "lora", "qlora")):
+        yield {"gpusPerNode": gpus, "training": {"device": device}, "adapter": {"type": adapter}}
+    for length, prompt in itertools.product((8, 16), (None, 1, 7, 8, 15, 16, 17)):
+        yield {"data": {"train": {"source": "t"}, "maxLength": length, "maxPromptLength": prompt}}
+    for part, resource in itertools.product(("requests", "limits"), ("cpu", "nvidia.com/gpu", "rdma/ib")):
+        yield {"pod": {"resources": {part: {resource: 1}}}}
+        yield {"pod": {"prepareResources": {part: {resource: 1}}}}
+    for name in (
+        *(
+            "NCCL_DEBUG",
+            "LD_PRELOAD",
+            "LD_",
+            "PYTHONPATH",
+            "PYTHON",
+            "PATH",
+            "PATHS",
+            "HOME",
+            "HTTPS_PROXY",
+            "no_proxy",
+        ),
+        *(
+            "PROXY",
+            "HF_ENDPOINT",
+            "HF_TOKEN",
+            "HF_HOME",
+            "HF_HUB_OFFLINE",
+            "PET_NNODES",
+            "DPO_X",
+            "MASTER_ADDR",
+            "MASTER",
+        ),
+        *("RANK", "RANKS", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "LOCAL_WORLD_SIZE", "ld_preload"),
+    ):
+        yield {"pod": {"env": [{"name": "A"}, {"name": name, "value": "v"}]}}
+
+
+def test_every_rule_has_the_same_verdict(dpojobs: Requests) -> None:
+    broken = set()
+    differing = []
+    for spec in combinations():
+        job = a_job(**spec)
+        if difference := disagreement(job, dpojobs.dry_run(job)):
+            differing.append(f"{spec}: {difference}")
+        broken |= {problem.split(":")[0] for problem in problems(job)}
+    assert not differing, "\n".join(differing)
+    assert broken >= {f"spec.{rule.field}" for rule in rules.SPEC_RULES}
+
+
+def test_mixtures_of_settings_have_the_same_verdict(dpojobs: Requests) -> None:
+    parts = list(combinations())
+    chance = random.Random(20)
+    differing = []
+    for _ in range(300):
+        spec: dict[str, Any] = {}
+        for part in chance.sample(parts, 3):
+            spec |= part
+        job = a_job(**spec)
+        if difference := disagreement(job, dpojobs.dry_run(job)):
+            differing.append(f"{spec}: {difference}")
+    assert not differing, "\n".join(differing)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a", "a" * 44, "a" * 45, "a" * 253, "a" * 254, "a-1", "a-", "-a", "1a", "a.b", "a/b", "A", "a_b", "", "é", "a\n"],
+)
+def test_names_have_the_same_verdict(dpojobs: Requests, name: str) -> None:
+    job = a_job(name)
+    assert disagreement(job, dpojobs.dry_run(job)) is None
+
+
+def test_the_api_server_fills_in_the_defaults_of_the_types(dpojobs: Requests) -> None:
+    shortest = a_job()
+    filled = dpojobs.dry_run(shortest).body["spec"]
+    expected = DPOJobSpec.model_validate(shortest["spec"]).model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert filled == expected
+
+
+def test_the_complete_job_is_right_and_kept_as_written(dpojobs: Requests) -> None:
+    answer = dpojobs.dry_run(COMPLETE)
+    assert answer.accepted, answer.message
+    assert problems(COMPLETE) == []
+    written = DPOJob.model_validate(COMPLETE)
+    assert DPOJob.model_validate(answer.body).spec == written.spec
