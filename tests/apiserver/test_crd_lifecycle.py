@@ -1,0 +1,177 @@
+"""What may change in a stored DPOJob, what kubectl shows of it, and how the CRD itself is applied."""
+
+import json
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import yaml
+
+from dpo_operator.api import crd, rules
+from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.types import DPOJob, DPOJobSpec
+from tests.apiserver.client import Requests
+from tests.apiserver.mutants import COMPLETE, a_job
+from tests.cluster.rig.control_plane import ControlPlane
+from tests.conftest import REPOSITORY
+
+pytestmark = pytest.mark.apiserver
+
+# Another valid value for each field that must not change.
+CHANGES: dict[str, Any] = {
+    "model": {"name": "org/other"},
+    "data": {"maxLength": 4096},
+    "method": {"beta": 0.2},
+    "adapter": {"rank": 64},
+    "training": {"epochs": 2},
+    "evaluation": {"everySteps": 5},
+    "earlyStopping": {"patience": 9},
+    "nodes": 1,
+    "gpusPerNode": 2,
+    "pod": {"sharedMemory": "1Gi"},
+    "checkpoint": {"keepLast": 9},
+    "managedBy": "example.org/third",
+}
+ALLOWED: dict[str, Any] = {
+    "suspend": False,
+    "activeDeadlineSeconds": None,
+    "ttlSecondsAfterFinished": 60,
+    "failurePolicy": {"maxRestarts": 9},
+}
+
+
+@pytest.fixture
+def stored(dpojobs: Requests) -> Iterator[Requests]:
+    """A client of an API that holds the complete job."""
+    answer = dpojobs.create(COMPLETE)
+    assert answer.accepted, answer.message
+    yield dpojobs
+    dpojobs.delete("a-job")
+
+
+def test_each_field_may_change_or_not() -> None:
+    assert set(CHANGES) == set(rules.IMMUTABLE_FIELDS)
+    every = {field.alias or name for name, field in DPOJobSpec.model_fields.items()}
+    assert set(CHANGES) | set(ALLOWED) == every
+
+
+@pytest.mark.parametrize("field", sorted(CHANGES))
+def test_what_decides_the_result_can_not_change(stored: Requests, field: str) -> None:
+    answer = stored.merge("a-job", {"spec": {field: CHANGES[field]}})
+    assert not answer.accepted
+    assert f"spec.{field}: Invalid value" in answer.message
+    assert crd.IMMUTABLE_MESSAGE in answer.message
+
+
+@pytest.mark.parametrize("field", sorted(ALLOWED))
+def test_what_steers_the_operator_can_change(stored: Requests, field: str) -> None:
+    answer = stored.merge("a-job", {"spec": {field: ALLOWED[field]}})
+    assert answer.accepted, answer.message
+
+
+def test_an_optional_part_can_not_be_taken_away(stored: Requests) -> None:
+    answer = stored.merge("a-job", {"spec": {"earlyStopping": None}})
+    assert "spec.earlyStopping: Invalid value" in answer.message
+
+
+def test_an_optional_part_can_not_be_added(dpojobs: Requests) -> None:
+    without = deepcopy(COMPLETE)
+    without["metadata"]["name"] = "b-job"
+    del without["spec"]["earlyStopping"]
+    assert dpojobs.create(without).accepted
+    answer = dpojobs.merge("b-job", {"spec": {"earlyStopping": {}}})
+    dpojobs.delete("b-job")
+    assert "spec.earlyStopping: Invalid value" in answer.message
+
+
+def test_a_status_goes_through_the_api_unchanged(stored: Requests) -> None:
+    now = "2026-01-02T03:04:05Z"
+    status = {
+        "observedGeneration": 1,
+        "state": "Training",
+        "phase": "train",
+        "attempts": {"prepare": 1, "train": 3, "export": 0},
+        "restarts": 2,
+        "conditions": [
+            {
+                "type": "Running",
+                "status": "True",
+                "lastTransitionTime": now,
+                "reason": "PodsRunning",
+                "message": "4 pods",
+            }
+        ],
+        "progress": {
+            "step": 120,
+            "maxSteps": 600,
+            "percent": "20%",
+            "eta": "1h12m",
+            "loss": "0.6123",
+            "rewardMargin": "0.231",
+            "rewardAccuracy": "0.66",
+            "updatedTime": now,
+        },
+    }
+    written = DPOJobStatus.model_validate(status).to_dict()
+    answer = stored.merge("a-job", {"status": written}, subresource="/status")
+    assert answer.accepted, answer.message
+    assert answer.body["status"] == written
+
+
+def test_an_unknown_state_is_refused(stored: Requests) -> None:
+    answer = stored.merge("a-job", {"status": {"state": "Thinking"}}, subresource="/status")
+    assert "status.state: Unsupported value" in answer.message
+
+
+def test_kubectl_shows_how_the_job_does(stored: Requests, control_plane: ControlPlane) -> None:
+    progress = {"step": 120, "maxSteps": 600, "percent": "20%", "eta": "1h12m", "loss": "0.6123"}
+    progress |= {"rewardMargin": "0.231", "rewardAccuracy": "0.66"}
+    status = {"state": "Training", "restarts": 2, "progress": progress}
+    assert stored.merge("a-job", {"status": status}, subresource="/status").accepted
+    header, row = control_plane.kubectl("get", "dpo").splitlines()
+    assert header.split() == [
+        "NAME",
+        "STATE",
+        "STEP",
+        "PROGRESS",
+        "ETA",
+        "LOSS",
+        "MARGIN",
+        "ACCURACY",
+        "RESTARTS",
+        "AGE",
+    ]
+    assert row.split()[:-1] == ["a-job", "Training", "120", "20%", "1h12m", "0.6123", "0.231", "0.66", "2"]
+    assert "dpojob.dpo-operator.dev/a-job" in control_plane.kubectl("get", "all")
+
+
+def test_kubectl_explains_every_part(dpojobs: Requests, control_plane: ControlPlane) -> None:
+    text = control_plane.kubectl("explain", "dpojob.spec", "--recursive")
+    for field in ("tokenSecretRef", "minConfidence", "hangTimeoutSeconds", "targetModules"):
+        assert field in text
+    assert "Strength of the pull to the reference" in control_plane.kubectl("explain", "dpojob.spec.method.beta")
+
+
+def test_the_file_in_crds_applies_on_the_client_and_on_the_server(
+    dpojobs: Requests, control_plane: ControlPlane
+) -> None:
+    file = REPOSITORY / "crds" / "dpo-operator.dev_dpojobs.yaml"
+    # kubectl's client-side apply keeps a copy in an annotation, and annotations end at 256 KiB.
+    assert len(json.dumps(yaml.safe_load(file.read_text(encoding="utf-8")))) < 262_144 / 2
+    control_plane.kubectl("apply", "-f", str(file))
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(file))
+    served = json.loads(control_plane.kubectl("get", "crd", crd.NAME, "-o", "json"))
+    by_type = {c["type"]: c for c in served["status"]["conditions"]}
+    assert by_type["Established"]["status"] == "True"
+    assert by_type.get("NonStructuralSchema", {"status": "False"})["status"] == "False"
+
+
+@pytest.mark.parametrize("file", sorted((REPOSITORY / "examples").rglob("dpojob*.yaml")), ids=lambda f: f.parent.name)
+def test_the_examples_are_accepted(dpojobs: Requests, control_plane: ControlPlane, file: Any) -> None:
+    control_plane.kubectl("apply", "--dry-run=server", "-f", str(file))
+
+
+def test_what_the_server_stores_is_read_back(dpojobs: Requests) -> None:
+    answer = dpojobs.dry_run(a_job())
+    assert DPOJob.model_validate(answer.body).spec == DPOJobSpec.model_validate(a_job()["spec"])
