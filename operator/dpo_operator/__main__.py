@@ -1,0 +1,26 @@
+"""The operator's process: `python -m dpo_operator`."""
+
+import asyncio
+import os
+import sys
+
+import kopf
+
+from dpo_operator.config import Config, ConfigError
+from dpo_operator.controller import run
+
+
+def main() -> int:
+    """Read the settings, set up logging, run. Returns the exit status."""
+    try:
+        config = Config.from_environment(os.environ)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    kopf.configure(log_format=kopf.LogFormat.JSON if config.log_format == "json" else kopf.LogFormat.PLAIN)
+    asyncio.run(run(config))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

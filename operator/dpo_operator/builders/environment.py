@@ -1,0 +1,68 @@
+"""Environment variables of trainer containers."""
+
+from typing import Any
+
+from dpo_operator.api import names
+from dpo_operator.api.types import DPOJob
+
+# An emptyDir; the root file system is read-only.
+TEMPORARY = "/tmp"  # noqa: S108
+
+
+def literal(value: str) -> str:
+    """A value that Kubernetes leaves alone: it would expand $(NAME), and reads $$ as $."""
+    return value.replace("$", "$$")
+
+
+def _variables(pairs: dict[str, str]) -> list[dict[str, Any]]:
+    return [{"name": name, "value": value} for name, value in pairs.items()]
+
+
+def build_environment(job: DPOJob, phase: names.Phase, attempt: int) -> list[dict[str, Any]]:
+    """Environment of one phase's container. Names of the job file's settings are not repeated here."""
+    common = {
+        names.ENV_JOB_FILE: names.JOB_FILE,
+        names.ENV_WORK_DIR: names.WORK_DIR,
+        names.ENV_ATTEMPT: str(attempt),
+        names.ENV_METRICS_PORT: str(names.METRICS_PORT),
+        names.ENV_TERMINATION_LOG: names.TERMINATION_LOG,
+        # Libraries put caches into a home.
+        "HOME": TEMPORARY,
+    }
+    if phase == "prepare":
+        return _variables(common | _prepare(job))
+    offline = {"HF_HUB_OFFLINE": "1"}
+    if phase == "export":
+        return _variables(common | offline)
+    return [
+        *_variables(common | offline | _rendezvous(job, attempt)),
+        {
+            "name": "PET_NODE_RANK",
+            "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{names.COMPLETION_INDEX}']"}},
+        },
+        *_variables({variable.name: literal(variable.value) for variable in job.spec.pod.env}),
+    ]
+
+
+def _prepare(job: DPOJob) -> dict[str, str]:
+    """Downloads pass through the job's volume: a model does not fit a node's ephemeral storage."""
+    variables = {
+        names.ENV_CLAIMS_DIR: names.CLAIMS_DIR,
+        "HF_HOME": f"{names.WORK_DIR}/.cache/huggingface",
+    }
+    if job.spec.model.token_secret_ref is not None:
+        variables[names.ENV_TOKEN_FILE] = names.TOKEN_FILE
+    return variables
+
+
+def _rendezvous(job: DPOJob, attempt: int) -> dict[str, str]:
+    """torchrun's own variables; it does no restarts, because all ranks restart together as the next attempt."""
+    # A single node needs no DNS to find itself.
+    master = names.master_address(job.metadata.name, attempt) if job.spec.nodes > 1 else "127.0.0.1"
+    return {
+        "PET_NNODES": str(job.spec.nodes),
+        "PET_NPROC_PER_NODE": str(job.spec.processes_per_node),
+        "PET_MASTER_ADDR": master,
+        "PET_MASTER_PORT": str(names.MASTER_PORT),
+        "PET_MAX_RESTARTS": "0",
+    }

@@ -1,0 +1,36 @@
+"""batch/v1 Jobs: one for each attempt at a phase."""
+
+from typing import Any
+
+from dpo_operator.api import names
+from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.common import Manifest, build_metadata
+from dpo_operator.builders.pod import TrainerImage, build_pod_template
+
+
+def pod_count(job: DPOJob, phase: names.Phase) -> int:
+    """Pods that a phase runs at the same time."""
+    return job.spec.nodes if phase == "train" else 1
+
+
+def build_child_job(job: DPOJob, phase: names.Phase, attempt: int, image: TrainerImage) -> Manifest:
+    """Job of one attempt.
+
+    backoffLimit 0 and podReplacementPolicy Failed: Kubernetes never replaces a single rank; the operator makes the
+    next attempt with all of them.
+    """
+    spec: dict[str, Any] = {
+        "backoffLimit": 0,
+        "podReplacementPolicy": "Failed",
+        "parallelism": pod_count(job, phase),
+        "completions": pod_count(job, phase),
+        "completionMode": "Indexed",
+        "template": build_pod_template(job, phase, attempt, image),
+    }
+    name = names.child_job_name(job.metadata.name, phase, attempt)
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": build_metadata(job, name, phase=phase, attempt=attempt),
+        "spec": spec,
+    }

@@ -1,0 +1,168 @@
+"""Pod templates of the three phases. They pass the restricted Pod Security level."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from dpo_operator.api import names
+from dpo_operator.api.types import DPOJob, ResourceList
+from dpo_operator.builders.common import build_labels
+from dpo_operator.builders.config import JOB_FILE_KEY
+from dpo_operator.builders.environment import TEMPORARY, build_environment
+from dpo_operator.builders.volume import claim_name
+
+CONTAINER = "trainer"
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - NCCL looks for it there
+TRAINER_UID = 65532
+GPU = "nvidia.com/gpu"
+# Time for the ranks to write a checkpoint after SIGTERM.
+GRACE_SECONDS = 120
+# How long a pod stays on a node that stopped answering; Kubernetes' own default is 300.
+LOST_NODE_SECONDS = 10
+
+COMMANDS: dict[names.Phase, str] = {"prepare": "prepare", "train": "launch", "export": "export"}
+
+
+@dataclass(frozen=True)
+class TrainerImage:
+    """The operator's defaults for jobs that name no image."""
+
+    name: str
+    pull_policy: str = "IfNotPresent"
+
+
+def build_pod_template(job: DPOJob, phase: names.Phase, attempt: int, image: TrainerImage) -> dict[str, Any]:
+    """Template of one phase's pods."""
+    pod = job.spec.pod
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": TRAINER_UID,
+            "runAsGroup": TRAINER_UID,
+            "fsGroup": TRAINER_UID,
+            # Without this, every start would change the owner of every file on a large volume.
+            "fsGroupChangePolicy": "OnRootMismatch",
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(job, phase, attempt, image)],
+        "volumes": _volumes(job, phase),
+        "tolerations": _tolerations(job, phase),
+    }
+    if pod.image_pull_secrets:
+        spec["imagePullSecrets"] = [{"name": name} for name in pod.image_pull_secrets]
+    if pod.priority_class_name is not None:
+        spec["priorityClassName"] = pod.priority_class_name
+    if phase == "train":
+        spec |= _placement(job)
+    return {"metadata": {"labels": build_labels(job, phase, attempt)}, "spec": spec}
+
+
+def _container(job: DPOJob, phase: names.Phase, attempt: int, image: TrainerImage) -> dict[str, Any]:
+    mounts = [
+        {"name": "work", "mountPath": names.WORK_DIR, "subPath": job.metadata.uid},
+        {"name": "config", "mountPath": names.JOB_FILE.rpartition("/")[0], "readOnly": True},
+        {"name": "tmp", "mountPath": TEMPORARY},
+        {"name": "shm", "mountPath": SHARED_MEMORY},
+    ]
+    if phase == "prepare":
+        mounts += [
+            {"name": f"claim-{i}", "mountPath": f"{names.CLAIMS_DIR}/{claim}", "readOnly": True}
+            for i, claim in enumerate(source_claims(job))
+        ]
+        if job.spec.model.token_secret_ref is not None:
+            mounts.append({"name": "token", "mountPath": names.TOKEN_FILE.rpartition("/")[0], "readOnly": True})
+    return {
+        "name": CONTAINER,
+        "image": job.spec.pod.image or image.name,
+        "imagePullPolicy": job.spec.pod.image_pull_policy or image.pull_policy,
+        "command": ["python", "-m", "dpo_trainer", COMMANDS[phase]],
+        "env": build_environment(job, phase, attempt),
+        "ports": [{"name": names.METRICS_PORT_NAME, "containerPort": names.METRICS_PORT, "protocol": "TCP"}],
+        "resources": _resources(job, phase),
+        "volumeMounts": mounts,
+        "terminationMessagePath": names.TERMINATION_LOG,
+        "terminationMessagePolicy": "File",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+    }
+
+
+def _resources(job: DPOJob, phase: names.Phase) -> dict[str, Any]:
+    wanted: ResourceList = job.spec.pod.resources if phase == "train" else job.spec.pod.prepare_resources
+    requests, limits = dict(wanted.requests), dict(wanted.limits)
+    if phase == "train" and job.spec.gpus_per_node > 0:
+        requests[GPU] = limits[GPU] = str(job.spec.gpus_per_node)
+    return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
+
+
+def _volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
+    volumes: list[dict[str, Any]] = [
+        {"name": "work", "persistentVolumeClaim": {"claimName": claim_name(job)}},
+        {
+            "name": "config",
+            "configMap": {
+                "name": names.config_name(job.metadata.name),
+                "items": [{"key": JOB_FILE_KEY, "path": names.JOB_FILE.rpartition("/")[2]}],
+            },
+        },
+        {"name": "tmp", "emptyDir": {}},
+        # Kubernetes gives 64 MiB by default, too little for NCCL between the GPUs of a node.
+        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.spec.pod.shared_memory}},
+    ]
+    if phase != "prepare":
+        return volumes
+    volumes += [
+        {"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": claim}}
+        for i, claim in enumerate(source_claims(job))
+    ]
+    if (token := job.spec.model.token_secret_ref) is not None:
+        item = {"key": token.key, "path": names.TOKEN_FILE.rpartition("/")[2]}
+        volumes.append({"name": "token", "secret": {"secretName": token.name, "items": [item], "defaultMode": 0o440}})
+    return volumes
+
+
+def source_claims(job: DPOJob) -> list[str]:
+    """Claims that the model and the data are read from (pvc://claim/path), each once, in a fixed order."""
+    data = job.spec.data
+    sources = [job.spec.model.name, data.train.source, *([data.eval.source] if data.eval else [])]
+    claims = [s.removeprefix("pvc://").partition("/")[0] for s in sources if s.startswith("pvc://")]
+    return list(dict.fromkeys(claims))
+
+
+def _tolerations(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
+    lost_node = [
+        {
+            "key": f"node.kubernetes.io/{taint}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": LOST_NODE_SECONDS,
+        }
+        for taint in ("not-ready", "unreachable")
+    ]
+    if phase != "train":
+        return lost_node
+    own = [t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in job.spec.pod.tolerations]
+    return [*lost_node, {"key": GPU, "operator": "Exists"}, *own]
+
+
+def _placement(job: DPOJob) -> dict[str, Any]:
+    """Where training pods go, and the name under which they find each other."""
+    pod = job.spec.pod
+    spec: dict[str, Any] = {"subdomain": names.service_name(job.metadata.name)}
+    if pod.node_selector:
+        spec["nodeSelector"] = dict(pod.node_selector)
+    if pod.runtime_class_name is not None:
+        spec["runtimeClassName"] = pod.runtime_class_name
+    if job.spec.nodes > 1:
+        own_ranks = {"matchLabels": {names.LABEL_UID: job.metadata.uid, names.LABEL_PHASE: "train"}}
+        term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": own_ranks}
+        spec["affinity"] = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
+    return spec

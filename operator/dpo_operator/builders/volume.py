@@ -1,0 +1,29 @@
+"""The PersistentVolumeClaim for a job that brings none."""
+
+from typing import Any
+
+from dpo_operator.api import names
+from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.common import Manifest, build_metadata
+
+
+def claim_name(job: DPOJob) -> str:
+    """Claim that the job's files are on: its own, or the one it names."""
+    return job.spec.checkpoint.volume.claim_name or names.volume_claim_name(job.metadata.name)
+
+
+def build_claim(job: DPOJob) -> Manifest:
+    """Claim for the work volume. Only retention Delete makes it a child that goes with the job."""
+    volume = job.spec.checkpoint.volume
+    spec: dict[str, Any] = {
+        "accessModes": [job.spec.access_mode],
+        "resources": {"requests": {"storage": volume.size}},
+    }
+    if volume.storage_class_name is not None:
+        spec["storageClassName"] = volume.storage_class_name
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": build_metadata(job, claim_name(job), owned=volume.retention == "Delete"),
+        "spec": spec,
+    }

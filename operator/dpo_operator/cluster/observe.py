@@ -1,0 +1,69 @@
+"""Fresh reads of everything that belongs to one job. Nothing here writes."""
+
+import asyncio
+from collections.abc import Hashable
+from typing import Any
+
+from dpo_operator.api import names
+from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.volume import claim_name
+from dpo_operator.cluster.client import Client
+from dpo_operator.cluster.memory import Stopwatch
+from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Observed, Support, owner_uid
+
+Json = dict[str, Any]
+
+
+async def observe(client: Client, job: DPOJob, stopwatch: Stopwatch, refused: str = "") -> Observed:
+    """Jobs, pods, claim, Service and ConfigMap of a job, as the API server holds them now."""
+    namespace, name, uid = job.metadata.namespace, job.metadata.name, job.metadata.uid
+    selector = f"{names.LABEL_UID}={uid}"
+    jobs, pods, claim, service, config = await asyncio.gather(
+        client.list("Job", namespace, selector),
+        client.list("Pod", namespace, selector),
+        client.get("PersistentVolumeClaim", namespace, claim_name(job)),
+        client.get("Service", namespace, names.service_name(name)),
+        client.get("ConfigMap", namespace, names.config_name(name)),
+    )
+    clock = _Clock(stopwatch)
+    seen = Observed(
+        # Labels can be copied by anyone who may create a Job; ownership is what counts.
+        jobs=tuple(clock.job(raw) for raw in jobs if owner_uid(raw) == uid),
+        pods=tuple(clock.pod(raw) for raw in pods),
+        claim=Claim.from_raw(claim) if claim else None,
+        support=tuple(
+            Support(kind, owner_uid(raw)) for kind, raw in (("Service", service), ("ConfigMap", config)) if raw
+        ),
+        refused=refused,
+    )
+    clock.forget_the_rest()
+    return seen
+
+
+class _Clock:
+    """Adds how long ends and deletions have been seen."""
+
+    def __init__(self, stopwatch: Stopwatch) -> None:
+        self._stopwatch = stopwatch
+        self._facts: set[Hashable] = set()
+
+    def job(self, raw: Json) -> ChildJob:
+        child = ChildJob.from_raw(raw)
+        return ChildJob.from_raw(raw, failed_seconds=self._since("failed", child.uid)) if child.failed else child
+
+    def pod(self, raw: Json) -> ChildPod:
+        pod = ChildPod.from_raw(raw)
+        if not pod.ended and not pod.deleting:
+            return pod
+        return ChildPod.from_raw(
+            raw,
+            deleting_seconds=self._since("deleting", pod.uid) if pod.deleting else 0.0,
+            failed_seconds=self._since("ended", pod.uid) if pod.ended else 0.0,
+        )
+
+    def _since(self, what: str, uid: str) -> float:
+        self._facts.add((what, uid))
+        return self._stopwatch.seconds((what, uid))
+
+    def forget_the_rest(self) -> None:
+        self._stopwatch.keep(self._facts)

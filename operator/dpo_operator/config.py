@@ -1,0 +1,79 @@
+"""Settings of the operator process, from environment variables."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from dpo_operator.builders.pod import TrainerImage
+
+LogFormat = Literal["json", "plain"]
+
+
+class ConfigError(ValueError):
+    """An environment variable that can't be used. The message says what was expected and what was found."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """How this operator runs.
+
+    namespaces: those that are watched; empty means all. ports: of the operator's own pod.
+    resync_seconds: between two passes over all jobs, which heal what a watch missed.
+    progress_seconds: between two readings of a training job. workers: jobs that are reconciled at the same time.
+    """
+
+    image: TrainerImage
+    namespaces: tuple[str, ...] = ()
+    metrics_port: int = 9400
+    health_port: int = 8080
+    log_format: LogFormat = "json"
+    resync_seconds: float = 30.0
+    progress_seconds: float = 3.0
+    workers: int = 8
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> "Config":
+        """Read DPO_TRAINER_IMAGE and the optional variables. Raises ConfigError."""
+        image = environment.get("DPO_TRAINER_IMAGE", "").strip()
+        if not image:
+            raise ConfigError("DPO_TRAINER_IMAGE: expected the trainer image, found nothing; set it on the operator")
+        return cls(
+            image=TrainerImage(image, _pull_policy(environment)),
+            namespaces=tuple(n.strip() for n in environment.get("WATCH_NAMESPACES", "").split(",") if n.strip()),
+            metrics_port=int(_number(environment, "DPO_METRICS_PORT", 9400, 1, 65535)),
+            health_port=int(_number(environment, "DPO_HEALTH_PORT", 8080, 1, 65535)),
+            log_format=_log_format(environment),
+            resync_seconds=_number(environment, "DPO_RESYNC_SECONDS", 30, 1, 3600),
+            progress_seconds=_number(environment, "DPO_PROGRESS_SECONDS", 3, 0.5, 600),
+            workers=int(_number(environment, "DPO_WORKERS", 8, 1, 256)),
+        )
+
+
+def _number(environment: Mapping[str, str], name: str, default: float, low: float, high: float) -> float:
+    text = environment.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise ConfigError(f"{name}: expected a number from {low:g} to {high:g}, found {text!r}")
+    return value
+
+
+def _pull_policy(environment: Mapping[str, str]) -> str:
+    policy = environment.get("DPO_TRAINER_IMAGE_PULL_POLICY", "").strip() or "IfNotPresent"
+    if policy not in ("Always", "IfNotPresent", "Never"):
+        raise ConfigError(f"DPO_TRAINER_IMAGE_PULL_POLICY: expected Always, IfNotPresent or Never, found {policy!r}")
+    return policy
+
+
+def _log_format(environment: Mapping[str, str]) -> LogFormat:
+    match environment.get("DPO_LOG_FORMAT", "").strip() or "json":
+        case "json":
+            return "json"
+        case "plain":
+            return "plain"
+        case other:
+            raise ConfigError(f"DPO_LOG_FORMAT: expected json or plain, found {other!r}")

@@ -1,0 +1,61 @@
+"""The vocabulary of a plan."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dpo_operator.api.status import DPOJobStatus
+
+Kind = Literal["DPOJob", "Job", "Pod"]
+
+
+@dataclass(frozen=True)
+class Create:
+    """Create an object; one of the same name that is not ours is an error, one that is ours is fine."""
+
+    manifest: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """Kind of the object."""
+        return str(self.manifest["kind"])
+
+    @property
+    def name(self) -> str:
+        """Name of the object."""
+        return str(self.manifest["metadata"]["name"])
+
+
+@dataclass(frozen=True)
+class Delete:
+    """Delete exactly the object with this UID. grace_seconds: for pods, None keeps the pod's own."""
+
+    kind: Kind
+    name: str
+    uid: str
+    grace_seconds: int | None = None
+
+
+Action = Create | Delete
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event for people who run `kubectl describe`."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do next.
+
+    The status is written first, when it changed; events and actions follow only when that succeeded.
+    requeue_after: seconds until the job has to be looked at again without any event; None: when something happens.
+    """
+
+    status: DPOJobStatus
+    actions: tuple[Action, ...] = ()
+    events: tuple[Event, ...] = ()
+    requeue_after: float | None = None

@@ -1,0 +1,175 @@
+"""Why an attempt ended: one cause, found among the ends of all its pods."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dpo_operator.api import exitcodes
+from dpo_operator.api.exitcodes import ExitCode, FailureClass
+from dpo_operator.planning.observed import ChildJob, ChildPod, Exit
+
+# Reasons of the DisruptionTarget condition, in words that an event can use.
+DISRUPTIONS = {
+    "PreemptionByScheduler": "Preempted",
+    "EvictionByEvictionAPI": "Evicted",
+    "TerminationByKubelet": "Evicted",
+    "DeletionByTaintManager": "NodeLost",
+    "DeletionByPodGC": "NodeLost",
+}
+NODE_LOST = "NodeLost"
+POD_DELETED = "PodDeleted"
+JOB_DELETED = "JobDeleted"
+OOM_KILLED = "OOMKilled"
+HANG = "Hang"
+GANG_INCOMPLETE = "GangIncomplete"
+
+# After the first rank's end, how long a better explanation than "a peer went away" is waited for, seconds.
+SETTLE_SECONDS = 10.0
+# How long after its grace period a deleted pod may still not be gone before its node counts as lost.
+LATE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The cause of an attempt's end, in words for people.
+
+    distance: how far from the cause; 0 is a failure that no other one explains.
+    finished_at: RFC 3339 by the node's clock. step: optimizer steps that were finished.
+    """
+
+    reason: str
+    failure_class: FailureClass
+    message: str
+    distance: int = 0
+    finished_at: str = ""
+    step: int = 0
+
+
+# Distances: a failure of its own, a pod that was told to stop, a rank that lost its peer.
+OWN, STOPPED, SECONDARY = 0, 1, 2
+
+
+def find_failure(job: ChildJob | None, pods: Sequence[ChildPod], desired: int) -> Failure | None:
+    """The cause, or None when nothing failed. desired: pods of the attempt.
+
+    When one rank dies, Kubernetes stops the others and they lose their peers; nodes' clocks differ. So kinds of ends
+    are compared first, and times only between ends of the same kind.
+    """
+    found = [failure for pod in pods if (failure := classify(pod)) is not None]
+    if found:
+        first = min(found, key=lambda f: (f.distance, f.finished_at))
+        first = replace(first, step=max(f.step for f in found))
+        return _without_peers(first, pods, desired) if first.distance == SECONDARY else first
+    if job is not None and job.failed:
+        # A trainer that fails leaves its pod; no such pod means that somebody took it away.
+        message = f"Job {job.name} failed and no failed pod is left: {job.failure_message or 'no message'}"
+        return Failure(POD_DELETED, "infrastructure", message, distance=STOPPED)
+    return None
+
+
+def is_settled(failure: Failure, job: ChildJob | None, pods: Sequence[ChildPod]) -> bool:
+    """Whether no better explanation can come any more: it is one already, all pods ended, or enough time passed."""
+    if failure.distance == OWN:
+        return True
+    waited = max([job.failed_seconds if job else 0.0, *(pod.failed_seconds for pod in pods)])
+    everyone_ended = bool(pods) and all(pod.ended for pod in pods)
+    return everyone_ended or waited >= SETTLE_SECONDS
+
+
+def classify(pod: ChildPod) -> Failure | None:
+    """Failure of one pod, or None while it runs or when it succeeded."""
+    if pod.succeeded or (pod.exit is not None and pod.exit.code == ExitCode.OK):
+        return None
+    own_code = pod.exit is not None and exitcodes.info(pod.exit.code).failure_class == "configuration"
+    if pod.disruption and not own_code:
+        return _disrupted(pod)
+    if pod.exit is not None:
+        return _exited(pod, pod.exit)
+    if pod.pod_phase == "Failed":
+        reason = "Evicted" if pod.reason == "Evicted" else pod.reason or "PodFailed"
+        return Failure(reason, "infrastructure", f"{_where(pod)} was ended by Kubernetes: {pod.message or reason}")
+    if pod.deleting and pod.deleting_seconds > pod.grace_seconds + LATE_SECONDS:
+        return Failure(
+            NODE_LOST,
+            "infrastructure",
+            f"{_where(pod)} was deleted {pod.deleting_seconds:.0f} s ago and its node does not answer",
+        )
+    return None
+
+
+def _disrupted(pod: ChildPod) -> Failure | None:
+    """A disrupted pod that still runs is saving its state, unless its node is lost."""
+    lost = is_on_lost_node(pod)
+    if not pod.ended and not lost:
+        return None
+    reason = DISRUPTIONS.get(pod.disruption, pod.disruption)
+    finished = pod.exit.finished_at if pod.exit else ""
+    return Failure(
+        reason, "infrastructure", f"{_where(pod)} was taken away: {reason}", finished_at=finished, step=_step(pod)
+    )
+
+
+def is_on_lost_node(pod: ChildPod) -> bool:
+    """Whether Kubernetes deleted the pod because its node stopped answering."""
+    return pod.disruption in ("DeletionByTaintManager", "DeletionByPodGC") and not pod.ready and not pod.ended
+
+
+def _exited(pod: ChildPod, end: Exit) -> Failure:
+    """Failure of a pod whose container ended with a code other than 0."""
+    info = exitcodes.info(end.code)
+    reason, failure_class, distance = info.reason, info.failure_class, OWN
+    meaning = info.meaning
+    if end.reason == OOM_KILLED:
+        reason, failure_class = OOM_KILLED, "counted"
+        meaning = "Killed for using more memory than its limit. Raise pod.resources.limits.memory, or lower training.microBatchSize or data.maxLength."
+    elif failure_class == "secondary":
+        failure_class, distance = "counted", SECONDARY
+    elif end.code == ExitCode.SIGTERM or (end.code == ExitCode.SIGKILL and pod.deleting):
+        failure_class, distance = "infrastructure", STOPPED
+    said = end.termination
+    own_words = said.message.strip() if said else ""
+    return Failure(
+        reason,
+        failure_class,
+        f"{_where(pod)} exited with code {end.code} ({reason}): {own_words or meaning}",
+        distance=distance,
+        finished_at=end.finished_at,
+        step=_step(pod),
+    )
+
+
+def hang(pod: ChildPod | None, stalled_seconds: float, step: int) -> Failure:
+    """Failure of an attempt whose ranks run and do nothing."""
+    where = _where(pod) if pod else "rank 0"
+    message = f"no step was finished for {stalled_seconds:.0f} s after step {step}; {where} still runs"
+    return Failure(HANG, "counted", message, step=step)
+
+
+def job_deleted(name: str) -> Failure:
+    """Failure of an attempt whose Job somebody deleted."""
+    return Failure(JOB_DELETED, "infrastructure", f"Job {name} was deleted, and not by the operator")
+
+
+def _without_peers(failure: Failure, pods: Sequence[ChildPod], desired: int) -> Failure:
+    """A rank that lost its peers because they never ran, or were taken away: nothing that the job did.
+
+    A rank that fails by itself leaves a failed pod, so a missing one was removed from outside.
+    """
+    present = {pod.index for pod in pods}
+    absent = [f"{index} (no pod)" for index in range(desired) if index not in present]
+    absent += [f"{pod.index} (pod {pod.name} never started)" for pod in pods if pod.pod_phase == "Pending"]
+    if not absent:
+        return failure
+    message = f"{failure.message} Missing node ranks: {', '.join(absent)}."
+    return replace(failure, reason=GANG_INCOMPLETE, failure_class="infrastructure", message=message)
+
+
+def _where(pod: ChildPod) -> str:
+    said = pod.exit.termination if pod.exit else None
+    rank = f"rank {said.rank}" if said else f"node rank {pod.index}"
+    place = f"pod {pod.name}" + (f" on node {pod.node}" if pod.node else "")
+    return f"{pod.phase} attempt {pod.attempt}: " + (f"{rank} ({place})" if pod.phase == "train" else place)
+
+
+def _step(pod: ChildPod) -> int:
+    said = pod.exit.termination if pod.exit else None
+    return said.progress.step if said and said.progress else 0

@@ -1,0 +1,241 @@
+"""What was seen in the cluster, reduced to what decisions need.
+
+Durations such as `failed_seconds` are measured by the operator's own monotonic clock since it first saw the fact, so
+that clocks that differ between machines can't trigger a time-out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dpo_operator.api import names
+from dpo_operator.api.reports import Progress, Termination
+
+Raw = Mapping[str, Any]
+
+
+def owner_uid(raw: Raw) -> str | None:
+    """UID of the controlling owner, or None."""
+    references = raw["metadata"].get("ownerReferences") or ()
+    return next((str(r["uid"]) for r in references if r.get("controller")), None)
+
+
+def _int(text: object) -> int | None:
+    try:
+        return int(str(text))
+    except ValueError:
+        return None
+
+
+def _true_condition(raw: Raw, *types: str) -> Raw | None:
+    conditions = raw.get("status", {}).get("conditions") or ()
+    return next((c for c in conditions if c["type"] in types and c["status"] == "True"), None)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Identity of a Job or pod of ours."""
+
+    name: str
+    uid: str
+    phase: str
+    attempt: int
+    deleting: bool
+
+    def belongs_to(self, phase: str | None, attempt: int) -> bool:
+        """Whether it is part of this attempt."""
+        return (self.phase, self.attempt) == (phase, attempt)
+
+
+def _identity(raw: Raw) -> dict[str, Any]:
+    metadata = raw["metadata"]
+    labels = metadata.get("labels") or {}
+    attempt = _int(labels.get(names.LABEL_ATTEMPT))
+    return {
+        "name": metadata["name"],
+        "uid": metadata["uid"],
+        "phase": labels.get(names.LABEL_PHASE, ""),
+        "attempt": -1 if attempt is None else attempt,
+        "deleting": "deletionTimestamp" in metadata,
+    }
+
+
+@dataclass(frozen=True)
+class ChildJob(Labelled):
+    """A batch/v1 Job of ours."""
+
+    complete: bool = False
+    failed: bool = False
+    failure_message: str = ""
+    failed_seconds: float = 0.0
+
+    @property
+    def finished(self) -> bool:
+        """Whether Kubernetes runs nothing of it any more."""
+        return self.complete or self.failed
+
+    @classmethod
+    def from_raw(cls, raw: Raw, *, failed_seconds: float = 0.0) -> "ChildJob":
+        """From the API server's answer."""
+        failure = _true_condition(raw, "Failed", "FailureTarget")
+        return cls(
+            **_identity(raw),
+            complete=_true_condition(raw, "Complete", "SuccessCriteriaMet") is not None,
+            failed=failure is not None,
+            failure_message=str(failure.get("message", "")) if failure else "",
+            failed_seconds=failed_seconds,
+        )
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How the trainer's container ended. finished_at: RFC 3339 by the node's clock."""
+
+    code: int
+    reason: str
+    finished_at: str
+    text: str
+
+    @property
+    def termination(self) -> Termination | None:
+        """The trainer's own report, when it left one."""
+        return Termination.from_text(self.text)
+
+
+@dataclass(frozen=True)
+class ChildPod(Labelled):
+    """A trainer pod.
+
+    disruption: reason of the DisruptionTarget condition (eviction, preemption, lost node). waiting: reason and message
+    of a container that can't start. unscheduled: the scheduler's message.
+    """
+
+    index: int = 0
+    node: str = ""
+    ip: str = ""
+    pod_phase: str = "Pending"
+    reason: str = ""
+    message: str = ""
+    ready: bool = False
+    exit: Exit | None = None
+    waiting: tuple[str, str] | None = None
+    unscheduled: str = ""
+    disruption: str = ""
+    grace_seconds: int = 30
+    deleting_seconds: float = 0.0
+    failed_seconds: float = 0.0
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the trainer ended with exit code 0."""
+        return self.pod_phase == "Succeeded"
+
+    @property
+    def ended(self) -> bool:
+        """Whether no process of it runs any more."""
+        return self.exit is not None or self.pod_phase in ("Succeeded", "Failed")
+
+    @property
+    def running(self) -> bool:
+        """Whether the trainer's process runs."""
+        return self.pod_phase == "Running" and self.exit is None
+
+    @classmethod
+    def from_raw(cls, raw: Raw, *, deleting_seconds: float = 0.0, failed_seconds: float = 0.0) -> "ChildPod":
+        """From the API server's answer."""
+        metadata, status = raw["metadata"], raw.get("status", {})
+        containers: list[Raw] = status.get("containerStatuses") or [{}]
+        state: Raw = containers[0].get("state") or {}
+        disruption = _true_condition(raw, "DisruptionTarget")
+        scheduled = next((c for c in status.get("conditions") or () if c["type"] == "PodScheduled"), None)
+        waiting = state.get("waiting")
+        return cls(
+            **_identity(raw),
+            index=_int((metadata.get("labels") or {}).get(names.COMPLETION_INDEX)) or 0,
+            node=raw.get("spec", {}).get("nodeName") or "",
+            ip=status.get("podIP") or "",
+            pod_phase=status.get("phase") or "Pending",
+            reason=status.get("reason") or "",
+            message=status.get("message") or "",
+            ready=_true_condition(raw, "Ready") is not None,
+            exit=_exit(state.get("terminated")),
+            waiting=(waiting.get("reason") or "", waiting.get("message") or "") if waiting else None,
+            unscheduled=(scheduled.get("message") or "") if scheduled and scheduled["status"] == "False" else "",
+            disruption=(disruption.get("reason") or "Disrupted") if disruption else "",
+            grace_seconds=metadata.get("deletionGracePeriodSeconds") or 0,
+            deleting_seconds=deleting_seconds,
+            failed_seconds=failed_seconds,
+        )
+
+
+def _exit(terminated: Raw | None) -> Exit | None:
+    if not terminated:
+        return None
+    return Exit(
+        code=int(terminated.get("exitCode") or 0),
+        reason=terminated.get("reason") or "",
+        finished_at=terminated.get("finishedAt") or "",
+        text=terminated.get("message") or "",
+    )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A PersistentVolumeClaim. made_for: job that the operator made it for, from its labels."""
+
+    name: str
+    uid: str
+    bound: bool
+    deleting: bool
+    access_modes: tuple[str, ...] = ()
+    owner_uid: str | None = None
+    made_for: str | None = None
+
+    @classmethod
+    def from_raw(cls, raw: Raw) -> "Claim":
+        """From the API server's answer."""
+        metadata = raw["metadata"]
+        labels = metadata.get("labels") or {}
+        ours = labels.get(names.LABEL_MANAGED_BY) == names.PART_OF
+        return cls(
+            name=metadata["name"],
+            uid=metadata["uid"],
+            bound=raw.get("status", {}).get("phase") == "Bound",
+            deleting="deletionTimestamp" in metadata,
+            access_modes=tuple(raw.get("spec", {}).get("accessModes") or ()),
+            owner_uid=owner_uid(raw),
+            made_for=labels.get(names.LABEL_JOB) if ours else None,
+        )
+
+
+@dataclass(frozen=True)
+class Support:
+    """A Service or ConfigMap of the job's name, by kind and owner."""
+
+    kind: str
+    owner_uid: str | None
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Everything that was seen of one job.
+
+    progress: rank 0's answer, None when it gave none. stalled_seconds: time since progress last changed, None while
+    that can't be told. refused: the API server's refusal of the last write, for people.
+    """
+
+    jobs: tuple[ChildJob, ...] = ()
+    pods: tuple[ChildPod, ...] = ()
+    claim: Claim | None = None
+    support: tuple[Support, ...] = field(default=())
+    progress: Progress | None = None
+    stalled_seconds: float | None = None
+    refused: str = ""
+
+    def job_of(self, phase: str | None, attempt: int) -> ChildJob | None:
+        """Job of an attempt."""
+        return next((j for j in self.jobs if j.belongs_to(phase, attempt)), None)
+
+    def pods_of(self, phase: str | None, attempt: int) -> tuple[ChildPod, ...]:
+        """Pods of an attempt, by rank."""
+        return tuple(sorted((p for p in self.pods if p.belongs_to(phase, attempt)), key=lambda p: (p.index, p.name)))

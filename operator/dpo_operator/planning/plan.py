@@ -1,0 +1,260 @@
+"""The decision: what one job needs next."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from dpo_operator.api import conditions as c
+from dpo_operator.api import names
+from dpo_operator.api.status import ActiveJob, DPOJobStatus, VolumeStatus, Workers
+from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.config import build_config_map
+from dpo_operator.builders.job import build_child_job, pod_count
+from dpo_operator.builders.pod import TrainerImage
+from dpo_operator.builders.service import build_service
+from dpo_operator.builders.volume import build_claim
+from dpo_operator.planning import failures, progress, restarts, transitions, waiting
+from dpo_operator.planning.actions import Create, Delete, Event, Plan
+from dpo_operator.planning.observed import ChildPod, Observed
+from dpo_operator.planning.stale import find_stale, removals
+from dpo_operator.planning.transitions import Moment, changed
+from dpo_operator.planning.validate import Problems, validate
+
+# How often a job is looked at while it waits for something that sends no event, such as a claim.
+WAIT_SECONDS = 10.0
+SETTLE_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The operator's settings that decisions depend on. progress_seconds: between two readings of rank 0."""
+
+    image: TrainerImage
+    progress_seconds: float = 3.0
+
+
+def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, settings: Settings) -> Plan:
+    """Next actions and status for one job. No I/O, no clock, no mutation.
+
+    now: UTC. The decision is written to the status before anything follows from it, so the operator may stop at any
+    point and go on from what it finds.
+    """
+    if job.spec.managed_by != names.MANAGER or job.metadata.deletion_timestamp is not None:
+        return Plan(status)
+    at = Moment(now.replace(microsecond=0), job.metadata.generation)
+    decision = _decide(job, status, seen, at, settings)
+    due = _next_deadline(job, decision.status, at)
+    if due is not None:
+        sooner = due if decision.requeue_after is None else min(due, decision.requeue_after)
+        decision = replace(decision, requeue_after=sooner)
+    return replace(decision, status=transitions.settled(decision.status, at))
+
+
+def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
+    """Rules are tried in order; the first that applies wins."""
+    if status.is_final:
+        return _after_the_end(job, status, seen, at)
+    if status.phase is None:
+        return _accept(job, status, at)
+    if job.spec.suspend != transitions.holds(status, c.SUSPENDED):
+        return _suspend_or_resume(job, status, at)
+    if _deadline_passed(job, status, at):
+        message = f"The job ran longer than activeDeadlineSeconds: {job.spec.active_deadline_seconds}."
+        return restarts.give_up(status, c.DEADLINE_EXCEEDED, message, at)
+    if lost := _lost_volume(status, seen):
+        return restarts.give_up(status, c.VOLUME_LOST, lost, at)
+    if stale := find_stale(status, seen):
+        status = status if job.spec.suspend else transitions.waiting(status, at, c.STOPPING_OLD_PODS, stale.describe())
+        return Plan(status, removals(stale, status, seen), requeue_after=SETTLE_SECONDS)
+    if job.spec.suspend:
+        return Plan(status)
+    return _advance(job, status, seen, at, settings)
+
+
+def _advance(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
+    """Rules for the current attempt, when nothing older is left."""
+    assert status.phase is not None
+    child, pods = seen.job_of(status.phase, status.attempt), seen.pods_of(status.phase, status.attempt)
+    desired = pod_count(job, status.phase)
+    if (child is not None and child.complete) or _all_succeeded(pods, desired):
+        return _succeed(status, pods, at)
+    if failure := failures.find_failure(child, pods, desired):
+        if not failures.is_settled(failure, child, pods):
+            return Plan(status, requeue_after=SETTLE_SECONDS)
+        return restarts.after_failure(status, failure, job.spec.failure_policy, at)
+    if status.active_job is not None and (child is None or child.uid != status.active_job.uid):
+        failure = failures.job_deleted(status.active_job.name)
+        return restarts.after_failure(status, failure, job.spec.failure_policy, at)
+    if child is None:
+        return _create(job, status, seen, at, settings)
+    watched = changed(status, active_job=ActiveJob(name=child.name, uid=child.uid), not_before=None)
+    decision = _watch(job, watched, seen, pods, at, settings)
+    if status.active_job is None:
+        created = Event("Normal", "Created", f"Job {child.name} runs the {status.phase} phase.")
+        decision = replace(decision, events=(created, *decision.events))
+    return decision
+
+
+def _accept(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
+    if problems := validate(job):
+        return _reject(status, problems, at)
+    accepted = transitions.accepted(status, at)
+    return Plan(accepted, events=(Event("Normal", c.ACCEPTED, accepted.message),), requeue_after=0)
+
+
+def _reject(status: DPOJobStatus, problems: Problems, at: Moment) -> Plan:
+    status = changed(status, start_time=at.now)
+    return restarts.give_up(status, problems.reason, problems.describe(), at)
+
+
+def reject_unreadable(status: DPOJobStatus, problems: Problems, *, generation: int, now: datetime) -> Plan:
+    """Plan for a spec that this operator can't read.
+
+    A job that already runs is left alone: an older operator after a roll-back must not stop what a newer one started.
+    """
+    at = Moment(now.replace(microsecond=0), generation)
+    if status.is_final:
+        return Plan(status)
+    if status.phase is not None:
+        message = f"This version of the operator can't read the spec and leaves the job alone. {problems.describe()}"
+        if status.message == c.shorten(message):
+            return Plan(status)
+        return Plan(changed(status, message=c.shorten(message)), events=(Event("Warning", problems.reason, message),))
+    rejected = _reject(status, problems, at)
+    return replace(rejected, status=transitions.settled(rejected.status, at))
+
+
+def _suspend_or_resume(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
+    if job.spec.suspend:
+        event = Event("Normal", c.SUSPENDED, "spec.suspend is true; pods are stopped after a save.")
+        return Plan(transitions.suspended(status, at), events=(event,), requeue_after=0)
+    event = Event("Normal", c.RESUMED, f"spec.suspend is false; {status.phase} goes on as attempt {status.attempt}.")
+    return Plan(transitions.resumed(status, at), events=(event,), requeue_after=0)
+
+
+def _deadline_passed(job: DPOJob, status: DPOJobStatus, at: Moment) -> bool:
+    limit = job.spec.active_deadline_seconds
+    return limit is not None and transitions.active_seconds(status, at.now) >= limit
+
+
+def _next_deadline(job: DPOJob, status: DPOJobStatus, at: Moment) -> float | None:
+    """Seconds until time alone changes something; None when it never does."""
+    if status.is_final:
+        ttl = job.spec.ttl_seconds_after_finished
+        if ttl is None or status.completion_time is None:
+            return None
+        return max(1.0, ttl - (at.now - status.completion_time).total_seconds())
+    limit = job.spec.active_deadline_seconds
+    if limit is None or status.active_since is None:
+        return None
+    return float(max(1, limit - transitions.active_seconds(status, at.now)))
+
+
+def _lost_volume(status: DPOJobStatus, seen: Observed) -> str:
+    """Message when the claim with the job's files is gone; starting over from step 0 must never happen silently."""
+    volume = status.volume
+    if volume is None or (seen.claim is not None and seen.claim.uid == volume.claim_uid):
+        return ""
+    return (
+        f"PersistentVolumeClaim {volume.claim_name} (UID {volume.claim_uid}) with the job's data and checkpoints was "
+        f"deleted{' and made anew' if seen.claim else ''}. Delete the DPOJob and create it again to start over."
+    )
+
+
+def _all_succeeded(pods: Sequence[ChildPod], desired: int) -> bool:
+    return len({pod.index for pod in pods if pod.succeeded}) >= desired
+
+
+def _succeed(status: DPOJobStatus, pods: Sequence[ChildPod], at: Moment) -> Plan:
+    """The phase is done: keep what it reported, and decide on the next one."""
+    said = next((p.exit.termination for p in pods if p.succeeded and p.index == 0 and p.exit), None)
+    status = progress.with_last_words(status, said, at.now)
+    if status.phase == "prepare":
+        found = status.dataset
+        message = f"{found.train_pairs} training and {found.eval_pairs} evaluation pairs." if found else "Prepared."
+        status = transitions.mark(
+            transitions.next_phase(status, "train", at), at, c.PREPARED, True, c.PREPARE_SUCCEEDED, message
+        )
+        return Plan(status, events=(Event("Normal", c.PREPARED, message),), requeue_after=0)
+    if status.phase == "train":
+        step = status.progress.step if status.progress else status.best_step
+        message = f"Training finished after {step} steps."
+        return Plan(
+            transitions.next_phase(status, "export", at), events=(Event("Normal", "Trained", message),), requeue_after=0
+        )
+    status = transitions.completed(status, at)
+    return Plan(status, events=(Event("Normal", c.COMPLETE, status.message),), requeue_after=0)
+
+
+def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
+    """Make what is missing for the current attempt: first what the pods mount, then the Job."""
+    if obstacle := waiting.claim_obstacle(job, seen.claim) or waiting.support_obstacle(job, seen):
+        return Plan(transitions.waiting(status, at, *obstacle), requeue_after=WAIT_SECONDS)
+    if seen.refused:
+        # Told, and tried again: a quota or a webhook may let it pass later.
+        status = transitions.waiting(status, at, c.REQUEST_REFUSED, seen.refused)
+    if status.not_before is not None and at.now < status.not_before:
+        left = status.not_before - at.now
+        message = f"Attempt {status.attempt} starts at {status.not_before:%H:%M:%S} UTC."
+        return Plan(transitions.waiting(status, at, c.BACKING_OFF, message), requeue_after=left / timedelta(seconds=1))
+    missing = _missing_support(job, seen)
+    if missing:
+        return Plan(status, missing, requeue_after=0)
+    if status.volume is None and seen.claim is not None:
+        status = changed(
+            status,
+            volume=VolumeStatus(claim_name=seen.claim.name, claim_uid=seen.claim.uid, folder=job.metadata.uid),
+        )
+    assert status.phase is not None
+    child = build_child_job(job, status.phase, status.attempt, settings.image)
+    status = changed(status, workers=Workers(desired=pod_count(job, status.phase), ready=0))
+    return Plan(status, (Create(child),), requeue_after=WAIT_SECONDS)
+
+
+def _missing_support(job: DPOJob, seen: Observed) -> tuple[Create, ...]:
+    present = {support.kind for support in seen.support}
+    missing = []
+    if seen.claim is None:
+        missing.append(build_claim(job))
+    if "ConfigMap" not in present:
+        missing.append(build_config_map(job))
+    if "Service" not in present:
+        missing.append(build_service(job))
+    return tuple(Create(manifest) for manifest in missing)
+
+
+def _watch(
+    job: DPOJob, status: DPOJobStatus, seen: Observed, pods: Sequence[ChildPod], at: Moment, settings: Settings
+) -> Plan:
+    """The attempt's Job is there: follow its pods."""
+    assert status.phase is not None
+    desired = pod_count(job, status.phase)
+    started = len({pod.index for pod in pods if pod.running or pod.succeeded})
+    status = changed(status, workers=Workers(desired=desired, ready=started))
+    if started < desired:
+        obstacle = waiting.claim_obstacle(job, seen.claim) or waiting.pods_obstacle(pods, desired, seen.claim)
+        return Plan(transitions.waiting(status, at, *obstacle))
+    was_running = transitions.holds(status, c.RUNNING)
+    status = progress.with_reading(transitions.running(status, at), seen.progress, at.now)
+    timeout = job.spec.failure_policy.hang_timeout_seconds
+    if status.phase == "train" and seen.stalled_seconds is not None and seen.stalled_seconds >= timeout:
+        step = status.progress.step if status.progress else 0
+        failure = failures.hang(next(iter(pods), None), seen.stalled_seconds, step)
+        return restarts.after_failure(status, failure, job.spec.failure_policy, at)
+    events = () if was_running else (Event("Normal", c.RUNNING, status.message),)
+    missing = _missing_support(job, seen)
+    return Plan(status, missing, events, requeue_after=settings.progress_seconds)
+
+
+def _after_the_end(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment) -> Plan:
+    """A finished job keeps its ended pods for their logs, and stops what still runs."""
+    ttl = job.spec.ttl_seconds_after_finished
+    if ttl is not None and status.completion_time and (at.now - status.completion_time).total_seconds() >= ttl:
+        return Plan(status, (Delete("DPOJob", job.metadata.name, job.metadata.uid),))
+    # Kubernetes itself stops the other pods of a Job with a failed one, and leaves the logs.
+    failing = {(p.phase, p.attempt) for p in seen.pods if p.ended and not p.succeeded}
+    running = tuple(j for j in seen.jobs if not j.finished and not j.deleting and (j.phase, j.attempt) not in failing)
+    parents = {(j.phase, j.attempt) for j in seen.jobs}
+    orphans = tuple(p for p in seen.pods if not p.ended and not p.deleting and (p.phase, p.attempt) not in parents)
+    deletes = [Delete("Job", j.name, j.uid) for j in running] + [Delete("Pod", p.name, p.uid) for p in orphans]
+    return Plan(status, tuple(deletes))

@@ -1,0 +1,138 @@
+"""From the trainer's reports to the status: numbers become short text, and small changes wait for the next write."""
+
+from datetime import UTC, datetime, timedelta
+
+from dpo_operator.api.reports import CheckpointRef, DatasetReport, Metrics, Progress, Termination
+from dpo_operator.api.status import (
+    CheckpointStatus,
+    DatasetStatus,
+    DPOJobStatus,
+    ExportStatus,
+    FinalMetrics,
+    ProgressStatus,
+)
+from dpo_operator.planning.transitions import changed
+
+# Shortest time between two writes of progress alone.
+WRITE_INTERVAL = timedelta(seconds=5)
+MAX_DROP_REASONS = 32
+
+
+def number(value: float | None) -> str | None:
+    """Four digits after the point, or in exponent form where that would show nothing."""
+    if value is None:
+        return None
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3e}"
+
+
+def duration(seconds: float) -> str:
+    """Two largest units: 3d4h, 1h12m, 5m30s, 45s."""
+    total = max(0, round(seconds))
+    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+    for i, (unit, size) in enumerate(units):
+        if total >= size:
+            rest = (total % size) // units[i + 1][1] if i + 1 < len(units) else 0
+            return f"{total // size}{unit}" + (f"{rest}{units[i + 1][0]}" if rest else "")
+    return "0s"
+
+
+def progress_status(read: Progress, now: datetime) -> ProgressStatus:
+    """A reading as it's shown."""
+    train, evaluation = read.train, read.eval
+    return ProgressStatus(
+        attempt=read.attempt,
+        activity=read.activity[:128] or None,
+        step=max(0, read.step),
+        max_steps=max(0, read.max_steps),
+        percent=f"{100 * read.step // read.max_steps}%" if read.max_steps > 0 else None,
+        epoch=f"{read.epoch:.2f}",
+        eta=duration(read.eta_seconds) if read.eta_seconds is not None else None,
+        eta_seconds=max(0, round(read.eta_seconds)) if read.eta_seconds is not None else None,
+        pairs_per_second=number(read.pairs_per_second),
+        **_metrics(train),
+        **{
+            f"eval_{k}": v for k, v in _metrics(evaluation).items() if k in ("loss", "reward_margin", "reward_accuracy")
+        },
+        resumed_from_step=read.resumed_from_step,
+        updated_time=now,
+    )
+
+
+def _metrics(metrics: Metrics) -> dict[str, str | None]:
+    return {name: number(value) for name, value in metrics.model_dump().items()}
+
+
+def checkpoint_status(ref: CheckpointRef) -> CheckpointStatus:
+    """A committed checkpoint as it's kept."""
+    return CheckpointStatus(
+        step=ref.step,
+        path=ref.path[:1024],
+        digest=ref.digest[:128],
+        attempt=ref.attempt,
+        time=datetime.fromtimestamp(ref.time, UTC).replace(microsecond=0),
+    )
+
+
+def with_reading(status: DPOJobStatus, read: Progress | None, now: datetime, *, at_once: bool = False) -> DPOJobStatus:
+    """The status with a reading of the current attempt.
+
+    A reading that only moves the numbers on waits until the last one is WRITE_INTERVAL old, so that a job costs few
+    writes; a checkpoint, a new activity or at_once don't wait.
+    """
+    if read is None or (read.phase, read.attempt) != (status.phase, status.attempt):
+        return status
+    new, old = progress_status(read, now), status.progress
+    checkpoint = checkpoint_status(read.checkpoint) if read.checkpoint else status.checkpoint
+    # Another attempt than the newest can't move the record back.
+    if status.checkpoint and checkpoint and checkpoint.attempt < status.checkpoint.attempt:
+        checkpoint = status.checkpoint
+    news = (
+        at_once
+        or old is None
+        or (old.attempt, old.activity) != (new.attempt, new.activity)
+        or checkpoint != status.checkpoint
+        or (new.step == new.max_steps and new.step != old.step)
+    )
+    moved = old is not None and _shown(old) != _shown(new)
+    due = old is None or old.updated_time is None or now - old.updated_time >= WRITE_INTERVAL
+    if news or (moved and due):
+        return changed(status, progress=new, checkpoint=checkpoint)
+    return status
+
+
+def _shown(progress: ProgressStatus) -> dict[str, object]:
+    """What makes a new write worthwhile; an estimate that drifts does not."""
+    return progress.model_dump(exclude={"updated_time", "eta", "eta_seconds", "pairs_per_second"})
+
+
+def with_dataset(status: DPOJobStatus, report: DatasetReport | None) -> DPOJobStatus:
+    """The status with what prepare found."""
+    if report is None:
+        return status
+    largest = sorted(report.dropped.items(), key=lambda item: (-item[1], item[0]))[:MAX_DROP_REASONS]
+    dataset = DatasetStatus(
+        train_pairs=report.train_pairs,
+        eval_pairs=report.eval_pairs,
+        dropped_rows=sum(report.dropped.values()),
+        dropped={reason[:64]: count for reason, count in largest},
+        truncated_pairs=report.truncated_pairs,
+    )
+    return changed(status, dataset=dataset)
+
+
+def with_last_words(status: DPOJobStatus, said: Termination | None, now: datetime) -> DPOJobStatus:
+    """The status with everything that a succeeded phase reported."""
+    if said is None or (said.phase, said.attempt) != (status.phase, status.attempt):
+        return with_final_metrics(status)
+    status = with_dataset(with_reading(status, said.progress, now, at_once=True), said.dataset)
+    if said.export_path is not None:
+        status = changed(status, export=ExportStatus(path=said.export_path[:1024]))
+    return with_final_metrics(status)
+
+
+def with_final_metrics(status: DPOJobStatus) -> DPOJobStatus:
+    """The status with the newest values kept as the final ones, when training has just ended."""
+    if status.phase != "train" or status.progress is None:
+        return status
+    shared = set(FinalMetrics.model_fields) & set(ProgressStatus.model_fields)
+    return changed(status, final_metrics=FinalMetrics(**status.progress.model_dump(include=shared)))

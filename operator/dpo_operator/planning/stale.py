@@ -1,0 +1,77 @@
+"""What is left of earlier attempts, and how it goes away."""
+
+from dataclasses import dataclass
+
+from dpo_operator.api import names
+from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.planning import failures
+from dpo_operator.planning.actions import Action, Delete
+from dpo_operator.planning.observed import ChildJob, ChildPod, Observed
+
+# Ranks of a failed attempt can't save any more: their peers are gone. So they don't get the pod's whole grace period.
+FAILED_GRACE_SECONDS = 10
+# A pod of a lost node is removed this long after its deletion; the fence on the volume stops a writer that still lives.
+LOST_NODE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Stale:
+    """Jobs and pods that must be gone before anything is created."""
+
+    jobs: tuple[ChildJob, ...]
+    pods: tuple[ChildPod, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.jobs or self.pods)
+
+    def describe(self) -> str:
+        """For a condition's message."""
+        return f"Waiting until {len(self.jobs)} Jobs and {len(self.pods)} pods of earlier attempts are gone."
+
+
+def find_stale(status: DPOJobStatus, seen: Observed) -> Stale:
+    """Everything but the current attempt and the finished Jobs of the phases before it, which keep their logs."""
+    kept = {job.uid for job in seen.jobs if _is_current(job, status) or _is_finished_phase(job, status)}
+    jobs = tuple(job for job in seen.jobs if job.uid not in kept)
+    kept_attempts = {(job.phase, job.attempt) for job in seen.jobs if job.uid in kept}
+    pods = tuple(
+        pod
+        for pod in seen.pods
+        if not _is_current(pod, status) and not ((pod.phase, pod.attempt) in kept_attempts and pod.ended)
+    )
+    return Stale(jobs, pods)
+
+
+def _is_current(child: ChildJob | ChildPod, status: DPOJobStatus) -> bool:
+    return child.belongs_to(status.phase, status.attempt)
+
+
+def _is_finished_phase(job: ChildJob, status: DPOJobStatus) -> bool:
+    """Whether it's the attempt at an earlier phase that succeeded: the last one, since no other follows."""
+    return any(job.belongs_to(phase, status.attempts.of(phase)) for phase in names.PHASES if phase != status.phase)
+
+
+def removals(stale: Stale, status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
+    """Deletions that take stale objects away; none for what is already going in its own time."""
+    actions: list[Action] = [Delete("Job", job.name, job.uid) for job in stale.jobs if not job.deleting]
+    parents = {(job.phase, job.attempt) for job in seen.jobs}
+    for pod in stale.pods:
+        grace = _grace(pod, status)
+        if pod.deleting and grace is not None and grace < pod.grace_seconds:
+            actions.append(Delete("Pod", pod.name, pod.uid, grace))
+        elif not pod.deleting and (grace is not None or (pod.phase, pod.attempt) not in parents):
+            # Without a Job, nobody else would ever delete it.
+            actions.append(Delete("Pod", pod.name, pod.uid, grace))
+    return tuple(actions)
+
+
+def _grace(pod: ChildPod, status: DPOJobStatus) -> int | None:
+    """Grace period that a stale pod gets now, seconds; None for its own."""
+    limit = LOST_NODE_SECONDS if failures.is_on_lost_node(pod) else pod.grace_seconds + failures.LATE_SECONDS
+    if pod.deleting and pod.deleting_seconds > limit:
+        return 0
+    failed = any(
+        r.phase == pod.phase and r.attempt == pod.attempt and r.reason != failures.JOB_DELETED
+        for r in status.restart_history
+    )
+    return FAILED_GRACE_SECONDS if failed and not pod.ended else None

@@ -1,0 +1,170 @@
+"""Steps from one status to the next. Each returns a new status; conditions and counters change together here."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from dpo_operator.api import conditions as c
+from dpo_operator.api import names
+from dpo_operator.api.status import DPOJobStatus, State
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a decision is made, and for which generation of the spec. now: UTC, whole seconds."""
+
+    now: datetime
+    generation: int
+
+
+def changed(status: DPOJobStatus, **fields: Any) -> DPOJobStatus:
+    """The status with some fields replaced."""
+    return status.model_copy(update=fields)
+
+
+def holds(status: DPOJobStatus, type_: str) -> bool:
+    """Whether a condition is True."""
+    return c.is_true(status.conditions, type_)
+
+
+def mark(status: DPOJobStatus, at: Moment, type_: str, value: bool, reason: str, message: str = "") -> DPOJobStatus:
+    """The status with one condition set."""
+    new = c.with_condition(status.conditions, type_, value, reason, message, now=at.now, generation=at.generation)
+    return changed(status, conditions=list(new))
+
+
+def settled(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
+    """The status with what is computed from the rest of it."""
+    return changed(status, state=_state(status), observed_generation=max(at.generation, status.observed_generation))
+
+
+_WORKING: dict[names.Phase, State] = {
+    "prepare": State.PREPARING,
+    "train": State.TRAINING,
+    "export": State.EXPORTING,
+}
+
+
+def _state(status: DPOJobStatus) -> State:
+    for type_, state in (
+        (c.FAILED, State.FAILED),
+        (c.COMPLETE, State.COMPLETE),
+        (c.SUSPENDED, State.SUSPENDED),
+        (c.RESTARTING, State.RESTARTING),
+    ):
+        if holds(status, type_):
+            return state
+    if status.phase is not None and holds(status, c.RUNNING):
+        return _WORKING[status.phase]
+    return State.PENDING
+
+
+def accepted(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
+    """The job is valid; its first phase begins."""
+    message = "The job was accepted."
+    status = changed(
+        status,
+        phase="prepare",
+        attempts=status.attempts.next("prepare"),
+        start_time=at.now,
+        active_since=at.now,
+        message=message,
+    )
+    status = mark(status, at, c.SUSPENDED, False, c.NOT_SUSPENDED)
+    status = mark(status, at, c.PREPARED, False, c.PREPARING, "Model and data are not prepared yet.")
+    return mark(status, at, c.RUNNING, False, c.PENDING, message)
+
+
+def next_phase(status: DPOJobStatus, phase: names.Phase, at: Moment) -> DPOJobStatus:
+    """A phase succeeded; the next one makes its first attempt."""
+    message = f"The {phase} phase is about to start."
+    status = changed(
+        status,
+        phase=phase,
+        attempts=status.attempts.next(phase),
+        active_job=None,
+        not_before=None,
+        restarts_without_progress=0,
+        message=message,
+    )
+    if holds(status, c.RESTARTING):
+        status = mark(status, at, c.RESTARTING, False, c.RESTARTED)
+    return mark(status, at, c.RUNNING, False, c.PENDING, message)
+
+
+def completed(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
+    """All phases succeeded."""
+    where = (
+        f"{status.export.path} in folder {status.volume.folder} of claim {status.volume.claim_name}"
+        if (status.export and status.volume)
+        else "the job's volume"
+    )
+    message = f"The job is complete; the model is in {where}."
+    status = changed(_ended(status, at), message=message)
+    return mark(status, at, c.COMPLETE, True, c.EXPORTED, message)
+
+
+def failed(status: DPOJobStatus, reason: str, message: str, at: Moment) -> DPOJobStatus:
+    """The job can't go on."""
+    status = changed(_ended(status, at), message=c.shorten(message))
+    return mark(status, at, c.FAILED, True, reason, message)
+
+
+def _ended(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
+    status = changed(
+        status, completion_time=at.now, not_before=None, workers=status.workers.model_copy(update={"ready": 0})
+    )
+    for type_ in (c.RUNNING, c.RESTARTING):
+        if c.find(status.conditions, type_) is not None:
+            status = mark(status, at, type_, False, c.FINISHED)
+    return status
+
+
+def suspended(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
+    """The spec wants the job to stop. Counting the attempt up makes what runs of it stale, so that it is deleted."""
+    message = "Stopped by spec.suspend; everything but the pods is kept."
+    attempts = status.attempts
+    if status.phase is not None and status.active_job is not None:
+        attempts = attempts.next(status.phase)
+    status = changed(
+        status,
+        attempts=attempts,
+        active_job=None,
+        not_before=None,
+        active_seconds=active_seconds(status, at.now),
+        active_since=None,
+        workers=status.workers.model_copy(update={"ready": 0}),
+        message=message,
+    )
+    if holds(status, c.RESTARTING):
+        status = mark(status, at, c.RESTARTING, False, c.SUSPENDED_BY_SPEC)
+    status = mark(status, at, c.RUNNING, False, c.SUSPENDED_BY_SPEC, message)
+    return mark(status, at, c.SUSPENDED, True, c.SUSPENDED_BY_SPEC, message)
+
+
+def resumed(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
+    """The spec wants the job to go on."""
+    status = changed(status, active_since=at.now, message="Resumed.")
+    return mark(status, at, c.SUSPENDED, False, c.RESUMED)
+
+
+def active_seconds(status: DPOJobStatus, now: datetime) -> int:
+    """Time since the job was accepted, without suspended time, seconds."""
+    running = (now - status.active_since).total_seconds() if status.active_since else 0.0
+    return status.active_seconds + max(0, int(running))
+
+
+def waiting(status: DPOJobStatus, at: Moment, reason: str, message: str) -> DPOJobStatus:
+    """The current attempt can't run yet."""
+    status = changed(status, message=c.shorten(message))
+    return mark(status, at, c.RUNNING, False, reason, message)
+
+
+def running(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
+    """All pods of the current attempt run."""
+    if holds(status, c.RESTARTING):
+        status = mark(status, at, c.RESTARTING, False, c.RESTARTED, f"Attempt {status.attempt} runs.")
+    if not holds(status, c.RUNNING):
+        message = f"All pods of {status.phase} attempt {status.attempt} run."
+        status = mark(changed(status, message=message), at, c.RUNNING, True, c.PODS_RUNNING, message)
+    return status

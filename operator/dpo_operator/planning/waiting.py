@@ -1,0 +1,84 @@
+"""Why an attempt does not run yet, in a reason and a sentence. Everything here heals without a restart."""
+
+from collections.abc import Sequence
+
+from dpo_operator.api import conditions as c
+from dpo_operator.api import names
+from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.volume import claim_name
+from dpo_operator.planning.observed import ChildPod, Claim, Observed
+
+Reason = tuple[str, str]
+
+IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
+CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
+
+
+def claim_obstacle(job: DPOJob, claim: Claim | None) -> Reason | None:
+    """Why the volume can't be used, or None. A claim that the operator makes and that is missing is no obstacle."""
+    volume = job.spec.checkpoint.volume
+    name = claim_name(job)
+    if claim is None:
+        if volume.claim_name is None:
+            return None
+        return c.VOLUME_NOT_FOUND, (
+            f"checkpoint.volume.claimName names PersistentVolumeClaim {name}, which does not exist in namespace "
+            f"{job.metadata.namespace}; create it and the job goes on."
+        )
+    if claim.deleting:
+        return c.VOLUME_TERMINATING, f"PersistentVolumeClaim {name} is being deleted."
+    if volume.claim_name is None:
+        if claim.owner_uid not in (None, job.metadata.uid):
+            return c.VOLUME_TERMINATING, (
+                f"PersistentVolumeClaim {name} belongs to an earlier object (UID {claim.owner_uid}) and should go with it."
+            )
+        if claim.owner_uid is None and claim.made_for != job.metadata.name:
+            return c.NAME_CONFLICT, (
+                f"PersistentVolumeClaim {name} exists and was not made by this operator. Set "
+                f"checkpoint.volume.claimName: {name} to use it, or delete it."
+            )
+    if job.spec.nodes > 1 and not {"ReadWriteMany"} & set(claim.access_modes):
+        return c.VOLUME_UNSUITABLE, (
+            f"PersistentVolumeClaim {name} has access modes {', '.join(claim.access_modes) or 'none'}; "
+            f"{job.spec.nodes} nodes need ReadWriteMany. Replace the claim, or set nodes: 1."
+        )
+    return None
+
+
+def support_obstacle(job: DPOJob, seen: Observed) -> Reason | None:
+    """A Service or ConfigMap of the job's name that is somebody else's, or None."""
+    for support in seen.support:
+        if support.owner_uid != job.metadata.uid:
+            name = names.service_name(job.metadata.name)
+            if support.kind == "ConfigMap":
+                name = names.config_name(job.metadata.name)
+            return c.NAME_CONFLICT, (
+                f"{support.kind} {name} exists and does not belong to this job (UID {job.metadata.uid}). Delete it, or "
+                f"give the job another name."
+            )
+    return None
+
+
+def pods_obstacle(pods: Sequence[ChildPod], desired: int, claim: Claim | None) -> Reason:
+    """What keeps the pods from running; the most telling of them first."""
+    for pod in pods:
+        if pod.waiting and pod.waiting[0] in IMAGE_REASONS:
+            return c.IMAGE_PULL_FAILED, f"Pod {pod.name} can't get its image: {pod.waiting[0]}: {pod.waiting[1]}"
+    for pod in pods:
+        if pod.waiting and pod.waiting[0] in CONFIG_REASONS:
+            return c.CONTAINER_CONFIG_ERROR, (
+                f"Pod {pod.name} can't start its container: {pod.waiting[0]}: {pod.waiting[1]}"
+            )
+    for pod in pods:
+        if pod.unscheduled:
+            reason = (
+                c.VOLUME_PENDING
+                if claim and not claim.bound and "volume" in pod.unscheduled.lower()
+                else c.UNSCHEDULABLE
+            )
+            return reason, f"Pod {pod.name} has no node yet: {pod.unscheduled}"
+    if claim is not None and not claim.bound:
+        # With volumeBindingMode WaitForFirstConsumer this is the usual course until the first pod has a node.
+        return c.VOLUME_PENDING, f"PersistentVolumeClaim {claim.name} is not bound to a volume yet."
+    started = sum(1 for pod in pods if pod.running or pod.ended)
+    return c.PODS_PENDING, f"{started} of {desired} pods run; {len(pods)} exist."
