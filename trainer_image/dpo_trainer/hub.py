@@ -9,7 +9,7 @@ from typing import Any
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import Dataset
 from dpo_trainer.errors import TrainerError, bad_dataset, input_not_found, invalid_configuration
-from dpo_trainer.sources import HubSource, explain, no_space, retrying
+from dpo_trainer.sources import HubSource, no_space, retrying
 
 
 @dataclass(frozen=True)
@@ -88,17 +88,16 @@ def dataset(source: HubSource, spec: Dataset, wanted: set[str], cache: Path, tok
 
     info = retrying(lambda: HfApi(token=token).dataset_info(source.repo, revision=source.revision), source.label)
     datasets.disable_progress_bars()
-    try:
-        table = retrying(
-            lambda: datasets.load_dataset(
+
+    def load() -> Any:
+        try:
+            return datasets.load_dataset(
                 source.repo, spec.config, split=spec.split, revision=info.sha, token=token, cache_dir=str(cache)
-            ),
-            source.label,
-        )
-    except TrainerError:
-        raise
-    except Exception as error:
-        raise _explained(error, source, spec) from error
+            )
+        except (ValueError, RuntimeError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
+            raise _explained(error, source, spec) from error
+
+    table = retrying(load, source.label)
     columns = tuple(table.column_names)
     kept = [name for name in columns if name in wanted]
     if {spec.columns.chosen, spec.columns.rejected} <= set(kept):
@@ -107,11 +106,10 @@ def dataset(source: HubSource, spec: Dataset, wanted: set[str], cache: Path, tok
 
 
 def _explained(error: Exception, source: HubSource, spec: Dataset) -> Exception:
-    """TrainerError for an error of load_dataset; the error itself when it is none of the known ones."""
-    import datasets
+    """TrainerError for an error that load_dataset has for a wrong dataset; the error itself when it is none of those."""
+    from datasets.data_files import EmptyDatasetError
+    from datasets.exceptions import DataFilesNotFoundError, DatasetBuildError
 
-    if (full := no_space(error)) is not None:
-        return full
     text = (str(error).strip().splitlines() or [""])[0][:300]
     if isinstance(error, RuntimeError) and "script" in text:
         return TrainerError(
@@ -122,10 +120,12 @@ def _explained(error: Exception, source: HubSource, spec: Dataset) -> Exception:
     if isinstance(error, ValueError) and "BuilderConfig" in text:
         return invalid_configuration(f"{source.label}: no configuration {spec.config}; {text}")
     if isinstance(error, ValueError) and "Config name is missing" in text:
-        return invalid_configuration(f"{source.label}: the dataset has several configurations; set config. {text}")
+        return invalid_configuration(f"{source.label}: the dataset has several configurations; set config. {str(error)[:300]}")
     if isinstance(error, ValueError) and ("split" in text.lower() or "slice" in text.lower()):
         return input_not_found(f"{source.label}: no split {spec.split}; {text}")
-    if isinstance(error, datasets.exceptions.DatasetBuildError | datasets.exceptions.DataFilesNotFoundError):
-        cause = error.__cause__ or error
-        return bad_dataset(f"{source.label}: the repository's files can't be read as a dataset: {str(cause)[:300]}")
-    return explain(error, source.label) or error
+    if isinstance(error, DataFilesNotFoundError | EmptyDatasetError):
+        return input_not_found(f"{source.label}: the repository has no data files that can be read; name files instead")
+    if isinstance(error, DatasetBuildError) and no_space(error) is None:
+        cause = str(error.__cause__ or error).strip()[:300]
+        return bad_dataset(f"{source.label}: the repository's files can't be read as a dataset: {cause}")
+    return error

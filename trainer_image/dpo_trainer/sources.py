@@ -117,7 +117,7 @@ def retrying(call: Callable[[], T], label: str) -> T:
         )(call)
     except Exception as error:
         known = explain(error, label)
-        if known is None:
+        if known is None or known is error:
             raise
         raise known from error
 

@@ -1,0 +1,157 @@
+"""Files become rows; what can't be read is counted in its place."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as arrow
+import pyarrow.parquet
+import pytest
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_trainer import rows, sources
+from dpo_trainer.errors import TrainerError
+from dpo_trainer.formats import Reason, Rejection
+from tests.unit.trainer.tiny import write_jsonl
+
+pytestmark = pytest.mark.unit
+
+
+def read(path: Path) -> list:
+    return list(rows.read(sources.resolve(str(path), claims=Path("/nowhere"))))
+
+
+def read_bytes(folder: Path, name: str, data: bytes) -> list:
+    (folder / name).write_bytes(data)
+    return read(folder / name)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_json_lines(tmp_path, end):
+    assert read_bytes(tmp_path, "a.jsonl", b'{"a": "\xc3\xa4"}' + end + end + b'{"a": 2}') == [{"a": "ä"}, {"a": 2}]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    assert read_bytes(tmp_path, "a.jsonl", b'\xef\xbb\xbf{"a": 1}\n') == [{"a": 1}]
+
+
+def test_line_separators_inside_text_do_not_end_a_row(tmp_path):
+    assert read_bytes(tmp_path, "a.jsonl", '{"a": "x\u2028y\x85z"}\n'.encode()) == [{"a": "x\u2028y\x85z"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"a": ', Reason.MALFORMED_JSON),
+        (b'{"a": "caf\xe9"}', Reason.NOT_UTF8),
+        (b"[" * 200_000, Reason.MALFORMED_JSON),
+        (b"9" * 5000, Reason.MALFORMED_JSON),
+        (b'{"a": "x\x00y"}', Reason.MALFORMED_JSON),
+    ],
+)
+def test_a_bad_line_is_a_row_of_its_own(tmp_path, line, reason):
+    first, bad, last = read_bytes(tmp_path, "a.jsonl", b'{"a": 1}\n' + line + b'\n{"a": 3}\n')
+    assert (first, last) == ({"a": 1}, {"a": 3})
+    assert isinstance(bad, Rejection)
+    assert bad.reason == reason
+    assert "a.jsonl line 2" in bad.detail
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'[{"a": 1}, {"a": 2}]',
+        b'\xef\xbb\xbf\n[\n{"a": 1},\n{"a": 2}\n]\n',
+        b'{"a": 1}\n{"a": 2}\n',
+        b'\n\n{"a": 1}\n\n{"a": 2}',
+    ],
+)
+def test_json_is_a_list_or_json_lines(tmp_path, data):
+    assert read_bytes(tmp_path, "a.json", data) == [{"a": 1}, {"a": 2}]
+
+
+def test_json_lines_named_json_may_begin_with_a_bad_row(tmp_path):
+    bad, good = read_bytes(tmp_path, "a.json", b'{"a": oops}\n{"a": 2}\n')
+    assert bad.reason == Reason.MALFORMED_JSON
+    assert good == {"a": 2}
+
+
+@pytest.mark.parametrize("data", [b'{\n"data": [\n1]}', b'[{"a": 1}, ', b'["caf\xe9"]'])
+def test_json_that_is_no_list_of_rows(tmp_path, data):
+    with pytest.raises(TrainerError, match=r"a\.json: expected") as failure:
+        read_bytes(tmp_path, "a.json", data)
+    assert failure.value.exit_code == ExitCode.BAD_DATASET
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_an_empty_file_has_no_rows(tmp_path, name):
+    assert read_bytes(tmp_path, name, b"") == read_bytes(tmp_path, name, b"\n \n") == []
+
+
+def test_gzip(tmp_path):
+    assert read_bytes(tmp_path, "a.jsonl.gz", gzip.compress(b'{"a": 1}\n')) == [{"a": 1}]
+    assert read_bytes(tmp_path, "a.json.gz", gzip.compress(b'[{"a": 1}]')) == [{"a": 1}]
+
+
+@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b'{"a": 1}\n' * 100)[:-20]])
+def test_damaged_gzip(tmp_path, data):
+    with pytest.raises(TrainerError, match="damaged or cut short") as failure:
+        read_bytes(tmp_path, "a.jsonl.gz", data)
+    assert failure.value.exit_code == ExitCode.BAD_DATASET
+
+
+def test_parquet_with_messages(tmp_path):
+    table = [{"chosen": [{"role": "user", "content": "Hi"}], "score": 0.5}, {"chosen": None, "score": None}]
+    arrow.parquet.write_table(arrow.Table.from_pylist(table), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == table
+
+
+def test_parquet_text_that_is_not_utf8_is_one_bad_row(tmp_path):
+    column = arrow.array([b"good", b"caf\xe9"], arrow.binary()).view(arrow.binary())
+    text = arrow.StringArray.from_buffers(2, column.buffers()[1], column.buffers()[2])
+    arrow.parquet.write_table(arrow.table({"a": text}), tmp_path / "a.parquet")
+    good, bad = read(tmp_path / "a.parquet")
+    assert good == {"a": "good"}
+    assert bad.reason == Reason.NOT_UTF8
+
+
+def test_damaged_parquet(tmp_path):
+    with pytest.raises(TrainerError, match="expected a Parquet file") as failure:
+        read_bytes(tmp_path, "a.parquet", b"PAR1 and nothing else")
+    assert failure.value.exit_code == ExitCode.BAD_DATASET
+
+
+def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
+    write_jsonl(tmp_path / "b" / "part-1.jsonl", [{"n": 3}])
+    write_jsonl(tmp_path / "a-2.jsonl", [{"n": 2}])
+    (tmp_path / "a-1.json").write_text(json.dumps([{"n": 1}]))
+    write_jsonl(tmp_path / "_hidden.jsonl", [{"n": 0}])
+    write_jsonl(tmp_path / ".cache" / "x.jsonl", [{"n": 0}])
+    (tmp_path / "README.md").write_text("# not data")
+    assert [row["n"] for row in read(tmp_path)] == [1, 2, 3]
+
+
+def test_a_folder_never_mixes_splits(tmp_path):
+    for name in ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"):
+        write_jsonl(tmp_path / name, [{"n": name}])
+    assert len(read(tmp_path)) == 2
+    write_jsonl(tmp_path / "test.jsonl", [{"n": 0}])
+    with pytest.raises(TrainerError, match=r"different splits \(test.jsonl and train-0") as failure:
+        read(tmp_path)
+    assert failure.value.exit_code == ExitCode.INVALID_CONFIGURATION
+
+
+def test_a_folder_without_data_says_what_it_holds(tmp_path):
+    (tmp_path / "data.csv").write_text("a,b\n")
+    with pytest.raises(TrainerError, match=r"expected .*\.parquet.* files, found data\.csv") as failure:
+        read(tmp_path)
+    assert failure.value.exit_code == ExitCode.INPUT_NOT_FOUND
+
+
+def test_progress_rises_to_the_bytes_read(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"n": "x" * 100}] * 3000)
+    shares: list[float] = []
+    assert len(list(rows.read(sources.resolve(str(tmp_path), claims=tmp_path), shares.append))) == 3000
+    assert len(shares) > 3
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] < shares[-1] <= 1
