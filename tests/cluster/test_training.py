@@ -1,0 +1,119 @@
+"""A DPOJob from apply to export, on two nodes; then the same job with a rank killed in the middle."""
+
+import signal
+import time
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from dpo_operator.dashboards import dashboard_queries
+from tests.cluster.scenario import Job
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+
+LN_2 = 0.693147
+FIRST_METRICS = (
+    'dpo_train_loss{{dpojob="{name}"}}',
+    'dpo_train_reward{{dpojob="{name}",response="chosen"}}',
+    'dpo_train_reward{{dpojob="{name}",response="rejected"}}',
+    'dpo_train_reward_margin{{dpojob="{name}"}}',
+    'dpo_train_reward_accuracy_ratio{{dpojob="{name}"}}',
+)
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[int, dict[str, float]]:
+    """Training records of the job that nothing happened to, filled by the first test."""
+    return {}
+
+
+def test_end_to_end(job: Job, spec: dict[str, Any], undisturbed: dict[int, dict[str, float]]) -> None:
+    job.apply(spec)
+    job.wait_for_step(8)
+
+    pods = job.pods("train")
+    assert [pod["metadata"]["labels"]["dpo-operator.dev/attempt"] for pod in pods] == ["1", "1"]
+    assert len({pod["spec"]["nodeName"] for pod in pods}) == 2
+    assert {pod["spec"]["nodeName"] for pod in pods} == {"n2", "n3"}
+    status = job.status
+    assert status["workers"] == {"desired": 2, "ready": 2}
+    assert float(status["progress"]["loss"]) > 0
+
+    for query in FIRST_METRICS:
+        assert job.cluster.prometheus_query(query.format(name=job.name)), f"no data for {query}"
+    empty = unanswered(job, dashboard_queries(job.namespace, job.name))
+    assert not empty, "panels without data: " + "\n".join(empty)
+
+    status = job.wait_for_state("Complete")
+    assert status["restarts"] == 0
+    assert {c["type"]: c["status"] for c in status["conditions"]}["Complete"] == "True"
+    assert status["dataset"]["trainPairs"] > 200
+
+    records = job.metrics()
+    undisturbed.update(records)
+    assert len(records) == max(records) >= 30
+    assert records[1]["loss"] == pytest.approx(LN_2, abs=1e-4)
+    assert records[1]["rewards/margins"] == pytest.approx(0, abs=1e-4)
+    assert_partitioned(job)
+    assert (job.work_folder() / status["export"]["path"] / "model.safetensors").is_file()
+
+
+def assert_partitioned(job: Job) -> None:
+    """Each rank's file of the last checkpoint holds half of the trained numbers: ZeRO-3 shared them out."""
+    from safetensors import safe_open
+
+    newest = max((job.work_folder() / "checkpoints").glob("step-*"))
+    sizes = []
+    for path in sorted(newest.glob("rank-*.safetensors")):
+        with safe_open(path, framework="numpy") as shard:
+            sizes.append(sum(shard.get_slice(key).get_shape()[0] for key in shard.keys() if key.startswith("param/")))  # noqa: SIM118
+    assert len(sizes) == 2
+    assert sum(sizes) >= 260_032
+    assert max(sizes) < 0.6 * 260_032
+
+
+def unanswered(job: Job, queries: list[str], patience: float = 30) -> list[str]:
+    """Queries that return no data within some seconds of scraping."""
+    deadline = time.monotonic() + patience
+    while True:
+        empty = [query for query in queries if not job.cluster.prometheus_query(query)]
+        if not empty or time.monotonic() > deadline:
+            return empty
+        time.sleep(2)
+
+
+def test_killed_rank(job: Job, spec: dict[str, Any], undisturbed: dict[int, dict[str, float]]) -> None:
+    job.apply(spec)
+    job.wait_for_checkpoint(8)
+    before = {pod["metadata"]["uid"] for pod in job.pods("train")}
+
+    killed = time.time()
+    job.cluster.signal_pod(job.pods("train")[1]["metadata"]["name"], signal.SIGKILL)
+    status = job.wait(lambda s: s.get("attempts", {}).get("train") == 2, "attempt 2")
+    resumed = job.wait(
+        lambda s: (
+            s["progress"].get("attempt") == 2 and s["progress"]["step"] > (s["progress"].get("resumedFromStep") or 0)
+        ),
+        "a step of attempt 2",
+    )
+    back = datetime.fromisoformat(resumed["progress"]["updatedTime"]).timestamp() - killed
+    print(f"\nkill of a rank → next finished step seen: {back:.1f} s")
+
+    after = job.pods("train")
+    assert len(after) == 2
+    assert not before & {pod["metadata"]["uid"] for pod in after}
+    assert {pod["metadata"]["labels"]["dpo-operator.dev/attempt"] for pod in after} == {"2"}
+    assert status["restarts"] == 1
+    committed = resumed["progress"]["resumedFromStep"]
+    assert committed >= 8
+    assert committed % 4 == 0
+
+    status = job.wait_for_state("Complete")
+    assert status["restarts"] == 1
+    assert status["restartHistory"][0]["reason"] in ("Killed", "OOMKilled")
+    records = job.metrics()
+    assert set(records) == set(undisturbed)
+    for step, record in undisturbed.items():
+        assert records[step]["loss"] == pytest.approx(record["loss"], abs=1e-4), f"step {step}"
+    assert back <= 60
