@@ -1,0 +1,64 @@
+{{/* Name of the chart. */}}
+{{- define "dpo-operator.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+{{- end }}
+
+{{/* Name of the release's objects. */}}
+{{- define "dpo-operator.fullname" -}}
+{{- if .Values.fullnameOverride }}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" }}
+{{- else if contains (include "dpo-operator.name" .) .Release.Name }}
+{{- .Release.Name | trunc 63 | trimSuffix "-" }}
+{{- else }}
+{{- printf "%s-%s" .Release.Name (include "dpo-operator.name" .) | trunc 63 | trimSuffix "-" }}
+{{- end }}
+{{- end }}
+
+{{/* Labels of every object. */}}
+{{- define "dpo-operator.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: dpo-operator
+{{ include "dpo-operator.selector" . }}
+{{- end }}
+
+{{/* Labels that select the operator's pod. */}}
+{{- define "dpo-operator.selector" -}}
+app.kubernetes.io/name: {{ include "dpo-operator.name" . }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
+{{- define "dpo-operator.serviceAccount" -}}
+{{- default (ternary (include "dpo-operator.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name }}
+{{- end }}
+
+{{/* Reference of an image. Arguments: root, image. A digest wins over a tag. */}}
+{{- define "dpo-operator.image" -}}
+{{- $registry := default (.root.Values.global).imageRegistry .image.registry -}}
+{{- with $registry }}{{ . }}/{{ end }}{{ .image.repository }}
+{{- if .image.digest }}@{{ .image.digest }}{{ else }}:{{ default .root.Chart.AppVersion .image.tag }}{{ end }}
+{{- end }}
+
+{{/* What the operator may do. It is exactly what it does: a test compares this with a golden file. */}}
+{{- define "dpo-operator.rules" -}}
+- apiGroups: [dpo-operator.dev]
+  resources: [dpojobs]
+  # delete: spec.ttlSecondsAfterFinished
+  verbs: [get, list, watch, delete]
+- apiGroups: [dpo-operator.dev]
+  resources: [dpojobs/status]
+  verbs: [update]
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch, delete]
+- apiGroups: [""]
+  resources: [configmaps, persistentvolumeclaims, services]
+  verbs: [get, create]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create]
+{{- end }}
