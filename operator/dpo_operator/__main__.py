@@ -1,6 +1,7 @@
 """The operator's process: `python -m dpo_operator`."""
 
 import asyncio
+import logging
 import os
 import sys
 
@@ -18,6 +19,9 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     kopf.configure(log_format=kopf.LogFormat.JSON if config.log_format == "json" else kopf.LogFormat.PLAIN)
+    # A line for each event and each probe would drown what the operator itself has to say.
+    for name in ("kopf.objects", "aiohttp.access"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     asyncio.run(run(config))
     return 0
 

@@ -88,7 +88,10 @@ class Client:
             kube_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
         else:
             await kube_config.load_kube_config(config_file=str(default), client_configuration=configuration)  # type: ignore[no-untyped-call]
-        return cls(ApiClient(configuration))
+        api = ApiClient(configuration)
+        # Shown as the manager of fields and in audit logs.
+        api.user_agent = names.PART_OF
+        return cls(api)
 
     async def __aenter__(self) -> "Client":
         return self

@@ -1,0 +1,113 @@
+"""Which end of which pod is the cause of a failure."""
+
+import pytest
+
+from dpo_operator.api.exitcodes import TABLE, ExitCode
+from dpo_operator.planning.failures import SECONDARY, classify, find_failure, is_settled
+from tests.unit.planning.build import a_child, a_pod, a_reading, ended, last_words
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("code", list(TABLE), ids=lambda c: c.name)
+def test_every_exit_code_has_the_class_of_the_table(code):
+    failure = classify(ended(0, code, text=last_words(code, "what the trainer said")))
+    expected = "counted" if TABLE[code].failure_class == "secondary" else TABLE[code].failure_class
+    assert (failure.reason, failure.failure_class) == (TABLE[code].reason, expected)
+    assert "what the trainer said" in failure.message
+    assert "rank 0 (pod pairs-train-1-0 on node gpu-0)" in failure.message
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason", "failure_class"),
+    [
+        (ended(0, 137, reason="OOMKilled"), "OOMKilled", "counted"),
+        (ended(0, 1), "ProcessFailed", "counted"),
+        (ended(0, 137), "Killed", "counted"),
+        (ended(0, 137, deleting=True), "Killed", "infrastructure"),
+        (ended(0, 143, disruption="EvictionByEvictionAPI", deleting=True), "Evicted", "infrastructure"),
+        (ended(0, 137, disruption="PreemptionByScheduler"), "Preempted", "infrastructure"),
+        (ended(0, 137, disruption="TerminationByKubelet"), "Evicted", "infrastructure"),
+        (ended(0, 65, disruption="EvictionByEvictionAPI"), "BadDataset", "configuration"),
+        (a_pod(0, pod_phase="Failed", reason="Evicted", message="low on memory"), "Evicted", "infrastructure"),
+        (a_pod(0, pod_phase="Failed", reason="OutOfnvidia.com/gpu"), "OutOfnvidia.com/gpu", "infrastructure"),
+        (a_pod(0, disruption="DeletionByTaintManager", deleting=True, ready=False), "NodeLost", "infrastructure"),
+        (a_pod(0, deleting=True, deleting_seconds=200.0), "NodeLost", "infrastructure"),
+    ],
+    ids=[
+        "out of memory", "unknown code", "killed", "killed after its grace period", "evicted", "preempted",
+        "node pressure", "own fault during an eviction", "evicted before it ran", "refused by the node", "lost node",
+        "deleted and silent",
+    ],
+)  # fmt: skip
+def test_ends_that_kubernetes_explains(pod, reason, failure_class):
+    failure = classify(pod)
+    assert (failure.reason, failure.failure_class) == (reason, failure_class)
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        a_pod(0),
+        ended(0, 0),
+        a_pod(0, deleting=True, deleting_seconds=100.0),
+        a_pod(0, deleting=True, disruption="EvictionByEvictionAPI"),
+        a_pod(0, deleting=True, disruption="DeletionByTaintManager", ready=True),
+    ],
+    ids=["running", "succeeded", "saving", "evicted and saving", "tainted node that lives"],
+)
+def test_no_failure_yet(pod):
+    assert classify(pod) is None
+
+
+def test_cause_goes_before_its_consequences_whatever_the_clocks_say():
+    # Node 0's clock is an hour behind, so its rank seems to have ended first.
+    stopped = ended(0, 143, at="11:00:00", deleting=True)
+    peer = ended(1, 75, at="11:00:01")
+    killed = ended(2, 137, at="12:00:00")
+    assert find_failure(a_child(), [stopped, peer, killed], 3).reason == "Killed"
+    assert find_failure(a_child(), [stopped, peer, a_pod(2)], 3).reason == "Terminated"
+
+
+def test_first_of_two_failures_of_their_own_is_the_cause():
+    pods = [ended(0, 70, at="12:00:09"), ended(1, 76, at="12:00:02")]
+    assert find_failure(a_child(), pods, 2).reason == "NonFiniteLoss"
+
+
+def test_furthest_step_of_all_ranks_is_kept():
+    progress = a_reading(40).model_dump(mode="json")
+    pods = [ended(0, 75, text=last_words(75, progress=progress)), ended(1, 137)]
+    failure = find_failure(a_child(), pods, 2)
+    assert (failure.reason, failure.step) == ("Killed", 40)
+
+
+def test_lost_peer_waits_for_a_better_explanation():
+    lost = ended(0, 75)
+    pods = [lost, a_pod(1)]
+    failure = find_failure(a_child(), pods, 2)
+    assert failure.distance == SECONDARY
+    assert not is_settled(failure, a_child(), pods)
+    assert is_settled(failure, a_child(), [lost, ended(1, 75)])
+    assert is_settled(failure, a_child(), [ended(0, 75, failed_seconds=10.0), a_pod(1)])
+
+
+@pytest.mark.parametrize("peers", [[], [a_pod(1, pod_phase="Pending")]], ids=["taken away", "never started"])
+def test_lost_peer_that_is_not_there_is_not_the_jobs_fault(peers):
+    failure = find_failure(a_child(), [ended(0, 75), *peers], 2)
+    assert (failure.reason, failure.failure_class) == ("GangIncomplete", "infrastructure")
+    assert "1 (" in failure.message
+
+
+def test_failed_job_without_a_failed_pod_lost_it_to_somebody():
+    failure = find_failure(a_child(failed=True, failure_message="backoff limit"), [a_pod(0)], 2)
+    assert (failure.reason, failure.failure_class) == ("PodDeleted", "infrastructure")
+    assert not is_settled(failure, a_child(failed=True, failed_seconds=1.0), [a_pod(0)])
+    assert is_settled(failure, a_child(failed=True, failed_seconds=10.0), [a_pod(0)])
+
+
+def test_out_of_memory_says_what_to_change():
+    assert "pod.resources.limits.memory" in classify(ended(0, ExitCode.SIGKILL, reason="OOMKilled")).message
+
+
+def test_log_tail_instead_of_a_report_is_no_error():
+    assert "An unexpected exception" in classify(ended(0, 70, text="Traceback (most recent call last): …")).message

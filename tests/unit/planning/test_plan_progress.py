@@ -1,0 +1,90 @@
+"""Numbers in the status."""
+
+from datetime import timedelta
+
+import pytest
+
+from dpo_operator.api.reports import DatasetReport
+from dpo_operator.planning.progress import duration, number, with_dataset, with_reading
+from tests.unit.planning.build import NOON, a_reading, a_status
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (45.4, "45s"),
+        (60, "1m"),
+        (330, "5m30s"),
+        (4350, "1h12m"),
+        (7200, "2h"),
+        (273_600, "3d4h"),
+        (-1, "0s"),
+    ],
+)
+def test_duration_shows_two_units(seconds, text):
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, None),
+        (0.0, "0.0000"),
+        (0.693147, "0.6931"),
+        (-12.5, "-12.5000"),
+        (5e-7, "5.000e-07"),
+        (1e9, "1.000e+09"),
+        (float("nan"), "nan"),
+    ],
+)
+def test_number_keeps_what_matters(value, text):
+    assert number(value) == text
+
+
+def read(status, reading, seconds):
+    return with_reading(status, reading, NOON + timedelta(seconds=seconds))
+
+
+def test_small_changes_wait_for_the_next_write():
+    first = read(a_status(), a_reading(10), 0)
+    assert read(first, a_reading(11), 3) == first
+    assert read(first, a_reading(12), 6).progress.step == 12
+
+
+def test_an_estimate_that_drifts_is_no_news():
+    first = read(a_status(), a_reading(10), 0)
+    assert read(first, a_reading(10, eta_seconds=9.0, pairs_per_second=3.0), 60) == first
+
+
+@pytest.mark.parametrize(
+    "reading",
+    [a_reading(11, checkpoint=11), a_reading(11, activity="evaluation"), a_reading(100)],
+    ids=["checkpoint", "activity", "last step"],
+)
+def test_news_does_not_wait(reading):
+    first = read(a_status(), a_reading(10), 0)
+    assert read(first, reading, 1) != first
+
+
+@pytest.mark.parametrize(
+    "reading", [None, a_reading(50, attempt=2), a_reading(50, phase="prepare")], ids=["none", "attempt", "phase"]
+)
+def test_reading_of_something_else_is_ignored(reading):
+    assert read(a_status(), reading, 0) == a_status()
+
+
+def test_checkpoint_of_an_earlier_attempt_never_replaces_a_later_one():
+    later = read(a_status(attempt=2), a_reading(60, attempt=2, checkpoint=60), 0)
+    fenced = a_reading(70, attempt=2)
+    fenced = fenced.model_copy(update={"checkpoint": a_reading(70, attempt=1, checkpoint=70).checkpoint})
+    assert read(later, fenced, 60).checkpoint.step == 60
+
+
+def test_many_reasons_of_dropped_rows_stay_bounded():
+    report = DatasetReport(train_pairs=1, eval_pairs=0, dropped={f"reason-{i}": i for i in range(100)})
+    dataset = with_dataset(a_status("prepare"), report).dataset
+    assert (len(dataset.dropped), dataset.dropped_rows) == (32, sum(range(100)))
+    assert "reason-99" in dataset.dropped

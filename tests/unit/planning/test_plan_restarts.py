@@ -1,0 +1,146 @@
+"""When to restart, when to stop trying."""
+
+from datetime import timedelta
+
+import pytest
+
+from dpo_operator.api import conditions as c
+from dpo_operator.api.status import MAX_HISTORY, Restart, State
+from dpo_operator.api.types import FailurePolicy
+from dpo_operator.planning.failures import Failure
+from dpo_operator.planning.progress import progress_status
+from dpo_operator.planning.restarts import after_failure, backoff_seconds
+from dpo_operator.planning.transitions import Moment
+from tests.unit.planning.build import NOON, a_child, a_job, a_pod, a_reading, a_status, a_view, condition, decide, ended
+
+pytestmark = pytest.mark.unit
+
+CRASH = Failure("InternalError", "counted", "rank 1 crashed.")
+EVICTION = Failure("Evicted", "infrastructure", "rank 1 was evicted.")
+POLICY = FailurePolicy(max_restarts=2, window_seconds=600)
+
+
+def fail(status, failure=CRASH, *, policy=POLICY, minutes=0.0, step=0):
+    """One failure, so many minutes after noon, with so many steps finished."""
+    failure = Failure(failure.reason, failure.failure_class, failure.message, step=step)
+    return after_failure(status, failure, policy, Moment(NOON + timedelta(minutes=minutes), 1)).status
+
+
+def test_restarts_within_the_window_are_limited():
+    status = a_status()
+    for i in range(2):
+        status = fail(status, minutes=i, step=i + 1)
+        assert status.attempts.train == i + 2
+    last = fail(status, minutes=2, step=3)
+    assert condition(last, c.FAILED) == ("True", c.MAX_RESTARTS_EXCEEDED)
+    assert "rank 1 crashed." in last.message
+    assert "failurePolicy.maxRestarts is 2" in last.message
+    assert last.attempts == status.attempts
+
+
+def test_restarts_before_the_window_are_forgotten():
+    status = a_status()
+    for i in range(6):
+        status = fail(status, minutes=6 * i, step=i + 1)
+    assert (status.restarts, status.restarts_count_towards_max) == (6, 6)
+    assert not c.is_true(status.conditions, c.FAILED)
+    assert len(status.counted_restart_times) == 2
+
+
+def test_infrastructure_never_uses_up_the_budget():
+    status = a_status()
+    for i in range(30):
+        status = fail(status, EVICTION, minutes=i)
+    assert (status.restarts, status.restarts_count_towards_max, status.attempts.train) == (30, 0, 31)
+    assert len(status.restart_history) == MAX_HISTORY
+    assert not c.is_true(status.conditions, c.FAILED)
+
+
+def test_configuration_fails_at_once_with_the_trainers_words():
+    result = decide(a_status(), a_view(a_child(), ended(0, 78), a_pod(1)))
+    assert condition(result.status, c.FAILED) == ("True", "InvalidConfiguration")
+    assert (result.status.restarts, result.status.attempts.train, result.status.state) == (0, 1, State.FAILED)
+
+
+def test_three_restarts_without_progress_are_enough():
+    generous = FailurePolicy(max_restarts=100)
+    status = fail(a_status(), policy=generous, step=20)
+    for _ in range(2):
+        status = fail(status, policy=generous, step=20)
+    assert (status.restarts, status.restarts_without_progress) == (3, 3)
+    status = fail(status, policy=generous, step=20)
+    assert condition(status, c.FAILED) == ("True", c.NO_PROGRESS)
+    assert "beyond step 20" in status.message
+
+
+def test_one_step_of_progress_starts_the_count_anew():
+    generous = FailurePolicy(max_restarts=100)
+    status = a_status()
+    for step in range(20):
+        status = fail(status, policy=generous, step=step // 3)
+    assert status.restarts == 20
+    assert not c.is_true(status.conditions, c.FAILED)
+
+
+def test_progress_that_was_read_counts_when_the_rank_left_no_report():
+    status = a_status(progress=progress_status(a_reading(15), NOON), best_step=14, restarts_without_progress=3)
+    assert fail(status).best_step == 15
+    # A reading of an earlier attempt says nothing about this one.
+    old = a_status(attempt=2, progress=progress_status(a_reading(15), NOON), best_step=14, restarts_without_progress=3)
+    assert condition(fail(old), c.FAILED) == ("True", c.NO_PROGRESS)
+
+
+def test_prepare_has_no_steps_and_only_its_budget():
+    status = a_status("prepare")
+    for i in range(5):
+        status = fail(status, policy=FailurePolicy(max_restarts=5), minutes=i)
+    assert status.attempts.prepare == 6
+    assert c.is_true(fail(status, policy=FailurePolicy(max_restarts=5), minutes=6).conditions, c.FAILED)
+
+
+def restarted(seconds_ago: float) -> Restart:
+    return Restart(
+        time=NOON - timedelta(seconds=seconds_ago), phase="train", attempt=1, reason="X", failure_class="counted"
+    )
+
+
+@pytest.mark.parametrize(
+    ("history", "reason", "seconds"),
+    [
+        ([], "InternalError", 0),
+        ([restarted(60)], "InternalError", 2),
+        ([restarted(60)] * 3, "InternalError", 8),
+        ([restarted(60)] * 9, "InternalError", 60),
+        ([restarted(601)] * 9, "InternalError", 0),
+        ([], "SourceUnavailable", 10),
+        ([restarted(60)] * 2, "SourceUnavailable", 40),
+        ([restarted(60)] * 9, "SourceUnavailable", 300),
+    ],
+)
+def test_backoff_grows_with_recent_restarts(history, reason, seconds):
+    assert backoff_seconds(history, reason, NOON) == seconds
+
+
+def test_backoff_is_waited_for_and_told():
+    status = fail(fail(a_status(), step=1), step=2)
+    waiting = decide(status, a_view())
+    assert waiting.actions == ()
+    assert condition(waiting.status, c.RUNNING) == ("False", c.BACKING_OFF)
+    assert waiting.requeue_after == 2.0
+    assert waiting.status.state is State.RESTARTING
+    assert decide(waiting.status, a_view(), now=NOON + timedelta(seconds=2)).actions[0].name == "pairs-train-3"
+
+
+def test_restarting_ends_when_all_pods_of_the_new_attempt_run():
+    status = fail(a_status())
+    half = decide(status, a_view(a_child(attempt=2), a_pod(0, attempt=2), a_pod(1, attempt=2, pod_phase="Pending")))
+    assert half.status.state is State.RESTARTING
+    whole = decide(half.status, a_view(a_child(attempt=2), a_pod(0, attempt=2), a_pod(1, attempt=2)))
+    assert whole.status.state is State.TRAINING
+    assert condition(whole.status, c.RESTARTING) == ("False", c.RESTARTED)
+
+
+def test_policy_can_change_while_the_job_runs():
+    view = a_view(a_child(), a_pod(0), ended(1, 70))
+    strict = decide(a_status(), view, a_job(failurePolicy={"maxRestarts": 0}))
+    assert condition(strict.status, c.FAILED) == ("True", c.MAX_RESTARTS_EXCEEDED)

@@ -1,0 +1,197 @@
+"""A cluster in memory, small enough to try thousands of histories: jobs, pods, their controllers, and faults.
+
+It holds what decisions depend on and no more; the real API server and real kubelets are in other tiers.
+"""
+
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+
+from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.types import DPOJob
+from dpo_operator.planning.actions import Action, Create
+from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Exit, Observed, Support
+from dpo_operator.planning.plan import plan
+from tests.unit.planning.build import NOON, SETTINGS, UID, a_claim, a_job, last_words
+
+STEPS = 3
+
+
+@dataclass
+class World:
+    """One DPOJob in its cluster. steps: optimizer steps that are committed on the volume."""
+
+    job: DPOJob = field(default_factory=a_job)
+    status: DPOJobStatus = field(default_factory=DPOJobStatus)
+    jobs: dict[str, ChildJob] = field(default_factory=dict)
+    pods: dict[str, ChildPod] = field(default_factory=dict)
+    claim: Claim | None = None
+    support: tuple[Support, ...] = ()
+    now: datetime = NOON
+    steps: int = 0
+    made: int = 0
+    suspensions: int = 0
+
+    # The operator
+
+    def reconcile(self, writes: int = 99) -> None:
+        """One pass of the operator, which dies after so many writes."""
+        seen = Observed(
+            jobs=tuple(self.jobs.values()), pods=tuple(self.pods.values()), claim=self.claim, support=self.support
+        )
+        decision = plan(self.job, self.status, seen, self.now, SETTINGS)
+        if decision.status != self.status:
+            if writes == 0:
+                return
+            writes -= 1
+            self.check_counters(decision.status)
+            # What isn't in the stored form is lost when the operator dies.
+            self.status = DPOJobStatus.model_validate(decision.status.to_dict())
+        for action in decision.actions[:writes]:
+            self.carry_out(action)
+
+    def carry_out(self, action: Action) -> None:
+        if not isinstance(action, Create):
+            self.delete(action.kind, action.name, action.uid)
+        elif action.kind == "Job":
+            self.create_job(action)
+        elif action.kind == "PersistentVolumeClaim":
+            self.claim = self.claim or a_claim(owner_uid=None)
+        elif action.kind not in {support.kind for support in self.support}:
+            self.support = (*self.support, Support(action.kind, UID))
+
+    def create_job(self, action: Create) -> None:
+        labels = action.manifest["metadata"]["labels"]
+        if action.name in self.jobs:
+            return
+        live = [pod.name for pod in self.pods.values() if not pod.ended]
+        assert not live, f"{action.name} is made while {live} live"
+        self.made += 1
+        phase, attempt = labels["dpo-operator.dev/phase"], int(labels["dpo-operator.dev/attempt"])
+        self.jobs[action.name] = ChildJob(action.name, f"{action.name}#{self.made}", phase, attempt, deleting=False)
+
+    def delete(self, kind: str, name: str, uid: str) -> None:
+        if kind == "Job" and name in self.jobs and self.jobs[name].uid == uid:
+            del self.jobs[name]
+        elif kind == "Pod" and name in self.pods and self.pods[name].uid == uid:
+            self.stop(name)
+
+    def check_counters(self, new: DPOJobStatus) -> None:
+        """No attempt is skipped and none comes twice: each is a phase's first, a restart or a suspension."""
+        old = self.status
+        started = sum(1 for phase in ("prepare", "train", "export") if new.attempts.of(phase) > 0)
+        total = new.attempts.prepare + new.attempts.train + new.attempts.export
+        before = old.attempts.prepare + old.attempts.train + old.attempts.export
+        assert 0 <= total - before <= 1
+        if self.job.spec.suspend and total > before and new.restarts == old.restarts and new.phase == old.phase:
+            self.suspensions += int(old.phase is not None)
+        assert total == started + new.restarts + self.suspensions
+        assert not (old.is_final and new != old)
+
+    # Kubernetes
+
+    def run_controllers(self) -> None:
+        """Job controller and garbage collector."""
+        for name, job in list(self.jobs.items()):
+            own = [pod for pod in self.pods.values() if pod.name.startswith(f"{name}-")]
+            if any(pod.ended and not pod.succeeded for pod in own):
+                self.jobs[name] = replace(job, failed=True)
+                for pod in own:
+                    self.stop(pod.name)
+                continue
+            desired = 2 if job.phase == "train" else 1
+            if len([pod for pod in own if pod.succeeded]) == desired:
+                self.jobs[name] = replace(job, complete=True)
+            elif not job.finished:
+                for index in {*range(desired)} - {pod.index for pod in own}:
+                    self.create_pod(job, index)
+        for pod in list(self.pods.values()):
+            if pod.name.rpartition("-")[0] not in self.jobs:
+                self.stop(pod.name)
+                if pod.ended:
+                    del self.pods[pod.name]
+
+    def create_pod(self, job: ChildJob, index: int) -> None:
+        others = [p.name for p in self.pods.values() if not p.ended and not p.belongs_to(job.phase, job.attempt)]
+        assert not others, f"a pod of {job.name} starts while {others} live"
+        self.made += 1
+        name = f"{job.name}-{index}"
+        uid = f"{name}#{self.made}"
+        self.pods[name] = ChildPod(name, uid, job.phase, job.attempt, deleting=False, index=index)
+
+    def run_kubelets(self) -> None:
+        """Start what waits; end what is being deleted, which takes one step."""
+        for name, pod in list(self.pods.items()):
+            if pod.deleting and not pod.ended:
+                self.end(name, 143)
+            elif pod.deleting and pod.name.rpartition("-")[0] not in self.jobs:
+                del self.pods[name]
+            elif pod.pod_phase == "Pending":
+                self.pods[name] = replace(pod, pod_phase="Running", ready=True)
+
+    def stop(self, name: str) -> None:
+        pod = self.pods[name]
+        if not pod.ended:
+            self.pods[name] = replace(pod, deleting=True, grace_seconds=120)
+
+    def end(self, name: str, code: int, text: str = "") -> None:
+        pod = self.pods[name]
+        end = Exit(code, "Completed" if code == 0 else "Error", self.now.isoformat(), text)
+        self.pods[name] = replace(pod, pod_phase="Failed" if code else "Succeeded", ready=False, exit=end)
+
+    # The trainer
+
+    def work(self) -> None:
+        """One unit of work of a phase whose pods all run."""
+        running = [pod for pod in self.pods.values() if pod.running and not pod.deleting]
+        train = [pod for pod in running if pod.phase == "train"]
+        if len(train) == 2 and self.steps < STEPS:
+            self.steps += 1
+        elif len(train) == 2 or (running and not train):
+            for pod in running:
+                self.end(pod.name, 0, last_words(0, phase=pod.phase, attempt=pod.attempt))
+
+    # Faults
+
+    def kill(self, which: int, code: int) -> None:
+        """End one running pod."""
+        running = sorted(name for name, pod in self.pods.items() if pod.running)
+        if running:
+            progress = {"phase": "train", "attempt": 1, "step": self.steps}
+            self.end(running[which % len(running)], code, last_words(code, progress=progress))
+
+    def evict(self, which: int) -> None:
+        """Ask one pod to go."""
+        running = sorted(name for name, pod in self.pods.items() if pod.running)
+        if running:
+            name = running[which % len(running)]
+            self.pods[name] = replace(self.pods[name], disruption="EvictionByEvictionAPI")
+            self.stop(name)
+
+    def delete_jobs(self) -> None:
+        """An outsider deletes all Jobs."""
+        self.jobs.clear()
+
+    def suspend(self, value: bool) -> None:
+        """A user sets spec.suspend."""
+        spec = self.job.spec.model_copy(update={"suspend": value})
+        generation = self.job.metadata.generation + 1
+        metadata = self.job.metadata.model_copy(update={"generation": generation})
+        self.job = self.job.model_copy(update={"spec": spec, "metadata": metadata})
+
+    def settle(self) -> None:
+        """Let everything run without faults until the job ends."""
+        self.suspend(False)
+        for _ in range(200):
+            if self.status.is_final:
+                return
+            self.reconcile()
+            self.run_controllers()
+            self.run_kubelets()
+            self.work()
+            self.now += timedelta(seconds=61)
+        raise AssertionError(f"not at an end: {self.status.to_dict()}")
+
+
+def a_world(**policy: int) -> World:
+    """A job that may restart as often as faults want it to."""
+    return World(job=a_job(failurePolicy={"maxRestarts": 1000} | policy))
