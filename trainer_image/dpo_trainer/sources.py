@@ -236,6 +236,8 @@ def _listed(label: str, kind: str, path: Path, inside: Path | None) -> FileSourc
         _stay_inside(label, path, inside)
         if path.is_file():
             return FileSource(label, kind, str(path), True, {path.name: path.stat().st_size})
+        if not path.is_dir():
+            raise input_not_found(f"{label}: expected a file or a folder, found a device, pipe or socket")
         sizes = {}
         for folder, folders, files in os.walk(path, onerror=_raise):
             folders[:] = [name for name in folders if not name.startswith(".")]
