@@ -5,9 +5,11 @@ Everything that DeepSpeed would compile at start-up is left out, so that a pod n
 
 import logging
 import os
+import sys
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from dpo_trainer.errors import TrainerError, invalid_configuration
 from dpo_trainer.model import Policy, load_model
 
 log = logging.getLogger(__name__)
+
+_MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,12 @@ def _import_deepspeed() -> Any:
     # An empty table says that no operator of DeepSpeed's own can be built here. Otherwise the table is made by running
     # a compiler on probes, and on CPUs a shared-memory collective is compiled when the process group is first used.
     vars(deepspeed.ops)["__compatible_ops__"] = {}
+    # DeepSpeed asks of every optimizer whether it is Muon. Importing that one loads all of torch's compiler, seconds of
+    # CPU time on each start, so the answer comes from a class that no optimizer has.
+    if _MUON not in sys.modules:
+        muon = ModuleType(_MUON)
+        vars(muon)["MuonWithAuxAdam"] = type("MuonWithAuxAdam", (torch.optim.Optimizer,), {})
+        sys.modules[_MUON] = muon
     deepspeed_logger.setLevel(logging.ERROR)
     return deepspeed
 

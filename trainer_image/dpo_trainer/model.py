@@ -113,7 +113,9 @@ def load_model(spec: DPOJobSpec, folder: Path, *, seed: int, zero3: Callable[[in
     Raises TrainerError when the folder is no model or lacks weights, or adapter targets don't exist.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     if not (folder / "config.json").is_file():
         raise input_not_found(f"{folder}: expected a Hugging Face model folder with config.json; run prepare again")

@@ -1,0 +1,135 @@
+"""Small real jobs for the numerics tests, and what runs them on a rank. torch is only imported on ranks."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpo_operator.api.types import DPOJob
+from dpo_trainer.dataset import PairDataset, TokenPair
+from dpo_trainer.workdir import WorkDir
+
+VOCABULARY = 96
+
+
+def a_job(**training: Any) -> dict[str, Any]:
+    """A job on one or two CPU ranks, as a document; keyword arguments go to spec.training."""
+    settings = {
+        "globalBatchSize": 8, "microBatchSize": 2, "learningRate": 2e-3, "precision": "fp32", "device": "cpu",
+        "gradientCheckpointing": False, "seed": 7, **training,
+    }  # fmt: skip
+    return {
+        "metadata": {"name": "small"},
+        "spec": {
+            "model": {"name": "small"},
+            "data": {"train": {"source": "small.jsonl"}},
+            "training": settings,
+            "checkpoint": {"everySteps": 1000},
+        },
+    }
+
+
+def some_pairs(count: int, *, seed: int = 0) -> PairDataset:
+    """Random pairs of very unequal length; the prompt is part of both answers' context."""
+    rng = np.random.default_rng(seed)
+
+    def tokens(longest: int) -> np.ndarray:
+        return rng.integers(3, VOCABULARY, int(rng.integers(1, longest + 1))).astype(np.int32)
+
+    return PairDataset.from_pairs(TokenPair(tokens(12), tokens(9), tokens(20), row) for row in range(count))
+
+
+def make_model(folder: Path, *, tied: bool = False, **settings: Any) -> None:
+    """Save a small Llama with random weights large enough to have opinions."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.15, tie_word_embeddings=tied, **settings,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+
+
+def train_on_rank(document: dict[str, Any], root: Path, attempt: int = 1) -> list[dict[str, float]]:
+    """Run the trainer's loop as one rank; the lines of metrics.jsonl afterwards."""
+    from dpo_trainer import train
+    from dpo_trainer.outcome import StopRequest
+    from dpo_trainer.telemetry import Telemetry
+
+    work = WorkDir(root)
+    telemetry = Telemetry(
+        "train", attempt, work, rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"])
+    )
+    train.run(DPOJob.model_validate(document), work, telemetry=telemetry, attempt=attempt, stop=StopRequest())
+    telemetry.close()
+    return lines(work)
+
+
+def lines(work: WorkDir) -> list[dict[str, float]]:
+    """Training lines of metrics.jsonl, in order."""
+    if not work.metrics.exists():
+        return []
+    found = [json.loads(line) for line in work.metrics.read_text().splitlines()]
+    return [line for line in found if "loss" in line]
+
+
+def plain_training(document: dict[str, Any], model: Path, data: PairDataset, total_steps: int) -> dict[str, Any]:
+    """The same training written as plainly as possible: one process, whole logits, torch.optim.AdamW, no engine.
+
+    Returns "steps": metrics per step, "weights": the final float32 parameters by name.
+    """
+    import torch
+    from torch.nn.functional import logsigmoid
+    from transformers import AutoModelForCausalLM
+
+    from dpo_trainer.sampler import Plan
+    from dpo_trainer.schedule import learning_rate, warmup_steps
+
+    spec = DPOJob.model_validate(document).spec
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    if spec.adapter.type != "none":
+        from dpo_trainer.model import add_lora
+
+        policy = add_lora(policy, spec.adapter, seed=spec.training.seed)
+    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1.0, weight_decay=0.0)
+
+    def logps(pair: TokenPair) -> torch.Tensor:
+        sums = []
+        for answer in (pair.chosen, pair.rejected):
+            ids = torch.tensor(np.concatenate([pair.prompt, answer])[None].astype(np.int64))
+            logits = policy(ids).logits[0, :-1].log_softmax(-1)
+            per_token = logits.gather(1, ids[0, 1:, None])[:, 0]
+            sums.append(per_token[len(pair.prompt) - 1 :].sum())
+        return torch.stack(sums)
+
+    with torch.no_grad():
+        reference = torch.stack([logps(data[i]) for i in range(len(data))])
+    training, beta = spec.training, spec.method.beta
+    plan = Plan(len(data), training.global_batch_size, seed=training.seed, shuffle=training.shuffle)
+    warmup = warmup_steps(training.warmup_ratio, total_steps)
+    steps = []
+    for step in range(1, total_steps + 1):
+        indices = plan.step(step)
+        now = torch.stack([logps(data[int(i)]) for i in indices])
+        rewards = beta * (now - reference[indices])
+        loss = -logsigmoid(rewards[:, 0] - rewards[:, 1]).mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), training.max_grad_norm or float("inf"))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(
+                step, peak=spec.learning_rate, total_steps=total_steps, warmup=warmup, shape=training.scheduler
+            )
+        optimizer.step()
+        optimizer.zero_grad()
+        means = rewards.detach().mean(dim=0).tolist()
+        steps.append({
+            "loss": loss.item(), "rewards/chosen": means[0], "rewards/rejected": means[1], "grad_norm": float(norm),
+            "rewards/margins": means[0] - means[1],
+            "rewards/accuracies": float((rewards[:, 0] > rewards[:, 1]).float().mean()),
+        })  # fmt: skip
+    weights = {name: p.detach().numpy() for name, p in policy.named_parameters() if p.requires_grad}
+    return {"steps": steps, "weights": weights}

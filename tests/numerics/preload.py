@@ -1,0 +1,14 @@
+"""What every rank of a test needs, imported once: the fork server keeps it, so a rank starts in a second."""
+
+import os
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import deepspeed
+import peft
+import transformers.models.llama.modeling_llama
+
+import dpo_trainer.train
+
+PRELOADED = (deepspeed, peft, transformers, dpo_trainer.train)
