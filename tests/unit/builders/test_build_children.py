@@ -1,0 +1,225 @@
+"""Manifests, read field by field."""
+
+import json
+
+import pytest
+
+from dpo_operator.api import names
+from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.config import build_config_map
+from dpo_operator.builders.job import build_child_job
+from dpo_operator.builders.pod import TrainerImage
+from dpo_operator.builders.service import build_service
+from dpo_operator.builders.volume import build_claim
+from tests.unit.planning.build import UID, a_job
+
+pytestmark = pytest.mark.unit
+
+IMAGE = TrainerImage("registry.example/trainer:1", "Always")
+
+
+def job_of(phase, attempt=1, **spec):
+    return build_child_job(a_job(**spec), phase, attempt, IMAGE)
+
+
+def pod_of(phase, attempt=1, **spec):
+    return job_of(phase, attempt, **spec)["spec"]["template"]["spec"]
+
+
+def container_of(phase, attempt=1, **spec):
+    (container,) = pod_of(phase, attempt, **spec)["containers"]
+    return container
+
+
+def env_of(phase, attempt=1, **spec):
+    return {e["name"]: e.get("value") for e in container_of(phase, attempt, **spec)["env"]}
+
+
+def mounts_of(phase, **spec):
+    return {m["mountPath"]: m for m in container_of(phase, **spec)["volumeMounts"]}
+
+
+def test_job_of_an_attempt_is_never_repaired_by_kubernetes():
+    job = job_of("train", 3, nodes=4)
+    assert job["metadata"]["name"] == "pairs-train-3"
+    spec = job["spec"]
+    assert (spec["completions"], spec["parallelism"], spec["completionMode"]) == (4, 4, "Indexed")
+    assert (spec["backoffLimit"], spec["podReplacementPolicy"]) == (0, "Failed")
+    assert spec["template"]["spec"]["restartPolicy"] == "Never"
+
+
+@pytest.mark.parametrize("phase", ["prepare", "export"])
+def test_prepare_and_export_are_one_pod_without_gpu(phase):
+    job = job_of(phase, nodes=4, gpusPerNode=8, pod={"prepareResources": {"requests": {"cpu": 2}}})
+    assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (1, 1)
+    assert container_of(phase, gpusPerNode=8)["resources"] == {}
+    assert job["spec"]["template"]["spec"]["containers"][0]["resources"] == {"requests": {"cpu": "2"}}
+    assert "affinity" not in job["spec"]["template"]["spec"]
+
+
+def test_gpus_are_requested_and_limited():
+    resources = container_of("train", gpusPerNode=8, pod={"resources": {"limits": {"memory": "64Gi"}}})["resources"]
+    assert resources == {"requests": {"nvidia.com/gpu": "8"}, "limits": {"memory": "64Gi", "nvidia.com/gpu": "8"}}
+    assert container_of("train", gpusPerNode=0)["resources"] == {}
+
+
+def test_every_child_and_pod_is_labelled_and_owned():
+    job = a_job()
+    children = [build_child_job(job, "train", 2, IMAGE), build_service(job), build_config_map(job)]
+    for child in children:
+        labels = child["metadata"]["labels"]
+        assert (labels[names.LABEL_UID], labels[names.LABEL_JOB]) == (UID, "pairs")
+        (owner,) = child["metadata"]["ownerReferences"]
+        assert (owner["uid"], owner["controller"], owner["blockOwnerDeletion"]) == (UID, True, False)
+    labels = children[0]["spec"]["template"]["metadata"]["labels"]
+    assert (labels[names.LABEL_PHASE], labels[names.LABEL_ATTEMPT], labels[names.LABEL_UID]) == ("train", "2", UID)
+
+
+@pytest.mark.parametrize("phase", names.PHASES)
+def test_pods_pass_the_restricted_level(phase):
+    pod, container = pod_of(phase), container_of(phase)
+    context = pod["securityContext"]
+    assert (context["runAsNonRoot"], context["runAsUser"], context["fsGroup"]) == (True, 65532, 65532)
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+    own = container["securityContext"]
+    assert (own["allowPrivilegeEscalation"], own["readOnlyRootFilesystem"]) == (False, True)
+    assert own["capabilities"] == {"drop": ["ALL"]}
+    assert (pod["automountServiceAccountToken"], pod["enableServiceLinks"]) == (False, False)
+    assert {kind for v in pod["volumes"] for kind in v if kind != "name"} <= {
+        "persistentVolumeClaim", "configMap", "emptyDir", "secret"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("phase", "word"), [("prepare", "prepare"), ("train", "launch"), ("export", "export")])
+def test_command_is_a_list_without_a_shell(phase, word):
+    container = container_of(phase)
+    assert container["command"] == ["python", "-m", "dpo_trainer", word]
+    assert "args" not in container
+    assert (container["image"], container["imagePullPolicy"]) == ("registry.example/trainer:1", "Always")
+    assert container["terminationMessagePolicy"] == "File"
+
+
+def test_ranks_find_each_other():
+    env = env_of("train", 2, nodes=4, gpusPerNode=8)
+    assert env["PET_MASTER_ADDR"] == "pairs-train-2-0.pairs-train"
+    assert (env["PET_NNODES"], env["PET_NPROC_PER_NODE"], env["PET_MASTER_PORT"]) == ("4", "8", "29500")
+    assert (env["DPO_ATTEMPT"], env["HF_HUB_OFFLINE"]) == ("2", "1")
+    (rank,) = [e for e in container_of("train", nodes=4)["env"] if e["name"] == "PET_NODE_RANK"]
+    path = "metadata.labels['batch.kubernetes.io/job-completion-index']"
+    assert rank["valueFrom"]["fieldRef"]["fieldPath"] == path
+    assert pod_of("train")["subdomain"] == "pairs-train"
+    assert env_of("train", nodes=1)["PET_MASTER_ADDR"] == "127.0.0.1"
+    assert env_of("train", gpusPerNode=0)["PET_NPROC_PER_NODE"] == "1"
+
+
+def test_service_selects_the_training_pods_of_this_job_alone():
+    service = build_service(a_job())
+    assert service["metadata"]["name"] == "pairs-train"
+    spec = service["spec"]
+    assert (spec["clusterIP"], spec["publishNotReadyAddresses"]) == ("None", True)
+    labels = job_of("train")["spec"]["template"]["metadata"]["labels"]
+    assert spec["selector"].items() <= labels.items()
+    assert not spec["selector"].items() <= job_of("prepare")["spec"]["template"]["metadata"]["labels"].items()
+
+
+def test_two_ranks_never_share_a_node():
+    (term,) = pod_of("train")["affinity"]["podAntiAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["topologyKey"] == "kubernetes.io/hostname"
+    assert term["labelSelector"]["matchLabels"] == {names.LABEL_UID: UID, names.LABEL_PHASE: "train"}
+
+
+@pytest.mark.parametrize("value", ["$(HOME)", "$$(X)", "a $ b", "`id`; rm -rf /", "--flag\n"])
+def test_user_environment_is_taken_literally(value):
+    shown = env_of("train", pod={"env": [{"name": "NCCL_DEBUG", "value": value}]})["NCCL_DEBUG"]
+    # What Kubernetes makes of it: $$ is a $, and no $(NAME) is left to expand.
+    assert "$(" not in shown.replace("$$", "")
+    assert shown.replace("$$", "$") == value
+
+
+def test_user_environment_reaches_training_alone():
+    spec = {"pod": {"env": [{"name": "NCCL_DEBUG", "value": "INFO"}]}}
+    assert [phase for phase in names.PHASES if "NCCL_DEBUG" in env_of(phase, **spec)] == ["train"]
+
+
+def test_token_is_a_file_and_in_prepare_alone():
+    model = {"name": "org/model", "tokenSecretRef": {"name": "hub", "key": "read"}}
+    (secret,) = [v["secret"] for v in pod_of("prepare", model=model)["volumes"] if "secret" in v]
+    assert (secret["secretName"], secret["items"]) == ("hub", [{"key": "read", "path": "token"}])
+    assert mounts_of("prepare", model=model)["/etc/dpo-token"]["readOnly"] is True
+    assert env_of("prepare", model=model)["DPO_TOKEN_FILE"] == "/etc/dpo-token/token"
+    for phase in ("train", "export"):
+        assert not [v for v in pod_of(phase, model=model)["volumes"] if "secret" in v]
+    assert "DPO_TOKEN_FILE" not in env_of("prepare")
+
+
+def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
+    data = {"train": {"source": "pvc://pairs/a.jsonl"}, "eval": {"source": "pvc://held-out"}}
+    spec = {"model": {"name": "pvc://pairs/model"}, "data": data}
+    mounts = mounts_of("prepare", **spec)
+    assert [(m, mounts[m]["readOnly"]) for m in mounts if m.startswith("/claims")] == [
+        ("/claims/pairs", True),
+        ("/claims/held-out", True),
+    ]
+    claims = [
+        v["persistentVolumeClaim"]["claimName"]
+        for v in pod_of("prepare", **spec)["volumes"]
+        if "persistentVolumeClaim" in v
+    ]
+    assert claims == ["pairs-work", "pairs", "held-out"]
+    assert not [m for m in mounts_of("train", **spec) if m.startswith("/claims")]
+
+
+def test_job_has_a_folder_of_its_own_on_the_volume():
+    for phase in names.PHASES:
+        assert mounts_of(phase)["/work"]["subPath"] == UID
+    pod = pod_of("train", checkpoint={"volume": {"claimName": "shared"}})
+    assert pod["volumes"][0]["persistentVolumeClaim"]["claimName"] == "shared"
+
+
+def test_shared_memory_has_the_size_that_was_asked_for():
+    pod = pod_of("train", pod={"sharedMemory": "8Gi"})
+    (shm,) = [v["emptyDir"] for v in pod["volumes"] if v["name"] == "shm"]
+    assert shm == {"medium": "Memory", "sizeLimit": "8Gi"}
+    assert "/dev/shm" in mounts_of("train")
+
+
+def test_lost_nodes_are_left_soon_and_gpu_nodes_tolerated():
+    tolerations = pod_of("train", pod={"tolerations": [{"key": "team", "operator": "Exists"}]})["tolerations"]
+    seconds = {t["key"]: t.get("tolerationSeconds") for t in tolerations}
+    assert seconds == {
+        "node.kubernetes.io/not-ready": 10,
+        "node.kubernetes.io/unreachable": 10,
+        "nvidia.com/gpu": None,
+        "team": None,
+    }
+    assert "nvidia.com/gpu" not in {t["key"] for t in pod_of("prepare")["tolerations"]}
+
+
+def test_job_file_is_a_job_that_the_trainer_can_read():
+    job = a_job(method={"name": "dpo", "beta": 0.2})
+    config = build_config_map(job)
+    assert config["immutable"] is True
+    document = json.loads(config["data"]["job.json"])
+    assert DPOJob.model_validate(document) == job
+    assert (document["spec"]["method"]["beta"], document["spec"]["training"]["globalBatchSize"]) == (0.2, 128)
+    assert document["metadata"] == {"name": "pairs", "namespace": "default", "uid": UID, "generation": 1}
+
+
+def test_claim_of_the_job_follows_its_settings():
+    volume = {"size": "500Gi", "storageClassName": "fast", "retention": "Delete"}
+    claim = build_claim(a_job(checkpoint={"volume": volume}))
+    assert claim["spec"] == {
+        "accessModes": ["ReadWriteMany"],
+        "resources": {"requests": {"storage": "500Gi"}},
+        "storageClassName": "fast",
+    }
+    assert claim["metadata"]["ownerReferences"][0]["uid"] == UID
+    kept = build_claim(a_job(nodes=1))
+    assert kept["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert "ownerReferences" not in kept["metadata"]
+    assert "storageClassName" not in kept["spec"]
+
+
+def test_same_job_gives_the_same_manifests():
+    assert job_of("train") == job_of("train")
+    assert build_config_map(a_job()) == build_config_map(a_job())

@@ -1,0 +1,35 @@
+"""Settings from the environment."""
+
+import pytest
+
+from dpo_operator.config import Config, ConfigError
+
+pytestmark = pytest.mark.unit
+
+LEAST = {"DPO_TRAINER_IMAGE": "registry.example/trainer:1"}
+
+
+def test_defaults_watch_everything():
+    config = Config.from_environment(LEAST)
+    assert (config.namespaces, config.metrics_port, config.health_port) == ((), 9400, 8080)
+    assert (config.resync_seconds, config.progress_seconds, config.log_format) == (30.0, 3.0, "json")
+    assert config.image.pull_policy == "IfNotPresent"
+
+
+def test_namespaces_are_a_list():
+    assert Config.from_environment(LEAST | {"WATCH_NAMESPACES": "a, b,,"}).namespaces == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("environment", "part"),
+    [
+        ({"DPO_TRAINER_IMAGE": " "}, "DPO_TRAINER_IMAGE: expected"),
+        ({"DPO_METRICS_PORT": "http"}, "found 'http'"),
+        ({"DPO_RESYNC_SECONDS": "0"}, "from 1 to 3600, found '0'"),
+        ({"DPO_LOG_FORMAT": "xml"}, "expected json or plain, found 'xml'"),
+        ({"DPO_TRAINER_IMAGE_PULL_POLICY": "Sometimes"}, "found 'Sometimes'"),
+    ],
+)
+def test_bad_value_is_named_with_what_was_expected(environment, part):
+    with pytest.raises(ConfigError, match=part):
+        Config.from_environment(LEAST | environment)

@@ -1,0 +1,145 @@
+"""The queue of keys, on a real event loop."""
+
+import asyncio
+
+import pytest
+
+from dpo_operator.cluster.keys import Key, KeyQueue
+
+pytestmark = pytest.mark.unit
+
+A, B = Key("default", "a"), Key("default", "b")
+
+
+async def until(condition, seconds=5.0):
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def run(scenario, handle, workers=4):
+    async def body():
+        queue = KeyQueue(handle, workers)
+        try:
+            await scenario(queue)
+        finally:
+            await queue.close()
+
+    asyncio.run(body())
+
+
+def test_key_that_waits_is_handled_once():
+    seen = []
+
+    async def handle(key):
+        seen.append(key)
+
+    async def scenario(queue):
+        for _ in range(10):
+            queue.add(A)
+        queue.add(B)
+        await until(lambda: len(seen) >= 2)
+        await asyncio.sleep(0.05)
+
+    run(scenario, handle)
+    assert sorted(seen) == [A, B]
+
+
+def test_key_is_never_handled_twice_at_once_and_changes_meanwhile_are_not_lost():
+    running, most, count = 0, 0, 0
+    gate = asyncio.Event()
+
+    async def handle(_):
+        nonlocal running, most, count
+        running, count = running + 1, count + 1
+        most = max(most, running)
+        await gate.wait()
+        running -= 1
+
+    async def scenario(queue):
+        queue.add(A)
+        await until(lambda: running == 1)
+        for _ in range(5):
+            queue.add(A)
+        await asyncio.sleep(0.02)
+        assert running == 1
+        gate.set()
+        await until(lambda: count == 2)
+        await asyncio.sleep(0.05)
+
+    run(scenario, handle)
+    assert (most, count) == (1, 2)
+
+
+def test_other_keys_go_on_while_one_is_slow():
+    done = []
+    gate = asyncio.Event()
+
+    async def handle(key):
+        if key == A:
+            await gate.wait()
+        done.append(key)
+
+    async def scenario(queue):
+        queue.add(A)
+        queue.add(B)
+        await until(lambda: done == [B])
+        gate.set()
+        await until(lambda: done == [B, A])
+
+    run(scenario, handle, workers=2)
+
+
+def test_errors_are_tried_again_with_a_growing_delay_and_end_no_worker():
+    times = []
+
+    async def handle(_):
+        times.append(asyncio.get_running_loop().time())
+        if len(times) < 3:
+            raise RuntimeError("the API server is away")
+
+    async def scenario(queue):
+        queue.add(A)
+        await until(lambda: len(times) == 3)
+        await asyncio.sleep(0.05)
+        assert queue.alive
+
+    run(scenario, handle, workers=1)
+    first, second, third = times
+    assert 0.4 < second - first < 0.9
+    assert 0.9 < third - second < 1.8
+
+
+def test_handler_may_ask_for_another_look_and_an_event_comes_before_it():
+    count = 0
+
+    async def handle(_):
+        nonlocal count
+        count += 1
+        return 0.05 if count == 1 else 30.0
+
+    async def scenario(queue):
+        queue.add(A)
+        await until(lambda: count == 2)
+        queue.add(A)
+        await until(lambda: count == 3, seconds=1)
+
+    run(scenario, handle)
+
+
+def test_sooner_of_two_delays_wins():
+    count = 0
+
+    async def handle(_):
+        nonlocal count
+        count += 1
+
+    async def scenario(queue):
+        queue.add_after(A, 0.05)
+        queue.add_after(A, 60)
+        await until(lambda: count == 1, seconds=1)
+        queue.add_after(A, 60)
+        queue.add_after(A, 0.05)
+        await until(lambda: count == 2, seconds=1)
+
+    run(scenario, handle)
