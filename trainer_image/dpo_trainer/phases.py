@@ -92,8 +92,8 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
 
     claims = Path(os.environ.get(names.ENV_CLAIMS_DIR, names.CLAIMS_DIR))
 
-    def progress(text: str) -> None:
-        telemetry.activity(text)
+    def progress(text: str, share: float) -> None:
+        telemetry.activity(f"{text} ({share:.0%})")
         telemetry.alive()
 
     found: DatasetReport = prepare.run(job, work, claims=claims, token=_token(), progress=progress)
