@@ -306,7 +306,7 @@ def _volume_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
         if full or str(error.filename or "").startswith(str(root)):
             raise volume_error(
                 f"{root}: {error.strerror or error}; check that the volume is writable and has space"

@@ -1,0 +1,27 @@
+"""The first pairs as the model will see them, so that a doubled BOS, a missing EOS or a wrong template is seen at a glance."""
+
+from collections.abc import Iterator
+
+from dpo_trainer.dataset import IntArray, PairDataset
+from dpo_trainer.tokenization import load_tokenizer
+from dpo_trainer.workdir import WorkDir
+
+
+def lines(work: WorkDir, count: int = 3) -> Iterator[str]:
+    """Lines of text about the first pairs of a prepared folder.
+
+    Each part of a pair is a line of tokens between bars, as the tokenizer spells them; only the tokens of chosen and
+    rejected (mask 1) enter the loss.
+    Raises TrainerError when the folder is not prepared.
+    """
+    dataset = PairDataset.open(work.train_data)
+    tokenizer = load_tokenizer(work.model, str(work.model))
+
+    def spelled(ids: IntArray) -> str:
+        return "|".join(tokenizer.decode([token]).replace("\n", "⏎") for token in ids.tolist())
+
+    for index in range(min(count, len(dataset))):
+        pair = dataset[index]
+        yield f"pair {index} (row {pair.row})"
+        for name, ids, mask in (("prompt", pair.prompt, 0), ("chosen", pair.chosen, 1), ("rejected", pair.rejected, 1)):
+            yield f"  {name:<8} mask {mask} {len(ids):>5} tokens |{spelled(ids)}|"
