@@ -1,0 +1,93 @@
+"""The operator as users run it: `python -m dpo_operator` in a process of its own."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.apiserver.hands import wait_until
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
+
+
+@dataclass
+class OperatorProcess:
+    """One operator. It can be killed and started again; log: file that all of its lives write to."""
+
+    kubeconfig: Path
+    namespace: str
+    log: Path
+    resync_seconds: float = 5.0
+    metrics_port: int = field(default_factory=free_port)
+    health_port: int = field(default_factory=free_port)
+    _process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start, and wait until it's healthy."""
+        environment = os.environ | {
+            "KUBECONFIG": str(self.kubeconfig),
+            "DPO_TRAINER_IMAGE": "registry.example/trainer:1",
+            "WATCH_NAMESPACES": self.namespace,
+            "DPO_METRICS_PORT": str(self.metrics_port),
+            "DPO_HEALTH_PORT": str(self.health_port),
+            "DPO_RESYNC_SECONDS": str(self.resync_seconds),
+            "DPO_PROGRESS_SECONDS": "1",
+            "DPO_LOG_FORMAT": "plain",
+        }
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "dpo_operator"], env=environment, stdout=log, stderr=log
+            )
+        wait_until("healthy operator", self._healthy, seconds=90)
+
+    def _healthy(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self.log.read_text()[-4000:]
+        try:
+            return b"alive" in self._get(self.health_port, "healthz")
+        except OSError:
+            return False
+
+    def _get(self, port: int, path: str) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
+            return bytes(answer.read())
+
+    def metrics(self) -> str:
+        """What Prometheus would scrape."""
+        return self._get(self.metrics_port, "metrics").decode()
+
+    def kill(self) -> None:
+        """SIGKILL: it has no time to do anything."""
+        self._stop(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """SIGTERM, as Kubernetes does. Returns the exit status."""
+        return self._stop(signal.SIGTERM)
+
+    def _stop(self, number: signal.Signals) -> int:
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        process.send_signal(number)
+        return process.wait(timeout=30)
+
+
+@contextmanager
+def running(operator: OperatorProcess) -> Iterator[OperatorProcess]:
+    """The operator, stopped afterwards whatever happened."""
+    try:
+        operator.start()
+        yield operator
+    finally:
+        operator.stop()

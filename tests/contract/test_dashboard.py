@@ -1,0 +1,133 @@
+"""The dashboard: its queries are PromQL over metrics that exist, and Grafana gets what it expects."""
+
+import itertools
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dpo_operator.api.names import GROUP, LABEL_JOB
+from dpo_operator.api.status import State
+from dpo_operator.dashboards import dashboard_queries, fill_in, job
+from dpo_operator.dashboards.catalogue import catalogue, series_names
+from dpo_operator.dashboards.panels import annotation_expressions, expressions
+from tests.cluster.rig.binaries import binary
+
+pytestmark = pytest.mark.contract
+
+DASHBOARD = job.dashboard()
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+QUERIES = dashboard_queries("team-a", "helpful")
+ANNOTATIONS = [fill_in(query, "team-a", "helpful", "1m") for query in annotation_expressions(DASHBOARD)]
+
+
+def check(queries: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """promtool's opinion of expressions, wrapped in recording rules."""
+    rules = [{"record": f"check:query_{i}", "expr": query} for i, query in enumerate(queries)]
+    file = folder / "rules.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    command = [str(binary("promtool")), "check", "rules", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def names_in(query: str) -> set[str]:
+    """Metric names: words that begin like one of ours, or like the process's."""
+    return set(re.findall(r"\b(?:dpo_|dpojob_|process_)[a-z0-9_]+", query))
+
+
+def test_every_query_is_promql(tmp_path: Path) -> None:
+    result = check([*QUERIES, *ANNOTATIONS], tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert f"{len(QUERIES) + len(ANNOTATIONS)} rules found" in result.stdout
+
+
+def test_promtool_would_find_an_error(tmp_path: Path) -> None:
+    """Negative control."""
+    assert check(["sum(rate(dpo_train_pairs_total[1m])"], tmp_path).returncode != 0
+
+
+@pytest.mark.parametrize("query", [*QUERIES, *ANNOTATIONS])
+def test_every_query_names_metrics_that_the_code_exports(query: str) -> None:
+    used = names_in(query)
+    assert used
+    assert used <= series_names()
+
+
+def test_every_query_is_about_one_job() -> None:
+    for query in (*QUERIES, *ANNOTATIONS):
+        selectors = re.findall(r"\{([^}]*)\}", query)
+        assert selectors
+        assert set(selectors) == {'namespace="team-a",dpojob="helpful"'}
+        assert "$" not in query
+
+
+def test_labels_in_queries_are_labels_of_the_metrics() -> None:
+    by_name = {name: metric for metric in catalogue() for name in metric.series}
+    for query in QUERIES:
+        for grouped in re.findall(r"by \(([a-z_]+)\)", query):
+            known = {label for name in names_in(query) for label in by_name[name].labels}
+            # le is every histogram's; pod comes from the scrape.
+            assert grouped in known | {"le", "pod"}
+
+
+def test_names_follow_prometheus_conventions() -> None:
+    for metric in catalogue():
+        assert (metric.kind == "counter") == metric.name.endswith("_total"), metric.name
+        assert metric.text or metric.labels == ("response",), metric.name
+        assert not set(metric.labels) & {"job", "instance", "step"}, metric.name
+
+
+def test_every_panel_says_what_it_shows() -> None:
+    for panel in PANELS:
+        assert panel["description"].endswith("."), panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert panel["targets"], panel["title"]
+        assert panel["type"] in ("stat", "gauge", "timeseries"), panel["title"]
+
+
+def test_panels_do_not_overlap() -> None:
+    def cells(panel: dict[str, Any]) -> Iterator[tuple[int, int]]:
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        return itertools.product(range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"]))
+
+    taken = [cell for panel in DASHBOARD["panels"] for cell in cells(panel)]
+    assert len(taken) == len(set(taken))
+    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+def test_every_variable_is_declared() -> None:
+    declared = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+    assert declared == {"datasource", "namespace", "dpojob"}
+    used = set(re.findall(r"\$\{?(\w+)", json.dumps(DASHBOARD)))
+    assert used - {"__rate_interval", "__interval"} == declared
+
+
+def test_what_a_user_wants_to_see_is_there() -> None:
+    titles = {panel["title"] for panel in PANELS}
+    assert titles >= {
+        "State",
+        "Progress",
+        "Time left",
+        "Reward margin",
+        "Restarts",
+        "Checkpoint age",
+        "Loss",
+        "Rewards",
+    }
+    assert titles >= {"Reward accuracy", "Time of a step", "Throughput", "Gradient norm", "Learning rate"}
+    shown = {name for query in expressions(DASHBOARD) for name in names_in(query)}
+    assert {"dpo_train_loss", "dpo_train_reward", "dpo_train_reward_margin", "dpo_eval_reward_margin"} <= shown
+
+
+def test_the_labels_of_the_scrape_are_the_labels_of_the_queries() -> None:
+    # The PodMonitor turns the pod's label into `dpojob`; both begin with the API group.
+    assert f"{GROUP}/job" == LABEL_JOB
+    phases = next(metric for metric in catalogue() if metric.name == "dpojob_status_phase")
+    assert phases.labels == ("namespace", "dpojob", "phase")
+    assert {state.value for state in State} >= {"Training", "Complete", "Failed"}
