@@ -177,7 +177,9 @@ def test_suspend_and_resume(hands: Hands, alive: OperatorProcess) -> None:
     wait_until("training", lambda: hands.status("paused").get("state") == "Training")
     hands.patch("dpojobs", "paused", {"spec": {"suspend": True}})
     wait_until("suspension", lambda: hands.condition("paused", "Suspended") == ("True", "SuspendedBySpec"))
-    wait_until("no job", lambda: [j["metadata"]["name"] for j in hands.children("jobs", "paused")] == ["paused-prepare-1"])
+    wait_until(
+        "no job", lambda: [j["metadata"]["name"] for j in hands.children("jobs", "paused")] == ["paused-prepare-1"]
+    )
     hands.patch("dpojobs", "paused", {"spec": {"suspend": False}})
     hands.run_all("paused", train=2)
     assert hands.status("paused")["restarts"] == 0

@@ -1,0 +1,225 @@
+"""The chart on a real API: installed, upgraded, uninstalled, and the operator under the rights that it gives."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dpo_operator.api import crd, names
+from tests.apiserver.mutants import a_job
+from tests.cluster.rig import fixture, remains
+from tests.cluster.rig.binaries import binary
+from tests.cluster.rig.control_plane import ControlPlane, Endpoints
+from tests.cluster.rig.layout import Layout
+from tests.cluster.rig.shell import RigError
+from tests.contract.chart import CHART, NAMESPACE, render
+
+pytestmark = pytest.mark.apiserver
+
+RELEASE = "dpo-operator"
+USER = f"system:serviceaccount:{NAMESPACE}:{RELEASE}"
+PROBE = """\
+apiVersion: v1
+kind: Pod
+metadata: {name: control, namespace: dpo-system}
+spec: {containers: [{name: c, image: x, securityContext: {privileged: true}}]}
+"""
+
+
+@pytest.fixture(scope="module")
+def plane() -> Iterator[ControlPlane]:
+    """An API with an audit log and a namespace that admits restricted pods alone."""
+    with fixture.in_use("chart"):
+        remains.remove("chart")
+        plane = ControlPlane(Layout.of("chart"), Endpoints.on_loopback(), audit=True)
+        try:
+            plane.start(scheduler=False)
+            plane.kubectl("create", "namespace", NAMESPACE)
+            plane.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
+            plane.wait_for_service_account(NAMESPACE)
+            yield plane
+        finally:
+            remains.remove("chart")
+
+
+def helm(plane: ControlPlane, *words: str) -> str:
+    command = [str(binary("helm")), f"--kubeconfig={plane.kubeconfig}", "--namespace", NAMESPACE, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.fixture
+def installed(plane: ControlPlane) -> Iterator[ControlPlane]:
+    """The chart as a user installs it; afterwards nothing of it is left."""
+    helm(plane, "upgrade", "--install", RELEASE, str(CHART))
+    plane.kubectl("wait", "--for=condition=Established", f"crd/{crd.NAME}", "--timeout=30s")
+    yield plane
+    if RELEASE in helm(plane, "list", "--short").split():
+        helm(plane, "uninstall", RELEASE, "--wait")
+    plane.kubectl("delete", "crd", crd.NAME, "--ignore-not-found")
+
+
+def get(plane: ControlPlane, *words: str) -> Any:
+    return json.loads(plane.kubectl("get", *words, "-o", "json"))
+
+
+def wait(what: str, condition: Callable[[], Any], timeout: float = 60) -> Any:
+    """The condition's first true value."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        try:
+            if found := condition():
+                return found
+        except RigError:
+            pass  # not there yet
+        time.sleep(0.2)
+    raise AssertionError(f"{what}: not within {timeout:.0f} s")
+
+
+def test_the_operators_pod_is_admitted_where_only_restricted_pods_are(installed: ControlPlane) -> None:
+    with pytest.raises(RigError, match="violates PodSecurity"):
+        installed.kubectl("apply", "-f", "-", stdin=PROBE)
+    pods = wait("a pod of the Deployment", lambda: get(installed, "pods", "-n", NAMESPACE)["items"])
+    assert pods[0]["metadata"]["labels"]["app.kubernetes.io/name"] == RELEASE
+    assert pods[0]["spec"]["serviceAccountName"] == RELEASE
+
+
+def test_an_upgrade_changes_the_crd(installed: ControlPlane, tmp_path: Path) -> None:
+    changed = tmp_path / "chart"
+    shutil.copytree(CHART, changed)
+    template = changed / "templates" / "crd.yaml"
+    text = template.read_text(encoding="utf-8")
+    assert "maximum: 1024\n" in text
+    template.write_text(text.replace("maximum: 1024\n", "maximum: 2048\n"), encoding="utf-8")
+    helm(installed, "upgrade", RELEASE, str(changed))
+    spec = get(installed, "crd", crd.NAME)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    assert spec["properties"]["nodes"]["maximum"] == 2048
+
+
+def test_uninstalling_keeps_the_jobs_and_installing_again_finds_them(installed: ControlPlane) -> None:
+    installed.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(a_job("kept")))
+    helm(installed, "uninstall", RELEASE, "--wait")
+    assert get(installed, "deployments", "-n", NAMESPACE)["items"] == []
+    assert get(installed, "dpojob", "kept")["spec"]["nodes"] == 1
+    helm(installed, "install", RELEASE, str(CHART))
+    assert get(installed, "dpojob", "kept")["spec"]["nodes"] == 1
+
+
+def test_uninstalling_removes_the_crd_when_told_to(installed: ControlPlane) -> None:
+    helm(installed, "upgrade", RELEASE, str(CHART), "--set", "crds.keep=false")
+    helm(installed, "uninstall", RELEASE, "--wait")
+    wait("the CRD to go", lambda: crd.NAME not in installed.kubectl("get", "crd", "-o", "name"))
+
+
+def test_users_rights_come_from_the_clusters_own_roles(installed: ControlPlane) -> None:
+    for role in ("view", "edit"):
+        words = ("create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}er", "-n", "default")
+        installed.kubectl(*words, "--dry-run=server")
+        installed.kubectl(*words)
+
+    def may(user: str, verb: str, what: str) -> bool:
+        request = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SubjectAccessReview",
+            "spec": {
+                "user": user,
+                "resourceAttributes": {
+                    "namespace": "default",
+                    "verb": verb,
+                    "group": names.GROUP,
+                    "resource": what.split("/")[0],
+                    "subresource": what.partition("/")[2],
+                },
+            },
+        }
+        answer = installed.kubectl("create", "-f", "-", "-o", "json", stdin=json.dumps(request))
+        return bool(json.loads(answer)["status"]["allowed"])
+
+    wait("the roles to be aggregated", lambda: may("editer", "create", "dpojobs"))
+    assert may("viewer", "get", "dpojobs")
+    assert not may("viewer", "create", "dpojobs")
+    assert not may("editer", "update", "dpojobs/status")
+    assert not may("editer", "patch", "dpojobs/status")
+    installed.kubectl("delete", "rolebinding", "view", "edit", "-n", "default")
+
+
+@pytest.fixture
+def operator(installed: ControlPlane, tmp_path: Path) -> Iterator[Path]:
+    """The operator with its ServiceAccount's token and the chart's environment; yields the file of its log."""
+    token = installed.kubectl("create", "token", RELEASE, "-n", NAMESPACE, "--duration=1h").strip()
+    kubeconfig = yaml.safe_load(installed.kubeconfig.read_text(encoding="utf-8"))
+    kubeconfig["users"][0]["user"] = {"token": token}
+    file = tmp_path / "kubeconfig"
+    file.write_text(yaml.safe_dump(kubeconfig), encoding="utf-8")
+    with socket.socket() as one, socket.socket() as two:
+        one.bind(("127.0.0.1", 0))
+        two.bind(("127.0.0.1", 0))
+        ports = {"DPO_METRICS_PORT": str(one.getsockname()[1]), "DPO_HEALTH_PORT": str(two.getsockname()[1])}
+    environment = os.environ | render().environment | ports | {"KUBECONFIG": str(file)}
+    log = tmp_path / "operator.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dpo_operator"], env=environment, stdout=out, stderr=subprocess.STDOUT
+        )
+    try:
+        yield log
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def used_rights(plane: ControlPlane) -> tuple[set[tuple[str, str, str]], list[str]]:
+    """(group, resource, verb) of the operator's requests, and those that were forbidden."""
+    used, forbidden = set(), []
+    for line in plane.audit_log.read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        target = event.get("objectRef")
+        if event["user"]["username"] != USER or not target or event["stage"] == "RequestReceived":
+            continue
+        resource = "/".join(part for part in (target.get("resource"), target.get("subresource")) if part)
+        used.add((target.get("apiGroup", ""), resource, event["verb"]))
+        if event.get("responseStatus", {}).get("code") == 403:
+            forbidden.append(f"{event['verb']} {event['requestURI']}")
+    return used, forbidden
+
+
+def test_the_operator_needs_what_it_is_given_and_nothing_else(installed: ControlPlane, operator: Path) -> None:
+    installed.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(a_job("steady")))
+    wait("the first phase's Job", lambda: get(installed, "job", "steady-prepare-1"))
+    wait("the status", lambda: get(installed, "dpojob", "steady").get("status", {}).get("state"))
+    events = wait(
+        "an event",
+        lambda: get(installed, "events", "--field-selector", "involvedObject.name=steady")["items"],
+    )
+    assert {event["involvedObject"]["kind"] for event in events} == {names.KIND}
+
+    # Suspended: its pods go. Finished and past its time to live: it goes itself.
+    installed.kubectl("patch", "dpojob", "steady", "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    wait("the Job to go", lambda: get(installed, "jobs")["items"] == [])
+    unsupported = a_job("brief", adapter={"type": "qlora"}, ttlSecondsAfterFinished=0)
+    installed.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(unsupported))
+    wait(
+        "the finished job to go",
+        lambda: "dpojob.dpo-operator.dev/brief" not in installed.kubectl("get", "dpojob", "-o", "name"),
+    )
+
+    used, forbidden = used_rights(installed)
+    assert forbidden == [], operator.read_text(errors="replace")
+    granted = {
+        (group, resource, verb)
+        for rule in render().one("ClusterRole", RELEASE)["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert used <= granted
+    # Needed when a name is taken, and when the node of a pod is lost; the cluster tier sees to that.
+    assert granted - used <= {("batch", "jobs", "get"), ("", "pods", "delete")}
