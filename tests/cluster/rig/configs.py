@@ -132,6 +132,8 @@ def prometheus(*, server: str, authority: Path, certificate: Path, key: Path, ru
         "scrape_configs": [
             {
                 "job_name": "dpo-operator",
+                # The operator's series carry their DPOJob's namespace; without this it would be exported_namespace.
+                "honor_labels": True,
                 "kubernetes_sd_configs": [
                     {
                         "role": "pod",
