@@ -1,0 +1,191 @@
+"""Every query of the dashboard returns data from a real Prometheus that scrapes the code's own exporters."""
+
+import json
+import socket
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, start_http_server
+
+from dpo_operator.api.reports import CheckpointRef
+from dpo_operator.api.status import DPOJobStatus, Restart
+from dpo_operator.cluster.keys import Key
+from dpo_operator.dashboards import dashboard_queries, fill_in, job
+from dpo_operator.dashboards.panels import annotation_expressions
+from dpo_operator.metrics import JobMetrics
+from dpo_trainer.telemetry import Telemetry
+from dpo_trainer.workdir import WorkDir
+from tests.cluster.rig.binaries import binary
+from tests.contract.chart import NAMESPACE, render
+
+pytestmark = pytest.mark.contract
+
+NAME, TENANT = "helpful", "team-a"
+STEPS = 8
+STATUS: dict[str, Any] = {
+    "state": "Training",
+    "phase": "train",
+    "attempts": {"prepare": 1, "train": 2},
+    "workers": {"desired": 2, "ready": 2},
+    "progress": {"attempt": 2, "step": 3, "maxSteps": 10},
+}
+RESTART = Restart(
+    time="2026-01-01T00:00:00Z", phase="train", attempt=1, reason="Killed", failure_class="counted", step=1
+)
+TRAIN = {
+    "loss": 0.6,
+    "rewards/chosen": 0.1,
+    "rewards/rejected": -0.1,
+    "rewards/margins": 0.2,
+    "rewards/accuracies": 0.7,
+    "logps/chosen": -100.0,
+    "logps/rejected": -120.0,
+}
+
+
+def serve(registry: CollectorRegistry) -> int:
+    """Serve a registry for the rest of the session; returns the port."""
+    server, _ = start_http_server(0, addr="127.0.0.1", registry=registry)
+    return int(server.server_port)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def scrape(name: str, port: int, honor: bool, **labels: str) -> dict[str, Any]:
+    return {
+        "job_name": name,
+        "honor_labels": honor,
+        "static_configs": [{"targets": [f"127.0.0.1:{port}"], "labels": labels}],
+    }
+
+
+def ask(url: str, query: str) -> list[Any]:
+    with urllib.request.urlopen(f"{url}/api/v1/query?{urllib.parse.urlencode({'query': query})}", timeout=10) as answer:
+        return list(json.load(answer)["data"]["result"])
+
+
+def wait_for(url: str, query: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            if ask(url, query):
+                return
+        except OSError:
+            pass  # still starting
+        time.sleep(0.2)
+    raise AssertionError(f"no data for {query}")
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a Prometheus that has watched a short run; labels and honoring are those of the chart's monitors."""
+    folder: Path = tmp_path_factory.mktemp("prometheus")
+    operator = JobMetrics()
+    raw = {"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"model": {"name": "org/model"}}}
+    operator.update(Key(TENANT, NAME), raw, DPOJobStatus.model_validate(STATUS))
+    trainer = Telemetry("train", 2, WorkDir(folder / "work"), world_size=2)
+    monitors = render("monitoring.operator.enabled=true", "monitoring.trainer.enabled=true")
+    honors = {
+        monitor["metadata"]["name"]: monitor["spec"]["podMetricsEndpoints"][0]["honorLabels"]
+        for monitor in monitors.all("PodMonitor")
+    }
+    settings = {
+        "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"},
+        "scrape_configs": [
+            scrape("operator", serve(operator.registry), honors["dpo-operator"], namespace=NAMESPACE, pod="operator-0"),
+            scrape(
+                "trainer",
+                serve(trainer.metrics.registry),
+                honors["dpo-operator-trainer"],
+                namespace=TENANT,
+                pod="helpful-train-2-0",
+                dpojob=NAME,
+            ),
+        ],
+    }
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(settings))
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    flags = [f"--config.file={folder}/prometheus.yaml", f"--storage.tsdb.path={folder}/data"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [str(binary("prometheus")), *flags, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log
+        )
+    try:
+        wait_for(url, 'dpojob_info{namespace="team-a"}')
+        train(trainer, operator, raw)
+        wait_for(url, f"dpo_train_step == {STEPS}")
+        time.sleep(1.5)  # two more samples, for the rates
+        yield url
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        trainer.close()
+
+
+def train(trainer: Telemetry, operator: JobMetrics, raw: dict[str, Any]) -> None:
+    """Some steps with an evaluation and a checkpoint; meanwhile the operator counts a restart."""
+    info = {"model": "org/model", "loss_type": "dpo", "peft": "none", "zero_stage": "3"}
+    trainer.begin(max_steps=2 * STEPS, checkpoint_interval=4, info=info)
+    trainer.initial_margin(0.0)
+    for step in range(1, STEPS + 1):
+        with trainer.timed("policy"):
+            time.sleep(0.25)
+        metrics = TRAIN | {"grad_norm": 1.0, "learning_rate": 5e-7}
+        trainer.step(step, epoch=step / 16, seconds=0.25, pairs=8, tokens=800, metrics=metrics)
+    trainer.evaluation(STEPS, TRAIN)
+    saved = CheckpointRef(step=STEPS, path="checkpoints/x", digest="a" * 64, attempt=2, time=time.time())
+    trainer.checkpoint(saved, 0.1)
+    restarted = DPOJobStatus.model_validate(STATUS).model_copy(update={"restart_history": [RESTART]})
+    operator.update(Key(TENANT, NAME), raw, restarted)
+
+
+@pytest.mark.parametrize("query", dashboard_queries(TENANT, NAME, interval="10s"))
+def test_every_query_returns_data(prometheus: str, query: str) -> None:
+    result = ask(prometheus, query)
+    assert result
+    assert all(sample["value"][1] != "NaN" for sample in result)
+
+
+@pytest.mark.parametrize("query", dashboard_queries(TENANT, "other-job", interval="10s"))
+def test_no_query_returns_another_jobs_data(prometheus: str, query: str) -> None:
+    """Negative control: only what is 0 by definition has a value."""
+    assert ask(prometheus, query.replace(" or vector(0)", "")) == []
+
+
+@pytest.mark.parametrize("query", annotation_expressions(job.dashboard()))
+def test_annotations_mark_what_happened(prometheus: str, query: str) -> None:
+    wait_for(prometheus, fill_in(query, TENANT, NAME, "30s"))
+
+
+def test_the_variables_find_the_job(prometheus: str) -> None:
+    (found,) = ask(prometheus, "dpojob_info")
+    assert (found["metric"]["namespace"], found["metric"]["dpojob"]) == (TENANT, NAME)
+
+
+def test_values_are_those_of_the_run(prometheus: str) -> None:
+    by_title = {
+        panel["title"]: panel["targets"][0]["expr"] for panel in job.dashboard()["panels"] if "targets" in panel
+    }
+
+    def value(title: str) -> float:
+        return float(ask(prometheus, fill_in(by_title[title], TENANT, NAME, "10s"))[0]["value"][1])
+
+    assert ask(prometheus, fill_in(by_title["State"], TENANT, NAME, "10s"))[0]["metric"]["phase"] == "Training"
+    assert value("Progress") == pytest.approx(0.3)
+    assert value("Reward margin") == pytest.approx(0.2)
+    assert value("Restarts") == 1
+    assert value("Loss") == pytest.approx(0.6)
+    assert 0 <= value("Checkpoint age") < 60
+    assert value("Time left") > 0
