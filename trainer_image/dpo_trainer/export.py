@@ -1,0 +1,186 @@
+"""The export phase: from the last checkpoint to a folder that transformers or PEFT loads, proved by loading it.
+
+One process on the CPU, without DeepSpeed. The folder appears when it is complete and checked; running again finds it.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.types import AdapterType, DPOJob
+from dpo_trainer.checkpoint.full import FullCheckpoint, open_newest
+from dpo_trainer.checkpoint.layout import sync_folder
+from dpo_trainer.errors import TrainerError, input_not_found
+from dpo_trainer.modelcard import model_card
+from dpo_trainer.probe import check_probe, check_weights, exported_dtype, load_exported
+from dpo_trainer.workdir import WorkDir
+
+PROVENANCE = "dpo_provenance.json"
+_SHARD_SIZE = "5GB"
+# Weights are written anew, and transformers writes these beside them.
+_OWN_FILES = ("config.json", "README.md")
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".onnx")
+
+Progress = Callable[[str], None]
+
+
+def run(job: DPOJob, work: WorkDir, *, progress: Progress) -> str:
+    """Write, load and check the trained model or adapter; returns its folder, relative to the work folder.
+
+    Raises TrainerError INPUT_NOT_FOUND when training has not finished, BAD_EXPORT when what was written does not give
+    the trained policy's log-probs.
+    """
+    progress("checking the last checkpoint")
+    checkpoint, refused = open_newest(work.checkpoints)
+    if "probe" not in checkpoint.state:
+        because = f" ({'; '.join(refused)})" if refused else ""
+        raise input_not_found(
+            f"Expected the checkpoint of the last step, found step {checkpoint.manifest.step} of "
+            f"{checkpoint.state.get('total_steps', 'more')}{because}; train to the end first."
+        )
+    relative = work.export.relative_to(work.root).as_posix()
+    if _is_done(work.export, checkpoint):
+        progress("already exported")
+        return relative
+    temporary = work.export.with_name(work.export.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    progress("writing the weights")
+    if job.spec.adapter.type is AdapterType.NONE:
+        _write_model(work.model, checkpoint, temporary)
+    else:
+        _write_adapter(job, work.model, checkpoint, temporary)
+    _copy_small_files(work.model, temporary, adapter=job.spec.adapter.type is not AdapterType.NONE)
+
+    progress("loading what was written")
+    precision = job.spec.training.precision
+    model = load_exported(work.model, temporary, precision)
+    check_weights(model, checkpoint, exported_dtype(work.model, job.spec.adapter.type), precision)
+    progress("comparing its log-probs with the trained policy's")
+    worst = check_probe(model, work, checkpoint.state["probe"], exported_dtype(work.model, job.spec.adapter.type))
+
+    (temporary / "README.md").write_text(model_card(job, work, checkpoint, worst), encoding="utf-8")
+    _write_provenance(temporary, job, checkpoint, worst)
+    _replace(temporary, work.export)
+    progress(f"exported to {work.export}")
+    return relative
+
+
+def _write_model(base: Path, checkpoint: FullCheckpoint, folder: Path) -> None:
+    """All weights, in the dtype that the model's configuration names."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in checkpoint.manifest.parameters:
+            if name not in own:
+                raise _bad_export(f"the checkpoint has a parameter {name}, which the model has not")
+            own[name].copy_(checkpoint.tensor(name))
+    model.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
+
+
+def _write_adapter(job: DPOJob, base: Path, checkpoint: FullCheckpoint, folder: Path) -> None:
+    """The adapter alone, in float32: it is small, and merging it later should not round twice."""
+    from safetensors.torch import save_file
+
+    trained = {name: checkpoint.tensor(name) for name in checkpoint.manifest.parameters}
+    # The second matrix of every adapter starts as zero; when all still are, nothing was learnt or all was lost.
+    if not any(tensor.any() for name, tensor in trained.items() if "lora_B" in name):
+        raise _bad_export(f"the adapter is empty or zero ({len(trained)} tensors)")
+    save_file(
+        {name.replace(".default.", "."): tensor.contiguous() for name, tensor in trained.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config = _peft_config(job, base)
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+
+
+def _peft_config(job: DPOJob, base: Path) -> dict[str, Any]:
+    """adapter_config.json, from the same code that made the adapters, on a model without weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from dpo_trainer.model import add_lora
+
+    with torch.device("meta"):
+        bare: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, local_files_only=True))
+        wrapped: Any = add_lora(bare, job.spec.adapter, seed=job.spec.training.seed)
+    config: dict[str, Any] = wrapped.peft_config["default"].to_dict()
+    config.update(base_model_name_or_path=job.spec.model.name, revision=job.spec.model.revision, inference_mode=True)
+    return {key: _plain(value) for key, value in config.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Sets become sorted lists, enumerations their values."""
+    if isinstance(value, set):
+        return sorted(value)
+    return value.value if hasattr(value, "value") else value
+
+
+def _copy_small_files(base: Path, folder: Path, *, adapter: bool) -> None:
+    """Tokenizer, chat template, generation settings: as they were for training."""
+    for entry in sorted(base.iterdir()):
+        if not entry.is_file() or entry.name.endswith(_WEIGHTS) or entry.name in _OWN_FILES:
+            continue
+        if adapter and entry.name == "generation_config.json":
+            continue  # belongs to the base model
+        shutil.copyfile(entry, folder / entry.name)
+
+
+def _is_done(folder: Path, checkpoint: FullCheckpoint) -> bool:
+    """Whether the folder is this checkpoint's export and its files are as they were written."""
+    try:
+        document = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        return document["checkpoint"]["digest"] == checkpoint.ref.digest and all(
+            _sha256(folder / name) == digest for name, digest in document["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _write_provenance(folder: Path, job: DPOJob, checkpoint: FullCheckpoint, worst: float) -> None:
+    """Where the folder comes from, with the digest of every file in it."""
+    document = {
+        "job": job.metadata.name,
+        "spec": job.spec.model_dump(mode="json", by_alias=True, exclude_none=True),
+        "checkpoint": checkpoint.ref.model_dump(),
+        "identity": checkpoint.manifest.identity,
+        "probe": {**checkpoint.state["probe"], "largest_difference_nats": worst},
+        "versions": {**checkpoint.manifest.versions, "dpo-operator": version("dpo-operator")},
+        "files": {entry.name: _sha256(entry) for entry in sorted(folder.iterdir())},
+    }
+    (folder / PROVENANCE).write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Put a finished folder in the place of an older one; a crash leaves one of the two, and export runs again."""
+    for entry in temporary.iterdir():
+        with entry.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(temporary)
+    old = target.with_name(target.name + ".old.tmp")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    temporary.rename(target)
+    sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _bad_export(message: str) -> TrainerError:
+    return TrainerError(ExitCode.BAD_EXPORT, f"The export failed: {message}.")

@@ -1,0 +1,146 @@
+"""README.md of an export: what was trained, on what, how, and with which result."""
+
+import json
+from importlib.metadata import version
+from typing import Any
+
+from dpo_operator.api.types import AdapterType, DPOJob
+from dpo_trainer.checkpoint.full import FullCheckpoint
+from dpo_trainer.dataset import PairDataset
+from dpo_trainer.telemetry.metrics_file import Line, kind, read_metrics
+from dpo_trainer.workdir import WorkDir
+
+_ROWS = (
+    ("loss", "loss"),
+    ("rewards/margins", "reward margin"),
+    ("rewards/accuracies", "reward accuracy"),
+    ("rewards/chosen", "reward, chosen"),
+    ("rewards/rejected", "reward, rejected"),
+)
+
+
+def model_card(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, difference: float) -> str:
+    """Markdown with the hub's metadata block. difference: of log-probs after reloading, nats."""
+    spec = job.spec
+    adapter = spec.adapter.type is not AdapterType.NONE
+    parts = [
+        _metadata(job, adapter),
+        f"# {_text(job.metadata.name)}",
+        f"{'A LoRA adapter for' if adapter else 'A fine-tuned version of'} `{_text(spec.model.name)}`"
+        f"{f' at revision `{_text(spec.model.revision)}`' if spec.model.revision else ''}, trained with "
+        f"{spec.method.name.value.upper()} ([Direct Preference Optimization](https://arxiv.org/abs/2305.18290)) by dpo-operator.",
+        "## Use",
+        _usage(spec.model.name, adapter),
+        "## Result",
+        _results(read_metrics(work.metrics)),
+        "Step 1 is measured before the first update. Rewards are beta times the log-ratio to the reference, in nats.",
+        "## Training",
+        _table("Setting", "Value", _settings(job, work, checkpoint)),
+        "## Check",
+        f"After writing, this folder was loaded with {'PEFT' if adapter else 'transformers'}: its weights equal the checkpoint's, "
+        f"and the log-probs of {len(checkpoint.state['probe']['pairs'])} pairs differ from the training engine's by at most "
+        f"{difference:.2g} nats. `dpo_provenance.json` has the checkpoint's digest and every setting.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metadata(job: DPOJob, adapter: bool) -> str:
+    # JSON strings are YAML strings, whatever a name contains.
+    lines = [
+        f"base_model: {json.dumps(job.spec.model.name)}",
+        f"library_name: {'peft' if adapter else 'transformers'}",
+        f"tags: {json.dumps(['dpo', 'preference-optimization', *(['lora'] if adapter else [])])}",
+        "pipeline_tag: text-generation",
+    ]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _usage(base: str, adapter: bool) -> str:
+    name = json.dumps(base)
+    if adapter:
+        code = (
+            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'base = AutoModelForCausalLM.from_pretrained({name})\nmodel = PeftModel.from_pretrained(base, "this-folder")\n'
+            'tokenizer = AutoTokenizer.from_pretrained("this-folder")'
+        )
+    else:
+        code = (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            'model = AutoModelForCausalLM.from_pretrained("this-folder")\n'
+            'tokenizer = AutoTokenizer.from_pretrained("this-folder")'
+        )
+    return f"```python\n{code}\n```"
+
+
+def _results(lines: list[Line]) -> str:
+    train = [line for line in lines if kind(line) == "train"]
+    evaluations = [line for line in lines if kind(line) == "eval"]
+    columns: list[tuple[str, str, Line]] = []
+    if train:
+        columns.append((f"train, step {train[0]['step']}", "", train[0]))
+        columns.append((f"train, step {train[-1]['step']}", "", train[-1]))
+    if evaluations:
+        columns.append((f"held out, step {evaluations[-1]['step']}", "eval_", evaluations[-1]))
+    if not columns:
+        return "No metrics were kept."
+    head = "| | " + " | ".join(title for title, _, _ in columns) + " |\n|---" + "|---:" * len(columns) + "|"
+    rows = []
+    for key, title in _ROWS:
+        values = [_number(line.get(prefix + key)) for _, prefix, line in columns]
+        rows.append(f"| {title} | " + " | ".join(values) + " |")
+    return "\n".join([head, *rows])
+
+
+def _settings(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint) -> list[tuple[str, str]]:
+    spec, manifest = job.spec, checkpoint.manifest
+    data = spec.data
+    rows = [
+        ("training data", f"{_source(data.train)}, {len(PairDataset.open(work.train_data)):,} pairs"),
+        ("longest pair", f"{data.max_length} tokens"),
+        (
+            "loss",
+            f"{spec.method.name.value}, beta {spec.method.beta:g}, label smoothing {spec.method.label_smoothing:g}",
+        ),
+        ("trained", _trained(job)),
+        ("steps", f"{manifest.step} ({checkpoint.state.get('epoch', 0):.2f} epochs)"),
+        ("pairs in a step", str(spec.training.global_batch_size)),
+        ("learning rate", f"{spec.learning_rate:g}, {spec.training.scheduler}, warm-up {spec.training.warmup_ratio:g}"),
+        ("precision", spec.training.precision),
+        ("seed", str(spec.training.seed)),
+        ("parallelism", f"DeepSpeed ZeRO-{spec.training.zero_stage} on {manifest.world_size} ranks"),
+        ("checkpoint", f"`{checkpoint.ref.digest}`"),
+        (
+            "versions",
+            ", ".join(f"{n} {v}" for n, v in {**manifest.versions, "dpo-operator": version("dpo-operator")}.items()),
+        ),
+    ]
+    if data.eval is not None:
+        rows.insert(1, ("evaluation data", _source(data.eval)))
+    elif data.eval_fraction:
+        rows.insert(1, ("evaluation data", f"{data.eval_fraction:.0%} of the training data, held out"))
+    return rows
+
+
+def _trained(job: DPOJob) -> str:
+    adapter = job.spec.adapter
+    if adapter.type is AdapterType.NONE:
+        return "all weights"
+    targets = ", ".join(adapter.target_modules)
+    return f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}, dropout {adapter.dropout:g} on {targets}"
+
+
+def _source(dataset: Any) -> str:
+    return f"`{_text(dataset.source)}`" + (f" at `{_text(dataset.revision)}`" if dataset.revision else "")
+
+
+def _table(left: str, right: str, rows: list[tuple[str, str]]) -> str:
+    return "\n".join([f"| {left} | {right} |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else "–"
+
+
+def _text(text: str) -> str:
+    """A name inside a table or a code span can't end it."""
+    return text.replace("`", "'").replace("|", "\\|")

@@ -1,0 +1,99 @@
+"""Is the exported model the one that was trained? Loaded by transformers or PEFT alone, it must give the same numbers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.types import AdapterType
+from dpo_trainer.checkpoint.full import FullCheckpoint
+from dpo_trainer.dataset import PairDataset, TokenPair
+from dpo_trainer.errors import TrainerError
+from dpo_trainer.model import DTYPES
+from dpo_trainer.workdir import WorkDir
+
+# Allowed difference of an answer's log-prob: so many nats, and besides so much of its size. In float32 only the order of
+# sums differs. bfloat16 has 8 bits: a GPU and a CPU, or two shapes of a batch, round most of a model's numbers differently,
+# so there the exact comparison of the weights (check_weights) is the one with power.
+_TOLERANCE = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (0.1, 2e-2)}
+
+
+def exported_dtype(base: Path, adapter: AdapterType) -> torch.dtype:
+    """Dtype of the exported weights: the model's own; adapters are float32."""
+    if adapter is not AdapterType.NONE:
+        return torch.float32
+    from transformers import AutoConfig
+
+    dtype = getattr(AutoConfig.from_pretrained(base, local_files_only=True).get_text_config(), "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype or "float32").removeprefix("torch."))
+
+
+def load_exported(base: Path, folder: Path, precision: str) -> nn.Module:
+    """Load an export as a user would, in the training's precision, on the CPU. base: the model that adapters go on."""
+    from transformers import AutoModelForCausalLM
+
+    is_adapter = (folder / "adapter_config.json").is_file()
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(
+        base if is_adapter else folder, dtype=DTYPES[precision], local_files_only=True, use_safetensors=True
+    )
+    if is_adapter:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+    return model.eval()
+
+
+def check_weights(model: nn.Module, checkpoint: FullCheckpoint, exported: torch.dtype, precision: str) -> None:
+    """Compare every trained parameter of a loaded export with the checkpoint, bit for bit after rounding.
+
+    Raises TrainerError BAD_EXPORT.
+    """
+    own = dict(model.named_parameters())
+    for name in checkpoint.manifest.parameters:
+        expected = checkpoint.tensor(name).to(exported).to(DTYPES[precision])
+        found = own.get(name)
+        if found is None or not torch.equal(found.detach().to(expected.dtype), expected):
+            raise TrainerError(
+                ExitCode.BAD_EXPORT,
+                f"The export failed: expected parameter {name} as it is in the checkpoint, found "
+                f"{'nothing' if found is None else 'other values'} after loading the exported folder.",
+            )
+
+
+def check_probe(model: nn.Module, work: WorkDir, probe: dict[str, Any], exported: torch.dtype) -> float:
+    """Compare log-probs with those that the engine had at the end of training; returns the largest difference, nats.
+
+    probe: split, pairs (indices), logps ([[chosen, rejected], …]), precision; from the checkpoint's state.
+    Raises TrainerError BAD_EXPORT.
+    """
+    data = PairDataset.open(work.eval_data if probe["split"] == "eval" else work.train_data)
+    exact = exported is torch.float32 and DTYPES[probe["precision"]] is torch.float32
+    nats, share = _TOLERANCE[torch.float32 if exact else torch.bfloat16]
+    worst = 0.0
+    for index, expected in zip(probe["pairs"], probe["logps"], strict=True):
+        found = answer_logps(model, data[index])
+        for answer, ours, theirs in zip(("chosen", "rejected"), found.tolist(), expected, strict=True):
+            difference = abs(ours - theirs)
+            worst = max(worst, difference)
+            if not difference <= nats + share * abs(theirs):
+                raise TrainerError(
+                    ExitCode.BAD_EXPORT,
+                    f"The export failed: for the {answer} answer of {probe['split']} pair {index}, expected a log-prob of "
+                    f"{theirs:.6f} (the trained policy's), found {ours:.6f} after loading the exported folder.",
+                )
+    return worst
+
+
+def answer_logps(model: nn.Module, pair: TokenPair) -> Tensor:
+    """Log-probs of a pair's two answers, the plainest way: float32 [2], nats."""
+    sums = []
+    for answer in (pair.chosen, pair.rejected):
+        ids = torch.from_numpy(np.concatenate([pair.prompt, answer]).astype(np.int64)[None])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, len(pair.prompt) - 1 : -1].float()
+        targets = ids[0, len(pair.prompt) :, None]
+        sums.append(logits.log_softmax(-1).gather(1, targets).sum())
+    return torch.stack(sums)
