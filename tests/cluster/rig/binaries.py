@@ -126,12 +126,20 @@ def build(module: Module) -> None:
         raise RigError(f"building {module.name} left no {', '.join(missing)}; see {log}")
     unfinished.chmod(0o755)
     unfinished.rename(module.folder)
+    discard_old(module.name)
 
 
 def discard_interrupted(name: str) -> None:
     """Remove what an interrupted build left; the caller holds the module's lock."""
     for leftover in cache_root().glob(f".{name}-*"):
         shutil.rmtree(leftover)
+
+
+def discard_old(name: str) -> None:
+    """Keep the newest build and the one before: another checkout may still be at that."""
+    builds = sorted(cache_root().glob(f"{name}-v*-*"), key=lambda folder: folder.stat().st_mtime)
+    for old in builds[:-2]:
+        shutil.rmtree(old)
 
 
 def ensure_all() -> None:

@@ -6,16 +6,20 @@ a build, however it ends.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tests.cluster.rig.layout import cache_root
-from tests.cluster.rig.shell import run, run_logged
+from tests.cluster.rig.shell import RigError, run, run_logged
 
 CERTIFICATES = Path("/etc/ssl/certs")
+USED_CACHE = re.compile(r"^--> Using cache ([0-9a-f]{64})", re.MULTILINE)
 INSTALLER_PREFIXES = ("PIP_", "UV_")
 
 
@@ -36,8 +40,20 @@ def call(*words: str | Path) -> str:
     return run(buildah(*words)).strip()
 
 
-def build(dockerfile: Path, *, context: Path, arguments: Mapping[str, str], log: Path) -> str:
-    """Build a Dockerfile, instruction by instruction with a cached layer for each; returns the image's id."""
+@dataclass(frozen=True)
+class Built:
+    """An image, and the images that its build made or used on the way: the cache of the next build."""
+
+    image_id: str
+    steps: tuple[str, ...]
+
+
+def build(dockerfile: Path, *, context: Path, arguments: Mapping[str, str], log: Path) -> Built:
+    """Build a Dockerfile, instruction by instruction, each of which is cached."""
+    # What an interrupted build left would be taken for layers in use.
+    call("rm", "--all")
+    before = image_ids()
+    log.unlink(missing_ok=True)
     answer = log.with_suffix(".id")
     words: list[str | Path] = ["bud", "--isolation", "chroot", "--layers", "--pull-never", "--format", "oci"]
     words += ["--file", dockerfile, "--iidfile", answer]
@@ -46,7 +62,8 @@ def build(dockerfile: Path, *, context: Path, arguments: Mapping[str, str], log:
     for source, target in installer_mounts(log.parent / "installer").items():
         words += ["--volume", f"{source}:{target}:ro"]
     run_logged(buildah(*words, context), log)
-    return answer.read_text().strip().removeprefix("sha256:")
+    steps = (image_ids() - before) | set(USED_CACHE.findall(log.read_text()))
+    return Built(answer.read_text().strip().removeprefix("sha256:"), tuple(sorted(steps)))
 
 
 def installer_mounts(folder: Path) -> dict[Path, Path]:
@@ -128,8 +145,15 @@ def image_ids() -> set[str]:
     return {image["id"] for image in stored("images")}
 
 
-def discard(ids: Sequence[str]) -> None:
-    """Remove images; those whose layers others still need keep them."""
-    for image_id in ids:
-        if exists(image_id):
-            call("rmi", "--force", image_id)
+def discard(ids: Iterable[str]) -> None:
+    """Remove images; what others are based on stays, and so do layers in use."""
+    left = set(ids) & image_ids()
+    removable = True
+    while left and removable:
+        # An image can go only after those that are based on it, so this takes a few rounds.
+        removable = False
+        for image_id in sorted(left):
+            with contextlib.suppress(RigError):
+                call("rmi", image_id)
+                removable = True
+        left &= image_ids()

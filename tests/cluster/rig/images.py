@@ -24,6 +24,7 @@ from tests.cluster.rig.binaries import module_of
 from tests.cluster.rig.configs import PAUSE_IMAGE
 from tests.cluster.rig.layout import CHECKOUT, cache_root, locked
 from tests.cluster.rig.node import Node
+from tests.cluster.rig.remains import any_cluster
 from tests.cluster.rig.shell import step
 
 MARKER = ".layer"
@@ -77,12 +78,7 @@ def folder() -> Path:
 def ensure(recipes: Sequence[Recipe] = RECIPES) -> list[Image]:
     """All images of a cluster, built if need be: the project's, the pause image, a plain Python to test with."""
     with locked(folder() / "lock"):
-        base = described(TEST_IMAGE, base_image.ensure())
-        return [ensure_pause(), base, *(ensure_built(recipe) for recipe in recipes if recipe.file.exists())]
-
-
-def described(name: str, image_id: str) -> Image:
-    return Image(name, image_id, tuple(builder.layers(image_id)), builder.configuration(image_id))
+        return [ensure_pause(), ensure_test(), *(ensure_built(recipe) for recipe in recipes if recipe.file.exists())]
 
 
 def ensure_pause() -> Image:
@@ -92,34 +88,71 @@ def ensure_pause() -> Image:
     return Image(PAUSE_IMAGE, module.key, (binaries,), {"Entrypoint": ["/pause"]})
 
 
+def ensure_test() -> Image:
+    """The base image under a name of its own, for tests that need no more than a Python."""
+    record = Record.named("base")
+    key = base_image.reference()
+    return record.recall(key) or record.write(key, described(TEST_IMAGE, base_image.ensure()), steps=[])
+
+
 def ensure_built(recipe: Recipe) -> Image:
     """The image of a Dockerfile, built if any of its inputs has changed."""
     arguments = {"PYTHON_IMAGE": base_image.reference()}
     key = inputs.digest(CHECKOUT, recipe.file, json.dumps(arguments))
-    record = folder() / f"{recipe.slug}.json"
-    if image := recall(record, key):
+    record = Record.named(recipe.slug)
+    if image := record.recall(key):
         return image
+    base_image.ensure()
+    log = cache_root() / "logs" / f"image-{recipe.slug}.log"
     with step(f"building image {recipe.name}"):
-        image_id = builder.build(
-            recipe.file, context=CHECKOUT, arguments=arguments, log=cache_root() / "logs" / f"image-{recipe.slug}.log"
-        )
-    image = described(recipe.name, image_id)
-    fields = asdict(image) | {"layers": [str(layer) for layer in image.layers]}
-    record.write_text(json.dumps({"key": key, "image": fields}))
+        built = builder.build(recipe.file, context=CHECKOUT, arguments=arguments, log=log)
+    image = record.write(key, described(recipe.name, built.image_id), steps=built.steps)
+    discard_unused()
     return image
 
 
-def recall(record: Path, key: str) -> Image | None:
-    """The image that was built last, if it was built from the same inputs and is still there."""
-    try:
-        said = json.loads(record.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    if said["key"] != key:
-        return None
-    fields = said["image"]
-    image = Image(fields["name"], fields["image_id"], tuple(map(Path, fields["layers"])), fields["config"])
-    return image if image.present else None
+def described(name: str, image_id: str) -> Image:
+    return Image(name, image_id, tuple(builder.layers(image_id)), builder.configuration(image_id))
+
+
+@dataclass(frozen=True)
+class Record:
+    """A file that says what was built last, and from what."""
+
+    file: Path
+
+    @classmethod
+    def named(cls, slug: str) -> Record:
+        return cls(folder() / f"{slug}.json")
+
+    def read(self) -> dict[str, Any]:
+        try:
+            said: dict[str, Any] = json.loads(self.file.read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return said
+
+    def recall(self, key: str) -> Image | None:
+        """The image, if it was built from the same inputs and is still there."""
+        said = self.read()
+        if said.get("key") != key:
+            return None
+        image = Image(said["name"], said["image_id"], tuple(map(Path, said["layers"])), said["config"])
+        return image if image.present else None
+
+    def write(self, key: str, image: Image, *, steps: Sequence[str]) -> Image:
+        fields = asdict(image) | {"layers": [str(layer) for layer in image.layers]}
+        self.file.write_text(json.dumps({"key": key, "steps": list(steps)} | fields))
+        return image
+
+
+def discard_unused() -> None:
+    """Remove images of earlier builds, and the steps that led to them, unless a cluster may be running on them."""
+    if any_cluster():
+        return
+    records = [Record.named(slug).read() for slug in ("base", *(recipe.slug for recipe in RECIPES))]
+    used = {each for said in records for each in (*said.get("steps", ()), said.get("image_id"))}
+    builder.discard(builder.image_ids() - used)
 
 
 def load(image: Image, node: Node) -> None:

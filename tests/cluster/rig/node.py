@@ -144,25 +144,19 @@ class Node:
         )
 
     def advertise_gpus(self) -> None:
-        """Give the node its GPUs, as a device plugin would; the kubelet keeps resources it does not know."""
+        """Give the node its GPUs, as a device plugin would.
+
+        The kubelet keeps resources that it does not know, also when it starts again; if the Node object was deleted,
+        this has to be called again.
+        """
         amount = {GPU_RESOURCE: str(self.gpus)}
         patch = json.dumps({"status": {"capacity": amount, "allocatable": amount}})
         self.plane.kubectl("patch", "node", self.name, "--subresource=status", "--type=merge", "-p", patch)
 
     def restart_kubelet(self) -> None:
-        """End the kubelet without warning and start it again; pods keep running.
-
-        A kubelet that registers again sets resources without a device plugin to zero, hence the GPUs are given anew.
-        """
+        """End the kubelet without warning and start it again; pods keep running."""
         stop([self.process("kubelet")])
         self.start_kubelet()
-        if self.gpus:
-            wait_for(f"{self.name} to register again", self.lost_gpus, timeout=60.0)
-            self.advertise_gpus()
-
-    def lost_gpus(self) -> bool:
-        node = json.loads(self.plane.kubectl("get", "node", self.name, "-o", "json"))
-        return bool(node["status"]["capacity"].get(GPU_RESOURCE) == "0")
 
     def ctr(self, *words: str | Path, timeout: float | None = 600.0) -> str:
         """containerd's own client, on what the kubelet runs."""

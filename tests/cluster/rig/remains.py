@@ -11,17 +11,24 @@ import shutil
 from pathlib import Path
 
 from tests.cluster.rig.addresses import Addresses, lowest_free
-from tests.cluster.rig.cgroups import Group
+from tests.cluster.rig.cgroups import Group, hierarchies
 from tests.cluster.rig.layout import Layout, locked, state_root
 from tests.cluster.rig.namespaces import remove_machine_link
 from tests.cluster.rig.processes import recorded, stop
 from tests.cluster.rig.shell import RigError
 
+PREFIX = "dpo-rig-"
+
 
 def group_of(layout: Layout) -> Group:
     """The cluster's control group. The folder is part of it: elsewhere the same name is another cluster."""
     place = hashlib.sha256(str(layout.root).encode()).hexdigest()[:6]
-    return Group(f"/dpo-rig-{layout.name}-{place}")
+    return Group(f"/{PREFIX}{layout.name}-{place}")
+
+
+def any_cluster() -> bool:
+    """Whether any cluster is on this machine, wherever its state is kept."""
+    return any(hierarchies().tracking.glob(f"{PREFIX}*"))
 
 
 def claim_number(layout: Layout) -> int:
