@@ -120,7 +120,9 @@ def _explained(error: Exception, source: HubSource, spec: Dataset) -> Exception:
     if isinstance(error, ValueError) and "BuilderConfig" in text:
         return invalid_configuration(f"{source.label}: no configuration {spec.config}; {text}")
     if isinstance(error, ValueError) and "Config name is missing" in text:
-        return invalid_configuration(f"{source.label}: the dataset has several configurations; set config. {str(error)[:300]}")
+        return invalid_configuration(
+            f"{source.label}: the dataset has several configurations; set config. {str(error)[:300]}"
+        )
     if isinstance(error, ValueError) and ("split" in text.lower() or "slice" in text.lower()):
         return input_not_found(f"{source.label}: no split {spec.split}; {text}")
     if isinstance(error, DataFilesNotFoundError | EmptyDatasetError):

@@ -23,7 +23,8 @@ from dpo_trainer import datastats, hub, modelcheck, modelfiles, rows, sources
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.errors import TrainerError, bad_dataset, invalid_configuration, volume_error
 from dpo_trainer.splits import Split, read_split
-from dpo_trainer.tokenization import Limits, PairTokenizer, load_tokenizer
+from dpo_trainer.tokenization import PairTokenizer, load_tokenizer
+from dpo_trainer.truncation import Limits
 from dpo_trainer.workdir import WorkDir
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def run(job: DPOJob, work: WorkDir, *, claims: Path, token: str | None, progress
     A folder that was prepared from the same model and data settings, and whose files are intact, is kept as it is.
     Raises TrainerError with the exit code of the cause.
     """
-    with _volume_errors(work.root):
+    with _known_errors(work.root):
         work.root.mkdir(parents=True, exist_ok=True)
         key = spec_hash(job.spec)
         progress("looking for earlier work", 0.0)
@@ -301,14 +302,22 @@ def _sync(file: IO[str]) -> None:
 
 
 @contextmanager
-def _volume_errors(root: Path) -> Iterator[None]:
-    """Turn errors of the work volume into TrainerErrors; other OSErrors pass through."""
+def _known_errors(root: Path) -> Iterator[None]:
+    """Turn errors of the work volume, and of a source that fails while it is read, into TrainerErrors; others pass through."""
     try:
         yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-        if full or str(error.filename or "").startswith(str(root)):
-            raise volume_error(
-                f"{root}: {error.strerror or error}; check that the volume is writable and has space"
-            ) from error
+    except TrainerError:
         raise
+    except Exception as error:
+        if (known := _volume_error(error, root) or sources.explain(error, "reading the inputs")) is not None:
+            raise known from error
+        raise
+
+
+def _volume_error(error: Exception, root: Path) -> TrainerError | None:
+    if not isinstance(error, OSError):
+        return None
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+    if full or str(error.filename or "").startswith(str(root)):
+        return volume_error(f"{root}: {error.strerror or error}; check that the volume is writable and has space")
+    return None

@@ -12,7 +12,8 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
@@ -69,8 +70,9 @@ class FileSource:
         """Open one of the files for reading."""
         path = self.root if self.is_file else f"{self.root}/{name}"
         if self.filesystem is None:
-            return Path(path).open("rb")
-        return retrying(lambda: self.filesystem.open(path, "rb"), self.label)  # type: ignore[no-any-return]
+            with _readable(self.label):
+                return Path(path).open("rb")
+        return retrying(lambda: self.filesystem.open(path, "rb"), self.label)
 
 
 Source = HubSource | FileSource
@@ -93,7 +95,7 @@ def resolve(source: str, revision: str | None = None, *, claims: Path) -> Source
         )
     path = Path(source).expanduser()
     explicit = source.startswith(("/", "./", "../", "~")) or source in (".", "..")
-    if explicit or path.exists():
+    if explicit or _exists(path, source):
         if not explicit:
             log.info("%s is read from this machine, %s; a hub is not asked", source, path.resolve())
         return _local(source, path)
@@ -131,7 +133,7 @@ def explain(error: BaseException, label: str) -> TrainerError | None:
     while seen is not None:
         if isinstance(seen, TrainerError):
             return seen
-        found = _explain_one(seen)
+        found = _explain_one(seen, label)
         if found is not None:
             code, message = found
             return TrainerError(code, f"{label}: {message}")
@@ -149,7 +151,7 @@ def no_space(error: BaseException) -> OSError | None:
     return None
 
 
-def _explain_one(error: BaseException) -> tuple[ExitCode, str] | None:
+def _explain_one(error: BaseException, label: str) -> tuple[ExitCode, str] | None:
     from huggingface_hub import errors as hub
 
     status = _status(error)
@@ -161,11 +163,14 @@ def _explain_one(error: BaseException) -> tuple[ExitCode, str] | None:
     # s3fs turns refusals into PermissionErrors that name no file; one that names a file is this machine's own.
     refused = isinstance(error, PermissionError) and error.filename is None
     if status in (401, 403) or refused or type(error).__name__ == "NoCredentialsError":
+        advice = "set model.tokenSecretRef (HF_TOKEN for dpo run) to a token that can read it"
+        if "://" in label:
+            advice = (
+                "give the prepare pod credentials for the store (a role of its node or service, or its usual variables)"
+            )
         return ExitCode.ACCESS_DENIED, (
-            "access was refused"
-            + (f" (HTTP {status})" if status else "")
-            + ": the name is wrong, or it is private and the credentials are missing or do not reach it; for a hub, set "
-            "model.tokenSecretRef (HF_TOKEN for dpo run) to a token that can read it"
+            f"access was refused{f' (HTTP {status})' if status else ''}: the name is wrong, or it is private and the credentials "
+            f"are missing or do not reach it; {advice}"
         )
     if isinstance(error, hub.RevisionNotFoundError):
         return ExitCode.INPUT_NOT_FOUND, "the repository has no such revision; use a branch, a tag or a commit of it"
@@ -210,7 +215,7 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _local(label: str, path: Path) -> FileSource:
-    if not path.exists():
+    if not _exists(path, label):
         raise input_not_found(f"{label}: no such file or folder ({path.absolute()})")
     return _listed(label, "path", path, inside=None)
 
@@ -222,17 +227,17 @@ def _claim(label: str, rest: str, claims: Path) -> FileSource:
     if ".." in PurePosixPath(inner).parts:
         raise invalid_configuration(f"{label}: '..' is not allowed in a path on a claim")
     mount = claims / claim
-    if not mount.is_dir():
+    if not _exists(mount, label):
         raise input_not_found(f"{label}: claim {claim} is not mounted; it must exist in the job's namespace ({mount})")
     path = mount / inner.strip("/")
-    if not path.exists():
+    if not _exists(path, label):
         raise input_not_found(f"{label}: the claim has no file or folder {inner or '/'}")
-    return _listed(label, "claim", path, inside=mount.resolve())
+    return _listed(label, "claim", path, inside=Path(os.path.realpath(mount)))
 
 
 def _listed(label: str, kind: str, path: Path, inside: Path | None) -> FileSource:
     """Files below a path. inside: folder that no symbolic link may lead out of; None follows links anywhere."""
-    try:
+    with _readable(label):
         _stay_inside(label, path, inside)
         if path.is_file():
             return FileSource(label, kind, str(path), True, {path.name: path.stat().st_size})
@@ -247,14 +252,33 @@ def _listed(label: str, kind: str, path: Path, inside: Path | None) -> FileSourc
                 if file.is_file():
                     sizes[file.relative_to(path).as_posix()] = file.stat().st_size
         return FileSource(label, kind, str(path), False, sizes)
+
+
+def _exists(path: Path, label: str) -> bool:
+    """Whether a path exists; a name that no file can have does not."""
+    with _readable(label):
+        try:
+            return path.exists()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return False
+            raise
+
+
+@contextmanager
+def _readable(label: str) -> Iterator[None]:
+    """Turn a refusal of this machine's own file system into a TrainerError."""
+    try:
+        yield
     except PermissionError as error:
         raise TrainerError(
-            ExitCode.ACCESS_DENIED, f"{label}: {error.filename} may not be read by user {os.getuid()}; change its mode"
+            ExitCode.ACCESS_DENIED,
+            f"{label}: {error.filename} may not be read by user {os.geteuid()}; change its owner or mode",
         ) from error
 
 
 def _stay_inside(label: str, path: Path, inside: Path | None) -> None:
-    if inside is not None and not path.resolve().is_relative_to(inside):
+    if inside is not None and not Path(os.path.realpath(path)).is_relative_to(inside):
         raise invalid_configuration(f"{label}: {path.name} is a symbolic link that leads out of the claim")
 
 

@@ -16,7 +16,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -24,18 +24,9 @@ import numpy as np
 from dpo_trainer.dataset import TokenPair
 from dpo_trainer.errors import TrainerError, invalid_configuration
 from dpo_trainer.formats import ChatPair, Message, Pair, Reason, Rejection, TextPair
+from dpo_trainer.truncation import Ids, Limits, truncate
 
-Ids = list[int]
 BATCH = 256
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Lengths in tokens, as in spec.data."""
-
-    max_length: int
-    max_prompt_length: int | None
-    truncation: Literal["keep_end", "keep_start"]
 
 
 @dataclass
@@ -79,12 +70,13 @@ class PairTokenizer:
     def __init__(self, tokenizer: Any, limits: Limits, end_tokens: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._limits = limits
-        self.eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else next(iter(end_tokens), None)
-        if self.eos is None:
+        eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else next(iter(end_tokens), None)
+        if eos is None:
             raise invalid_configuration(
                 "the tokenizer has no end-of-sequence token, so the model could not learn where an answer ends; set eos_token in "
                 "tokenizer_config.json"
             )
+        self.eos = int(eos)
         self.begin = _begin_tokens(tokenizer)
         # Turn ends such as <|eot_id|> are special tokens without a name, which all_special_ids leaves out.
         unnamed = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -113,15 +105,13 @@ class PairTokenizer:
         keep = 1 if self._tokenizer.bos_token_id is not None and prompt[:1] == [self._tokenizer.bos_token_id] else 0
         cut = truncate(prompt, chosen, rejected, self._limits, keep)
         if cut[1] == cut[2]:
-            whole = cut[1] == chosen and cut[2] == rejected
-            detail = (
-                "as tokens"
-                if whole
-                else f"in their first {len(cut[1])} tokens, which is all that data.maxLength leaves"
-            )
-            return Rejection(Reason.EQUAL_AFTER_TRUNCATION, f"the answers are the same {detail}")
+            detail = f"the answers are the same in their first {len(cut[1])} tokens, and data.maxLength leaves no more"
+            if (cut[1], cut[2]) == (chosen, rejected):
+                detail = "the answers have the same tokens"
+            return Rejection(Reason.EQUAL_AFTER_TRUNCATION, detail)
         self.counts.truncated += cut != (prompt, chosen, rejected)
-        return TokenPair(*(np.array(part, dtype=np.int32) for part in cut), row=row)
+        prompt_ids, chosen_ids, rejected_ids = (np.array(part, dtype=np.int32) for part in cut)
+        return TokenPair(prompt_ids, chosen_ids, rejected_ids, row)
 
     def _encode(self, texts: list[str], *, plain: bool) -> list[Ids]:
         """Token ids of texts, nothing added. plain: special tokens in the text are spelled out."""
@@ -137,17 +127,24 @@ class PairTokenizer:
         )
         return out["input_ids"]  # type: ignore[no-any-return]
 
-    def _tokenize_texts(self, pairs: list[TextPair]) -> Iterator[tuple[Ids, Ids, Ids]]:
-        whole = self._encode(
-            [t for p in pairs for t in (p.prompt, p.prompt + p.chosen, p.prompt + p.rejected)], plain=True
-        )
+    def _tokenize_texts(self, pairs: list[TextPair]) -> Iterator[tuple[Ids, Ids, Ids] | Rejection]:
+        texts = [t for p in pairs for t in (p.prompt, p.prompt + p.chosen, p.prompt + p.rejected)]
+        whole = self._encode(texts, plain=True)
         for i, pair in enumerate(pairs):
-            prompt, chosen, rejected = whole[3 * i : 3 * i + 3]
-            answers = self._split(prompt, chosen, rejected)
+            prompt, full_chosen, full_rejected = whole[3 * i : 3 * i + 3]
+            answers = self._split(prompt, full_chosen, full_rejected)
             if answers is None:
                 self.counts.boundary_merges += 1
-                answers = tuple(self._encode([pair.chosen, pair.rejected], plain=True))  # type: ignore[assignment]
-            assert answers is not None
+                chosen, rejected = self._encode([pair.chosen, pair.rejected], plain=True)
+                answers = chosen, rejected
+            parts = (
+                (Reason.EMPTY_PROMPT, self.begin + prompt),
+                (Reason.EMPTY_CHOSEN, answers[0]),
+                (Reason.EMPTY_REJECTED, answers[1]),
+            )
+            if empty := [reason for reason, ids in parts if not ids]:
+                yield Rejection(empty[0], "the tokenizer makes no token of the text")
+                continue
             yield self.begin + prompt, [*answers[0], self.eos], [*answers[1], self.eos]
 
     @staticmethod
@@ -167,11 +164,12 @@ class PairTokenizer:
             if isinstance(texts, Rejection):
                 yield texts
                 continue
-            ids = [next(encoded) for _ in texts]
-            if any(token in text for token in self._control for text in _contents(pair)):
+            ids: list[Ids] | Rejection = [next(encoded) for _ in texts]
+            looks_special = any(token in text for token in self._control for text in _contents(pair))
+            if looks_special:
                 self.counts.special_token_text += 1
                 ids = self._encode_safely(pair)
-            yield self._split_chat(pair, texts, ids)
+            yield ids if isinstance(ids, Rejection) else self._split_chat(pair, texts, ids, apart=not looks_special)
 
     def _render(self, pair: ChatPair) -> tuple[str, str, str] | Rejection:
         """Prompt with the generation prompt, and both whole conversations, as the template writes them."""
@@ -184,39 +182,38 @@ class PairTokenizer:
             raise invalid_configuration(
                 f"the chat template is not valid Jinja: {error.message} (line {error.lineno})"
             ) from error
-        except (
-            jinja2.TemplateError,
-            TypeError,
-            KeyError,
-            IndexError,
-            AttributeError,
-            ValueError,
-            ArithmeticError,
-        ) as error:
+        except Exception as error:  # a template can raise whatever its expressions do
             return Rejection(Reason.TEMPLATE_ERROR, f"the chat template refused the messages: {str(error)[:200]}")
         return prompt, chosen, rejected
 
-    def _encode_safely(self, pair: ChatPair) -> list[Ids]:
+    def _encode_safely(self, pair: ChatPair) -> list[Ids] | Rejection:
         """Token ids of a chat in whose text special tokens are spelled out; only those of the template are read as such."""
+        # Older versions of transformers would take the option for a variable of the template and do nothing.
         if "sanitize_control_tokens" not in inspect.signature(self._tokenizer.apply_chat_template).parameters:
-            raise invalid_configuration(
-                "a message holds the text of a special token, and this version of transformers can't spell it out; use a newer one"
+            return Rejection(
+                Reason.TEMPLATE_ERROR,
+                "a message holds the text of a special token, which this version of transformers can't spell out",
             )
-        return [
-            self._tokenizer.apply_chat_template(
-                chat, tokenize=True, return_dict=False, add_generation_prompt=open_end, sanitize_control_tokens=True
-            )
-            for chat, open_end in _chats(pair)
-        ]
+        try:
+            return [
+                self._tokenizer.apply_chat_template(
+                    chat, tokenize=True, return_dict=False, add_generation_prompt=open_end, sanitize_control_tokens=True
+                )
+                for chat, open_end in _chats(pair)
+            ]
+        except ValueError as error:
+            return Rejection(Reason.TEMPLATE_ERROR, f"a message holds the text of a special token: {str(error)[:200]}")
 
     def _split_chat(
-        self, pair: ChatPair, texts: tuple[str, str, str], ids: list[Ids]
+        self, pair: ChatPair, texts: tuple[str, str, str], ids: list[Ids], *, apart: bool
     ) -> tuple[Ids, Ids, Ids] | Rejection:
+        """Prompt and answers. apart: whether the answers may be tokenized again, as text alone."""
         prompt, chosen, rejected = ids
         answers = self._split(prompt, chosen, rejected)
-        if answers is None and all(text.startswith(texts[0]) for text in texts[1:]):
+        if answers is None and apart and all(text.startswith(texts[0]) for text in texts[1:]):
             self.counts.boundary_merges += 1
-            answers = tuple(self._encode([text[len(texts[0]) :] for text in texts[1:]], plain=False))  # type: ignore[assignment]
+            tails = self._encode([text[len(texts[0]) :] for text in texts[1:]], plain=False)
+            answers = tails[0], tails[1]
         if answers is None:
             # Templates that open a block of thoughts for generation leave it out of finished turns. What all three share
             # is the prompt then; tokens that both answers share cancel in the loss anyway.
@@ -242,27 +239,6 @@ class PairTokenizer:
         if end > 0 and answer[end - 1] in self._special:
             return answer[:end]
         return [*answer, self.eos] if answer else []
-
-
-def truncate(prompt: Ids, chosen: Ids, rejected: Ids, limits: Limits, keep: int = 0) -> tuple[Ids, Ids, Ids]:
-    """The pair within the limits. Both answers get the same prompt and the same room, and at least one token.
-
-    An answer that is too long loses its end, and EOS with it, so that stopping there is not learned.
-    keep: tokens (BOS) that stay at the start of a prompt which otherwise keeps its end.
-    """
-    longest = max(len(chosen), len(rejected))
-    room = limits.max_prompt_length
-    if room is None:
-        room = max(limits.max_length // 2, limits.max_length - longest)
-    room = min(room, limits.max_length - 1)
-    if len(prompt) > room:
-        if limits.truncation == "keep_start":
-            prompt = prompt[:room]
-        else:
-            keep = keep if room > keep else 0
-            prompt = prompt[:keep] + prompt[len(prompt) - (room - keep) :]
-    left = limits.max_length - len(prompt)
-    return prompt, chosen[:left], rejected[:left]
 
 
 def no_template() -> TrainerError:

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,36 @@ def test_a_refusal_is_not_tried_again():
 def test_a_pipe_is_no_file(place):
     os.mkfifo(place / "here" / "pipe.jsonl")
     assert "found a device, pipe" in fails(place, "./pipe.jsonl", ExitCode.INPUT_NOT_FOUND)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o711])
+def test_what_may_not_be_read_is_named(mode):
+    """Root may read everything, so where the tests run as root this one goes on as another user."""
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others from the top
+        folder = Path(name) / "data"
+        folder.mkdir()
+        (folder / "a.jsonl").write_text("{}\n")
+        (folder / "a.jsonl").chmod(0)
+        folder.chmod(mode)
+        Path(name).chmod(0o711)
+        try:
+            if os.getuid() == 0:
+                os.seteuid(65534)
+            with pytest.raises(TrainerError, match=rf"a\.jsonl may not be read by user {os.geteuid()}") as failure:
+                resolve(str(folder / "a.jsonl"), claims=folder).open("a.jsonl")
+            with pytest.raises(TrainerError, match="data may not be read") as other:
+                resolve(str(folder), claims=folder)
+        finally:
+            os.seteuid(os.getuid())
+            folder.chmod(0o700)
+    assert failure.value.exit_code == other.value.exit_code == ExitCode.ACCESS_DENIED
+
+
+def test_names_that_no_file_can_have(place):
+    fails(place, "x" * 300 + "/y/z", ExitCode.INPUT_NOT_FOUND)
+
+
+def test_a_link_to_itself_on_a_claim(place):
+    (place / "claims" / "data" / "loop.jsonl").symlink_to("loop.jsonl")
+    fails(place, "pvc://data/loop.jsonl", ExitCode.INPUT_NOT_FOUND)
+    assert list(at(place, "pvc://data").sizes) == ["sub/a.jsonl"]

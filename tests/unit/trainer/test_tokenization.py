@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import normalizers
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.dataset import TokenPair
 from dpo_trainer.errors import TrainerError
 from dpo_trainer.formats import ChatPair, Message, Reason, Rejection, TextPair
-from dpo_trainer.tokenization import Limits, PairTokenizer, load_tokenizer, truncate
+from dpo_trainer.tokenization import PairTokenizer, load_tokenizer
+from dpo_trainer.truncation import Limits, truncate
 from tests.unit.trainer.tiny import CHATML, tiny_model
 
 pytestmark = pytest.mark.unit
@@ -173,6 +175,22 @@ def test_settings_that_can_not_work(tmp_path, kwargs, pair, message):
 
 def test_the_models_own_end_token_stands_in_for_a_missing_eos(tmp_path):
     assert only(tokenizer_of(tmp_path, eos=None, end_tokens=(258,)), TextPair("Q", "a", "b")).chosen[-1] == EOS
+
+
+@pytest.mark.parametrize(
+    ("pair", "reason"),
+    [
+        (TextPair("\u200b", "a", "b"), Reason.EMPTY_PROMPT),
+        (TextPair("Q", "\u200b", "b"), Reason.EMPTY_CHOSEN),
+        (TextPair("Q", "a", "\u200b"), Reason.EMPTY_REJECTED),
+        (TextPair("Q", "a\u200b", "a"), Reason.EQUAL_AFTER_TRUNCATION),
+    ],
+)
+def test_text_that_the_tokenizer_drops_is_no_answer(tmp_path, pair, reason):
+    tokenizer = tokenizer_of(tmp_path, bos=False)
+    tokenizer._tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    (found,) = parts(tokenizer, pair)
+    assert found.reason == reason
 
 
 def test_order_is_kept_over_batches_of_both_kinds(tmp_path):
