@@ -12,16 +12,23 @@ from types import FrameType
 
 from dpo_operator.api.exitcodes import ExitCode, info
 
-# Seconds. A sibling of a failed rank first gets the time to say that it lost its peer, then SIGTERM, then SIGKILL.
-NOTICE_SECONDS = 5.0
-END_SECONDS = 10.0
-# Ranks save when they are asked to stop, and how long that may take is Kubernetes' grace period to decide. When one
-# is still there after this time, a dump of its stacks tells where it hangs.
-DUMP_SECONDS = 20.0
-# A rank that stopped in order (143) does so together with all others.
-TOGETHER_SECONDS = 120.0
-
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long the launcher waits, in seconds.
+
+    notice: a sibling of a failed rank may say that it lost its peer, before SIGTERM. end: after that, before SIGKILL.
+    dump: after a stop signal, before the stacks of ranks that are still there are dumped. How long a save may take is
+        Kubernetes' grace period to decide; the dump only shows where a rank hangs.
+    together: a rank that stopped in order (143) does so with all others; one that has not by then is ended.
+    """
+
+    notice: float = 5.0
+    end: float = 10.0
+    dump: float = 20.0
+    together: float = 120.0
 
 
 @dataclass
@@ -34,10 +41,7 @@ class Gang:
     command: Sequence[str]
     environments: Sequence[Mapping[str, str]]
     say: Callable[[str], None]
-    notice_seconds: float = NOTICE_SECONDS
-    end_seconds: float = END_SECONDS
-    dump_seconds: float = DUMP_SECONDS
-    together_seconds: float = TOGETHER_SECONDS
+    patience: Patience = Patience()
     codes: dict[int, int] = field(default_factory=dict)
     failed: int | None = None
     _running: dict[int, int] = field(default_factory=dict)
@@ -109,7 +113,7 @@ class Gang:
             return
         if code == ExitCode.SIGTERM:
             if not self._stop_sent and not self._ending:
-                self._after(self.together_seconds, self._end_others)
+                self._after(self.patience.together, self._end_others)
             return
         # Ends that the launcher itself brought about are no failures of their own.
         ours = (self._ending and code == -signal.SIGTERM) or (self._killing and code == -signal.SIGKILL)
@@ -117,7 +121,7 @@ class Gang:
             return
         if self.failed is None:
             self.failed = local_rank
-            self._after(self.notice_seconds, self._end_others)
+            self._after(self.patience.notice, self._end_others)
         elif _is_secondary(self.codes[self.failed]) and not _is_secondary(code):
             # Who lost a peer can be reaped before the peer that was lost.
             self.failed = local_rank
@@ -125,7 +129,7 @@ class Gang:
     def _end_others(self) -> None:
         self._ending = True
         self._signal(signal.SIGTERM)
-        self._after(self.end_seconds, self._kill_others)
+        self._after(self.patience.end, self._kill_others)
 
     def _kill_others(self) -> None:
         if self._running:
@@ -136,7 +140,7 @@ class Gang:
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         self._stop_sent = True
         self._signal(signal.Signals(number))
-        self._after(self.dump_seconds, self._dump)
+        self._after(self.patience.dump, self._dump)
 
     def _forward_dump(self, _number: int, _frame: FrameType | None) -> None:
         self._signal(signal.SIGUSR1)
@@ -145,7 +149,7 @@ class Gang:
         if self._running:
             ranks = sorted(self._running.values())
             self.say(
-                f"launch: local ranks {ranks} are still there {self.dump_seconds:.0f} s after the signal; their stacks:"
+                f"launch: local ranks {ranks} are still there {self.patience.dump:.0f} s after the signal; their stacks:"
             )
             self._signal(signal.SIGUSR1)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode, info
-from dpo_trainer.gang import Gang, exit_code
+from dpo_trainer.gang import Gang, Patience, exit_code
 
 if TYPE_CHECKING:
     from dpo_operator.api.reports import Termination
@@ -77,7 +77,7 @@ class World:
         return self.node_rank * self.processes + local_rank
 
 
-def run(job_file: Path, work_dir: Path, command: Sequence[str] | None = None) -> int:
+def run(job_file: Path, work_dir: Path, command: Sequence[str] | None = None, patience: Patience | None = None) -> int:
     """Run this pod's ranks; returns the pod's exit code and leaves its termination message.
 
     command: argv of a rank, default `python -m dpo_trainer train`.
@@ -101,7 +101,7 @@ def run(job_file: Path, work_dir: Path, command: Sequence[str] | None = None) ->
             }
             for local_rank in range(world.processes)
         ]
-        gang = Gang(command, environments, _say)
+        gang = Gang(command, environments, _say, patience or Patience())
         gang.run()
         return _finish(gang, world, words, work_dir)
     finally:

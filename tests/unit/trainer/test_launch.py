@@ -1,0 +1,257 @@
+"""The launcher with real processes: whose exit code the pod gets, who is ended and when, what is left to read."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.reports import Termination
+from dpo_trainer.gang import Gang, Patience
+from dpo_trainer.launch import World
+
+pytestmark = pytest.mark.unit
+
+PRELUDE = """
+import json, os, signal, sys, time
+from pathlib import Path
+rank = int(os.environ["LOCAL_RANK"])
+out = Path(os.environ["OUT"])
+def leave(code, message=""):
+    from dpo_trainer import outcome
+    outcome.write_termination(Path(os.environ["DPO_TERMINATION_LOG"]), outcome.termination("train", 1, code, message, rank=rank))
+    os._exit(code)
+def others(): # all ranks have got as far as this
+    (out / f"here-{rank}").touch()
+    while len(list(out.glob("here-*"))) < int(os.environ["LOCAL_WORLD_SIZE"]): time.sleep(0.01)
+"""
+
+
+class Pod:
+    """A launcher in a process of its own, whose ranks run a script."""
+
+    def __init__(self, folder: Path, script: str, ranks: int, **environment: str) -> None:
+        path = folder / "rank.py"
+        path.write_text(PRELUDE + textwrap.dedent(script))
+        self.log = folder / "termination.json"
+        body = (
+            "import sys; from pathlib import Path; from dpo_trainer import gang, launch\n"
+            "patience = gang.Patience(notice=0.5, end=1.0, dump=0.5, together=1.0)\n"
+            f"sys.exit(launch.run(Path('job'), Path({str(folder)!r}), [sys.executable, {str(path)!r}], patience))"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", body],
+            env={
+                **os.environ,
+                "OUT": str(folder),
+                "PET_NPROC_PER_NODE": str(ranks),
+                "DPO_TERMINATION_LOG": str(self.log),
+                **environment,
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait(self) -> tuple[int, str, Termination | None]:
+        """Exit code, what was said, and the last words."""
+        said = self.process.communicate(timeout=60)[1]
+        words = Termination.from_text(self.log.read_text()) if self.log.exists() else None
+        return self.process.returncode, said, words
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[list[Pod]]:
+    pods: list[Pod] = []
+    yield pods
+    for pod in pods:
+        if pod.process.poll() is None:
+            pod.process.kill()
+            pod.process.wait()
+
+
+def wait_for(condition, seconds: float = 30.0) -> None:  # type: ignore[no-untyped-def]
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.02)
+
+
+def test_ranks_get_torchruns_variables(tmp_path: Path, started: list[Pod]):
+    script = """
+    keys = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+    (out / f"env-{rank}").write_text(json.dumps({k: os.environ[k] for k in keys}))
+    assert int(os.environ["OMP_NUM_THREADS"]) >= 1
+    leave(0)
+    """
+    pod = Pod(
+        tmp_path, script, 2, PET_NNODES="3", PET_NODE_RANK="2", PET_MASTER_ADDR="first.example", PET_MASTER_PORT="1234"
+    )
+    started.append(pod)
+    code, _, words = pod.wait()
+
+    assert (code, words.outcome) == (0, "Succeeded")
+    assert json.loads((tmp_path / "env-1").read_text()) == {
+        "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "2",
+        "MASTER_ADDR": "first.example", "MASTER_PORT": "1234",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("code", [1, 65, 70, 74, 78, 255])
+def test_the_failing_ranks_exit_code_and_words_are_the_pods(tmp_path: Path, started: list[Pod], code: int):
+    pod = Pod(tmp_path, f"others()\nleave({code}, 'the cause') if rank == 1 else time.sleep(60)", 2)
+    started.append(pod)
+    found, said, words = pod.wait()
+
+    assert found == code
+    assert (words.exit_code, words.message, words.rank) == (code, "the cause", 1)
+    assert f"this pod's is {code}" in said
+
+
+def test_a_killed_rank_leaves_no_words_so_the_launcher_writes_them(tmp_path: Path, started: list[Pod]):
+    pod = Pod(tmp_path, "others()\nos.kill(os.getpid(), 9) if rank == 3 else time.sleep(60)", 4)
+    started.append(pod)
+    code, _, words = pod.wait()
+
+    assert code == 137
+    assert (words.exit_code, words.reason, words.rank) == (137, "Killed", 3)
+    assert words.message == "rank 3 was killed by SIGKILL (out of memory, or killed on the node)"
+
+
+@pytest.mark.parametrize("first", ["cause", "echo"])
+def test_a_lost_peer_never_hides_the_cause(tmp_path: Path, started: list[Pod], first: str):
+    cause, echo = (0.0, 0.3) if first == "cause" else (0.3, 0.0)
+    script = f"""
+    others()
+    if rank == 0:
+        time.sleep({echo}); leave(75, "lost")
+    time.sleep({cause}); leave(65, "bad rows")
+    """
+    pod = Pod(tmp_path, script, 2)
+    started.append(pod)
+    code, _, words = pod.wait()
+
+    assert (code, words.message) == (65, "bad rows")
+
+
+def test_a_sibling_that_ignores_sigterm_is_killed_and_does_not_change_the_verdict(tmp_path: Path, started: list[Pod]):
+    script = """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    others()
+    leave(74, "full") if rank == 0 else time.sleep(60)
+    """
+    pod = Pod(tmp_path, script, 2)
+    started.append(pod)
+    begin = time.monotonic()
+    code, said, words = pod.wait()
+
+    assert (code, words.message) == (74, "full")
+    assert "do not end; killing them" in said
+    assert time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_waits_for_the_save_however_long_and_exits_143(tmp_path: Path, started: list[Pod], number: int):
+    script = """
+    import faulthandler; faulthandler.register(signal.SIGUSR1)
+    def save(*_):
+        time.sleep(3) # longer than any of the launcher's own patience in this test
+        (out / f"saved-{rank}").touch()
+        leave(143, "saved")
+    signal.signal(signal.SIGTERM, save); signal.signal(signal.SIGINT, save)
+    others()
+    time.sleep(60)
+    """
+    pod = Pod(tmp_path, script, 2)
+    started.append(pod)
+    wait_for(lambda: len(list(tmp_path.glob("here-*"))) == 2)
+    pod.process.send_signal(number)
+    code, said, words = pod.wait()
+
+    assert (code, words.outcome, words.message) == (143, "Stopped", "saved")
+    assert len(list(tmp_path.glob("saved-*"))) == 2
+    # What hangs in a save shows where: the stacks were dumped while it went on.
+    assert "rank.py" in said
+    assert "in save" in said
+
+
+def test_the_launcher_itself_imports_no_torch():
+    body = "import sys, dpo_trainer.launch; print(sorted({'torch', 'pydantic', 'numpy', 'transformers'} & set(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, check=True)
+
+    assert out.stdout.strip() == "[]"
+
+
+def test_orphans_of_ranks_are_reaped(tmp_path: Path, started: list[Pod]):
+    script = """
+    if os.fork() == 0:
+        if os.fork() == 0:
+            time.sleep(0.3); (out / "orphan").touch(); os._exit(9)
+        os._exit(0)
+    os.wait(); others(); time.sleep(1.5); leave(0)
+    """
+    pod = Pod(tmp_path, script, 1)
+    started.append(pod)
+    wait_for(lambda: (tmp_path / "orphan").exists())
+    time.sleep(0.3)
+    children = Path(f"/proc/{pod.process.pid}/task/{pod.process.pid}/children").read_text().split()
+
+    assert len(children) == 1  # the rank alone: the orphan came here and is gone
+    assert pod.wait()[0] == 0
+
+
+def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path, started: list[Pod]):
+    pod = Pod(tmp_path, "(out / 'pid').write_text(str(os.getpid())); others(); time.sleep(60)", 1)
+    started.append(pod)
+    wait_for(lambda: (tmp_path / "here-0").exists())
+    rank = int((tmp_path / "pid").read_text())
+    pod.process.kill()
+    pod.process.wait()
+
+    def gone() -> bool:
+        try:
+            return Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+
+    wait_for(gone)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"PET_NNODES": "two"}, "PET_NNODES: expected a number from 1, found 'two'"),
+        ({"PET_NPROC_PER_NODE": "0"}, "PET_NPROC_PER_NODE: expected a number from 1, found '0'"),
+        ({"PET_NNODES": "2", "PET_NODE_RANK": "2"}, "PET_NODE_RANK: expected less than PET_NNODES (2), found 2"),
+    ],
+)
+def test_wrong_variables_are_named(tmp_path: Path, started: list[Pod], environment: dict[str, str], message: str):
+    pod = Pod(tmp_path, "leave(0)", 1, **environment)
+    started.append(pod)
+    code, _, words = pod.wait()
+
+    assert (code, words.message) == (ExitCode.INVALID_CONFIGURATION, message)
+
+
+def test_threads_are_shared_among_the_ranks_unless_set():
+    world = World(nodes=1, processes=4, node_rank=0, master_address="m", master_port="1")
+
+    assert world.variables(0, {}, cores=10)["OMP_NUM_THREADS"] == "2"
+    assert world.variables(0, {}, cores=2)["OMP_NUM_THREADS"] == "1"
+    assert "OMP_NUM_THREADS" not in world.variables(0, {"OMP_NUM_THREADS": "7"}, cores=10)
+
+
+def test_a_rank_that_stops_alone_takes_the_others_with_it():
+    script = "import os, time; os._exit(143) if os.environ['R'] == '0' else time.sleep(60)"
+    environments = [{**os.environ, "R": str(rank)} for rank in range(2)]
+    gang = Gang([sys.executable, "-c", script], environments, print, Patience(together=0.5, end=1.0))
+    gang.run()
+
+    assert gang.codes == {0: 143, 1: -signal.SIGTERM}
+    assert gang.culprit == 0
