@@ -124,6 +124,7 @@ class Hands:
         pods = self.pods(job, phase, attempt, 2 if phase == "train" else 1)
         for pod in pods:
             self.start(pod)
+        wait_until(f"{job} to run", lambda: self.condition(job, "Running")[0] == "True")
         for pod in pods:
             self.end(pod, 0, last_words(0, phase, attempt, **said))
 

@@ -246,7 +246,9 @@ def test_deletion_needs_no_operator_and_keeps_a_retained_volume(hands: Hands, al
     hands.apply("gone-too", checkpoint={"volume": {"retention": "Delete"}})
     for name in ("gone", "gone-too"):
         hands.pods(name, "prepare", 1, 1)
-    alive.kill()
+    begun = time.monotonic()
+    assert alive.stop() == 0
+    assert time.monotonic() - begun < 10
     for name in ("gone", "gone-too"):
         hands.delete("dpojobs", name)
         wait_until("deletion", lambda name=name: hands.get("dpojobs", name) is None, seconds=5)
@@ -300,9 +302,3 @@ def test_finished_job_is_deleted_after_its_time_to_live(hands: Hands, alive: Ope
     hands.apply("short-lived", method={"name": "kto"}, ttlSecondsAfterFinished=2)
     wait_until("failure", lambda: hands.status("short-lived").get("state") == "Failed")
     wait_until("deletion", lambda: hands.get("dpojobs", "short-lived") is None)
-
-
-def test_operator_stops_when_asked_to(alive: OperatorProcess) -> None:
-    begun = time.monotonic()
-    assert alive.stop() == 0
-    assert time.monotonic() - begun < 10

@@ -24,6 +24,8 @@ GANG_INCOMPLETE = "GangIncomplete"
 
 # After the first rank's end, how long a better explanation than "a peer went away" is waited for, seconds.
 SETTLE_SECONDS = 10.0
+# How much earlier than its grace period a pod's end may be noticed, seconds.
+GRACE_SLACK_SECONDS = 2.0
 # How long after its grace period a deleted pod may still not be gone before its node counts as lost.
 LATE_SECONDS = 60.0
 
@@ -123,7 +125,7 @@ def _exited(pod: ChildPod, end: Exit) -> Failure:
         meaning = "Killed for using more memory than its limit. Raise pod.resources.limits.memory, or lower training.microBatchSize or data.maxLength."
     elif failure_class == "secondary":
         failure_class, distance = "counted", SECONDARY
-    elif end.code == ExitCode.SIGTERM or (end.code == ExitCode.SIGKILL and pod.deleting):
+    elif end.code == ExitCode.SIGTERM or (end.code == ExitCode.SIGKILL and _grace_ran_out(pod)):
         failure_class, distance = "infrastructure", STOPPED
     said = end.termination
     own_words = said.message.strip() if said else ""
@@ -135,6 +137,14 @@ def _exited(pod: ChildPod, end: Exit) -> Failure:
         finished_at=end.finished_at,
         step=_step(pod),
     )
+
+
+def _grace_ran_out(pod: ChildPod) -> bool:
+    """Whether a killed pod was killed because it was deleted and did not end in time.
+
+    Kubernetes deletes the other ranks as soon as one has failed, so a deleted pod may well have been killed before.
+    """
+    return pod.deleting and pod.deleting_seconds >= pod.grace_seconds - GRACE_SLACK_SECONDS
 
 
 def hang(pod: ChildPod | None, stalled_seconds: float, step: int) -> Failure:

@@ -15,7 +15,7 @@ from dpo_operator.builders.service import build_service
 from dpo_operator.builders.volume import build_claim
 from dpo_operator.planning import failures, progress, restarts, transitions, waiting
 from dpo_operator.planning.actions import Create, Delete, Event, Plan
-from dpo_operator.planning.observed import ChildPod, Observed
+from dpo_operator.planning.observed import ChildJob, ChildPod, Observed
 from dpo_operator.planning.stale import find_stale, removals
 from dpo_operator.planning.transitions import Moment, changed
 from dpo_operator.planning.validate import Problems, validate
@@ -246,14 +246,22 @@ def _watch(
     return Plan(status, missing, events, requeue_after=settings.progress_seconds)
 
 
+def _ends_by_itself(child: ChildJob, seen: Observed) -> bool:
+    """Whether a Job is finished, or will be without the operator: deleting it would take its pods' logs away.
+
+    Kubernetes stops the other pods of a Job with a failed one, and its view of a Job lags behind the pods.
+    """
+    pods = seen.pods_of(child.phase, child.attempt)
+    failing = any(pod.ended and not pod.succeeded for pod in pods)
+    return child.finished or failing or (bool(pods) and all(pod.ended for pod in pods))
+
+
 def _after_the_end(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment) -> Plan:
     """A finished job keeps its ended pods for their logs, and stops what still runs."""
     ttl = job.spec.ttl_seconds_after_finished
     if ttl is not None and status.completion_time and (at.now - status.completion_time).total_seconds() >= ttl:
         return Plan(status, (Delete("DPOJob", job.metadata.name, job.metadata.uid),))
-    # Kubernetes itself stops the other pods of a Job with a failed one, and leaves the logs.
-    failing = {(p.phase, p.attempt) for p in seen.pods if p.ended and not p.succeeded}
-    running = tuple(j for j in seen.jobs if not j.finished and not j.deleting and (j.phase, j.attempt) not in failing)
+    running = tuple(j for j in seen.jobs if not j.deleting and not _ends_by_itself(j, seen))
     parents = {(j.phase, j.attempt) for j in seen.jobs}
     orphans = tuple(p for p in seen.pods if not p.ended and not p.deleting and (p.phase, p.attempt) not in parents)
     deletes = [Delete("Job", j.name, j.uid) for j in running] + [Delete("Pod", p.name, p.uid) for p in orphans]

@@ -285,6 +285,12 @@ def test_finished_job_is_deleted_when_its_time_to_live_is_over():
     assert decide(done, a_view(), job, now=NOON + timedelta(seconds=60)).actions == (Delete("DPOJob", "pairs", UID),)
 
 
+def test_finished_job_keeps_the_pods_whose_job_is_not_yet_marked_as_done():
+    done = settled(completed(a_status("export"), AT_NOON), AT_NOON)
+    assert decide(done, a_view(a_child("export"), ended(0, 0, phase="export"))).actions == ()
+    assert [action.name for action in decide(done, a_view(a_child("export"))).actions] == ["pairs-export-1"]
+
+
 def test_failed_job_keeps_the_pods_that_explain_it():
     failed = decide(a_status(), a_view(a_child(), a_pod(0), ended(1, 65))).status
     assert failed.state is State.FAILED

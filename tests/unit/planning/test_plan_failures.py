@@ -24,7 +24,8 @@ def test_every_exit_code_has_the_class_of_the_table(code):
         (ended(0, 137, reason="OOMKilled"), "OOMKilled", "counted"),
         (ended(0, 1), "ProcessFailed", "counted"),
         (ended(0, 137), "Killed", "counted"),
-        (ended(0, 137, deleting=True), "Killed", "infrastructure"),
+        (ended(0, 137, deleting=True, deleting_seconds=120.0), "Killed", "infrastructure"),
+        (ended(0, 137, deleting=True, deleting_seconds=1.0), "Killed", "counted"),
         (ended(0, 143, disruption="EvictionByEvictionAPI", deleting=True), "Evicted", "infrastructure"),
         (ended(0, 137, disruption="PreemptionByScheduler"), "Preempted", "infrastructure"),
         (ended(0, 137, disruption="TerminationByKubelet"), "Evicted", "infrastructure"),
@@ -35,7 +36,7 @@ def test_every_exit_code_has_the_class_of_the_table(code):
         (a_pod(0, deleting=True, deleting_seconds=200.0), "NodeLost", "infrastructure"),
     ],
     ids=[
-        "out of memory", "unknown code", "killed", "killed after its grace period", "evicted", "preempted",
+        "out of memory", "unknown code", "killed", "killed after its grace period", "killed, then deleted", "evicted", "preempted",
         "node pressure", "own fault during an eviction", "evicted before it ran", "refused by the node", "lost node",
         "deleted and silent",
     ],

@@ -1,0 +1,161 @@
+"""The operator dies before and after each of its writes, one job for each death, on a real API server.
+
+All jobs run at the same time; every one has to end exactly like the job whose operator never died.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dpo_operator.api import names
+from dpo_operator.builders.pod import TrainerImage
+from dpo_operator.cluster.client import Client
+from dpo_operator.cluster.keys import Key
+from dpo_operator.cluster.progress import ProgressReader
+from dpo_operator.cluster.reconcile import Reconciler
+from dpo_operator.metrics import JobMetrics
+from dpo_operator.planning.plan import Settings
+from tests.apiserver.client import Requests
+from tests.apiserver.hands import Hands, last_words
+from tests.cluster.rig.control_plane import ControlPlane
+
+pytestmark = pytest.mark.apiserver
+
+CRASHES = "operator-crashes"
+# Writes of a life with one restart: 5 children and 2 more attempts, about twice as many statuses and events.
+MOST_WRITES = 60
+AT_ONCE = 12
+
+
+class DeathError(Exception):
+    """The operator's process is gone."""
+
+
+class MortalClient(Client):
+    """A client whose process dies at one of its writes. at: number of the write, from 1; 0 for never."""
+
+    at = 0
+    after = False
+    writes = 0
+
+    async def request(self, method: str, path: str, body: Any = None, query: Any = None) -> dict[str, Any]:
+        if method != "GET":
+            self.writes += 1
+            if self.writes == self.at and not self.after:
+                raise DeathError
+        answer = await super().request(method, path, body, query)
+        if method != "GET" and self.writes == self.at and self.after:
+            raise DeathError
+        return answer
+
+
+@pytest.fixture(scope="module")
+def hands(control_plane: ControlPlane, dpojobs: Requests) -> Iterator[Hands]:
+    control_plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": CRASHES}})
+    before = os.environ.get("KUBECONFIG")
+    os.environ["KUBECONFIG"] = str(control_plane.kubeconfig)
+    yield Hands(dpojobs, CRASHES)
+    if before is None:
+        del os.environ["KUBECONFIG"]
+    else:
+        os.environ["KUBECONFIG"] = before
+
+
+async def live(hands: Hands, name: str, at: int, after: bool) -> int:
+    """One job from its creation to its end, with one death of the operator. Returns the number of writes."""
+    hands.apply(name)
+    client = await MortalClient.connect()
+    client.at, client.after = at, after
+    reader = ProgressReader()
+
+    def newborn() -> Reconciler:
+        return Reconciler(client, reader, Settings(TrainerImage("t:1")), JobMetrics(), look_seconds=0)
+
+    reconciler, key = newborn(), Key(hands.namespace, name)
+    try:
+        async with asyncio.timeout(240):
+            while hands.status(name).get("state") not in ("Complete", "Failed"):
+                try:
+                    await reconciler.reconcile(key)
+                except DeathError:
+                    reconciler = newborn()
+                play_kubelet(hands, name)
+                await asyncio.sleep(0.1)
+            # What is left to do after the end; the second pass is for the one that dies.
+            for _ in range(2):
+                with contextlib.suppress(DeathError):
+                    await newborn().reconcile(key)
+    finally:
+        await reader.close()
+        await client.close()
+    return client.writes
+
+
+def play_kubelet(hands: Hands, name: str) -> None:
+    """Each pod starts, then ends: the second rank of the first attempt at training is killed, all else succeeds."""
+    pods = hands.children("pods", name)
+    for pod in pods:
+        labels = pod["metadata"]["labels"]
+        phase, attempt = labels[names.LABEL_PHASE], int(labels[names.LABEL_ATTEMPT])
+        state = pod["status"].get("phase")
+        if state == "Pending":
+            hands.start(pod, "")
+        elif state == "Running" and all_run(pods, phase):
+            doomed = (phase, attempt) == ("train", 1)
+            if not doomed:
+                hands.end(pod, 0, last_words(0, phase, attempt, export_path="export"))
+            elif labels[names.COMPLETION_INDEX] == "1":
+                hands.end(pod, 137)
+
+
+def all_run(pods: list[dict[str, Any]], phase: str) -> bool:
+    own = [p for p in pods if p["metadata"]["labels"][names.LABEL_PHASE] == phase]
+    return len(own) == (2 if phase == "train" else 1) and all(p["status"].get("phase") != "Pending" for p in own)
+
+
+def ending(hands: Hands, name: str) -> dict[str, Any]:
+    """What must be the same for all: status without times, names and UIDs; and the children."""
+    status = hands.status(name)
+    return {
+        "state": status["state"],
+        "attempts": status["attempts"],
+        "restarts": (status["restarts"], status["restartsCountTowardsMax"]),
+        "history": [(r["phase"], r["attempt"], r["reason"]) for r in status["restartHistory"]],
+        "conditions": [(c["type"], c["status"], c["reason"]) for c in status["conditions"]],
+        "children": [
+            (kind, child["metadata"]["name"].removeprefix(name))
+            for kind in ("jobs", "services", "configmaps", "persistentvolumeclaims")
+            for child in hands.children(kind, name)
+        ],
+    }
+
+
+def test_death_at_every_write_changes_nothing(hands: Hands) -> None:
+    async def scenario() -> tuple[int, list[str]]:
+        writes = await live(hands, "crash-none", 0, False)
+        assert 20 < writes < MOST_WRITES
+        deaths = [(at, after) for at in range(1, writes + 1) for after in (False, True)]
+        turn = asyncio.Semaphore(AT_ONCE)
+        jobs = []
+
+        async def one(at: int, after: bool) -> None:
+            async with turn:
+                jobs.append(name := f"crash-{at}-{'after' if after else 'before'}")
+                await live(hands, name, at, after)
+
+        async with asyncio.TaskGroup() as group:
+            for death in deaths:
+                group.create_task(one(*death))
+        return writes, jobs
+
+    writes, jobs = asyncio.run(scenario())
+    assert len(jobs) == 2 * writes
+    expected = ending(hands, "crash-none")
+    assert expected["state"] == "Complete"
+    assert expected["restarts"] == (1, 1)
+    different = {name: end for name in jobs if (end := ending(hands, name)) != expected}
+    assert not different
