@@ -23,10 +23,10 @@ def cluster(name: str = "test", *, shape: Shape | None = None) -> Iterator[Clust
     """A whole cluster: a CPU node n1 and GPU nodes n2, n3 unless another shape is asked for."""
     with in_use(name):
         booted = running(name) if keep() else None
-        if booted:
-            booted.load_images()
-        else:
+        if not booted:
             booted = Cluster.boot(name, shape)
+        elif booted.shape.images:
+            booted.load_images()
         try:
             yield booted
         finally:

@@ -13,7 +13,7 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,7 @@ def folder() -> Path:
 
 def ensure(recipes: Sequence[Recipe] = RECIPES) -> list[Image]:
     """All images of a cluster, built if need be: the project's, the pause image, a plain Python to test with."""
-    with locked(folder() / "lock"):
-        return [ensure_pause(), ensure_test(), *(ensure_built(recipe) for recipe in recipes if recipe.file.exists())]
+    return [ensure_pause(), ensure_test(), *(ensure_built(recipe) for recipe in recipes if recipe.file.exists())]
 
 
 def ensure_pause() -> Image:
@@ -90,25 +89,26 @@ def ensure_pause() -> Image:
 
 def ensure_test() -> Image:
     """The base image under a name of its own, for tests that need no more than a Python."""
-    record = Record.named("base")
-    key = base_image.reference()
-    return record.recall(key) or record.write(key, described(TEST_IMAGE, base_image.ensure()), steps=[])
+
+    def make() -> tuple[Image, Sequence[str]]:
+        return described(TEST_IMAGE, base_image.ensure()), ()
+
+    return Record.named("base").ensure(base_image.reference(), make)
 
 
 def ensure_built(recipe: Recipe) -> Image:
     """The image of a Dockerfile, built if any of its inputs has changed."""
     arguments = {"PYTHON_IMAGE": base_image.reference()}
+
+    def make() -> tuple[Image, Sequence[str]]:
+        base_image.ensure()
+        log = cache_root() / "logs" / f"image-{recipe.slug}.log"
+        with step(f"building image {recipe.name}"):
+            built = builder.build(recipe.file, context=CHECKOUT, arguments=arguments, log=log)
+        return described(recipe.name, built.image_id), built.steps
+
     key = inputs.digest(CHECKOUT, recipe.file, json.dumps(arguments))
-    record = Record.named(recipe.slug)
-    if image := record.recall(key):
-        return image
-    base_image.ensure()
-    log = cache_root() / "logs" / f"image-{recipe.slug}.log"
-    with step(f"building image {recipe.name}"):
-        built = builder.build(recipe.file, context=CHECKOUT, arguments=arguments, log=log)
-    image = record.write(key, described(recipe.name, built.image_id), steps=built.steps)
-    discard_unused()
-    return image
+    return Record.named(recipe.slug).ensure(key, make)
 
 
 def described(name: str, image_id: str) -> Image:
@@ -132,6 +132,18 @@ class Record:
             return {}
         return said
 
+    def ensure(self, key: str, make: Callable[[], tuple[Image, Sequence[str]]]) -> Image:
+        """The image made from these inputs; only making one waits for others that are being made."""
+        if image := self.recall(key):
+            return image
+        with locked(folder() / "lock"):
+            if image := self.recall(key):
+                return image
+            image, steps = make()
+            self.write(key, image, steps)
+            discard_unused()
+        return image
+
     def recall(self, key: str) -> Image | None:
         """The image, if it was built from the same inputs and is still there."""
         said = self.read()
@@ -140,10 +152,11 @@ class Record:
         image = Image(said["name"], said["image_id"], tuple(map(Path, said["layers"])), said["config"])
         return image if image.present else None
 
-    def write(self, key: str, image: Image, *, steps: Sequence[str]) -> Image:
+    def write(self, key: str, image: Image, steps: Sequence[str]) -> None:
         fields = asdict(image) | {"layers": [str(layer) for layer in image.layers]}
-        self.file.write_text(json.dumps({"key": key, "steps": list(steps)} | fields))
-        return image
+        unfinished = self.file.with_suffix(".new")
+        unfinished.write_text(json.dumps({"key": key, "steps": list(steps)} | fields))
+        unfinished.rename(self.file)
 
 
 def discard_unused() -> None:
