@@ -9,6 +9,7 @@ import numpy as np
 
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.dataset import PairDataset, TokenPair
+from dpo_trainer.outcome import StopRequest
 from dpo_trainer.workdir import WorkDir
 
 VOCABULARY = 96
@@ -54,27 +55,41 @@ def make_model(folder: Path, *, tied: bool = False, **settings: Any) -> None:
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
-def train_on_rank(document: dict[str, Any], root: Path, attempt: int = 1) -> list[dict[str, float]]:
-    """Run the trainer's loop as one rank; the lines of metrics.jsonl afterwards."""
+class StopAfter(StopRequest):
+    """A stop request that one rank gets when so many steps are finished, that is during the next one."""
+
+    def __init__(self, telemetry: Any, rank: int, steps: int) -> None:
+        self._telemetry, self._mine, self._steps = telemetry, rank == telemetry.rank, steps
+
+    def is_set(self) -> bool:
+        return self._mine and self._telemetry.progress.step >= self._steps
+
+
+def train_on_rank(
+    document: dict[str, Any], root: Path, attempt: int = 1, stop_after: tuple[int, int] | None = None
+) -> dict[str, Any]:
+    """Run the trainer's loop as one rank.
+
+    stop_after: rank that is asked to stop, and the finished steps by then.
+    Returns "steps": the training lines of metrics.jsonl afterwards, "evals": the others, "warnings": codes,
+    "status": of the outcome.
+    """
     from dpo_trainer import train
-    from dpo_trainer.outcome import StopRequest
     from dpo_trainer.telemetry import Telemetry
 
-    work = WorkDir(root)
-    telemetry = Telemetry(
-        "train", attempt, work, rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"])
-    )
-    train.run(DPOJob.model_validate(document), work, telemetry=telemetry, attempt=attempt, stop=StopRequest())
+    work, rank, warnings = WorkDir(root), int(os.environ["RANK"]), []
+    telemetry = Telemetry("train", attempt, work, rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
+    telemetry.warning = lambda code, _text: warnings.append(code)  # type: ignore[method-assign]
+    stop = StopAfter(telemetry, *stop_after) if stop_after else StopRequest()
+    outcome = train.run(DPOJob.model_validate(document), work, telemetry=telemetry, attempt=attempt, stop=stop)
     telemetry.close()
-    return lines(work)
-
-
-def lines(work: WorkDir) -> list[dict[str, float]]:
-    """Training lines of metrics.jsonl, in order."""
-    if not work.metrics.exists():
-        return []
-    found = [json.loads(line) for line in work.metrics.read_text().splitlines()]
-    return [line for line in found if "loss" in line]
+    found = [json.loads(line) for line in work.metrics.read_text().splitlines()] if rank == 0 else []
+    return {
+        "steps": [line for line in found if "loss" in line],
+        "evals": [line for line in found if "eval_loss" in line],
+        "warnings": warnings,
+        "status": outcome.status,
+    }
 
 
 def plain_training(document: dict[str, Any], model: Path, data: PairDataset, total_steps: int) -> dict[str, Any]:

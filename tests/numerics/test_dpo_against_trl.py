@@ -73,7 +73,7 @@ def test_every_step_equals_trl(tmp_path: Path, lora: dict[str, Any] | None):
         document["spec"]["adapter"] = lora
         document["spec"]["training"]["learningRate"] = 2e-2
 
-    [ours] = on_ranks(1, train_on_rank, document, work.root)
+    ours = on_ranks(1, train_on_rank, document, work.root)[0]["steps"]
     [theirs] = on_ranks(1, trl_training, work.model, some_pairs(PAIRS), tmp_path / "trl", lora)
 
     assert len(ours) == len(theirs) == STEPS

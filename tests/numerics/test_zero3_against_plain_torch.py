@@ -44,7 +44,7 @@ def test_training_equals_a_plain_loop(tmp_path: Path, world_size: int, recompute
     if adapter:
         document["spec"]["adapter"] = adapter
         document["spec"]["training"]["learningRate"] = 2e-2
-    got = on_ranks(world_size, train_on_rank, document, tmp_path)[0]
+    got = on_ranks(world_size, train_on_rank, document, tmp_path)[0]["steps"]
     [expected] = on_ranks(1, plain_training, copy.deepcopy(document), work.model, some_pairs(PAIRS), STEPS)
 
     assert len(got) == STEPS

@@ -150,9 +150,9 @@ class Engine:
         """Switch adapter dropout and activation checkpointing on or off."""
         self.deepspeed.train(mode)
 
-    def logps(self, batch: MicroBatch, *, plain: bool = False) -> Tensor:
+    def logps(self, batch: MicroBatch, *, whole_logits: bool = False) -> Tensor:
         """Answer log-probs [2*pairs] float32, nats. Collective; with gradients unless under torch.no_grad()."""
-        return self.deepspeed(batch.to(self.world.device), plain=plain)
+        return self.deepspeed(batch.to(self.world.device), whole_logits=whole_logits)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of this rank's part of a step's loss. Collective.

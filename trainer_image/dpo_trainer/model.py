@@ -1,7 +1,9 @@
 """The policy: a causal language model that answers one question, the log-probs of given answers."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ class Policy(nn.Module):
     """Sums of answer log-probs under a causal language model, plain or with adapters.
 
     model: the Hugging Face model, or the PEFT model around it. Parameter names begin with "model.".
+    whole_logits: compute every position's logits by the model's own forward pass: slower and larger, for models that
+        reach their output layer in an unusual way.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -31,13 +35,14 @@ class Policy(nn.Module):
             raise invalid_configuration(
                 f"spec.model: expected a causal language model with a transformer and an output layer, found {type(causal_lm).__name__}"
             )
+        self.whole_logits = False
         # Second names for submodules of self.model; a tuple keeps them out of named_parameters().
         self._parts: tuple[nn.Module, str] = (causal_lm, prefix)
 
-    def forward(self, batch: MicroBatch, *, plain: bool = False) -> Tensor:
+    def forward(self, batch: MicroBatch, *, whole_logits: bool = False) -> Tensor:
         """Log-probs of the batch's answers, summed over their tokens.
 
-        plain: compute all logits by the model's own forward pass, to check the short way against.
+        whole_logits: as the attribute, for this call.
         Returns [2*pairs] float32, nats: chosen, rejected, chosen, … as in the batch.
         """
         causal_lm, prefix = self._parts
@@ -46,13 +51,13 @@ class Policy(nn.Module):
             inputs["attention_mask"] = batch.attention_mask
         if _accepts(causal_lm._modules[prefix], "position_ids"):
             inputs["position_ids"] = batch.position_ids
-        if plain:
+        if whole_logits or self.whole_logits:
             logits = causal_lm(**inputs).logits.flatten(0, 1)[batch.answer_positions]
         else:
             # Only answer rows enter the head: prompts and padding would cost most of the logits' memory.
-            hidden = causal_lm._modules[prefix](**inputs).last_hidden_state
-            rows = hidden.flatten(0, 1).index_select(0, batch.answer_positions)
-            with _transformer_replaced(causal_lm, prefix, rows.unsqueeze(0)):
+            output = causal_lm._modules[prefix](**inputs)
+            rows = output.last_hidden_state.flatten(0, 1).index_select(0, batch.answer_positions)
+            with _transformer_replaced(causal_lm, prefix, replace(output, last_hidden_state=rows.unsqueeze(0))):
                 logits = causal_lm(input_ids=batch.answer_targets.unsqueeze(0), use_cache=False).logits.squeeze(0)
         # float32 whatever the model's dtype: bfloat16 log-probs lose what DPO subtracts.
         logps = -F.cross_entropy(logits.float(), batch.answer_targets, reduction="none")
@@ -60,36 +65,30 @@ class Policy(nn.Module):
 
 
 class _Given(nn.Module):
-    """Stands in for the transformer: returns given hidden states; its attributes are the transformer's."""
+    """Stands in for the transformer: returns a given output; its attributes are the transformer's."""
 
-    def __init__(self, hidden: Tensor, transformer: nn.Module) -> None:
+    def __init__(self, output: Any, transformer: nn.Module) -> None:
         super().__init__()
-        self.hidden = hidden
-        self.__dict__["transformer"] = transformer
+        self.__dict__.update(output=output, transformer=transformer)
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(self.__dict__["transformer"], name)
+        return getattr(self.__dict__["transformer"], name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        from transformers.modeling_outputs import MoeModelOutputWithPast
-
-        return MoeModelOutputWithPast(last_hidden_state=self.hidden)
+        return self.__dict__["output"]
 
 
 @contextmanager
-def _transformer_replaced(causal_lm: nn.Module, prefix: str, hidden: Tensor) -> Iterator[None]:
-    """Let the model's own forward pass go on from given hidden states [1, rows, width].
+def _transformer_replaced(causal_lm: nn.Module, prefix: str, output: Any) -> Iterator[None]:
+    """Let the model's own forward pass go on from the transformer's output, a Hugging Face ModelOutput.
 
     Calling the output layer alone would leave out what many models do around it (Gemma caps logits, Cohere and Granite
-    scale them, Phi adds a bias); this way their own code does it. The output layer is still called as a module, so
-    ZeRO-3 gathers its weight once for all rows.
+    scale them); this way their own code does it. The output layer is still called as a module, so ZeRO-3 gathers its
+    weight once for all rows.
     """
     transformer = causal_lm._modules[prefix]
     assert transformer is not None
-    causal_lm._modules[prefix] = _Given(hidden, transformer)
+    causal_lm._modules[prefix] = _Given(output, transformer)
     try:
         yield
     finally:
@@ -97,8 +96,6 @@ def _transformer_replaced(causal_lm: nn.Module, prefix: str, hidden: Tensor) -> 
 
 
 def _accepts(module: nn.Module, name: str) -> bool:
-    import inspect
-
     return name in inspect.signature(type(module).forward).parameters
 
 
@@ -121,7 +118,7 @@ def load_model(spec: DPOJobSpec, folder: Path, *, seed: int, zero3: Callable[[in
         raise input_not_found(f"{folder}: expected a Hugging Face model folder with config.json; run prepare again")
     try:
         config = AutoConfig.from_pretrained(folder, **common)
-        _turn_off_dropout(config)
+        turn_off_dropout(config)
         partitioning = zero3(config.get_text_config().hidden_size) if zero3 else None
         attention = None if spec.model.attention == "auto" else spec.model.attention
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -151,7 +148,7 @@ def load_model(spec: DPOJobSpec, folder: Path, *, seed: int, zero3: Callable[[in
     return model
 
 
-def _turn_off_dropout(config: Any) -> None:
+def turn_off_dropout(config: Any) -> None:
     """Set every dropout probability of a model configuration to 0, whatever its models call it."""
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
         for name, value in part.to_dict().items():
@@ -167,7 +164,12 @@ def _enable_checkpointing(model: nn.Module) -> None:
     embeddings do not give, hence enable_input_require_grads.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    # Named anew in transformers 5; both take torch.utils.checkpoint's options first.
+    enable = getattr(causal_lm, "activation_checkpointing_enable", causal_lm.gradient_checkpointing_enable)
+    try:
+        enable({"use_reentrant": True})
+    except ValueError as error:
+        raise invalid_configuration(f"spec.training.gradientCheckpointing: set it to false; {error}") from error
     causal_lm.enable_input_require_grads()
 
 

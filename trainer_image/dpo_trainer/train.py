@@ -20,7 +20,7 @@ from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.zero3 import Zero3State
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.engine import Engine, join_world
-from dpo_trainer.errors import TrainerError, invalid_configuration
+from dpo_trainer.errors import TrainerError
 from dpo_trainer.evaluate import evaluate, logps_table, training_batches
 from dpo_trainer.losses import PAIR_METRICS, dpo_loss, log_ratios, pair_metrics
 from dpo_trainer.outcome import Outcome, Stopped, StopRequest
@@ -57,7 +57,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     engine = Engine(spec, work.model, world)
     ranks = Ranks(world.device)
     _say_partitions(engine, ranks, telemetry)
-    _check_short_way(engine, train_data, training.precision)
+    _choose_logits(engine, train_data, training.precision, telemetry)
 
     digest = ranks.on_first(lambda: model_digest(work.model, _known_digests(work)))
     references = []
@@ -92,7 +92,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     restored = checkpoints.load(state)
     first_step = restored.step + 1 if restored else 1
     for reason in restored.refused if restored else ():
-        telemetry.warning("CheckpointRefused", reason)
+        _warn(telemetry, "CheckpointRefused", reason)
     telemetry.begin(
         max_steps=total_steps,
         resumed_step=first_step - 1,
@@ -209,22 +209,25 @@ def _forward_backward(
     return _Sums(means, int(all_tokens), int(not_finite), stopping > 0)
 
 
-def _check_short_way(engine: Engine, data: PairDataset, precision: str) -> None:
-    """Compare the first pair's log-probs with those from the model's own logits. Collective.
+def _choose_logits(engine: Engine, data: PairDataset, precision: str, telemetry: Telemetry) -> None:
+    """Compare the first pair's log-probs with those from the model's own logits; use the latter if they differ.
 
-    Raises TrainerError when a model computes its logits in a way that Policy.forward does not reproduce.
+    Collective. Nothing else could tell that an architecture does something unusual on the way to its logits.
     """
     batch = collate(data, [0])
     engine.train(False)
     with torch.no_grad():
-        short, plain = engine.logps(batch), engine.logps(batch, plain=True)
+        short, whole = engine.logps(batch), engine.logps(batch, whole_logits=True)
     engine.train(True)
     share = 1e-4 if precision == "fp32" else 2e-2
-    worst = ((short - plain).abs() / (1 + plain.abs())).max()
-    if engine.any_rank(bool(worst > share) or not bool(torch.isfinite(worst))):
-        raise invalid_configuration(
-            f"spec.model: expected log-probs {plain.tolist()} (from the model's own logits), found {short.tolist()} when only "
-            f"answer tokens enter the output layer; this architecture is not supported"
+    same = torch.allclose(short, whole, rtol=share, atol=share, equal_nan=True)
+    if engine.any_rank(not same):
+        engine.module.whole_logits = True
+        _warn(
+            telemetry,
+            "WholeLogits",
+            f"this architecture's log-probs need the logits of every token, which takes more memory and time: expected "
+            f"{whole.tolist()}, found {short.tolist()} from answer tokens alone",
         )
 
 
@@ -244,13 +247,15 @@ def _check_first_step(metrics: dict[str, float], precision: str, telemetry: Tele
     tolerance = _FIRST_STEP_TOLERANCE[precision]
     telemetry.initial_margin(metrics["rewards/margins"])
     if abs(metrics["loss"] - math.log(2)) > tolerance:
-        telemetry.warning(
+        _warn(
+            telemetry,
             "FirstStepLoss",
             f"expected a first loss of ln 2 = {math.log(2):.6f} ± {tolerance}, found {metrics['loss']:.6f}: the reference is "
             "not the model that training starts from, or the model is not deterministic",
         )
     if abs(metrics["rewards/margins"]) > tolerance:
-        telemetry.warning(
+        _warn(
+            telemetry,
             "FirstStepMargin",
             f"expected a first reward margin of 0 ± {tolerance}, found {metrics['rewards/margins']:.6f}",
         )
@@ -309,6 +314,12 @@ def _known_digests(work: WorkDir) -> dict[str, str] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return weights
+
+
+def _warn(telemetry: Telemetry, code: str, text: str) -> None:
+    """Say it once, not on every rank."""
+    if telemetry.rank == 0:
+        telemetry.warning(code, text)
 
 
 def _not_finite(what: str, step: int) -> TrainerError:
