@@ -71,7 +71,7 @@ class PairDataset:
                 lengths.append(len(part))
             rows.append(pair.row)
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.array(lengths, dtype=np.int64))])
-        flat = np.array(tokens, dtype=np.int32)
+        flat = np.frombuffer(tokens, dtype=np.int32) if tokens else np.zeros(0, dtype=np.int32)
         return cls(flat, offsets, np.array(rows, dtype=np.int64), _digest(flat, offsets))
 
     def select(self, indices: Iterable[int]) -> "PairDataset":
@@ -124,6 +124,6 @@ class PairDataset:
 def _digest(tokens: IntArray, offsets: npt.NDArray[np.int64]) -> str:
     """SHA-256 of the token ids and their boundaries, hex: part of the key of cached reference log-probs."""
     digest = hashlib.sha256()
-    digest.update(np.ascontiguousarray(offsets, dtype="<i8").tobytes())
-    digest.update(np.ascontiguousarray(tokens, dtype="<i4").tobytes())
+    digest.update(np.ascontiguousarray(offsets, dtype="<i8").data)
+    digest.update(np.ascontiguousarray(tokens, dtype="<i4").data)
     return digest.hexdigest()

@@ -7,19 +7,17 @@ weights. prepared.json is written last; with it, a second run returns at once.
 
 import errno
 import hashlib
-import json
 import logging
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from dpo_operator.api.reports import DatasetReport
 from dpo_operator.api.types import Dataset, DPOJob, DPOJobSpec
-from dpo_trainer import datastats, hub, modelcheck, modelfiles, rows, sources
+from dpo_trainer import datastats, hub, modelcheck, modelfiles, prepared, rows, sources
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.errors import TrainerError, bad_dataset, invalid_configuration, volume_error
 from dpo_trainer.splits import Split, read_split
@@ -29,9 +27,6 @@ from dpo_trainer.workdir import WorkDir
 
 log = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
-
-# Raised when what prepare writes changes, so that older folders are made anew.
-VERSION = 1
 
 
 def run(job: DPOJob, work: WorkDir, *, claims: Path, token: str | None, progress: Progress) -> DatasetReport:
@@ -44,25 +39,14 @@ def run(job: DPOJob, work: WorkDir, *, claims: Path, token: str | None, progress
     """
     with _known_errors(work.root):
         work.root.mkdir(parents=True, exist_ok=True)
-        key = spec_hash(job.spec)
+        key = prepared.spec_hash(job.spec)
         progress("looking for earlier work", 0.0)
-        report = _finished(work, key)
+        report = prepared.finished(work, key)
         if report is None:
-            _refuse_other_run(work, key)
+            prepared.refuse_other_run(work, key)
             report = _prepare(job.spec, work, key, claims, token, progress)
         progress("prepared", 1.0)
         return report
-
-
-def spec_hash(spec: DPOJobSpec) -> str:
-    """SHA-256 over the settings that decide what prepare writes, hex."""
-    parts = {
-        "version": VERSION,
-        "model": spec.model.model_dump(mode="json", include={"name", "revision", "chat_template"}),
-        "data": spec.data.model_dump(mode="json"),
-        "seed": spec.training.seed if spec.data.eval is None and spec.data.eval_fraction > 0 else None,
-    }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _prepare(
@@ -105,8 +89,8 @@ def _prepare(
 
     report = _report(train, evaluation, splits)
     template = loaded.chat_template and loaded.get_chat_template()
-    _write_json(work.prepared, {
-        "version": VERSION,
+    prepared.write(work, {
+        "version": prepared.VERSION,
         "spec_hash": key,
         "report": report.model_dump(mode="json"),
         "model": {
@@ -157,7 +141,7 @@ def _read_data(
                 "rows": split.rows, "format": split.format, "dropped": split.dropped, "truncated": split.counts.truncated,
                 "boundary_merges": split.counts.boundary_merges, "special_token_text": split.counts.special_token_text,
             }  # fmt: skip
-        _sync(dropped)
+        prepared.sync(dropped)
     return splits, inputs
 
 
@@ -230,45 +214,6 @@ def _report(train: PairDataset, evaluation: PairDataset | None, splits: dict[str
     )
 
 
-def _finished(work: WorkDir, key: str) -> DatasetReport | None:
-    """Report of an earlier run with the same settings whose files are intact; None when there is none."""
-    try:
-        made = json.loads(work.prepared.read_text(encoding="utf-8"))
-        if made["spec_hash"] != key:
-            return None
-        digests = made["model"]["weights"] | made["model"]["files"]
-        if modelfiles.sha256_of(work.model, digests) != digests:
-            log.warning("the model's files changed since they were prepared; preparing again")
-            return None
-        for name, folder in (("train", work.train_data), ("eval", work.eval_data)):
-            facts = made["data"][name]
-            if facts is not None:
-                dataset = PairDataset.open(folder)
-                if dataset.digest != facts["digest"] or not dataset.is_intact():
-                    log.warning("the %s tokens changed since they were prepared; preparing again", name)
-                    return None
-        return DatasetReport.model_validate(made["report"])
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, TrainerError) as error:
-        log.warning("%s is not whole (%s); preparing again", work.prepared, error)
-        return None
-
-
-def _refuse_other_run(work: WorkDir, key: str) -> None:
-    """Checkpoints belong to the data that they were made with: never prepare other data beside them."""
-    if not work.prepared.exists() or not work.checkpoints.is_dir() or not any(work.checkpoints.iterdir()):
-        return
-    try:
-        other = json.loads(work.prepared.read_text(encoding="utf-8")).get("spec_hash") != key
-    except (ValueError, AttributeError):
-        return
-    if other:
-        raise invalid_configuration(
-            f"{work.root} holds checkpoints of a run with another model or other data; use another folder, or delete this one"
-        )
-
-
 def _commit_model(staging: Path, target: Path, names: set[str]) -> None:
     """Move a complete folder into place, without what does not belong to the model."""
     hub.discard_download_state(staging)
@@ -281,24 +226,6 @@ def _commit_model(staging: Path, target: Path, names: set[str]) -> None:
 
 def _cache(work: WorkDir) -> Path:
     return work.root / "data" / "hub.partial"
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        _sync(file)
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _sync(file: IO[str]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import DPOJob
-from dpo_trainer import prepare, preview
+from dpo_trainer import prepare, prepared, preview
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.errors import TrainerError
 from dpo_trainer.tokenization import load_tokenizer
@@ -174,11 +174,11 @@ def test_other_settings_are_prepared_anew(place, changes):
 
 def test_what_does_not_change_the_data_does_not_change_the_hash(place):
     hashes = {
-        prepare.spec_hash(place.job(model={"tokenSecretRef": {"name": "hf"}}, training={"seed": 1, "epochs": 2}).spec),
-        prepare.spec_hash(place.job().spec),
+        prepared.spec_hash(place.job(model={"tokenSecretRef": {"name": "hf"}}, training={"seed": 1, "epochs": 2}).spec),
+        prepared.spec_hash(place.job().spec),
     }
     assert len(hashes) == 1
-    assert prepare.spec_hash(place.job(evalFraction=0.1, training={"seed": 1}).spec) != prepare.spec_hash(
+    assert prepared.spec_hash(place.job(evalFraction=0.1, training={"seed": 1}).spec) != prepared.spec_hash(
         place.job(evalFraction=0.1).spec
     )
 
