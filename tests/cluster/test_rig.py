@@ -187,7 +187,7 @@ def test_what_a_kill_left_behind_does_not_hinder_the_next_start() -> None:
     assert time.monotonic() - begun < 15
     assert not layout.root.exists()
     assert not Path("/sys/class/net", second.addresses.host_interface).exists()
-    assert not group_of(layout).tracking.exists()
+    assert group_of(layout).remains == []
     assert str(layout.root) not in Path("/proc/self/mountinfo").read_text()
 
 

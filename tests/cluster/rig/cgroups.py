@@ -113,10 +113,17 @@ class Group:
                 raise RigError(f"processes that do not end: {sorted(members)}")
             time.sleep(0.02)
 
+    @property
+    def remains(self) -> list[Path]:
+        """The group's folder in each tree that has it; runc makes groups in an idle v2 tree, too."""
+        found = hierarchies()
+        trees = dict.fromkeys([*found.trees, *([found.v2] if found.v2 else [])])
+        return [folder for tree in trees if (folder := tree / self.path.strip("/")).exists()]
+
     def remove(self) -> None:
         """Remove the group, and all below it, from every tree."""
-        for tree in hierarchies().trees:
-            for folder, _, _ in os.walk(tree / self.path.strip("/"), topdown=False):
+        for remains in self.remains:
+            for folder, _, _ in os.walk(remains, topdown=False):
                 remove_folder(Path(folder))
 
 
