@@ -10,10 +10,12 @@ from dpo_operator.api.types import DPOJob
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.outcome import StopRequest
 from dpo_trainer.telemetry import Telemetry
+from dpo_trainer.telemetry.metrics_file import read_metrics
 from dpo_trainer.workdir import WorkDir
 from tests.numerics.jobs import a_job, make_model, some_pairs
 
 STEPS = 6
+CLOCK = ("time", "step_seconds")
 
 
 def job(*, every_steps: int, keep_last: int = 2, lora: bool = False, **training: Any) -> dict[str, Any]:
@@ -31,6 +33,11 @@ def folder(root: Path, *, pairs: PairDataset | None = None) -> WorkDir:
     make_model(work.model)
     (pairs or some_pairs(5)).save(work.train_data)
     return work
+
+
+def curve(root: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl without the clock: what may not differ between two runs of the same numbers."""
+    return [{k: v for k, v in line.items() if k not in CLOCK} for line in read_metrics(root / "metrics.jsonl")]
 
 
 def train_until(

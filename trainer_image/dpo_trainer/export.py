@@ -39,6 +39,7 @@ def run(job: DPOJob, work: WorkDir, *, progress: Progress) -> str:
     Raises TrainerError INPUT_NOT_FOUND when training has not finished, BAD_EXPORT when what was written does not give
     the trained policy's log-probs.
     """
+    _quiet()
     progress("checking the last checkpoint")
     checkpoint, refused = open_newest(work.checkpoints)
     if "probe" not in checkpoint.state:
@@ -73,6 +74,14 @@ def run(job: DPOJob, work: WorkDir, *, progress: Progress) -> str:
     _replace(temporary, work.export)
     progress(f"exported to {work.export}")
     return relative
+
+
+def _quiet() -> None:
+    """No progress bars in a log, and no search for a GPU by DeepSpeed, which transformers imports when it is there."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def _write_model(base: Path, checkpoint: FullCheckpoint, folder: Path) -> None:
@@ -165,6 +174,7 @@ def _write_provenance(folder: Path, job: DPOJob, checkpoint: FullCheckpoint, wor
 def _replace(temporary: Path, target: Path) -> None:
     """Put a finished folder in the place of an older one; a crash leaves one of the two, and export runs again."""
     for entry in temporary.iterdir():
+        entry.chmod(0o644)  # safetensors makes files that nobody else may read
         with entry.open("rb") as file:
             os.fsync(file.fileno())
     sync_folder(temporary)

@@ -36,7 +36,8 @@ def wait_for_name(
     say: told about the wait when it begins and every 15 s. timeout: seconds.
     Raises TrainerError PEER_LOST: without the pod of rank 0 there is nobody to train with.
     """
-    start = spoken = clock()
+    start = clock()
+    spoken: float | None = None
     while True:
         try:
             resolve(host)
@@ -50,7 +51,7 @@ def wait_for_name(
                 f"The name of rank 0's pod, {host}, did not resolve within {timeout:.0f} s ({reason}). Is that pod running, "
                 "does the headless Service exist, and may this pod reach the cluster's DNS?",
             )
-        if spoken == start or now - spoken >= _SECONDS_BETWEEN_WORDS:
+        if spoken is None or now - spoken >= _SECONDS_BETWEEN_WORDS:
             say(f"waiting for the name of rank 0, {host}: {reason} ({now - start:.0f} of {timeout:.0f} s)")
             spoken = now
         sleep(_SECONDS_BETWEEN_TRIES)

@@ -65,7 +65,9 @@ def read_run(work: WorkDir) -> Run:
     by_kind: dict[str, list[Line]] = {"train": [], "eval": []}
     for line in lines:
         by_kind[kind(line)].append(line)
-    return Run(by_kind["train"], by_kind["eval"], tuple(sorted(restarts)))
+    last = by_kind["train"][-1]["step"] if by_kind["train"] else 0
+    # A finished run that is started again resumes at its last step and does nothing more.
+    return Run(by_kind["train"], by_kind["eval"], tuple(sorted(step for step in restarts if step < last)))
 
 
 def draw(run: Run, folder: Path) -> Path:

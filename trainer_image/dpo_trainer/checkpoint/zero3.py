@@ -9,12 +9,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from deepspeed.utils import (
-    safe_get_local_fp32_param,
-    safe_get_local_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
 from torch import Tensor, nn
 
 from dpo_trainer.checkpoint.layout import Parameter
@@ -74,6 +68,8 @@ class Zero3State:
 
         read: (kind, name, start, end) -> float32 [end - start] on the CPU.
         """
+        from deepspeed.utils import safe_set_local_fp32_param, safe_set_local_optimizer_state
+
         # Whole copies that are kept for small parameters go first; otherwise they would outlive what is loaded here.
         self._optimizer.checkpoint_event_prologue()
         self._make_adam_state(adam_step)
@@ -114,6 +110,8 @@ class Zero3State:
 
 
 def _reader(p: nn.Parameter, kind: str, numel: int, *, zeros: bool) -> Callable[[], Tensor]:
+    from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+
     def read() -> Tensor:
         if zeros:
             return torch.zeros(numel, dtype=torch.float32)

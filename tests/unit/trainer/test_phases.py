@@ -1,0 +1,85 @@
+"""The command line: which exit code and which last words a phase leaves."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpo_operator.api.reports import Termination
+from tests.numerics.jobs import a_job
+
+pytestmark = pytest.mark.unit
+
+
+def trainer(folder: Path, command: str, job: object, **environment: str) -> tuple[int, str, Termination | None]:
+    """Run a phase as a container would; exit code, what it said, last words."""
+    path, words = folder / "job.json", folder / "words.json"
+    path.write_text(job if isinstance(job, str) else json.dumps(job))
+    done = subprocess.run(
+        [sys.executable, "-m", "dpo_trainer", command],
+        env={
+            **os.environ, "DPO_JOB_FILE": str(path), "DPO_WORK_DIR": str(folder / "work"), "DPO_METRICS_PORT": "0",
+            "DPO_TERMINATION_LOG": str(words), **environment,
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )  # fmt: skip
+    left = Termination.from_text(words.read_text()) if words.exists() else None
+    return done.returncode, done.stderr, left
+
+
+def changed(**spec: object) -> dict:
+    job = a_job()
+    job["spec"].update(spec)
+    return job
+
+
+@pytest.mark.parametrize(
+    ("job", "code", "message"),
+    [
+        ("not json", 78, "expected a DPOJob as JSON"),
+        (changed(nodes=0), 78, "spec.nodes: Input should be greater than or equal to 1 (found 0)"),
+        (changed(surprise=1), 78, "spec.surprise: Extra inputs are not permitted"),
+        (changed(nodes=99), 78, "spec.training.globalBatchSize: must be at least"),
+        (changed(method={"name": "kto"}), 64, "spec.method.name: kto is not implemented yet"),
+    ],
+)
+@pytest.mark.parametrize("command", ["prepare", "train", "export"])
+def test_a_wrong_job_file(tmp_path: Path, command: str, job: object, code: int, message: str):
+    found, said, words = trainer(tmp_path, command, job)
+
+    assert (found, words.exit_code, words.outcome, words.phase) == (code, code, "Failed", command)
+    assert message in words.message
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_a_missing_job_file_is_named(tmp_path: Path):
+    found, _, words = trainer(tmp_path, "prepare", a_job(), DPO_JOB_FILE=str(tmp_path / "none.json"))
+
+    assert found == 66
+    assert "none.json: the job file can't be read" in words.message
+
+
+def test_an_attempt_that_is_no_number(tmp_path: Path):
+    found, _, words = trainer(tmp_path, "train", a_job(), DPO_ATTEMPT="one")
+
+    assert (found, words.message) == (78, "DPO_ATTEMPT: expected a number from 1, found 'one'")
+
+
+def test_export_without_a_checkpoint(tmp_path: Path):
+    found, _, words = trainer(tmp_path, "export", a_job())
+
+    assert (found, words.reason) == (66, "InputNotFound")
+    assert "expected a committed checkpoint, found none; train first" in words.message
+
+
+def test_usage_is_shown_for_a_wrong_command():
+    done = subprocess.run([sys.executable, "-m", "dpo_trainer", "fly"], capture_output=True, text=True)
+
+    assert done.returncode == 2
+    assert "{prepare,launch,train,export,report}" in done.stderr

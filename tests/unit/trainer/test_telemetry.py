@@ -1,0 +1,267 @@
+"""What is told once reaches the log, the files and the HTTP server, each step once."""
+
+import io
+import json
+import math
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from dpo_operator.api.reports import CheckpointRef, Progress
+from dpo_trainer.telemetry import Telemetry
+from dpo_trainer.telemetry.console import console, duration
+from dpo_trainer.telemetry.metrics_file import MetricsFile, read_metrics
+from dpo_trainer.telemetry.server import bind_address
+from dpo_trainer.workdir import WorkDir
+
+pytestmark = pytest.mark.unit
+
+METRICS = {
+    "loss": 0.6312, "rewards/chosen": 0.1, "rewards/rejected": -0.03, "rewards/margins": 0.13, "rewards/accuracies": 0.75,
+    "logps/chosen": -31.0, "logps/rejected": -40.0, "grad_norm": 2.5, "learning_rate": 4.1e-7,
+}  # fmt: skip
+INFO = {"model": "org/name", "loss_type": "dpo", "peft": "none", "zero_stage": "3"}
+CHECKPOINT = CheckpointRef(step=4, path="checkpoints/step-00000004", digest="ab", attempt=1, time=1000.0)
+
+
+@pytest.fixture(autouse=True)
+def _not_in_a_pod(monkeypatch: pytest.MonkeyPatch):
+    for name in ("KUBERNETES_SERVICE_HOST", "DPO_BIND_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DPO_METRICS_PORT", "0")
+
+
+def telemetry(folder: Path, attempt: int = 1, **ranks: int) -> tuple[Telemetry, io.StringIO]:
+    shown = io.StringIO()
+    return Telemetry("train", attempt, WorkDir(folder), show=console(shown), **ranks), shown
+
+
+def steps(news: Telemetry, *numbers: int, **changes: float) -> None:
+    for number in numbers:
+        news.step(number, epoch=number / 10, seconds=0.5, pairs=8, tokens=800, metrics={**METRICS, **changes})
+
+
+def samples(news: Telemetry) -> dict[str, float]:
+    """Name and labels -> value, as Prometheus reads them."""
+    from prometheus_client import generate_latest
+
+    text = generate_latest(news.metrics.registry).decode()
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found[sample.name + "".join(f"{{{k}={v}}}" for k, v in sorted(sample.labels.items()))] = sample.value
+    return found
+
+
+def test_a_step_reaches_prometheus_under_the_published_names(tmp_path: Path):
+    news, _ = telemetry(tmp_path)
+    news.begin(max_steps=10, checkpoint_interval=4, info=INFO)
+    steps(news, 1, 2)
+    news.evaluation(2, METRICS)
+    news.checkpoint(CHECKPOINT, 3.0)
+    news.nonfinite_step()
+    news.initial_margin(0.0)
+    found = samples(news)
+
+    expected = {
+        "dpo_train_info{loss_type=dpo}{model=org/name}{peft=none}{zero_stage=3}": 1,
+        "dpo_train_step": 2, "dpo_train_max_steps": 10, "dpo_train_epoch": 0.2, "dpo_train_loss": 0.6312,
+        "dpo_train_reward{response=chosen}": 0.1, "dpo_train_reward{response=rejected}": -0.03,
+        "dpo_train_reward_margin": 0.13, "dpo_train_reward_accuracy_ratio": 0.75,
+        "dpo_train_logprob_nats{response=chosen}": -31, "dpo_train_logprob_nats{response=rejected}": -40,
+        "dpo_train_grad_norm": 2.5, "dpo_train_learning_rate": 4.1e-7, "dpo_train_initial_margin": 0,
+        "dpo_eval_loss": 0.6312, "dpo_eval_reward_margin": 0.13, "dpo_eval_reward{response=rejected}": -0.03,
+        "dpo_train_pairs_total": 16, "dpo_train_tokens_total": 1600, "dpo_train_truncated_pairs_total": 0,
+        "dpo_train_nonfinite_steps_total": 1, "dpo_train_step_seconds_count": 2, "dpo_train_step_seconds_sum": 1.0,
+        "dpo_train_step_seconds_bucket{le=0.25}": 0, "dpo_train_step_seconds_bucket{le=600.0}": 2,
+        "dpo_train_attempt": 1, "dpo_checkpoint_last_step": 4, "dpo_checkpoint_interval_steps": 4,
+        "dpo_checkpoint_last_success_timestamp_seconds": 1000, "dpo_checkpoint_failures_total": 0,
+        "dpo_checkpoint_seconds_count": 1,
+    }  # fmt: skip
+    assert {name: found.get(name) for name in expected} == expected
+    for phase in ("data", "ref", "policy", "optimizer", "eval", "checkpoint"):
+        assert found[f"dpo_train_phase_seconds_total{{phase={phase}}}"] == 0
+    assert not any("{namespace=" in name or "{pod=" in name or "{job=" in name for name in found)
+
+
+def test_a_value_that_is_not_finite_leaves_the_last_finite_one(tmp_path: Path):
+    news, _ = telemetry(tmp_path)
+    news.begin(max_steps=10)
+    steps(news, 1)
+    steps(news, 2, loss=math.nan)
+
+    assert samples(news)["dpo_train_loss"] == 0.6312
+    assert news.progress.train.loss == 0.6312
+    # JSON has no NaN; a reader gets null and not a syntax error.
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])["loss"] is None
+
+
+def test_what_is_not_known_yet_is_not_zero(tmp_path: Path):
+    news, _ = telemetry(tmp_path)
+
+    assert math.isnan(samples(news)["dpo_train_loss"])
+    assert math.isnan(samples(news)["dpo_train_initial_margin"])
+
+
+def test_other_ranks_export_their_times_and_no_algorithm(tmp_path: Path):
+    news, shown = telemetry(tmp_path, rank=8)
+    news.begin(max_steps=10)
+    steps(news, 1)
+    with news.timed("data"):
+        pass
+    found = samples(news)
+
+    assert found["dpo_train_step_seconds_count"] == 1
+    assert "dpo_train_loss" not in found
+    assert not (tmp_path / "metrics.jsonl").exists()
+    assert shown.getvalue() == ""
+
+
+def test_a_line_for_each_logged_step(tmp_path: Path):
+    news, shown = telemetry(tmp_path)
+    news.begin(max_steps=250)
+    steps(news, 12)
+    news.step(13, epoch=1.3, seconds=0.5, pairs=8, tokens=800, metrics=None)
+
+    [line] = [text for text in shown.getvalue().splitlines() if text.startswith("step")]
+    assert line.startswith("step 12/250 loss 0.6312 margin 0.13 acc 0.75 grad 2.5 lr 4.1e-07 ")
+    assert "pairs/s eta " in line
+    assert news.progress.step == 13
+
+
+def test_a_resumed_run_has_each_step_once(tmp_path: Path):
+    first, _ = telemetry(tmp_path)
+    first.begin(max_steps=10)
+    steps(first, 1, 2, 3, 4)
+    first.evaluation(4, METRICS)
+    steps(first, 5, 6)
+    first.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')  # cut off by SIGKILL
+
+    second, shown = telemetry(tmp_path, attempt=2)
+    second.begin(max_steps=10, resumed_step=4, checkpoint=CHECKPOINT)
+    steps(second, 5, 6, 7, loss=0.5)
+    second.evaluation(4, METRICS)
+    second.close()
+
+    lines = [(line["step"], line.get("loss")) for line in read_metrics(tmp_path / "metrics.jsonl")]
+    assert lines == [(1, 0.6312), (2, 0.6312), (3, 0.6312), (4, 0.6312), (4, None), (5, 0.5), (6, 0.5), (7, 0.5)]
+    assert "goes on from step 4, saved by attempt 1" in shown.getvalue()
+    assert samples(second)["dpo_train_resumed_step"] == 4
+    assert second.progress.resumed_from_step == 4
+
+
+@given(
+    attempts=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=6),
+)
+def test_any_series_of_attempts_leaves_every_step_once(
+    tmp_path_factory: pytest.TempPathFactory, attempts: list[tuple[int, int]]
+):
+    path = tmp_path_factory.mktemp("m") / "metrics.jsonl"
+    reached = 0
+    for back, forward in attempts:
+        resumed = max(0, reached - back)
+        file = MetricsFile(path, resumed_step=resumed)
+        for step in range(resumed + 1, resumed + forward + 1):
+            file.write({"step": step, "loss": 1.0})
+        file.close()
+        reached = resumed + forward
+
+    assert [line["step"] for line in read_metrics(path)] == list(range(1, reached + 1))
+
+
+def test_the_server_answers_get_and_nothing_else(tmp_path: Path):
+    news, _ = telemetry(tmp_path)
+    port = news.serve()
+    assert port
+    news.activity("loading torch")
+
+    def get(path: str) -> tuple[int, str]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, answer.read().decode()
+
+    assert get("/healthz") == (200, "ok\n")
+    assert Progress.model_validate_json(get("/status")[1]).activity == "loading torch"
+    assert "dpo_train_step 0.0" in get("/metrics")[1]
+    for path, method, code in (("/other", "GET", 404), ("/status", "POST", 405), ("/status", "DELETE", 405)):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method), timeout=5)
+        assert caught.value.code == code
+    news.close()
+    with pytest.raises(urllib.error.URLError):
+        get("/healthz")
+
+
+def test_a_port_in_use_costs_the_metrics_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monkeypatch.setenv("DPO_METRICS_PORT", str(taken.getsockname()[1]))
+        news, shown = telemetry(tmp_path)
+
+        assert news.serve() is None
+        assert "Warning: NoMetrics: no /metrics and /status on 127.0.0.1 port" in shown.getvalue()
+        assert "Address already in use" in shown.getvalue()
+        news.activity("goes on")
+
+
+def test_one_server_for_each_pod(tmp_path: Path):
+    assert telemetry(tmp_path, rank=1, local_rank=1)[0].serve() is None
+    second_pod, _ = telemetry(tmp_path, rank=4, local_rank=0)
+    assert second_pod.serve()
+    second_pod.close()
+
+
+def test_only_a_pod_listens_on_all_addresses(monkeypatch: pytest.MonkeyPatch):
+    assert bind_address() == "127.0.0.1"
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert bind_address() in ("::", "0.0.0.0")
+    monkeypatch.setenv("DPO_BIND_ADDRESS", "127.0.0.2")
+    assert bind_address() == "127.0.0.2"
+
+
+def test_tensorboard_reads_the_curves_and_forgets_what_a_restart_took_back(tmp_path: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    first, _ = telemetry(tmp_path)
+    first.begin(max_steps=10)
+    steps(first, 1, 2, 3)
+    first.evaluation(2, METRICS)
+    first.close()
+    [file] = (tmp_path / "tensorboard").iterdir()
+    events = EventAccumulator(str(file))
+    events.Reload()
+
+    assert [(e.step, round(e.value, 4)) for e in events.Scalars("train/loss")] == [
+        (1, 0.6312),
+        (2, 0.6312),
+        (3, 0.6312),
+    ]
+    assert [e.step for e in events.Scalars("eval/rewards/margins")] == [2]
+
+
+def test_speed_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr("dpo_trainer.telemetry.time.monotonic", lambda: now)
+    news, _ = telemetry(tmp_path)
+    news.begin(max_steps=10)
+    for step in (1, 2, 3, 4):
+        now += 2.0
+        steps(news, step)
+
+    assert news.progress.pairs_per_second == pytest.approx(4.0)
+    assert news.progress.eta_seconds == pytest.approx(12.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0s"), (59.6, "1m00s"), (190, "3m10s"), (7500, "2h05m"), (273600, "3d04h"), (-1, "0s")]
+)
+def test_durations_read_as_people_say_them(seconds: float, text: str):
+    assert duration(seconds) == text
