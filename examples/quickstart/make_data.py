@@ -51,7 +51,7 @@ def pair(rng: random.Random, thing: str) -> dict[str, str]:
 
 def main() -> None:
     """Write data/train.jsonl and data/eval.jsonl beside this file."""
-    rng = random.Random(0)  # noqa: S311 - reproducible, not secret
+    rng = random.Random(0)
     for split, count in (("train", 640), ("eval", 96)):
         rows = [pair(rng, rng.choice(THINGS[split])) for _ in range(count)]
         path = Path(__file__).parent / "data" / f"{split}.jsonl"

@@ -71,9 +71,10 @@ def follow(job: Job, series: dict[str, int]) -> dict[str, Any]:
     """Print every change until the job ends; note which series Prometheus had meanwhile and where the pods were."""
     last, status, placed = "", {}, {}
     for status in scenario.watch(job, lambda s: s.get("state") in ("Complete", "Failed"), timeout=1800):
-        if (text := line(status)) != last:
+        # Counts within an activity change too often to be read.
+        if (text := line(status)).partition(":")[0] != last:
             console.print(f"  {text}", soft_wrap=True)
-            last = text
+            last = text.partition(":")[0]
         if status.get("state") == "Training" and status.get("progress", {}).get("step", 0) > 0:
             placed = placed or {pod["metadata"]["name"]: pod["spec"]["nodeName"] for pod in job.pods("train")}
             for name in SERIES:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from tests.cluster.rig import binaries, images, packages, remains
+from tests.cluster.rig import volumes as volume_pool
 from tests.cluster.rig.cluster import Cluster, Shape
 from tests.cluster.rig.fixture import in_use, running
 from tests.cluster.rig.layout import DEFAULT_NAME, Layout
@@ -64,7 +65,7 @@ def kubeconfig(name: Name = DEFAULT_NAME) -> None:
 
 
 @app.command()
-def volumes(name: Name = DEFAULT_NAME, count: int = 12, size: str = "20Gi") -> None:
+def volumes(name: Name = DEFAULT_NAME, count: int = 12, size: str = volume_pool.SIZE) -> None:
     """Refill the pool of volumes that can be claimed."""
     Cluster.open(name).refill_volumes(count, size)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from tests.cluster.rig.control_plane import ControlPlane
 from tests.cluster.rig.manifests import STORAGE_CLASS, volume
 
-SIZE = "20Gi"
+# Nothing is reserved: a claim of any size that a job may ask for is bound.
+SIZE = "1Ti"
 
 
 def refill(plane: ControlPlane, count: int, *, size: str = SIZE) -> None:
