@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from dpo_trainer.checkpoint.layout import sync_folder
 from dpo_trainer.errors import TrainerError, input_not_found
 from dpo_trainer.modelcard import model_card
 from dpo_trainer.probe import check_probe, check_weights, exported_dtype, load_exported
+from dpo_trainer.versions import own_version
 from dpo_trainer.workdir import WorkDir
 
 PROVENANCE = "dpo_provenance.json"
@@ -165,7 +165,7 @@ def _write_provenance(folder: Path, job: DPOJob, checkpoint: FullCheckpoint, wor
         "checkpoint": checkpoint.ref.model_dump(),
         "identity": checkpoint.manifest.identity,
         "probe": {**checkpoint.state["probe"], "largest_difference_nats": worst},
-        "versions": {**checkpoint.manifest.versions, "dpo-operator": version("dpo-operator")},
+        "versions": {**checkpoint.manifest.versions, "dpo-operator": own_version()},
         "files": {entry.name: _sha256(entry) for entry in sorted(folder.iterdir())},
     }
     (folder / PROVENANCE).write_text(json.dumps(document, indent=1), encoding="utf-8")

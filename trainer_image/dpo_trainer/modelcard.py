@@ -1,13 +1,13 @@
 """README.md of an export: what was trained, on what, how, and with which result."""
 
 import json
-from importlib.metadata import version
 from typing import Any
 
 from dpo_operator.api.types import AdapterType, DPOJob
 from dpo_trainer.checkpoint.full import FullCheckpoint
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.telemetry.metrics_file import Line, kind, read_metrics
+from dpo_trainer.versions import own_version
 from dpo_trainer.workdir import WorkDir
 
 _ROWS = (
@@ -111,7 +111,7 @@ def _settings(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint) -> list[tu
         ("checkpoint", f"`{checkpoint.ref.digest}`"),
         (
             "versions",
-            ", ".join(f"{n} {v}" for n, v in {**manifest.versions, "dpo-operator": version("dpo-operator")}.items()),
+            ", ".join(f"{n} {v}" for n, v in {**manifest.versions, "dpo-operator": own_version()}.items()),
         ),
     ]
     if data.eval is not None:

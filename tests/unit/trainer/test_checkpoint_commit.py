@@ -239,7 +239,7 @@ def test_identity_holds_what_decides_the_numbers_and_nothing_else():
 
 
 def test_a_failed_write_is_agreed_and_cleaned_up(tmp_path: Path):
-    """ENOSPC for real: the folder's file system is full, as seen through RLIMIT_FSIZE's errno sibling EFBIG."""
+    """A real write error in the middle of a shard: the process may not make files of that size (EFBIG)."""
     import resource
     import signal
 

@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.shard import Entry, ShardReader, file_size, write_shard
 from dpo_trainer.checkpoint.zero3 import Zero3State, partition
 from dpo_trainer.errors import TrainerError, invalid_configuration, volume_error
+from dpo_trainer.versions import library_versions
 
 # Room that must be left after a save, for the manifest and other writers' small files.
 _SPARE_BYTES = 1 << 20
@@ -102,7 +102,7 @@ class Checkpoints:
                 files={layout.shard_name(rank): File(**file) for rank, file in enumerate(files)},
                 state=dict(loop),
                 metrics=dict(metrics),
-                versions={name: version(name) for name in ("torch", "deepspeed", "transformers")},
+                versions=library_versions(),
             )
             ref = self.ranks.on_first(lambda: self._commit(temporary, manifest))
         except TrainerError:
