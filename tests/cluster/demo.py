@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from safetensors import safe_open
 
 from tests.cluster import scenario
 from tests.cluster.rig import fixture
@@ -82,24 +81,6 @@ def follow(job: Job, series: dict[str, int]) -> dict[str, Any]:
     return status | {"placed": placed}
 
 
-def shares(job: Job) -> list[int]:
-    """Trained numbers in each rank's file of the last checkpoint: what ZeRO-3 left to each rank."""
-    newest = max((job.work_folder() / "checkpoints").glob("step-*"))
-    counts = []
-    for path in sorted(newest.glob("rank-*.safetensors")):
-        with safe_open(path, framework="numpy") as shard:
-            counts.append(sum(shard.get_slice(key).get_shape()[0] for key in shard.keys() if key.startswith("param/")))  # noqa: SIM118
-    return counts
-
-
-def export_difference(job: Job, export: Path) -> float:
-    """Largest difference, in nats, between the exported model's log-probs and the engine's at the end of training."""
-    from dpo_trainer.export import compare_with_engine
-    from dpo_trainer.workdir import WorkDir
-
-    return compare_with_engine(WorkDir(job.work_folder()), export)
-
-
 def run(cluster: Cluster) -> bool:
     """Install, apply, follow, check. True when every check held."""
     folders, spec = choose_inputs()
@@ -122,7 +103,11 @@ def run(cluster: Cluster) -> bool:
     records = job.metrics()
     first, last = records[min(records)], records[max(records)]
     export = job.work_folder() / status["export"]["path"]
-    difference, counts, placed = export_difference(job, export), shares(job), status["placed"]
+    difference, counts, placed = (
+        scenario.export_difference(job.work_folder(), export),
+        scenario.shares(job.work_folder()),
+        status["placed"],
+    )
 
     table = Table("what", "found", "holds", title=f"DPOJob {NAME}: {len(records)} steps in {seconds:.0f} s")
     checks = [

@@ -187,3 +187,46 @@ def watch(job: Job, until: Callable[[dict[str, Any]], bool], timeout: float) -> 
             return
         time.sleep(1)
     raise AssertionError(f"{job.name}: no end within {timeout:.0f} s\n{job.describe()}\n{job.logs()}")
+
+
+def newest_checkpoint(work: Path) -> Path:
+    """Folder of the newest committed checkpoint."""
+    return max((work / "checkpoints").glob("step-????????"))
+
+
+def shares(work: Path) -> list[int]:
+    """Trained numbers in each rank's file of the newest checkpoint: what ZeRO-3 left to each rank."""
+    from safetensors import safe_open
+
+    counts = []
+    for path in sorted(newest_checkpoint(work).glob("rank-*.safetensors")):
+        with safe_open(path, framework="numpy") as shard:
+            names = [name for name in shard.keys() if name.startswith("fp32/")]  # noqa: SIM118
+            counts.append(sum(shard.get_slice(name).get_shape()[0] for name in names))
+    return counts
+
+
+def export_difference(work: Path, export: Path) -> float:
+    """Largest difference, in nats, between an exported model's answer log-probs and the engine's at the end of training.
+
+    The export is loaded with transformers and read with its plain logits, without any of the trainer's code; the
+    engine's numbers are in its last checkpoint.
+    """
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    probe = json.loads((newest_checkpoint(work) / "manifest.json").read_text())["state"]["probe"]
+    data = work / "data" / probe["split"]
+    tokens, offsets = np.load(data / "tokens.npy"), np.load(data / "offsets.npy")
+    model = AutoModelForCausalLM.from_pretrained(export, dtype=torch.float32, local_files_only=True).eval()
+    worst = 0.0
+    for pair, logps in zip(probe["pairs"], probe["logps"], strict=True):
+        prompt, chosen, rejected = (tokens[offsets[3 * pair + i] : offsets[3 * pair + i + 1]] for i in range(3))
+        for answer, expected in zip((chosen, rejected), logps, strict=True):
+            ids = torch.tensor(np.concatenate([prompt, answer]), dtype=torch.int64)[None]
+            with torch.no_grad():
+                table = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            found = table[torch.arange(len(answer)), ids[0, len(prompt) :]].sum().item()
+            worst = max(worst, abs(found - expected))
+    return worst

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 
 from dpo_operator.dashboards import dashboard_queries
+from tests.cluster import scenario
 from tests.cluster.scenario import Job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 LN_2 = 0.693147
+PARAMETERS = 260_032
 FIRST_METRICS = (
     'dpo_train_loss{{dpojob="{name}"}}',
     'dpo_train_reward{{dpojob="{name}",response="chosen"}}',
@@ -55,22 +57,11 @@ def test_end_to_end(job: Job, spec: dict[str, Any], undisturbed: dict[int, dict[
     assert len(records) == max(records) >= 30
     assert records[1]["loss"] == pytest.approx(LN_2, abs=1e-4)
     assert records[1]["rewards/margins"] == pytest.approx(0, abs=1e-4)
-    assert_partitioned(job)
-    assert (job.work_folder() / status["export"]["path"] / "model.safetensors").is_file()
-
-
-def assert_partitioned(job: Job) -> None:
-    """Each rank's file of the last checkpoint holds half of the trained numbers: ZeRO-3 shared them out."""
-    from safetensors import safe_open
-
-    newest = max((job.work_folder() / "checkpoints").glob("step-*"))
-    sizes = []
-    for path in sorted(newest.glob("rank-*.safetensors")):
-        with safe_open(path, framework="numpy") as shard:
-            sizes.append(sum(shard.get_slice(key).get_shape()[0] for key in shard.keys() if key.startswith("param/")))  # noqa: SIM118
-    assert len(sizes) == 2
-    assert sum(sizes) >= 260_032
-    assert max(sizes) < 0.6 * 260_032
+    held = scenario.shares(job.work_folder())
+    assert len(held) == 2
+    assert sum(held) >= PARAMETERS
+    assert max(held) < 0.6 * PARAMETERS
+    assert scenario.export_difference(job.work_folder(), job.work_folder() / status["export"]["path"]) <= 1e-4
 
 
 def unanswered(job: Job, queries: list[str], patience: float = 30) -> list[str]:
