@@ -20,7 +20,7 @@ def main() -> int:
         return 2
     kopf.configure(log_format=kopf.LogFormat.JSON if config.log_format == "json" else kopf.LogFormat.PLAIN)
     # A line for each event and each probe would drown what the operator itself has to say.
-    for name in ("kopf.objects", "aiohttp.access"):
+    for name in ("kopf.objects", "kopf.activities.probe", "aiohttp.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
     asyncio.run(run(config))
     return 0
