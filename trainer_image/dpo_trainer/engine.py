@@ -201,11 +201,6 @@ class Engine:
             "persistent": sum(p.ds_numel for p in parameters if p.ds_persist),
         }
 
-    def close(self) -> None:
-        """Leave the process group. Collective."""
-        self.deepspeed.destroy()
-        dist.destroy_process_group()
-
 
 def _import_deepspeed() -> Any:
     """DeepSpeed without its compilers, quiet."""

@@ -5,6 +5,7 @@ Nothing here has state, so a resumed run needs no more than the number of its la
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +13,20 @@ import numpy.typing as npt
 IntArray = npt.NDArray[np.int64]
 
 
+@lru_cache(maxsize=2)
 def epoch_order(pairs: int, *, seed: int, epoch: int, shuffle: bool) -> IntArray:
-    """Order of the pairs in one epoch: int64 [pairs], each index once.
+    """Order of the pairs in one epoch: int64 [pairs], each index once, read-only.
 
     epoch: counted from 0; every epoch has an order of its own.
     Sorted by raw output of the Philox generator: NumPy guarantees that stream, and not that of `permutation`, to stay
     the same in later versions, and a run must be able to resume under a newer image.
     """
-    if not shuffle:
-        return np.arange(pairs, dtype=np.int64)
-    keys = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(pairs)
-    return np.argsort(keys, kind="stable").astype(np.int64)
+    order = np.arange(pairs, dtype=np.int64)
+    if shuffle:
+        keys = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(pairs)
+        order = np.argsort(keys, kind="stable").astype(np.int64)
+    order.flags.writeable = False  # the next step of the epoch gets the same array
+    return order
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,10 @@
 """The training loop. It reads from top to bottom; what it decides with is in the modules it imports."""
 
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,14 +12,13 @@ from torch import Tensor
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import AdapterType, DPOJob, DPOJobSpec
-from dpo_trainer.batch import collate
 from dpo_trainer.checkpoint.identity import identity
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.store import Checkpoints
-from dpo_trainer.checkpoint.zero3 import Zero3State
+from dpo_trainer.checks import check_first_step, choose_logits, say_partitions, warn
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.engine import Engine, join_world
-from dpo_trainer.errors import TrainerError
+from dpo_trainer.errors import TrainerError, bad_dataset
 from dpo_trainer.evaluate import evaluate, logps_table, training_batches
 from dpo_trainer.losses import PAIR_METRICS, dpo_loss, log_ratios, pair_metrics
 from dpo_trainer.outcome import Outcome, Stopped, StopRequest
@@ -30,9 +28,9 @@ from dpo_trainer.schedule import learning_rate, warmup_steps
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.workdir import WorkDir
 
-# How far the first step's loss may be from ln 2 and its reward margin from 0. bf16 rounds log-probs of hundreds of nats
-# differently in batches of different shape.
-_FIRST_STEP_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+if TYPE_CHECKING:
+    from dpo_trainer.checkpoint.zero3 import Zero3State
+
 _PROBE_PAIRS = 8
 
 
@@ -44,8 +42,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     """
     spec = job.spec
     training = spec.training
-    train_data = PairDataset.open(work.train_data)
-    eval_data = PairDataset.open(work.eval_data) if (work.eval_data / "meta.json").is_file() else None
+    train_data, eval_data = _open_data(work)
     plan = Plan(len(train_data), training.global_batch_size, seed=training.seed, shuffle=training.shuffle)
     total_steps = plan.total_steps(epochs=training.epochs, max_steps=training.max_steps)
     warmup = warmup_steps(training.warmup_ratio, total_steps)
@@ -56,8 +53,8 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     telemetry.activity("loading the model")
     engine = Engine(spec, work.model, world)
     ranks = Ranks(world.device)
-    _say_partitions(engine, ranks, telemetry)
-    _choose_logits(engine, train_data, training.precision, telemetry)
+    say_partitions(engine, ranks, telemetry)
+    choose_logits(engine, train_data, training.precision, telemetry)
 
     digest = ranks.on_first(lambda: model_digest(work.model, _known_digests(work)))
     references = []
@@ -78,6 +75,9 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
                 )
     train_reference, eval_reference = references[0], references[-1]
 
+    # Not at the top: DeepSpeed looks for its device when it is imported, and join_world decides which one that is.
+    from dpo_trainer.checkpoint.zero3 import Zero3State
+
     state = Zero3State(engine.deepspeed, engine.module.model, rank=world.rank, world_size=world.world_size)
     checkpoints = Checkpoints(
         work.checkpoints,
@@ -92,7 +92,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     restored = checkpoints.load(state)
     first_step = restored.step + 1 if restored else 1
     for reason in restored.refused if restored else ():
-        _warn(telemetry, "CheckpointRefused", reason)
+        warn(telemetry, "CheckpointRefused", reason)
     telemetry.begin(
         max_steps=total_steps,
         resumed_step=first_step - 1,
@@ -122,7 +122,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
 
         metrics = {**sums.means, "grad_norm": grad_norm, "learning_rate": rate}
         if step == 1:
-            _check_first_step(metrics, training.precision, telemetry)
+            check_first_step(metrics, training.precision, telemetry)
         telemetry.step(
             step,
             epoch=plan.epoch(step),
@@ -160,12 +160,24 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
                 "eval": evaluation,
             }
             if is_last:
-                loop["probe"] = _probe(engine, eval_data or train_data, "eval" if eval_data else "train", spec)
+                probed = ("eval", eval_data) if eval_data is not None else ("train", train_data)
+                loop["probe"] = _probe(engine, *probed, spec)
             _save(checkpoints, state, step, loop, evaluation, telemetry)
         if stopping and not is_last:
             return Outcome("Stopped", f"Stopped after step {step} of {total_steps}; a checkpoint of it was committed.")
 
     return Outcome("Succeeded", f"Trained {total_steps} steps on {plan.pairs_seen(total_steps)} pairs.")
+
+
+def _open_data(work: WorkDir) -> tuple[PairDataset, PairDataset | None]:
+    """Training pairs, and evaluation pairs where there are any. Raises TrainerError."""
+    train_data = PairDataset.open(work.train_data)
+    if not len(train_data):
+        raise bad_dataset(f"{work.train_data}: expected at least one training pair, found none; run prepare again")
+    if not (work.eval_data / "meta.json").is_file():
+        return train_data, None
+    eval_data = PairDataset.open(work.eval_data)
+    return train_data, eval_data if len(eval_data) else None
 
 
 @dataclass(frozen=True)
@@ -209,28 +221,6 @@ def _forward_backward(
     return _Sums(means, int(all_tokens), int(not_finite), stopping > 0)
 
 
-def _choose_logits(engine: Engine, data: PairDataset, precision: str, telemetry: Telemetry) -> None:
-    """Compare the first pair's log-probs with those from the model's own logits; use the latter if they differ.
-
-    Collective. Nothing else could tell that an architecture does something unusual on the way to its logits.
-    """
-    batch = collate(data, [0])
-    engine.train(False)
-    with torch.no_grad():
-        short, whole = engine.logps(batch), engine.logps(batch, whole_logits=True)
-    engine.train(True)
-    share = 1e-4 if precision == "fp32" else 2e-2
-    same = torch.allclose(short, whole, rtol=share, atol=share, equal_nan=True)
-    if engine.any_rank(not same):
-        engine.module.whole_logits = True
-        _warn(
-            telemetry,
-            "WholeLogits",
-            f"this architecture's log-probs need the logits of every token, which takes more memory and time: expected "
-            f"{whole.tolist()}, found {short.tolist()} from answer tokens alone",
-        )
-
-
 def _stop_or_alive(engine: Engine, telemetry: Telemetry, stop: StopRequest) -> Callable[[int], None]:
     """For passes before the first step: say how far they are; leave on every rank when one was asked to stop."""
 
@@ -242,26 +232,7 @@ def _stop_or_alive(engine: Engine, telemetry: Telemetry, stop: StopRequest) -> C
     return after_each
 
 
-def _check_first_step(metrics: dict[str, float], precision: str, telemetry: Telemetry) -> None:
-    """Before the first update policy and reference are the same model: the loss is ln 2 and the margin 0."""
-    tolerance = _FIRST_STEP_TOLERANCE[precision]
-    telemetry.initial_margin(metrics["rewards/margins"])
-    if abs(metrics["loss"] - math.log(2)) > tolerance:
-        _warn(
-            telemetry,
-            "FirstStepLoss",
-            f"expected a first loss of ln 2 = {math.log(2):.6f} ± {tolerance}, found {metrics['loss']:.6f}: the reference is "
-            "not the model that training starts from, or the model is not deterministic",
-        )
-    if abs(metrics["rewards/margins"]) > tolerance:
-        _warn(
-            telemetry,
-            "FirstStepMargin",
-            f"expected a first reward margin of 0 ± {tolerance}, found {metrics['rewards/margins']:.6f}",
-        )
-
-
-def _probe(engine: Engine, data: PairDataset, split: str, spec: DPOJobSpec) -> dict[str, Any]:
+def _probe(engine: Engine, split: str, data: PairDataset, spec: DPOJobSpec) -> dict[str, Any]:
     """Log-probs of a few pairs under the final weights, to hold the exported model against. Collective."""
     indices = np.arange(min(_PROBE_PAIRS, len(data)), dtype=np.int64)
     table = logps_table(engine, data, size=1, indices=indices)
@@ -275,7 +246,7 @@ def _probe(engine: Engine, data: PairDataset, split: str, spec: DPOJobSpec) -> d
 
 def _save(
     checkpoints: Checkpoints,
-    state: Zero3State,
+    state: "Zero3State",
     step: int,
     loop: dict[str, Any],
     evaluation: dict[str, float] | None,
@@ -297,16 +268,6 @@ def _save(
     telemetry.checkpoint(ref, time.monotonic() - started)
 
 
-def _say_partitions(engine: Engine, ranks: Ranks, telemetry: Telemetry) -> None:
-    """Show that no rank holds the whole model."""
-    reports = ranks.gather(engine.partition_report())
-    held = [report["held"] for report in reports]
-    telemetry.activity(
-        f"ZeRO-3: {ranks.world_size} ranks hold {min(held):,} to {max(held):,} of {reports[0]['total']:,} parameters each; "
-        f"this rank {held[ranks.rank]:,}, of which {reports[ranks.rank]['trainable']:,} are trained"
-    )
-
-
 def _known_digests(work: WorkDir) -> dict[str, str] | None:
     """SHA-256 of the weight files as prepare recorded them, or None."""
     try:
@@ -314,12 +275,6 @@ def _known_digests(work: WorkDir) -> dict[str, str] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return weights
-
-
-def _warn(telemetry: Telemetry, code: str, text: str) -> None:
-    """Say it once, not on every rank."""
-    if telemetry.rank == 0:
-        telemetry.warning(code, text)
 
 
 def _not_finite(what: str, step: int) -> TrainerError:

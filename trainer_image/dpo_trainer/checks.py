@@ -1,0 +1,72 @@
+"""What a run says about itself before and at its first step: partitions, the way to log-probs, ln 2."""
+
+import math
+
+import torch
+
+from dpo_trainer.batch import collate
+from dpo_trainer.checkpoint.ranks import Ranks
+from dpo_trainer.dataset import PairDataset
+from dpo_trainer.engine import Engine
+from dpo_trainer.telemetry import Telemetry
+
+# How far the first step's loss may be from ln 2 and its reward margin from 0. bf16 rounds log-probs of hundreds of nats
+# differently in batches of different shape.
+_FIRST_STEP_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+
+
+def say_partitions(engine: Engine, ranks: Ranks, telemetry: Telemetry) -> None:
+    """Show that no rank holds the whole model."""
+    reports = ranks.gather(engine.partition_report())
+    held = [report["held"] for report in reports]
+    telemetry.activity(
+        f"ZeRO-3: {ranks.world_size} ranks hold {min(held):,} to {max(held):,} of {reports[0]['total']:,} parameters each; "
+        f"this rank {held[ranks.rank]:,}, of which {reports[ranks.rank]['trainable']:,} are trained"
+    )
+
+
+def choose_logits(engine: Engine, data: PairDataset, precision: str, telemetry: Telemetry) -> None:
+    """Compare the first pair's log-probs with those from the model's own logits; use the latter if they differ.
+
+    Collective. Nothing else could tell that an architecture does something unusual on the way to its logits.
+    """
+    batch = collate(data, [0])
+    engine.train(False)
+    with torch.no_grad():
+        short, whole = engine.logps(batch), engine.logps(batch, whole_logits=True)
+    engine.train(True)
+    share = 1e-4 if precision == "fp32" else 2e-2
+    same = torch.allclose(short, whole, rtol=share, atol=share, equal_nan=True)
+    if engine.any_rank(not same):
+        engine.module.whole_logits = True
+        warn(
+            telemetry,
+            "WholeLogits",
+            f"this architecture's log-probs need the logits of every token, which takes more memory and time: expected "
+            f"{whole.tolist()}, found {short.tolist()} from answer tokens alone",
+        )
+
+
+def check_first_step(metrics: dict[str, float], precision: str, telemetry: Telemetry) -> None:
+    """Before the first update policy and reference are the same model: the loss is ln 2 and the margin 0."""
+    tolerance = _FIRST_STEP_TOLERANCE[precision]
+    telemetry.initial_margin(metrics["rewards/margins"])
+    if abs(metrics["loss"] - math.log(2)) > tolerance:
+        warn(
+            telemetry,
+            "FirstStepLoss",
+            f"expected a first loss of ln 2 = {math.log(2):.6f} ± {tolerance}, found {metrics['loss']:.6f}: the reference is "
+            "not the model that training starts from, or the model is not deterministic",
+        )
+    if abs(metrics["rewards/margins"]) > tolerance:
+        warn(
+            telemetry,
+            "FirstStepMargin",
+            f"expected a first reward margin of 0 ± {tolerance}, found {metrics['rewards/margins']:.6f}",
+        )
+
+
+def warn(telemetry: Telemetry, code: str, text: str) -> None:
+    """Say it once, not on every rank."""
+    if telemetry.rank == 0:
+        telemetry.warning(code, text)
