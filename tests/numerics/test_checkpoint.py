@@ -103,6 +103,20 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path: Pa
     assert layout.temporary_folders(tmp_path / "checkpoints") == []
 
 
+def test_a_volume_that_fails_one_rank_ends_all_in_agreement_and_loses_nothing(tmp_path: Path):
+    document = job(every_steps=2)
+    folder(tmp_path)
+    with pytest.raises(RankFailed):
+        on_ranks(2, _killed, document, tmp_path)
+
+    errors = on_ranks(2, _cannot_write, document, tmp_path)
+
+    # Not the echo of rank 1's end, but rank 1's own reason, on both.
+    assert errors == [(74, "rank 1: The volume failed: File too large")] * 2
+    assert [step for step, _ in layout.committed(tmp_path / "checkpoints")] == [4, 2]
+    assert layout.temporary_folders(tmp_path / "checkpoints") == []
+
+
 def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path: Path):
     document = job(every_steps=2)
     folder(tmp_path)
@@ -153,6 +167,24 @@ def _killed_0(document: dict[str, Any], root: Path) -> dict[str, Any]:
 
 def _resumed(document: dict[str, Any], root: Path) -> dict[str, Any]:
     return train_until(document, root, 2)
+
+
+def _cannot_write(document: dict[str, Any], root: Path) -> tuple[int, str]:
+    """Save on a rank that may write no file of that size (EFBIG), which is as final as a full volume (ENOSPC)."""
+    import os
+    import resource
+    import signal
+
+    from dpo_trainer.errors import TrainerError
+
+    if os.environ["RANK"] == "1":
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    try:
+        train_until(document, root, 2)
+    except TrainerError as error:
+        return int(error.exit_code), str(error)
+    raise AssertionError("the save succeeded")
 
 
 def _refused(document: dict[str, Any], root: Path) -> dict[str, Any]:

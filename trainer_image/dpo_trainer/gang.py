@@ -199,6 +199,8 @@ def _child_setup(held: set[signal.Signals]) -> Callable[[], None]:
         _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os._exit(ExitCode.SIGTERM)
+        # Until a rank has set up its stack dumps, a request for one must not end it; exec keeps what is ignored.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
 
     return setup

@@ -102,7 +102,11 @@ def run(job_file: Path, work_dir: Path, command: Sequence[str] | None = None, pa
             for local_rank in range(world.processes)
         ]
         gang = Gang(command, environments, _say, patience or Patience())
-        gang.run()
+        try:
+            gang.run()
+        except OSError as error:  # no memory or no process number for another rank; those that run end with this one
+            _leave(work_dir, _words(ExitCode.INTERNAL_ERROR, f"the ranks could not be started: {error}", world.rank(0)))
+            return ExitCode.INTERNAL_ERROR
         return _finish(gang, world, words, work_dir)
     finally:
         shutil.rmtree(words, ignore_errors=True)

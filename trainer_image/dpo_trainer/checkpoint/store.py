@@ -22,6 +22,7 @@ from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.identity import differences
 from dpo_trainer.checkpoint.layout import BadCheckpoint, File, Manifest
 from dpo_trainer.checkpoint.ranks import Ranks
+from dpo_trainer.checkpoint.rng import rng_entries, set_rng
 from dpo_trainer.checkpoint.shard import Entry, ShardReader, file_size, write_shard
 from dpo_trainer.checkpoint.zero3 import Zero3State, partition
 from dpo_trainer.errors import TrainerError, invalid_configuration, volume_error
@@ -84,7 +85,7 @@ class Checkpoints:
         """
         if self._newest is not None and self._newest.step == step:
             return self._newest
-        entries = [*state.entries(), *_rng_entries()]
+        entries = [*state.entries(), *rng_entries()]
         temporary = self.root / layout.temporary_name(step, self.attempt)
         sizes = self.ranks.everywhere(lambda: file_size(entries))
         try:
@@ -260,7 +261,7 @@ class Checkpoints:
             state.restore(read, manifest.adam_step)
             own = readers.get(layout.shard_name(self.ranks.rank))
             same = manifest.world_size == self.ranks.world_size
-            _set_rng(own if same else None, seed=f"{manifest.step}/{self.ranks.rank}")
+            set_rng(own if same else None, seed=f"{manifest.step}/{self.ranks.rank}")
         except BadCheckpoint as error:
             raise volume_error(f"{folder.name}: {error}, although its digests are right") from error
 
@@ -297,29 +298,6 @@ def _eval_loss(folder: Path) -> float | None:
         return layout.read_manifest(folder)[0].metrics.get("eval_loss")
     except BadCheckpoint:
         return None
-
-
-def _rng_entries() -> list[Entry]:
-    """State of torch's generators, which dropout draws from."""
-    made = [_rng_entry("rng/cpu", torch.get_rng_state())]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        made.append(_rng_entry("rng/cuda", torch.cuda.get_rng_state()))
-    return made
-
-
-def _rng_entry(name: str, value: torch.Tensor) -> Entry:
-    return Entry(name, torch.uint8, value.numel(), lambda: value.clone())
-
-
-def _set_rng(shard: ShardReader | None, *, seed: str) -> None:
-    """Set torch's generators as they were; another number of ranks draws anew, differently on each."""
-    if shard is None:
-        torch.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big"))
-        return
-    if (cpu := shard.get("rng/cpu")) is not None:
-        torch.set_rng_state(cpu.clone())
-    if (cuda := shard.get("rng/cuda")) is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(cuda.clone())
 
 
 def _gib(size: int) -> str:
