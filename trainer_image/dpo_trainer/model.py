@@ -159,9 +159,9 @@ def turn_off_dropout(config: Any) -> None:
 def _enable_checkpointing(model: nn.Module) -> None:
     """Recompute each block in the backward pass.
 
-    Reentrant: the other kind compares recomputed tensors with saved ones, and a parameter that ZeRO-3 has partitioned
-    again in between has another shape. Reentrant blocks get gradients only when an input needs them, which frozen
-    embeddings do not give, hence enable_input_require_grads.
+    Reentrant: the other kind compares shapes of recomputed tensors, and under older versions of DeepSpeed a parameter that
+    was partitioned again in between had another one. Reentrant blocks get gradients only when an input needs them, which
+    frozen embeddings do not give, hence enable_input_require_grads.
     """
     causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
     # Named anew in transformers 5; both take torch.utils.checkpoint's options first.
