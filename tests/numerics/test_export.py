@@ -121,6 +121,30 @@ def test_an_adapter_that_learnt_nothing_is_refused(tmp_path: Path):
     assert caught.value.exit_code is ExitCode.BAD_EXPORT
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["dtype in the configuration", "dtype of the weights alone"])
+def test_a_bf16_model_trained_in_fp32_is_exported_in_bf16(tmp_path: Path, named: bool):
+    work = folder(tmp_path)
+    on_ranks(1, _as_bf16, work.model)
+    if not named:
+        config = json.loads((work.model / "config.json").read_text())
+        (work.model / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "dtype"}))
+    document = job(every_steps=100)
+    on_ranks(2, _train, document, tmp_path)
+
+    _export(document, work)
+
+    content = (work.export / "model.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} == {"BF16"}
+
+
+def _as_bf16(model: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16).save_pretrained(model)
+
+
 def _train(document: dict[str, Any], root: Path) -> dict[str, Any]:
     return train_until(document, root, 1)
 

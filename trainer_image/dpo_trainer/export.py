@@ -20,7 +20,7 @@ from dpo_trainer.checkpoint.full import FullCheckpoint, open_newest
 from dpo_trainer.checkpoint.layout import sync_folder
 from dpo_trainer.errors import TrainerError, input_not_found
 from dpo_trainer.modelcard import model_card
-from dpo_trainer.probe import check_probe, check_weights, exported_dtype, load_exported
+from dpo_trainer.probe import check_probe, check_weights, load_exported
 from dpo_trainer.versions import own_version
 from dpo_trainer.workdir import WorkDir
 
@@ -57,17 +57,17 @@ def run(job: DPOJob, work: WorkDir, *, progress: Progress) -> str:
     temporary.mkdir(parents=True)
     progress("writing the weights")
     if job.spec.adapter.type is AdapterType.NONE:
-        _write_model(work.model, checkpoint, temporary)
+        stored = _write_model(work.model, checkpoint, temporary)
     else:
-        _write_adapter(job, work.model, checkpoint, temporary)
+        stored = _write_adapter(job, work.model, checkpoint, temporary)
     _copy_small_files(work.model, temporary, adapter=job.spec.adapter.type is not AdapterType.NONE)
 
     progress("loading what was written")
     precision = job.spec.training.precision
     model = load_exported(work.model, temporary, precision)
-    check_weights(model, checkpoint, exported_dtype(work.model, job.spec.adapter.type), precision)
+    check_weights(model, checkpoint, stored, precision)
     progress("comparing its log-probs with the trained policy's")
-    worst = check_probe(model, work, checkpoint.state["probe"], exported_dtype(work.model, job.spec.adapter.type))
+    worst = check_probe(model, work, checkpoint.state["probe"], stored)
 
     (temporary / "README.md").write_text(model_card(job, work, checkpoint, worst), encoding="utf-8")
     _write_provenance(temporary, job, checkpoint, worst)
@@ -84,8 +84,8 @@ def _quiet() -> None:
     logging.disable_progress_bar()
 
 
-def _write_model(base: Path, checkpoint: FullCheckpoint, folder: Path) -> None:
-    """All weights, in the dtype that the model's configuration names."""
+def _write_model(base: Path, checkpoint: FullCheckpoint, folder: Path) -> dict[str, torch.dtype]:
+    """All weights, in the model's own dtype; returns that of each trained parameter."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
@@ -96,9 +96,10 @@ def _write_model(base: Path, checkpoint: FullCheckpoint, folder: Path) -> None:
                 raise _bad_export(f"the checkpoint has a parameter {name}, which the model has not")
             own[name].copy_(checkpoint.tensor(name))
     model.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
+    return {name: own[name].dtype for name in checkpoint.manifest.parameters}
 
 
-def _write_adapter(job: DPOJob, base: Path, checkpoint: FullCheckpoint, folder: Path) -> None:
+def _write_adapter(job: DPOJob, base: Path, checkpoint: FullCheckpoint, folder: Path) -> dict[str, torch.dtype]:
     """The adapter alone, in float32: it is small, and merging it later should not round twice."""
     from safetensors.torch import save_file
 
@@ -113,6 +114,7 @@ def _write_adapter(job: DPOJob, base: Path, checkpoint: FullCheckpoint, folder: 
     )
     config = _peft_config(job, base)
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    return dict.fromkeys(trained, torch.float32)
 
 
 def _peft_config(job: DPOJob, base: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Is the exported model the one that was trained? Loaded by transformers or PEFT alone, it must give the same numbers."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.types import AdapterType
 from dpo_trainer.checkpoint.full import FullCheckpoint
 from dpo_trainer.dataset import PairDataset, TokenPair
 from dpo_trainer.errors import TrainerError
@@ -19,16 +19,6 @@ from dpo_trainer.workdir import WorkDir
 # sums differs. bfloat16 has 8 bits: a GPU and a CPU, or two shapes of a batch, round most of a model's numbers differently,
 # so there the exact comparison of the weights (check_weights) is the one with power.
 _TOLERANCE = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (0.1, 2e-2)}
-
-
-def exported_dtype(base: Path, adapter: AdapterType) -> torch.dtype:
-    """Dtype of the exported weights: the model's own; adapters are float32."""
-    if adapter is not AdapterType.NONE:
-        return torch.float32
-    from transformers import AutoConfig
-
-    dtype = getattr(AutoConfig.from_pretrained(base, local_files_only=True).get_text_config(), "dtype", None)
-    return dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype or "float32").removeprefix("torch."))
 
 
 def load_exported(base: Path, folder: Path, precision: str) -> nn.Module:
@@ -46,14 +36,17 @@ def load_exported(base: Path, folder: Path, precision: str) -> nn.Module:
     return model.eval()
 
 
-def check_weights(model: nn.Module, checkpoint: FullCheckpoint, exported: torch.dtype, precision: str) -> None:
+def check_weights(
+    model: nn.Module, checkpoint: FullCheckpoint, stored: Mapping[str, torch.dtype], precision: str
+) -> None:
     """Compare every trained parameter of a loaded export with the checkpoint, bit for bit after rounding.
 
+    stored: dtype of each parameter in the export. precision: that the model was loaded in.
     Raises TrainerError BAD_EXPORT.
     """
     own = dict(model.named_parameters())
     for name in checkpoint.manifest.parameters:
-        expected = checkpoint.tensor(name).to(exported).to(DTYPES[precision])
+        expected = checkpoint.tensor(name).to(stored[name]).to(DTYPES[precision])
         found = own.get(name)
         if found is None or not torch.equal(found.detach().to(expected.dtype), expected):
             raise TrainerError(
@@ -63,14 +56,14 @@ def check_weights(model: nn.Module, checkpoint: FullCheckpoint, exported: torch.
             )
 
 
-def check_probe(model: nn.Module, work: WorkDir, probe: dict[str, Any], exported: torch.dtype) -> float:
+def check_probe(model: nn.Module, work: WorkDir, probe: dict[str, Any], stored: Mapping[str, torch.dtype]) -> float:
     """Compare log-probs with those that the engine had at the end of training; returns the largest difference, nats.
 
     probe: split, pairs (indices), logps ([[chosen, rejected], …]), precision; from the checkpoint's state.
     Raises TrainerError BAD_EXPORT.
     """
     data = PairDataset.open(work.eval_data if probe["split"] == "eval" else work.train_data)
-    exact = exported is torch.float32 and DTYPES[probe["precision"]] is torch.float32
+    exact = set(stored.values()) == {torch.float32} and DTYPES[probe["precision"]] is torch.float32
     nats, share = _TOLERANCE[torch.float32 if exact else torch.bfloat16]
     worst = 0.0
     for index, expected in zip(probe["pairs"], probe["logps"], strict=True):
