@@ -55,7 +55,11 @@ class World:
         return world
 
     def variables(self, local_rank: int, environment: Mapping[str, str], *, cores: int) -> dict[str, str]:
-        """What torchrun would set for a rank. cores: of this pod."""
+        """What torchrun would set for a rank.
+
+        cores: that this pod may use; 0 when nothing limits it. Then a rank gets one thread, as under torchrun: pods
+        that share a node's cores and each start a thread for every core wait for one another most of the time.
+        """
         made = {
             "RANK": str(self.rank(local_rank)),
             "LOCAL_RANK": str(local_rank),
@@ -92,7 +96,7 @@ def run(job_file: Path, work_dir: Path, command: Sequence[str] | None = None, pa
     ]  # fmt: skip
     words = Path(tempfile.mkdtemp(prefix="dpo-words-"))
     try:
-        cores = len(os.sched_getaffinity(0))
+        cores = cpu_limit(Path("/sys/fs/cgroup"))
         environments = [
             {
                 **os.environ,
@@ -110,6 +114,19 @@ def run(job_file: Path, work_dir: Path, command: Sequence[str] | None = None, pa
         return _finish(gang, world, words, work_dir)
     finally:
         shutil.rmtree(words, ignore_errors=True)
+
+
+def cpu_limit(groups: Path) -> int:
+    """Whole cores of this container's CPU limit, from its control group (version 2, then 1); 0 without a limit."""
+    for quota_file, period_file in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = (groups / quota_file).read_text().split()
+            quota, period = words[0], words[1] if period_file is None else (groups / period_file).read_text().strip()
+        except (OSError, IndexError):
+            continue
+        if quota.isdecimal() and period.isdecimal() and int(period) > 0:
+            return max(1, int(quota) // int(period))
+    return 0
 
 
 def _finish(gang: Gang, world: World, words: Path, work_dir: Path) -> int:

@@ -15,7 +15,7 @@ import pytest
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import Termination
 from dpo_trainer.gang import Gang, Patience
-from dpo_trainer.launch import World
+from dpo_trainer.launch import World, cpu_limit
 
 pytestmark = pytest.mark.unit
 
@@ -244,6 +244,7 @@ def test_threads_are_shared_among_the_ranks_unless_set():
 
     assert world.variables(0, {}, cores=10)["OMP_NUM_THREADS"] == "2"
     assert world.variables(0, {}, cores=2)["OMP_NUM_THREADS"] == "1"
+    assert world.variables(0, {}, cores=0)["OMP_NUM_THREADS"] == "1"
     assert "OMP_NUM_THREADS" not in world.variables(0, {"OMP_NUM_THREADS": "7"}, cores=10)
 
 
@@ -255,3 +256,22 @@ def test_a_rank_that_stops_alone_takes_the_others_with_it():
 
     assert gang.codes == {0: 143, 1: -signal.SIGTERM}
     assert gang.culprit == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"cpu.max": "400000 100000\n"}, 4),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "max 100000\n"}, 0),
+        ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 0),
+        ({"cpu.max": "nonsense"}, 0),
+        ({}, 0),
+    ],
+)
+def test_cpu_limit_is_read_from_the_control_group(tmp_path: Path, files: dict[str, str], cores: int) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpu_limit(tmp_path) == cores
