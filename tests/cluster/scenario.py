@@ -227,6 +227,6 @@ def export_difference(work: Path, export: Path) -> float:
             ids = torch.tensor(np.concatenate([prompt, answer]), dtype=torch.int64)[None]
             with torch.no_grad():
                 table = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-            found = table[torch.arange(len(answer)), ids[0, len(prompt) :]].sum().item()
+            found = table[torch.arange(len(answer)), ids[0, len(prompt) :]].double().sum().item()
             worst = max(worst, abs(found - expected))
     return worst

@@ -90,15 +90,24 @@ def other_run(work: WorkDir) -> Path:
     return work.root
 
 
+def assert_same_table(found: list[list[float]], expected: list[list[float]]) -> None:
+    """Equal to float32's last digits: where the allocator puts a tensor may change the order of a sum."""
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
 def test_a_damaged_file_is_computed_again(work: WorkDir):
     document = a_job(maxSteps=1, globalBatchSize=PAIRS)
     on_ranks(1, train_on_rank, document, work.root)
     path, whole = reference(work), reference(work).read_bytes()
+    [expected] = on_ranks(1, read, path)
     for damage in (whole[:-3], whole[:-1] + bytes([whole[-1] ^ 0x40]), b""):
         path.write_bytes(damage)
         run = on_ranks(1, train_on_rank, document, other_run(work))
         assert first_margin(run) == pytest.approx(0, abs=1e-6)
-        assert path.read_bytes() == whole
+        [found] = on_ranks(1, read, path)
+        assert_same_table(found, expected)
 
 
 def test_a_lost_file_of_a_resumed_run_comes_from_the_initial_weights(work: WorkDir):
@@ -106,10 +115,11 @@ def test_a_lost_file_of_a_resumed_run_comes_from_the_initial_weights(work: WorkD
     [expected] = on_ranks(1, plain_training, document, work.model, some_pairs(PAIRS), 6)
     [stopped] = on_ranks(1, train_on_rank, document, work.root, 1, (0, 3))
     assert stopped["status"] == "Stopped"
-    whole = reference(work).read_bytes()
+    [before] = on_ranks(1, read, reference(work))
     reference(work).unlink()
     [resumed] = on_ranks(1, train_on_rank, document, work.root, 2)
-    assert reference(work).read_bytes() == whole
+    [after] = on_ranks(1, read, reference(work))
+    assert_same_table(after, before)
     assert [line["step"] for line in resumed["steps"]] == [1, 2, 3, 4, 5, 6]
     for line, plain in zip(resumed["steps"], expected["steps"], strict=True):
         assert line["loss"] == pytest.approx(plain["loss"], abs=1e-4)

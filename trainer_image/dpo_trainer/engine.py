@@ -151,7 +151,7 @@ class Engine:
         self.deepspeed.train(mode)
 
     def logps(self, batch: MicroBatch, *, whole_logits: bool = False) -> Tensor:
-        """Answer log-probs [2*pairs] float32, nats. Collective; with gradients unless under torch.no_grad()."""
+        """Answer log-probs [2*pairs] float64, nats. Collective; with gradients unless under torch.no_grad()."""
         return self.deepspeed(batch.to(self.world.device), whole_logits=whole_logits)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

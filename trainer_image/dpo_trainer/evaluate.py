@@ -37,7 +37,7 @@ def forward_all(
     it at the same place.
 
     indices: which pairs; all without it. size: pairs of one forward pass.
-    Yields batches with [pairs, 2] float32, nats, on the engine's device. Pairs of like length go together, so that
+    Yields batches with [pairs, 2] float64, nats, on the engine's device. Pairs of like length go together, so that
     little is padded.
     """
     chosen = np.arange(len(dataset), dtype=np.int64) if indices is None else indices
@@ -60,12 +60,12 @@ def logps_table(
     indices: IntArray | None = None,
     after_each: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
-    """Log-probs of every pair under the current weights: float32 [pairs, 2], nats, on the CPU of every rank. Collective.
+    """Log-probs of every pair under the current weights: float64 [pairs, 2], nats, on the CPU of every rank. Collective.
 
     indices: only these pairs; the other rows are 0. after_each: called with the pairs that all ranks have finished;
         it may raise, on every rank at the same call.
     """
-    table = torch.zeros(len(dataset), 2, dtype=torch.float32)
+    table = torch.zeros(len(dataset), 2, dtype=torch.float64)
     total = len(dataset) if indices is None else len(indices)
     done = 0
     for batch, logps in forward_all(engine, dataset, size=size, indices=indices):
@@ -88,7 +88,7 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Mean loss and rewards over a dataset under the current weights. Collective.
 
-    reference: float32 [pairs, 2], nats. size: pairs of one forward pass.
+    reference: float64 [pairs, 2], nats. size: pairs of one forward pass.
     should_stop: asked after each pass, the same answer on every rank; the evaluation is then given up.
     Returns the keys of PAIR_METRICS, or None when it was given up.
     """

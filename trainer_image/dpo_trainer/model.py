@@ -43,7 +43,7 @@ class Policy(nn.Module):
         """Log-probs of the batch's answers, summed over their tokens.
 
         whole_logits: as the attribute, for this call.
-        Returns [2*pairs] float32, nats: chosen, rejected, chosen, … as in the batch.
+        Returns [2*pairs] float64, nats: chosen, rejected, chosen, … as in the batch.
         """
         causal_lm, prefix = self._parts
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
@@ -61,7 +61,9 @@ class Policy(nn.Module):
                 logits = causal_lm(input_ids=batch.answer_targets.unsqueeze(0), use_cache=False).logits.squeeze(0)
         # float32 whatever the model's dtype: bfloat16 log-probs lose what DPO subtracts.
         logps = -F.cross_entropy(logits.float(), batch.answer_targets, reduction="none")
-        return logps.new_zeros(2 * len(batch.pairs)).index_add(0, batch.answer_segment, logps)
+        # Sums in float64: near -600 nats float32 has steps of 6e-5, and DPO subtracts two such sums from two others.
+        sums = torch.zeros(2 * len(batch.pairs), dtype=torch.float64, device=logps.device)
+        return sums.index_add(0, batch.answer_segment, logps.double())
 
 
 class _Given(nn.Module):

@@ -81,12 +81,12 @@ def check_probe(model: nn.Module, work: WorkDir, probe: dict[str, Any], stored: 
 
 
 def answer_logps(model: nn.Module, pair: TokenPair) -> Tensor:
-    """Log-probs of a pair's two answers, the plainest way: float32 [2], nats."""
+    """Log-probs of a pair's two answers, the plainest way: float64 [2], nats."""
     sums = []
     for answer in (pair.chosen, pair.rejected):
         ids = torch.from_numpy(np.concatenate([pair.prompt, answer]).astype(np.int64)[None])
         with torch.no_grad():
             logits = model(input_ids=ids).logits[0, len(pair.prompt) - 1 : -1].float()
         targets = ids[0, len(pair.prompt) :, None]
-        sums.append(logits.log_softmax(-1).gather(1, targets).sum())
+        sums.append(logits.log_softmax(-1).gather(1, targets).double().sum())
     return torch.stack(sums)

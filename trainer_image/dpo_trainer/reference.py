@@ -54,7 +54,7 @@ def reference_logps(
     ranks: Ranks,
     after_each: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
-    """Reference log-probs: float32 [pairs, 2], nats, on the CPU of every rank. Collective.
+    """Reference log-probs: float64 [pairs, 2], nats, on the CPU of every rank. Collective.
 
     Call it before any weight has changed. size: pairs of one forward pass. after_each: see logps_table.
     Raises TrainerError INVALID_CONFIGURATION when the model gives log-probs that are not finite.
@@ -63,7 +63,7 @@ def reference_logps(
     cached = load_table(path, key=key, pairs=len(dataset)) if ranks.rank == 0 else None
     if ranks.on_first(lambda: cached is not None):
         # Rank 0 read it for all: on a network file system others might see an older state of the folder.
-        return engine.sum(cached if cached is not None else torch.zeros(len(dataset), 2)).cpu()
+        return engine.sum(cached if cached is not None else torch.zeros(len(dataset), 2, dtype=torch.float64)).cpu()
     table = logps_table(engine, dataset, size=size, after_each=after_each)
     broken = (~torch.isfinite(table)).any(dim=1).nonzero().flatten()
     if len(broken):
@@ -106,7 +106,7 @@ def load_table(path: Path, *, key: str, pairs: int) -> Tensor | None:
     except (OSError, SafetensorError) as error:
         log.warning("%s can't be read (%s); the reference log-probs are computed again", path, error)
         return None
-    if metadata.get("key") != key or table.shape != (pairs, 2) or metadata.get("sha256") != _digest(table):
+    if metadata.get("key") != key or table.shape != (pairs, 2) or table.dtype != torch.float64 or metadata.get("sha256") != _digest(table):
         log.warning("%s is damaged; the reference log-probs are computed again", path)
         return None
     return table
@@ -129,4 +129,4 @@ def _file_digest(path: Path) -> str:
 
 
 def _digest(table: Tensor) -> str:
-    return hashlib.sha256(table.to(torch.float32).contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(table.contiguous().numpy().tobytes()).hexdigest()

@@ -110,8 +110,11 @@ class LocalRun:
             self.say(f"{row.reason}: attempt {attempt} goes on from the last committed checkpoint")
 
     def _next_attempt(self) -> int:
-        """One more than the highest attempt that left a word here: an older writer can't commit after a newer one."""
+        """One more than any attempt that began or left a word here: an older writer can't commit after a newer one."""
         seen = [int(p.name.split("-")[2]) for p in self.work.glob("termination-train-*-*.json")]
+        fence = self.work / "checkpoints" / "attempt"
+        if fence.is_file() and (text := fence.read_text().strip()).isdecimal():
+            seen.append(int(text))
         return max(seen, default=0) + 1
 
     def _run_all(self, commands: list[tuple[list[str], dict[str, str]]], phase: names.Phase, attempt: int) -> int:
