@@ -228,11 +228,13 @@ def _watch(
 ) -> Plan:
     """The attempt's Job is there: follow its pods."""
     assert status.phase is not None
+    child = names.child_job_name(job.metadata.name, status.phase, status.attempt)
     desired = pod_count(job, status.phase)
     started = len({pod.index for pod in pods if pod.running or pod.succeeded})
     status = changed(status, workers=Workers(desired=desired, ready=started))
     if started < desired:
-        obstacle = waiting.claim_obstacle(job, seen.claim) or waiting.pods_obstacle(pods, desired, seen.claim)
+        obstacle = waiting.claim_obstacle(job, seen.claim)
+        obstacle = obstacle or waiting.pods_obstacle(job, child, pods, desired, seen.claim)
         return Plan(transitions.waiting(status, at, *obstacle))
     was_running = transitions.holds(status, c.RUNNING)
     status = progress.with_reading(transitions.running(status, at), seen.progress, at.now)

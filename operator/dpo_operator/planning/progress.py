@@ -82,6 +82,17 @@ def with_reading(status: DPOJobStatus, read: Progress | None, now: datetime, *, 
     if read is None or (read.phase, read.attempt) != (status.phase, status.attempt):
         return status
     new, old = progress_status(read, now), status.progress
+    if status.phase == "export" and old is not None:
+        # The export trains nothing: what training reached stays in sight, also when the job is complete.
+        new = old.model_copy(
+            update={
+                "attempt": new.attempt,
+                "activity": new.activity,
+                "eta": None,
+                "eta_seconds": None,
+                "updated_time": now,
+            }
+        )
     checkpoint = checkpoint_status(read.checkpoint) if read.checkpoint else status.checkpoint
     # Another attempt than the newest can't move the record back.
     if status.checkpoint and checkpoint and checkpoint.attempt < status.checkpoint.attempt:

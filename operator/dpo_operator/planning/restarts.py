@@ -77,9 +77,9 @@ def _restart(status: DPOJobStatus, failure: Failure, at: Moment) -> Plan:
         restarts=status.restarts + 1,
         restart_history=[*status.restart_history, record][-MAX_HISTORY:],
         not_before=at.now + timedelta(seconds=delay) if delay else None,
-        workers=status.workers.model_copy(update={"ready": 0}),
         message=shorten(failure.message),
     )
+    status = transitions.stopped(status)
     counting = "counts against maxRestarts" if counted else "does not count against maxRestarts"
     message = f"{failure.message} All pods restart as attempt {status.attempt}; this {counting}."
     status = transitions.mark(status, at, c.RUNNING, False, failure.reason, failure.message)

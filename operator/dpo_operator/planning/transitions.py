@@ -104,6 +104,15 @@ def completed(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
     return mark(status, at, c.COMPLETE, True, c.EXPORTED, message)
 
 
+def stopped(status: DPOJobStatus) -> DPOJobStatus:
+    """No pod works any more: what was reached stays, what was being done and expected does not."""
+    progress = status.progress
+    if progress is not None:
+        idle = {"activity": None, "eta": None, "eta_seconds": None, "pairs_per_second": None}
+        progress = progress.model_copy(update=idle)
+    return changed(status, progress=progress, workers=status.workers.model_copy(update={"ready": 0}))
+
+
 def failed(status: DPOJobStatus, reason: str, message: str, at: Moment) -> DPOJobStatus:
     """The job can't go on."""
     status = changed(_ended(status, at), message=c.shorten(message))
@@ -111,9 +120,8 @@ def failed(status: DPOJobStatus, reason: str, message: str, at: Moment) -> DPOJo
 
 
 def _ended(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
-    status = changed(
-        status, completion_time=at.now, not_before=None, workers=status.workers.model_copy(update={"ready": 0})
-    )
+    status = changed(status, completion_time=at.now, not_before=None)
+    status = stopped(status)
     for type_ in (c.RUNNING, c.RESTARTING):
         if c.find(status.conditions, type_) is not None:
             status = mark(status, at, type_, False, c.FINISHED)
@@ -133,9 +141,9 @@ def suspended(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
         not_before=None,
         active_seconds=active_seconds(status, at.now),
         active_since=None,
-        workers=status.workers.model_copy(update={"ready": 0}),
         message=message,
     )
+    status = stopped(status)
     if holds(status, c.RESTARTING):
         status = mark(status, at, c.RESTARTING, False, c.SUSPENDED_BY_SPEC)
     status = mark(status, at, c.RUNNING, False, c.SUSPENDED_BY_SPEC, message)

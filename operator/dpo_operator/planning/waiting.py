@@ -59,8 +59,8 @@ def support_obstacle(job: DPOJob, seen: Observed) -> Reason | None:
     return None
 
 
-def pods_obstacle(pods: Sequence[ChildPod], desired: int, claim: Claim | None) -> Reason:
-    """What keeps the pods from running; the most telling of them first."""
+def pods_obstacle(job: DPOJob, child: str, pods: Sequence[ChildPod], desired: int, claim: Claim | None) -> Reason:
+    """What keeps the pods from running; the most telling of them first. child: name of their batch/v1 Job."""
     for pod in pods:
         if pod.waiting and pod.waiting[0] in IMAGE_REASONS:
             return c.IMAGE_PULL_FAILED, f"Pod {pod.name} can't get its image: {pod.waiting[0]}: {pod.waiting[1]}"
@@ -80,5 +80,22 @@ def pods_obstacle(pods: Sequence[ChildPod], desired: int, claim: Claim | None) -
     if claim is not None and not claim.bound:
         # With volumeBindingMode WaitForFirstConsumer this is the usual course until the first pod has a node.
         return c.VOLUME_PENDING, f"PersistentVolumeClaim {claim.name} is not bound to a volume yet."
+    return c.PODS_PENDING, _starting(job, child, pods, desired)
+
+
+def _starting(job: DPOJob, child: str, pods: Sequence[ChildPod], desired: int) -> str:
+    """Pods that are not there, or are being started. Kubernetes says why in events, which the operator can't read."""
+    namespace = job.metadata.namespace
     started = sum(1 for pod in pods if pod.running or pod.ended)
-    return c.PODS_PENDING, f"{started} of {desired} pods run; {len(pods)} exist."
+    message = f"{started} of {desired} pods run; {len(pods)} exist."
+    if len(pods) < desired:
+        why = "a quota or an admission policy can be in the way"
+        return f"{message} If it stays so, {why}: kubectl -n {namespace} describe job {child}"
+    for pod in pods:
+        if pod.running or pod.ended:
+            continue
+        token = job.spec.model.token_secret_ref if pod.phase == "prepare" else None
+        why = "its image is being pulled or its volumes mounted"
+        needs = f"; Secret {token.name} must exist and have the key {token.key}" if token else ""
+        return f"{message} If it stays so ({why}{needs}): kubectl -n {namespace} describe pod {pod.name}"
+    return message

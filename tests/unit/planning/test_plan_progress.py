@@ -4,8 +4,13 @@ from datetime import timedelta
 
 import pytest
 
-from dpo_operator.api.reports import DatasetReport
+from dpo_operator.api.reports import DatasetReport, Progress
+from dpo_operator.api.types import FailurePolicy
+from dpo_operator.planning import transitions
+from dpo_operator.planning.failures import job_deleted
 from dpo_operator.planning.progress import duration, number, with_dataset, with_reading
+from dpo_operator.planning.restarts import after_failure
+from dpo_operator.planning.transitions import Moment
 from tests.unit.planning.build import NOON, a_reading, a_status
 
 pytestmark = pytest.mark.unit
@@ -74,6 +79,32 @@ def test_news_does_not_wait(reading):
 )
 def test_reading_of_something_else_is_ignored(reading):
     assert read(a_status(), reading, 0) == a_status()
+
+
+def test_export_does_not_hide_what_training_reached():
+    exporting = a_status("export", progress=read(a_status(), a_reading(100), 0).progress)
+    reading = Progress(phase="export", attempt=1, activity="exporting")
+    shown = with_reading(exporting, reading, NOON, at_once=True).progress
+    assert (shown.step, shown.max_steps, shown.percent, shown.loss) == (100, 100, "100%", "0.6312")
+    assert (shown.activity, shown.eta) == ("exporting", None)
+
+
+@pytest.mark.parametrize("end", ["failed", "restarted", "suspended", "completed"])
+def test_nothing_is_expected_of_pods_that_are_gone(end):
+    at, status = Moment(NOON, 1), read(a_status(), a_reading(10, activity="training", pairs_per_second=3.0), 0)
+    match end:
+        case "failed":
+            after = transitions.failed(status, "NoProgress", "It did not get further.", at)
+        case "restarted":
+            after = after_failure(status, job_deleted("pairs-train-1"), FailurePolicy(), at).status
+        case "suspended":
+            after = transitions.suspended(status, at)
+        case _:
+            after = transitions.completed(status, at)
+    shown = after.progress
+    assert (shown.step, shown.loss) == (10, "0.6312")
+    assert (shown.eta, shown.eta_seconds, shown.activity, shown.pairs_per_second) == (None,) * 4
+    assert after.workers.ready == 0
 
 
 def test_checkpoint_of_an_earlier_attempt_never_replaces_a_later_one():
