@@ -20,7 +20,7 @@ def a_job(name: str = "a-job", **spec: Any) -> dict[str, Any]:
     }
 
 
-# Every field that may be set together with the others is set; claimName excludes two others and has a job of its own.
+# Every field that may be set together with the others is set; claimName excludes some and has a job of its own.
 COMPLETE: dict[str, Any] = a_job(
     model={
         "name": "org/model",

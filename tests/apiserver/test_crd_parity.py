@@ -59,11 +59,43 @@ def combinations() -> Iterator[dict[str, Any]]:
             "data": {"train": {"source": "t"}, "eval": held_out, "evalFraction": fraction},
             "earlyStopping": stopping,
         }
-    for nodes, claim, storage, mode in itertools.product(
-        (1, 2), (None, "c"), (None, "s"), (None, "ReadWriteMany", "ReadWriteOnce")
+    for nodes, claim, storage, mode, retention in itertools.product(
+        (1, 2), (None, "c"), (None, "s"), (None, "ReadWriteMany", "ReadWriteOnce"), (None, "Retain", "Delete")
     ):
-        volume = {"claimName": claim, "storageClassName": storage, "accessMode": mode}
+        volume = {"claimName": claim, "storageClassName": storage, "accessMode": mode, "retention": retention}
         yield {"nodes": nodes, "checkpoint": {"volume": volume}}
+    for size in ("0", "0.0", "0Gi", "00.5Gi", "10", "10m", "1M", "1.0Mi"):
+        yield {"checkpoint": {"volume": {"size": size}}}
+        yield {"pod": {"sharedMemory": size}}
+    for source in (
+        *("org/name", "../x", "://", "a://b", "http://x", "s3://", "s3:///k", "s3://b", "gs://b/k/../l", "S3://b"),
+        *(
+            "pvc://",
+            "pvc:///x",
+            "pvc://../x",
+            "pvc://.",
+            "pvc://c",
+            "pvc://c/",
+            "pvc://c.d/e",
+            "pvc://C/x",
+            "pvc://c/..",
+        ),
+        *("pvc://c/../x", "pvc://c/a..b", "pvc://c/...", "x/pvc://c", "pvc://c?x"),
+    ):
+        yield {"model": {"name": source}}
+        yield {"data": {"train": {"source": source}}}
+        yield {"data": {"train": {"source": "t"}, "eval": {"source": source}}}
+    settings: tuple[dict[str, Any], ...] = (
+        *({}, {"rank": 16}, {"rank": 8}, {"alpha": 32}, {"alpha": 32.5}, {"dropout": 0}, {"dropout": 0.1}),
+        *({"targetModules": ["q_proj", "v_proj"]}, {"targetModules": ["v_proj", "q_proj"]}),
+    )
+    for kind, rest in itertools.product((None, "none", "lora"), settings):
+        yield {"adapter": {"type": kind, **rest}}
+    for key, operator, value, effect, seconds in itertools.product(
+        (None, "k"), (None, "Exists", "Equal"), (None, "", "v"), (None, "NoExecute", "NoSchedule"), (None, 5)
+    ):
+        toleration = {"key": key, "operator": operator, "value": value, "effect": effect, "tolerationSeconds": seconds}
+        yield {"pod": {"tolerations": [{"operator": "Exists"}, toleration]}}
     for nodes, gpus, batch in itertools.product((1, 2, 1024), (0, 1, 8, 64), (1, 2, 15, 16, 65536)):
         yield {"nodes": nodes, "gpusPerNode": gpus, "training": {"globalBatchSize": batch}}
     for gpus, device, adapter in itertools.product((0, 1), ("auto", "cuda", "cpu"), ("none", "lora", "qlora")):
@@ -98,6 +130,8 @@ def combinations() -> Iterator[dict[str, Any]]:
             "MASTER",
         ),
         *("RANK", "RANKS", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "LOCAL_WORLD_SIZE", "ld_preload"),
+        *("NVIDIA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "CUDA_VISIBLE_DEVICES", "CUDA_INJECTION64_PATH"),
+        *("HUGGING_FACE_HUB_TOKEN", "TORCHELASTIC_RUN_ID"),
     ):
         yield {"pod": {"env": [{"name": "A"}, {"name": name, "value": "v"}]}}
 

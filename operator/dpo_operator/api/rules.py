@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dpo_operator.api import names
-from dpo_operator.api.types import RESERVED_ENV, AdapterType, DPOJob, DPOJobSpec, MethodName
+from dpo_operator.api.types import RESERVED_ENV, Adapter, AdapterType, DPOJob, DPOJobSpec, MethodName, Toleration
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,60 @@ class Rule:
     message: str
 
 
+OBJECT_STORE = r"^(s3|gs)://[^/]+(/.*)?$"
+ON_CLAIM = r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?$"
+PARENT_FOLDER = "/[.][.](/|$)"
+# Zero of any unit, and thousandths of a byte.
+NO_SIZE = "^[0.]+[A-Za-z]*$|m$"
+
+
+def _source_rule(field: str, read: Callable[[DPOJobSpec], str | None], *, optional: str = "") -> Rule:
+    """A URL is one that prepare can read. optional: field whose absence means that there is no source."""
+    at = f"self.{field}"
+    stores = f"{at}.matches('{OBJECT_STORE}')"
+    claims = f"({at}.matches('{ON_CLAIM}') && !{at}.matches('{PARENT_FOLDER}'))"
+    absent = f"!has(self.{optional}) || " if optional else ""
+
+    def check(spec: DPOJobSpec) -> bool:
+        source = read(spec) or ""
+        on_claim = re.search(ON_CLAIM, source) and not re.search(PARENT_FOLDER, source)
+        return "://" not in source or bool(re.search(OBJECT_STORE, source) or on_claim)
+
+    return Rule(
+        field,
+        f"{absent}!{at}.contains('://') || {stores} || {claims}",
+        check,
+        "a URL must be pvc://claim/path with a claim of the job's namespace and no '..', s3://bucket/path or gs://bucket/path",
+    )
+
+
+def _size_rule(field: str, read: Callable[[DPOJobSpec], str]) -> Rule:
+    return Rule(
+        field,
+        f"!self.{field}.matches('{NO_SIZE}')",
+        lambda s: not re.search(NO_SIZE, read(s)),
+        "must be above 0 and in whole bytes, such as 500Mi or 100Gi",
+    )
+
+
+def _tolerable(toleration: Toleration) -> bool:
+    value_fits = toleration.operator != "Exists" or not toleration.value
+    key_fits = toleration.key is not None or toleration.operator == "Exists"
+    return value_fits and key_fits and (toleration.toleration_seconds is None or toleration.effect == "NoExecute")
+
+
+def _unused(adapter: Adapter) -> bool:
+    """Whether nothing is said about adapters but their type."""
+    return adapter.model_copy(update={"type": AdapterType.NONE}) == _NO_ADAPTER
+
+
+_NO_ADAPTER = Adapter()
+_MODULES = ", ".join(f"'{module}'" for module in _NO_ADAPTER.target_modules)
+
 SPEC_RULES: tuple[Rule, ...] = (
+    _source_rule("model.name", lambda s: s.model.name),
+    _source_rule("data.train.source", lambda s: s.data.train.source),
+    _source_rule("data.eval.source", lambda s: s.data.eval.source if s.data.eval else None, optional="data.eval"),
     Rule(
         "data.maxPromptLength",
         "!has(self.data.maxPromptLength) || self.data.maxPromptLength < self.data.maxLength",
@@ -61,13 +114,20 @@ SPEC_RULES: tuple[Rule, ...] = (
     Rule(
         "checkpoint.volume.claimName",
         "!has(self.checkpoint.volume.claimName) || (!has(self.checkpoint.volume.storageClassName) && "
-        "!has(self.checkpoint.volume.accessMode))",
+        "!has(self.checkpoint.volume.accessMode) && self.checkpoint.volume.retention == 'Retain')",
         lambda s: (
             s.checkpoint.volume.claim_name is None
-            or (s.checkpoint.volume.storage_class_name is None and s.checkpoint.volume.access_mode is None)
+            or (
+                s.checkpoint.volume.storage_class_name is None
+                and s.checkpoint.volume.access_mode is None
+                and s.checkpoint.volume.retention == "Retain"
+            )
         ),
-        "excludes storageClassName and accessMode, which describe a claim that the operator makes",
+        "excludes storageClassName and accessMode, which describe a claim that the operator makes, and retention Delete: "
+        "a claim that you bring is never deleted",
     ),
+    _size_rule("checkpoint.volume.size", lambda s: s.checkpoint.volume.size),
+    _size_rule("pod.sharedMemory", lambda s: s.pod.shared_memory),
     Rule(
         "checkpoint.volume.accessMode",
         "self.nodes == 1 || !has(self.checkpoint.volume.accessMode) || self.checkpoint.volume.accessMode == 'ReadWriteMany'",
@@ -93,17 +153,36 @@ SPEC_RULES: tuple[Rule, ...] = (
         "qlora needs a GPU; its 4-bit kernels do not run on training.device cpu",
     ),
     Rule(
+        "adapter.type",
+        "self.adapter.type != 'none' || ("
+        f"self.adapter.rank == {_NO_ADAPTER.rank} && self.adapter.alpha == {float(_NO_ADAPTER.alpha)} && "
+        f"self.adapter.dropout == {_NO_ADAPTER.dropout} && self.adapter.targetModules == [{_MODULES}])",
+        lambda s: s.adapter.type is not AdapterType.NONE or _unused(s.adapter),
+        "must be lora or qlora when rank, alpha, dropout or targetModules are set; with none, the default, all weights "
+        "are trained and they would mean nothing",
+    ),
+    Rule(
         "pod.resources",
         "!self.pod.resources.requests.exists(k, k == 'nvidia.com/gpu') && !self.pod.resources.limits.exists(k, k == 'nvidia.com/gpu')",
         lambda s: "nvidia.com/gpu" not in s.pod.resources.requests and "nvidia.com/gpu" not in s.pod.resources.limits,
         "must not name nvidia.com/gpu; set gpusPerNode",
     ),
     Rule(
+        "pod.tolerations",
+        "self.pod.tolerations.all(t, (t.operator != 'Exists' || !has(t.value) || t.value == '') && "
+        "(has(t.key) || t.operator == 'Exists') && "
+        "(!has(t.tolerationSeconds) || (has(t.effect) && t.effect == 'NoExecute')))",
+        lambda s: all(_tolerable(t) for t in s.pod.tolerations),
+        "operator Exists takes no value, a toleration without key needs operator Exists, and tolerationSeconds needs effect "
+        "NoExecute",
+    ),
+    Rule(
         "pod.env",
         f"!self.pod.env.exists(e, e.name.matches('{RESERVED_ENV}'))",
         lambda s: not any(re.search(RESERVED_ENV, e.name) for e in s.pod.env),
         "must not set a variable that chooses code or that the operator sets: LD_*, PYTHON*, PATH, HOME, *_PROXY, HF_ENDPOINT, "
-        "HF_HUB_OFFLINE, HF_TOKEN, PET_*, DPO_*, MASTER_*, RANK, LOCAL_RANK, WORLD_SIZE",
+        "HF_HUB_OFFLINE, HF_TOKEN, HUGGING_FACE_HUB_TOKEN, PET_*, DPO_*, TORCHELASTIC_*, MASTER_*, RANK, LOCAL_RANK, GROUP_RANK, "
+        "WORLD_SIZE, LOCAL_WORLD_SIZE, NVIDIA_VISIBLE_DEVICES, CUDA_VISIBLE_DEVICES, CUDA_INJECTION*",
     ),
 )
 

@@ -437,7 +437,12 @@ class Toleration(ApiModel):
 
 
 # What decides which code a process loads, or what the operator itself sets, is not the job's to change.
-RESERVED_ENV = r"^(LD_.*|PYTHON.*|PATH|HOME|.*_PROXY|.*_proxy|HF_ENDPOINT|HF_HUB_OFFLINE|HF_TOKEN|PET_.*|DPO_.*|MASTER_.*|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|GROUP_RANK)$"
+# NVIDIA_VISIBLE_DEVICES could ask the container runtime for GPUs that the scheduler gave to somebody else.
+RESERVED_ENV = (
+    r"^(LD_.*|PYTHON.*|PATH|HOME|.*_PROXY|.*_proxy|HF_ENDPOINT|HF_HUB_OFFLINE|HF_TOKEN|HUGGING_FACE_HUB_TOKEN|PET_.*|DPO_.*|"
+    r"TORCHELASTIC_.*|MASTER_.*|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|GROUP_RANK|NVIDIA_VISIBLE_DEVICES|"
+    r"CUDA_VISIBLE_DEVICES|CUDA_INJECTION.*)$"
+)
 
 
 class EnvVar(ApiModel):

@@ -1,6 +1,5 @@
 """Whether a job can be run at all, said in sentences that name the field."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,8 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api.rules import violations
 from dpo_operator.api.support import unsupported
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.pod import source_claims
 
 MAX_PROBLEMS = 10
-CLAIM_PATTERN = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -48,17 +45,8 @@ def _sentence(item: Any) -> str:
 
 def validate(job: DPOJob) -> Problems | None:
     """Rules over several fields, and what this version can't do yet."""
-    broken = [*violations(job), *_bad_claims(job)]
-    if broken:
+    if broken := violations(job):
         return Problems(c.INVALID_SPEC, tuple(broken))
     if missing := unsupported(job.spec):
         return Problems(c.UNSUPPORTED, tuple(missing))
     return None
-
-
-def _bad_claims(job: DPOJob) -> list[str]:
-    return [
-        f"spec: pvc:// must be followed by the name of a PersistentVolumeClaim, found {claim!r}"
-        for claim in source_claims(job)
-        if not CLAIM_PATTERN.fullmatch(claim)
-    ]

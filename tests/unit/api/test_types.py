@@ -91,10 +91,35 @@ def test_a_wrong_value_names_its_field(spec: dict[str, Any], field: str) -> None
         ({"pod": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}, "pod.resources"),
         ({"pod": {"env": [{"name": "LD_PRELOAD", "value": "/x"}]}}, "pod.env"),
         ({"pod": {"env": [{"name": "MASTER_ADDR", "value": "x"}]}}, "pod.env"),
+        ({"pod": {"env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]}}, "pod.env"),
+        ({"model": {"name": "pvc://../x"}}, "model.name"),
+        ({"model": {"name": "https://example.org/model"}}, "model.name"),
+        ({"data": {"train": {"source": "pvc://"}}}, "data.train.source"),
+        ({"data": {"train": {"source": "pvc://Claim/x"}}}, "data.train.source"),
+        ({"data": {"train": {"source": "pvc://claim/a/../../b"}}}, "data.train.source"),
+        ({"data": {"train": {"source": "a"}, "eval": {"source": "s3://"}}}, "data.eval.source"),
+        ({"checkpoint": {"volume": {"claimName": "c", "retention": "Delete"}}}, "checkpoint.volume.claimName"),
+        ({"checkpoint": {"volume": {"size": "0Gi"}}}, "checkpoint.volume.size"),
+        ({"checkpoint": {"volume": {"size": "500m"}}}, "checkpoint.volume.size"),
+        ({"pod": {"sharedMemory": "0"}}, "pod.sharedMemory"),
+        ({"adapter": {"rank": 64}}, "adapter.type"),
+        ({"adapter": {"type": "none", "targetModules": ["all-linear"]}}, "adapter.type"),
+        ({"pod": {"tolerations": [{"key": "gpu", "operator": "Exists", "value": "x"}]}}, "pod.tolerations"),
+        ({"pod": {"tolerations": [{"value": "x"}]}}, "pod.tolerations"),
+        ({"pod": {"tolerations": [{"key": "gpu", "tolerationSeconds": 5}]}}, "pod.tolerations"),
     ],
 )
 def test_a_broken_rule_names_its_field(spec: dict[str, Any], field: str) -> None:
     assert [line.split(":")[0] for line in rules.violations(job(**spec))] == [f"spec.{field}"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["org/name", "./a", "/data/a..b", "pvc://claim", "pvc://my.claim/", "pvc://claim/a..b/c", "s3://b/k", "gs://b"],
+)
+def test_a_source_that_prepare_can_read_is_allowed(source: str) -> None:
+    sources = {"train": {"source": source}, "eval": {"source": source}}
+    assert rules.violations(job(model={"name": source}, data=sources)) == []
 
 
 @pytest.mark.parametrize("name", ["NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TORCH_NCCL_BLOCKING_WAIT"])

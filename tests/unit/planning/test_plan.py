@@ -55,7 +55,11 @@ def test_accepted_job_gets_what_pods_mount_and_then_its_job():
     [
         ({"nodes": 200, "gpusPerNode": 8}, c.INVALID_SPEC, "spec.training.globalBatchSize"),
         ({"method": {"name": "kto"}}, c.UNSUPPORTED, "kto is not implemented yet; use dpo"),
-        ({"data": {"train": {"source": "pvc://../x"}}}, c.INVALID_SPEC, "name of a PersistentVolumeClaim, found '..'"),
+        (
+            {"data": {"train": {"source": "pvc://../x"}}},
+            c.INVALID_SPEC,
+            "spec.data.train.source: a URL must be pvc://claim/path",
+        ),
     ],
     ids=["rule", "unsupported", "claim name"],
 )
@@ -360,6 +364,24 @@ def test_pods_that_cannot_start_are_explained_and_cost_no_restart(pod, reason, p
     assert (running.status, running.reason) == ("False", reason)
     assert part in running.message
     assert (result.status.restarts, result.status.state) == (0, State.PENDING)
+
+
+@pytest.mark.parametrize(
+    ("pods", "parts"),
+    [
+        ([], ["0 of 1", "a quota", "kubectl -n default describe job pairs-prepare-1"]),
+        (
+            [a_pod(0, "prepare", pod_phase="Pending", waiting=("ContainerCreating", ""))],
+            ["Secret hf must exist and have the key token", "kubectl -n default describe pod pairs-prepare-1-0"],
+        ),
+    ],
+    ids=["no pod", "a volume that is not mounted"],
+)
+def test_what_only_kubernetes_events_tell_is_pointed_at(pods, parts):
+    job = a_job(model={"name": "org/model", "tokenSecretRef": {"name": "hf"}})
+    result = decide(a_status("prepare"), a_view(a_child("prepare"), *pods), job)
+    assert condition(result.status, c.RUNNING) == ("False", c.PODS_PENDING)
+    assert [part for part in parts if part not in result.status.message] == []
 
 
 def test_refused_request_is_shown_and_tried_again():
