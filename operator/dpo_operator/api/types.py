@@ -511,7 +511,7 @@ class Pod(ApiModel):
     tolerations: list[Toleration] = Field(
         default=[],
         max_length=32,
-        description="Taints that training pods tolerate; nvidia.com/gpu is always tolerated.",
+        description="Taints that the pods tolerate; training pods always tolerate nvidia.com/gpu.",
     )
     priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of all pods of the job.")
     runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of training pods.")

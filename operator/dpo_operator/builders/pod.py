@@ -147,10 +147,10 @@ def _tolerations(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
         }
         for taint in ("not-ready", "unreachable")
     ]
-    if phase != "train":
-        return lost_node
+    # For every phase: a cluster may have no node without a taint. GPUs are for those that train.
     own = [t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in job.spec.pod.tolerations]
-    return [*lost_node, {"key": GPU, "operator": "Exists"}, *own]
+    gpu = [{"key": GPU, "operator": "Exists"}] if phase == "train" else []
+    return [*lost_node, *gpu, *own]
 
 
 def _placement(job: DPOJob) -> dict[str, Any]:

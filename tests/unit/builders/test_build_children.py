@@ -193,6 +193,9 @@ def test_lost_nodes_are_left_soon_and_gpu_nodes_tolerated():
         "team": None,
     }
     assert "nvidia.com/gpu" not in {t["key"] for t in pod_of("prepare")["tolerations"]}
+    own = {"tolerations": [{"key": "team", "operator": "Exists"}]}
+    for phase in ("prepare", "export"):
+        assert {"key": "team", "operator": "Exists"} in pod_of(phase, pod=own)["tolerations"]
 
 
 def test_job_file_is_a_job_that_the_trainer_can_read():
