@@ -1,4 +1,4 @@
-"""`python -m dpo_trainer prepare|launch|train|export|report`: one phase of one job, and its exit code.
+"""`python -m dpo_trainer prepare|launch|train|export|report|preview`: one phase of one job, and its exit code.
 
 Heavy modules are imported by the phase that needs them: the metrics server has to answer before torch is loaded.
 """
@@ -29,7 +29,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     parser = argparse.ArgumentParser(prog="dpo-trainer", description="Phases of a DPOJob.")
     parser.add_argument(
         "command",
-        choices=("prepare", "launch", "train", "export", "report"),
+        choices=("prepare", "launch", "train", "export", "report", "preview"),
         help="launch starts one `train` for each local rank; the others do the phase of that name",
     )
     parser.add_argument(

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from types import FrameType
 
@@ -21,10 +22,12 @@ _LOCAL = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 
 
 def run(command: str, job_file: Path, work_dir: Path) -> int:
-    """Run prepare, train, export or report. Never raises an Exception: it becomes an exit code and a message."""
+    """Run prepare, train, export, report or preview. Never raises an Exception: it becomes an exit code and a message."""
     work = WorkDir(work_dir)
-    if command == "report":
-        return _report(work)
+    if command in ("report", "preview"):
+        return _show(command, work)
+    # PEFT asks transformers for an attribute by its old name; nobody who runs a job can change that.
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
     phase: names.Phase = command  # type: ignore[assignment]
     rank = int(os.environ.get("RANK", "0"))
     telemetry: Telemetry | None = None
@@ -130,14 +133,20 @@ def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> T
     return outcome.termination("export", attempt, ExitCode.OK, export_path=path)
 
 
-def _report(work: WorkDir) -> int:
-    from dpo_trainer import report
-
+def _show(command: str, work: WorkDir) -> int:
+    """The commands that only read a work folder."""
     try:
-        report.report(work)
+        if command == "report":
+            from dpo_trainer import report
+
+            report.report(work)
+        else:
+            from dpo_trainer import preview
+
+            print(*preview.lines(work), sep="\n")
     except Exception as error:
         code, message = outcome.classify(error)
-        print(f"report: {message}", file=sys.stderr, flush=True)
+        print(f"{command}: {message}", file=sys.stderr, flush=True)
         return int(code)
     return int(ExitCode.OK)
 

@@ -17,8 +17,14 @@ def lines(work: WorkDir, count: int = 3) -> Iterator[str]:
     dataset = PairDataset.open(work.train_data)
     tokenizer = load_tokenizer(work.model, str(work.model))
 
+    def word(token: int) -> str:
+        text = tokenizer.decode([token]).replace("\n", "⏎")
+        # SentencePiece's decoder drops a space at the beginning, and each token is one.
+        spaced = str(tokenizer.convert_ids_to_tokens(token)).startswith("▁") and not text.startswith(" ")
+        return f" {text}" if spaced else text
+
     def spelled(ids: IntArray) -> str:
-        return "|".join(tokenizer.decode([token]).replace("\n", "⏎") for token in ids.tolist())
+        return "|".join(word(token) for token in ids.tolist())
 
     for index in range(min(count, len(dataset))):
         pair = dataset[index]

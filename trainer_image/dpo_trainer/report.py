@@ -1,6 +1,5 @@
 """The report of a run: a picture of its curves, and a table of where it began and ended."""
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -162,10 +161,9 @@ def _print_table(run: Run, work: WorkDir) -> None:
     from rich.table import Table
 
     first, last = run.train[0], run.train[-1]
-    columns: list[tuple[str, str, Line]] = [
-        (f"train\nstep {first['step']}", "", first),
-        (f"train\nstep {last['step']}", "", last),
-    ]
+    columns: list[tuple[str, str, Line]] = [(f"train\nstep {first['step']}", "", first)]
+    if last is not first:
+        columns.append((f"train\nstep {last['step']}", "", last))
     if run.evaluations:
         begin, end = run.evaluations[0], run.evaluations[-1]
         if len(run.evaluations) > 1:
@@ -185,22 +183,16 @@ def _print_table(run: Run, work: WorkDir) -> None:
 
 
 def _facts(run: Run, work: WorkDir) -> list[tuple[str, str]]:
-    facts = [("training time", f"{duration(run.seconds)} in {len(run.train)} logged steps")]
+    facts = [
+        ("training time", f"{duration(run.seconds)} in {len(run.train)} logged step{'s' if len(run.train) > 1 else ''}")
+    ]
     if run.restarts:
         facts.append(("restarts", f"{len(run.restarts)}, from step {', '.join(map(str, run.restarts))}"))
-    batch = _batch_size(work)
-    if run.seconds > 0 and batch:
-        facts[0] = (facts[0][0], f"{facts[0][1]}, {batch * len(run.train) / run.seconds:.3g} pairs/s")
+    # Counted, not steps times globalBatchSize: a last step may have fewer pairs.
+    pairs = sum(line.get("pairs") or 0 for line in run.train)
+    if run.seconds > 0 and pairs:
+        facts[0] = (facts[0][0], f"{facts[0][1]}, {pairs / run.seconds:.3g} pairs/s")
     if work.export.is_dir():
         facts.append(("export", str(work.export)))
     facts.append(("metrics", str(work.metrics)))
     return facts
-
-
-def _batch_size(work: WorkDir) -> int | None:
-    """Pairs in a step, from the job file that a local run keeps in its folder."""
-    try:
-        size = json.loads((work.root / "job.json").read_text())["spec"]["training"]["globalBatchSize"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return size if isinstance(size, int) else None

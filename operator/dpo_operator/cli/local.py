@@ -3,6 +3,8 @@
 Each "node" is one launcher on the loopback interface, so that a job of two nodes runs as it would on a cluster.
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -12,10 +14,11 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from dpo_operator.api import exitcodes, names
 from dpo_operator.api.reports import Termination
@@ -43,16 +46,35 @@ class LocalRun:
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def run(self) -> int:
-        """Prepare, train with restarts, export. Returns an exit status of the shared table."""
-        self._write_job_file()
+        """Prepare, train with restarts, export. Returns an exit status of the shared table.
+
+        Raises LocalRunError when the work folder can't be used.
+        """
+        return self._in_work_folder(names.PHASES, "report")
+
+    def preview(self) -> int:
+        """Prepare, and print the first pairs as tokens. Returns and raises as run does."""
+        return self._in_work_folder(names.PHASES[:1], "preview")
+
+    def _in_work_folder(self, phases: Sequence[names.Phase], show: str) -> int:
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            with _alone_in(self.work):
+                self._write_job_file()
+                return self._phases(phases, show)
+        except OSError as error:
+            raise LocalRunError(f"the work folder {self.work} can't be used: {error}") from error
+
+    def _phases(self, phases: Sequence[names.Phase], show: str) -> int:
+        """Run phases, then a command that shows what they made."""
         previous = {s: signal.signal(s, self._stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
-            for phase in names.PHASES:
+            for phase in phases:
                 self.say(f"{phase}:")
                 code = self._train() if phase == "train" else self._one_process(phase)
                 if code != exitcodes.ExitCode.OK:
                     return code
-            subprocess.run(self._command("report"), env=self._environment(1), check=False)
+            subprocess.run(self._command(show), env=self._environment(1), check=False)
             return exitcodes.ExitCode.OK
         finally:
             for number, handler in previous.items():
@@ -60,11 +82,10 @@ class LocalRun:
 
     def _write_job_file(self) -> None:
         """Write job.json, and refuse a folder that holds another job's state."""
-        self.work.mkdir(parents=True, exist_ok=True)
         path = self.work / "job.json"
         document = self.job.model_dump(mode="json", by_alias=True, exclude_none=True)
         if path.exists():
-            earlier = json.loads(path.read_text())
+            earlier = _job_of(self.work)
             changed = sorted(
                 key
                 for key in earlier["spec"].keys() | document["spec"].keys()
@@ -77,6 +98,11 @@ class LocalRun:
                     "Use --fresh to start over in it, or --work-dir for another folder."
                 )
             document["metadata"]["uid"] = earlier["metadata"]["uid"]
+        elif any(self.work.iterdir()):
+            # Else --fresh would later remove what was never this command's.
+            raise LocalRunError(
+                f"{self.work} is not empty and not a folder of `dpo run`; name a new or empty folder with --work-dir"
+            )
         else:
             document["metadata"]["uid"] = str(uuid.uuid4())
         temporary = path.with_suffix(".tmp")
@@ -200,12 +226,52 @@ class LocalRun:
 
 
 def remove(work: Path) -> None:
-    """Delete a work folder that `dpo run` made; refuse any other folder."""
+    """Delete a work folder that `dpo run` made; refuse any other folder, and one in use."""
     if not work.exists():
         return
-    if not (work / "job.json").is_file():
-        raise LocalRunError(f"{work} is not a folder of `dpo run` (it has no job.json); nothing was removed")
-    shutil.rmtree(work)
+    try:
+        if work.is_dir() and not any(work.iterdir()):
+            return
+        if not (work / "job.json").is_file():
+            raise LocalRunError(f"{work} is not a folder of `dpo run` (it has no job.json); nothing was removed")
+        _job_of(work)
+        with _alone_in(work):
+            shutil.rmtree(work)
+    except OSError as error:
+        raise LocalRunError(f"{work} can't be removed: {error}") from error
+
+
+def _job_of(work: Path) -> dict[str, Any]:
+    """The job file of an earlier run. Raises LocalRunError when it is something else."""
+    path = work / "job.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        document = None
+    parts = (document.get("spec"), document.get("metadata")) if isinstance(document, dict) else (None,)
+    if not all(isinstance(part, dict) for part in parts) or document.get("kind") != names.KIND:
+        raise LocalRunError(f"{path} is not the job file of a run; use another folder (--work-dir)")
+    found: dict[str, Any] = document
+    return found
+
+
+@contextlib.contextmanager
+def _alone_in(work: Path) -> Iterator[None]:
+    """Keep a second `dpo run` out of a folder: the two would end each other's ranks and mix their metrics.
+
+    Raises LocalRunError. Some network file systems have no locks for folders; there it does nothing.
+    """
+    folder = os.open(work, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LocalRunError(f"another `dpo run` is at work in {work}; wait for it, or stop it") from error
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(folder)
 
 
 def _free_port() -> int:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -29,25 +30,47 @@ def _read(path: Path) -> DPOJob:
         raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
 
 
+WorkFolder = Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/<name>.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: remove what an earlier run left there.")]
+Claims = Annotated[Path, typer.Option(help="Folder that stands for the claims of pvc:// sources.")]
+MetricsPort = Annotated[int, typer.Option(min=0, max=65535, help="Port of /metrics and /status; 0 takes a free one.")]
+
+
 @app.command()
 def run(
     file: JobFile,
-    work_dir: Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/<name>.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start over: remove what an earlier run left there.")] = False,
-    claims: Annotated[Path, typer.Option(help="Folder that stands for the claims of pvc:// sources.")] = Path("claims"),
-    metrics_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of /metrics and /status; 0 takes a free one.")
-    ] = names.METRICS_PORT,
+    work_dir: WorkFolder = None,
+    fresh: Fresh = False,
+    claims: Claims = Path("claims"),
+    metrics_port: MetricsPort = names.METRICS_PORT,
 ) -> None:
     """Run a DPOJob on this machine: prepare, train, export. Run it again to go on after a stop."""
+    _run(file, local.LocalRun.run, work_dir, fresh, claims, metrics_port)
+
+
+@app.command()
+def preview(file: JobFile, work_dir: WorkFolder = None, fresh: Fresh = False, claims: Claims = Path("claims")) -> None:
+    """Prepare a DPOJob's data here and print the first pairs as tokens, with what enters the loss (mask 1)."""
+    _run(file, local.LocalRun.preview, work_dir, fresh, claims, 0)
+
+
+def _run(
+    file: Path,
+    what: Callable[[local.LocalRun], int],
+    work_dir: Path | None,
+    fresh: bool,
+    claims: Path,
+    metrics_port: int,
+) -> None:
     job = _read(file)
     work = (work_dir or Path("runs") / job.metadata.name).resolve()
     try:
         if fresh:
             local.remove(work)
-        code = local.LocalRun(
+        here = local.LocalRun(
             job, work, claims.resolve(), metrics_port, lambda line: console.print(escape(line), soft_wrap=True)
-        ).run()
+        )
+        code = what(here)
     except local.LocalRunError as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
@@ -66,14 +89,5 @@ def report(
     work_dir: Annotated[Path, typer.Argument(help="Work folder of a run.", exists=True, file_okay=False)],
 ) -> None:
     """Print the table of a run and draw its picture anew."""
-    argv = [
-        sys.executable,
-        "-m",
-        "dpo_trainer",
-        "report",
-        "--work-dir",
-        str(work_dir),
-        "--job-file",
-        str(work_dir / "job.json"),
-    ]
+    argv = [sys.executable, "-m", "dpo_trainer", "report", "--work-dir", str(work_dir)]
     raise typer.Exit(subprocess.run(argv, env=dict(os.environ), check=False).returncode)

@@ -188,7 +188,7 @@ class Telemetry:
         if metrics is None:
             return
         algorithm.values("train", metrics)
-        self._store(step, {"epoch": epoch, **metrics, "step_seconds": seconds}, prefix="", now=now)
+        self._store(step, {"epoch": epoch, **metrics, "pairs": pairs, "step_seconds": seconds}, prefix="", now=now)
         self._show.step(self.progress, metrics)
 
     def nonfinite_step(self) -> None:

@@ -1,0 +1,92 @@
+"""`dpo run` and `dpo preview`: which work folders they take, and what they say instead of a traceback."""
+
+import fcntl
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+from dpo_operator.api import names
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.cli.main import app
+from tests.unit.trainer.tiny import tiny_model, write_jsonl
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    tiny_model(tmp_path / "model")
+    write_jsonl(
+        tmp_path / "pairs.jsonl", [{"prompt": f"Ask {i}:", "chosen": " yes", "rejected": " no"} for i in range(3)]
+    )
+    spec = {"model": {"name": "./model"}, "data": {"train": {"source": "./pairs.jsonl"}}, "gpusPerNode": 0}
+    document = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "tiny"}, "spec": spec}
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+def dpo(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def refused(result: Result, *words: str) -> None:
+    """The command said why, on one line, and nothing was raised past it."""
+    assert result.exit_code == ExitCode.INVALID_CONFIGURATION
+    assert isinstance(result.exception, SystemExit)
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert all(word in result.stderr for word in ("error:", *words)), result.stderr
+
+
+@pytest.mark.parametrize("fresh", [(), ("--fresh",)], ids=["go on", "fresh"])
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"kind": "Package"}', '{"kind": "DPOJob", "spec": 1, "metadata": {}}']
+)
+def test_a_folder_of_something_else_is_left_alone(job: Path, tmp_path: Path, content: str, fresh: tuple[str, ...]):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "notes").write_text("keep")
+    if content:
+        (folder / "job.json").write_text(content)
+    refused(dpo("run", job, "--work-dir", folder, *fresh), str(folder))
+    assert (folder / "notes").read_text() == "keep"
+    assert sorted(p.name for p in folder.iterdir()) == (["job.json", "notes"] if content else ["notes"])
+
+
+@pytest.mark.parametrize("fresh", [(), ("--fresh",)], ids=["go on", "fresh"])
+def test_a_file_is_no_work_folder(job: Path, tmp_path: Path, fresh: tuple[str, ...]):
+    (tmp_path / "file").write_text("keep")
+    refused(dpo("run", job, "--work-dir", tmp_path / "file", *fresh), str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "keep"
+
+
+def test_a_folder_that_cannot_be_made(job: Path):
+    refused(dpo("run", job, "--work-dir", "/proc/no-such-process/work"), "/proc/no-such-process/work")
+
+
+def test_preview_prepares_and_shows_tokens_and_mask(job: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    work = tmp_path / "work"
+    done = dpo("preview", job, "--work-dir", work)
+    shown = capfd.readouterr()
+    assert done.exit_code == 0, shown.err
+    assert shown.out.splitlines()[:4] == [
+        "pair 0 (row 0)",
+        "  prompt   mask 0     7 tokens |<s>|A|s|k| |0|:|",
+        "  chosen   mask 1     5 tokens | |y|e|s|</s>|",
+        "  rejected mask 1     4 tokens | |n|o|</s>|",
+    ]
+    assert not (work / "checkpoints").exists()
+    assert json.loads((work / "job.json").read_text())["metadata"]["name"] == "tiny"
+
+    holder = os.open(work, os.O_RDONLY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        for fresh in ((), ("--fresh",)):
+            refused(dpo("run", job, "--work-dir", work, *fresh), "another `dpo run` is at work", str(work))
+    finally:
+        os.close(holder)
+    assert (work / "prepared.json").is_file()
