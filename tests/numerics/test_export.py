@@ -112,8 +112,8 @@ def test_training_that_has_not_ended_is_not_exported(work: tuple[dict[str, Any],
 def test_an_adapter_that_learnt_nothing_is_refused(tmp_path: Path):
     folder(tmp_path)
     document = job(every_steps=100, lora=True)
-    # The warm-up's first step has a learning rate of 0, and it is the only one.
-    document["spec"]["training"].update(maxSteps=1, warmupRatio=1.0)
+    # An update too small for any float32.
+    document["spec"]["training"].update(maxSteps=1, learningRate=1e-60)
     on_ranks(1, _train, document, tmp_path)
 
     with pytest.raises(TrainerError, match="the adapter is empty or zero") as caught:

@@ -5,8 +5,11 @@ from typing import Literal
 
 
 def warmup_steps(ratio: float, total_steps: int) -> int:
-    """Steps of the warm-up; a part of a step counts as one, as in Hugging Face's trainer."""
-    return math.ceil(ratio * total_steps)
+    """Steps of the warm-up; a part of a step counts as one, as in Hugging Face's trainer.
+
+    A run of one step has no warm-up: its rate would be 0, and the exported model the one it began with.
+    """
+    return 0 if total_steps == 1 else math.ceil(ratio * total_steps)
 
 
 def learning_rate(

@@ -59,7 +59,12 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     digest = ranks.on_first(lambda: model_digest(work.model, _known_digests(work)))
     references = []
     with telemetry.timed("ref"):
-        for name, data in (("training", train_data), ("evaluation", eval_data)):
+        # In bf16 log-probs depend on the batch's shape. The same number of pairs as later makes what is compared alike:
+        # with one pair in a micro-batch, the first loss is ln 2 to the last digit.
+        for name, data, size in (
+            ("training", train_data, training.micro_batch_size),
+            ("evaluation", eval_data, eval_size),
+        ):
             if data is not None:
                 telemetry.activity(f"reference log-probs of the {name} pairs")
                 references.append(
@@ -68,7 +73,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
                         data,
                         work.reference,
                         key=reference_key(spec, model_digest=digest, dataset_digest=data.digest),
-                        size=eval_size,
+                        size=size,
                         ranks=ranks,
                         after_each=_stop_or_alive(engine, telemetry, stop),
                     )

@@ -27,4 +27,10 @@ def test_equal_to_transformers(total: int, ratio: float, shape: str, theirs: str
 
 
 def test_warm_up_counts_a_part_of_a_step_as_one():
-    assert [warmup_steps(0.1, total) for total in (1, 10, 11, 100)] == [1, 1, 2, 10]
+    assert [warmup_steps(0.1, total) for total in (1, 10, 11, 100)] == [0, 1, 2, 10]
+
+
+@pytest.mark.parametrize("ratio", [0.1, 1.0])
+def test_a_run_of_one_step_trains(ratio: float):
+    warmup = warmup_steps(ratio, 1)
+    assert learning_rate(1, peak=5e-7, total_steps=1, warmup=warmup, shape="cosine") == 5e-7
