@@ -81,6 +81,16 @@ def test_written_once_and_read_afterwards(work: WorkDir, tmp_path: Path):
     assert again[0]["warnings"] == ["FirstStepLoss", "FirstStepMargin"]
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_in_bf16_the_first_margin_is_exactly_zero(tmp_path: Path, ranks: int):
+    """Log-probs in bf16 depend on the shape of a batch, so the reference's pass must have the training's."""
+    work = WorkDir(tmp_path)
+    some_pairs(40).save(work.train_data)
+    on_ranks(1, make_model, work.model)
+    document = a_job(maxSteps=1, globalBatchSize=40, microBatchSize=1, precision="bf16")
+    assert first_margin(on_ranks(ranks, train_on_rank, document, work.root)) == 0
+
+
 def other_run(work: WorkDir) -> Path:
     """The same work folder with neither checkpoints nor metrics."""
     import shutil

@@ -126,6 +126,8 @@ class LocalRun:
             row = exitcodes.info(code)
             if code == exitcodes.ExitCode.OK or self._stopping or row.failure_class == "configuration":
                 return code
+            if code == exitcodes.ExitCode.NO_ACCELERATOR:
+                return code  # a pod may find its GPU on another node; here there is no other
             now = time.monotonic()
             restarts = [at for at in restarts if now - at < policy.window_seconds]
             if len(restarts) >= policy.max_restarts:
