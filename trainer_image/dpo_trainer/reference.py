@@ -106,7 +106,12 @@ def load_table(path: Path, *, key: str, pairs: int) -> Tensor | None:
     except (OSError, SafetensorError) as error:
         log.warning("%s can't be read (%s); the reference log-probs are computed again", path, error)
         return None
-    if metadata.get("key") != key or table.shape != (pairs, 2) or table.dtype != torch.float64 or metadata.get("sha256") != _digest(table):
+    if (
+        metadata.get("key") != key
+        or table.shape != (pairs, 2)
+        or table.dtype != torch.float64
+        or metadata.get("sha256") != _digest(table)
+    ):
         log.warning("%s is damaged; the reference log-probs are computed again", path)
         return None
     return table
