@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.outcome import StopRequest
@@ -38,6 +40,20 @@ def folder(root: Path, *, pairs: PairDataset | None = None) -> WorkDir:
 def curve(root: Path) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl without the clock: what may not differ between two runs of the same numbers."""
     return [{k: v for k, v in line.items() if k not in CLOCK} for line in read_metrics(root / "metrics.jsonl")]
+
+
+def assert_same_curve(found: list[dict[str, Any]], expected: list[dict[str, Any]], *, tolerance: float = 1e-5) -> None:
+    """The same steps with the same numbers, to the last digits of float32.
+
+    Where the allocator puts a tensor can change the order of a sum, so that two processes with the same weights may
+    differ there. Accuracy is left out while nothing is learnt: a margin of zero has either sign then.
+    """
+    assert [line["step"] for line in found] == [line["step"] for line in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        undecided = abs(theirs.get("rewards/margins", 1.0)) < 1e-6
+        leave_out = {"rewards/accuracies"} if undecided else set()
+        kept = [{k: v for k, v in line.items() if k not in leave_out} for line in (ours, theirs)]
+        assert kept[0] == pytest.approx(kept[1], rel=tolerance, abs=tolerance), f"step {theirs['step']}"
 
 
 def train_until(
