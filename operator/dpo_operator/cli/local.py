@@ -135,7 +135,9 @@ class LocalRun:
                 return code
             restarts.append(now)
             attempt += 1
-            self.say(f"{row.reason}: attempt {attempt} goes on from the last committed checkpoint")
+            committed = any((self.work / "checkpoints").glob("step-????????"))
+            whence = "goes on from the last committed checkpoint" if committed else "starts again"
+            self.say(f"{row.reason}: attempt {attempt} {whence}")
 
     def _next_attempt(self) -> int:
         """One more than any attempt that began or left a word here: an older writer can't commit after a newer one."""
