@@ -230,7 +230,8 @@ def _watch(
     assert status.phase is not None
     child = names.child_job_name(job.metadata.name, status.phase, status.attempt)
     desired = pod_count(job, status.phase)
-    started = len({pod.index for pod in pods if pod.running or pod.succeeded})
+    # A pod whose process has ended runs, too, until Kubernetes says how: a failed one was dealt with before.
+    started = len({pod.index for pod in pods if pod.running or pod.ended})
     status = changed(status, workers=Workers(desired=desired, ready=started))
     if started < desired:
         obstacle = waiting.claim_obstacle(job, seen.claim)
