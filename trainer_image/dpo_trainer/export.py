@@ -3,7 +3,6 @@
 One process on the CPU, without DeepSpeed. The folder appears when it is complete and checked; running again finds it.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,8 +16,8 @@ from torch import nn
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import AdapterType, DPOJob
 from dpo_trainer.checkpoint.full import FullCheckpoint, open_newest
-from dpo_trainer.checkpoint.layout import sync_folder
 from dpo_trainer.errors import TrainerError, input_not_found
+from dpo_trainer.files import sha256, sync_folder
 from dpo_trainer.modelcard import model_card
 from dpo_trainer.probe import check_probe, check_weights, load_exported
 from dpo_trainer.versions import own_version
@@ -153,7 +152,7 @@ def _is_done(folder: Path, checkpoint: FullCheckpoint) -> bool:
     try:
         document = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         return document["checkpoint"]["digest"] == checkpoint.ref.digest and all(
-            _sha256(folder / name) == digest for name, digest in document["files"].items()
+            sha256(folder / name) == digest for name, digest in document["files"].items()
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -168,7 +167,7 @@ def _write_provenance(folder: Path, job: DPOJob, checkpoint: FullCheckpoint, wor
         "identity": checkpoint.manifest.identity,
         "probe": {**checkpoint.state["probe"], "largest_difference_nats": worst},
         "versions": {**checkpoint.manifest.versions, "dpo-operator": own_version()},
-        "files": {entry.name: _sha256(entry) for entry in sorted(folder.iterdir())},
+        "files": {entry.name: sha256(entry) for entry in sorted(folder.iterdir())},
     }
     (folder / PROVENANCE).write_text(json.dumps(document, indent=1), encoding="utf-8")
 
@@ -187,11 +186,6 @@ def _replace(temporary: Path, target: Path) -> None:
     temporary.rename(target)
     sync_folder(target.parent)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _bad_export(message: str) -> TrainerError:

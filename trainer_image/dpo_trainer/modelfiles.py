@@ -4,7 +4,6 @@ Weights are read as safetensors and nothing else: a pickle runs code when it is 
 never copied and never run.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer import hub
 from dpo_trainer.errors import TrainerError, input_not_found, invalid_configuration, volume_error
+from dpo_trainer.files import sha256
 from dpo_trainer.sources import FileSource, HubSource, Source
 
 WEIGHTS = "model.safetensors"
@@ -152,12 +152,7 @@ def sha256_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """SHA-256 of files, hex, by name; several at a time, because hashing leaves Python's lock."""
     names = list(names)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        return dict(zip(names, pool.map(lambda name: _sha256(folder / name), names), strict=True))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return dict(zip(names, pool.map(lambda name: sha256(folder / name), names), strict=True))
 
 
 def check_against_hub(found: hub.Snapshot, folder: Path, digests: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer import modelfiles
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.errors import TrainerError, invalid_configuration
+from dpo_trainer.files import commit
 from dpo_trainer.workdir import WorkDir
 
 log = logging.getLogger(__name__)
@@ -71,17 +72,7 @@ def refuse_other_run(work: WorkDir, key: str) -> None:
 
 def write(work: WorkDir, value: dict[str, Any]) -> None:
     """Commit prepared.json: after this, the folder counts as prepared."""
-    path = work.prepared
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        sync(file)
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    commit(work.prepared, json.dumps(value, indent=1).encode())
 
 
 def sync(file: IO[str]) -> None:

@@ -8,7 +8,6 @@ what this would compute, and a missing or damaged file costs time and nothing el
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from dpo_trainer.dataset import PairDataset
 from dpo_trainer.engine import Engine
 from dpo_trainer.errors import invalid_configuration
 from dpo_trainer.evaluate import logps_table
+from dpo_trainer.files import commit, sha256
 
 log = logging.getLogger(__name__)
 
@@ -81,17 +81,7 @@ def save_table(path: Path, table: Tensor, *, key: str) -> None:
 
     metadata = {"key": key, "sha256": _digest(table)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(save({"logps": table.contiguous()}, metadata=metadata))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    commit(path, save({"logps": table.contiguous()}, metadata=metadata))
 
 
 def load_table(path: Path, *, key: str, pairs: int) -> Tensor | None:
@@ -122,15 +112,10 @@ def model_digest(folder: Path, weights: dict[str, str] | None = None) -> str:
 
     weights: SHA-256 of each weight file, where they are known already; reading them again takes minutes.
     """
-    digests = weights or {path.name: _file_digest(path) for path in sorted(folder.glob("*.safetensors"))}
+    digests = weights or {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
     config = json.dumps(json.loads((folder / "config.json").read_text()), sort_keys=True)
     facts = {"config": config, "weights": digests}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest(table: Tensor) -> str:

@@ -20,6 +20,7 @@ from dpo_trainer.checkpoint.shard import Entry, ShardReader, file_size, write_sh
 from dpo_trainer.checkpoint.store import Checkpoints, pieces, retained
 from dpo_trainer.checkpoint.zero3 import partition
 from dpo_trainer.errors import TrainerError
+from dpo_trainer.files import write_synced
 
 pytestmark = pytest.mark.unit
 
@@ -45,7 +46,7 @@ def a_checkpoint(root: Path, step: int, *, eval_loss: float | None = None, attem
         parameters={"w": Parameter(shape=(7,), dtype="float32")}, files={layout.shard_name(0): file},
         metrics={"eval_loss": eval_loss},
     )  # fmt: skip
-    layout.write_synced(folder / layout.MANIFEST, manifest.to_bytes())
+    write_synced(folder / layout.MANIFEST, manifest.to_bytes())
     return folder
 
 

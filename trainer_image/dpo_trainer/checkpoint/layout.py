@@ -174,20 +174,3 @@ def reference(root: Path, manifest: Manifest, digest: str) -> CheckpointRef:
         attempt=manifest.attempt,
         time=manifest.time,
     )
-
-
-def sync_folder(folder: Path) -> None:
-    """Put a folder's entries on the disk. Raises OSError."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a small file and put it on the disk. Raises OSError."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -26,6 +26,7 @@ from dpo_trainer.checkpoint.rng import rng_entries, set_rng
 from dpo_trainer.checkpoint.shard import Entry, ShardReader, file_size, write_shard
 from dpo_trainer.checkpoint.zero3 import Zero3State, partition
 from dpo_trainer.errors import TrainerError, invalid_configuration, volume_error
+from dpo_trainer.files import sync_folder, write_synced
 from dpo_trainer.versions import library_versions
 
 # Room that must be left after a save, for the manifest and other writers' small files.
@@ -146,9 +147,9 @@ class Checkpoints:
         self._check_fence()
         fence = self.root / layout.FENCE
         temporary = fence.with_suffix(f".{self.attempt}.tmp")
-        layout.write_synced(temporary, f"{self.attempt}\n".encode())
+        write_synced(temporary, f"{self.attempt}\n".encode())
         temporary.replace(fence)
-        layout.sync_folder(self.root)
+        sync_folder(self.root)
         for folder in layout.temporary_folders(self.root):
             shutil.rmtree(folder)
 
@@ -181,13 +182,13 @@ class Checkpoints:
     def _write_shard(self, temporary: Path, entries: list[Entry]) -> dict[str, Any]:
         path = temporary / layout.shard_name(self.ranks.rank)
         file = write_shard(path, entries, self.observe)
-        layout.sync_folder(temporary)
+        sync_folder(temporary)
         return file.model_dump()
 
     def _commit(self, temporary: Path, manifest: Manifest) -> dict[str, Any]:
         content = manifest.to_bytes()
-        layout.write_synced(temporary / layout.MANIFEST, content)
-        layout.sync_folder(temporary)
+        write_synced(temporary / layout.MANIFEST, content)
+        sync_folder(temporary)
         self.observe("manifest-synced")
         self._check_fence()
         self.observe("fence-checked")
@@ -199,7 +200,7 @@ class Checkpoints:
             target.rename(replaced)
         temporary.rename(target)
         self.observe("renamed")
-        layout.sync_folder(self.root)
+        sync_folder(self.root)
         self.observe("committed")
         self._retain(manifest.step)
         self.observe("old-removed")

@@ -1,0 +1,36 @@
+"""Files that survive a power cut, and their digests."""
+
+import hashlib
+import os
+from pathlib import Path
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, hex. Raises OSError."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a small file and put it on the disk. Raises OSError."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a folder's entries on the disk. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def commit(path: Path, content: bytes) -> None:
+    """Write a file so that it is either whole or as it was before. Raises OSError."""
+    temporary = path.with_suffix(".tmp")
+    write_synced(temporary, content)
+    temporary.replace(path)
+    sync_folder(path.parent)
