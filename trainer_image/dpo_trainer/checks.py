@@ -33,7 +33,8 @@ def choose_logits(engine: Engine, data: PairDataset, precision: str, telemetry: 
     batch = collate(data, [0])
     engine.train(False)
     with torch.no_grad():
-        short, whole = engine.logps(batch), engine.logps(batch, whole_logits=True)
+        short = engine.score(batch).answers.flatten()
+        whole = engine.score(batch, whole_logits=True).answers.flatten()
     engine.train(True)
     share = 1e-4 if precision == "fp32" else 2e-2
     same = torch.allclose(short, whole, rtol=share, atol=share, equal_nan=True)
@@ -47,15 +48,20 @@ def choose_logits(engine: Engine, data: PairDataset, precision: str, telemetry: 
         )
 
 
-def check_first_step(metrics: dict[str, float], precision: str, telemetry: Telemetry) -> None:
-    """Before the first update policy and reference are the same model: the loss is ln 2 and the margin 0."""
+def check_first_step(metrics: dict[str, float], first_loss: float | None, precision: str, telemetry: Telemetry) -> None:
+    """Before the first update policy and reference are the same model: the margin is 0, and DPO's loss ln 2.
+
+    first_loss: what the loss is then, for the job's method; None for methods without a reference, which start anywhere.
+    """
+    if first_loss is None:
+        return
     tolerance = _FIRST_STEP_TOLERANCE[precision]
     telemetry.initial_margin(metrics["rewards/margins"])
-    if abs(metrics["loss"] - math.log(2)) > tolerance:
+    if abs(metrics["loss"] - first_loss) > tolerance * max(1.0, abs(first_loss)):
         warn(
             telemetry,
             "FirstStepLoss",
-            f"expected a first loss of ln 2 = {math.log(2):.6f} ± {tolerance}, found {metrics['loss']:.6f}: the reference is "
+            f"expected a first loss of {first_loss:.6f}{' = ln 2' if math.isclose(first_loss, math.log(2)) else ''} ± {tolerance}, found {metrics['loss']:.6f}: the reference is "
             "not the model that training starts from, or the model is not deterministic",
         )
     if abs(metrics["rewards/margins"]) > tolerance:

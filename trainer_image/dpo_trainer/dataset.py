@@ -1,8 +1,9 @@
-"""Tokenized preference pairs on disk: three flat arrays, memory-mapped, no pickle.
+"""Tokenized preference pairs on disk: flat arrays, memory-mapped, no pickle.
 
 tokens.npy   int32 [total]      prompt, chosen and rejected tokens of every pair, one after another
 offsets.npy  int64 [pairs*3+1]  where each part starts; part 3*i is pair i's prompt, +1 chosen, +2 rejected
 rows.npy     int64 [pairs]      number of the source row, counted from 0
+cut.npy      bool [pairs]       whether the pair was truncated
 meta.json    counts and the digest of the arrays, written last
 """
 
@@ -12,6 +13,7 @@ import os
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,23 +29,32 @@ class TokenPair:
     """One preference pair as token ids. Each array is int32 [length]; both answers hold at least one token.
 
     The policy reads prompt + chosen and prompt + rejected; log-probs are summed over answer tokens alone.
+    An unpaired example has one answer: chosen when it is desirable, else rejected; the other one is empty.
+    truncated: whether the prompt or an answer was cut.
     """
 
     prompt: IntArray
     chosen: IntArray
     rejected: IntArray
     row: int
+    truncated: bool = False
 
 
 class PairDataset:
     """Random access to tokenized pairs."""
 
     def __init__(
-        self, tokens: IntArray, offsets: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], digest: str
+        self,
+        tokens: IntArray,
+        offsets: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+        cut: npt.NDArray[np.bool_],
+        digest: str,
     ) -> None:
         self._tokens = tokens
         self._offsets = offsets
         self._rows = rows
+        self._cut = cut
         self.digest = digest
 
     def __len__(self) -> int:
@@ -53,9 +64,11 @@ class PairDataset:
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
         a, b, c, d = (int(x) for x in self._offsets[3 * index : 3 * index + 4])
-        return TokenPair(self._tokens[a:b], self._tokens[b:c], self._tokens[c:d], int(self._rows[index]))
+        return TokenPair(
+            self._tokens[a:b], self._tokens[b:c], self._tokens[c:d], int(self._rows[index]), bool(self._cut[index])
+        )
 
-    @property
+    @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
         """Tokens of prompt, chosen and rejected: int64 [pairs, 3]."""
         return np.diff(self._offsets).reshape(-1, 3)
@@ -64,15 +77,16 @@ class PairDataset:
     def from_pairs(cls, pairs: Iterable[TokenPair]) -> "PairDataset":
         """Collect pairs in memory."""
         # Flat buffers: a list of small arrays would take several times the memory of the tokens.
-        tokens, lengths, rows = array("i"), array("q"), array("q")
+        tokens, lengths, rows, cut = array("i"), array("q"), array("q"), array("b")
         for pair in pairs:
             for part in (pair.prompt, pair.chosen, pair.rejected):
                 tokens.frombytes(np.ascontiguousarray(part, dtype=np.int32).tobytes())
                 lengths.append(len(part))
             rows.append(pair.row)
+            cut.append(pair.truncated)
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.array(lengths, dtype=np.int64))])
         flat = np.frombuffer(tokens, dtype=np.int32) if tokens else np.zeros(0, dtype=np.int32)
-        return cls(flat, offsets, np.array(rows, dtype=np.int64), _digest(flat, offsets))
+        return cls(flat, offsets, np.array(rows, dtype=np.int64), np.array(cut, dtype=np.bool_), _digest(flat, offsets))
 
     def select(self, indices: Iterable[int]) -> "PairDataset":
         """A dataset of some of the pairs, in the given order, in memory."""
@@ -92,7 +106,8 @@ class PairDataset:
         folder.mkdir(parents=True, exist_ok=True)
         meta = folder / "meta.json"
         meta.unlink(missing_ok=True)
-        for name, values in (("tokens", self._tokens), ("offsets", self._offsets), ("rows", self._rows)):
+        arrays = {"tokens": self._tokens, "offsets": self._offsets, "rows": self._rows, "cut": self._cut}
+        for name, values in arrays.items():
             with (folder / f"{name}.npy").open("wb") as file:
                 np.save(file, values, allow_pickle=False)
                 file.flush()
@@ -109,16 +124,37 @@ class PairDataset:
         """
         try:
             meta = json.loads((folder / "meta.json").read_text())
-            tokens, offsets, rows = (
+            tokens, offsets, rows, cut = (
                 np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-                for name in ("tokens", "offsets", "rows")
+                for name in ("tokens", "offsets", "rows", "cut")
             )
             counted, digest = int(meta["pairs"]), str(meta["digest"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise volume_error(f"{folder}: expected tokenized pairs, found {error}; run prepare again") from error
-        if len(rows) != counted or len(offsets) != 3 * len(rows) + 1 or int(offsets[-1]) != len(tokens):
+        fits = len(rows) == len(cut) == counted and len(offsets) == 3 * counted + 1 and int(offsets[-1]) == len(tokens)
+        if not fits:
             raise volume_error(f"{folder}: the arrays do not fit together; run prepare again")
-        return cls(tokens, offsets, rows, digest)
+        return cls(tokens, offsets, rows, cut, digest)
+
+
+def mismatched(dataset: PairDataset) -> PairDataset:
+    """Every prompt with the answers of an earlier example that has another prompt: what KTO estimates its KL from.
+
+    The nearest earlier one is taken, the last following the first. Answers are cut to the dataset's longest sequence, so that
+    this needs no more memory than training does. Without a second prompt the answers are the example's own: the estimate
+    is then one of the log-ratio of answers that fit.
+    """
+    count = len(dataset)
+    longest = int((dataset.lengths[:, 0] + dataset.lengths[:, 1:].max(axis=1)).max()) if count else 0
+    prompts = [dataset[i].prompt.tobytes() for i in range(count)]
+
+    def other(i: int) -> TokenPair:
+        source = next((j % count for j in range(i - 1, i - count, -1) if prompts[j % count] != prompts[i]), i)
+        room = max(1, longest - len(dataset[i].prompt))
+        pair = dataset[source]
+        return TokenPair(dataset[i].prompt, pair.chosen[:room], pair.rejected[:room], dataset[i].row)
+
+    return PairDataset.from_pairs(other(i) for i in range(count))
 
 
 def _digest(tokens: IntArray, offsets: npt.NDArray[np.int64]) -> str:

@@ -36,6 +36,21 @@ class World:
     device: torch.device
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What the policy says of a batch, float64, nats.
+
+    answers: [pairs, 2, 2]: of the chosen and the rejected answer, the log-prob of all tokens and of the head; 0 where an
+        unpaired example has no such answer.
+    prompts: [pairs], or None when the batch does not score prompts.
+    distribution: [3], see Policy.forward.
+    """
+
+    answers: Tensor
+    prompts: Tensor | None
+    distribution: Tensor
+
+
 def choose_device(wanted: str, *, local_rank: int) -> torch.device:
     """Device for `training.device`.
 
@@ -133,8 +148,8 @@ class Engine:
         optimizer = torch.optim.AdamW(
             _parameter_groups(policy, spec.training.weight_decay),
             lr=spec.learning_rate,
-            betas=(0.9, 0.999),
-            eps=1e-8,
+            betas=(spec.training.adam_beta1, spec.training.adam_beta2),
+            eps=spec.training.adam_epsilon,
             fused=world.device.type == "cuda",
         )
         self.deepspeed, *_ = deepspeed.initialize(
@@ -150,9 +165,16 @@ class Engine:
         """Switch adapter dropout and activation checkpointing on or off."""
         self.deepspeed.train(mode)
 
-    def logps(self, batch: MicroBatch, *, whole_logits: bool = False) -> Tensor:
-        """Answer log-probs [2*pairs] float64, nats. Collective; with gradients unless under torch.no_grad()."""
-        return self.deepspeed(batch.to(self.world.device), whole_logits=whole_logits)
+    def score(self, batch: MicroBatch, *, whole_logits: bool = False) -> Scored:
+        """Log-probs of a batch under the current weights. Collective; with gradients unless under torch.no_grad()."""
+        sums, distribution = self.deepspeed(batch.to(self.world.device), whole_logits=whole_logits)
+        pairs = len(batch.pairs)
+        answers = sums[: 2 * pairs].view(pairs, 2, 2)
+        return Scored(
+            answers=answers,
+            prompts=sums[2 * pairs :, 0] if batch.segments > 2 * pairs else None,
+            distribution=distribution,
+        )
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of this rank's part of a step's loss. Collective.

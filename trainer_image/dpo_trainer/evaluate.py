@@ -6,16 +6,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dpo_operator.api.types import Method
 from dpo_trainer.batch import MicroBatch, collate
+from dpo_trainer.buckets import bucket_means, bucket_sums
 from dpo_trainer.dataset import PairDataset
-from dpo_trainer.engine import Engine
-from dpo_trainer.losses import PAIR_METRICS, dpo_loss, log_ratios, pair_metrics
+from dpo_trainer.engine import Engine, Scored
+from dpo_trainer.examples import Examples
+from dpo_trainer.figures import means, sums
+from dpo_trainer.losses import kto_kl
+from dpo_trainer.objective import Logps, Objective
 from dpo_trainer.sampler import IntArray, micro_batches
 
 
-def training_batches(
-    dataset: PairDataset, indices: IntArray, *, rank: int, world_size: int, size: int
+def micro_batches_of(
+    dataset: PairDataset, indices: IntArray, *, rank: int, world_size: int, size: int, score_prompts: bool = False
 ) -> Iterator[tuple[MicroBatch, bool]]:
     """One rank's micro-batches of some pairs, each with whether it is the last; equally many on every rank.
 
@@ -23,21 +26,22 @@ def training_batches(
     """
     groups = micro_batches(indices, rank=rank, world_size=world_size, size=size)
     for number, group in enumerate(groups, start=1):
-        if len(group):
-            batch = collate(dataset, group.tolist())
-        else:
-            batch = collate(dataset, [int(dataset.lengths.sum(axis=1).argmin())], weight=0.0)
-        yield batch, number == len(groups)
+        chosen, weight = (group.tolist(), 1.0) if len(group) else ([int(dataset.lengths.sum(axis=1).argmin())], 0.0)
+        yield collate(dataset, chosen, weight=weight, score_prompts=score_prompts), number == len(groups)
 
 
 def forward_all(
-    engine: Engine, dataset: PairDataset, *, size: int, indices: IntArray | None = None
-) -> Iterator[tuple[MicroBatch, Tensor]]:
+    engine: Engine,
+    dataset: PairDataset,
+    *,
+    size: int,
+    indices: IntArray | None = None,
+    score_prompts: bool = False,
+) -> Iterator[tuple[MicroBatch, Scored]]:
     """This rank's share of the pairs with their log-probs. Collective: every rank must take it to its end, or leave
     it at the same place.
 
-    indices: which pairs; all without it. size: pairs of one forward pass.
-    Yields batches with [pairs, 2] float64, nats, on the engine's device. Pairs of like length go together, so that
+    indices: which pairs; all without it. size: pairs of one forward pass. Pairs of like length go together, so that
     little is padded.
     """
     chosen = np.arange(len(dataset), dtype=np.int64) if indices is None else indices
@@ -45,9 +49,11 @@ def forward_all(
     world = engine.world
     engine.train(False)
     try:
-        for batch, _ in training_batches(dataset, ordered, rank=world.rank, world_size=world.world_size, size=size):
+        for batch, _ in micro_batches_of(
+            dataset, ordered, rank=world.rank, world_size=world.world_size, size=size, score_prompts=score_prompts
+        ):
             with torch.no_grad():
-                yield batch, engine.logps(batch).view(-1, 2)
+                yield batch, engine.score(batch)
     finally:
         engine.train(True)
 
@@ -60,48 +66,79 @@ def logps_table(
     indices: IntArray | None = None,
     after_each: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
-    """Log-probs of every pair under the current weights: float64 [pairs, 2], nats, on the CPU of every rank. Collective.
+    """Log-probs of every pair under the current weights: float64 [pairs, 2, 2], nats, on the CPU of every rank, see
+    Scored.answers. Collective.
 
     indices: only these pairs; the other rows are 0. after_each: called with the pairs that all ranks have finished;
         it may raise, on every rank at the same call.
     """
-    table = torch.zeros(len(dataset), 2, dtype=torch.float64)
+    table = torch.zeros(len(dataset), 2, 2, dtype=torch.float64)
     total = len(dataset) if indices is None else len(indices)
     done = 0
-    for batch, logps in forward_all(engine, dataset, size=size, indices=indices):
+    for batch, scored in forward_all(engine, dataset, size=size, indices=indices):
         real = batch.weight > 0
-        table[batch.pairs[real]] = logps.cpu()[real]
+        table[batch.pairs[real]] = scored.answers.cpu()[real]
         done = min(total, done + size * engine.world.world_size)
         after_each(done)
     # Every row is set on one rank and 0 on the others, so the sum is exact.
     return engine.sum(table).cpu()
 
 
+def logps_of(batch: MicroBatch, scored: Scored, reference: Tensor | None) -> Logps:
+    """What the loss sees. reference: the whole table of the batch's dataset, or None for reference-free methods."""
+    device = scored.answers.device
+    before = None if reference is None else reference[batch.pairs].to(device)
+    return Logps(
+        policy=scored.answers[..., 0],
+        policy_head=scored.answers[..., 1],
+        tokens=batch.answer_tokens.to(device),
+        reference=None if before is None else before[..., 0],
+        reference_head=None if before is None else before[..., 1],
+        prompt=scored.prompts,
+        prompt_tokens=batch.prompt_tokens.to(device),
+    )
+
+
+def reference_point(engine: Engine, examples: Examples, *, size: int, indices: IntArray | None = None) -> Tensor:
+    """KTO's estimate of the KL divergence, from the answers to other prompts: float64 scalar, nats. Collective.
+
+    It is one number for all ranks and micro-batches, so neither their number nor their size changes the loss.
+    """
+    assert examples.mismatched is not None
+    assert examples.mismatched_reference is not None
+    totals = torch.zeros(2, dtype=torch.float64, device=engine.world.device)
+    for batch, scored in forward_all(engine, examples.mismatched, size=size, indices=indices):
+        logps = logps_of(batch, scored, examples.mismatched_reference)
+        counted = logps.present & (batch.weight > 0).to(totals.device)[:, None]
+        ratios = torch.where(counted, logps.log_ratios, torch.zeros_like(logps.policy))
+        totals += torch.stack([ratios.sum(), counted.sum().double()])
+    return kto_kl(*engine.sum(totals))
+
+
 def evaluate(
     engine: Engine,
-    dataset: PairDataset,
-    reference: Tensor,
+    examples: Examples,
+    objective: Objective,
     *,
-    method: Method,
     size: int,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Mean loss and rewards over a dataset under the current weights. Collective.
+    """Loss, rewards and what else figures.py and buckets.py name, means over a dataset. Collective.
 
-    reference: float64 [pairs, 2], nats. size: pairs of one forward pass.
-    should_stop: asked after each pass, the same answer on every rank; the evaluation is then given up.
-    Returns the keys of PAIR_METRICS, or None when it was given up.
+    size: pairs of one forward pass.
+    should_stop: asked after each pass, the same answer on every rank; the evaluation is then given up, and None returned.
     """
-    totals = torch.zeros(len(PAIR_METRICS) + 1, dtype=torch.float64, device=engine.world.device)
-    for batch, policy in forward_all(engine, dataset, size=size):
-        before = reference[batch.pairs].to(policy.device)
-        chosen, rejected = log_ratios(policy, before)
-        loss = dpo_loss(chosen - rejected, beta=method.beta, label_smoothing=method.label_smoothing)
-        figures = pair_metrics(loss, policy, before, beta=method.beta)
-        real = batch.weight.to(policy.device) > 0
-        totals[:-1] += figures[real].sum(dim=0)
-        totals[-1] += real.sum()
+    kl = reference_point(engine, examples, size=size) if objective.needs_kl else None
+    totals: Tensor | None = None
+    names: list[str] = []
+    for batch, scored in forward_all(engine, examples.data, size=size, score_prompts=objective.needs_prompt):
+        logps = logps_of(batch, scored, examples.reference)
+        loss, counts = objective.loss(logps, kl), (batch.weight > 0).to(scored.answers.device)
+        found = sums(objective, logps, loss, kl, counts) | bucket_sums(logps, objective.rewards(logps), counts)
+        names, values = list(found), torch.stack(list(found.values()))
+        totals = values if totals is None else totals + values
         if should_stop():
             return None
-    *sums, count = engine.sum(totals).tolist()
-    return {name: value / count for name, value in zip(PAIR_METRICS, sums, strict=True)}
+    assert totals is not None, "an evaluation set has at least one pair, so every rank runs at least one batch"
+    whole = dict(zip(names, engine.sum(totals).tolist(), strict=True))
+    return means(whole, None if kl is None else kl.item()) | bucket_means(whole)

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.types import AdapterType, DPOJob
+from dpo_operator.api.training import AdapterType
+from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.full import FullCheckpoint, open_newest
 from dpo_trainer.errors import TrainerError, input_not_found
 from dpo_trainer.files import sha256, sync_folder
@@ -41,7 +42,7 @@ def run(job: DPOJob, work: WorkDir, *, progress: Progress) -> str:
     _quiet()
     progress("checking the last checkpoint")
     checkpoint, refused = open_newest(work.checkpoints)
-    if "probe" not in checkpoint.state:
+    if not checkpoint.state.get("finished"):
         because = f" ({'; '.join(refused)})" if refused else ""
         raise input_not_found(
             f"Expected the checkpoint of the last step, found step {checkpoint.manifest.step} of "

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
-from dpo_operator.api.types import Columns
+from dpo_operator.api.data import Columns
 
 Format = Literal["pairs", "messages", "dialogue"]
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpo_operator.api.data import Dataset
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.types import Dataset
 from dpo_trainer.errors import TrainerError, bad_dataset, input_not_found, invalid_configuration
 from dpo_trainer.sources import HubSource, no_space, retrying
 

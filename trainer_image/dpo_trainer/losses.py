@@ -1,6 +1,8 @@
-"""Preference losses and reward figures: pure functions of answer log-probs.
+"""Preference losses: pure functions of answer log-probs, one for each paper.
 
-Log-probs are sums over the answer's tokens, in nats; a mean over tokens is another loss.
+Log-probs are natural logarithms, in nats: sums over an answer's tokens, or means where a function says so. A log-ratio is
+the policy's log-prob minus the reference's; a margin is the chosen answer's figure minus the rejected one's. Every loss
+has the shape of its inputs; the caller averages. docs/methods tells when to use which, and where projects differ.
 """
 
 import torch
@@ -8,67 +10,108 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def log_ratios(policy: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-    """Policy-minus-reference log-ratios of the chosen and of the rejected answers.
-
-    policy, reference: [pairs, 2] float, nats; column 0 is the chosen answer, column 1 the rejected one.
-    Returns two tensors [pairs], nats.
-    """
-    ratios = policy - reference
-    return ratios[:, 0], ratios[:, 1]
-
-
 def dpo_loss(margin: Tensor, *, beta: float, label_smoothing: float = 0.0) -> Tensor:
     """Negative log-likelihood that the chosen answer wins (Rafailov et al. 2023, 2305.18290, eq. 7).
 
-    margin: [pairs] float, nats. Policy-minus-reference log-ratio, chosen minus rejected.
+    margin: [pairs] float, nats. Margin of log-ratios: sums for DPO, means over tokens for length-normalised DPO (Lambert
+        et al. 2024, 2411.15124, eq. 6), with down-weighted tails for LD-DPO (see desensitized).
     beta: 1/nats, > 0.
     label_smoothing: probability in [0, 0.5) that a label is the wrong way round; above 0 this is conservative DPO
         (Mitchell 2023, "A note on DPO with noisy preferences", eq. 3), the weighted mean of both labels' losses.
-    Returns [pairs], nats; the caller averages.
+    Returns [pairs], nats.
     """
     logit = beta * margin
     return -(1 - label_smoothing) * F.logsigmoid(logit) - label_smoothing * F.logsigmoid(-logit)
 
 
-def rewards(policy: Tensor, reference: Tensor, *, beta: float) -> tuple[Tensor, Tensor]:
-    """Implicit rewards of the chosen and of the rejected answers: beta times their log-ratios (2305.18290, section 5).
+def robust_dpo_loss(margin: Tensor, *, beta: float, label_smoothing: float) -> Tensor:
+    """DPO's loss, unbiased under flipped labels (Chowdhury et al. 2024, 2403.00409, eq. 12).
 
-    policy, reference: [pairs, 2] float, nats. Returns two tensors [pairs], dimensionless.
+    label_smoothing: probability in [0, 0.5) that a label is the wrong way round. The expectation over such flips is the loss
+        of the true labels, so it can be negative.
     """
-    chosen, rejected = log_ratios(policy, reference)
-    return beta * chosen, beta * rejected
+    logit, kept, flipped = beta * margin, 1 - label_smoothing, label_smoothing
+    return (flipped * F.logsigmoid(-logit) - kept * F.logsigmoid(logit)) / (kept - flipped)
 
 
-# Column names of `pair_metrics`: the keys that TRL logs, so that curves can be compared.
-PAIR_METRICS = (
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
-    "rewards/accuracies",
-    "logps/chosen",
-    "logps/rejected",
-)
+def ipo_loss(margin: Tensor, *, beta: float) -> Tensor:
+    """Squared distance of the margin from 1/(2 beta) (Azar et al. 2023, 2310.12036, eq. 17; beta is its tau).
 
-
-def pair_metrics(loss: Tensor, policy: Tensor, reference: Tensor, *, beta: float) -> Tensor:
-    """What is logged about each pair, in the order of PAIR_METRICS.
-
-    loss: [pairs], nats. policy, reference: [pairs, 2], nats.
-    Accuracy is strict: a tie, as before the first update, counts as wrong.
-    Returns [pairs, 7] float64, detached. float64, so that sums over many pairs keep their digits.
+    margin: [pairs], nats, of log-ratios: means over tokens by default, sums as the formula is printed.
     """
-    with torch.no_grad():
-        policy, reference = policy.double(), reference.double()
-        chosen, rejected = rewards(policy, reference, beta=beta)
-        columns = [
-            loss.double(),
-            chosen,
-            rejected,
-            chosen - rejected,
-            (chosen > rejected).double(),
-            policy[:, 0],
-            policy[:, 1],
-        ]
-        return torch.stack(columns, dim=1)
+    return (margin - 1 / (2 * beta)) ** 2
+
+
+def hinge_loss(margin: Tensor, *, beta: float) -> Tensor:
+    """How far beta times the margin falls short of 1 (SLiC-HF, Zhao et al. 2023, 2305.10425, on DPO's log-ratios)."""
+    return torch.relu(1 - beta * margin)
+
+
+def kto_loss(
+    log_ratios: Tensor, kl: Tensor, *, beta: float, desirable_weight: float = 1.0, undesirable_weight: float = 1.0
+) -> Tensor:
+    """One minus the value of each answer under a Kahneman-Tversky utility (Ethayarajh et al. 2024, 2402.01306, eq. 8).
+
+    log_ratios: [examples, 2], nats: column 0 desirable answers, column 1 undesirable ones.
+    kl: scalar, nats, >= 0, without gradient: the reference point, an estimate of the KL divergence from the reference.
+    Returns [examples, 2].
+    """
+    desirable = 1 - torch.sigmoid(beta * (log_ratios[:, 0] - kl))
+    undesirable = 1 - torch.sigmoid(beta * (kl - log_ratios[:, 1]))
+    return torch.stack([desirable_weight * desirable, undesirable_weight * undesirable], dim=1)
+
+
+def kto_kl(log_ratio_sum: Tensor, count: Tensor) -> Tensor:
+    """KTO's reference point: the mean log-ratio of answers that belong to other prompts, at least 0 (2402.01306, sec. 4.2).
+
+    Both arguments are scalars over the whole batch, of all ranks: a mean of the ranks' clamped means would be another number.
+    """
+    return (log_ratio_sum / count.clamp(min=1)).clamp(min=0).detach()
+
+
+def log_odds_ratio(mean_logps: Tensor) -> Tensor:
+    """Logarithm of the odds of the chosen answer over those of the rejected one (2403.07691, eq. 4 to 6).
+
+    mean_logps: [pairs, 2], nats per token, < 0. Odds of p are p/(1-p); log(1-p) is computed so that it stays exact for
+    p near 1 and near 0.
+    """
+    # In float64 the bound is one unit in the last place below certainty, where the odds would be infinite.
+    bounded = mean_logps.clamp(max=-torch.finfo(mean_logps.dtype).eps)
+    log_not = torch.where(
+        bounded > -0.6931471805599453, torch.log(-torch.expm1(bounded)), torch.log1p(-torch.exp(bounded))
+    )
+    log_odds = bounded - log_not
+    return log_odds[:, 0] - log_odds[:, 1]
+
+
+def orpo_loss(mean_logps: Tensor, *, beta: float) -> Tensor:
+    """ORPO's odds-ratio term (Hong et al. 2024, 2403.07691, eq. 7), to be added to the chosen answer's likelihood.
+
+    mean_logps: [pairs, 2], nats per token. beta: the paper's lambda.
+    """
+    return -beta * F.logsigmoid(log_odds_ratio(mean_logps))
+
+
+def simpo_loss(margin: Tensor, *, beta: float, target_margin: float, label_smoothing: float = 0.0) -> Tensor:
+    """Reference-free loss with a target margin (Meng et al. 2024, 2405.14734, eq. 6).
+
+    margin: [pairs], nats per token, of mean log-probs. target_margin: the paper's gamma.
+    """
+    logit = beta * margin - target_margin
+    return -(1 - label_smoothing) * F.logsigmoid(logit) - label_smoothing * F.logsigmoid(-logit)
+
+
+def nll_loss(logps: Tensor, tokens: Tensor) -> Tensor:
+    """Negative log-likelihood per token (the second term of Pang et al. 2024, 2404.19733, eq. 2).
+
+    logps: [pairs], nats, sums over the tokens that are counted in tokens, int64 [pairs].
+    """
+    return -logps / tokens.clamp(min=1)
+
+
+def desensitized(whole: Tensor, head: Tensor, *, tail_weight: float) -> Tensor:
+    """Log-probs in which the part of an answer beyond the other answer's length counts less (LD-DPO, 2409.06411, eq. 9).
+
+    whole, head: sums over all tokens, and over as many as the shorter answer of the pair has. tail_weight: the paper's alpha.
+    """
+    return tail_weight * whole + (1 - tail_weight) * head

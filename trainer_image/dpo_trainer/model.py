@@ -11,11 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dpo_operator.api.types import Adapter, AdapterType, DPOJobSpec
+from dpo_operator.api.training import Adapter, AdapterType
+from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batch import MicroBatch
 from dpo_trainer.errors import input_not_found, invalid_configuration
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+# Rows of a forward pass whose whole distribution is looked at, for entropy and token accuracy. They are spread evenly; more
+# would cost another pass over the vocabulary for figures that nothing is decided by.
+_LOOK_AT = 64
 
 
 class Policy(nn.Module):
@@ -39,11 +45,13 @@ class Policy(nn.Module):
         # Second names for submodules of self.model; a tuple keeps them out of named_parameters().
         self._parts: tuple[nn.Module, str] = (causal_lm, prefix)
 
-    def forward(self, batch: MicroBatch, *, whole_logits: bool = False) -> Tensor:
-        """Log-probs of the batch's answers, summed over their tokens.
+    def forward(self, batch: MicroBatch, *, whole_logits: bool = False) -> tuple[Tensor, Tensor]:
+        """Log-probs of the batch's answers (and prompts, where it scores them), summed over their tokens.
 
         whole_logits: as the attribute, for this call.
-        Returns [2*pairs] float64, nats: chosen, rejected, chosen, … as in the batch.
+        Returns float64 [segments, 2], nats: sums over all tokens of each segment, and over those of its head; and float64
+        [3], without gradient: sum of the entropies (nats) of some scored tokens' distributions, how many of these tokens
+        are the most likely one, and how many were looked at.
         """
         causal_lm, prefix = self._parts
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
@@ -52,18 +60,29 @@ class Policy(nn.Module):
         if _accepts(causal_lm._modules[prefix], "position_ids"):
             inputs["position_ids"] = batch.position_ids
         if whole_logits or self.whole_logits:
-            logits = causal_lm(**inputs).logits.flatten(0, 1)[batch.answer_positions]
+            logits = causal_lm(**inputs).logits.flatten(0, 1)[batch.scored_positions]
         else:
             # Only answer rows enter the head: prompts and padding would cost most of the logits' memory.
             output = causal_lm._modules[prefix](**inputs)
-            rows = output.last_hidden_state.flatten(0, 1).index_select(0, batch.answer_positions)
+            rows = output.last_hidden_state.flatten(0, 1).index_select(0, batch.scored_positions)
             with _transformer_replaced(causal_lm, prefix, replace(output, last_hidden_state=rows.unsqueeze(0))):
-                logits = causal_lm(input_ids=batch.answer_targets.unsqueeze(0), use_cache=False).logits.squeeze(0)
+                logits = causal_lm(input_ids=batch.scored_targets.unsqueeze(0), use_cache=False).logits.squeeze(0)
         # float32 whatever the model's dtype: bfloat16 log-probs lose what DPO subtracts.
-        logps = -F.cross_entropy(logits.float(), batch.answer_targets, reduction="none")
+        logps = -F.cross_entropy(logits.float(), batch.scored_targets, reduction="none").double()
         # Sums in float64: near -600 nats float32 has steps of 6e-5, and DPO subtracts two such sums from two others.
-        sums = torch.zeros(2 * len(batch.pairs), dtype=torch.float64, device=logps.device)
-        return sums.index_add(0, batch.answer_segment, logps.double())
+        sums = torch.zeros(batch.segments, 2, dtype=torch.float64, device=logps.device)
+        sums = sums.index_add(0, batch.scored_segment, torch.stack([logps, logps * batch.scored_head], dim=1))
+        return sums, _distribution(logits, batch.scored_targets)
+
+
+@torch.no_grad()
+def _distribution(logits: Tensor, targets: Tensor) -> Tensor:
+    """Entropy and top-1 hits of at most _LOOK_AT rows: see Policy.forward. logits: [scored, vocabulary]."""
+    step = max(1, -(-len(logits) // _LOOK_AT))
+    rows, wanted = logits[::step].detach().float().log_softmax(dim=-1), targets[::step]
+    entropy = -(rows.exp() * rows.clamp(min=-1e4)).sum()
+    hits = (rows.argmax(dim=-1) == wanted).sum()
+    return torch.stack([entropy.double(), hits.double(), torch.full_like(entropy, len(rows)).double()])
 
 
 class _Given(nn.Module):

@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from dpo_operator.api.types import AdapterType, DPOJob
+from dpo_operator.api.training import AdapterType
+from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.full import FullCheckpoint
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.telemetry.metrics_file import Line, kind, read_metrics
@@ -99,7 +100,7 @@ def _settings(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint) -> list[tu
         ("longest pair", f"{data.max_length} tokens"),
         (
             "loss",
-            f"{spec.method.name.value}, beta {spec.method.beta:g}, label smoothing {spec.method.label_smoothing:g}",
+            f"{spec.method.name.value}, beta {spec.method.strength:g}, label smoothing {spec.method.label_smoothing:g}",
         ),
         ("trained", _trained(job)),
         ("steps", f"{manifest.step} ({checkpoint.state.get('epoch', 0):.2f} epochs)"),

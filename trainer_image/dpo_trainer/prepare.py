@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dpo_operator.api.data import Dataset
 from dpo_operator.api.reports import DatasetReport
-from dpo_operator.api.types import Dataset, DPOJob, DPOJobSpec
+from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer import datastats, hub, modelcheck, modelfiles, prepared, rows, sources
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.errors import TrainerError, bad_dataset, invalid_configuration, volume_error

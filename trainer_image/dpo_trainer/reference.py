@@ -25,7 +25,7 @@ from dpo_trainer.files import commit, sha256
 log = logging.getLogger(__name__)
 
 # Changes when the same model and tokens would give other log-probs; files of another version are not read.
-VERSION = 1
+VERSION = 2
 
 
 def reference_key(spec: DPOJobSpec, *, model_digest: str, dataset_digest: str) -> str:
@@ -54,7 +54,7 @@ def reference_logps(
     ranks: Ranks,
     after_each: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
-    """Reference log-probs: float64 [pairs, 2], nats, on the CPU of every rank. Collective.
+    """Reference log-probs: float64 [pairs, 2, 2], nats, on the CPU of every rank, see Scored.answers. Collective.
 
     Call it before any weight has changed. size: pairs of one forward pass. after_each: see logps_table.
     Raises TrainerError INVALID_CONFIGURATION when the model gives log-probs that are not finite.
@@ -63,9 +63,9 @@ def reference_logps(
     cached = load_table(path, key=key, pairs=len(dataset)) if ranks.rank == 0 else None
     if ranks.on_first(lambda: cached is not None):
         # Rank 0 read it for all: on a network file system others might see an older state of the folder.
-        return engine.sum(cached if cached is not None else torch.zeros(len(dataset), 2, dtype=torch.float64)).cpu()
+        return engine.sum(cached if cached is not None else torch.zeros(len(dataset), 2, 2, dtype=torch.float64)).cpu()
     table = logps_table(engine, dataset, size=size, after_each=after_each)
-    broken = (~torch.isfinite(table)).any(dim=1).nonzero().flatten()
+    broken = (~torch.isfinite(table)).flatten(1).any(dim=1).nonzero().flatten()
     if len(broken):
         raise invalid_configuration(
             f"spec.model: expected finite log-probs from the initial model, found NaN or infinity in {len(broken)} pairs "
@@ -98,7 +98,7 @@ def load_table(path: Path, *, key: str, pairs: int) -> Tensor | None:
         return None
     if (
         metadata.get("key") != key
-        or table.shape != (pairs, 2)
+        or table.shape != (pairs, 2, 2)
         or table.dtype != torch.float64
         or metadata.get("sha256") != _digest(table)
     ):

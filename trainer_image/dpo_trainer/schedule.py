@@ -19,11 +19,13 @@ def learning_rate(
     total_steps: int,
     warmup: int,
     shape: Literal["cosine", "linear", "constant"],
+    floor: float = 0.0,
 ) -> float:
     """Learning rate of one optimizer step, counted from 1.
 
     The same numbers as Hugging Face's get_{cosine,linear,constant}_schedule_with_warmup, whose scheduler moves on
     after each update: step 1 uses factor 0 of the warm-up, step warmup+1 the peak.
+    floor: share of the peak that cosine and linear end at instead of 0.
     """
     done = step - 1
     if done < warmup:
@@ -31,6 +33,5 @@ def learning_rate(
     if shape == "constant":
         return peak
     progress = (done - warmup) / max(1, total_steps - warmup)
-    if shape == "linear":
-        return peak * max(0.0, 1 - progress)
-    return peak * max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
+    left = max(0.0, 1 - progress) if shape == "linear" else max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
+    return peak * (floor + (1 - floor) * left)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
-from dpo_operator.api.types import Columns, Data, Dataset
+from dpo_operator.api.data import Columns, Data, Dataset
 from dpo_trainer.dataset import PairDataset, TokenPair
 from dpo_trainer.errors import TrainerError, bad_dataset, invalid_configuration
 from dpo_trainer.formats import Format, Pair, Reason, Rejection, detect, normalize

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,20 +10,25 @@ import torch
 from torch import Tensor
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.types import AdapterType, DPOJob, DPOJobSpec
+from dpo_operator.api.training import AdapterType
+from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.checkpoint.identity import identity
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checks import check_first_step, choose_logits, say_partitions, warn
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.engine import Engine, join_world
-from dpo_trainer.errors import TrainerError, bad_dataset
-from dpo_trainer.evaluate import evaluate, logps_table, training_batches
-from dpo_trainer.losses import PAIR_METRICS, dpo_loss, log_ratios, pair_metrics
+from dpo_trainer.errors import TrainerError
+from dpo_trainer.evaluate import evaluate, logps_table
+from dpo_trainer.examples import Examples, open_examples
+from dpo_trainer.objective import Objective
 from dpo_trainer.outcome import Outcome, Stopped, StopRequest
 from dpo_trainer.reference import model_digest, reference_key, reference_logps
-from dpo_trainer.sampler import IntArray, Plan
+from dpo_trainer.sampler import Plan
+from dpo_trainer.samples import Samples
 from dpo_trainer.schedule import learning_rate, warmup_steps
+from dpo_trainer.step import forward_backward
+from dpo_trainer.stopping import cost, judge
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.workdir import WorkDir
 
@@ -42,8 +46,9 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     """
     spec = job.spec
     training = spec.training
-    train_data, eval_data = _open_data(work)
-    plan = Plan(len(train_data), training.global_batch_size, seed=training.seed, shuffle=training.shuffle)
+    objective = Objective(spec.method)
+    train, evaluation = open_examples(work, objective)
+    plan = Plan(len(train.data), training.global_batch_size, seed=training.seed, shuffle=training.shuffle)
     total_steps = plan.total_steps(epochs=training.epochs, max_steps=training.max_steps)
     warmup = warmup_steps(training.warmup_ratio, total_steps)
     eval_size = spec.evaluation.micro_batch_size or 2 * training.micro_batch_size
@@ -54,31 +59,16 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     engine = Engine(spec, work.model, world)
     ranks = Ranks(world.device)
     say_partitions(engine, ranks, telemetry)
-    choose_logits(engine, train_data, training.precision, telemetry)
+    choose_logits(engine, train.data, training.precision, telemetry)
 
     digest = ranks.on_first(lambda: model_digest(work.model, _known_digests(work)))
-    references = []
-    with telemetry.timed("ref"):
-        # In bf16 log-probs depend on the batch's shape. The same number of pairs as later makes what is compared alike:
-        # with one pair in a micro-batch, the first loss is ln 2 to the last digit.
-        for name, data, size in (
-            ("training", train_data, training.micro_batch_size),
-            ("evaluation", eval_data, eval_size),
-        ):
-            if data is not None:
-                telemetry.activity(f"reference log-probs of the {name} pairs")
-                references.append(
-                    reference_logps(
-                        engine,
-                        data,
-                        work.reference,
-                        key=reference_key(spec, model_digest=digest, dataset_digest=data.digest),
-                        size=size,
-                        ranks=ranks,
-                        after_each=_stop_or_alive(engine, telemetry, stop),
-                    )
-                )
-    train_reference, eval_reference = references[0], references[-1]
+    if objective.needs_reference:
+        with telemetry.timed("ref"):
+            # In bf16 log-probs depend on the batch's shape. The same number of pairs as later makes what is compared
+            # alike: with one pair in a micro-batch, the first loss is ln 2 to the last digit.
+            _add_reference(train, spec, digest, engine, ranks, work, telemetry, stop, size=training.micro_batch_size)
+            if evaluation is not None:
+                _add_reference(evaluation, spec, digest, engine, ranks, work, telemetry, stop, size=eval_size)
 
     # Not at the top: DeepSpeed looks for its device when it is imported, and join_world decides which one that is.
     from dpo_trainer.checkpoint.zero3 import Zero3State
@@ -87,7 +77,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     checkpoints = Checkpoints(
         work.checkpoints,
         attempt,
-        identity(spec, model=digest, dataset=train_data.digest),
+        identity(spec, model=digest, dataset=train.data.digest),
         keep_last=spec.checkpoint.keep_last,
         keep_best=spec.checkpoint.keep_best,
         ranks=ranks,
@@ -95,6 +85,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     checkpoints.begin()
     telemetry.activity("looking for a checkpoint")
     restored = checkpoints.load(state)
+    before = restored.state if restored else {}
     first_step = restored.step + 1 if restored else 1
     for reason in restored.refused if restored else ():
         warn(telemetry, "CheckpointRefused", reason)
@@ -106,18 +97,39 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
         checkpoint_interval=spec.checkpoint.every_steps,
         info=_info(spec),
     )
+    if before.get("finished"):
+        return Outcome("Succeeded", before["finished"])
+    evaluations: list[tuple[int, float]] = [(step, value) for step, value in before.get("evaluations", [])]
+    tokens_seen: int = before.get("tokens_seen", 0)
+    samples = Samples(engine, work, spec, evaluation.data if evaluation is not None else None)
+    if restored is None:
+        samples.take(0, telemetry)
 
     for step in range(first_step, total_steps + 1):
         started = time.monotonic()
         pairs = plan.step(step)
 
         with telemetry.timed("policy"):
-            sums = _forward_backward(engine, spec, train_data, train_reference, pairs, stop)
+            sums = forward_backward(
+                engine,
+                objective,
+                train,
+                pairs,
+                stop,
+                size=training.micro_batch_size,
+                kl_size=eval_size,
+                is_first=step == 1,
+            )
         if sums.broken:
             telemetry.nonfinite_step()
             raise _not_finite(f"the loss of {sums.broken} of {len(pairs)} pairs", step)
         rate = learning_rate(
-            step, peak=spec.learning_rate, total_steps=total_steps, warmup=warmup, shape=training.scheduler
+            step,
+            peak=spec.learning_rate,
+            total_steps=total_steps,
+            warmup=warmup,
+            shape=training.scheduler,
+            floor=training.min_learning_rate_ratio,
         )
         with telemetry.timed("optimizer"):
             grad_norm = engine.step(rate)
@@ -125,105 +137,103 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
             telemetry.nonfinite_step()
             raise _not_finite("the gradient", step)
 
-        metrics = {**sums.means, "grad_norm": grad_norm, "learning_rate": rate}
+        tokens_seen += sums.tokens
+        metrics = {**sums.metrics, "grad_norm": grad_norm, "learning_rate": rate, "num_tokens": float(tokens_seen)}
         if step == 1:
-            check_first_step(metrics, training.precision, telemetry)
+            check_first_step(metrics, sums.first_loss, training.precision, telemetry)
         telemetry.step(
             step,
             epoch=plan.epoch(step),
             seconds=time.monotonic() - started,
             pairs=len(pairs),
             tokens=sums.tokens,
+            truncated=sums.truncated,
             metrics=metrics if step % training.log_every_steps == 0 or step == total_steps else None,
             gpu_memory_peak=torch.cuda.max_memory_allocated() if world.device.type == "cuda" else None,
         )
 
         is_last, stopping = step == total_steps, sums.stop
-        evaluation: dict[str, float] | None = None
-        if eval_data is not None and not stopping and (is_last or step % spec.eval_every_steps == 0):
+        evaluated: dict[str, float] | None = None
+        improved = stale = False
+        if evaluation is not None and not stopping and (is_last or step % spec.eval_every_steps == 0):
             telemetry.activity("evaluating")
             with telemetry.timed("eval"):
-                evaluation = evaluate(
+                evaluated = evaluate(
                     engine,
-                    eval_data,
-                    eval_reference,
-                    method=spec.method,
+                    evaluation,
+                    objective,
                     size=eval_size,
                     should_stop=lambda: engine.any_rank(stop.is_set()),
                 )
-            if evaluation is not None:
-                telemetry.evaluation(step, evaluation)
-            stopping = evaluation is None
+                if evaluated is not None:
+                    evaluated |= samples.take(step, telemetry)
+            stopping = evaluated is None
+        if evaluated is not None:
+            telemetry.evaluation(step, evaluated)
+            evaluations.append((step, cost(spec.selection_metric, evaluated)))
+            verdict = judge(evaluations, spec.early_stopping)
+            improved, stale = verdict.improved and spec.checkpoint.keep_best > 0, verdict.stop
 
-        if is_last or stopping or step % spec.checkpoint.every_steps == 0:
+        finished = ""
+        if is_last:
+            finished = f"Trained {total_steps} steps on {plan.pairs_seen(step)} pairs."
+        elif stale:
+            finished = (
+                f"Stopped early after step {step} of {total_steps}: {spec.selection_metric} has not improved since step "
+                f"{verdict.best_step}."
+            )
+        if finished or stopping or improved or step % spec.checkpoint.every_steps == 0:
             loop: dict[str, Any] = {
                 "step": step,
                 "epoch": plan.epoch(step),
                 "pairs_seen": plan.pairs_seen(step),
+                "tokens_seen": tokens_seen,
                 "total_steps": total_steps,
                 "train": metrics,
-                "eval": evaluation,
+                "eval": evaluated,
+                "evaluations": evaluations,
+                "finished": finished,
             }
-            if is_last:
-                probed = ("eval", eval_data) if eval_data is not None else ("train", train_data)
-                loop["probe"] = _probe(engine, *probed, spec)
-            _save(checkpoints, state, step, loop, evaluation, telemetry)
-        if stopping and not is_last:
+            if finished or evaluated is not None:
+                loop["probe"] = _probe(engine, evaluation or train, spec)
+            selection = evaluations[-1][1] if evaluated is not None else None
+            _save(checkpoints, state, step, loop, selection, telemetry)
+        if finished:
+            return Outcome("Succeeded", finished)
+        if stopping:
             return Outcome("Stopped", f"Stopped after step {step} of {total_steps}; a checkpoint of it was committed.")
 
+    # Only when nothing was left to do after the step that was resumed from.
     return Outcome("Succeeded", f"Trained {total_steps} steps on {plan.pairs_seen(total_steps)} pairs.")
 
 
-def _open_data(work: WorkDir) -> tuple[PairDataset, PairDataset | None]:
-    """Training pairs, and evaluation pairs where there are any. Raises TrainerError."""
-    train_data = PairDataset.open(work.train_data)
-    if not len(train_data):
-        raise bad_dataset(f"{work.train_data}: expected at least one training pair, found none; run prepare again")
-    if not (work.eval_data / "meta.json").is_file():
-        return train_data, None
-    eval_data = PairDataset.open(work.eval_data)
-    return train_data, eval_data if len(eval_data) else None
-
-
-@dataclass(frozen=True)
-class _Sums:
-    """One step's figures over all ranks. broken: pairs whose loss is not finite. stop: some rank was asked to stop."""
-
-    means: dict[str, float]
-    tokens: int
-    broken: int
-    stop: bool
-
-
-def _forward_backward(
-    engine: Engine,
+def _add_reference(
+    examples: Examples,
     spec: DPOJobSpec,
-    data: PairDataset,
-    reference: Tensor,
-    pairs: IntArray,
+    digest: str,
+    engine: Engine,
+    ranks: Ranks,
+    work: WorkDir,
+    telemetry: Telemetry,
     stop: StopRequest,
-) -> _Sums:
-    """Gradient of one step's mean loss, in micro-batches; one reduction for all figures."""
-    world, method = engine.world, spec.method
-    figures = torch.zeros(len(PAIR_METRICS), dtype=torch.float64, device=world.device)
-    broken = torch.zeros(1, dtype=torch.float64, device=world.device)
-    tokens = 0
-    size = spec.training.micro_batch_size
-    for batch, last in training_batches(data, pairs, rank=world.rank, world_size=world.world_size, size=size):
-        policy = engine.logps(batch).view(-1, 2)
-        before, weight = reference[batch.pairs].to(world.device), batch.weight.to(world.device)
-        chosen, rejected = log_ratios(policy, before)
-        loss = dpo_loss(chosen - rejected, beta=method.beta, label_smoothing=method.label_smoothing)
-        engine.backward((loss * weight).sum() / len(pairs), last=last)
-        with torch.no_grad():
-            real = weight > 0
-            figures += pair_metrics(loss, policy, before, beta=method.beta)[real].sum(dim=0)
-            broken += (~torch.isfinite(loss[real])).sum()
-        tokens += batch.tokens
-    counts = torch.tensor([tokens, stop.is_set()], dtype=torch.float64, device=world.device)
-    *sums, not_finite, all_tokens, stopping = engine.sum(torch.cat([figures, broken, counts])).tolist()
-    means = {name: value / len(pairs) for name, value in zip(PAIR_METRICS, sums, strict=True)}
-    return _Sums(means, int(all_tokens), int(not_finite), stopping > 0)
+    *,
+    size: int,
+) -> None:
+    """Compute or read the reference log-probs of one split."""
+
+    def table(what: str, data: PairDataset) -> Tensor:
+        telemetry.activity(f"reference log-probs of {what}")
+        return reference_logps(
+            engine,
+            data,
+            work.reference,
+            key=reference_key(spec, model_digest=digest, dataset_digest=data.digest),
+            size=size,
+            ranks=ranks,
+            after_each=_stop_or_alive(engine, telemetry, stop),
+        )
+
+    examples.add_reference(table)
 
 
 def _stop_or_alive(engine: Engine, telemetry: Telemetry, stop: StopRequest) -> Callable[[int], None]:
@@ -237,14 +247,14 @@ def _stop_or_alive(engine: Engine, telemetry: Telemetry, stop: StopRequest) -> C
     return after_each
 
 
-def _probe(engine: Engine, split: str, data: PairDataset, spec: DPOJobSpec) -> dict[str, Any]:
-    """Log-probs of a few pairs under the final weights, to hold the exported model against. Collective."""
-    indices = np.arange(min(_PROBE_PAIRS, len(data)), dtype=np.int64)
-    table = logps_table(engine, data, size=1, indices=indices)
+def _probe(engine: Engine, examples: Examples, spec: DPOJobSpec) -> dict[str, Any]:
+    """Log-probs of a few pairs under the current weights, to hold the exported model against. Collective."""
+    indices = np.arange(min(_PROBE_PAIRS, len(examples.data)), dtype=np.int64)
+    table = logps_table(engine, examples.data, size=1, indices=indices)
     return {
-        "split": split,
+        "split": "eval" if examples.name == "evaluation" else "train",
         "pairs": indices.tolist(),
-        "logps": table[: len(indices)].tolist(),
+        "logps": table[: len(indices), :, 0].tolist(),
         "precision": spec.training.precision,
     }
 
@@ -254,18 +264,16 @@ def _save(
     state: "Zero3State",
     step: int,
     loop: dict[str, Any],
-    evaluation: dict[str, float] | None,
+    selection: float | None,
     telemetry: Telemetry,
 ) -> None:
+    """Commit a checkpoint. selection: cost of its evaluation, by which the best is chosen; None without one."""
     telemetry.activity("saving a checkpoint")
     started = time.monotonic()
     try:
         with telemetry.timed("checkpoint"):
             ref = checkpoints.save(
-                state,
-                step=step,
-                loop=loop,
-                metrics={"eval_loss": evaluation["loss"] if evaluation else None, "loss": loop["train"]["loss"]},
+                state, step=step, loop=loop, metrics={"selection": selection, "loss": loop["train"]["loss"]}
             )
     except TrainerError:
         telemetry.checkpoint_failed()

@@ -9,7 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dpo_operator.api import names
-from dpo_operator.api.types import RESERVED_ENV, Adapter, AdapterType, DPOJob, DPOJobSpec, MethodName, Toleration
+from dpo_operator.api.method import MethodName
+from dpo_operator.api.pods import RESERVED_ENV, Toleration
+from dpo_operator.api.training import Adapter, AdapterType
+from dpo_operator.api.types import DPOJob, DPOJobSpec
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,8 @@ SPEC_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "method.labelSmoothing",
-        "self.method.labelSmoothing == 0.0 || self.method.name in ['dpo', 'ln-dpo', 'simpo']",
-        lambda s: s.method.label_smoothing == 0 or s.method.name.value in ("dpo", "ln-dpo", "simpo"),
+        "self.method.labelSmoothing == 0.0 || self.method.name in ['dpo', 'ld-dpo', 'ln-dpo', 'simpo']",
+        lambda s: s.method.label_smoothing == 0 or s.method.name.value in ("dpo", "ld-dpo", "ln-dpo", "simpo"),
         "must be 0 unless method.name is dpo, ln-dpo or simpo",
     ),
     Rule(
@@ -196,6 +199,8 @@ IMMUTABLE_FIELDS: tuple[str, ...] = (
     "training",
     "evaluation",
     "earlyStopping",
+    "export",
+    "tracking",
     "nodes",
     "gpusPerNode",
     "pod",

@@ -1,19 +1,14 @@
 """What the API already accepts and this version does not do yet. Such a job fails at once with a condition that says so."""
 
-from dpo_operator.api.types import AdapterType, DPOJobSpec, MethodName
+from dpo_operator.api.training import AdapterType
+from dpo_operator.api.types import DPOJobSpec
 
 
 def unsupported(spec: DPOJobSpec) -> list[str]:
     """Sentences, one for each setting that is not implemented; empty when the job can run."""
     problems = []
-    if spec.method.name is not MethodName.DPO:
-        problems.append(f"spec.method.name: {spec.method.name.value} is not implemented yet; use dpo")
-    if spec.method.robust:
-        problems.append("spec.method.robust: true is not implemented yet; leave it out")
     if spec.adapter.type is AdapterType.QLORA:
         problems.append("spec.adapter.type: qlora is not implemented yet; use lora or none")
-    if spec.early_stopping is not None:
-        problems.append("spec.earlyStopping is not implemented yet; leave it out")
     if spec.training.zero_stage != 3:
         problems.append(f"spec.training.zeroStage: {spec.training.zero_stage} is not implemented yet; use 3")
     if spec.training.offload != "none":

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_operator.api import names
-from dpo_operator.api.types import DPOJob, ResourceList
+from dpo_operator.api.pods import ResourceList
+from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.common import build_labels
 from dpo_operator.builders.config import JOB_FILE_KEY
 from dpo_operator.builders.environment import TEMPORARY, build_environment

@@ -6,7 +6,7 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api.conditions import shorten
 from dpo_operator.api.exitcodes import ExitCode, info
 from dpo_operator.api.status import MAX_HISTORY, MAX_HISTORY_MESSAGE, DPOJobStatus, Restart
-from dpo_operator.api.types import FailurePolicy
+from dpo_operator.api.training import FailurePolicy
 from dpo_operator.planning import transitions
 from dpo_operator.planning.actions import Event, Plan
 from dpo_operator.planning.failures import Failure

@@ -6,7 +6,7 @@ import pytest
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api.status import MAX_HISTORY, Restart, State
-from dpo_operator.api.types import FailurePolicy
+from dpo_operator.api.training import FailurePolicy
 from dpo_operator.planning.failures import Failure
 from dpo_operator.planning.progress import progress_status
 from dpo_operator.planning.restarts import after_failure, backoff_seconds

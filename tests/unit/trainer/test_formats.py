@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo_operator.api.types import Columns
+from dpo_operator.api.data import Columns
 from dpo_trainer.formats import ChatPair, Message, Reason, Rejection, TextPair, detect, normalize
 
 pytestmark = pytest.mark.unit

@@ -55,7 +55,7 @@ class Restored:
 class Checkpoints:
     """The checkpoints of one job, as one attempt writes and reads them. All methods are collective.
 
-    root: the folder of all checkpoints. identity: see identity.py. keep_best: kept besides, by metrics["eval_loss"].
+    root: the folder of all checkpoints. identity: see identity.py. keep_best: kept besides, by metrics["selection"].
     observe: told the name of every sub-step of a save as it is reached; for progress, and for tests that kill there.
     """
 
@@ -209,7 +209,7 @@ class Checkpoints:
     def _retain(self, newest: int) -> None:
         """Remove what need not stay. The checkpoint that was just committed always stays."""
         found = layout.committed(self.root)
-        keep = retained({step: _eval_loss(folder) for step, folder in found}, newest, self.keep_last, self.keep_best)
+        keep = retained({step: _selection(folder) for step, folder in found}, newest, self.keep_last, self.keep_best)
         for folder in [folder for step, folder in found if step not in keep] + layout.temporary_folders(self.root):
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -281,22 +281,22 @@ def pieces(numel: int, start: int, end: int, world_size: int) -> list[tuple[int,
     return found
 
 
-def retained(losses: Mapping[int, float | None], newest: int, keep_last: int, keep_best: int) -> set[int]:
+def retained(costs: Mapping[int, float | None], newest: int, keep_last: int, keep_best: int) -> set[int]:
     """Steps of the checkpoints that stay.
 
-    losses: evaluation loss by step, None where there was no evaluation. newest: the one that was just committed; later
+    costs: evaluation result by step, less is better, None where there was no evaluation. newest: the one that was just committed; later
     ones were refused when this attempt began, or it would have gone on from them, so they go.
     """
-    usable = {step: loss for step, loss in losses.items() if step <= newest}
+    usable = {step: cost for step, cost in costs.items() if step <= newest}
     last = sorted(usable, reverse=True)[: max(1, keep_last)]
-    # Of equal losses the later one: it has seen more.
-    best = sorted((loss, -step) for step, loss in usable.items() if loss is not None)[:keep_best]
+    # Of equal ones the later one: it has seen more.
+    best = sorted((cost, -step) for step, cost in usable.items() if cost is not None)[:keep_best]
     return {newest, *last, *(-step for _, step in best)}
 
 
-def _eval_loss(folder: Path) -> float | None:
+def _selection(folder: Path) -> float | None:
     try:
-        return layout.read_manifest(folder)[0].metrics.get("eval_loss")
+        return layout.read_manifest(folder)[0].metrics.get("selection")
     except BadCheckpoint:
         return None
 

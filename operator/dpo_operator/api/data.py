@@ -1,0 +1,186 @@
+"""Preference data: where they come from, how their rows are read, which of them are used."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints
+
+from dpo_operator.api.base import ApiModel, Source
+
+# A column's name; a dot goes into nested objects: info.post.
+ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+
+
+class Columns(ApiModel):
+    """Names of the dataset's columns, where they differ from the usual ones. A dot goes into nested objects."""
+
+    prompt: ColumnName | None = Field(
+        default=None, description="Column of the prompt (text or chat messages). Default: prompt."
+    )
+    system: ColumnName | None = Field(
+        default=None,
+        description="Column of a system message that goes before the prompt, for chat messages. Default: none.",
+    )
+    chosen: ColumnName = Field(default="chosen", description="Column of the preferred answer.")
+    rejected: ColumnName = Field(default="rejected", description="Column of the other answer.")
+    completion: ColumnName = Field(default="completion", description="Column of the answer in unpaired data.")
+    label: ColumnName = Field(
+        default="label", description="Column that says whether an unpaired answer is desirable: true/false or 1/0."
+    )
+    responses: ColumnName = Field(
+        default="responses",
+        description="Column with a list of answers in scored data: texts, or objects with a text and a score.",
+    )
+    scores: ColumnName = Field(
+        default="scores",
+        description="Column with a list of numbers, one for each of responses, or the key of the score inside each response.",
+    )
+    chosen_score: ColumnName = Field(
+        default="score_chosen", description="Column of the preferred answer's score, which filters.minScoreGap reads."
+    )
+    rejected_score: ColumnName = Field(
+        default="score_rejected", description="Column of the other answer's score, which filters.minScoreGap reads."
+    )
+    answer_a: ColumnName = Field(default="response_a", description="Column of the first answer in voted data.")
+    answer_b: ColumnName = Field(default="response_b", description="Column of the second answer in voted data.")
+    votes: ColumnName = Field(
+        default="votes",
+        description="Column of the annotators' votes: one, or a list, of a/b/tie (also A/B, 0/1, model_a/model_b or the names of "
+        "the answers' columns), or an object of counts, {a: 3, b: 1}.",
+    )
+    confidence: ColumnName = Field(default="confidence", description="Column that filters.minConfidence reads, 0 to 1.")
+
+
+class Dataset(ApiModel):
+    """One split of preference data."""
+
+    source: Source = Field(
+        description="Hub id (org/name), a .jsonl, .json or .parquet file or a folder of them: a path, pvc://claim/path, s3:// or gs:// URL."
+    )
+    split: str = Field(
+        default="train",
+        min_length=1,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9_.\[\]:%+-]+$",
+        description="Split of a hub dataset; files ignore it.",
+    )
+    config: str | None = Field(
+        default=None,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9_.-]+$",
+        description="Configuration (subset) of a hub dataset.",
+    )
+    revision: str | None = Field(
+        default=None,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9._/-]+$",
+        description="Branch, tag or commit of a hub dataset.",
+    )
+    format: Literal["auto", "pairs", "messages", "dialogue", "scored", "votes", "unpaired"] = Field(
+        default="auto",
+        description="pairs: prompt, chosen, rejected as text. messages: the same as chat messages. dialogue: chosen and rejected are "
+        "whole '\\n\\nHuman: … \\n\\nAssistant: …' texts that share their prompt. scored: several answers with scores; the best is "
+        "chosen, the worst rejected. votes: two answers and annotators' votes. unpaired: prompt, completion and a label, for kto. "
+        "auto: decided by looking at the rows.",
+    )
+    columns: Columns = Field(default=Columns(), description="Names of the columns.")
+    limit: StrictInt | None = Field(
+        default=None, ge=1, le=1_000_000_000_000, description="Use only the first rows, for trials."
+    )
+    weight: StrictFloat = Field(
+        default=1.0,
+        gt=0,
+        le=1000,
+        description="How often each pair is used in an epoch: 0.5 takes a random half of them, 2 takes each twice.",
+    )
+
+
+class Condition(ApiModel):
+    """What a column of a row must hold for the row to be used, such as a language or a source."""
+
+    column: ColumnName = Field(description="Column; a dot goes into nested objects.")
+    operator: Literal["In", "NotIn", "AtLeast", "AtMost", "Exists", "DoesNotExist"] = Field(
+        default="In",
+        description="In, NotIn: the value as text is, or is not, among values. AtLeast, AtMost: the value is a number and compared "
+        "with the one value. Exists, DoesNotExist: there is, or is not, a value.",
+    )
+    values: list[Annotated[str, StringConstraints(max_length=1024)]] = Field(
+        default=[], max_length=256, description="Texts or numbers to compare with; true and false for booleans."
+    )
+
+
+class Filters(ApiModel):
+    """Which rows are left out, and how many may be. Each row left out is counted by reason and listed in a file."""
+
+    min_confidence: StrictFloat | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Drop pairs whose confidence column is below this; ambiguous pairs flatten the margin.",
+    )
+    min_score_gap: StrictFloat | None = Field(
+        default=None,
+        ge=0,
+        le=1e9,
+        description="Drop pairs whose scores differ by less than this (scored data, or columns chosenScore and rejectedScore).",
+    )
+    min_agreement: StrictFloat | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Drop voted pairs when a smaller share of the votes (ties count as half) is for the winner.",
+    )
+    max_length_ratio: StrictFloat | None = Field(
+        default=None,
+        ge=1,
+        le=1e6,
+        description="Drop pairs whose longer answer has more than so many times the tokens of the shorter one.",
+    )
+    drop_duplicates: StrictBool = Field(
+        default=False, description="Drop pairs whose prompt and answers were in an earlier pair of the same data."
+    )
+    where: list[Condition] = Field(
+        default=[], max_length=32, description="Use only rows that meet all of these, such as a language or a source."
+    )
+    max_bad_rows: StrictFloat = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Share of rows that may be unusable (malformed, empty, equal answers, differing prompts) before the job fails in "
+        "prepare. Rows that the other filters drop do not count.",
+    )
+
+
+class Data(ApiModel):
+    """Training and evaluation data, and how it becomes tokens."""
+
+    train: Dataset = Field(description="Pairs to train on.")
+    mixture: list[Dataset] = Field(
+        default=[],
+        max_length=32,
+        description="More training data, mixed with train; weight says how much of each is used.",
+    )
+    eval: Dataset | None = Field(
+        default=None,
+        description="Pairs to evaluate on. Without it, evalFraction of the training pairs is held out.",
+    )
+    eval_fraction: StrictFloat = Field(
+        default=0.0,
+        ge=0,
+        le=0.5,
+        description="Share of the training pairs held out for evaluation when eval is not given; 0 means no evaluation.",
+    )
+    max_length: StrictInt = Field(
+        default=2048, ge=8, le=1048576, description="Most tokens of prompt and answer together."
+    )
+    max_prompt_length: StrictInt | None = Field(
+        default=None,
+        ge=1,
+        le=1048576,
+        description="Most tokens of the prompt. Default: half of maxLength, more where the answers are short.",
+    )
+    truncation: Literal["keep_end", "keep_start", "drop"] = Field(
+        default="keep_end",
+        description="What becomes of pairs that are too long. keep_end, keep_start: the end or the start of the prompt stays, answers "
+        "lose their end; an answer always keeps at least one token. drop: such pairs are left out.",
+    )
+    filters: Filters = Field(default=Filters(), description="Which rows are left out.")

@@ -1,0 +1,156 @@
+"""How trainer pods are placed and run, and the volume that they share."""
+
+from typing import Literal
+
+from pydantic import Field, StrictBool, StrictInt, field_validator
+
+from dpo_operator.api.base import ApiModel, LabelKey, LabelValue, ObjectName, Quantity, ResourceQuantity
+
+
+class Volume(ApiModel):
+    """Where model, tokens, checkpoints and the export live. One folder on it belongs to the job."""
+
+    claim_name: ObjectName | None = Field(
+        default=None, description="Existing PersistentVolumeClaim to use. Without it, one is made."
+    )
+    storage_class_name: ObjectName | None = Field(
+        default=None, description="StorageClass of the claim that is made. Default: the cluster's."
+    )
+    size: Quantity = Field(
+        default="100Gi",
+        description="Size of the claim that is made: model twice, and optimizer state for each kept checkpoint.",
+    )
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] | None = Field(
+        default=None,
+        description="Access mode of the claim that is made. Default: ReadWriteMany, or ReadWriteOnce when nodes is 1.",
+    )
+    retention: Literal["Retain", "Delete"] = Field(
+        default="Retain", description="What becomes of the claim that was made when the DPOJob is deleted."
+    )
+
+
+class Checkpoint(ApiModel):
+    """Committed checkpoints."""
+
+    every_steps: StrictInt = Field(
+        default=50, ge=1, le=100_000_000, description="Optimizer steps between two checkpoints."
+    )
+    keep_last: StrictInt = Field(default=2, ge=1, le=1000, description="Newest checkpoints to keep.")
+    keep_best: StrictInt = Field(
+        default=1, ge=0, le=1000, description="Checkpoints with the lowest evaluation loss to keep besides."
+    )
+    volume: Volume = Field(default=Volume(), description="The work volume.")
+
+
+class Toleration(ApiModel):
+    """A pod toleration, as in core/v1."""
+
+    key: LabelKey | None = Field(default=None, description="Taint key; none matches all with operator Exists.")
+    operator: Literal["Exists", "Equal"] = Field(default="Equal", description="How the value is compared.")
+    value: LabelValue | None = Field(default=None, description="Taint value.")
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
+        default=None, description="Taint effect; none matches all."
+    )
+    toleration_seconds: StrictInt | None = Field(
+        default=None, ge=0, le=31_536_000, description="How long a NoExecute taint is tolerated."
+    )
+
+
+# What decides which code a process loads, or what the operator itself sets, is not the job's to change.
+# NVIDIA_VISIBLE_DEVICES could ask the container runtime for GPUs that the scheduler gave to somebody else.
+RESERVED_ENV = (
+    r"^(LD_.*|PYTHON.*|PATH|HOME|.*_PROXY|.*_proxy|HF_ENDPOINT|HF_HUB_OFFLINE|HF_TOKEN|HUGGING_FACE_HUB_TOKEN|PET_.*|DPO_.*|"
+    r"TORCHELASTIC_.*|MASTER_.*|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|GROUP_RANK|NVIDIA_VISIBLE_DEVICES|"
+    r"CUDA_VISIBLE_DEVICES|CUDA_INJECTION.*)$"
+)
+
+
+class EnvVar(ApiModel):
+    """An environment variable of the trainer, such as NCCL_SOCKET_IFNAME."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        min_length=1,
+        max_length=128,
+        description="Name. Variables that choose code or that the operator sets (LD_*, PYTHON*, PATH, *_PROXY, HF_ENDPOINT, RANK, MASTER_*, …) are refused.",
+    )
+    value: str = Field(
+        default="", max_length=4096, pattern=r"^[^\x00]*$", description="Value, taken literally; no NUL fits in it."
+    )
+
+
+class ResourceList(ApiModel):
+    """Requests and limits of a container."""
+
+    requests: dict[LabelKey, ResourceQuantity] = Field(
+        default={}, max_length=32, description="What the scheduler reserves."
+    )
+    limits: dict[LabelKey, ResourceQuantity] = Field(
+        default={}, max_length=32, description="What the container may use at most."
+    )
+
+
+class Network(ApiModel):
+    """How ranks reach each other."""
+
+    host_network: StrictBool = Field(
+        default=False,
+        description="Use the node's network, for fabrics that need it. Not allowed under restricted Pod Security.",
+    )
+    rdma_resource: LabelKey | None = Field(
+        default=None,
+        description="Extended resource of the RDMA device, such as rdma/ib; one is requested for each pod.",
+    )
+
+
+class Pod(ApiModel):
+    """How trainer pods are placed and run. There is no pod template: what isn't here can't be set."""
+
+    image: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=512,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$",
+        description="Trainer image. Default: the operator's.",
+    )
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
+        default=None, description="When the image is pulled. Default: the operator's."
+    )
+    image_pull_secrets: list[ObjectName] = Field(
+        default=[], max_length=8, description="Secrets for the image's registry."
+    )
+    resources: ResourceList = Field(
+        default=ResourceList(), description="CPU and memory of each training pod. GPUs come from gpusPerNode."
+    )
+    prepare_resources: ResourceList = Field(
+        default=ResourceList(), description="CPU and memory of the prepare and export pods."
+    )
+    node_selector: dict[LabelKey, LabelValue] = Field(
+        default={}, max_length=32, description="Labels that a training pod's node must have."
+    )
+    tolerations: list[Toleration] = Field(
+        default=[],
+        max_length=32,
+        description="Taints that the pods tolerate; training pods always tolerate nvidia.com/gpu.",
+    )
+    priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of all pods of the job.")
+    runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of training pods.")
+    env: list[EnvVar] = Field(
+        default=[],
+        max_length=64,
+        description="More environment variables of training pods; each name once.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    shared_memory: Quantity = Field(
+        default="2Gi",
+        description="Size of /dev/shm, which NCCL uses between GPUs; it counts as memory of the pod.",
+    )
+    network: Network = Field(default=Network(), description="How ranks reach each other.")
+
+    @field_validator("env")
+    @classmethod
+    def _names_differ(cls, env: list[EnvVar]) -> list[EnvVar]:
+        names_seen = [variable.name for variable in env]
+        if twice := {name for name in names_seen if names_seen.count(name) > 1}:
+            raise ValueError(f"set more than once: {', '.join(sorted(twice))}")
+        return env

@@ -1,0 +1,277 @@
+"""The model, what of it is trained, how, and what is measured, kept and exported."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints
+
+from dpo_operator.api.base import ApiModel, SecretKeyRef, Source
+from dpo_operator.api.pods import Volume
+
+
+class Model(ApiModel):
+    """The model to align: the policy's starting point and, for DPO, the reference."""
+
+    name: Source = Field(
+        description="Hub id (org/name), pvc://claim/folder, s3:// or gs:// URL, or a folder inside the container "
+        "(a local folder for `dpo run`). Weights must be safetensors; code from a hub is never run."
+    )
+    revision: str | None = Field(
+        default=None,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9._/-]+$",
+        description="Branch, tag or, better, the 40-digit commit of the hub repository; the commit used is recorded.",
+    )
+    token_secret_ref: SecretKeyRef | None = Field(
+        default=None,
+        description="Secret with a hub token for gated or private models and datasets. Only the prepare pod sees it.",
+    )
+    chat_template: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=32768,
+        description="Jinja chat template that replaces the tokenizer's own. It must be the one used for supervised fine-tuning.",
+    )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        default="auto",
+        description="Attention implementation; auto takes the model's default, SDPA where it has one.",
+    )
+
+
+class AdapterType(StrEnum):
+    """Which weights are trained."""
+
+    NONE = "none"
+    LORA = "lora"
+    QLORA = "qlora"
+
+
+class Adapter(ApiModel):
+    """Low-rank adapters; with type none all weights are trained."""
+
+    type: AdapterType = Field(
+        default=AdapterType.NONE,
+        description="none: all weights. lora: low-rank adapters. qlora: adapters on a 4-bit base.",
+    )
+    rank: StrictInt = Field(default=16, ge=1, le=1024, description="Rank of the update.")
+    alpha: StrictFloat = Field(default=32, gt=0, le=4096, description="Scale of the update; the factor is alpha/rank.")
+    dropout: StrictFloat = Field(
+        default=0.0, ge=0, lt=1, description="Dropout before the adapters. DPO's first-step checks need 0."
+    )
+    dora: StrictBool = Field(
+        default=False,
+        description="Train the magnitude of each weight column besides its direction (DoRA, 2402.09353): closer to full weights at low "
+        "ranks, slower.",
+    )
+    rslora: StrictBool = Field(
+        default=False,
+        description="Scale the update by alpha/sqrt(rank) (rsLoRA, 2312.03732), so that high ranks keep learning.",
+    )
+    target_modules: list[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$", min_length=1, max_length=128)]
+    ] = Field(
+        default=["q_proj", "v_proj"],
+        min_length=1,
+        max_length=64,
+        description="Modules that get an adapter, by the end of their name, or all-linear.",
+    )
+
+
+class Training(ApiModel):
+    """Optimization."""
+
+    epochs: StrictFloat = Field(
+        default=1.0,
+        gt=0,
+        le=1000,
+        description="Passes over the training pairs. DPO overfits fast: 1, at most 3.",
+    )
+    max_steps: StrictInt | None = Field(
+        default=None,
+        ge=1,
+        le=100_000_000,
+        description="Stop after so many optimizer steps, whatever epochs says.",
+    )
+    learning_rate: StrictFloat | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Peak learning rate. Default: 5e-7 for all weights, 5e-6 with adapters. Larger ones often diverge.",
+    )
+    global_batch_size: StrictInt = Field(
+        default=128,
+        ge=1,
+        le=1_000_000,
+        description="Pairs in one optimizer step over all GPUs, exact for any number of nodes.",
+    )
+    micro_batch_size: StrictInt = Field(
+        default=1,
+        ge=1,
+        le=4096,
+        description="Pairs in one forward and backward pass on one GPU; the rest is accumulated.",
+    )
+    warmup_ratio: StrictFloat = Field(
+        default=0.1, ge=0, le=1, description="Share of the steps in which the learning rate rises from 0."
+    )
+    scheduler: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="Shape of the learning rate after the warm-up."
+    )
+    min_learning_rate_ratio: StrictFloat = Field(
+        default=0.0, ge=0, le=1, description="Learning rate at the end of the run, as a share of its peak."
+    )
+    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+        default="adamw",
+        description="adamw: fp32 state, fused on GPUs. adamw-8bit: state in 8 bits (bitsandbytes, GPUs alone).",
+    )
+    adam_beta1: StrictFloat = Field(default=0.9, ge=0, lt=1, description="AdamW's decay of the mean of gradients.")
+    adam_beta2: StrictFloat = Field(default=0.999, ge=0, lt=1, description="AdamW's decay of their squares' mean.")
+    adam_epsilon: StrictFloat = Field(default=1e-8, gt=0, le=1, description="AdamW's term against division by 0.")
+    weight_decay: StrictFloat = Field(default=0.0, ge=0, le=10, description="AdamW's decoupled weight decay.")
+    max_grad_norm: StrictFloat = Field(
+        default=1.0,
+        ge=0,
+        le=1e6,
+        description="Gradients are clipped to this global norm; 0 turns clipping off.",
+    )
+    precision: Literal["bf16", "fp16", "fp32"] = Field(
+        default="bf16", description="Arithmetic of the model; master weights and losses are always fp32."
+    )
+    gradient_checkpointing: StrictBool = Field(
+        default=True,
+        description="Recompute activations in the backward pass: less memory, about a third more time.",
+    )
+    zero_stage: StrictInt = Field(
+        default=3,
+        ge=1,
+        le=3,
+        description="What DeepSpeed partitions: 1 optimizer state, 2 and gradients, 3 and weights.",
+    )
+    offload: Literal["none", "cpu", "nvme"] = Field(
+        default="none", description="Where DeepSpeed keeps optimizer state."
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        default="auto",
+        description="auto: CUDA when the container has a GPU (one that can't be used is an error), else the CPU.",
+    )
+    seed: StrictInt = Field(default=0, ge=0, le=2**31 - 1, description="Seed of shuffling, adapters and dropout.")
+    shuffle: StrictBool = Field(
+        default=True, description="Shuffle the pairs anew in each epoch; false keeps the files' order."
+    )
+    log_every_steps: StrictInt = Field(
+        default=1, ge=1, le=1_000_000, description="Steps between two lines of the log and of metrics.jsonl."
+    )
+
+
+class Evaluation(ApiModel):
+    """Evaluation on the held-out pairs."""
+
+    every_steps: StrictInt | None = Field(
+        default=None,
+        ge=1,
+        le=100_000_000,
+        description="Steps between two evaluations. Default: checkpoint.everySteps.",
+    )
+    micro_batch_size: StrictInt | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="Pairs in one forward pass. Default: twice training.microBatchSize.",
+    )
+    samples: StrictInt = Field(
+        default=4,
+        ge=0,
+        le=256,
+        description="Prompts whose answers by the policy are written to samples.jsonl at each evaluation, beside those of the reference; "
+        "0 turns it off.",
+    )
+    sample_tokens: StrictInt = Field(default=64, ge=1, le=8192, description="Most tokens of each such answer.")
+
+
+class EarlyStopping(ApiModel):
+    """Stop when an evaluation metric no longer improves."""
+
+    metric: Literal["eval_reward_margin", "eval_loss", "eval_reward_accuracy"] = Field(
+        default="eval_reward_margin", description="What is watched."
+    )
+    patience: StrictInt = Field(
+        default=3, ge=1, le=1000, description="Evaluations without improvement before the run stops."
+    )
+    min_delta: StrictFloat = Field(
+        default=0.01, ge=0, le=1000, description="Smallest change that counts as an improvement."
+    )
+
+
+class Export(ApiModel):
+    """What becomes of the trained weights."""
+
+    checkpoint: Literal["last", "best"] | None = Field(
+        default=None,
+        description="Which checkpoint is exported: the last, or the one with the best evaluation (earlyStopping.metric, or eval_loss). "
+        "Default: best with earlyStopping, else last.",
+    )
+    merge: StrictBool = Field(
+        default=False,
+        description="With adapters: write the whole model with the adapter merged into it besides the adapter.",
+    )
+
+
+class WandB(ApiModel):
+    """Weights & Biases."""
+
+    project: str = Field(
+        min_length=1, max_length=128, pattern=r"^[^/\\#?%:\x00-\x1f]+$", description="Project that the run belongs to."
+    )
+    entity: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=128,
+        pattern=r"^[A-Za-z0-9_.-]+$",
+        description="User or team. Default: the key's.",
+    )
+    mode: Literal["offline", "online"] = Field(
+        default="offline",
+        description="offline: a run folder on the volume, for `wandb sync`. online: rank 0 sends it, for which its pod needs a way out.",
+    )
+    api_key_secret_ref: SecretKeyRef | None = Field(
+        default=None, description="Secret with the API key, for mode online."
+    )
+
+
+class Tracking(ApiModel):
+    """Experiment trackers besides metrics.jsonl, TensorBoard files and Prometheus, which are always written."""
+
+    wandb: WandB | None = Field(default=None, description="Log to Weights & Biases.")
+
+
+class Checkpoint(ApiModel):
+    """Committed checkpoints."""
+
+    every_steps: StrictInt = Field(
+        default=50, ge=1, le=100_000_000, description="Optimizer steps between two checkpoints."
+    )
+    keep_last: StrictInt = Field(default=2, ge=1, le=1000, description="Newest checkpoints to keep.")
+    keep_best: StrictInt = Field(
+        default=1,
+        ge=0,
+        le=1000,
+        description="Checkpoints with the best evaluation (earlyStopping.metric, or eval_loss) to keep besides; one is also made when an "
+        "evaluation is the best so far.",
+    )
+    volume: Volume = Field(default=Volume(), description="The work volume.")
+
+
+class FailurePolicy(ApiModel):
+    """When to restart, and when to stop trying."""
+
+    max_restarts: StrictInt = Field(
+        default=5, ge=0, le=10_000, description="Counted restarts allowed within the window."
+    )
+    window_seconds: StrictInt = Field(
+        default=3600, ge=1, le=31_536_000, description="Restarts older than this are forgotten."
+    )
+    hang_timeout_seconds: StrictInt = Field(
+        default=300,
+        ge=10,
+        le=86_400,
+        description="Time without a finished step after which the ranks are restarted.",
+    )

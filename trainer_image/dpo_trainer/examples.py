@@ -1,0 +1,65 @@
+"""What a run trains on and evaluates with: token pairs, and the reference log-probs that its loss needs of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from dpo_trainer.dataset import PairDataset, mismatched
+from dpo_trainer.errors import bad_dataset, invalid_configuration
+from dpo_trainer.objective import Objective
+from dpo_trainer.workdir import WorkDir
+
+
+@dataclass
+class Examples:
+    """One split.
+
+    name: training or evaluation.
+    mismatched: the prompts with answers to other prompts, for KTO's reference point; None for other methods.
+    reference, mismatched_reference: float64 [pairs, 2, 2], nats, see Scored.answers; None until they are computed, and for
+        reference-free methods.
+    """
+
+    name: str
+    data: PairDataset
+    mismatched: PairDataset | None = None
+    reference: Tensor | None = None
+    mismatched_reference: Tensor | None = None
+
+    def add_reference(self, table: Callable[[str, PairDataset], Tensor]) -> None:
+        """Fill in the log-probs of the reference. table: computes them, given what to call the data."""
+        self.reference = table(f"the {self.name} pairs", self.data)
+        if self.mismatched is not None:
+            self.mismatched_reference = table(f"the {self.name} prompts with other answers", self.mismatched)
+
+
+def open_examples(work: WorkDir, objective: Objective) -> tuple[Examples, Examples | None]:
+    """Training pairs, and evaluation pairs where there are any. Raises TrainerError."""
+    train = _open("training", work.train_data, objective)
+    if train is None:
+        raise bad_dataset(f"{work.train_data}: expected at least one training pair, found none; run prepare again")
+    return train, _open("evaluation", work.eval_data, objective)
+
+
+def _open(name: str, folder: Path, objective: Objective) -> Examples | None:
+    if name == "evaluation" and not (folder / "meta.json").is_file():
+        return None
+    data = PairDataset.open(folder)
+    if not len(data):
+        return None
+    if not objective.needs_kl:
+        # Without kto, an answer without a counterpart has nothing to be compared with.
+        if (alone := int((data.lengths[:, 1:] == 0).any(axis=1).sum())) > 0:
+            raise invalid_configuration(
+                f"spec.method.name: {alone} of {len(data)} {name} examples are unpaired, and {objective.method.name.value} compares "
+                "two answers; use kto, or paired data"
+            )
+        return Examples(name, data)
+    if len(data) > 1 and len({data[i].prompt.tobytes() for i in range(len(data))}) > 1:
+        return Examples(name, data, mismatched(data))
+    raise invalid_configuration(
+        f"spec.method.name: kto estimates a KL divergence from answers to other prompts, and all {len(data)} {name} examples have "
+        "the same prompt; use another method, or more prompts"
+    )

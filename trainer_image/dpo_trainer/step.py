@@ -1,0 +1,88 @@
+"""One optimizer step's gradient: micro-batches through policy and loss, and one reduction for all that is logged."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from dpo_trainer.engine import Engine
+from dpo_trainer.evaluate import logps_of, micro_batches_of, reference_point
+from dpo_trainer.examples import Examples
+from dpo_trainer.figures import means, sums
+from dpo_trainer.objective import Objective
+from dpo_trainer.outcome import StopRequest
+from dpo_trainer.sampler import IntArray
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """One step's figures over all ranks.
+
+    metrics: means, TRL's keys. first_loss: loss that these pairs have while the policy is the reference; None when not asked for.
+    tokens, truncated: of the step's pairs. broken: pairs whose loss is not finite. stop: some rank was asked to stop.
+    """
+
+    metrics: dict[str, float]
+    first_loss: float | None
+    tokens: int
+    truncated: int
+    broken: int
+    stop: bool
+
+
+def forward_backward(
+    engine: Engine,
+    objective: Objective,
+    examples: Examples,
+    pairs: IntArray,
+    stop: StopRequest,
+    *,
+    size: int,
+    kl_size: int,
+    is_first: bool,
+) -> StepSums:
+    """Gradient of one step's mean loss. Collective.
+
+    size: pairs of a forward and backward pass. kl_size: pairs of a pass without gradients. is_first: compute first_loss.
+    """
+    world = engine.world
+    kl = reference_point(engine, examples, size=kl_size, indices=pairs) if objective.needs_kl else None
+    units = objective.units(torch.from_numpy(examples.data.lengths[pairs, 1:]))
+    totals = torch.zeros(0, dtype=torch.float64)
+    names: list[str] = []
+    for batch, last in micro_batches_of(
+        examples.data,
+        pairs,
+        rank=world.rank,
+        world_size=world.world_size,
+        size=size,
+        score_prompts=objective.needs_prompt,
+    ):
+        scored = engine.score(batch)
+        logps = logps_of(batch, scored, examples.reference)
+        counts = (batch.weight > 0).to(scored.answers.device)
+        loss = objective.loss(logps, kl)
+        engine.backward((loss * counts).sum() / units, last=last)
+        found = sums(objective, logps, loss.detach(), kl, counts)
+        found |= dict(zip(("entropy", "hits", "looked_at"), scored.distribution * counts.any(), strict=True))
+        if is_first and objective.needs_reference:
+            with torch.no_grad():
+                found["first_loss"] = (objective.first_loss(logps) * counts).sum()
+        found |= {"tokens": torch.tensor(batch.tokens), "truncated": torch.tensor(batch.truncated)}
+        names = list(found)
+        values = torch.stack([value.to(world.device, torch.float64) for value in found.values()])
+        totals = values if not len(totals) else totals + values
+    stopping = torch.tensor([stop.is_set()], dtype=torch.float64, device=world.device)
+    *whole, asked = engine.sum(torch.cat([totals, stopping])).tolist()
+    figures = dict(zip(names, whole, strict=True))
+    metrics = means(figures, None if kl is None else kl.item())
+    looked_at = figures["looked_at"] or math.nan
+    metrics["entropy"], metrics["mean_token_accuracy"] = figures["entropy"] / looked_at, figures["hits"] / looked_at
+    return StepSums(
+        metrics=metrics,
+        first_loss=figures["first_loss"] / units if "first_loss" in figures else None,
+        tokens=int(figures["tokens"]),
+        truncated=int(figures["truncated"]),
+        broken=int(figures["broken"]),
+        stop=asked > 0,
+    )
