@@ -123,7 +123,7 @@ def plain_training(document: dict[str, Any], model: Path, data: PairDataset, tot
 
     with torch.no_grad():
         reference = torch.stack([logps(data[i]) for i in range(len(data))])
-    training, beta = spec.training, spec.method.beta
+    training, beta = spec.training, spec.method.strength
     plan = Plan(len(data), training.global_batch_size, seed=training.seed, shuffle=training.shuffle)
     warmup = warmup_steps(training.warmup_ratio, total_steps)
     steps = []

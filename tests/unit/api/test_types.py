@@ -16,7 +16,7 @@ def job(name: str = "helpful", **spec: Any) -> DPOJob:
 
 def test_the_shortest_job_is_complete() -> None:
     spec = job().spec
-    assert (spec.method.name.value, spec.method.beta, spec.learning_rate) == ("dpo", 0.1, 5e-7)
+    assert (spec.method.name.value, spec.method.strength, spec.learning_rate) == ("dpo", 0.1, 5e-7)
     assert (spec.training.global_batch_size, spec.training.warmup_ratio, spec.training.scheduler) == (
         128,
         0.1,
@@ -130,10 +130,7 @@ def test_network_tuning_is_allowed(name: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
-        ({"method": {"name": "simpo"}}, "spec.method.name"),
-        ({"method": {"robust": True, "labelSmoothing": 0.1}}, "spec.method.robust"),
         ({"adapter": {"type": "qlora"}}, "spec.adapter.type"),
-        ({"earlyStopping": {}, "data": {"train": {"source": "a"}, "eval": {"source": "b"}}}, "spec.earlyStopping"),
         ({"training": {"zeroStage": 2}}, "spec.training.zeroStage"),
         ({"training": {"offload": "cpu"}}, "spec.training.offload"),
         ({"training": {"precision": "fp16"}}, "spec.training.precision"),
