@@ -22,7 +22,7 @@ QUESTION_MARK = "\n\nHuman:"
 
 
 class Reason(StrEnum):
-    """Why a row was left out. All but LOW_CONFIDENCE count against filters.maxBadRows."""
+    """Why a row was left out. All but those of NOT_BAD count against filters.maxBadRows."""
 
     MALFORMED_JSON = "malformed_json"
     NOT_UTF8 = "not_utf8"
@@ -40,7 +40,24 @@ class Reason(StrEnum):
     BAD_CONFIDENCE = "bad_confidence"
     TEMPLATE_ERROR = "template_error"
     EQUAL_AFTER_TRUNCATION = "equal_after_truncation"
+    OTHER_FORMAT = "other_format"
+    BAD_SCORE = "bad_score"
+    BAD_VOTE = "bad_vote"
+    TIE = "tie"
     LOW_CONFIDENCE = "low_confidence"
+    LOW_SCORE_GAP = "low_score_gap"
+    LOW_AGREEMENT = "low_agreement"
+    CONDITION = "condition"
+    LENGTH_RATIO = "length_ratio"
+    DUPLICATE = "duplicate"
+    TOO_LONG = "too_long"
+
+
+# Sound rows that a filter drops, that are longer than data.truncation allows, or that prefer neither answer.
+NOT_BAD = frozenset({
+    Reason.TIE, Reason.LOW_CONFIDENCE, Reason.LOW_SCORE_GAP, Reason.LOW_AGREEMENT, Reason.CONDITION, Reason.LENGTH_RATIO,
+    Reason.DUPLICATE, Reason.TOO_LONG,
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,7 +70,7 @@ class Rejection:
     @property
     def is_bad(self) -> bool:
         """Whether the row counts against filters.maxBadRows; a row that a filter drops does not."""
-        return self.reason is not Reason.LOW_CONFIDENCE
+        return self.reason not in NOT_BAD
 
 
 @dataclass(frozen=True)
@@ -66,11 +83,17 @@ class Message:
 
 @dataclass(frozen=True)
 class TextPair:
-    """Plain text: the policy reads prompt + chosen and prompt + rejected, with nothing between."""
+    """Plain text: the policy reads prompt + chosen and prompt + rejected, with nothing between.
+
+    An unpaired answer is chosen when it is desirable, else rejected; the other one is None, here as in ChatPair.
+    score_gap: chosen minus rejected, where the row gave scores. agreement: share of the votes for chosen, ties counted half.
+    """
 
     prompt: str
-    chosen: str
-    rejected: str
+    chosen: str | None
+    rejected: str | None
+    score_gap: float | None = None
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -78,8 +101,10 @@ class ChatPair:
     """Chat messages: the answers are the contents of one assistant turn after the prompt's messages."""
 
     prompt: tuple[Message, ...]
-    chosen: str
-    rejected: str
+    chosen: str | None
+    rejected: str | None
+    score_gap: float | None = None
+    agreement: float | None = None
 
 
 Pair = TextPair | ChatPair
@@ -271,12 +296,12 @@ def _encodable(text: str, column: str) -> str:
     return text
 
 
-def _check_answers(chosen: str, rejected: str) -> None:
-    if not chosen.strip():
+def _check_answers(chosen: str | None, rejected: str | None) -> None:
+    if chosen is not None and not chosen.strip():
         raise _Unusable(Reason.EMPTY_CHOSEN, "the chosen answer is empty")
-    if not rejected.strip():
+    if rejected is not None and not rejected.strip():
         raise _Unusable(Reason.EMPTY_REJECTED, "the rejected answer is empty")
-    if chosen.strip() == rejected.strip():
+    if chosen is not None and rejected is not None and chosen.strip() == rejected.strip():
         raise _Unusable(Reason.EQUAL_ANSWERS, "the answers are the same but for white space at their ends")
 
 

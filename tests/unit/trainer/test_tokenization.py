@@ -250,3 +250,13 @@ def test_tokens_decode_to_the_text_they_came_from(tiny_tokenizer, texts, chat):
 @pytest.fixture(scope="module")
 def tiny_tokenizer(tmp_path_factory):
     return tokenizer_of(tmp_path_factory.mktemp("tiny"), template=CHATML)
+
+
+@pytest.mark.parametrize("desirable", [True, False])
+def test_an_unpaired_answer_is_the_only_one_with_tokens(tmp_path, desirable):
+    tokenizer = tokenizer_of(tmp_path, template=CHATML)
+    both = (" yes", None) if desirable else (None, " yes")
+    text, chat = parts(tokenizer, TextPair("Q:", *both), ChatPair(ASK, *both))
+    chosen, rejected = ((1, 2), (2, 1))[not desirable]
+    assert (text[0], text[chosen], text[rejected]) == ("<s>Q:", " yes</s>", "")
+    assert (chat[chosen], chat[rejected]) == (" yes<|im_end|>", "")
