@@ -9,7 +9,6 @@ from dpo_trainer.dataset import PairDataset, TokenPair
 from tests.numerics.jobs import a_job, make_model
 from tests.numerics.trl_side import END
 
-
 # Tokens that the policy of two_models was taught; it has come to expect less of all others.
 _TAUGHT = (3, 60)
 

@@ -3,7 +3,6 @@
 The policy is not the reference, so no term of any loss vanishes. TRL sees one batch where ours is cut into micro-batches.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
