@@ -5,6 +5,8 @@ the policy's log-prob minus the reference's; a margin is the chosen answer's fig
 has the shape of its inputs; the caller averages. docs/methods tells when to use which, and where projects differ.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,8 +58,9 @@ def kto_loss(
     kl: scalar, nats, >= 0, without gradient: the reference point, an estimate of the KL divergence from the reference.
     Returns [examples, 2].
     """
-    desirable = 1 - torch.sigmoid(beta * (log_ratios[:, 0] - kl))
-    undesirable = 1 - torch.sigmoid(beta * (kl - log_ratios[:, 1]))
+    # 1 - sigmoid(x) as sigmoid(-x), which keeps its digits when the value is near 1.
+    desirable = torch.sigmoid(beta * (kl - log_ratios[:, 0]))
+    undesirable = torch.sigmoid(beta * (log_ratios[:, 1] - kl))
     return torch.stack([desirable_weight * desirable, undesirable_weight * undesirable], dim=1)
 
 
@@ -65,6 +68,7 @@ def kto_kl(log_ratio_sum: Tensor, count: Tensor) -> Tensor:
     """KTO's reference point: the mean log-ratio of answers that belong to other prompts, at least 0 (2402.01306, sec. 4.2).
 
     Both arguments are scalars over the whole batch, of all ranks: a mean of the ranks' clamped means would be another number.
+    Without any such answer it is 0.
     """
     return (log_ratio_sum / count.clamp(min=1)).clamp(min=0).detach()
 
@@ -75,11 +79,9 @@ def log_odds_ratio(mean_logps: Tensor) -> Tensor:
     mean_logps: [pairs, 2], nats per token, < 0. Odds of p are p/(1-p); log(1-p) is computed so that it stays exact for
     p near 1 and near 0.
     """
-    # In float64 the bound is one unit in the last place below certainty, where the odds would be infinite.
+    # Certainty would have infinite odds, so the log-prob is held one rounding step below it.
     bounded = mean_logps.clamp(max=-torch.finfo(mean_logps.dtype).eps)
-    log_not = torch.where(
-        bounded > -0.6931471805599453, torch.log(-torch.expm1(bounded)), torch.log1p(-torch.exp(bounded))
-    )
+    log_not = torch.where(bounded > -math.log(2), torch.log(-torch.expm1(bounded)), torch.log1p(-torch.exp(bounded)))
     log_odds = bounded - log_not
     return log_odds[:, 0] - log_odds[:, 1]
 
