@@ -99,11 +99,78 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     )
     if before.get("finished"):
         return Outcome("Succeeded", before["finished"])
-    evaluations: list[tuple[int, float]] = [(step, value) for step, value in before.get("evaluations", [])]
+    evaluations: list[tuple[int, float | None]] = [(step, value) for step, value in before.get("evaluations", [])]
     tokens_seen: int = before.get("tokens_seen", 0)
-    samples = Samples(engine, work, spec, evaluation.data if evaluation is not None else None)
+    held_out = evaluation.data if evaluation is not None else None
+    samples = Samples(engine, ranks, work, spec, held_out, size=eval_size, resumed_step=first_step - 1)
+
+    def should_stop() -> bool:
+        return engine.any_rank(stop.is_set())
+
+    def is_evaluated(step: int) -> bool:
+        return evaluation is not None and (step == total_steps or step % spec.eval_every_steps == 0)
+
+    def conclude(step: int, metrics: dict[str, float], *, stopping: bool, committed: bool = False) -> Outcome | None:
+        """Evaluate, judge and save after a step; how the run ends, None when it goes on. Collective.
+
+        committed: there is a checkpoint of the step, which only lacks its evaluation.
+        """
+        evaluated: dict[str, float] | None = None
+        improved = stale = False
+        if evaluation is not None and is_evaluated(step) and not stopping:
+            telemetry.activity("evaluating")
+            with telemetry.timed("eval"):
+                evaluated = evaluate(engine, evaluation, objective, size=eval_size, should_stop=should_stop)
+                answered = None if evaluated is None else samples.take(step, telemetry, should_stop)
+            if evaluated is not None:
+                evaluated |= answered or {}
+            stopping = answered is None
+        if evaluated is not None:
+            telemetry.evaluation(step, evaluated)
+            evaluations.append((step, cost(spec.selection_metric, evaluated)))
+            verdict = judge(evaluations, spec.early_stopping)
+            improved, stale = verdict.improved and spec.checkpoint.keep_best > 0, verdict.stop
+
+        finished = ""
+        if step == total_steps and (evaluated is not None or evaluation is None):
+            finished = f"Trained {total_steps} steps on {plan.pairs_seen(step)} pairs."
+        elif stale:
+            finished = (
+                f"Stopped early after step {step} of {total_steps}: {spec.selection_metric} has not improved since step "
+                f"{verdict.best_step}."
+            )
+        if finished or stopping or improved or step % spec.checkpoint.every_steps == 0:
+            loop: dict[str, Any] = {
+                "step": step,
+                "epoch": plan.epoch(step),
+                "pairs_seen": plan.pairs_seen(step),
+                "tokens_seen": tokens_seen,
+                "total_steps": total_steps,
+                "train": metrics,
+                "eval": evaluated,
+                "evaluations": evaluations,
+                "finished": finished,
+            }
+            if finished or evaluated is not None:
+                loop["probe"] = _probe(engine, evaluation or train, spec)
+            selection = evaluations[-1][1] if evaluated is not None else None
+            _save(checkpoints, state, step, loop, selection, telemetry, committed=committed)
+        if finished:
+            return Outcome("Succeeded", finished)
+        if stopping:
+            return Outcome("Stopped", f"Stopped after step {step} of {total_steps}; a checkpoint of it was committed.")
+        return None
+
     if restored is None:
-        samples.take(0, telemetry)
+        with telemetry.timed("eval"):
+            answered = samples.take(0, telemetry, should_stop)
+        if answered is None:
+            raise Stopped(stop.signal_name or "a signal to another rank")
+    elif is_evaluated(restored.step) and before["eval"] is None:
+        # A signal came before this step was evaluated. What the evaluations decide must not depend on that.
+        ended = conclude(restored.step, before["train"], stopping=False, committed=True)
+        if ended is not None:
+            return ended
 
     for step in range(first_step, total_steps + 1):
         started = time.monotonic()
@@ -152,56 +219,9 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
             gpu_memory_peak=torch.cuda.max_memory_allocated() if world.device.type == "cuda" else None,
         )
 
-        is_last, stopping = step == total_steps, sums.stop
-        evaluated: dict[str, float] | None = None
-        improved = stale = False
-        if evaluation is not None and not stopping and (is_last or step % spec.eval_every_steps == 0):
-            telemetry.activity("evaluating")
-            with telemetry.timed("eval"):
-                evaluated = evaluate(
-                    engine,
-                    evaluation,
-                    objective,
-                    size=eval_size,
-                    should_stop=lambda: engine.any_rank(stop.is_set()),
-                )
-                if evaluated is not None:
-                    evaluated |= samples.take(step, telemetry)
-            stopping = evaluated is None
-        if evaluated is not None:
-            telemetry.evaluation(step, evaluated)
-            evaluations.append((step, cost(spec.selection_metric, evaluated)))
-            verdict = judge(evaluations, spec.early_stopping)
-            improved, stale = verdict.improved and spec.checkpoint.keep_best > 0, verdict.stop
-
-        finished = ""
-        if is_last:
-            finished = f"Trained {total_steps} steps on {plan.pairs_seen(step)} pairs."
-        elif stale:
-            finished = (
-                f"Stopped early after step {step} of {total_steps}: {spec.selection_metric} has not improved since step "
-                f"{verdict.best_step}."
-            )
-        if finished or stopping or improved or step % spec.checkpoint.every_steps == 0:
-            loop: dict[str, Any] = {
-                "step": step,
-                "epoch": plan.epoch(step),
-                "pairs_seen": plan.pairs_seen(step),
-                "tokens_seen": tokens_seen,
-                "total_steps": total_steps,
-                "train": metrics,
-                "eval": evaluated,
-                "evaluations": evaluations,
-                "finished": finished,
-            }
-            if finished or evaluated is not None:
-                loop["probe"] = _probe(engine, evaluation or train, spec)
-            selection = evaluations[-1][1] if evaluated is not None else None
-            _save(checkpoints, state, step, loop, selection, telemetry)
-        if finished:
-            return Outcome("Succeeded", finished)
-        if stopping:
-            return Outcome("Stopped", f"Stopped after step {step} of {total_steps}; a checkpoint of it was committed.")
+        ended = conclude(step, metrics, stopping=sums.stop)
+        if ended is not None:
+            return ended
 
     # Only when nothing was left to do after the step that was resumed from.
     return Outcome("Succeeded", f"Trained {total_steps} steps on {plan.pairs_seen(total_steps)} pairs.")
@@ -266,15 +286,22 @@ def _save(
     loop: dict[str, Any],
     selection: float | None,
     telemetry: Telemetry,
+    *,
+    committed: bool,
 ) -> None:
-    """Commit a checkpoint. selection: cost of its evaluation, by which the best is chosen; None without one."""
+    """Commit a checkpoint. selection: cost of its evaluation, by which the best is chosen; None without one.
+
+    committed: the newest checkpoint has these weights already, and only learns what the loop says now.
+    """
     telemetry.activity("saving a checkpoint")
     started = time.monotonic()
+    metrics = {"selection": selection, "loss": loop["train"]["loss"]}
     try:
         with telemetry.timed("checkpoint"):
-            ref = checkpoints.save(
-                state, step=step, loop=loop, metrics={"selection": selection, "loss": loop["train"]["loss"]}
-            )
+            if committed:
+                ref = checkpoints.amend(loop=loop, metrics=metrics)
+            else:
+                ref = checkpoints.save(state, step=step, loop=loop, metrics=metrics)
     except TrainerError:
         telemetry.checkpoint_failed()
         raise

@@ -63,6 +63,11 @@ class WorkDir:
         return self.root / "metrics.jsonl"
 
     @property
+    def samples(self) -> Path:
+        """JSON lines of answers to a few evaluation prompts, each prompt once a step; step 0 is the reference."""
+        return self.root / "samples.jsonl"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard event files."""
         return self.root / "tensorboard"
