@@ -184,3 +184,8 @@ class Data(ApiModel):
         "lose their end; an answer always keeps at least one token. drop: such pairs are left out.",
     )
     filters: Filters = Field(default=Filters(), description="Which rows are left out.")
+
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """Everything that is read: train, the mixture, and eval where it is given."""
+        return (self.train, *self.mixture, *(() if self.eval is None else (self.eval,)))

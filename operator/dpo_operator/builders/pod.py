@@ -132,8 +132,7 @@ def _volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
 
 def source_claims(job: DPOJob) -> list[str]:
     """Claims that the model and the data are read from (pvc://claim/path), each once, in a fixed order."""
-    data = job.spec.data
-    sources = [job.spec.model.name, data.train.source, *([data.eval.source] if data.eval else [])]
+    sources = [job.spec.model.name, *(data.source for data in job.spec.data.datasets)]
     claims = [s.removeprefix("pvc://").partition("/")[0] for s in sources if s.startswith("pvc://")]
     return list(dict.fromkeys(claims))
 

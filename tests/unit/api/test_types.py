@@ -82,6 +82,12 @@ def test_a_wrong_value_names_its_field(spec: dict[str, Any], field: str) -> None
         ({"data": {"train": {"source": "a"}, "eval": {"source": "b"}, "evalFraction": 0.1}}, "data.evalFraction"),
         ({"method": {"robust": True}}, "method.robust"),
         ({"method": {"name": "ipo", "labelSmoothing": 0.1}}, "method.labelSmoothing"),
+        ({"method": {"plus": [{"name": "hinge", "labelSmoothing": 0.1}]}}, "method.plus"),
+        ({"method": {"name": "kto", "plus": [{"name": "dpo"}]}}, "method.plus"),
+        ({"method": {"name": "simpo", "margin": 0, "marginRatio": 0}}, "method.margin"),
+        ({"method": {"name": "kto", "nllWeight": 0.5}}, "method.nllWeight"),
+        ({"method": {"name": "orpo", "nllWeight": 0, "nllOver": "all"}}, "method.nllOver"),
+        ({"data": {"train": {"source": "a"}, "mixture": [{"source": "pvc://"}]}}, "data.mixture"),
         ({"earlyStopping": {}}, "earlyStopping"),
         ({"checkpoint": {"volume": {"claimName": "c", "storageClassName": "s"}}}, "checkpoint.volume.claimName"),
         ({"nodes": 2, "checkpoint": {"volume": {"accessMode": "ReadWriteOnce"}}}, "checkpoint.volume.accessMode"),
@@ -120,6 +126,20 @@ def test_a_broken_rule_names_its_field(spec: dict[str, Any], field: str) -> None
 def test_a_source_that_prepare_can_read_is_allowed(source: str) -> None:
     sources = {"train": {"source": source}, "eval": {"source": source}}
     assert rules.violations(job(model={"name": source}, data=sources)) == []
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"plus": [{"name": "dpo"}, {"name": "dpo", "beta": 0.5}]},  # the same loss twice, at two temperatures
+        {"name": "orpo", "nllOver": "all"},
+        {"name": "ipo", "plus": [{"name": "simpo", "margin": 0.5}], "nllWeight": 0.1, "nllOver": "all"},
+        {"name": "ln-dpo", "labelSmoothing": 0.1, "robust": True},
+        {"name": "kto", "desirableWeight": 0, "undesirableWeight": 1, "nllWeight": 0},
+    ],
+)
+def test_settings_that_belong_together_are_allowed(method: dict[str, Any]) -> None:
+    assert rules.violations(job(method=method)) == []
 
 
 @pytest.mark.parametrize("name", ["NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TORCH_NCCL_BLOCKING_WAIT"])

@@ -153,11 +153,13 @@ def test_token_is_a_file_and_in_prepare_alone():
 
 
 def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
-    data = {"train": {"source": "pvc://pairs/a.jsonl"}, "eval": {"source": "pvc://held-out"}}
+    mixture = [{"source": "pvc://more/b.jsonl"}, {"source": "org/on-the-hub"}, {"source": "pvc://pairs/c.jsonl"}]
+    data = {"train": {"source": "pvc://pairs/a.jsonl"}, "mixture": mixture, "eval": {"source": "pvc://held-out"}}
     spec = {"model": {"name": "pvc://pairs/model"}, "data": data}
     mounts = mounts_of("prepare", **spec)
     assert [(m, mounts[m]["readOnly"]) for m in mounts if m.startswith("/claims")] == [
         ("/claims/pairs", True),
+        ("/claims/more", True),
         ("/claims/held-out", True),
     ]
     claims = [
@@ -165,7 +167,7 @@ def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
         for v in pod_of("prepare", **spec)["volumes"]
         if "persistentVolumeClaim" in v
     ]
-    assert claims == ["pairs-work", "pairs", "held-out"]
+    assert claims == ["pairs-work", "pairs", "more", "held-out"]
     assert not [m for m in mounts_of("train", **spec) if m.startswith("/claims")]
 
 
