@@ -42,15 +42,15 @@ def some_pairs(count: int, *, seed: int = 0) -> PairDataset:
     return PairDataset.from_pairs(TokenPair(tokens(12), tokens(9), tokens(20), row) for row in range(count))
 
 
-def make_model(folder: Path, *, tied: bool = False, **settings: Any) -> None:
+def make_model(folder: Path, *, tied: bool = False, layers: int = 2, **settings: Any) -> None:
     """Save a small Llama with random weights large enough to have opinions."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(3)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.15, tie_word_embeddings=tied, **settings,
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.15, tie_word_embeddings=tied, **settings,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
 

@@ -86,6 +86,9 @@ def join_world(wanted_device: str, *, timeout_seconds: float = 1800) -> World:
     os.environ["DS_ACCELERATOR"] = device.type
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        # DeepSpeed would run numactl to count this machine's devices, in every backward pass.
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     timeout = timedelta(seconds=timeout_seconds)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if world_size == 1:
