@@ -57,6 +57,7 @@ def check_first_step(metrics: dict[str, float], first_loss: float | None, precis
         return
     tolerance = _FIRST_STEP_TOLERANCE[precision]
     telemetry.initial_margin(metrics["rewards/margins"])
+    telemetry.initial_loss(first_loss)
     if abs(metrics["loss"] - first_loss) > tolerance * max(1.0, abs(first_loss)):
         warn(
             telemetry,

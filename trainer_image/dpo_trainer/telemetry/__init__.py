@@ -14,7 +14,7 @@ from dpo_operator.api import names
 from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import CheckpointRef, Metrics, Progress
 from dpo_trainer.telemetry.console import Console, console
-from dpo_trainer.telemetry.metrics_file import MetricsFile
+from dpo_trainer.telemetry.metrics_file import INITIAL_LOSS, MetricsFile, initial_loss, read_metrics
 from dpo_trainer.telemetry.prometheus import TrainerMetrics
 from dpo_trainer.telemetry.server import TelemetryServer, bind_address
 from dpo_trainer.telemetry.tensorboard import TensorBoardFile
@@ -54,6 +54,7 @@ class Telemetry:
         self._tensorboard: TensorBoardFile | None = None
         self._server: TelemetryServer | None = None
         self._marks: deque[tuple[float, int]] = deque(maxlen=_WINDOW + 1)
+        self._initial_loss: float | None = None
         if (algorithm := self._metrics.algorithm) is not None:
             algorithm.attempt.set(attempt)
             algorithm.last_step.set(time.time())
@@ -127,6 +128,8 @@ class Telemetry:
         if (algorithm := self._metrics.algorithm) is None:
             return
         self._file = MetricsFile(self._work.metrics, resumed_step=resumed_step)
+        if (known := initial_loss(read_metrics(self._work.metrics))) is not None:
+            algorithm.initial_loss.set(known)
         self._tensorboard = TensorBoardFile(self._work.tensorboard, resumed_step=resumed_step)
         algorithm.max_steps.set(max_steps)
         algorithm.step.set(resumed_step)
@@ -145,6 +148,12 @@ class Telemetry:
         """Mean reward margin before the first step, nats."""
         if (algorithm := self._metrics.algorithm) is not None:
             algorithm.initial_margin.set(margin)
+
+    def initial_loss(self, loss: float) -> None:
+        """Loss that the first pairs have while the policy is the reference. Kept in the first line of metrics.jsonl."""
+        self._initial_loss = loss
+        if (algorithm := self._metrics.algorithm) is not None:
+            algorithm.initial_loss.set(loss)
 
     def step(
         self,
@@ -188,7 +197,10 @@ class Telemetry:
         if metrics is None:
             return
         algorithm.values("train", metrics)
-        self._store(step, {"epoch": epoch, **metrics, "pairs": pairs, "step_seconds": seconds}, prefix="", now=now)
+        line = {"epoch": epoch, **metrics, "pairs": pairs, "step_seconds": seconds}
+        if self._initial_loss is not None:
+            line[INITIAL_LOSS], self._initial_loss = self._initial_loss, None
+        self._store(step, line, prefix="", now=now)
         self._show.step(self.progress, metrics)
 
     def nonfinite_step(self) -> None:

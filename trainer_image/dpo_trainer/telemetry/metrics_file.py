@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 Line = dict[str, Any]
+# In the first training line, for methods that start at a known loss.
+INITIAL_LOSS = "initial_loss"
 
 
 def read_metrics(path: Path) -> list[Line]:
@@ -31,6 +33,12 @@ def read_metrics(path: Path) -> list[Line]:
 def kind(line: Mapping[str, Any]) -> str:
     """eval for the result of an evaluation, else train."""
     return "eval" if any(key.startswith("eval_") for key in line) else "train"
+
+
+def initial_loss(lines: list[Line]) -> float | None:
+    """Loss at which the run started because the policy was the reference; None for methods without a reference."""
+    found = next((line for line in lines if kind(line) == "train"), {}).get(INITIAL_LOSS)
+    return found if isinstance(found, int | float) else None
 
 
 def _kind_and_step(line: Mapping[str, Any]) -> Hashable:
