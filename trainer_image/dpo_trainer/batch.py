@@ -29,7 +29,7 @@ class MicroBatch:
     scored_head: bool [scored], whether the token is among the first n of its answer, n being the shorter answer's length.
     segments: how many of those there are: 2*pairs, or 3*pairs with prompts.
     answer_tokens: int64 [pairs, 2], lengths of the answers, 0 where an unpaired example has none.
-    prompt_tokens: int64 [pairs], scored tokens of the prompts: all but the first.
+    prompt_tokens: int64 [pairs], tokens of the prompts that can be scored: all but the first.
     pairs: int64 [pairs], where the pairs are in the dataset.
     weight: float32 [pairs], 1, or 0 for a pair that only keeps this rank in step with the others.
     tokens, truncated: tokens that are not padding, and pairs that were cut, among those that count.
@@ -63,7 +63,8 @@ def collate(
 
     indices: positions in the dataset, at least one.
     weight: 1 for pairs that count, 0 for those that do not.
-    score_prompts: score the prompts' tokens too, once for each pair, in its chosen answer's row.
+    score_prompts: score the prompts' tokens too, once for each pair, in its chosen answer's row; an unpaired example that
+        is undesirable has no such row.
     The padding is token 0, a real token in most vocabularies. It is never predicted and, with causal attention, never
     seen by a token that is, so the tokenizer needs no padding token.
     """
