@@ -50,7 +50,8 @@ def make_model(folder: Path, *, tied: bool = False, layers: int = 2, **settings:
     torch.manual_seed(3)
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.15, tie_word_embeddings=tied, **settings,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.15,
+        tie_word_embeddings=tied, **settings,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
 
