@@ -112,7 +112,7 @@ def test_real_degenerate_rows_fail_with_counts(place, shared):
     message = place.refused(ExitCode.BAD_DATASET, train={"source": str(shared / "data/hh_helpful_base/odd.jsonl")})
     assert "8 of 8 rows (100.00%) are unusable, and filters.maxBadRows allows 1.00%" in message
     assert "empty_rejected 4, equal_answers 2, prompts_differ 2" in message
-    assert "row 0 (counting from 0), empty_rejected" in message
+    assert "row 0 (counting from 0; odd.jsonl line 1), empty_rejected" in message
     assert {(row["split"], row["row"]) for row in place.dropped} == {("train", i) for i in range(8)}
 
 
