@@ -21,7 +21,7 @@ from tests.numerics.ranks import RankFailed, on_ranks
 
 pytestmark = pytest.mark.numerics
 
-PATIENCE, MIN_DELTA, EVERY, MAX_STEPS = 2, 0.02, 2, 40
+PATIENCE, MIN_DELTA, EVERY, MAX_STEPS = 2, 0.0005, 2, 40
 KEYS = {
     "eval_loss": ("eval_loss", 1.0),
     "eval_reward_margin": ("eval_rewards/margins", -1.0),
@@ -44,7 +44,7 @@ def polite_and_rude(count: int, *, seed: int) -> PairDataset:
 
 
 def a_stopping_job(metric: str) -> dict[str, Any]:
-    document = a_job(maxSteps=MAX_STEPS, globalBatchSize=8, microBatchSize=4, learningRate=2e-2, warmupRatio=0.0)
+    document = a_job(maxSteps=MAX_STEPS, globalBatchSize=8, microBatchSize=4, learningRate=8e-3, warmupRatio=0.0)
     document["spec"] |= {
         "evaluation": {"everySteps": EVERY, "samples": 0},
         "earlyStopping": {"metric": metric, "patience": PATIENCE, "minDelta": MIN_DELTA},
@@ -57,7 +57,7 @@ def a_stopping_job(metric: str) -> dict[str, Any]:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Model and data; runs are made in copies."""
     work = WorkDir(tmp_path_factory.mktemp("prepared"))
-    polite_and_rude(24, seed=0).save(work.train_data)
+    polite_and_rude(48, seed=0).save(work.train_data)
     polite_and_rude(32, seed=1).save(work.eval_data)
     on_ranks(1, make_model, work.model)
     return work.root
