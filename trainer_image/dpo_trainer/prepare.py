@@ -18,7 +18,7 @@ from typing import Any
 from dpo_operator.api.data import Data, Dataset
 from dpo_operator.api.reports import DatasetReport
 from dpo_operator.api.types import DPOJob, DPOJobSpec
-from dpo_trainer import datastats, hub, mixture, modelcheck, modelfiles, prepared, rows, sources
+from dpo_trainer import datareport, datastats, hub, mixture, modelcheck, modelfiles, prepared, rows, sources
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.errors import TrainerError, invalid_configuration, volume_error
 from dpo_trainer.splits import Reading, Split, check_filters, read_split
@@ -76,7 +76,10 @@ def _prepare(
     for name, dataset in (("train", train), ("eval", evaluation)):
         if dataset is not None:
             _check_fits(name, dataset, config, model.label)
-    progress("writing the tokens", 0.5)
+    progress("describing the data", 0.5)
+    described = datareport.build(train, evaluation, _sources(spec.data, splits, mixed), limits)
+    datareport.write(work, described, train, evaluation)
+    progress("writing the tokens", 0.52)
     shutil.rmtree(work.eval_data, ignore_errors=True)
     train.save(work.train_data)
     if evaluation is not None:
@@ -110,10 +113,10 @@ def _prepare(
         },
         "inputs": inputs,
         "data": {
-            "train": {"digest": train.digest, **datastats.describe(train)},
+            "train": {"digest": train.digest, **described["splits"]["train"]},
             "eval": None if evaluation is None else {
-                "digest": evaluation.digest, **datastats.describe(evaluation),
-                "prompts_in_train": datastats.shared_prompts(train, evaluation),
+                "digest": evaluation.digest, **described["splits"]["eval"],
+                "prompts_in_train": described["overlap"]["prompts"],
             },
         },
     })  # fmt: skip
@@ -174,6 +177,29 @@ def _rows(
 
 def _kind(source: sources.Source) -> str:
     return "hub" if isinstance(source, sources.HubSource) else source.kind
+
+
+def _sources(data: Data, splits: dict[str, Split], mixed: mixture.Mixed) -> list[datareport.Source]:
+    """What was read, for the dataset report."""
+    given = mixture.sources(data)
+    found = []
+    for name, split in splits.items():
+        spec = given.get(name) or data.eval
+        assert spec is not None
+        left = len(split.dataset) - mixed.held_out.get(name, 0)
+        found.append(
+            datareport.Source(
+                split="eval" if name == "eval" else "train",
+                name=spec.source,
+                rows=split.rows,
+                dropped=split.dropped,
+                boundary_merges=split.counts.boundary_merges,
+                special_token_text=split.counts.special_token_text,
+                kept=split.dataset,
+                repeats=max(0, mixed.used.get(name, 0) - left),
+            )
+        )
+    return found
 
 
 def _check_fits(name: str, dataset: PairDataset, config: dict[str, Any], label: str) -> None:

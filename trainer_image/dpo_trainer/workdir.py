@@ -48,6 +48,11 @@ class WorkDir:
         return self.root / "data" / "dropped.jsonl"
 
     @property
+    def data_report(self) -> Path:
+        """What prepare found in the data, as JSON; beside it the same as text (.txt) and as a picture (.png)."""
+        return self.root / "data" / "report.json"
+
+    @property
     def reference(self) -> Path:
         """Cached reference log-probs."""
         return self.root / "reference"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_trainer import prepare, prepared, preview
+from dpo_trainer import prepare, prepared
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.errors import TrainerError
 from dpo_trainer.tokenization import load_tokenizer
@@ -313,12 +313,3 @@ def test_a_full_volume_is_a_volume_error(place):
     assert done.stdout.startswith(f"{int(ExitCode.VOLUME_ERROR)} "), done.stderr[-3000:]
     assert os.strerror(errno.EFBIG) in done.stdout
     assert not place.work.prepared.exists()
-
-
-def test_preview_shows_tokens_and_mask(place):
-    place.run()
-    shown = list(preview.lines(place.work, 2))
-    assert shown[0] == "pair 0 (row 0)"
-    assert shown[1].startswith("  prompt   mask 0    12 tokens |<s>|Q|u|e|s|t|i|o|n| |0|:|")
-    assert shown[2] == "  chosen   mask 1     7 tokens | |y|e|s| |0|</s>|"
-    assert len(shown) == 8
