@@ -64,7 +64,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train_rank(document: dict[str, Any], root: Path, attempt: int = 1, end: tuple[str, int] | None = None) -> str:
-    """Be one rank. end: SIGKILL or SIGTERM for rank 1, and after which step. Returns how the run ended, in words."""
+    """Be one rank. end: SIGKILL or SIGTERM for rank 1, and after which step. How the run ended, in words."""
     from dpo_trainer import train
 
     rank, stop = int(os.environ["RANK"]), StopRequest()
@@ -80,7 +80,7 @@ def train_rank(document: dict[str, Any], root: Path, attempt: int = 1, end: tupl
     telemetry = Interrupted("train", attempt, WorkDir(root), rank=rank, local_rank=rank, world_size=2)
     ended = train.run(DPOJob.model_validate(document), WorkDir(root), telemetry=telemetry, attempt=attempt, stop=stop)
     telemetry.close()
-    return f"{ended.status}: {ended.message}"
+    return f"{ended.status}: {ended.message} {telemetry.progress.step}/{telemetry.progress.max_steps}"
 
 
 def history(root: Path, key: str) -> list[tuple[int, float]]:
@@ -129,7 +129,9 @@ def test_a_run_stops_where_the_metric_no_longer_improves(prepared: Path, whole: 
     said = on_ranks(2, train_rank, a_stopping_job(metric), root, 2)
     assert (
         said
-        == [f"Succeeded: Stopped early after step {last} of {MAX_STEPS}: {metric} has not improved since step {best}."]
+        == [
+            f"Succeeded: Stopped early after step {last} of {MAX_STEPS}: {metric} has not improved since step {best}. {last}/{last}"
+        ]
         * 2
     )
     assert (root / "metrics.jsonl").read_bytes() == before
@@ -145,7 +147,10 @@ def test_an_interrupted_run_stops_at_the_same_step(prepared: Path, whole: Path, 
     else:
         # It is heard with step 4, which then has no evaluation; the next attempt makes up for it.
         first = on_ranks(2, train_rank, a_stopping_job("eval_loss"), root, 1, (how, step))
-        assert first == [f"Stopped: Stopped after step 4 of {MAX_STEPS}; a checkpoint of it was committed."] * 2
+        assert (
+            first
+            == [f"Stopped: Stopped after step 4 of {MAX_STEPS}; a checkpoint of it was committed. 4/{MAX_STEPS}"] * 2
+        )
         assert [line[0] for line in history(root, "eval_loss")] == [2]
     said = on_ranks(2, train_rank, a_stopping_job("eval_loss"), root, 2)
 

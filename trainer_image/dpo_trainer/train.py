@@ -98,6 +98,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
         info=_info(spec),
     )
     if before.get("finished"):
+        telemetry.ended(before["finished"])
         return Outcome("Succeeded", before["finished"])
     evaluations: list[tuple[int, float | None]] = [(step, value) for step, value in before.get("evaluations", [])]
     tokens_seen: int = before.get("tokens_seen", 0)
@@ -156,6 +157,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
             selection = evaluations[-1][1] if evaluated is not None else None
             _save(checkpoints, state, step, loop, selection, telemetry, committed=committed)
         if finished:
+            telemetry.ended(finished)
             return Outcome("Succeeded", finished)
         if stopping:
             return Outcome("Stopped", f"Stopped after step {step} of {total_steps}; a checkpoint of it was committed.")

@@ -118,6 +118,20 @@ def test_reports_of_all_phases_reach_the_status():
     assert "pairs-work" in status.message
 
 
+def test_a_job_that_stopped_early_is_complete_and_says_so():
+    # The trainer counts what it did as the whole run.
+    reading = a_reading(10, max_steps=10, checkpoint=10).model_dump(mode="json")
+    sentence = "Stopped early after step 10 of 40: eval_loss has not improved since step 6."
+    trained = ended(0, 0, text=last_words(0, sentence, progress=reading))
+    plan = decide(a_status(), a_view(a_child(complete=True), trained, ended(1, 0)))
+
+    assert [(event.reason, event.message) for event in plan.events] == [("Trained", sentence)]
+    assert (plan.status.progress.percent, plan.status.progress.step, plan.status.phase) == ("100%", 10, "export")
+    done = settled(completed(plan.status, AT_NOON), AT_NOON)
+    assert (done.state, done.final_metrics.step) == ("Complete", 10)
+    assert done.message.endswith(sentence)
+
+
 def test_running_gang_is_shown_with_its_progress():
     result = decide(a_status(), a_view(a_child(), a_pod(0), a_pod(1), progress=a_reading(37, checkpoint=25)))
     assert result.status.state is State.TRAINING

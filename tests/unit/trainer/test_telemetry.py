@@ -162,6 +162,17 @@ def test_every_figure_of_the_trainer_has_a_metric():
             assert prometheus_text(metrics) != before, key
 
 
+def test_a_run_that_ends_early_is_a_whole_run(tmp_path: Path):
+    news, shown = telemetry(tmp_path)
+    news.begin(max_steps=40)
+    steps(news, 9, 10)
+    news.ended("Stopped early after step 10 of 40.")
+
+    assert (news.progress.step, news.progress.max_steps, news.progress.eta_seconds) == (10, 10, None)
+    assert samples(news)["dpo_train_max_steps"] == 10
+    assert "Stopped early after step 10 of 40." in shown.getvalue()
+
+
 def test_what_is_not_known_yet_is_not_zero(tmp_path: Path):
     news, _ = telemetry(tmp_path)
 

@@ -203,6 +203,13 @@ class Telemetry:
         self._store(step, line, prefix="", now=now)
         self._show.step(self.progress, metrics)
 
+    def ended(self, message: str) -> None:
+        """The run is over: what is done of it is the whole, also when more steps had been planned. message: how it ended."""
+        self._update(max_steps=self.progress.step, eta_seconds=None)
+        if (algorithm := self._metrics.algorithm) is not None:
+            algorithm.max_steps.set(self.progress.step)
+            self._show.say(message)
+
     def nonfinite_step(self) -> None:
         """A step's loss or gradient was NaN or infinite."""
         if (algorithm := self._metrics.algorithm) is not None:
