@@ -68,6 +68,33 @@ def test_only_methods_with_a_reference_have_one(method: str, tmp_path: Path):
         assert not any("logratio" in key for line in run["steps"] + run["evals"] for key in line)
 
 
+def evaluation_that_is_stopped(document: dict[str, Any], root: Path, answers: list[bool]) -> tuple[bool, int]:
+    """Whether an evaluation gave figures, and how many passes it made. answers: to whether to stop, after each pass."""
+    from dpo_operator.api.types import DPOJob
+    from dpo_trainer.engine import Engine, join_world
+    from dpo_trainer.evaluate import evaluate, logps_table
+    from dpo_trainer.examples import open_examples
+    from dpo_trainer.objective import Objective
+
+    work, spec = WorkDir(root), DPOJob.model_validate(document).spec
+    objective, engine = Objective(spec.method), Engine(spec, work.model, join_world("cpu"))
+    split, _ = open_examples(work, objective)
+    split.add_reference(lambda _, pairs: logps_table(engine, pairs, size=4))
+    asked = iter(answers)
+    figures = evaluate(engine, split, objective, size=2, should_stop=lambda: next(asked))
+    return figures is not None, len(answers) - len(list(asked))
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 5])
+def test_an_evaluation_of_kto_can_be_stopped_after_each_pass(stop_after: int, tmp_path: Path):
+    # 5 answers in passes of 2: three passes over answers to other prompts, then three over the evaluation's own.
+    work = prepared(tmp_path, "+-+-+", "+-")
+    document = a_job()
+    document["spec"]["method"] = {"name": "kto"}
+    answers = [number == stop_after for number in range(1, 7)]
+    assert on_ranks(1, evaluation_that_is_stopped, document, work.root, answers) == [(False, stop_after)]
+
+
 def test_kto_trains_and_evaluates_on_unpaired_answers(tmp_path: Path):
     work = prepared(tmp_path, "++-+-+-++-+--+++-", "+-++-")
     document = a_job(maxSteps=20, globalBatchSize=6, microBatchSize=2, learningRate=5e-3)

@@ -58,7 +58,8 @@ NOT_COMPARED = ("entropy", "mean_token_accuracy", "margin_length_correlation", "
 
 
 def train_each(cases: dict[str, tuple[dict[str, Any], str, dict | None]], model: Path) -> dict[str, dict[str, Any]]:
-    """The training of each case as one rank: metrics of its "steps", final "weights", an evaluation."""
+    """The training of each case as one rank: metrics of its "steps", final "weights", and then "resized", the metrics of
+    one step in micro-batches of other sizes, and "eval", those of an evaluation."""
     from dpo_trainer.engine import join_world
 
     world = join_world("cpu")
@@ -94,7 +95,7 @@ def _train(method: dict[str, Any], which: str, adapter: dict[str, Any] | None, m
     steps = []
     for number in range(1, STEPS + 1):
         steps.append(step(PLAN.step(number), MICRO_BATCH, 2, number == 1))
-        engine.step(2e-2 if adapter else 2e-3)
+        engine.step(1e-2 if adapter else 2e-3)
     weights = {
         name: safe_get_full_fp32_param(p).numpy().copy()
         for name, p in engine.module.named_parameters()
