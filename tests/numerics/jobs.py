@@ -111,7 +111,15 @@ def plain_training(document: dict[str, Any], model: Path, data: PairDataset, tot
         from dpo_trainer.model import add_lora
 
         policy = add_lora(policy, spec.adapter, seed=spec.training.seed)
-    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1.0, weight_decay=0.0)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": spec.training.weight_decay},
+            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        ],
+        betas=(spec.training.adam_beta1, spec.training.adam_beta2),
+        eps=spec.training.adam_epsilon,
+    )
 
     def logps(pair: TokenPair) -> torch.Tensor:
         sums = []
@@ -137,8 +145,9 @@ def plain_training(document: dict[str, Any], model: Path, data: PairDataset, tot
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), training.max_grad_norm or float("inf"))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(
-                step, peak=spec.learning_rate, total_steps=total_steps, warmup=warmup, shape=training.scheduler
-            )
+                step, peak=spec.learning_rate, total_steps=total_steps, warmup=warmup, shape=training.scheduler,
+                floor=training.min_learning_rate_ratio,
+            )  # fmt: skip
         optimizer.step()
         optimizer.zero_grad()
         means = rewards.detach().mean(dim=0).tolist()

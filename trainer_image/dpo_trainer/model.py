@@ -16,7 +16,7 @@ from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batch import MicroBatch
 from dpo_trainer.errors import input_not_found, invalid_configuration
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 # Rows of a forward pass whose whole distribution is looked at, for entropy and token accuracy. They are spread evenly; more

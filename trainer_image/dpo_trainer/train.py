@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from dpo_trainer.engine import Engine, join_world
 from dpo_trainer.errors import TrainerError
 from dpo_trainer.evaluate import evaluate, logps_table
 from dpo_trainer.examples import Examples, open_examples
+from dpo_trainer.lossscale import LossScale
 from dpo_trainer.objective import Objective
 from dpo_trainer.outcome import Outcome, Stopped, StopRequest
 from dpo_trainer.reference import model_digest, reference_key, reference_logps
@@ -86,6 +88,8 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     telemetry.activity("looking for a checkpoint")
     restored = checkpoints.load(state)
     before = restored.state if restored else {}
+    if engine.loss_scale is not None and before:
+        engine.loss_scale = LossScale(**before["loss_scale"])
     first_step = restored.step + 1 if restored else 1
     for reason in restored.refused if restored else ():
         warn(telemetry, "CheckpointRefused", reason)
@@ -152,6 +156,8 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
                 "evaluations": evaluations,
                 "finished": finished,
             }
+            if engine.loss_scale is not None:
+                loop["loss_scale"] = asdict(engine.loss_scale)
             if finished or evaluated is not None:
                 loop["probe"] = _probe(engine, evaluation or train, spec)
             selection = evaluations[-1][1] if evaluated is not None else None
@@ -178,20 +184,6 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
         started = time.monotonic()
         pairs = plan.step(step)
 
-        with telemetry.timed("policy"):
-            sums = forward_backward(
-                engine,
-                objective,
-                train,
-                pairs,
-                stop,
-                size=training.micro_batch_size,
-                kl_size=eval_size,
-                is_first=step == 1,
-            )
-        if sums.broken:
-            telemetry.nonfinite_step()
-            raise _not_finite(f"the loss of {sums.broken} of {len(pairs)} pairs", step)
         rate = learning_rate(
             step,
             peak=spec.learning_rate,
@@ -200,11 +192,30 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
             shape=training.scheduler,
             floor=training.min_learning_rate_ratio,
         )
-        with telemetry.timed("optimizer"):
-            grad_norm = engine.step(rate)
-        if grad_norm is None:
+        while True:
+            with telemetry.timed("policy"):
+                sums = forward_backward(
+                    engine,
+                    objective,
+                    train,
+                    pairs,
+                    stop,
+                    size=training.micro_batch_size,
+                    kl_size=eval_size,
+                    is_first=step == 1,
+                )
+            if sums.broken:
+                telemetry.nonfinite_step()
+                raise _not_finite(f"the loss of {sums.broken} of {len(pairs)} pairs", step)
+            with telemetry.timed("optimizer"):
+                grad_norm = engine.step(rate)
+            if grad_norm is not None:
+                break
             telemetry.nonfinite_step()
-            raise _not_finite("the gradient", step)
+            if engine.loss_scale is None or engine.loss_scale.is_hopeless:
+                raise _not_finite("the gradient", step)
+            # In float16 a finite gradient can be too large for the loss scale: the same pairs again with half of it.
+            telemetry.alive()
 
         tokens_seen += sums.tokens
         metrics = {**sums.metrics, "grad_norm": grad_norm, "learning_rate": rate, "num_tokens": float(tokens_seen)}
