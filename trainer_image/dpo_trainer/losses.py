@@ -5,8 +5,6 @@ the policy's log-prob minus the reference's; a margin is the chosen answer's fig
 has the shape of its inputs; the caller averages. docs/methods tells when to use which, and where projects differ.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -76,13 +74,12 @@ def kto_kl(log_ratio_sum: Tensor, count: Tensor) -> Tensor:
 def log_odds_ratio(mean_logps: Tensor) -> Tensor:
     """Logarithm of the odds of the chosen answer over those of the rejected one (2403.07691, eq. 4 to 6).
 
-    mean_logps: [pairs, 2], nats per token, < 0. Odds of p are p/(1-p); log(1-p) is computed so that it stays exact for
-    p near 1 and near 0.
+    mean_logps: [pairs, 2], nats per token, < 0. Odds of p are p/(1-p).
     """
-    # Certainty would have infinite odds, so the log-prob is held one rounding step below it.
+    # Certainty would have infinite odds, so the log-prob is held one rounding step below it. expm1 keeps the digits of 1-p
+    # there; at the other end its logarithm vanishes beside that of p.
     bounded = mean_logps.clamp(max=-torch.finfo(mean_logps.dtype).eps)
-    log_not = torch.where(bounded > -math.log(2), torch.log(-torch.expm1(bounded)), torch.log1p(-torch.exp(bounded)))
-    log_odds = bounded - log_not
+    log_odds = bounded - torch.log(-torch.expm1(bounded))
     return log_odds[:, 0] - log_odds[:, 1]
 
 
