@@ -28,11 +28,12 @@ class Dataset:
     """Preference data in a folder that has the dataset's name.
 
     train, evaluation: files in it ("." is the only one). Without evaluation, eval_fraction of the training pairs is held out.
-    max_length: tokens of prompt and answer together.
+    learning_rate: peak, for all weights. max_length: tokens of prompt and answer together.
     """
 
     name: str
     train: str
+    learning_rate: float
     evaluation: str | None = None
     eval_fraction: float = 0.0
     max_length: int = 256

@@ -20,12 +20,17 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize("dataset", DATASETS, ids=lambda dataset: dataset.name)
 def test_every_row_is_a_job_that_the_product_accepts(row, dataset, tmp_path: Path):
     data = dataset.unpaired(tmp_path) if row.unpaired else dataset.paired(tmp_path, limit=None)
-    job = DPOJob.model_validate(document(row, data, tmp_path))
+    job = DPOJob.model_validate(document(row, dataset, data, tmp_path))
     assert rules.violations(job) + support.unsupported(job.spec) == []
 
 
 def test_every_method_of_the_api_has_a_row():
     assert {row.method["name"] for row in ROWS} == {name.value for name in MethodName}
+
+
+def test_adapters_get_ten_times_the_learning_rate():
+    rates = {row.name: row.learning_rate(DATASETS[0]) for row in ROWS}
+    assert rates["dpo-lora"] == 10 * rates["dpo"]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +69,7 @@ def test_pairs_are_taken_apart_as_prepare_split_them(tmp_path: Path):
     for folder, rows in ((work.train_data, [2, 0]), (work.eval_data, [1])):
         folder.mkdir(parents=True)
         np.save(folder / "rows.npy", np.array(rows))
-    take_apart(Dataset("toy", ".", eval_fraction=0.3), source, work, tmp_path / "apart")
+    take_apart(Dataset("toy", ".", learning_rate=1e-3, eval_fraction=0.3), source, work, tmp_path / "apart")
 
     train, evaluation = (
         [json.loads(line) for line in (tmp_path / "apart" / name).read_text().splitlines()]
