@@ -19,6 +19,10 @@ from dpo_trainer.tokenization import Counts, PairTokenizer
 
 # Rows that are looked at to decide on the format.
 LOOK_AT = 64
+# Most characters of a pair: so many for each token of data.maxLength, and this many anyway. Tokenizing much more than is kept
+# would take minutes and gigabytes for one row.
+CHARACTERS_PER_TOKEN = 16
+CHARACTERS = 1_000_000
 # Columns that a message names at most.
 SHOWN_COLUMNS = 20
 
@@ -101,7 +105,8 @@ def read_split(name: str, rows: Rows, spec: Dataset, reading: Reading) -> Split:
     chain = filters.RowFilters(data.filters, spec.columns, reading.seen[name == "eval"], lenient=mixed)
     limited = itertools.islice(itertools.chain(head, items), spec.limit)
     tokenizer.counts = Counts()
-    pairs = _pairs(limited, row_format, spec, chain, tally)
+    most = max(CHARACTERS, CHARACTERS_PER_TOKEN * data.max_length)
+    pairs = _pairs(limited, row_format, spec, chain, most, tally)
     dataset = PairDataset.from_pairs(_kept(tokenizer.run(pairs), chain, tally))
     split = Split(
         dataset,
@@ -190,17 +195,27 @@ def _listed(columns: Iterable[str]) -> str:
 
 
 def _pairs(
-    rows: Iterator[Any], row_format: Format, spec: Dataset, chain: filters.RowFilters, tally: _Tally
+    rows: Iterator[Any], row_format: Format, spec: Dataset, chain: filters.RowFilters, most: int, tally: _Tally
 ) -> Iterator[tuple[int, Pair]]:
     for number, row in enumerate(rows):
         tally.rows = number + 1
         found = row if isinstance(row, Rejection) else chain.before(row) or normalize(row, row_format, spec.columns)
         if not isinstance(found, Rejection):
-            found = chain.after(row, found) or found
+            found = chain.after(row, found) or _too_big(found, most) or found
         if isinstance(found, Rejection):
             tally.drop(number, found)
         else:
             yield number, found
+
+
+def _too_big(pair: Pair, most: int) -> Rejection | None:
+    if pair.characters <= most:
+        return None
+    return Rejection(
+        Reason.ROW_TOO_BIG,
+        f"prompt and answers have {pair.characters} characters; up to {most} are read ({CHARACTERS_PER_TOKEN} for each token of "
+        f"data.maxLength, and at least {CHARACTERS})",
+    )
 
 
 def _kept(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_operator.api.data import Columns
-from dpo_trainer.formats import ChatPair, Format, Message, Reason, Rejection, TextPair, detect, normalize
+from dpo_trainer.formats import ChatPair, Format, Message, Reason, Rejection, TextPair, columns_read, detect, normalize
 
 pytestmark = pytest.mark.unit
 
@@ -183,6 +183,12 @@ def test_one_odd_row_does_not_decide_the_format():
     assert detect([{"prompt": ["x"]}, *[{"prompt": "Q", "chosen": "a", "rejected": "b"}] * 3], COLUMNS) == "pairs"
 
 
+def test_only_columns_that_a_format_or_a_filter_may_read_are_read():
+    table = ["question", "info", "meta", "chosen", "rejected", "model", "id", "score_chosen"]
+    read = columns_read(table, Columns(prompt="info.post"), {"meta.lang"})
+    assert read == ["question", "info", "meta", "chosen", "rejected", "score_chosen"]
+
+
 NAMES = [
     "prompt", "chosen", "rejected", "instruction", "input", "question", "conversations", "messages", "completion", "label",
     "responses", "scores", "completions", "answers", "response_a", "response_b", "votes", "winner", "system", "score_chosen",
@@ -217,7 +223,7 @@ _columns = st.sampled_from([
 ])  # fmt: skip
 
 
-@settings(max_examples=1000)
+@settings(max_examples=400)
 @given(_row, st.sampled_from(get_args(Format)), _columns)
 def test_any_row_is_a_pair_or_a_reason(row, row_format, columns):
     found = normalize(row, row_format, columns)

@@ -207,6 +207,35 @@ def test_an_empty_file(place, text):
     assert "no usable pair in 0 rows (no rows at all)" in place.refused(ExitCode.BAD_DATASET)
 
 
+def test_a_row_of_10_mb_is_one_bad_row(place):
+    write_jsonl(place.train, [*rows(3), {"prompt": "Q", "chosen": "x" * 10_000_000, "rejected": "b"}])
+    report = place.run(filters={"maxBadRows": 0.3})
+    assert (report.train_pairs, report.dropped) == (3, {"row_too_big": 1})
+    assert "10000002 characters; up to 1000000 are read" in place.dropped[0]["detail"]
+
+
+def test_rows_of_another_format_are_counted(place):
+    odd = [{"prompt": "Q", "completion": "a", "label": True}, {"messages": []}, [1], "text", None, 3, {}]
+    write_jsonl(place.train, [*rows(20), *odd])
+    report = place.run(filters={"maxBadRows": 0.5})
+    assert (report.train_pairs, report.dropped) == (
+        20, {"missing_column": 2, "not_an_object": 4, "other_format": 1},
+    )  # fmt: skip
+    assert place.dropped[0]["detail"].startswith("the row looks like unpaired, and the data are read as pairs")
+
+
+def test_a_system_column_needs_messages_and_must_be_there(place):
+    source = {"source": str(place.train)}
+    message = place.refused(
+        ExitCode.INVALID_CONFIGURATION, train=source | {"columns": {"system": "system"}, "format": "pairs"}
+    )
+    assert "columns.system is for chat messages, and the data are read as pairs" in message
+    message = place.refused(ExitCode.INVALID_CONFIGURATION, train=source | {"columns": {"system": "sys"}})
+    assert (
+        "columns.system is sys, and none of the first 20 rows has it; found columns prompt, chosen, rejected" in message
+    )
+
+
 def test_a_file_of_noise(place):
     place.train.write_bytes(os.urandom(4000).replace(b"[", b"x") + b"\n\xff\n")
     assert "rows (100.00%) are unusable" in place.refused(ExitCode.BAD_DATASET)

@@ -260,3 +260,16 @@ def test_an_unpaired_answer_is_the_only_one_with_tokens(tmp_path, desirable):
     chosen, rejected = ((1, 2), (2, 1))[not desirable]
     assert (text[0], text[chosen], text[rejected]) == ("<s>Q:", " yes</s>", "")
     assert (chat[chosen], chat[rejected]) == (" yes<|im_end|>", "")
+
+
+def test_long_texts_are_tokenized_a_few_at_a_time_to_the_same_tokens(tmp_path, monkeypatch):
+    tokenizer = tokenizer_of(tmp_path)
+    pairs = [TextPair(f"Q{i}:", " yes" * i, " no") for i in range(1, 9)]
+    together = parts(tokenizer, *pairs)
+    sizes = []
+    run_batch = tokenizer._run_batch
+    monkeypatch.setattr("dpo_trainer.tokenization.BATCH_CHARACTERS", 40)
+    monkeypatch.setattr(tokenizer, "_run_batch", lambda batch: sizes.append(len(batch)) or run_batch(batch))
+    assert parts(tokenizer, *pairs) == together
+    assert len(sizes) > 2
+    assert sum(sizes) == len(pairs)

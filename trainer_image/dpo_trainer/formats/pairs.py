@@ -90,6 +90,11 @@ class TextPair:
     score_gap: float | None = None
     agreement: float | None = None
 
+    @property
+    def characters(self) -> int:
+        """Length of the prompt and the answers together."""
+        return len(self.prompt) + len(self.chosen or "") + len(self.rejected or "")
+
 
 @dataclass(frozen=True)
 class ChatPair:
@@ -100,6 +105,11 @@ class ChatPair:
     rejected: str | None
     score_gap: float | None = None
     agreement: float | None = None
+
+    @property
+    def characters(self) -> int:
+        """Length of the messages and the answers together."""
+        return sum(len(turn.content) for turn in self.prompt) + len(self.chosen or "") + len(self.rejected or "")
 
 
 Pair = TextPair | ChatPair
