@@ -117,8 +117,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], l
     """Each case trained by one process, and by each of two ranks."""
     model = tmp_path_factory.mktemp("ranks") / "model"
     on_ranks(1, _model, model)
-    [alone] = on_ranks(1, train_each, CASES, model)
-    return alone, on_ranks(2, train_each, CASES, model)
+    [alone] = on_ranks(1, train_each, CASES, model, timeout=600)
+    return alone, on_ranks(2, train_each, CASES, model, timeout=600)
 
 
 def assert_same(found: dict[str, float], expected: dict[str, float], tolerance: float, where: object) -> None:
