@@ -129,10 +129,6 @@ def _read_data(
 ) -> tuple[dict[str, Split], dict[str, Any]]:
     """Tokenized splits by name, and what was read, for prepared.json."""
     data = spec.data
-    if data.eval is not None and data.eval.weight != 1:
-        raise invalid_configuration(
-            f"data.eval.weight is {data.eval.weight:g}, and every evaluation pair is used once; leave it out"
-        )
     training = mixture.sources(data)
     wanted = training | ({"eval": data.eval} if data.eval is not None else {})
     splits: dict[str, Split] = {}

@@ -207,6 +207,13 @@ def test_rows_that_do_not_fit_say_why(row, row_format, reason, words):
     assert words in found.detail
 
 
+@pytest.mark.parametrize("word", ["tie", "Tie", "tie (bothbad)", "both_bad", "Both good", "neither", "draw"])
+def test_ties_have_many_names(word):
+    found = normalize(voted([word, "a", "a", "b"]), "votes", Columns())
+    assert isinstance(found, TextPair)
+    assert (found.chosen, found.agreement) == ("x", 0.625)
+
+
 def test_ties_are_not_bad_rows_and_malformed_votes_are():
     tie, bad = (normalize(voted(votes), "votes", Columns()) for votes in ("tie", 0.5))
     assert isinstance(tie, Rejection)

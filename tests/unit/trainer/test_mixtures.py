@@ -139,11 +139,6 @@ def test_duplicates_are_dropped_across_sources_but_not_between_training_and_eval
     assert (report.train_pairs, report.eval_pairs, report.dropped) == (20, 20, {"duplicate": 15})
 
 
-def test_evaluation_has_no_weight(place):
-    message = place.refused(ExitCode.INVALID_CONFIGURATION, eval={"source": str(place.train), "weight": 0.5})
-    assert "data.eval.weight is 0.5, and every evaluation pair is used once" in message
-
-
 def test_unpaired_data_are_for_kto_alone(place):
     single = [{"prompt": f"Q{i}:", "completion": f" a{i}", "label": i % 2 == 0} for i in range(6)]
     other = write_jsonl(place.root / "single.jsonl", single)

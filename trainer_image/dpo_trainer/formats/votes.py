@@ -19,7 +19,8 @@ _KNOWN = (
     _SHP,
 )
 _FIRST, _SECOND = ("a", "model_a", "0"), ("b", "model_b", "1")
-_TIES = ("tie", "both", "neither", "equal", "draw", "tie (bothbad)", "both bad", "bothbad")
+# Without what is no letter: tie (bothbad), both_bad.
+_TIES = ("tie", "draw", "equal", "both", "bothgood", "bothbad", "tiebothbad", "neither")
 _VOTE_KEYS = ("vote", "winner", "choice", "preference")
 COLUMNS = frozenset(name for names in _KNOWN for name in names)
 
@@ -72,7 +73,7 @@ def _side(vote: Any, names: tuple[str, str, str]) -> str:
         vote = next((lookup(vote, key) for key in present(vote, _VOTE_KEYS)), None)
     found = number(vote) if not isinstance(vote, str) else None
     word = vote.strip().lower() if isinstance(vote, str) else "" if found is None else f"{found:g}"
-    if word in _TIES:
+    if "".join(filter(str.isalpha, word)) in _TIES:
         return "tie"
     for side, words, name in (("a", _FIRST, names[0]), ("b", _SECOND, names[1])):
         if word in words or word == name.lower():
