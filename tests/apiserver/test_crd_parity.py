@@ -93,6 +93,8 @@ def data_and_tracking() -> Iterator[dict[str, Any]]:
             "export": {"checkpoint": checkpoint},
             "checkpoint": {"keepBest": kept},
         }
+    for weight in (None, 0.5, 1):
+        yield {"data": {"train": {"source": "t", "weight": weight}, "eval": {"source": "e", "weight": weight}}}
     for merge, adapter in itertools.product((False, True), ("none", "lora")):
         yield {"export": {"merge": merge}, "adapter": {"type": adapter}}
     for mode, key in itertools.product((None, "offline", "online"), (None, {"name": "wandb"})):

@@ -98,4 +98,10 @@ DATA_RULES: tuple[Rule, ...] = (
         lambda s: s.data.eval is None or s.data.eval_fraction == 0,
         "must be 0 or left out when data.eval is given",
     ),
+    Rule(
+        "data.eval.weight",
+        "!has(self.data.eval) || self.data.eval.weight == 1.0",
+        lambda s: s.data.eval is None or s.data.eval.weight == 1,
+        "must be 1 or left out: every evaluation pair is used once",
+    ),
 )
