@@ -13,6 +13,9 @@ from dpo_trainer.dataset import TokenPair
 from dpo_trainer.formats import Pair, Reason, Rejection
 from dpo_trainer.formats.values import kind, lookup, number
 
+# Filters but for conditions, as the spec names them; the names of conditions are where[0], where[1], …
+NAMES = ("minConfidence", "minScoreGap", "minAgreement", "maxLengthRatio")
+
 
 class RowFilters:
     """The filters of one source of data.

@@ -29,13 +29,17 @@ SHOWN_COLUMNS = 20
 
 @dataclass(frozen=True)
 class Reading:
-    """What all sources of a job share. dropped: file of the rows that are left out, as JSON lines."""
+    """What all sources of a job share.
+
+    dropped: file of the rows that are left out, as JSON lines. seen: hashes of the pairs so far, for filters.dropDuplicates, of
+        the training sources (False) and of eval (True).
+    """
 
     data: Data
     method: MethodName
     tokenizer: PairTokenizer
     dropped: IO[str]
-    seen: dict[bool, set[bytes]] = field(default_factory=lambda: {True: set(), False: set()})
+    seen: dict[bool, set[bytes]] = field(default_factory=lambda: {False: set(), True: set()})
 
 
 @dataclass(frozen=True)
@@ -119,19 +123,19 @@ def read_split(name: str, rows: Rows, spec: Dataset, reading: Reading) -> Split:
         frozenset(chain.met),
     )
     if not mixed or not len(dataset):
-        check_filters({name: (spec, split)}, data)
+        check_filters({name: (spec, split)}, data, _not_needed(name, data, mixed=mixed))
     _check_rows(name, split, data, tally)
     return split
 
 
-def check_filters(splits: Mapping[str, tuple[Dataset, Split]], data: Data) -> None:
-    """Refuse filters that found nothing to read in any row of these splits.
+def check_filters(splits: Mapping[str, tuple[Dataset, Split]], data: Data, but: frozenset[str] = frozenset()) -> None:
+    """Refuse filters that found nothing to read in any row of these splits. but: filters that may find nothing.
 
     Raises TrainerError INVALID_CONFIGURATION.
     """
     asked = {name for _, split in splits.values() for name in split.asked}
     met = {name for _, split in splits.values() for name in split.met}
-    if not (idle := sorted(asked - met)):
+    if not (idle := sorted(asked - met - but)):
         return
     spec, _ = next(iter(splits.values()))
     found = dict.fromkeys(column for _, split in splits.values() for column in split.columns)
@@ -139,6 +143,18 @@ def check_filters(splits: Mapping[str, tuple[Dataset, Split]], data: Data) -> No
         f"{' and '.join(splits)}: filters.{idle[0]} needs {filters.needs(idle[0], data.filters, spec.columns)}, and no row has one; "
         f"found columns {_listed(found)}. Name the right column, or leave the filter out"
     )
+
+
+def _not_needed(name: str, data: Data, *, mixed: bool) -> frozenset[str]:
+    """Filters that may find nothing to read in one source.
+
+    Another source of a mixture may have what all but conditions read. Evaluation pairs that lack the column of a condition
+    which they meet without it are as they should be.
+    """
+    if mixed:
+        return frozenset(filters.NAMES)
+    without = ("NotIn", "DoesNotExist") if name == "eval" else ()
+    return frozenset(f"where[{i}]" for i, condition in enumerate(data.filters.where) if condition.operator in without)
 
 
 def _format(name: str, head: list[Any], spec: Dataset, columns: tuple[str, ...]) -> Format:

@@ -16,7 +16,7 @@ class Columns(ApiModel):
     prompt: ColumnName | None = Field(
         default=None,
         description="Column of the prompt (text or chat messages). Default: prompt; where there is none, instruction with input, "
-        "or the only one of question, query, input, conversations, conversation and context.",
+        "or the only one of question, query, input, history, conversations, conversation and context.",
     )
     system: ColumnName | None = Field(
         default=None,

@@ -159,3 +159,15 @@ def test_bad_rows_are_named_before_a_filter_that_never_saw_a_pair(place):
     write_jsonl(place.train, [{"prompt": "Q", "chosen": True, "rejected": "b"}] * 3)
     message = place.refused(ExitCode.BAD_DATASET, filters={"minScoreGap": 1.0})
     assert "row 0 (counting from 0; train.jsonl line 1), wrong_type: chosen: expected text, found a boolean" in message
+
+
+def test_evaluation_pairs_may_lack_a_column_that_a_condition_can_do_without(place):
+    write_jsonl(place.train, rows(4, lang="en") + rows(2, lang="de"))
+    evaluation = {"source": str(write_jsonl(place.root / "eval.jsonl", rows(3)))}
+    without = [{"column": "lang", "operator": "NotIn", "values": ["de"]}]
+    report = place.run(filters={"where": without}, eval=evaluation)
+    assert (report.train_pairs, report.eval_pairs) == (4, 3)
+    place.work.prepared.unlink()
+    needed = [{"column": "lang", "values": ["en"]}]
+    message = place.refused(ExitCode.INVALID_CONFIGURATION, filters={"where": needed}, eval=evaluation)
+    assert message.startswith("eval: filters.where[0] needs a value in column lang, and no row has one")

@@ -127,6 +127,14 @@ def test_a_filter_that_no_source_of_a_mixture_has_is_refused(place):
     assert "found columns prompt, chosen, rejected, more." in message
 
 
+def test_an_empty_source_is_not_blamed_on_a_filter_that_another_source_has(place):
+    write_jsonl(place.train, rows(4, score_chosen=2, score_rejected=1))
+    other = write_jsonl(place.root / "other.jsonl", rows(4))
+    filters = {"minScoreGap": 1.0, "dropDuplicates": True}
+    message = place.refused(ExitCode.BAD_DATASET, mixture=[{"source": str(other)}], filters=filters)
+    assert message.startswith("mixture[0]: no usable pair in 4 rows (duplicate 4)")
+
+
 def test_a_bad_source_of_a_mixture_is_named(place):
     bad = write_jsonl(place.root / "bad.jsonl", [{"prompt": "Q", "chosen": "a", "rejected": "a"}])
     message = place.refused(ExitCode.BAD_DATASET, mixture=[{"source": str(place.train)}, {"source": str(bad)}])

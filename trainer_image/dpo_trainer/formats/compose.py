@@ -12,7 +12,7 @@ from dpo_trainer.formats.values import lookup, present, required, text
 ANSWER_MARK = "\n\nAssistant:"
 QUESTION_MARK = "\n\nHuman:"
 # Columns that are taken for the prompt when there is no column of that name, and only one of these.
-OTHER_PROMPTS = ("question", "query", "input", "conversations", "conversation", "context")
+OTHER_PROMPTS = ("question", "query", "input", "history", "conversations", "conversation", "context")
 
 Style = Literal["text", "chat", "dialogue"]
 
