@@ -11,10 +11,8 @@ def unsupported(spec: DPOJobSpec) -> list[str]:
         problems.append("spec.adapter.type: qlora is not implemented yet; use lora or none")
     if spec.training.zero_stage != 3:
         problems.append(f"spec.training.zeroStage: {spec.training.zero_stage} is not implemented yet; use 3")
-    if spec.training.offload != "none":
-        problems.append(f"spec.training.offload: {spec.training.offload} is not implemented yet; use none")
-    if spec.training.precision == "fp16":
-        problems.append("spec.training.precision: fp16 is not implemented yet; use bf16 or fp32")
+    if spec.training.offload == "nvme":
+        problems.append("spec.training.offload: nvme is not implemented yet; use cpu or none")
     if spec.pod.network.host_network:
         problems.append("spec.pod.network.hostNetwork: true is not implemented yet; leave it out")
     if spec.pod.network.rdma_resource is not None:

@@ -152,8 +152,7 @@ def test_network_tuning_is_allowed(name: str) -> None:
     [
         ({"adapter": {"type": "qlora"}}, "spec.adapter.type"),
         ({"training": {"zeroStage": 2}}, "spec.training.zeroStage"),
-        ({"training": {"offload": "cpu"}}, "spec.training.offload"),
-        ({"training": {"precision": "fp16"}}, "spec.training.precision"),
+        ({"training": {"offload": "nvme"}}, "spec.training.offload"),
         ({"pod": {"network": {"hostNetwork": True}}}, "spec.pod.network.hostNetwork"),
         ({"pod": {"network": {"rdmaResource": "rdma/ib"}}}, "spec.pod.network.rdmaResource"),
     ],
