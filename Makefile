@@ -61,7 +61,7 @@ LOCK_FLAGS ?=
 lock: $(VENV)/.ready ## pin what pyproject.toml asks for, with hashes
 	@echo 'uv==$(UV_VERSION)' | $(LOCK) $(LOCK_FLAGS) - --output-file requirements/build.txt
 	@$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra operator --output-file requirements/operator.txt
-	@$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra trainer --extra wandb --output-file requirements/trainer.txt
+	@$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra trainer --extra wandb --extra bitsandbytes --output-file requirements/trainer.txt
 	@$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra operator --extra trainer --extra dev --output-file requirements/dev.txt
 
 .PHONY: cluster-up

@@ -32,7 +32,11 @@ def pins(name: str) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize(
     ("name", "extras"),
-    [("operator", ("operator",)), ("trainer", ("trainer", "wandb")), ("dev", ("operator", "trainer", "dev"))],
+    [
+        ("operator", ("operator",)),
+        ("trainer", ("trainer", "wandb", "bitsandbytes")),
+        ("dev", ("operator", "trainer", "dev")),
+    ],
 )
 def test_every_dependency_is_pinned_to_a_version_that_is_allowed(name: str, extras: tuple[str, ...]) -> None:
     pinned = pins(name)
