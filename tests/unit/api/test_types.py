@@ -153,6 +153,9 @@ def test_network_tuning_is_allowed(name: str) -> None:
         ({"adapter": {"type": "qlora"}}, "spec.adapter.type"),
         ({"training": {"zeroStage": 2}}, "spec.training.zeroStage"),
         ({"training": {"offload": "nvme"}}, "spec.training.offload"),
+        ({"training": {"optimizer": "adamw-8bit", "offload": "cpu"}}, "spec.training.offload"),
+        ({"training": {"precision": "fp16", "device": "cpu"}}, "spec.training.precision"),
+        ({"training": {"precision": "fp16"}, "gpusPerNode": 0}, "spec.training.precision"),
         ({"pod": {"network": {"hostNetwork": True}}}, "spec.pod.network.hostNetwork"),
         ({"pod": {"network": {"rdmaResource": "rdma/ib"}}}, "spec.pod.network.rdmaResource"),
     ],
@@ -161,6 +164,19 @@ def test_what_is_not_implemented_is_said(spec: dict[str, Any], field: str) -> No
     problems = support.unsupported(job(**spec).spec)
     assert len(problems) == 1
     assert problems[0].startswith(field)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"training": {"precision": "fp16"}},
+        {"training": {"optimizer": "adamw-8bit"}},
+        {"training": {"offload": "cpu", "device": "cpu"}, "gpusPerNode": 0},
+        {"adapter": {"type": "lora", "dora": True, "rslora": True}, "export": {"merge": True}},
+    ],
+)
+def test_what_is_implemented_is_not_refused(spec: dict[str, Any]) -> None:
+    assert rules.violations(job(**spec)) + support.unsupported(job(**spec).spec) == []
 
 
 def test_the_job_file_round_trips() -> None:
