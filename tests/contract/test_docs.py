@@ -16,6 +16,7 @@ from dpo_operator.api.data import Columns
 from dpo_operator.api.method import AddedLoss, Method, MethodName
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_operator.cli import jobfile
+from dpo_trainer import datawarnings
 from dpo_trainer.formats import ChatPair, Reason, Rejection, TextPair, detect, normalize
 from dpo_trainer.objective import Logps, Objective
 from tests.conftest import REPOSITORY
@@ -210,6 +211,13 @@ def test_the_page_on_data_names_every_format_reason_column_filter_and_truncation
         *data["Condition"]["properties"]["operator"]["enum"],
     ]
     assert [name for name in wanted if f"`{name}`" not in text] == []
+
+
+def test_the_page_on_data_names_the_bounds_of_the_reports_warnings() -> None:
+    text = (DOCS / "data.md").read_text(encoding="utf-8").split("## The report")[1]
+    assert re.findall(r"(\d+%) (?:of the pairs|prompt|truncated)", text.replace("\n", " ")) == [
+        f"{bound:.0%}" for bound in (datawarnings.ONE_SIDED, datawarnings.PROMPT_SHARE, datawarnings.TRUNCATED)
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=label)

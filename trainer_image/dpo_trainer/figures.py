@@ -1,6 +1,6 @@
 """What is logged about a batch: sums that add up over micro-batches and ranks, and the means that they give.
 
-The names are the keys that TRL logs, so that curves can be compared; docs/metrics.md tells each one's meaning.
+The names are the keys that TRL logs, so that curves can be compared; docs/methods tells what to watch.
 """
 
 import math
