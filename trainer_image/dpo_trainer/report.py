@@ -1,198 +1,122 @@
-"""The report of a run: a picture of its curves, and a table of where it began and ended."""
+"""The report of a run: a picture of its curves, a table of where it began and ended, and a few of its answers."""
 
-import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from dpo_operator.api.reports import Termination
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dpo_trainer.runlog import Run, read_run
+from dpo_trainer.runpicture import draw
 from dpo_trainer.telemetry.console import duration
-from dpo_trainer.telemetry.metrics_file import Line, kind, read_metrics
+from dpo_trainer.telemetry.metrics_file import Line
 from dpo_trainer.workdir import WorkDir
 
-PICTURE = "report.png"
+# Rows without any value are left out: no method has all figures.
 _TABLE = (
     ("loss", "loss", "{:.4f}"),
     ("rewards/margins", "reward margin", "{:z.4f}"),
     ("rewards/accuracies", "reward accuracy", "{:.1%}"),
+    ("length_baseline_accuracy", "  by length alone", "{:.1%}"),
     ("rewards/chosen", "reward, chosen", "{:z.4f}"),
     ("rewards/rejected", "reward, rejected", "{:z.4f}"),
+    ("logratio_per_token/chosen", "drift, chosen", "{:z.4f}"),
+    ("nll_loss", "likelihood loss", "{:.4f}"),
+    ("kl", "KL divergence", "{:.4f}"),
+    ("generation_tokens/policy", "tokens of samples", "{:.1f}"),
+    ("generation_tokens/reference", "  of the reference", "{:.1f}"),
 )
-# A colour-blind-safe pair, and a grey for what only gives scale.
-_TRAIN, _EVAL, _QUIET = "#1f5fa8", "#d1495b", "#8a8f98"
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is known of a run. restarts: steps after which a later attempt went on."""
-
-    train: list[Line]
-    evaluations: list[Line]
-    restarts: tuple[int, ...]
-
-    @property
-    def seconds(self) -> float:
-        """Time in optimizer steps."""
-        return sum(line.get("step_seconds") or 0.0 for line in self.train)
+_PROMPTS, _CHARACTERS = 3, 600
 
 
 def report(work: WorkDir) -> None:
-    """Print the table and write the picture. Without matplotlib there is only the table, and a line that says so."""
+    """Print the table and the answers, and write the picture. Without matplotlib a line says so instead."""
     run = read_run(work)
     if not run.train:
         print(f"{work.metrics}: no steps yet, so there is nothing to report.", file=sys.stderr)
         return
-    _print_table(run, work)
+    console = Console(highlight=False)
+    console.print(_table(run))
+    for name, text in _facts(run, work):
+        console.print(f"{name}: {text}", markup=False, soft_wrap=True)
+    for table in _answers(run):
+        console.print(table)
     try:
         path = draw(run, work.report)
     except ImportError:
         print("No picture: matplotlib is not installed (pip install matplotlib).", file=sys.stderr)
     else:
-        print(f"picture: {path}")
+        console.print(f"picture: {path}", markup=False, soft_wrap=True)
 
 
-def read_run(work: WorkDir) -> Run:
-    """Collect the metrics, and the restarts from the attempts' last words where they are in the work folder."""
-    lines = read_metrics(work.metrics)
-    restarts = set()
-    for path in work.root.glob("termination-train-*-0.json"):
-        words = Termination.from_text(path.read_text(encoding="utf-8"))
-        if words and words.progress and words.progress.resumed_from_step:
-            restarts.add(words.progress.resumed_from_step)
-    by_kind: dict[str, list[Line]] = {"train": [], "eval": []}
-    for line in lines:
-        by_kind[kind(line)].append(line)
-    last = by_kind["train"][-1]["step"] if by_kind["train"] else 0
-    # A finished run that is started again resumes at its last step and does nothing more.
-    return Run(by_kind["train"], by_kind["eval"], tuple(sorted(step for step in restarts if step < last)))
-
-
-def draw(run: Run, folder: Path) -> Path:
-    """Write report.png; returns its path. Raises ImportError without matplotlib."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot
-    from matplotlib.ticker import MaxNLocator, PercentFormatter
-
-    style = {
-        "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": _QUIET,
-        "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.grid": True,
-        "grid.color": "#e6e8eb", "xtick.color": "#555a62", "ytick.color": "#555a62", "legend.frameon": False,
-    }  # fmt: skip
-    with pyplot.rc_context(style):
-        figure, axes = pyplot.subplots(2, 2, figsize=(10, 6.4), sharex=True, layout="constrained")
-        loss, margin, accuracy, rewards = axes.flat
-
-        loss.set_title("Loss")
-        loss.axhline(math.log(2), color=_QUIET, linewidth=0.8, linestyle=":")
-        loss.annotate(
-            "ln 2", (1, math.log(2)), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=_QUIET
-        )
-        margin.set_title("Reward margin, nats")
-        accuracy.set_title("Reward accuracy")
-        accuracy.set_ylim(-0.03, 1.03)
-        accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
-        for axis, key in ((loss, "loss"), (margin, "rewards/margins"), (accuracy, "rewards/accuracies")):
-            _curve(axis, run.train, key, _TRAIN, "train")
-            _dots(axis, run.evaluations, "eval_" + key, _EVAL, "held out")
-
-        rewards.set_title("Rewards, nats")
-        for key, colour, label in (("rewards/chosen", _TRAIN, "chosen"), ("rewards/rejected", _EVAL, "rejected")):
-            _curve(rewards, run.train, key, colour, label)
-            _dots(rewards, run.evaluations, "eval_" + key, colour, f"{label}, held out")
-        for axis in axes.flat:
-            for number, step in enumerate(run.restarts):
-                label = "restart" if number == 0 else None
-                axis.axvline(step, color=_QUIET, linewidth=1, linestyle="--", label=label)
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-            if axis.get_legend_handles_labels()[0]:
-                axis.legend(fontsize=8)
-        for axis in axes[1]:
-            axis.set_xlabel("optimizer step")
-
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / PICTURE
-        temporary = folder / f"{PICTURE}.tmp"
-        figure.savefig(temporary, format="png", dpi=150)
-        pyplot.close(figure)
-    temporary.replace(path)
-    return path
-
-
-def _curve(axis: Any, lines: Sequence[Line], key: str, colour: str, label: str) -> None:
-    """Every step faintly, and over it a running mean when there are enough steps to need one."""
-    points = _points(lines, key)
-    if not points:
-        return
-    steps, values = zip(*points, strict=True)
-    window = len(points) // 25
-    if window < 2:
-        axis.plot(steps, values, color=colour, linewidth=1.6, label=label, marker="o" if len(points) == 1 else None)
-        return
-    axis.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3)
-    axis.plot(steps, _smooth(values, window), color=colour, linewidth=1.8, label=f"{label} (mean of {2 * window + 1})")
-
-
-def _dots(axis: Any, lines: Sequence[Line], key: str, colour: str, label: str) -> None:
-    points = _points(lines, key)
-    if points:
-        steps, values = zip(*points, strict=True)
-        axis.plot(
-            steps, values, color=colour, linewidth=1, linestyle=":", marker="o", markersize=4.5,
-            markeredgecolor="white", label=label, zorder=3,
-        )  # fmt: skip
-
-
-def _points(lines: Sequence[Line], key: str) -> list[tuple[int, float]]:
-    return [(line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
-
-
-def _smooth(values: Sequence[float], window: int) -> list[float]:
-    """Centred mean over 2*window+1 values, fewer at the ends."""
-    parts = [values[max(0, i - window) : i + window + 1] for i in range(len(values))]
-    return [sum(part) / len(part) for part in parts]
-
-
-def _print_table(run: Run, work: WorkDir) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    first, last = run.train[0], run.train[-1]
-    columns: list[tuple[str, str, Line]] = [(f"train\nstep {first['step']}", "", first)]
-    if last is not first:
-        columns.append((f"train\nstep {last['step']}", "", last))
-    if run.evaluations:
-        begin, end = run.evaluations[0], run.evaluations[-1]
-        if len(run.evaluations) > 1:
-            columns.append((f"held out\nstep {begin['step']}", "eval_", begin))
-        columns.append((f"held out\nstep {end['step']}", "eval_", end))
+def _table(run: Run) -> Table:
+    columns = _columns(run)
     table = Table(title="Result", title_justify="left", title_style="bold")
     table.add_column("")
     for title, _, _ in columns:
         table.add_column(title, justify="right")
     for key, name, form in _TABLE:
         values = [line.get(prefix + key) for _, prefix, line in columns]
-        table.add_row(name, *(form.format(v) if isinstance(v, int | float) else "–" for v in values))
-    console = Console(highlight=False)
-    console.print(table)
-    for name, text in _facts(run, work):
-        console.print(f"{name}: {text}", markup=False, soft_wrap=True)
+        if any(isinstance(value, int | float) for value in values):
+            table.add_row(name, *(form.format(v) if isinstance(v, int | float) else "–" for v in values))
+    return table
+
+
+def _columns(run: Run) -> list[tuple[str, str, Line]]:
+    """Title, prefix of the keys and line: the ends of training, the ends of the evaluations and the best of them."""
+    ends = [run.train[0], run.train[-1]] if len(run.train) > 1 else run.train
+    columns = [(f"train\nstep {line['step']}", "", line) for line in ends]
+    best = run.best.step if run.best else None
+    for number, line in enumerate(run.evaluations):
+        if number in (0, len(run.evaluations) - 1) or line["step"] == best:
+            mark = ", best" if line["step"] == best and len(run.evaluations) > 1 else ""
+            columns.append((f"held out\nstep {line['step']}{mark}", "eval_", line))
+    return columns
 
 
 def _facts(run: Run, work: WorkDir) -> list[tuple[str, str]]:
     facts = [
         ("training time", f"{duration(run.seconds)} in {len(run.train)} logged step{'s' if len(run.train) > 1 else ''}")
     ]
-    if run.restarts:
-        facts.append(("restarts", f"{len(run.restarts)}, from step {', '.join(map(str, run.restarts))}"))
     # Counted, not steps times globalBatchSize: a last step may have fewer pairs.
     pairs = sum(line.get("pairs") or 0 for line in run.train)
     if run.seconds > 0 and pairs:
         facts[0] = (facts[0][0], f"{facts[0][1]}, {pairs / run.seconds:.3g} pairs/s")
+    if run.ending:
+        facts.append(("ending", run.ending))
+    if run.best is not None:
+        facts.append(("best evaluation", f"step {run.best.step}, {run.best.metric} {run.best.value:.4f}"))
+    if run.restarts:
+        facts.append(("restarts", f"{len(run.restarts)}, from step {', '.join(map(str, run.restarts))}"))
     if work.export.is_dir():
         facts.append(("export", str(work.export)))
     facts.append(("metrics", str(work.metrics)))
+    if run.samples:
+        facts.append(("answers", str(work.samples)))
     return facts
+
+
+def _answers(run: Run) -> list[Table]:
+    """The first prompts with the answers of the reference, the first and the last evaluation side by side."""
+    steps = sorted({line["step"] for line in run.samples})
+    shown = list(
+        dict.fromkeys([step for step in steps if step == 0] + [step for step in steps if step > 0][:1] + steps[-1:])
+    )
+    tables = []
+    for prompt in list(dict.fromkeys(line.get("prompt") for line in run.samples))[:_PROMPTS]:
+        lines = {line["step"]: line for line in run.samples if line.get("prompt") == prompt}
+        table = Table(title=_readable(f"Prompt: {prompt}"), title_justify="left", caption_justify="left", expand=True)
+        for step in shown:
+            table.add_column("reference" if step == 0 else f"policy, step {step}", ratio=1, overflow="fold")
+        table.add_row(*(_readable(lines.get(step, {}).get("policy")) for step in shown))
+        if chosen := next(iter(lines.values())).get("chosen"):
+            table.caption = _readable(f"In the data: {chosen}")
+        tables.append(table)
+    return tables
+
+
+def _readable(text: str | None) -> Text:
+    """What a model wrote, on a terminal: no markup, no control sequences, not endless."""
+    shown = "".join(c if c.isprintable() or c == "\n" else "�" for c in text or "–")
+    shown = shown.strip()
+    return Text(shown if len(shown) <= _CHARACTERS else f"{shown[:_CHARACTERS]} […]")

@@ -154,6 +154,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
                 "train": metrics,
                 "eval": evaluated,
                 "evaluations": evaluations,
+                "selection_metric": spec.selection_metric,
                 "finished": finished,
             }
             if engine.loss_scale is not None:
