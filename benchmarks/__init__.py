@@ -1,0 +1,1 @@
+"""Benchmarks: measurements that a person starts, not tests."""
