@@ -30,6 +30,10 @@ quickstart: $(VENV)/.ready ## align a small model on this machine, in a few minu
 	@$(BIN)/python examples/quickstart/make_model.py
 	@$(BIN)/dpo run examples/quickstart/dpojob.yaml
 
+.PHONY: bench-methods
+bench-methods: $(VENV)/.ready ## one epoch of every method on small real data, as a table; BENCH="--help" tells more
+	@$(BIN)/python -m benchmarks.methods $(BENCH)
+
 .PHONY: test
 test: $(VENV)/.ready ## every tier of the tests, with all their set-up
 	@$(BIN)/python -m tests.run_tiers
@@ -49,9 +53,16 @@ generate: $(VENV)/.ready ## write the CRD, the chart's copy, the dashboards and 
 verify: $(VENV)/.ready ## fail when a generated file is stale
 	@$(BIN)/python -m dpo_operator.generate --check
 
+# Pins that still fit pyproject.toml stay; `make lock LOCK_FLAGS=--upgrade` takes the newest of everything.
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+LOCK_FLAGS ?=
+
 .PHONY: lock
-lock: $(VENV)/.ready ## resolve the dependencies anew, with hashes
-	@$(BIN)/python -m tests.lock
+lock: $(VENV)/.ready ## pin what pyproject.toml asks for, with hashes
+	@echo 'uv==$(UV_VERSION)' | $(LOCK) $(LOCK_FLAGS) - --output-file requirements/build.txt
+	@$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra operator --output-file requirements/operator.txt
+	@$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra trainer --extra wandb --extra bitsandbytes --output-file requirements/trainer.txt
+	@$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra operator --extra trainer --extra dev --output-file requirements/dev.txt
 
 .PHONY: cluster-up
 cluster-up: $(VENV)/.ready ## a real Kubernetes on this machine: control plane, a CPU node, two "GPU" nodes, Prometheus

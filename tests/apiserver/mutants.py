@@ -1,6 +1,7 @@
 """Many DPOJobs, right and wrong, made from the schema: each differs from a complete valid one in one place."""
 
 import copy
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,7 @@ def a_job(name: str = "a-job", **spec: Any) -> dict[str, Any]:
     }
 
 
-# Every field that may be set together with the others is set; claimName excludes some and has a job of its own.
+# Every field that may be set together with the others is set; claimName and the settings of other losses exclude some.
 COMPLETE: dict[str, Any] = a_job(
     model={
         "name": "org/model",
@@ -36,18 +37,64 @@ COMPLETE: dict[str, Any] = a_job(
             "config": "default",
             "revision": "v1.0",
             "format": "pairs",
-            "columns": {"prompt": "question", "chosen": "good", "rejected": "bad", "confidence": "score"},
+            "columns": {
+                "prompt": "question",
+                "system": "role.system",
+                "chosen": "good",
+                "rejected": "bad",
+                "completion": "answer",
+                "label": "liked",
+                "responses": "answers",
+                "scores": "ratings.overall",
+                "chosenScore": "good_score",
+                "rejectedScore": "bad_score",
+                "answerA": "one",
+                "answerB": "other",
+                "votes": "winner",
+                "confidence": "score",
+            },
             "limit": 1000,
+            "weight": 0.5,
         },
+        "mixture": [{"source": "org/more", "split": "train", "format": "votes", "weight": 2}, {"source": "gs://b/k"}],
         "eval": {"source": "s3://bucket/eval.parquet"},
         "evalFraction": 0,
         "maxLength": 1024,
         "maxPromptLength": 512,
         "truncation": "keep_start",
-        "filters": {"minConfidence": 0.7, "maxBadRows": 0},
+        "filters": {
+            "minConfidence": 0.7,
+            "minScoreGap": 0.5,
+            "minAgreement": 0.75,
+            "maxLengthRatio": 3,
+            "dropDuplicates": True,
+            "where": [
+                {"column": "language", "operator": "In", "values": ["en", "de"]},
+                {"column": "info.score", "operator": "AtLeast", "values": ["-1.5e2"]},
+                {"column": "flag", "operator": "DoesNotExist"},
+            ],
+            "maxBadRows": 0,
+        },
     },
-    method={"name": "dpo", "beta": 0.1, "labelSmoothing": 0.1, "robust": True},
-    adapter={"type": "lora", "rank": 8, "alpha": 16, "dropout": 0.05, "targetModules": ["q_proj", "all-linear"]},
+    method={
+        "name": "dpo",
+        "beta": 0.1,
+        "weight": 0.5,
+        "labelSmoothing": 0.1,
+        "robust": True,
+        "plus": [{"name": "ln-dpo", "beta": 5, "weight": 2, "labelSmoothing": 0.2, "robust": True}, {"name": "orpo"}],
+        "nllWeight": 0.1,
+        "nllOver": "all",
+    },
+    adapter={
+        "type": "lora",
+        "rank": 8,
+        "alpha": 16,
+        "dropout": 0.05,
+        "dora": True,
+        "rslora": True,
+        "targetModules": ["q_proj", "all-linear"],
+    },
     training={
         "epochs": 1.5,
         "maxSteps": 100,
@@ -56,6 +103,11 @@ COMPLETE: dict[str, Any] = a_job(
         "microBatchSize": 2,
         "warmupRatio": 0.1,
         "scheduler": "linear",
+        "minLearningRateRatio": 0.1,
+        "optimizer": "adamw-8bit",
+        "adamBeta1": 0.85,
+        "adamBeta2": 0.95,
+        "adamEpsilon": 1e-6,
         "weightDecay": 0.01,
         "maxGradNorm": 0.5,
         "precision": "fp32",
@@ -67,8 +119,17 @@ COMPLETE: dict[str, Any] = a_job(
         "shuffle": False,
         "logEverySteps": 10,
     },
-    evaluation={"everySteps": 25, "microBatchSize": 4},
+    evaluation={"everySteps": 25, "microBatchSize": 4, "samples": 8, "sampleTokens": 128},
     earlyStopping={"metric": "eval_loss", "patience": 2, "minDelta": 0.001},
+    export={"checkpoint": "best", "merge": True},
+    tracking={
+        "wandb": {
+            "project": "alignment",
+            "entity": "team",
+            "mode": "online",
+            "apiKeySecretRef": {"name": "wandb", "key": "key"},
+        }
+    },
     nodes=2,
     gpusPerNode=4,
     pod={
@@ -90,7 +151,7 @@ COMPLETE: dict[str, Any] = a_job(
     checkpoint={
         "everySteps": 25,
         "keepLast": 3,
-        "keepBest": 0,
+        "keepBest": 2,
         "volume": {
             "storageClassName": "fast",
             "size": "1.5Ti",
@@ -106,11 +167,39 @@ COMPLETE: dict[str, Any] = a_job(
 )
 
 
+# Settings of one loss: the complete job has another.
+LOSS_OF = {
+    "lengthDesensitization": "ld-dpo",
+    "reduction": "ipo",
+    "marginRatio": "simpo",
+    "margin": "simpo",
+    "desirableWeight": "kto",
+    "undesirableWeight": "kto",
+}
+
+
+def _base(path: tuple[str | int, ...]) -> dict[str, Any]:
+    """A complete valid job in which the field may be set, as far as there is one."""
+    job = copy.deepcopy(COMPLETE)
+    if path[0] == "method" and path[-1] in LOSS_OF:
+        loss = {"name": LOSS_OF[str(path[-1])]}
+        job["spec"]["method"] = {"name": "dpo", "plus": [loss]} if "plus" in path else loss
+    return job
+
+
 def mutants() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Label and DPOJob, for every field of the spec and everything that its schema says about it."""
+    """Label and DPOJob, for every field of the spec and everything that its schema says about it.
+
+    A field of a type that is used in several places, such as the columns of train, mixture and eval, is tried in the first.
+    """
+    tried = set()
     for path, schema in _fields(crd.spec_schema(), ()):
+        kind = (path[-1], json.dumps(schema, sort_keys=True))
+        if kind in tried:
+            continue
+        tried.add(kind)
         for what, value in _values(schema):
-            job = copy.deepcopy(COMPLETE)
+            job = _base(path)
             if _put(job["spec"], path, value):
                 yield f"{'.'.join(map(str, path))} {what}", job
 

@@ -27,6 +27,8 @@ CHANGES: dict[str, Any] = {
     "training": {"epochs": 2},
     "evaluation": {"everySteps": 5},
     "earlyStopping": {"patience": 9},
+    "export": {"checkpoint": "last"},
+    "tracking": {"wandb": {"project": "other"}},
     "nodes": 1,
     "gpusPerNode": 2,
     "pod": {"sharedMemory": "1Gi"},

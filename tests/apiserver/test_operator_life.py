@@ -150,10 +150,10 @@ def test_bad_dataset_fails_with_the_trainers_words_before_training(hands: Hands,
 
 
 def test_unsupported_setting_is_refused_with_a_condition(hands: Hands, alive: OperatorProcess) -> None:
-    hands.apply("unsupported", method={"name": "kto"})
+    hands.apply("unsupported", training={"globalBatchSize": 2, "offload": "nvme"})
     wait_until("failure", lambda: hands.status("unsupported").get("state") == "Failed")
     assert hands.condition("unsupported", "Failed") == ("True", "Unsupported")
-    assert "kto is not implemented yet; use dpo" in hands.status("unsupported")["message"]
+    assert "offload: nvme is not implemented yet; use cpu or none" in hands.status("unsupported")["message"]
     assert hands.children("jobs", "unsupported") == hands.children("configmaps", "unsupported") == []
 
 
@@ -299,6 +299,6 @@ def test_missing_claim_is_waited_for(hands: Hands, alive: OperatorProcess, contr
 
 
 def test_finished_job_is_deleted_after_its_time_to_live(hands: Hands, alive: OperatorProcess) -> None:
-    hands.apply("short-lived", method={"name": "kto"}, ttlSecondsAfterFinished=2)
+    hands.apply("short-lived", training={"globalBatchSize": 2, "offload": "nvme"}, ttlSecondsAfterFinished=2)
     wait_until("failure", lambda: hands.status("short-lived").get("state") == "Failed")
     wait_until("deletion", lambda: hands.get("dpojobs", "short-lived") is None)

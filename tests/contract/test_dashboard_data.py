@@ -47,6 +47,22 @@ TRAIN = {
     "rewards/accuracies": 0.7,
     "logps/chosen": -100.0,
     "logps/rejected": -120.0,
+    "logratio_per_token/chosen": -0.1,
+    "logratio_per_token/rejected": -0.3,
+    "response_tokens/chosen": 40.0,
+    "response_tokens/rejected": 60.0,
+    "margin_length_correlation": -0.2,
+    # No method has all of these.
+    "nll_loss": 2.0,
+    "kl": 0.5,
+    "log_odds_chosen": 0.4,
+}
+EVAL = TRAIN | {
+    "generation_tokens/policy": 50.0,
+    "generation_tokens/reference": 45.0,
+    "rewards/accuracies/le_64": 0.8,
+    "rewards/accuracies/gt_1024": 0.6,
+    "length_baseline_accuracy": 0.55,
 }
 
 
@@ -139,12 +155,13 @@ def train(trainer: Telemetry, operator: JobMetrics, raw: dict[str, Any]) -> None
     info = {"model": "org/model", "loss_type": "dpo", "peft": "none", "zero_stage": "3"}
     trainer.begin(max_steps=2 * STEPS, checkpoint_interval=4, info=info)
     trainer.initial_margin(0.0)
+    trainer.initial_loss(0.6931)
     for step in range(1, STEPS + 1):
         with trainer.timed("policy"):
             time.sleep(0.25)
-        metrics = TRAIN | {"grad_norm": 1.0, "learning_rate": 5e-7}
+        metrics = TRAIN | {"grad_norm": 1.0, "learning_rate": 5e-7, "entropy": 1.5}
         trainer.step(step, epoch=step / 16, seconds=0.25, pairs=8, tokens=800, metrics=metrics)
-    trainer.evaluation(STEPS, TRAIN)
+    trainer.evaluation(STEPS, EVAL)
     saved = CheckpointRef(step=STEPS, path="checkpoints/x", digest="a" * 64, attempt=2, time=time.time())
     trainer.checkpoint(saved, 0.1)
     restarted = DPOJobStatus.model_validate(STATUS).model_copy(update={"restart_history": [RESTART]})

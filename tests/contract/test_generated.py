@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from dpo_operator import generate
 from dpo_operator.api import conditions, crd, rules
 from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.types import DPOJob
 from dpo_operator.cli.jobfile import JobFileError, read
 from dpo_operator.dashboards.catalogue import catalogue
 from tests.conftest import REPOSITORY
@@ -132,6 +134,18 @@ def test_a_local_run_refuses_what_the_api_server_refuses(file: Path) -> None:
     first = next(line for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# expect: "))
     field = first.removeprefix("# expect: ").removeprefix("unknown field ").strip('"').split(":")[0].split("[")[0]
     assert field in str(refusal.value)
+
+
+def test_every_rule_has_an_example_that_breaks_it_alone() -> None:
+    broken: dict[str, list[str]] = {}
+    for file in BAD:
+        try:
+            job = DPOJob.model_validate(yaml.safe_load(file.read_text(encoding="utf-8")))
+        except ValidationError:
+            continue  # an example of one wrong field
+        (message,) = rules.violations(job)
+        broken.setdefault(message, []).append(file.stem)
+    assert set(broken) == {f"spec.{rule.field}: {rule.message}" for rule in rules.SPEC_RULES}
 
 
 def test_the_reference_pages_name_everything() -> None:

@@ -42,15 +42,16 @@ def some_pairs(count: int, *, seed: int = 0) -> PairDataset:
     return PairDataset.from_pairs(TokenPair(tokens(12), tokens(9), tokens(20), row) for row in range(count))
 
 
-def make_model(folder: Path, *, tied: bool = False, **settings: Any) -> None:
+def make_model(folder: Path, *, tied: bool = False, layers: int = 2, **settings: Any) -> None:
     """Save a small Llama with random weights large enough to have opinions."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(3)
     config = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.15, tie_word_embeddings=tied, **settings,
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, initializer_range=0.15,
+        tie_word_embeddings=tied, **settings,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
 
@@ -110,7 +111,15 @@ def plain_training(document: dict[str, Any], model: Path, data: PairDataset, tot
         from dpo_trainer.model import add_lora
 
         policy = add_lora(policy, spec.adapter, seed=spec.training.seed)
-    optimizer = torch.optim.AdamW([p for p in policy.parameters() if p.requires_grad], lr=1.0, weight_decay=0.0)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": spec.training.weight_decay},
+            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        ],
+        betas=(spec.training.adam_beta1, spec.training.adam_beta2),
+        eps=spec.training.adam_epsilon,
+    )
 
     def logps(pair: TokenPair) -> torch.Tensor:
         sums = []
@@ -123,7 +132,7 @@ def plain_training(document: dict[str, Any], model: Path, data: PairDataset, tot
 
     with torch.no_grad():
         reference = torch.stack([logps(data[i]) for i in range(len(data))])
-    training, beta = spec.training, spec.method.beta
+    training, beta = spec.training, spec.method.strength
     plan = Plan(len(data), training.global_batch_size, seed=training.seed, shuffle=training.shuffle)
     warmup = warmup_steps(training.warmup_ratio, total_steps)
     steps = []
@@ -136,8 +145,9 @@ def plain_training(document: dict[str, Any], model: Path, data: PairDataset, tot
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), training.max_grad_norm or float("inf"))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(
-                step, peak=spec.learning_rate, total_steps=total_steps, warmup=warmup, shape=training.scheduler
-            )
+                step, peak=spec.learning_rate, total_steps=total_steps, warmup=warmup, shape=training.scheduler,
+                floor=training.min_learning_rate_ratio,
+            )  # fmt: skip
         optimizer.step()
         optimizer.zero_grad()
         means = rewards.detach().mean(dim=0).tolist()

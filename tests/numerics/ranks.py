@@ -1,6 +1,7 @@
 """Run a function as the ranks of a gloo world, each in a process of its own."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import socket
@@ -77,6 +78,7 @@ def _rank(
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()  # what the server imported stays: DeepSpeed collects often, and would look through all of it
     try:
         end.send((True, function(*args)))
     except BaseException as error:

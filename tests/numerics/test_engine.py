@@ -31,7 +31,7 @@ def partitions(document: dict[str, Any], model: Path, extensions: Path) -> dict[
     from dpo_trainer.engine import Engine, join_world
 
     engine = Engine(DPOJob.model_validate(document).spec, model, join_world("cpu"))
-    engine.backward(-engine.logps(collate(some_pairs(3), [0])).sum(), last=True)
+    engine.backward(-engine.score(collate(some_pairs(3), [0])).answers[..., 0].sum(), last=True)
     engine.step(1e-3)
     whole = [name for name, p in engine.module.named_parameters() if p.ds_tensor.numel() >= p.ds_numel]
     return {**engine.partition_report(), "whole": whole, "inductor": "torch._inductor.compile_fx" in sys.modules}
@@ -60,18 +60,18 @@ def gradients(document: dict[str, Any], model: Path) -> dict[str, Any]:
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.batch import collate
     from dpo_trainer.engine import Engine, join_world
-    from dpo_trainer.evaluate import training_batches
+    from dpo_trainer.evaluate import micro_batches_of
     from dpo_trainer.model import Policy
 
     world, data = join_world("cpu"), some_pairs(9)
     engine = Engine(DPOJob.model_validate(document).spec, model, world)
     indices = np.arange(5)
-    for batch, last in training_batches(data, indices, rank=world.rank, world_size=world.world_size, size=1):
-        loss = (engine.logps(batch).view(-1, 2)[:, 0].square() * batch.weight).sum() / len(indices)
+    for batch, last in micro_batches_of(data, indices, rank=world.rank, world_size=world.world_size, size=1):
+        loss = (engine.score(batch).answers[:, 0, 0].square() * batch.weight).sum() / len(indices)
         engine.backward(loss, last=last)
     found = {name: safe_get_full_grad(p).clone() for name, p in engine.module.named_parameters()}
     plain = Policy(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
-    plain(collate(data, indices.tolist())).view(-1, 2)[:, 0].square().mean().backward()
+    plain(collate(data, indices.tolist()))[0][::2, 0].square().mean().backward()
     return {
         name: ((found[name] - p.grad).abs().max() / p.grad.abs().max()).item() for name, p in plain.named_parameters()
     }
@@ -97,12 +97,12 @@ def overflowing_update(document: dict[str, Any], model: Path) -> tuple[float | N
     engine, batch = Engine(DPOJob.model_validate(document).spec, model, world), collate(some_pairs(3), [0])
     before = [safe_get_local_fp32_param(p).clone() for p in engine.module.parameters()]
     # Only rank 1's part is infinite, and both have to leave the step out.
-    engine.backward(engine.logps(batch).sum() * (1e38 if world.rank else 1.0) * 1e3, last=True)
+    engine.backward(engine.score(batch).answers[..., 0].sum() * (1e38 if world.rank else 1.0) * 1e3, last=True)
     first = engine.step(1e-3)
     same = all(
         torch.equal(a, safe_get_local_fp32_param(p)) for a, p in zip(before, engine.module.parameters(), strict=True)
     )
-    engine.backward(engine.logps(batch).sum(), last=True)
+    engine.backward(engine.score(batch).answers[..., 0].sum(), last=True)
     return first, engine.step(1e-3), same
 
 

@@ -102,7 +102,7 @@ def test_a_policy_that_answers_otherwise_is_refused(work: tuple[dict[str, Any], 
 
 def test_training_that_has_not_ended_is_not_exported(work: tuple[dict[str, Any], WorkDir]):
     document, folder_ = work
-    _change_manifest(folder_, lambda manifest: manifest["state"].pop("probe"))
+    _change_manifest(folder_, lambda manifest: manifest["state"].update(finished=""))
     with pytest.raises(TrainerError, match="train to the end first") as caught:
         _export(document, folder_)
 

@@ -48,7 +48,7 @@ def base_after_training(document: dict[str, Any], model: Path, pairs: int) -> tu
     engine = Engine(DPOJob.model_validate(document).spec, model, world)
     batch = collate(some_pairs(pairs), [world.rank])
     for _ in range(3):
-        engine.backward(-engine.logps(batch)[0], last=True)
+        engine.backward(-engine.score(batch).answers[0, 0, 0], last=True)
         engine.step(1e-2)
     file, same, moved = load_file(model / "model.safetensors"), True, True
     for name, parameter in engine.module.model.named_parameters():

@@ -50,14 +50,16 @@ def worst_differences() -> dict[str, tuple[float, float]]:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).train()
         batch = collate(data, range(4))
         with torch.no_grad():
-            short, whole = Policy(model)(batch), Policy(model)(batch, whole_logits=True)
+            short, whole = Policy(model)(batch)[0], Policy(model)(batch, whole_logits=True)[0]
             alone = []
             for pair in (data[i] for i in range(4)):
                 for answer in (pair.chosen, pair.rejected):
                     ids = torch.tensor(np.concatenate([pair.prompt, answer])[None].astype(np.int64))
                     logps = model(ids).logits[0, :-1].double().log_softmax(-1)
-                    alone.append(logps.gather(1, ids[0, 1:, None])[len(pair.prompt) - 1 :].sum())
-        expected = torch.stack(alone).float()
+                    answered = logps.gather(1, ids[0, 1:, None])[len(pair.prompt) - 1 :]
+                    head = answered[: min(len(pair.chosen), len(pair.rejected))]
+                    alone.append(torch.stack([answered.sum(), head.sum()]))
+        expected = torch.stack(alone)
         found[name] = ((short - expected).abs().max().item(), (short - whole).abs().max().item())
     return found
 
@@ -90,7 +92,7 @@ def head_calls() -> tuple[list[int], int]:
     with torch.no_grad():
         Policy(model)(batch)
         Policy(model)(batch, whole_logits=True)
-    return rows, len(batch.answer_targets)
+    return rows, len(batch.scored_targets)
 
 
 def test_only_answer_tokens_enter_the_head():

@@ -28,9 +28,10 @@ def reference(work: WorkDir) -> Path:
 
 
 def read(path: Path) -> Any:
+    """Log-probs of whole answers: [pairs][2]."""
     from safetensors.torch import load_file
 
-    return load_file(path)["logps"].tolist()
+    return load_file(path)["logps"][..., 0].tolist()
 
 
 def shift(path: Path, nats: float) -> None:

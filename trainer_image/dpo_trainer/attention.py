@@ -38,7 +38,7 @@ def register() -> None:
 def enable(causal_lm: Any) -> bool:
     """Have a Hugging Face model use this attention; False, and no change, where it can't."""
     config = causal_lm.config.get_text_config()
-    usable = config._attn_implementation == "sdpa" and causal_lm._can_set_attn_implementation()
+    usable = config._attn_implementation in ("sdpa", NAME) and causal_lm._can_set_attn_implementation()
     # Attention in chunks of the text is made by masks, which packed rows have none of.
     if not usable or getattr(config, "attention_chunk_size", None) is not None:
         return False

@@ -32,7 +32,7 @@ class MicroBatch:
     scored_head: bool [scored], whether the token is among the first n of its answer, n being the shorter answer's length.
     segments: how many of those there are: 2*pairs, or 3*pairs with prompts.
     answer_tokens: int64 [pairs, 2], lengths of the answers, 0 where an unpaired example has none.
-    prompt_tokens: int64 [pairs], scored tokens of the prompts: all but the first.
+    prompt_tokens: int64 [pairs], tokens of the prompts that can be scored: all but the first.
     pairs: int64 [pairs], where the pairs are in the dataset.
     weight: float32 [pairs], 1, or 0 for a pair that only keeps this rank in step with the others.
     tokens, truncated: tokens that are not padding, and pairs that were cut, among those that count.
@@ -71,7 +71,8 @@ def collate(
 
     indices: positions in the dataset, at least one.
     weight: 1 for pairs that count, 0 for those that do not.
-    score_prompts: score the prompts' tokens too, once for each pair, as part of its chosen answer's sequence.
+    score_prompts: score the prompts' tokens too, once for each pair, as part of its chosen answer's sequence; an unpaired
+        example that is undesirable has none.
     layout: off: each answer has a row with a prompt of its own: chosen and rejected of the first pair, of the second, and so
         on, padded on the right with token 0. That is a real token in most vocabularies, but it is never predicted and, with
         causal attention, never seen by a token that is, so the tokenizer needs no padding token.
@@ -102,7 +103,7 @@ def collate(
                 # The prompt's last token predicts the answer's first one, wherever that is.
                 before = np.concatenate([[prompt + len(pair.prompt) - 1], np.arange(first, first + len(answer) - 1)])
                 score(before, answer, 2 * number + side, int(shorter[number]))
-        if score_prompts:
+        if score_prompts and len(pair.chosen):
             prompt = starts[number][0][0]
             score(np.arange(prompt, prompt + len(pair.prompt) - 1), pair.prompt[1:], 2 * len(pairs) + number, 1 << 62)
     real = int((lengths > 0).sum(axis=1) @ [len(pair.prompt) for pair in pairs] + lengths.sum())

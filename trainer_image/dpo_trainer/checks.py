@@ -14,7 +14,7 @@ from dpo_trainer.telemetry import Telemetry
 
 # How far the first step's loss may be from ln 2 and its reward margin from 0. bf16 rounds log-probs of hundreds of nats
 # differently in batches of different shape.
-_FIRST_STEP_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+_FIRST_STEP_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 
 
 def say_partitions(engine: Engine, ranks: Ranks, telemetry: Telemetry) -> None:
@@ -87,6 +87,7 @@ def check_first_step(metrics: dict[str, float], first_loss: float | None, precis
         return
     tolerance = _FIRST_STEP_TOLERANCE[precision]
     telemetry.initial_margin(metrics["rewards/margins"])
+    telemetry.initial_loss(first_loss)
     if abs(metrics["loss"] - first_loss) > tolerance * max(1.0, abs(first_loss)):
         warn(
             telemetry,

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,16 +21,18 @@ import numpy as np
 import numpy.typing as npt
 
 from dpo_trainer.errors import volume_error
+from dpo_trainer.files import commit
 
 IntArray = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
 class TokenPair:
-    """One preference pair as token ids. Each array is int32 [length]; both answers hold at least one token.
+    """One preference pair as token ids. Each array is int32 [length].
 
     The policy reads prompt + chosen and prompt + rejected; log-probs are summed over answer tokens alone.
-    An unpaired example has one answer: chosen when it is desirable, else rejected; the other one is empty.
+    Both answers of a pair hold at least one token. An unpaired example has one answer: chosen when it is desirable, else
+    rejected; the other one is empty.
     truncated: whether the prompt or an answer was cut.
     """
 
@@ -73,6 +76,16 @@ class PairDataset:
         """Tokens of prompt, chosen and rejected: int64 [pairs, 3]."""
         return np.diff(self._offsets).reshape(-1, 3)
 
+    def flat(self, start: int, stop: int) -> tuple[IntArray, npt.NDArray[np.int64]]:
+        """Tokens of the pairs from start up to stop, and where each of their parts starts in them: int64 [pairs*3+1]."""
+        offsets = self._offsets[3 * start : 3 * stop + 1]
+        return self._tokens[int(offsets[0]) : int(offsets[-1])], offsets - offsets[0]
+
+    @property
+    def cut(self) -> npt.NDArray[np.bool_]:
+        """Which pairs were truncated: bool [pairs]."""
+        return self._cut
+
     @classmethod
     def from_pairs(cls, pairs: Iterable[TokenPair]) -> "PairDataset":
         """Collect pairs in memory."""
@@ -112,9 +125,8 @@ class PairDataset:
                 np.save(file, values, allow_pickle=False)
                 file.flush()
                 os.fsync(file.fileno())
-        temporary = meta.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"pairs": len(self), "tokens": len(self._tokens), "digest": self.digest}))
-        temporary.replace(meta)
+        counts = {"pairs": len(self), "tokens": len(self._tokens), "digest": self.digest}
+        commit(meta, json.dumps(counts).encode())
 
     @classmethod
     def open(cls, folder: Path) -> "PairDataset":
@@ -137,24 +149,31 @@ class PairDataset:
         return cls(tokens, offsets, rows, cut, digest)
 
 
-def mismatched(dataset: PairDataset) -> PairDataset:
+def mismatched(dataset: PairDataset) -> PairDataset | None:
     """Every prompt with the answers of an earlier example that has another prompt: what KTO estimates its KL from.
 
-    The nearest earlier one is taken, the last following the first. Answers are cut to the dataset's longest sequence, so that
-    this needs no more memory than training does. Without a second prompt the answers are the example's own: the estimate
-    is then one of the log-ratio of answers that fit.
+    The data are seen as a circle. Of a run of equal prompts the first takes the example before the run, the second the one
+    before that, and so on: an unpaired prompt that is there twice, with a good and a bad answer, meets both kinds.
+    Answers are cut to the dataset's longest sequence, so that this needs no more memory than training does; each keeps at
+    least one token.
+    None when all prompts are the same, or there are none.
     """
     count = len(dataset)
-    longest = int((dataset.lengths[:, 0] + dataset.lengths[:, 1:].max(axis=1)).max()) if count else 0
-    prompts = [dataset[i].prompt.tobytes() for i in range(count)]
+    begins = [i for i in range(count) if not np.array_equal(dataset[i].prompt, dataset[(i - 1) % count].prompt)]
+    if not begins:
+        return None
+    longest = int((dataset.lengths[:, 0] + dataset.lengths[:, 1:].max(axis=1)).max())
 
-    def other(i: int) -> TokenPair:
-        source = next((j % count for j in range(i - 1, i - count, -1) if prompts[j % count] != prompts[i]), i)
-        room = max(1, longest - len(dataset[i].prompt))
-        pair = dataset[source]
-        return TokenPair(dataset[i].prompt, pair.chosen[:room], pair.rejected[:room], dataset[i].row)
+    def with_other_answers(i: int) -> TokenPair:
+        prompt, room = dataset[i].prompt, longest - len(dataset[i].prompt)
+        begin = begins[bisect_right(begins, i) - 1]  # the last one for those before the first: they end its run
+        other = dataset[(begin - 1 - (i - begin) % count) % count]
+        if np.array_equal(prompt, other.prompt):
+            other = dataset[(begin - 1) % count]
+        cut = max(len(other.chosen), len(other.rejected)) > room
+        return TokenPair(prompt, other.chosen[:room], other.rejected[:room], dataset[i].row, other.truncated or cut)
 
-    return PairDataset.from_pairs(other(i) for i in range(count))
+    return PairDataset.from_pairs(with_other_answers(i) for i in range(count))
 
 
 def _digest(tokens: IntArray, offsets: npt.NDArray[np.int64]) -> str:

@@ -14,13 +14,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batch import MicroBatch
 from dpo_trainer.errors import TrainerError, invalid_configuration
+from dpo_trainer.lossscale import LossScale
 from dpo_trainer.model import Policy, load_model
+from dpo_trainer.optimizer import make_optimizer
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +88,9 @@ def join_world(wanted_device: str, *, timeout_seconds: float = 1800) -> World:
     os.environ["DS_ACCELERATOR"] = device.type
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        # DeepSpeed would run numactl to count this machine's devices, in every backward pass.
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
     timeout = timedelta(seconds=timeout_seconds)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if world_size == 1:
@@ -103,14 +108,19 @@ def zero_config(spec: DPOJobSpec, hidden_size: int, device: torch.device) -> dic
     Gradients are summed and kept in fp32, master weights too, whatever the precision of the model.
     """
     matrix = hidden_size * hidden_size
+    offload = {"device": "cpu", "pin_memory": device.type == "cuda"} if spec.training.offload == "cpu" else None
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": spec.training.max_grad_norm,
         "bf16": {"enabled": spec.training.precision == "bf16"},
+        # A fixed scale for DeepSpeed; lossscale.py changes it.
+        "fp16": {"enabled": spec.training.precision == "fp16", "loss_scale": LossScale().factor},
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
+        # torch's own AdamW takes offloaded state, too; DeepSpeed's would have to be compiled.
+        "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {
             "stage": 3,
             "overlap_comm": device.type == "cuda",
@@ -119,6 +129,7 @@ def zero_config(spec: DPOJobSpec, hidden_size: int, device: torch.device) -> dic
             "stage3_prefetch_bucket_size": int(0.9 * matrix),
             "stage3_param_persistence_threshold": 10 * hidden_size,
             "stage3_gather_16bit_weights_on_model_save": False,
+            **({"offload_optimizer": offload} if offload else {}),
         },
         "steps_per_print": None,
     }
@@ -134,6 +145,14 @@ class Engine:
         """Load the model partitioned and make the optimizer. Collective."""
         deepspeed = _import_deepspeed()
         self.world = world
+        self._loss_scale: LossScale | None = None
+        if spec.training.precision == "fp16":
+            if not deepspeed.get_accelerator().is_fp16_supported():
+                raise invalid_configuration(
+                    f"spec.training.precision: fp16 needs a GPU, or a CPU with float16 arithmetic; found {world.device.type} without it. "
+                    "Use bf16 or fp32"
+                )
+            self._loss_scale = LossScale()
         self.config: dict[str, Any] = {}
 
         def partitioned_loading(hidden_size: int) -> Any:
@@ -145,13 +164,7 @@ class Engine:
         torch.manual_seed(spec.training.seed)
         model = load_model(spec, model_folder, seed=spec.training.seed, zero3=partitioned_loading)
         policy = Policy(model)
-        optimizer = torch.optim.AdamW(
-            _parameter_groups(policy, spec.training.weight_decay),
-            lr=spec.learning_rate,
-            betas=(spec.training.adam_beta1, spec.training.adam_beta2),
-            eps=spec.training.adam_epsilon,
-            fused=world.device.type == "cuda",
-        )
+        optimizer = make_optimizer(policy, spec, world.device)
         self.deepspeed, *_ = deepspeed.initialize(
             model=policy, optimizer=optimizer, config=self.config, dist_init_required=False
         )
@@ -190,14 +203,26 @@ class Engine:
     def step(self, learning_rate: float) -> float | None:
         """Clip, update and clear the gradient. Collective.
 
-        Returns the gradient's norm before clipping, or None when it is not finite; then no weight has changed.
+        Returns the gradient's norm before clipping, or None when it is not finite; then no weight has changed, and in
+        float16 the loss scale is halved.
         """
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         self.deepspeed.step()
-        if not self.deepspeed.was_step_applied():
-            return None
-        return float(self.deepspeed.get_global_grad_norm())
+        applied = self.deepspeed.was_step_applied()
+        if self._loss_scale is not None:
+            self.loss_scale = self._loss_scale.after(applied=applied)
+        return float(self.deepspeed.get_global_grad_norm()) if applied else None
+
+    @property
+    def loss_scale(self) -> LossScale | None:
+        """The factor of losses in float16; None in other precisions."""
+        return self._loss_scale
+
+    @loss_scale.setter
+    def loss_scale(self, scale: LossScale) -> None:
+        self._loss_scale = scale
+        self.deepspeed.optimizer.loss_scale = scale.factor
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over ranks, on every rank's device. Collective. values: any shape; a copy is summed."""
@@ -240,16 +265,3 @@ def _import_deepspeed() -> Any:
         sys.modules[_MUON] = muon
     deepspeed_logger.setLevel(logging.ERROR)
     return deepspeed
-
-
-def _parameter_groups(policy: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trained parameters: matrices decay, norms and biases do not, as in Hugging Face's trainer."""
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    if not trained:
-        raise invalid_configuration("spec.adapter: expected parameters to train, found none")
-    dimensions = {id(p): len(getattr(p, "ds_shape", p.shape)) for p in trained}
-    groups = [
-        {"params": [p for p in trained if dimensions[id(p)] >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if dimensions[id(p)] < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]

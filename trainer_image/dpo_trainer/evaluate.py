@@ -98,10 +98,18 @@ def logps_of(batch: MicroBatch, scored: Scored, reference: Tensor | None) -> Log
     )
 
 
-def reference_point(engine: Engine, examples: Examples, *, size: int, indices: IntArray | None = None) -> Tensor:
+def reference_point(
+    engine: Engine,
+    examples: Examples,
+    *,
+    size: int,
+    indices: IntArray | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Tensor | None:
     """KTO's estimate of the KL divergence, from the answers to other prompts: float64 scalar, nats. Collective.
 
     It is one number for all ranks and micro-batches, so neither their number nor their size changes the loss.
+    should_stop: see evaluate; None is returned then.
     """
     assert examples.mismatched is not None
     assert examples.mismatched_reference is not None
@@ -111,6 +119,8 @@ def reference_point(engine: Engine, examples: Examples, *, size: int, indices: I
         counted = logps.present & (batch.weight > 0).to(totals.device)[:, None]
         ratios = torch.where(counted, logps.log_ratios, torch.zeros_like(logps.policy))
         totals += torch.stack([ratios.sum(), counted.sum().double()])
+        if should_stop():
+            return None
     return kto_kl(*engine.sum(totals))
 
 
@@ -127,7 +137,11 @@ def evaluate(
     size: pairs of one forward pass.
     should_stop: asked after each pass, the same answer on every rank; the evaluation is then given up, and None returned.
     """
-    kl = reference_point(engine, examples, size=size) if objective.needs_kl else None
+    kl: Tensor | None = None
+    if objective.needs_kl:
+        kl = reference_point(engine, examples, size=size, should_stop=should_stop)
+        if kl is None:
+            return None
     totals: Tensor | None = None
     names: list[str] = []
     for batch, scored in forward_all(engine, examples.data, size=size, score_prompts=objective.needs_prompt):

@@ -50,16 +50,17 @@ def _open(name: str, folder: Path, objective: Objective) -> Examples | None:
     if not len(data):
         return None
     if not objective.needs_kl:
-        # Without kto, an answer without a counterpart has nothing to be compared with.
-        if (alone := int((data.lengths[:, 1:] == 0).any(axis=1).sum())) > 0:
+        # Any other method compares two answers.
+        if alone := int((data.lengths[:, 1:] == 0).any(axis=1).sum()):
             raise invalid_configuration(
-                f"spec.method.name: {alone} of {len(data)} {name} examples are unpaired, and {objective.method.name.value} compares "
-                "two answers; use kto, or paired data"
+                f"spec.method.name: {objective.method.name.value} compares two answers, and {alone} of {len(data)} {name} "
+                "examples have only one; use kto, or paired data"
             )
         return Examples(name, data)
-    if len(data) > 1 and len({data[i].prompt.tobytes() for i in range(len(data))}) > 1:
-        return Examples(name, data, mismatched(data))
-    raise invalid_configuration(
-        f"spec.method.name: kto estimates a KL divergence from answers to other prompts, and all {len(data)} {name} examples have "
-        "the same prompt; use another method, or more prompts"
-    )
+    others = mismatched(data)
+    if others is None:
+        raise invalid_configuration(
+            f"spec.method.name: kto estimates a KL divergence from answers to other prompts, and all {len(data)} {name} "
+            "examples have the same prompt; use another method, or more prompts"
+        )
+    return Examples(name, data, others)

@@ -1,6 +1,6 @@
 """What is logged about a batch: sums that add up over micro-batches and ranks, and the means that they give.
 
-The names are the keys that TRL logs, so that curves can be compared; docs/metrics.md tells each one's meaning.
+The names are the keys that TRL logs, so that curves can be compared; docs/methods tells what to watch.
 """
 
 import math
@@ -17,6 +17,9 @@ from dpo_trainer.objective import Logps, Objective
 Sums = dict[str, Tensor]
 
 _SIDES = ("chosen", "rejected")
+# Standard deviation of reward margins below which they are what rounding left, as before the first update: float32
+# log-probs of some hundred nats are good to about 1e-5.
+_NOISE = 1e-5
 
 
 def sums(objective: Objective, logps: Logps, loss: Tensor, kl: Tensor | None, counts: Tensor) -> Sums:
@@ -47,7 +50,7 @@ def sums(objective: Objective, logps: Logps, loss: Tensor, kl: Tensor | None, co
             "moments/ml": _sum(margin * longer, both),
         }  # fmt: skip
         if objective.method.likelihood_weight > 0:
-            found["nll_loss"] = _sum(objective.nll(logps), both)
+            found["nll_loss"] = _sum(objective.nll(logps), present[:, 0])
         if any(part.name is MethodName.ORPO for part in objective.method.losses):
             odds = losses.log_odds_ratio(logps.policy / tokens)
             found["log_odds_ratio"] = _sum(F.logsigmoid(odds), both)
@@ -92,9 +95,11 @@ def means(found: Mapping[str, float], kl: float | None = None) -> dict[str, floa
             values[f"logratio_per_token/{side}"] = mean(f"logratio_per_token/{side}", f"answers/{side}")
         values[f"response_tokens/{side}"] = mean(f"tokens/{side}", f"answers/{side}")
     values["margin_length_correlation"] = _correlation(found)
-    for name in ("nll_loss", "log_odds_ratio", "log_odds_chosen"):
+    for name, count in (
+        ("nll_loss", "answers/chosen"), ("log_odds_ratio", "moments/pairs"), ("log_odds_chosen", "moments/pairs"),
+    ):  # fmt: skip
         if name in found:
-            values[name] = mean(name, "moments/pairs")
+            values[name] = mean(name, count)
     if kl is not None:
         values["kl"] = kl
     return values
@@ -107,6 +112,6 @@ def _correlation(found: Mapping[str, float]) -> float:
         return math.nan
     m, length = found["moments/m"] / pairs, found["moments/l"] / pairs
     mm, ll = found["moments/mm"] / pairs - m * m, found["moments/ll"] / pairs - length * length
-    if not (mm > 0 and ll > 0):
+    if not (mm > _NOISE**2 and ll > 0):
         return math.nan
     return max(-1.0, min(1.0, (found["moments/ml"] / pairs - m * length) / math.sqrt(mm * ll)))

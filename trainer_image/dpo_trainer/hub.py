@@ -9,7 +9,11 @@ from typing import Any
 from dpo_operator.api.data import Dataset
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.errors import TrainerError, bad_dataset, input_not_found, invalid_configuration
+from dpo_trainer.formats import columns_read, detect
 from dpo_trainer.sources import HubSource, no_space, retrying
+
+# Rows that are looked at to decide which columns to decode.
+LOOK_AT = 64
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,10 @@ class HubRows:
     columns: tuple[str, ...]
     table: Any
 
+    def where(self, row: int) -> str:
+        """Where a row stands, for messages."""
+        return f"row {row} of the split"
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for batch in self.table.iter(batch_size=512):
             names = list(batch)
@@ -76,10 +84,11 @@ class HubRows:
                 yield dict(zip(names, values, strict=True))
 
 
-def dataset(source: HubSource, spec: Dataset, wanted: set[str], cache: Path, token: str | None) -> HubRows:
+def dataset(source: HubSource, spec: Dataset, conditions: set[str], cache: Path, token: str | None) -> HubRows:
     """Download one split of a hub dataset into a cache folder.
 
-    wanted: columns that may be read; others are not decoded, as long as these suffice.
+    conditions: columns that filters read, besides those of the formats. Other columns are not decoded, unless the first rows
+        fit no format without them, so that a message can name all columns.
     Raises TrainerError: ACCESS_DENIED, INPUT_NOT_FOUND, SOURCE_UNAVAILABLE, INVALID_CONFIGURATION, BAD_DATASET, or
     UNSUPPORTED for a dataset that needs a script of its own.
     """
@@ -99,9 +108,9 @@ def dataset(source: HubSource, spec: Dataset, wanted: set[str], cache: Path, tok
 
     table = retrying(load, source.label)
     columns = tuple(table.column_names)
-    kept = [name for name in columns if name in wanted]
-    if {spec.columns.chosen, spec.columns.rejected} <= set(kept):
-        table = table.select_columns(kept)
+    narrow = table.select_columns(list(columns_read(columns, spec.columns, conditions)))
+    if detect(narrow.select(range(min(LOOK_AT, len(narrow)))), spec.columns) is not None:
+        table = narrow
     return HubRows(str(info.sha), columns, table)
 
 

@@ -56,8 +56,9 @@ def kto_loss(
     kl: scalar, nats, >= 0, without gradient: the reference point, an estimate of the KL divergence from the reference.
     Returns [examples, 2].
     """
-    desirable = 1 - torch.sigmoid(beta * (log_ratios[:, 0] - kl))
-    undesirable = 1 - torch.sigmoid(beta * (kl - log_ratios[:, 1]))
+    # 1 - sigmoid(x) as sigmoid(-x), which keeps its digits when the value is near 1.
+    desirable = torch.sigmoid(beta * (kl - log_ratios[:, 0]))
+    undesirable = torch.sigmoid(beta * (log_ratios[:, 1] - kl))
     return torch.stack([desirable_weight * desirable, undesirable_weight * undesirable], dim=1)
 
 
@@ -65,6 +66,7 @@ def kto_kl(log_ratio_sum: Tensor, count: Tensor) -> Tensor:
     """KTO's reference point: the mean log-ratio of answers that belong to other prompts, at least 0 (2402.01306, sec. 4.2).
 
     Both arguments are scalars over the whole batch, of all ranks: a mean of the ranks' clamped means would be another number.
+    Without any such answer it is 0.
     """
     return (log_ratio_sum / count.clamp(min=1)).clamp(min=0).detach()
 
@@ -72,15 +74,12 @@ def kto_kl(log_ratio_sum: Tensor, count: Tensor) -> Tensor:
 def log_odds_ratio(mean_logps: Tensor) -> Tensor:
     """Logarithm of the odds of the chosen answer over those of the rejected one (2403.07691, eq. 4 to 6).
 
-    mean_logps: [pairs, 2], nats per token, < 0. Odds of p are p/(1-p); log(1-p) is computed so that it stays exact for
-    p near 1 and near 0.
+    mean_logps: [pairs, 2], nats per token, < 0. Odds of p are p/(1-p).
     """
-    # In float64 the bound is one unit in the last place below certainty, where the odds would be infinite.
+    # Certainty would have infinite odds, so the log-prob is held one rounding step below it. expm1 keeps the digits of 1-p
+    # there; at the other end its logarithm vanishes beside that of p.
     bounded = mean_logps.clamp(max=-torch.finfo(mean_logps.dtype).eps)
-    log_not = torch.where(
-        bounded > -0.6931471805599453, torch.log(-torch.expm1(bounded)), torch.log1p(-torch.exp(bounded))
-    )
-    log_odds = bounded - log_not
+    log_odds = bounded - torch.log(-torch.expm1(bounded))
     return log_odds[:, 0] - log_odds[:, 1]
 
 

@@ -17,7 +17,7 @@ from dpo_trainer import attention
 from dpo_trainer.batch import Layout, MicroBatch
 from dpo_trainer.errors import input_not_found, invalid_configuration
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 # Rows of a forward pass whose whole distribution is looked at, for entropy and token accuracy. They are spread evenly; more
@@ -162,7 +162,6 @@ def load_model(spec: DPOJobSpec, folder: Path, *, seed: int, zero3: Callable[[in
             output_loading_info=True,
             **common,
         )
-        del partitioning
     except (OSError, ValueError, ImportError) as error:
         raise invalid_configuration(f"spec.model: {folder.name} can't be loaded: {error}") from error
     if missing := sorted(info["missing_keys"]):
@@ -174,6 +173,8 @@ def load_model(spec: DPOJobSpec, folder: Path, *, seed: int, zero3: Callable[[in
             module.p = 0.0
     if spec.adapter.type is not AdapterType.NONE:
         model = add_lora(model, spec.adapter, seed=seed)
+    # Until here it tells PEFT, too, that weights are partitioned: DoRA starts from their norms and has to gather them.
+    del partitioning
     if spec.training.gradient_checkpointing:
         _enable_checkpointing(model)
     model.train()
@@ -208,6 +209,8 @@ def _enable_checkpointing(model: nn.Module) -> None:
 def add_lora(model: nn.Module, adapter: Adapter, *, seed: int) -> nn.Module:
     """Freeze a model and add low-rank adapters (Hu et al. 2021, 2106.09685) that start as no change.
 
+    With dora each also has a magnitude for every output (2402.09353), at first the norm of the model's own weights; with
+    rslora its scale is alpha/sqrt(rank) (2312.03732).
     Returns the PEFT model. Raises TrainerError when a target names no module.
     """
     from peft import LoraConfig, get_peft_model
@@ -228,6 +231,8 @@ def add_lora(model: nn.Module, adapter: Adapter, *, seed: int) -> nn.Module:
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
         target_modules=targets,
+        use_dora=adapter.dora,
+        use_rslora=adapter.rslora,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):

@@ -1,9 +1,11 @@
 """README.md of an export: what was trained, on what, how, and with which result."""
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
-from dpo_operator.api.training import AdapterType
+from dpo_operator.api.method import MethodName
+from dpo_operator.api.training import Adapter, AdapterType
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.full import FullCheckpoint
 from dpo_trainer.dataset import PairDataset
@@ -20,29 +22,79 @@ _ROWS = (
 )
 
 
-def model_card(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, difference: float) -> str:
-    """Markdown with the hub's metadata block. difference: of log-probs after reloading, nats."""
+# The paper of each loss: title and arXiv number.
+_PAPERS = {
+    MethodName.DPO: ("Direct Preference Optimization", "2305.18290"),
+    MethodName.LD_DPO: ("Length Desensitization in DPO", "2409.06411"),
+    MethodName.LN_DPO: ("Tülu 3", "2411.15124"),
+    MethodName.IPO: ("A General Theoretical Paradigm to Understand Learning from Human Preferences", "2310.12036"),
+    MethodName.HINGE: ("SLiC-HF", "2305.10425"),
+    MethodName.KTO: ("Model Alignment as Prospect Theoretic Optimization", "2402.01306"),
+    MethodName.ORPO: ("Monolithic Preference Optimization without Reference Model", "2403.07691"),
+    MethodName.SIMPO: ("Simple Preference Optimization", "2405.14734"),
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """One folder of an export.
+
+    why: what makes its checkpoint the one to export, such as "the last step". difference: of log-probs after reloading,
+    nats. whole: it holds a whole model, not an adapter. merged: the export has the adapter and the merged model.
+    """
+
+    why: str
+    difference: float
+    whole: bool
+    merged: bool
+
+
+def model_card(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, made: Made) -> str:
+    """Markdown with the hub's metadata block."""
     spec = job.spec
-    adapter = spec.adapter.type is not AdapterType.NONE
+    adapter = not made.whole
+    title, paper = _PAPERS[spec.method.name]
+    step = checkpoint.manifest.step
     parts = [
         _metadata(job, adapter),
         f"# {_text(job.metadata.name)}",
-        f"{'A LoRA adapter for' if adapter else 'A fine-tuned version of'} `{_text(spec.model.name)}`"
+        f"{f'A {_kind(spec.adapter)} adapter for' if adapter else 'A fine-tuned version of'} `{_text(spec.model.name)}`"
         f"{f' at revision `{_text(spec.model.revision)}`' if spec.model.revision else ''}, trained with "
-        f"{spec.method.name.value.upper()} ([Direct Preference Optimization](https://arxiv.org/abs/2305.18290)) by dpo-operator.",
+        f"{spec.method.name.value.upper()} ([{title}](https://arxiv.org/abs/{paper})) by dpo-operator.",
+        *_about_merging(made),
         "## Use",
         _usage(spec.model.name, adapter),
         "## Result",
-        _results(read_metrics(work.metrics)),
+        _results([line for line in read_metrics(work.metrics) if line["step"] <= step]),
         "Step 1 is measured before the first update. Rewards are beta times the log-ratio to the reference, in nats.",
         "## Training",
-        _table("Setting", "Value", _settings(job, work, checkpoint)),
+        _table("Setting", "Value", [("exported", f"step {step}: {made.why}"), *_settings(job, work, checkpoint)]),
         "## Check",
-        f"After writing, this folder was loaded with {'PEFT' if adapter else 'transformers'}: its weights equal the checkpoint's, "
-        f"and the log-probs of {len(checkpoint.state['probe']['pairs'])} pairs differ from the training engine's by at most "
-        f"{difference:.2g} nats. `dpo_provenance.json` has the checkpoint's digest and every setting.",
+        f"After writing, this folder was loaded with {'PEFT' if adapter else 'transformers'}: {_equal_weights(made)}"
+        f"the log-probs of {len(checkpoint.state['probe']['pairs'])} pairs differ from the training engine's by at most "
+        f"{made.difference:.2g} nats. `dpo_provenance.json` has the checkpoint's digest and every setting.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _about_merging(made: Made) -> list[str]:
+    if not made.merged:
+        return []
+    if made.whole:
+        return ["The adapter was merged into the model's weights; the folder above this one has the adapter alone."]
+    return [
+        "The folder `merged` has the whole model with this adapter merged into it, for programs that know no adapters."
+    ]
+
+
+def _equal_weights(made: Made) -> str:
+    return "" if made.merged and made.whole else "its weights equal the checkpoint's, and "
+
+
+def _kind(adapter: Adapter) -> str:
+    """LoRA, DoRA, rsLoRA: what is trained, in words."""
+    names = [name for name, used in (("DoRA", adapter.dora), ("rsLoRA", adapter.rslora)) if used]
+    return " and ".join(names) or "LoRA"
 
 
 def _metadata(job: DPOJob, adapter: bool) -> str:
@@ -127,7 +179,7 @@ def _trained(job: DPOJob) -> str:
     if adapter.type is AdapterType.NONE:
         return "all weights"
     targets = ", ".join(adapter.target_modules)
-    return f"LoRA of rank {adapter.rank}, alpha {adapter.alpha:g}, dropout {adapter.dropout:g} on {targets}"
+    return f"{_kind(adapter)} of rank {adapter.rank}, alpha {adapter.alpha:g}, dropout {adapter.dropout:g} on {targets}"
 
 
 def _source(dataset: Any) -> str:
@@ -139,7 +191,7 @@ def _table(left: str, right: str, rows: list[tuple[str, str]]) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, int | float) else "–"
+    return f"{value:z.4f}" if isinstance(value, int | float) else "–"
 
 
 def _text(text: str) -> str:

@@ -88,7 +88,8 @@ class Objective:
     def rewards(self, logps: Logps) -> Tensor:
         """Implicit rewards, [examples, 2]: beta times what the first loss compares, so that their margin is what it sees.
 
-        For DPO that is beta times the log-ratio (2305.18290, section 5).
+        For DPO that is beta times the log-ratio (2305.18290, section 5). For ORPO, which compares log-odds, it is beta times
+        the mean log-prob, as TRL has it: the larger log-prob has the larger odds.
         """
         return self.method.strength * _scores(self.method, logps)
 

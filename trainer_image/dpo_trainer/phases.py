@@ -52,7 +52,7 @@ def run(command: str, job_file: Path, work_dir: Path) -> int:
         print(f"{phase}: {words.reason}: {words.message}", file=sys.stderr, flush=True)
     words = words.model_copy(update={"rank": rank, "progress": telemetry.progress if telemetry else None})
     if telemetry is not None:
-        telemetry.close()
+        telemetry.close(words.exit_code)
     path = outcome.termination_log(work.root, phase, attempt)
     local_rank, local_world_size = (int(os.environ.get(name, alone)) for name, alone in _LOCAL)
     if outcome.may_write(path, words, local_rank=local_rank, local_world_size=local_world_size):
@@ -110,6 +110,7 @@ def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Te
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         say = telemetry.activity if os.environ.get("LOCAL_RANK", "0") == "0" else lambda _: None
         rendezvous.wait_for_name(os.environ["MASTER_ADDR"], say, timeout=rendezvous.timeout_from_environment())
+    telemetry.track(job)
     telemetry.activity("loading torch")
     from dpo_trainer import train
 

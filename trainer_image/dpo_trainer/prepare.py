@@ -10,18 +10,18 @@ import hashlib
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from dpo_operator.api.data import Dataset
+from dpo_operator.api.data import Data, Dataset
 from dpo_operator.api.reports import DatasetReport
 from dpo_operator.api.types import DPOJob, DPOJobSpec
-from dpo_trainer import datastats, hub, modelcheck, modelfiles, prepared, rows, sources
+from dpo_trainer import datareport, datastats, hub, mixture, modelcheck, modelfiles, prepared, rows, sources
 from dpo_trainer.dataset import PairDataset
-from dpo_trainer.errors import TrainerError, bad_dataset, invalid_configuration, volume_error
-from dpo_trainer.splits import Split, read_split
+from dpo_trainer.errors import TrainerError, invalid_configuration, volume_error
+from dpo_trainer.splits import Reading, Split, check_filters, read_split
 from dpo_trainer.tokenization import PairTokenizer, load_tokenizer
 from dpo_trainer.truncation import Limits
 from dpo_trainer.workdir import WorkDir
@@ -69,11 +69,17 @@ def _prepare(
     tokenizer = PairTokenizer(loaded, limits, modelcheck.end_tokens(staging, config, model.label))
 
     splits, inputs = _read_data(spec, work, tokenizer, claims, token, progress)
-    train, evaluation = _datasets(spec, splits)
+    mixed = mixture.mix(spec.data, spec.training.seed, {name: split.dataset for name, split in splits.items()})
+    train, evaluation = mixed.train, mixed.evaluation
+    for name, count in mixed.used.items():
+        inputs[name] |= {"used": count, "held_out": mixed.held_out[name]}
     for name, dataset in (("train", train), ("eval", evaluation)):
         if dataset is not None:
             _check_fits(name, dataset, config, model.label)
-    progress("writing the tokens", 0.5)
+    progress("describing the data", 0.5)
+    described = datareport.build(train, evaluation, _sources(spec.data, splits, mixed), limits)
+    datareport.write(work, described, train, evaluation)
+    progress("writing the tokens", 0.52)
     shutil.rmtree(work.eval_data, ignore_errors=True)
     train.save(work.train_data)
     if evaluation is not None:
@@ -107,10 +113,10 @@ def _prepare(
         },
         "inputs": inputs,
         "data": {
-            "train": {"digest": train.digest, **datastats.describe(train)},
+            "train": {"digest": train.digest, **described["splits"]["train"]},
             "eval": None if evaluation is None else {
-                "digest": evaluation.digest, **datastats.describe(evaluation),
-                "prompts_in_train": datastats.shared_prompts(train, evaluation),
+                "digest": evaluation.digest, **described["splits"]["eval"],
+                "prompts_in_train": described["overlap"]["prompts"],
             },
         },
     })  # fmt: skip
@@ -122,11 +128,14 @@ def _read_data(
     spec: DPOJobSpec, work: WorkDir, tokenizer: PairTokenizer, claims: Path, token: str | None, progress: Progress
 ) -> tuple[dict[str, Split], dict[str, Any]]:
     """Tokenized splits by name, and what was read, for prepared.json."""
-    wanted = {"train": spec.data.train} | ({"eval": spec.data.eval} if spec.data.eval is not None else {})
+    data = spec.data
+    training = mixture.sources(data)
+    wanted = training | ({"eval": data.eval} if data.eval is not None else {})
     splits: dict[str, Split] = {}
     inputs: dict[str, Any] = {}
     work.dropped_rows.parent.mkdir(parents=True, exist_ok=True)
     with work.dropped_rows.open("w", encoding="utf-8") as dropped:
+        reading = Reading(data, spec.method.name, tokenizer, dropped)
         for number, (name, dataset) in enumerate(wanted.items()):
             start, width = 0.05 + 0.45 * number / len(wanted), 0.45 / len(wanted)
 
@@ -134,36 +143,30 @@ def _read_data(
                 progress(f"reading and tokenizing the {name} pairs", start + width * share)
 
             at(0.0)
-            found, facts = _rows(dataset, _cache(work), claims, token, at)
-            split = read_split(name, found, dataset, spec.data, tokenizer, dropped)
+            found, facts = _rows(dataset, data, _cache(work), claims, token, at)
+            split = read_split(name, found, dataset, reading)
             log.info("%s: %d of %d rows kept (%s)", name, len(split.dataset), split.rows, split.format)
             splits[name] = split
             inputs[name] = facts | {
-                "rows": split.rows, "format": split.format, "dropped": split.dropped, "truncated": split.counts.truncated,
-                "boundary_merges": split.counts.boundary_merges, "special_token_text": split.counts.special_token_text,
+                "rows": split.rows, "format": split.format, "dropped": split.dropped, "pairs": len(split.dataset),
+                "truncated": split.counts.truncated, "boundary_merges": split.counts.boundary_merges,
+                "special_token_text": split.counts.special_token_text,
             }  # fmt: skip
         prepared.sync(dropped)
+    check_filters({name: (dataset, splits[name]) for name, dataset in training.items()}, data)
     return splits, inputs
 
 
 def _rows(
-    spec: Dataset, cache: Path, claims: Path, token: str | None, progress: Callable[[float], None]
-) -> tuple[Iterable[Any], dict[str, Any]]:
+    spec: Dataset, data: Data, cache: Path, claims: Path, token: str | None, progress: Callable[[float], None]
+) -> tuple[rows.Rows, dict[str, Any]]:
     source = sources.resolve(spec.source, spec.revision, claims=claims)
-    facts = {"source": spec.source, "kind": _kind(source)}
+    facts = {"source": spec.source, "kind": _kind(source), "weight": spec.weight}
     if isinstance(source, sources.HubSource):
-        columns = spec.columns
-        wanted = {
-            columns.prompt or "prompt",
-            columns.chosen,
-            columns.rejected,
-            columns.confidence,
-            "instruction",
-            "input",
-        }
-        table = hub.dataset(source, spec, wanted, cache, token)
+        conditions = {condition.column for condition in data.filters.where}
+        table = hub.dataset(source, spec, conditions, cache, token)
         return table, facts | {"split": spec.split, "config": spec.config, "commit": table.commit}
-    return rows.read(source, progress), facts | {
+    return rows.FileRows(source, progress), facts | {
         "files": {name: source.sizes[name] for name in rows.data_files(source)}
     }
 
@@ -172,20 +175,27 @@ def _kind(source: sources.Source) -> str:
     return "hub" if isinstance(source, sources.HubSource) else source.kind
 
 
-def _datasets(spec: DPOJobSpec, splits: dict[str, Split]) -> tuple[PairDataset, PairDataset | None]:
-    """Pairs to train on and to evaluate on."""
-    train = splits["train"].dataset
-    if "eval" in splits:
-        return train, splits["eval"].dataset
-    if spec.data.eval_fraction == 0:
-        return train, None
-    keep, held = datastats.hold_out(train, spec.data.eval_fraction, spec.training.seed)
-    if not held or not keep:
-        raise bad_dataset(
-            f"train: evalFraction {spec.data.eval_fraction:g} of {len(train)} pairs leaves {len(keep)} to train on and "
-            f"{len(held)} to evaluate on (pairs with the same prompt stay together); give data.eval, or another fraction"
+def _sources(data: Data, splits: dict[str, Split], mixed: mixture.Mixed) -> list[datareport.Source]:
+    """What was read, for the dataset report."""
+    given = mixture.sources(data)
+    found = []
+    for name, split in splits.items():
+        spec = given.get(name) or data.eval
+        assert spec is not None
+        left = len(split.dataset) - mixed.held_out.get(name, 0)
+        found.append(
+            datareport.Source(
+                split="eval" if name == "eval" else "train",
+                name=spec.source,
+                rows=split.rows,
+                dropped=split.dropped,
+                boundary_merges=split.counts.boundary_merges,
+                special_token_text=split.counts.special_token_text,
+                kept=split.dataset,
+                repeats=max(0, mixed.used.get(name, 0) - left),
+            )
         )
-    return train.select(keep), train.select(held)
+    return found
 
 
 def _check_fits(name: str, dataset: PairDataset, config: dict[str, Any], label: str) -> None:

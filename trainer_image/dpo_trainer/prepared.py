@@ -8,7 +8,7 @@ from typing import IO, Any
 
 from dpo_operator.api.reports import DatasetReport
 from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer import modelfiles
+from dpo_trainer import mixture, modelfiles
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.errors import TrainerError, invalid_configuration
 from dpo_trainer.files import commit
@@ -17,7 +17,7 @@ from dpo_trainer.workdir import WorkDir
 log = logging.getLogger(__name__)
 
 # Raised when what prepare writes changes, so that older folders are made anew.
-VERSION = 1
+VERSION = 2
 
 
 def spec_hash(spec: DPOJobSpec) -> str:
@@ -26,7 +26,7 @@ def spec_hash(spec: DPOJobSpec) -> str:
         "version": VERSION,
         "model": spec.model.model_dump(mode="json", include={"name", "revision", "chat_template"}),
         "data": spec.data.model_dump(mode="json"),
-        "seed": spec.training.seed if spec.data.eval is None and spec.data.eval_fraction > 0 else None,
+        "seed": spec.training.seed if mixture.is_random(spec.data) else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -1,6 +1,6 @@
 """Is the exported model the one that was trained? Loaded by transformers or PEFT alone, it must give the same numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,33 @@ from dpo_trainer.model import DTYPES
 from dpo_trainer.workdir import WorkDir
 
 # Allowed difference of an answer's log-prob: so many nats, and besides so much of its size. In float32 only the order of
-# sums differs. bfloat16 has 8 bits: a GPU and a CPU, or two shapes of a batch, round most of a model's numbers differently,
-# so there the exact comparison of the weights (check_weights) is the one with power.
-_TOLERANCE = {torch.float32: (1e-4, 1e-5), torch.bfloat16: (0.1, 2e-2)}
+# sums differs. bfloat16 has 8 bits and float16 11: a GPU and a CPU, or two shapes of a batch, round most of a model's
+# numbers differently, so there the exact comparison of the weights (check_weights) is the one with power.
+_EXACT, _ROUNDED = (1e-4, 1e-5), (0.1, 2e-2)
 
 
 def load_exported(base: Path, folder: Path, precision: str) -> nn.Module:
-    """Load an export as a user would, in the training's precision, on the CPU. base: the model that adapters go on."""
+    """Load an export as a user would, in the training's precision, on the CPU. base: the model that adapters go on.
+
+    Raises TrainerError BAD_EXPORT when weights are missing, which would otherwise be made up.
+    """
     from transformers import AutoModelForCausalLM
 
     is_adapter = (folder / "adapter_config.json").is_file()
-    model: nn.Module = AutoModelForCausalLM.from_pretrained(
-        base if is_adapter else folder, dtype=DTYPES[precision], local_files_only=True, use_safetensors=True
+    model: nn.Module
+    model, info = AutoModelForCausalLM.from_pretrained(
+        base if is_adapter else folder,
+        dtype=DTYPES[precision],
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
     )
+    if missing := sorted(info["missing_keys"]):
+        raise TrainerError(ExitCode.BAD_EXPORT, f"The export failed: no weights were written for {missing[0]}.")
     if is_adapter:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False)
+        model = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False, torch_device="cpu")
     return model.eval()
 
 
@@ -56,15 +66,16 @@ def check_weights(
             )
 
 
-def check_probe(model: nn.Module, work: WorkDir, probe: dict[str, Any], stored: Mapping[str, torch.dtype]) -> float:
-    """Compare log-probs with those that the engine had at the end of training; returns the largest difference, nats.
+def check_probe(model: nn.Module, work: WorkDir, probe: dict[str, Any], stored: Collection[torch.dtype]) -> float:
+    """Compare log-probs with those that the engine had at the checkpoint; returns the largest difference, nats.
 
     probe: split, pairs (indices), logps ([[chosen, rejected], …]), precision; from the checkpoint's state.
+    stored: dtypes of the trained parameters in the export.
     Raises TrainerError BAD_EXPORT.
     """
     data = PairDataset.open(work.eval_data if probe["split"] == "eval" else work.train_data)
-    exact = set(stored.values()) == {torch.float32} and DTYPES[probe["precision"]] is torch.float32
-    nats, share = _TOLERANCE[torch.float32 if exact else torch.bfloat16]
+    exact = {*stored, DTYPES[probe["precision"]]} == {torch.float32}
+    nats, share = _EXACT if exact else _ROUNDED
     worst = 0.0
     for index, expected in zip(probe["pairs"], probe["logps"], strict=True):
         found = answer_logps(model, data[index])

@@ -15,10 +15,10 @@ from dpo_trainer.workdir import WorkDir
 PICTURE = "report.png"
 _TABLE = (
     ("loss", "loss", "{:.4f}"),
-    ("rewards/margins", "reward margin", "{:.4f}"),
+    ("rewards/margins", "reward margin", "{:z.4f}"),
     ("rewards/accuracies", "reward accuracy", "{:.1%}"),
-    ("rewards/chosen", "reward, chosen", "{:.4f}"),
-    ("rewards/rejected", "reward, rejected", "{:.4f}"),
+    ("rewards/chosen", "reward, chosen", "{:z.4f}"),
+    ("rewards/rejected", "reward, rejected", "{:z.4f}"),
 )
 # A colour-blind-safe pair, and a grey for what only gives scale.
 _TRAIN, _EVAL, _QUIET = "#1f5fa8", "#d1495b", "#8a8f98"

@@ -1,15 +1,18 @@
 """Rows of JSON Lines, JSON and Parquet files, read as a stream.
 
 A row that can't be decoded is yielded as a Rejection in its place, so that it is counted like any other bad row. Rows
-are numbered from 0 over all files of a source; blank lines of JSON Lines are no rows.
+are numbered from 0 over all files of a source; blank lines of JSON Lines are no rows. Memory is bounded by the largest
+row, and by the size of a .json file that holds one list.
 """
 
+import bisect
 import gzip
 import io
+import itertools
 import json
 import zlib
-from collections.abc import Callable, Iterator
-from typing import IO, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any, Protocol
 
 from dpo_trainer.errors import bad_dataset, input_not_found, invalid_configuration
 from dpo_trainer.formats import Reason, Rejection
@@ -17,7 +20,13 @@ from dpo_trainer.sources import FileSource
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 
+# A line that is longer is skipped, and counted as a bad row.
+LONGEST_LINE = 64 * 2**20
+# Bytes of Parquet rows that are decoded at once.
+PARQUET_BATCH = 32 * 2**20
+
 _BOM = b"\xef\xbb\xbf"
+_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".xlsx")
 # Files of a folder whose names say that they belong to different splits are never read as one.
 _SPLIT_WORDS = {
     "train": "train", "training": "train",
@@ -26,23 +35,53 @@ _SPLIT_WORDS = {
 }  # fmt: skip
 
 
-def read(source: FileSource, progress: Callable[[float], None] = lambda _: None) -> Iterator[Any]:
-    """Decoded rows and Rejections of a file, or of a folder's files sorted by name.
+class Rows(Protocol):
+    """Rows of a source, in order."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Decoded rows, and Rejections in the place of those that can't be decoded."""
+
+    def where(self, row: int) -> str:
+        """Where a row that was read stands, for messages."""
+
+
+class FileRows:
+    """Rows of a file, or of a folder's files sorted by name.
 
     progress: called now and then with the share of bytes that were read.
     Raises TrainerError: INPUT_NOT_FOUND when there is no data file, INVALID_CONFIGURATION when a folder mixes splits,
     BAD_DATASET when a file is damaged as a whole.
     """
-    names = data_files(source)
-    total = max(1, sum(source.sizes[name] for name in names))
-    done = 0
-    for name in names:
-        with source.open(name) as raw:
-            for number, row in enumerate(_read_file(raw, name)):
-                if number % 512 == 0:
-                    progress(min(1.0, (done + raw.tell()) / total))
-                yield row
-        done += source.sizes[name]
+
+    def __init__(self, source: FileSource, progress: Callable[[float], None] = lambda _: None) -> None:
+        self._source = source
+        self._progress = progress
+        # Number of the first row of a file, or behind blank lines, and its file and place there, counting from 1.
+        self._marks: list[tuple[int, str, int]] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        """Decoded rows and Rejections."""
+        names, sizes = data_files(self._source), self._source.sizes
+        total = max(1, sum(sizes[name] for name in names))
+        done = row = 0
+        self._marks = []
+        for name in names:
+            expected = 0
+            with self._source.open(name) as raw:
+                for place, item in _read_file(raw, name):
+                    if place != expected:
+                        self._marks.append((row, name, place))
+                    if (row % 512) == 0:
+                        self._progress(min(1.0, (done + raw.tell()) / total))
+                    expected, row = place + 1, row + 1
+                    yield item
+            done += sizes[name]
+
+    def where(self, row: int) -> str:
+        """File of a row that was read, and its line or its place in the file, counting from 1."""
+        first, name, place = self._marks[bisect.bisect_right(self._marks, row, key=lambda mark: mark[0]) - 1]
+        lines = name.removesuffix(".gz").endswith(".jsonl")
+        return f"{name} {'line' if lines else 'row'} {place + row - first}"
 
 
 def data_files(source: FileSource) -> list[str]:
@@ -53,7 +92,12 @@ def data_files(source: FileSource) -> list[str]:
         names = sorted(name for name in source.sizes if name.endswith(SUFFIXES) and not _is_hidden(name))
     if not names:
         found = ", ".join(sorted(source.sizes)[:8]) or "nothing"
-        raise input_not_found(f"{source.label}: expected {', '.join(SUFFIXES)} files, found {found}")
+        advice = ""
+        if any(name.endswith(_TABLES) for name in source.sizes):
+            advice = (
+                ". CSV and tables like it are not read, because they have no types; write them as .jsonl or .parquet"
+            )
+        raise input_not_found(f"{source.label}: expected {', '.join(SUFFIXES)} files, found {found}{advice}")
     splits = {split: name for name in names if (split := _split_of(name)) is not None}
     if len(splits) > 1:
         raise invalid_configuration(
@@ -72,14 +116,15 @@ def _split_of(name: str) -> str | None:
     return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None)
 
 
-def _read_file(raw: IO[bytes], name: str) -> Iterator[Any]:
+def _read_file(raw: IO[bytes], name: str) -> Iterator[tuple[int, Any]]:
+    """Place in the file, counting from 1 (the line, of JSON Lines), and row or Rejection."""
     try:
         if name.endswith(".parquet"):
-            yield from _read_parquet(raw, name)
+            yield from enumerate(_read_parquet(raw, name), start=1)
             return
         file: IO[bytes] = gzip.GzipFile(fileobj=raw) if name.endswith(".gz") else raw  # type: ignore[assignment]
         whole = name.removesuffix(".gz").endswith(".json")
-        yield from (_read_json(file, name) if whole else _read_lines(file, name))
+        yield from (_read_json(file, name) if whole else _read_lines(_lines(file)))
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise bad_dataset(f"{name}: the gzip file is damaged or cut short ({error}); copy it again") from error
 
@@ -89,9 +134,12 @@ def _read_parquet(file: IO[bytes], name: str) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        for batch in arrow.parquet.ParquetFile(file).iter_batches(batch_size=512):
+        table = arrow.parquet.ParquetFile(file)
+        groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
+        largest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=1)
+        for batch in table.iter_batches(batch_size=min(512, max(1, PARQUET_BATCH // max(1, largest)))):
             try:
-                rows = batch.to_pylist()
+                rows = batch.to_pylist(maps_as_pydicts="lossy")
             except UnicodeDecodeError:
                 rows = [_parquet_row(batch, i) for i in range(batch.num_rows)]
             yield from rows
@@ -101,61 +149,73 @@ def _read_parquet(file: IO[bytes], name: str) -> Iterator[Any]:
 
 def _parquet_row(batch: Any, index: int) -> Any:
     try:
-        return batch.slice(index, 1).to_pylist()[0]
+        return batch.slice(index, 1).to_pylist(maps_as_pydicts="lossy")[0]
     except UnicodeDecodeError as error:
         return Rejection(Reason.NOT_UTF8, f"byte {error.start} of a column is not UTF-8")
 
 
-def _read_lines(file: IO[bytes], name: str, first: bytes = b"") -> Iterator[Any]:
-    """JSON Lines: one value on each line, lines end with a newline byte and nothing else.
-
-    first: bytes of the first line that were read already.
-    """
-    for number, line in enumerate(_lines(file, first), start=1):
+def _read_lines(lines: Iterable[bytes | Rejection]) -> Iterator[tuple[int, Any]]:
+    """JSON Lines: one value on each line, lines end with a newline byte and nothing else."""
+    for number, line in enumerate(lines, start=1):
+        if isinstance(line, Rejection):
+            yield number, line
+            continue
         if number == 1:
             line = line.removeprefix(_BOM)
         if line.strip():
-            yield _decode(line, f"{name} line {number}")
+            yield number, _decode(line)
 
 
-def _lines(file: IO[bytes], first: bytes) -> Iterator[bytes]:
-    if first:
-        yield first
-    yield from file
+def _lines(file: IO[bytes]) -> Iterator[bytes | Rejection]:
+    while line := file.readline(LONGEST_LINE + 1):
+        if len(line) <= LONGEST_LINE:
+            yield line
+            continue
+        size = len(line)
+        while line and not line.endswith(b"\n"):
+            line = file.readline(LONGEST_LINE)
+            size += len(line)
+        yield Rejection(Reason.ROW_TOO_BIG, f"a line of {size} bytes; rows of up to {LONGEST_LINE} are read")
 
 
-def _decode(line: bytes, where: str) -> Any:
+def _decode(line: bytes) -> Any:
     try:
         return json.loads(line.decode())
     except UnicodeDecodeError as error:
-        return Rejection(Reason.NOT_UTF8, f"{where}: byte {error.start} is not UTF-8")
+        return Rejection(Reason.NOT_UTF8, f"byte {error.start} is not UTF-8")
     except json.JSONDecodeError as error:
-        return Rejection(Reason.MALFORMED_JSON, f"{where}: {error.msg} at character {error.pos}")
+        return Rejection(Reason.MALFORMED_JSON, f"{error.msg} at character {error.pos}")
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits; nesting without end
-        return Rejection(Reason.MALFORMED_JSON, f"{where}: {_one_line(error)}")
+        return Rejection(Reason.MALFORMED_JSON, _one_line(error))
 
 
-def _read_json(file: IO[bytes], name: str) -> Iterator[Any]:
+def _read_json(file: IO[bytes], name: str) -> Iterator[tuple[int, Any]]:
     """A .json file: a list of objects, which is read at once, or JSON Lines under another name."""
-    first = next((line for line in file if line.removeprefix(_BOM).strip()), b"")
-    start = first.removeprefix(_BOM).lstrip()
+    head = b""
+    while not head.removeprefix(_BOM).strip() and (line := file.readline(LONGEST_LINE)):
+        head += line
+    start = head.removeprefix(_BOM).lstrip()
     if start.startswith(b"["):
-        yield from _whole_document(first + file.read(), name)
-    elif _parses(start):
-        yield from _read_lines(file, name, first)
+        yield from enumerate(_whole_document(head + file.read(), name), start=1)
+    elif _parsed(start) is not None:
+        yield from _read_lines(itertools.chain(_lines(io.BytesIO(head)), _lines(file)))
     else:
-        text = first + file.read()
-        if _parses(text.removeprefix(_BOM)):
-            raise bad_dataset(f"{name}: expected a list of objects or JSON Lines, found one object over several lines")
-        yield from _read_lines(io.BytesIO(text), name)
+        text = head + file.read()
+        if isinstance(found := _parsed(text.removeprefix(_BOM)), dict):
+            keys = ", ".join(str(key)[:64] for key in list(found)[:8]) or "no columns"
+            raise bad_dataset(
+                f"{name}: expected a list of objects or JSON Lines, found one object over several lines, with {keys}; write "
+                "the list of rows itself, or one row on each line"
+            )
+        yield from _read_lines(_lines(io.BytesIO(text)))
 
 
-def _parses(text: bytes) -> bool:
+def _parsed(text: bytes) -> Any:
+    """Value of a JSON text; None when it is none."""
     try:
-        json.loads(text.decode())
+        return json.loads(text.decode())
     except (ValueError, RecursionError):
-        return False
-    return True
+        return None
 
 
 def _whole_document(text: bytes, name: str) -> Any:

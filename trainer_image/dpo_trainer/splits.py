@@ -1,27 +1,53 @@
-"""One split of the data: rows in, tokenized pairs and counts out."""
+"""One source of the data: rows in, tokenized pairs and counts out."""
 
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import IO, Any
 
-from dpo_operator.api.data import Columns, Data, Dataset
+from dpo_operator.api.data import Data, Dataset
+from dpo_operator.api.method import MethodName
+from dpo_trainer import filters
 from dpo_trainer.dataset import PairDataset, TokenPair
 from dpo_trainer.errors import TrainerError, bad_dataset, invalid_configuration
 from dpo_trainer.formats import Format, Pair, Reason, Rejection, detect, normalize
+from dpo_trainer.formats.values import lookup
+from dpo_trainer.rows import Rows
 from dpo_trainer.tokenization import Counts, PairTokenizer
 
 # Rows that are looked at to decide on the format.
 LOOK_AT = 64
+# Most characters of a pair: so many for each token of data.maxLength, and this many anyway. Tokenizing much more than is kept
+# would take minutes and gigabytes for one row.
+CHARACTERS_PER_TOKEN = 16
+CHARACTERS = 1_000_000
+# Columns that a message names at most.
+SHOWN_COLUMNS = 20
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What all sources of a job share.
+
+    dropped: file of the rows that are left out, as JSON lines. seen: hashes of the pairs so far, for filters.dropDuplicates, of
+        the training sources (False) and of eval (True).
+    """
+
+    data: Data
+    method: MethodName
+    tokenizer: PairTokenizer
+    dropped: IO[str]
+    seen: dict[bool, set[bytes]] = field(default_factory=lambda: {False: set(), True: set()})
 
 
 @dataclass(frozen=True)
 class Split:
-    """A split that passed its checks.
+    """A source that passed its checks.
 
-    rows: rows that were read. dropped: rows left out, by reason.
+    rows: rows that were read. dropped: rows left out, by reason. columns: those of the first rows.
+    asked, met: filters that were asked about a row, and those that found something to read in one.
     """
 
     dataset: PairDataset
@@ -29,20 +55,22 @@ class Split:
     rows: int
     dropped: dict[str, int]
     counts: Counts
+    columns: tuple[str, ...]
+    asked: frozenset[str]
+    met: frozenset[str]
 
 
 class _Tally:
-    """Counts and writes down the rows of one split that are left out."""
+    """Counts and writes down the rows of one source that are left out."""
 
-    def __init__(self, name: str, file: IO[str]) -> None:
+    def __init__(self, name: str, rows: Rows, file: IO[str]) -> None:
         self._name = name
+        self._source = rows
         self._file = file
         self.rows = 0
         self.dropped: Counter[Reason] = Counter()
         self.bad = 0
         self.first_bad: tuple[int, Rejection] | None = None
-        self.columns: tuple[str, ...] = ()
-        self.has_confidence = False
 
     def drop(self, row: int, rejection: Rejection) -> None:
         self.dropped[rejection.reason] += 1
@@ -50,41 +78,83 @@ class _Tally:
             self.bad += 1
             if self.first_bad is None or row < self.first_bad[0]:
                 self.first_bad = (row, rejection)
-        line = {"split": self._name, "row": row, "reason": rejection.reason, "detail": rejection.detail}
+        line = {
+            "split": self._name, "row": row, "where": self.where(row), "reason": rejection.reason, "detail": rejection.detail,
+        }  # fmt: skip
         self._file.write(json.dumps(line) + "\n")
+
+    def where(self, row: int) -> str:
+        return self._source.where(row)
 
     @property
     def by_reason(self) -> dict[str, int]:
         return {reason.value: count for reason, count in sorted(self.dropped.items())}
 
 
-def read_split(
-    name: str,
-    rows: Iterable[Any],
-    spec: Dataset,
-    data: Data,
-    tokenizer: PairTokenizer,
-    dropped_rows: IO[str],
-    progress: Callable[[int], None] = lambda _: None,
-) -> Split:
-    """Normalize, filter and tokenize the rows of one split.
+def read_split(name: str, rows: Rows, spec: Dataset, reading: Reading) -> Split:
+    """Normalize, filter and tokenize the rows of one source.
 
-    name: train or eval, as the dropped rows and the messages call it.
-    rows: decoded rows and Rejections, in the order of their numbers. progress: called with the number of rows read.
+    name: train, mixture[0], … or eval, as the dropped rows and the messages call it.
     Raises TrainerError: BAD_DATASET when no format fits, when more rows than filters.maxBadRows are unusable or none is left;
-    INVALID_CONFIGURATION when filters.minConfidence has no column to read.
+    INVALID_CONFIGURATION when a filter has no column to read, or the data are not for the method.
     """
-    tally = _Tally(name, dropped_rows)
-    rows = iter(rows)
-    head = list(itertools.islice(rows, min(LOOK_AT, spec.limit or LOOK_AT)))
-    tally.columns = _columns(head)
-    row_format = _format(name, head, spec, tally.columns)
-    limited = itertools.islice(itertools.chain(head, rows), spec.limit)
+    data, tokenizer = reading.data, reading.tokenizer
+    tally = _Tally(name, rows, reading.dropped)
+    items = iter(rows)
+    head = list(itertools.islice(items, min(LOOK_AT, spec.limit or LOOK_AT)))
+    columns = _columns(head)
+    row_format = _format(name, head, spec, columns)
+    _check_format(name, row_format, spec, reading.method, head)
+    mixed = bool(data.mixture) and name != "eval"
+    chain = filters.RowFilters(data.filters, spec.columns, reading.seen[name == "eval"], lenient=mixed)
+    limited = itertools.islice(itertools.chain(head, items), spec.limit)
     tokenizer.counts = Counts()
-    pairs = _pairs(limited, row_format, spec.columns, data.filters.min_confidence, tally, progress)
-    dataset = PairDataset.from_pairs(_kept(tokenizer.run(pairs), tally))
-    _check(name, dataset, data, spec, tally)
-    return Split(dataset, row_format, tally.rows, tally.by_reason, tokenizer.counts)
+    most = max(CHARACTERS, CHARACTERS_PER_TOKEN * data.max_length)
+    pairs = _pairs(limited, row_format, spec, chain, most, tally)
+    dataset = PairDataset.from_pairs(_kept(tokenizer.run(pairs), chain, tally))
+    split = Split(
+        dataset,
+        row_format,
+        tally.rows,
+        tally.by_reason,
+        tokenizer.counts,
+        columns,
+        frozenset(chain.asked),
+        frozenset(chain.met),
+    )
+    if not mixed or not len(dataset):
+        check_filters({name: (spec, split)}, data, _not_needed(name, data, mixed=mixed))
+    _check_rows(name, split, data, tally)
+    return split
+
+
+def check_filters(splits: Mapping[str, tuple[Dataset, Split]], data: Data, but: frozenset[str] = frozenset()) -> None:
+    """Refuse filters that found nothing to read in any row of these splits. but: filters that may find nothing.
+
+    Raises TrainerError INVALID_CONFIGURATION.
+    """
+    asked = {name for _, split in splits.values() for name in split.asked}
+    met = {name for _, split in splits.values() for name in split.met}
+    if not (idle := sorted(asked - met - but)):
+        return
+    spec, _ = next(iter(splits.values()))
+    found = dict.fromkeys(column for _, split in splits.values() for column in split.columns)
+    raise invalid_configuration(
+        f"{' and '.join(splits)}: filters.{idle[0]} needs {filters.needs(idle[0], data.filters, spec.columns)}, and no row has one; "
+        f"found columns {_listed(found)}. Name the right column, or leave the filter out"
+    )
+
+
+def _not_needed(name: str, data: Data, *, mixed: bool) -> frozenset[str]:
+    """Filters that may find nothing to read in one source.
+
+    Another source of a mixture may have what all but conditions read. Evaluation pairs that lack the column of a condition
+    which they meet without it are as they should be.
+    """
+    if mixed:
+        return frozenset(filters.NAMES)
+    without = ("NotIn", "DoesNotExist") if name == "eval" else ()
+    return frozenset(f"where[{i}]" for i, condition in enumerate(data.filters.where) if condition.operator in without)
 
 
 def _format(name: str, head: list[Any], spec: Dataset, columns: tuple[str, ...]) -> Format:
@@ -98,75 +168,103 @@ def _format(name: str, head: list[Any], spec: Dataset, columns: tuple[str, ...])
     wanted = spec.columns
     raise bad_dataset(
         f"{name}: the rows fit no format. Expected text or messages in columns {wanted.chosen} and {wanted.rejected}, with "
-        f"{wanted.prompt or 'prompt'} (or instruction) beside them unless they are whole conversations; found "
-        f"{_described(head, columns)}. Set columns, or format"
+        f"{wanted.prompt or 'prompt'} (or instruction) beside them unless they are whole conversations; or a list in "
+        f"{wanted.responses} with {wanted.scores}; or {wanted.answer_a} and {wanted.answer_b} with {wanted.votes}; or "
+        f"{wanted.completion} with {wanted.label}; found {_described(head, columns)}. Set columns, or format"
     )
+
+
+def _check_format(name: str, row_format: Format, spec: Dataset, method: MethodName, head: list[Any]) -> None:
+    if row_format == "unpaired" and method is not MethodName.KTO:
+        raise invalid_configuration(
+            f"{name}: the data are unpaired (column {spec.columns.completion} with {spec.columns.label}), and method.name is "
+            f"{method.value}, which compares two answers to a prompt; set method.name to kto, or use paired data"
+        )
+    system = spec.columns.system
+    if system is None:
+        return
+    if row_format in ("pairs", "dialogue"):
+        raise invalid_configuration(
+            f"{name}: columns.system is for chat messages, and the data are read as {row_format}; set format to messages, or "
+            "leave columns.system out"
+        )
+    rows = [row for row in head if isinstance(row, Mapping)]
+    if rows and all(lookup(row, system) is None for row in rows):
+        raise invalid_configuration(
+            f"{name}: columns.system is {system}, and none of the first {len(head)} rows has it; found columns "
+            f"{_listed(_columns(head))}"
+        )
 
 
 def _described(head: list[Any], columns: tuple[str, ...]) -> str:
     """Columns with the kinds of their values in the first row, for a message."""
     first = next((row for row in head if isinstance(row, Mapping)), {})
-    return ", ".join(f"{column} ({type(first.get(column)).__name__})" for column in columns[:20]) or "none"
+    return ", ".join(f"{column} ({type(first.get(column)).__name__})" for column in columns[:SHOWN_COLUMNS]) or "none"
 
 
 def _columns(head: list[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(key)[:64] for row in head if isinstance(row, Mapping) for key in row))
 
 
+def _listed(columns: Iterable[str]) -> str:
+    return ", ".join(itertools.islice(columns, SHOWN_COLUMNS)) or "none"
+
+
 def _pairs(
-    rows: Iterator[Any],
-    row_format: Format,
-    columns: Columns,
-    min_confidence: float | None,
-    tally: _Tally,
-    progress: Callable[[int], None],
+    rows: Iterator[Any], row_format: Format, spec: Dataset, chain: filters.RowFilters, most: int, tally: _Tally
 ) -> Iterator[tuple[int, Pair]]:
     for number, row in enumerate(rows):
         tally.rows = number + 1
-        if number % 512 == 0:
-            progress(number)
-        if isinstance(row, Mapping) and row.get(columns.confidence) is not None:
-            tally.has_confidence = True
-        found = row if isinstance(row, Rejection) else normalize(row, row_format, columns, min_confidence)
+        found = row if isinstance(row, Rejection) else chain.before(row) or normalize(row, row_format, spec.columns)
+        if not isinstance(found, Rejection):
+            found = chain.after(row, found) or _too_big(found, most) or found
         if isinstance(found, Rejection):
             tally.drop(number, found)
         else:
             yield number, found
 
 
-def _kept(found: Iterable[tuple[int, TokenPair | Rejection]], tally: _Tally) -> Iterator[TokenPair]:
+def _too_big(pair: Pair, most: int) -> Rejection | None:
+    if pair.characters <= most:
+        return None
+    return Rejection(
+        Reason.ROW_TOO_BIG,
+        f"prompt and answers have {pair.characters} characters; up to {most} are read ({CHARACTERS_PER_TOKEN} for each token of "
+        f"data.maxLength, and at least {CHARACTERS})",
+    )
+
+
+def _kept(
+    found: Iterable[tuple[int, TokenPair | Rejection]], chain: filters.RowFilters, tally: _Tally
+) -> Iterator[TokenPair]:
     for row, item in found:
+        item = item if isinstance(item, Rejection) else chain.of_tokens(item) or item
         if isinstance(item, Rejection):
             tally.drop(row, item)
         else:
             yield item
 
 
-def _check(name: str, dataset: PairDataset, data: Data, spec: Dataset, tally: _Tally) -> None:
-    filters = data.filters
-    if filters.min_confidence is not None and not tally.has_confidence and tally.rows:
-        raise invalid_configuration(
-            f"{name}: filters.minConfidence needs a number in column {spec.columns.confidence}, and no row has one; found columns "
-            f"{', '.join(tally.columns[:20])}. Set columns.confidence, or leave minConfidence out"
-        )
-    if tally.bad > filters.max_bad_rows * tally.rows:
-        raise _too_many_bad(name, filters.max_bad_rows, tally)
-    if len(dataset) == 0:
-        found = ", ".join(f"{reason} {count}" for reason, count in tally.by_reason.items()) or "no rows at all"
+def _check_rows(name: str, split: Split, data: Data, tally: _Tally) -> None:
+    if tally.bad > data.filters.max_bad_rows * tally.rows:
+        raise _too_many_bad(name, data.filters.max_bad_rows, split.columns, tally)
+    if len(split.dataset) == 0:
+        found = ", ".join(f"{reason} {count}" for reason, count in split.dropped.items()) or "no rows at all"
         raise bad_dataset(
             f"{name}: no usable pair in {tally.rows} rows ({found}); see data/dropped.jsonl in the work folder"
         )
 
 
-def _too_many_bad(name: str, limit: float, tally: _Tally) -> TrainerError:
+def _too_many_bad(name: str, limit: float, found: tuple[str, ...], tally: _Tally) -> TrainerError:
     assert tally.first_bad is not None
     row, rejection = tally.first_bad
-    counts = ", ".join(f"{reason} {n}" for reason, n in tally.by_reason.items() if reason != Reason.LOW_CONFIDENCE)
+    counts = ", ".join(f"{reason} {n}" for reason, n in tally.by_reason.items() if Rejection(Reason(reason), "").is_bad)
     columns = ""
-    if tally.dropped[Reason.MISSING_COLUMN] or tally.dropped[Reason.WRONG_TYPE]:
-        columns = f" The columns found are {', '.join(tally.columns[:20]) or 'none'}."
+    if any(tally.dropped[reason] for reason in (Reason.MISSING_COLUMN, Reason.WRONG_TYPE, Reason.OTHER_FORMAT)):
+        columns = f" The columns found are {_listed(found)}."
     return bad_dataset(
         f"{name}: {tally.bad} of {tally.rows} rows ({tally.bad / tally.rows:.2%}) are unusable, and filters.maxBadRows allows "
-        f"{limit:.2%}: {counts}. The first is row {row} (counting from 0), {rejection.reason}: {rejection.detail}.{columns} "
-        "All are listed in data/dropped.jsonl in the work folder; repair them, or raise filters.maxBadRows"
+        f"{limit:.2%}: {counts}. The first is row {row} (counting from 0; {tally.where(row)}), {rejection.reason}: "
+        f"{rejection.detail}.{columns} All are listed in data/dropped.jsonl in the work folder; repair them, or raise "
+        "filters.maxBadRows"
     )

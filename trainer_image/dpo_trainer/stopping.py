@@ -1,5 +1,6 @@
 """Which evaluation was the best, and when to stop: pure functions of the evaluations so far."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,21 +13,22 @@ METRICS: dict[str, tuple[str, bool]] = {
     "eval_reward_accuracy": ("rewards/accuracies", True),
 }
 
-# An evaluation: the step after which it was made, and its cost.
-Evaluations = Sequence[tuple[int, float]]
+# Evaluations, oldest first: the step after which each was made, and its cost.
+Evaluations = Sequence[tuple[int, float | None]]
 
 
-def cost(name: str, metrics: Mapping[str, float]) -> float:
-    """The watched metric so that less is better."""
+def cost(name: str, metrics: Mapping[str, float]) -> float | None:
+    """The watched metric so that less is better; None where it is not finite, as the margin of unpaired answers."""
     key, more_is_better = METRICS[name]
-    return -metrics[key] if more_is_better else metrics[key]
+    value = -metrics[key] if more_is_better else metrics[key]
+    return value if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """improved: the last evaluation is the best so far, by any amount. stop: nothing got better for `patience` evaluations.
+    """improved: the last evaluation is the best so far, by any amount. stop: the last rule.patience ones brought no progress.
 
-    best_step: step of the last evaluation that was better than the one before it by min_delta or more.
+    best_step: step of the last evaluation that brought progress; of the first one when none did.
     """
 
     improved: bool
@@ -35,19 +37,17 @@ class Verdict:
 
 
 def judge(evaluations: Evaluations, rule: EarlyStopping | None) -> Verdict:
-    """What the evaluations so far say. evaluations: oldest first, at least one; a cost that is not finite never counts as better.
+    """What the evaluations so far say; at least one. A cost of None is never better than another one.
 
-    Small gains below rule.min_delta do not end the waiting, but many of them add up: each evaluation is compared with the
-    last one that was an improvement.
+    Progress is a cost that is lower, by rule.min_delta or more, than at the last progress. So one small gain does not end
+    the waiting, but many add up.
     """
-    best = anchor = float("inf")
-    best_step, waited, improved = evaluations[0][0], 0, False
-    least = rule.min_delta if rule is not None else 0.0
-    for step, value in evaluations:
-        improved = value < best
-        best = min(best, value) if value == value else best
-        if value < anchor and (anchor == float("inf") or anchor - value >= least):
-            anchor, best_step, waited = value, step, 0
-        else:
-            waited += 1
+    costs = [(step, math.inf if value is None else value) for step, value in evaluations]
+    lowest, best_step, waited = math.inf, costs[0][0], 0
+    for step, value in costs:
+        waited += 1
+        if value < lowest and lowest - value >= (rule.min_delta if rule else 0.0):
+            lowest, best_step, waited = value, step, 0
+    *earlier, (_, last) = costs
+    improved = last < min((value for _, value in earlier), default=math.inf)
     return Verdict(improved, rule is not None and waited >= rule.patience, best_step)

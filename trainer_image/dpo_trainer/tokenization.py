@@ -10,23 +10,30 @@ when the template does not end the turn with a special token; white space that i
 Where the prompt ends: prompt + answer is tokenized as one text, and the answer is what follows the prompt's own tokens. When
 a token spans the border, so that those are not a beginning of the whole, prompt and answers are tokenized apart, both answers
 alike, and the pair is counted as a boundary merge.
+
+An unpaired example has one answer; everything above holds for it alone, and the other one has no tokens, not even EOS.
 """
 
-import inspect
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 
+from dpo_trainer.chattemplate import Chat, ChatTemplate, TemplateRefused
 from dpo_trainer.dataset import TokenPair
-from dpo_trainer.errors import TrainerError, invalid_configuration
-from dpo_trainer.formats import ChatPair, Message, Pair, Reason, Rejection, TextPair
+from dpo_trainer.encoding import Encoder
+from dpo_trainer.errors import invalid_configuration
+from dpo_trainer.formats import ChatPair, Pair, Reason, Rejection, TextPair
 from dpo_trainer.truncation import Ids, Limits, truncate
 
+# Pairs, and characters, that are tokenized together; a character takes some 250 bytes meanwhile.
 BATCH = 256
+BATCH_CHARACTERS = 2_000_000
+
+# Tokens of a prompt, and of the one or two answers that a pair has.
+Tokenized = tuple[Ids, list[Ids]]
 
 
 @dataclass
@@ -81,17 +88,21 @@ class PairTokenizer:
         # Turn ends such as <|eot_id|> are special tokens without a name, which all_special_ids leaves out.
         unnamed = {i: str(token) for i, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._special = set(tokenizer.all_special_ids) | set(unnamed) | set(end_tokens) | {self.eos}
-        self._control = tuple(text for text in {*tokenizer.all_special_tokens, *unnamed.values()} if text)
+        control = {text for text in (*tokenizer.all_special_tokens, *unnamed.values()) if text}
+        self._encoder = Encoder(tokenizer, self._special, control)
+        self._template = ChatTemplate(tokenizer, self._encoder)
         self.counts = Counts()
 
     def run(self, pairs: Iterable[tuple[int, Pair]]) -> Iterator[tuple[int, TokenPair | Rejection]]:
         """Token pairs, or why there is none, in the order of the (row number, pair) tuples; counts are added to `counts`."""
         batch: list[tuple[int, Pair]] = []
+        size = 0
         for item in pairs:
             batch.append(item)
-            if len(batch) == BATCH:
+            size += item[1].characters
+            if len(batch) == BATCH or size >= BATCH_CHARACTERS:
                 yield from self._run_batch(batch)
-                batch = []
+                batch, size = [], 0
         yield from self._run_batch(batch)
 
     def _run_batch(self, batch: list[tuple[int, Pair]]) -> Iterator[tuple[int, TokenPair | Rejection]]:
@@ -99,154 +110,93 @@ class PairTokenizer:
         chats = iter(self._tokenize_chats([pair for _, pair in batch if isinstance(pair, ChatPair)]))
         for row, pair in batch:
             found = next(texts if isinstance(pair, TextPair) else chats)
-            yield row, found if isinstance(found, Rejection) else self._finish(row, *found)
+            yield row, found if isinstance(found, Rejection) else self._finish(row, pair, *found)
 
-    def _finish(self, row: int, prompt: Ids, chosen: Ids, rejected: Ids) -> TokenPair | Rejection:
+    def _finish(self, row: int, pair: Pair, prompt: Ids, answers: list[Ids]) -> TokenPair | Rejection:
+        chosen = [] if pair.chosen is None else answers[0]
+        rejected = [] if pair.rejected is None else answers[-1]
         keep = 1 if self._tokenizer.bos_token_id is not None and prompt[:1] == [self._tokenizer.bos_token_id] else 0
         cut = truncate(prompt, chosen, rejected, self._limits, keep)
+        if cut is None:
+            return Rejection(Reason.TOO_LONG, self._too_long(prompt, chosen, rejected))
         if cut[1] == cut[2]:
             detail = f"the answers are the same in their first {len(cut[1])} tokens, and data.maxLength leaves no more"
             if (cut[1], cut[2]) == (chosen, rejected):
                 detail = "the answers have the same tokens"
             return Rejection(Reason.EQUAL_AFTER_TRUNCATION, detail)
-        self.counts.truncated += cut != (prompt, chosen, rejected)
+        truncated = cut != (prompt, chosen, rejected)
+        self.counts.truncated += truncated
         prompt_ids, chosen_ids, rejected_ids = (np.array(part, dtype=np.int32) for part in cut)
-        return TokenPair(prompt_ids, chosen_ids, rejected_ids, row)
+        return TokenPair(prompt_ids, chosen_ids, rejected_ids, row, truncated)
 
-    def _encode(self, texts: list[str], *, plain: bool) -> list[Ids]:
-        """Token ids of texts, nothing added. plain: special tokens in the text are spelled out."""
-        if not texts:
-            return []
-        out = self._tokenizer(
-            texts,
-            add_special_tokens=False,
-            split_special_tokens=plain,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return out["input_ids"]  # type: ignore[no-any-return]
+    def _too_long(self, prompt: Ids, chosen: Ids, rejected: Ids) -> str:
+        limits = self._limits
+        most = "" if limits.max_prompt_length is None else f", data.maxPromptLength {limits.max_prompt_length}"
+        longest = max(len(chosen), len(rejected))
+        return f"{len(prompt)} tokens of prompt and {longest} of answer; data.maxLength is {limits.max_length}{most}"
 
-    def _tokenize_texts(self, pairs: list[TextPair]) -> Iterator[tuple[Ids, Ids, Ids] | Rejection]:
-        texts = [t for p in pairs for t in (p.prompt, p.prompt + p.chosen, p.prompt + p.rejected)]
-        whole = self._encode(texts, plain=True)
-        for i, pair in enumerate(pairs):
-            prompt, full_chosen, full_rejected = whole[3 * i : 3 * i + 3]
-            answers = self._split(prompt, full_chosen, full_rejected)
-            if answers is None:
+    def _tokenize_texts(self, pairs: list[TextPair]) -> Iterator[Tokenized | Rejection]:
+        answers = [_answers(pair) for pair in pairs]
+        texts = [
+            pair.prompt + text for pair, given in zip(pairs, answers, strict=True) for text in ("", *given.values())
+        ]
+        encoded = iter(self._encoder.texts(texts))
+        for given in answers:
+            prompt, *whole = (next(encoded) for _ in range(1 + len(given)))
+            found = self._split(prompt, whole)
+            if found is None:
                 self.counts.boundary_merges += 1
-                chosen, rejected = self._encode([pair.chosen, pair.rejected], plain=True)
-                answers = chosen, rejected
-            parts = (
-                (Reason.EMPTY_PROMPT, self.begin + prompt),
-                (Reason.EMPTY_CHOSEN, answers[0]),
-                (Reason.EMPTY_REJECTED, answers[1]),
-            )
+                found = [self._encoder.rest(text, plain=True) for text in given.values()]
+            parts = ((Reason.EMPTY_PROMPT, self.begin + prompt), *zip(given, found, strict=True))
             if empty := [reason for reason, ids in parts if not ids]:
                 yield Rejection(empty[0], "the tokenizer makes no token of the text")
                 continue
-            yield self.begin + prompt, [*answers[0], self.eos], [*answers[1], self.eos]
+            yield self.begin + prompt, [[*ids, self.eos] for ids in found]
 
     @staticmethod
-    def _split(prompt: Ids, chosen: Ids, rejected: Ids) -> tuple[Ids, Ids] | None:
-        """Answers behind a prompt; None when the prompt's tokens do not begin both, or an answer would be empty."""
+    def _split(prompt: Ids, whole: list[Ids]) -> list[Ids] | None:
+        """Answers behind a prompt; None when the prompt's tokens do not begin them all, or an answer would be empty."""
         size = len(prompt)
-        if any(len(full) <= size or full[:size] != prompt for full in (chosen, rejected)):
+        if any(len(full) <= size or full[:size] != prompt for full in whole):
             return None
-        return chosen[size:], rejected[size:]
+        return [full[size:] for full in whole]
 
-    def _tokenize_chats(self, pairs: list[ChatPair]) -> Iterator[tuple[Ids, Ids, Ids] | Rejection]:
-        if pairs and not self._tokenizer.chat_template:
-            raise no_template()
-        rendered = [self._render(pair) for pair in pairs]
-        encoded = iter(self._encode([text for r in rendered if isinstance(r, tuple) for text in r], plain=False))
-        for pair, texts in zip(pairs, rendered, strict=True):
-            if isinstance(texts, Rejection):
-                yield texts
+    def _tokenize_chats(self, pairs: list[ChatPair]) -> Iterator[Tokenized | Rejection]:
+        chats = [self._render(pair) for pair in pairs]
+        texts = [text for chat in chats if isinstance(chat, Chat) for text in (chat.prompt, *chat.whole)]
+        encoded = iter(self._encoder.chats(texts))
+        for chat in chats:
+            if isinstance(chat, Rejection):
+                yield chat
                 continue
-            ids: list[Ids] | Rejection = [next(encoded) for _ in texts]
-            looks_special = any(token in text for token in self._control for text in _contents(pair))
-            if looks_special:
-                self.counts.special_token_text += 1
-                ids = self._encode_safely(pair)
-            yield ids if isinstance(ids, Rejection) else self._split_chat(pair, texts, ids, apart=not looks_special)
+            self.counts.special_token_text += chat.looks_special
+            prompt, *whole = (next(encoded) for _ in range(1 + len(chat.whole)))
+            answers = self._split(prompt, whole)
+            if answers is None:
+                self.counts.boundary_merges += 1
+                answers = [self._encoder.rest(text[len(chat.prompt) :], plain=False) for text in chat.whole]
+            ended = [self._end_turn(answer) for answer in answers]
+            if prompt and all(ended):
+                yield prompt, ended
+            else:
+                yield Rejection(Reason.TEMPLATE_ERROR, "the chat template leaves the prompt or an answer out")
 
-    def _render(self, pair: ChatPair) -> tuple[str, str, str] | Rejection:
-        """Prompt with the generation prompt, and both whole conversations, as the template writes them."""
+    def _render(self, pair: ChatPair) -> Chat | Rejection:
         try:
-            prompt, chosen, rejected = (
-                self._tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=open_end)
-                for chat, open_end in _chats(pair)
-            )
-        except jinja2.TemplateSyntaxError as error:
-            raise invalid_configuration(
-                f"the chat template is not valid Jinja: {error.message} (line {error.lineno})"
-            ) from error
-        except Exception as error:  # a template can raise whatever its expressions do
-            return Rejection(Reason.TEMPLATE_ERROR, f"the chat template refused the messages: {str(error)[:200]}")
-        return prompt, chosen, rejected
-
-    def _encode_safely(self, pair: ChatPair) -> list[Ids] | Rejection:
-        """Token ids of a chat in whose text special tokens are spelled out; only those of the template are read as such."""
-        # Older versions of transformers would take the option for a variable of the template and do nothing.
-        if "sanitize_control_tokens" not in inspect.signature(self._tokenizer.apply_chat_template).parameters:
-            return Rejection(
-                Reason.TEMPLATE_ERROR,
-                "a message holds the text of a special token, which this version of transformers can't spell out",
-            )
-        try:
-            return [
-                self._tokenizer.apply_chat_template(
-                    chat, tokenize=True, return_dict=False, add_generation_prompt=open_end, sanitize_control_tokens=True
-                )
-                for chat, open_end in _chats(pair)
-            ]
-        except ValueError as error:
-            return Rejection(Reason.TEMPLATE_ERROR, f"a message holds the text of a special token: {str(error)[:200]}")
-
-    def _split_chat(
-        self, pair: ChatPair, texts: tuple[str, str, str], ids: list[Ids], *, apart: bool
-    ) -> tuple[Ids, Ids, Ids] | Rejection:
-        """Prompt and answers. apart: whether the answers may be tokenized again, as text alone."""
-        prompt, chosen, rejected = ids
-        answers = self._split(prompt, chosen, rejected)
-        if answers is None and apart and all(text.startswith(texts[0]) for text in texts[1:]):
-            self.counts.boundary_merges += 1
-            tails = self._encode([text[len(texts[0]) :] for text in texts[1:]], plain=False)
-            answers = tails[0], tails[1]
-        if answers is None:
-            # Templates that open a block of thoughts for generation leave it out of finished turns. What all three share
-            # is the prompt then; tokens that both answers share cancel in the loss anyway.
-            closed = self._tokenizer.apply_chat_template(
-                _chats(pair)[0][0], tokenize=False, add_generation_prompt=False
-            )
-            if not all(text.startswith(closed) for text in texts):
-                return Rejection(
-                    Reason.TEMPLATE_ERROR, "the chat template writes the prompt in another way when an answer follows"
-                )
-            size = min(_shared_length(prompt, chosen), _shared_length(prompt, rejected))
-            prompt, answers = prompt[:size], (chosen[size:], rejected[size:])
-        ended = tuple(self._end_turn(answer) for answer in answers)
-        if not prompt or not ended[0] or not ended[1]:
-            return Rejection(Reason.TEMPLATE_ERROR, "the chat template leaves the prompt or an answer out")
-        return prompt, ended[0], ended[1]
+            return self._template.render(pair)
+        except TemplateRefused as refused:
+            return Rejection(Reason.TEMPLATE_ERROR, str(refused))
 
     def _end_turn(self, answer: Ids) -> Ids:
-        """The answer with one end: what the template wrote, without white space after it, or EOS."""
+        """The answer with one end: what the template wrote, without white space after it, or EOS; empty when nothing else is."""
         end = len(answer)
-        while end > 0 and answer[end - 1] not in self._special and not self._tokenizer.decode(answer[end - 1]).strip():
+        while end > 0 and self._is_space(answer[end - 1]):
             end -= 1
-        if end > 0 and answer[end - 1] in self._special:
-            return answer[:end]
-        return [*answer, self.eos] if answer else []
+        ended = answer[:end] if end > 0 and answer[end - 1] in self._special else [*answer, self.eos]
+        return ended if any(token not in self._special and not self._is_space(token) for token in ended) else []
 
-
-def no_template() -> TrainerError:
-    """Messages can't become text without a template."""
-    return invalid_configuration(
-        "the data are chat messages, but the tokenizer has no chat template; set model.chatTemplate to the one that the model "
-        "was fine-tuned with"
-    )
+    def _is_space(self, token: int) -> bool:
+        return token not in self._special and not self._tokenizer.decode(token).strip()
 
 
 def _begin_tokens(tokenizer: Any) -> Ids:
@@ -261,23 +211,7 @@ def _begin_tokens(tokenizer: Any) -> Ids:
     return whole[:start]
 
 
-def _chats(pair: ChatPair) -> list[tuple[list[dict[str, str]], bool]]:
-    """Conversations to render, and whether each ends with the generation prompt."""
-    prompt = list(pair.prompt)
-    answers = [[*prompt, Message("assistant", text)] for text in (pair.chosen, pair.rejected)]
-    return [
-        ([{"role": m.role, "content": m.content} for m in chat], open_end)
-        for chat, open_end in ((prompt, True), (answers[0], False), (answers[1], False))
-    ]
-
-
-def _contents(pair: ChatPair) -> Iterator[str]:
-    yield from (message.content for message in pair.prompt)
-    yield pair.chosen
-    yield pair.rejected
-
-
-def _shared_length(one: Ids, other: Ids) -> int:
-    """Length of the common beginning of two id lists."""
-    limit = min(len(one), len(other))
-    return next((i for i in range(limit) if one[i] != other[i]), limit)
+def _answers(pair: Pair) -> dict[Reason, str]:
+    """Texts of the answers that a pair has, chosen first, by the reason for which an empty one is left out."""
+    both = {Reason.EMPTY_CHOSEN: pair.chosen, Reason.EMPTY_REJECTED: pair.rejected}
+    return {reason: text for reason, text in both.items() if text is not None}

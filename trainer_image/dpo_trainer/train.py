@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from dpo_trainer.engine import Engine, join_world
 from dpo_trainer.errors import TrainerError
 from dpo_trainer.evaluate import evaluate, logps_table
 from dpo_trainer.examples import Examples, open_examples
+from dpo_trainer.lossscale import LossScale
 from dpo_trainer.objective import Objective
 from dpo_trainer.outcome import Outcome, Stopped, StopRequest
 from dpo_trainer.reference import model_digest, reference_key, reference_logps
@@ -87,6 +89,8 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     telemetry.activity("looking for a checkpoint")
     restored = checkpoints.load(state)
     before = restored.state if restored else {}
+    if engine.loss_scale is not None and before:
+        engine.loss_scale = LossScale(**before["loss_scale"])
     first_step = restored.step + 1 if restored else 1
     for reason in restored.refused if restored else ():
         warn(telemetry, "CheckpointRefused", reason)
@@ -99,76 +103,34 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
         info=_info(spec),
     )
     if before.get("finished"):
+        telemetry.ended(before["finished"])
         return Outcome("Succeeded", before["finished"])
-    evaluations: list[tuple[int, float]] = [(step, value) for step, value in before.get("evaluations", [])]
+    evaluations: list[tuple[int, float | None]] = [(step, value) for step, value in before.get("evaluations", [])]
     tokens_seen: int = before.get("tokens_seen", 0)
-    samples = Samples(engine, work, spec, evaluation.data if evaluation is not None else None)
-    if restored is None:
-        samples.take(0, telemetry)
+    held_out = evaluation.data if evaluation is not None else None
+    samples = Samples(engine, ranks, work, spec, held_out, size=eval_size, resumed_step=first_step - 1)
 
-    for step in range(first_step, total_steps + 1):
-        started = time.monotonic()
-        pairs = plan.step(step)
+    def should_stop() -> bool:
+        return engine.any_rank(stop.is_set())
 
-        with telemetry.timed("policy"):
-            sums = forward_backward(
-                engine,
-                objective,
-                train,
-                pairs,
-                stop,
-                size=training.micro_batch_size,
-                kl_size=eval_size,
-                is_first=step == 1,
-            )
-        if sums.broken:
-            telemetry.nonfinite_step()
-            raise _not_finite(f"the loss of {sums.broken} of {len(pairs)} pairs", step)
-        rate = learning_rate(
-            step,
-            peak=spec.learning_rate,
-            total_steps=total_steps,
-            warmup=warmup,
-            shape=training.scheduler,
-            floor=training.min_learning_rate_ratio,
-        )
-        with telemetry.timed("optimizer"):
-            grad_norm = engine.step(rate)
-        if grad_norm is None:
-            telemetry.nonfinite_step()
-            raise _not_finite("the gradient", step)
+    def is_evaluated(step: int) -> bool:
+        return evaluation is not None and (step == total_steps or step % spec.eval_every_steps == 0)
 
-        tokens_seen += sums.tokens
-        metrics = {**sums.metrics, "grad_norm": grad_norm, "learning_rate": rate, "num_tokens": float(tokens_seen)}
-        if step == 1:
-            check_first_step(metrics, sums.first_loss, training.precision, telemetry)
-        telemetry.step(
-            step,
-            epoch=plan.epoch(step),
-            seconds=time.monotonic() - started,
-            pairs=len(pairs),
-            tokens=sums.tokens,
-            truncated=sums.truncated,
-            metrics=metrics if step % training.log_every_steps == 0 or step == total_steps else None,
-            gpu_memory_peak=torch.cuda.max_memory_allocated() if world.device.type == "cuda" else None,
-        )
+    def conclude(step: int, metrics: dict[str, float], *, stopping: bool, committed: bool = False) -> Outcome | None:
+        """Evaluate, judge and save after a step; how the run ends, None when it goes on. Collective.
 
-        is_last, stopping = step == total_steps, sums.stop
+        committed: there is a checkpoint of the step, which only lacks its evaluation.
+        """
         evaluated: dict[str, float] | None = None
         improved = stale = False
-        if evaluation is not None and not stopping and (is_last or step % spec.eval_every_steps == 0):
+        if evaluation is not None and is_evaluated(step) and not stopping:
             telemetry.activity("evaluating")
             with telemetry.timed("eval"):
-                evaluated = evaluate(
-                    engine,
-                    evaluation,
-                    objective,
-                    size=eval_size,
-                    should_stop=lambda: engine.any_rank(stop.is_set()),
-                )
-                if evaluated is not None:
-                    evaluated |= samples.take(step, telemetry)
-            stopping = evaluated is None
+                evaluated = evaluate(engine, evaluation, objective, size=eval_size, should_stop=should_stop)
+                answered = None if evaluated is None else samples.take(step, telemetry, should_stop)
+            if evaluated is not None:
+                evaluated |= answered or {}
+            stopping = answered is None
         if evaluated is not None:
             telemetry.evaluation(step, evaluated)
             evaluations.append((step, cost(spec.selection_metric, evaluated)))
@@ -176,7 +138,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
             improved, stale = verdict.improved and spec.checkpoint.keep_best > 0, verdict.stop
 
         finished = ""
-        if is_last:
+        if step == total_steps and (evaluated is not None or evaluation is None):
             finished = f"Trained {total_steps} steps on {plan.pairs_seen(step)} pairs."
         elif stale:
             finished = (
@@ -195,14 +157,85 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
                 "evaluations": evaluations,
                 "finished": finished,
             }
+            if engine.loss_scale is not None:
+                loop["loss_scale"] = asdict(engine.loss_scale)
             if finished or evaluated is not None:
                 loop["probe"] = _probe(engine, evaluation or train, spec)
             selection = evaluations[-1][1] if evaluated is not None else None
-            _save(checkpoints, state, step, loop, selection, telemetry)
+            _save(checkpoints, state, step, loop, selection, telemetry, committed=committed)
         if finished:
+            telemetry.ended(finished)
             return Outcome("Succeeded", finished)
         if stopping:
             return Outcome("Stopped", f"Stopped after step {step} of {total_steps}; a checkpoint of it was committed.")
+        return None
+
+    if restored is None:
+        with telemetry.timed("eval"):
+            answered = samples.take(0, telemetry, should_stop)
+        if answered is None:
+            raise Stopped(stop.signal_name or "a signal to another rank")
+    elif is_evaluated(restored.step) and before["eval"] is None:
+        # A signal came before this step was evaluated. What the evaluations decide must not depend on that.
+        ended = conclude(restored.step, before["train"], stopping=False, committed=True)
+        if ended is not None:
+            return ended
+
+    for step in range(first_step, total_steps + 1):
+        started = time.monotonic()
+        pairs = plan.step(step)
+
+        rate = learning_rate(
+            step,
+            peak=spec.learning_rate,
+            total_steps=total_steps,
+            warmup=warmup,
+            shape=training.scheduler,
+            floor=training.min_learning_rate_ratio,
+        )
+        while True:
+            with telemetry.timed("policy"):
+                sums = forward_backward(
+                    engine,
+                    objective,
+                    train,
+                    pairs,
+                    stop,
+                    size=training.micro_batch_size,
+                    kl_size=eval_size,
+                    is_first=step == 1,
+                )
+            if sums.broken:
+                telemetry.nonfinite_step()
+                raise _not_finite(f"the loss of {sums.broken} of {len(pairs)} pairs", step)
+            with telemetry.timed("optimizer"):
+                grad_norm = engine.step(rate)
+            if grad_norm is not None:
+                break
+            telemetry.nonfinite_step()
+            if engine.loss_scale is None or engine.loss_scale.is_hopeless:
+                raise _not_finite("the gradient", step)
+            # In float16 a finite gradient can be too large for the loss scale: the same pairs again with half of it.
+            telemetry.alive()
+
+        tokens_seen += sums.tokens
+        metrics = {**sums.metrics, "grad_norm": grad_norm, "learning_rate": rate, "num_tokens": float(tokens_seen)}
+        if step == 1:
+            check_first_step(metrics, sums.first_loss, training.precision, telemetry)
+        telemetry.step(
+            step,
+            epoch=plan.epoch(step),
+            seconds=time.monotonic() - started,
+            pairs=len(pairs),
+            tokens=sums.tokens,
+            truncated=sums.truncated,
+            metrics=metrics if step % training.log_every_steps == 0 or step == total_steps else None,
+            gpu_memory_peak=torch.cuda.max_memory_allocated() if world.device.type == "cuda" else None,
+        )
+
+        ended = conclude(step, metrics, stopping=sums.stop)
+        if ended is not None:
+            return ended
 
     # Only when nothing was left to do after the step that was resumed from.
     return Outcome("Succeeded", f"Trained {total_steps} steps on {plan.pairs_seen(total_steps)} pairs.")
@@ -267,15 +300,22 @@ def _save(
     loop: dict[str, Any],
     selection: float | None,
     telemetry: Telemetry,
+    *,
+    committed: bool,
 ) -> None:
-    """Commit a checkpoint. selection: cost of its evaluation, by which the best is chosen; None without one."""
+    """Commit a checkpoint. selection: cost of its evaluation, by which the best is chosen; None without one.
+
+    committed: the newest checkpoint has these weights already, and only learns what the loop says now.
+    """
     telemetry.activity("saving a checkpoint")
     started = time.monotonic()
+    metrics = {"selection": selection, "loss": loop["train"]["loss"]}
     try:
         with telemetry.timed("checkpoint"):
-            ref = checkpoints.save(
-                state, step=step, loop=loop, metrics={"selection": selection, "loss": loop["train"]["loss"]}
-            )
+            if committed:
+                ref = checkpoints.amend(loop=loop, metrics=metrics)
+            else:
+                ref = checkpoints.save(state, step=step, loop=loop, metrics=metrics)
     except TrainerError:
         telemetry.checkpoint_failed()
         raise

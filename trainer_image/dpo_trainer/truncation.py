@@ -12,15 +12,25 @@ class Limits:
 
     max_length: int
     max_prompt_length: int | None
-    truncation: Literal["keep_end", "keep_start"]
+    truncation: Literal["keep_end", "keep_start", "drop"]
+
+    def fit(self, prompt: Ids, chosen: Ids, rejected: Ids) -> bool:
+        """Whether a pair needs no cut."""
+        longest_prompt = self.max_length if self.max_prompt_length is None else self.max_prompt_length
+        return len(prompt) <= longest_prompt and len(prompt) + max(len(chosen), len(rejected)) <= self.max_length
 
 
-def truncate(prompt: Ids, chosen: Ids, rejected: Ids, limits: Limits, keep: int = 0) -> tuple[Ids, Ids, Ids]:
-    """The pair within the limits. Both answers get the same prompt and the same room, and at least one token.
+def truncate(prompt: Ids, chosen: Ids, rejected: Ids, limits: Limits, keep: int = 0) -> tuple[Ids, Ids, Ids] | None:
+    """The pair within the limits; None when it is too long and such pairs are dropped.
 
-    An answer that is too long loses its end, and EOS with it, so that stopping there is not learned.
+    Both answers get the same prompt and the same room. An answer that holds tokens keeps at least one of them; one that is
+    too long loses its end, and EOS with it, so that stopping there is not learned.
     keep: tokens (BOS) that stay at the start of a prompt which otherwise keeps its end.
     """
+    if limits.fit(prompt, chosen, rejected):
+        return prompt, chosen, rejected
+    if limits.truncation == "drop":
+        return None
     longest = max(len(chosen), len(rejected))
     room = limits.max_prompt_length
     if room is None:

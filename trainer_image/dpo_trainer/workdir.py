@@ -48,6 +48,11 @@ class WorkDir:
         return self.root / "data" / "dropped.jsonl"
 
     @property
+    def data_report(self) -> Path:
+        """What prepare found in the data, as JSON; beside it the same as text (.txt) and as a picture (.png)."""
+        return self.root / "data" / "report.json"
+
+    @property
     def reference(self) -> Path:
         """Cached reference log-probs."""
         return self.root / "reference"
@@ -61,6 +66,11 @@ class WorkDir:
     def metrics(self) -> Path:
         """JSON lines of training and evaluation metrics, each step once."""
         return self.root / "metrics.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """JSON lines of answers to a few evaluation prompts, each prompt once a step; step 0 is the reference."""
+        return self.root / "samples.jsonl"
 
     @property
     def tensorboard(self) -> Path:

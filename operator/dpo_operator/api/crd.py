@@ -25,7 +25,12 @@ COLUMNS: tuple[tuple[str, str, str, str], ...] = (
     ("Step", "integer", ".status.progress.step", "Finished optimizer steps."),
     ("Progress", "string", ".status.progress.percent", "Share of the steps that are finished."),
     ("ETA", "string", ".status.progress.eta", "Time left at the present speed."),
-    ("Loss", "string", ".status.progress.loss", "Newest training loss, nats; DPO starts at ln 2 = 0.693."),
+    (
+        "Loss",
+        "string",
+        ".status.progress.loss",
+        "Newest training loss; dpo starts at ln 2 = 0.693, other methods elsewhere.",
+    ),
     ("Margin", "string", ".status.progress.rewardMargin", "Mean reward of chosen minus rejected answers, nats."),
     ("Accuracy", "string", ".status.progress.rewardAccuracy", "Share of pairs whose chosen answer wins."),
     ("Restarts", "integer", ".status.restarts", "Restarts of any kind."),

@@ -14,7 +14,9 @@ class Columns(ApiModel):
     """Names of the dataset's columns, where they differ from the usual ones. A dot goes into nested objects."""
 
     prompt: ColumnName | None = Field(
-        default=None, description="Column of the prompt (text or chat messages). Default: prompt."
+        default=None,
+        description="Column of the prompt (text or chat messages). Default: prompt; where there is none, instruction with input, "
+        "or the only one of question, query, input, history, conversations, conversation and context.",
     )
     system: ColumnName | None = Field(
         default=None,
@@ -24,7 +26,8 @@ class Columns(ApiModel):
     rejected: ColumnName = Field(default="rejected", description="Column of the other answer.")
     completion: ColumnName = Field(default="completion", description="Column of the answer in unpaired data.")
     label: ColumnName = Field(
-        default="label", description="Column that says whether an unpaired answer is desirable: true/false or 1/0."
+        default="label",
+        description="Column that says whether an unpaired answer is desirable: true/false, 1/0, yes/no or good/bad.",
     )
     responses: ColumnName = Field(
         default="responses",
@@ -32,7 +35,8 @@ class Columns(ApiModel):
     )
     scores: ColumnName = Field(
         default="scores",
-        description="Column with a list of numbers, one for each of responses, or the key of the score inside each response.",
+        description="Column with a list of numbers, one for each of responses, or the key of the score inside each response. The "
+        "highest is the best, but for a name rank, ranks, ranking or rankings.",
     )
     chosen_score: ColumnName = Field(
         default="score_chosen", description="Column of the preferred answer's score, which filters.minScoreGap reads."
@@ -90,7 +94,8 @@ class Dataset(ApiModel):
         default=1.0,
         gt=0,
         le=1000,
-        description="How often each pair is used in an epoch: 0.5 takes a random half of them, 2 takes each twice.",
+        description="How often each pair is used in an epoch of training: 0.5 takes a random half of them, 2 takes each twice, "
+        "1.5 each once and a random half twice.",
     )
 
 
@@ -121,7 +126,8 @@ class Filters(ApiModel):
         default=None,
         ge=0,
         le=1e9,
-        description="Drop pairs whose scores differ by less than this (scored data, or columns chosenScore and rejectedScore).",
+        description="Drop pairs whose chosen answer does not score higher by at least this (scored data, or columns chosenScore and "
+        "rejectedScore).",
     )
     min_agreement: StrictFloat | None = Field(
         default=None,
@@ -136,7 +142,9 @@ class Filters(ApiModel):
         description="Drop pairs whose longer answer has more than so many times the tokens of the shorter one.",
     )
     drop_duplicates: StrictBool = Field(
-        default=False, description="Drop pairs whose prompt and answers were in an earlier pair of the same data."
+        default=False,
+        description="Drop pairs whose prompt and answers, as tokens, were in an earlier pair of the same data (train and mixture "
+        "together).",
     )
     where: list[Condition] = Field(
         default=[], max_length=32, description="Use only rows that meet all of these, such as a language or a source."
@@ -146,7 +154,7 @@ class Filters(ApiModel):
         ge=0,
         le=1,
         description="Share of rows that may be unusable (malformed, empty, equal answers, differing prompts) before the job fails in "
-        "prepare. Rows that the other filters drop do not count.",
+        "prepare. Rows that the other filters drop do not count, nor do ties.",
     )
 
 
@@ -184,3 +192,8 @@ class Data(ApiModel):
         "lose their end; an answer always keeps at least one token. drop: such pairs are left out.",
     )
     filters: Filters = Field(default=Filters(), description="Which rows are left out.")
+
+    @property
+    def datasets(self) -> tuple[Dataset, ...]:
+        """Everything that is read: train, the mixture, and eval where it is given."""
+        return (self.train, *self.mixture, *(() if self.eval is None else (self.eval,)))

@@ -33,6 +33,7 @@ MAX_JOB_NAME = 44
 JOB_FILE = "/etc/dpo/job.json"
 WORK_DIR = "/work"
 TOKEN_FILE = "/etc/dpo-token/token"  # noqa: S105 - a path, not a secret
+WANDB_KEY_FILE = "/etc/dpo-wandb/key"
 CLAIMS_DIR = "/claims"
 TERMINATION_LOG = "/dev/termination-log"
 
@@ -44,6 +45,7 @@ ENV_METRICS_PORT = "DPO_METRICS_PORT"
 ENV_TERMINATION_LOG = "DPO_TERMINATION_LOG"
 ENV_CLAIMS_DIR = "DPO_CLAIMS_DIR"
 ENV_TOKEN_FILE = "DPO_TOKEN_FILE"  # noqa: S105
+ENV_WANDB_KEY_FILE = "DPO_WANDB_KEY_FILE"
 
 METRICS_PORT = 9400
 METRICS_PORT_NAME = "metrics"

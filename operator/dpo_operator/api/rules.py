@@ -1,60 +1,22 @@
 """Rules over several fields, each in two forms: CEL for the API server, Python for `dpo run` and the operator.
 
 A contract test feeds the same jobs to both forms and wants the same answer. In CEL, a field of camelCase is
-`self.fieldName`; optional fields need `has()`.
+`self.fieldName`; optional fields need `has()`. The rules of the losses and of the data have modules of their own.
 """
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from dpo_operator.api import names
-from dpo_operator.api.method import MethodName
 from dpo_operator.api.pods import RESERVED_ENV, Toleration
+from dpo_operator.api.rule import Rule
+from dpo_operator.api.rules_data import DATA_RULES
+from dpo_operator.api.rules_method import METHOD_RULES
 from dpo_operator.api.training import Adapter, AdapterType
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 
-
-@dataclass(frozen=True)
-class Rule:
-    """A condition that must hold on the spec.
-
-    field: camelCase path inside spec that the message is about.
-    cel: CEL expression over `self`, the spec. check: the same in Python.
-    message: what is allowed.
-    """
-
-    field: str
-    cel: str
-    check: Callable[[DPOJobSpec], bool]
-    message: str
-
-
-OBJECT_STORE = r"^(s3|gs)://[^/]+(/.*)?$"
-ON_CLAIM = r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?$"
-PARENT_FOLDER = "/[.][.](/|$)"
 # Zero of any unit, and thousandths of a byte.
 NO_SIZE = "^[0.]+[A-Za-z]*$|m$"
-
-
-def _source_rule(field: str, read: Callable[[DPOJobSpec], str | None], *, optional: str = "") -> Rule:
-    """A URL is one that prepare can read. optional: field whose absence means that there is no source."""
-    at = f"self.{field}"
-    stores = f"{at}.matches('{OBJECT_STORE}')"
-    claims = f"({at}.matches('{ON_CLAIM}') && !{at}.matches('{PARENT_FOLDER}'))"
-    absent = f"!has(self.{optional}) || " if optional else ""
-
-    def check(spec: DPOJobSpec) -> bool:
-        source = read(spec) or ""
-        on_claim = re.search(ON_CLAIM, source) and not re.search(PARENT_FOLDER, source)
-        return "://" not in source or bool(re.search(OBJECT_STORE, source) or on_claim)
-
-    return Rule(
-        field,
-        f"{absent}!{at}.contains('://') || {stores} || {claims}",
-        check,
-        "a URL must be pvc://claim/path with a claim of the job's namespace and no '..', s3://bucket/path or gs://bucket/path",
-    )
 
 
 def _size_rule(field: str, read: Callable[[DPOJobSpec], str]) -> Rule:
@@ -77,42 +39,56 @@ def _unused(adapter: Adapter) -> bool:
     return adapter.model_copy(update={"type": AdapterType.NONE}) == _NO_ADAPTER
 
 
+def _evaluates(spec: DPOJobSpec) -> bool:
+    return spec.data.eval is not None or spec.data.eval_fraction > 0
+
+
+def _has_gpu(spec: DPOJobSpec) -> bool:
+    return spec.training.device != "cpu" and spec.gpus_per_node > 0
+
+
+_EVALUATES = "has(self.data.eval) || self.data.evalFraction > 0.0"
+_HAS_GPU = "(self.training.device != 'cpu' && self.gpusPerNode > 0)"
 _NO_ADAPTER = Adapter()
 _MODULES = ", ".join(f"'{module}'" for module in _NO_ADAPTER.target_modules)
 
 SPEC_RULES: tuple[Rule, ...] = (
-    _source_rule("model.name", lambda s: s.model.name),
-    _source_rule("data.train.source", lambda s: s.data.train.source),
-    _source_rule("data.eval.source", lambda s: s.data.eval.source if s.data.eval else None, optional="data.eval"),
-    Rule(
-        "data.maxPromptLength",
-        "!has(self.data.maxPromptLength) || self.data.maxPromptLength < self.data.maxLength",
-        lambda s: s.data.max_prompt_length is None or s.data.max_prompt_length < s.data.max_length,
-        "must be smaller than data.maxLength, so that the answers keep some tokens",
-    ),
-    Rule(
-        "data.evalFraction",
-        "!has(self.data.eval) || self.data.evalFraction == 0.0",
-        lambda s: s.data.eval is None or s.data.eval_fraction == 0,
-        "must be 0 or left out when data.eval is given",
-    ),
-    Rule(
-        "method.robust",
-        "!self.method.robust || (self.method.name == 'dpo' && self.method.labelSmoothing > 0.0)",
-        lambda s: not s.method.robust or (s.method.name is MethodName.DPO and s.method.label_smoothing > 0),
-        "needs method.name dpo and method.labelSmoothing above 0",
-    ),
-    Rule(
-        "method.labelSmoothing",
-        "self.method.labelSmoothing == 0.0 || self.method.name in ['dpo', 'ld-dpo', 'ln-dpo', 'simpo']",
-        lambda s: s.method.label_smoothing == 0 or s.method.name.value in ("dpo", "ld-dpo", "ln-dpo", "simpo"),
-        "must be 0 unless method.name is dpo, ln-dpo or simpo",
-    ),
+    *DATA_RULES,
+    *METHOD_RULES,
     Rule(
         "earlyStopping",
-        "!has(self.earlyStopping) || has(self.data.eval) || self.data.evalFraction > 0.0",
-        lambda s: s.early_stopping is None or s.data.eval is not None or s.data.eval_fraction > 0,
+        f"!has(self.earlyStopping) || {_EVALUATES}",
+        lambda s: s.early_stopping is None or _evaluates(s),
         "needs data.eval or data.evalFraction above 0",
+    ),
+    Rule(
+        "export.checkpoint",
+        f"!has(self.export.checkpoint) || self.export.checkpoint != 'best' || {_EVALUATES}",
+        lambda s: s.export.checkpoint != "best" or _evaluates(s),
+        "best needs data.eval or data.evalFraction above 0: without an evaluation no checkpoint is the best",
+    ),
+    Rule(
+        "export.merge",
+        "!self.export.merge || self.adapter.type != 'none'",
+        lambda s: not s.export.merge or s.adapter.type is not AdapterType.NONE,
+        "needs adapter.type lora or qlora; without an adapter there is nothing to merge",
+    ),
+    Rule(
+        "tracking.wandb.apiKeySecretRef",
+        "!has(self.tracking.wandb) || (self.tracking.wandb.mode == 'online') == has(self.tracking.wandb.apiKeySecretRef)",
+        lambda s: (
+            s.tracking.wandb is None
+            or (s.tracking.wandb.mode == "online") == (s.tracking.wandb.api_key_secret_ref is not None)
+        ),
+        "must be given with mode online and left out with mode offline, which sends nothing",
+    ),
+    Rule(
+        "checkpoint.keepBest",
+        "self.checkpoint.keepBest > 0 || "
+        "(has(self.export.checkpoint) ? self.export.checkpoint == 'last' : !has(self.earlyStopping))",
+        lambda s: s.checkpoint.keep_best > 0 or not s.exports_best,
+        "must be at least 1 when the best checkpoint is exported (export.checkpoint best, or earlyStopping without "
+        "export.checkpoint last)",
     ),
     Rule(
         "checkpoint.volume.claimName",
@@ -150,18 +126,25 @@ SPEC_RULES: tuple[Rule, ...] = (
         "cuda needs gpusPerNode of at least 1",
     ),
     Rule(
+        "training.optimizer",
+        f"self.training.optimizer != 'adamw-8bit' || {_HAS_GPU}",
+        lambda s: s.training.optimizer != "adamw-8bit" or _has_gpu(s),
+        "adamw-8bit needs a GPU: gpusPerNode of at least 1, and training.device other than cpu",
+    ),
+    Rule(
         "adapter.type",
-        "self.adapter.type != 'qlora' || self.training.device != 'cpu'",
-        lambda s: s.adapter.type is not AdapterType.QLORA or s.training.device != "cpu",
-        "qlora needs a GPU; its 4-bit kernels do not run on training.device cpu",
+        f"self.adapter.type != 'qlora' || {_HAS_GPU}",
+        lambda s: s.adapter.type is not AdapterType.QLORA or _has_gpu(s),
+        "qlora needs a GPU: its 4-bit kernels run neither on training.device cpu nor with gpusPerNode 0",
     ),
     Rule(
         "adapter.type",
         "self.adapter.type != 'none' || ("
         f"self.adapter.rank == {_NO_ADAPTER.rank} && self.adapter.alpha == {float(_NO_ADAPTER.alpha)} && "
-        f"self.adapter.dropout == {_NO_ADAPTER.dropout} && self.adapter.targetModules == [{_MODULES}])",
+        f"self.adapter.dropout == {_NO_ADAPTER.dropout} && !self.adapter.dora && !self.adapter.rslora && "
+        f"self.adapter.targetModules == [{_MODULES}])",
         lambda s: s.adapter.type is not AdapterType.NONE or _unused(s.adapter),
-        "must be lora or qlora when rank, alpha, dropout or targetModules are set; with none, the default, all weights "
+        "must be lora or qlora when rank, alpha, dropout, dora, rslora or targetModules are set; with none, the default, all weights "
         "are trained and they would mean nothing",
     ),
     Rule(

@@ -126,6 +126,7 @@ class FinalMetrics(StatusModel):
     eval_loss: str | None = Field(default=None, description="Evaluation loss.")
     eval_reward_margin: str | None = Field(default=None, description="Evaluation's reward margin.")
     eval_reward_accuracy: str | None = Field(default=None, description="Evaluation's reward accuracy, 0 to 1.")
+    ending: str = Field(default="", max_length=512, description="How training ended, such as early, and why.")
 
 
 class VolumeStatus(StatusModel):

@@ -8,13 +8,22 @@ def unsupported(spec: DPOJobSpec) -> list[str]:
     """Sentences, one for each setting that is not implemented; empty when the job can run."""
     problems = []
     if spec.adapter.type is AdapterType.QLORA:
-        problems.append("spec.adapter.type: qlora is not implemented yet; use lora or none")
+        problems.append(
+            "spec.adapter.type: qlora is not implemented yet, because this version partitions the weights over the GPUs (ZeRO-3) and "
+            "4-bit blocks do not survive that; use lora, which partitions the frozen model too, with more GPUs when memory is short"
+        )
     if spec.training.zero_stage != 3:
         problems.append(f"spec.training.zeroStage: {spec.training.zero_stage} is not implemented yet; use 3")
-    if spec.training.offload != "none":
-        problems.append(f"spec.training.offload: {spec.training.offload} is not implemented yet; use none")
-    if spec.training.precision == "fp16":
-        problems.append("spec.training.precision: fp16 is not implemented yet; use bf16 or fp32")
+    if spec.training.offload == "nvme":
+        problems.append("spec.training.offload: nvme is not implemented yet; use cpu or none")
+    has_gpu = spec.gpus_per_node > 0 and spec.training.device != "cpu"
+    if spec.training.precision == "fp16" and not has_gpu:
+        problems.append("spec.training.precision: fp16 is not implemented on CPUs; use bf16 or fp32")
+    if spec.training.optimizer == "adamw-8bit" and spec.training.offload != "none":
+        problems.append(
+            f"spec.training.offload: {spec.training.offload} is not implemented for optimizer adamw-8bit, whose state is small "
+            "enough for the GPU; use none, or optimizer adamw"
+        )
     if spec.pod.network.host_network:
         problems.append("spec.pod.network.hostNetwork: true is not implemented yet; leave it out")
     if spec.pod.network.rdma_resource is not None:

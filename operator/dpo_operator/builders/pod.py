@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_operator.api import names
+from dpo_operator.api.base import SecretKeyRef
 from dpo_operator.api.pods import ResourceList
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.common import build_labels
@@ -75,6 +76,8 @@ def _container(job: DPOJob, phase: names.Phase, attempt: int, image: TrainerImag
         ]
         if job.spec.model.token_secret_ref is not None:
             mounts.append({"name": "token", "mountPath": names.TOKEN_FILE.rpartition("/")[0], "readOnly": True})
+    if phase == "train" and _wandb_key(job) is not None:
+        mounts.append({"name": "wandb", "mountPath": names.WANDB_KEY_FILE.rpartition("/")[0], "readOnly": True})
     return {
         "name": CONTAINER,
         "image": job.spec.pod.image or image.name,
@@ -118,6 +121,8 @@ def _volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
         # Kubernetes gives 64 MiB by default, too little for NCCL between the GPUs of a node.
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.spec.pod.shared_memory}},
     ]
+    if phase == "train" and (key := _wandb_key(job)) is not None:
+        volumes.append(_secret_file("wandb", key, names.WANDB_KEY_FILE))
     if phase != "prepare":
         return volumes
     volumes += [
@@ -125,15 +130,24 @@ def _volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
         for i, claim in enumerate(source_claims(job))
     ]
     if (token := job.spec.model.token_secret_ref) is not None:
-        item = {"key": token.key, "path": names.TOKEN_FILE.rpartition("/")[2]}
-        volumes.append({"name": "token", "secret": {"secretName": token.name, "items": [item], "defaultMode": 0o440}})
+        volumes.append(_secret_file("token", token, names.TOKEN_FILE))
     return volumes
+
+
+def _secret_file(volume: str, secret: SecretKeyRef, path: str) -> dict[str, Any]:
+    """One key of a Secret as a file: an environment variable would show in more places."""
+    item = {"key": secret.key, "path": path.rpartition("/")[2]}
+    return {"name": volume, "secret": {"secretName": secret.name, "items": [item], "defaultMode": 0o440}}
+
+
+def _wandb_key(job: DPOJob) -> SecretKeyRef | None:
+    wandb = job.spec.tracking.wandb
+    return wandb.api_key_secret_ref if wandb is not None and wandb.mode == "online" else None
 
 
 def source_claims(job: DPOJob) -> list[str]:
     """Claims that the model and the data are read from (pvc://claim/path), each once, in a fixed order."""
-    data = job.spec.data
-    sources = [job.spec.model.name, data.train.source, *([data.eval.source] if data.eval else [])]
+    sources = [job.spec.model.name, *(data.source for data in job.spec.data.datasets)]
     claims = [s.removeprefix("pvc://").partition("/")[0] for s in sources if s.startswith("pvc://")]
     return list(dict.fromkeys(claims))
 

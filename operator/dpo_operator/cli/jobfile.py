@@ -1,5 +1,7 @@
 """Read a DPOJob file and say clearly what is wrong with it."""
 
+import copy
+import itertools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -40,11 +42,58 @@ def read(path: Path) -> DPOJob:
     try:
         job = DPOJob.model_validate(document)
     except ValidationError as error:
-        raise JobFileError("\n".join(_sentences(error))) from error
-    problems = rules.violations(job) + support.unsupported(job.spec)
-    if problems:
+        raise JobFileError("\n".join([*_sentences(error), *_problems_of_the_rest(document)])) from error
+    if problems := rules.violations(job) + support.unsupported(job.spec):
         raise JobFileError("\n".join(problems))
     return job
+
+
+def _problems_of_the_rest(document: dict[str, Any]) -> list[str]:
+    """What is wrong besides single values, so that a user sees all problems at once.
+
+    Wrong values are left out, and so are the rules that name them: what such a rule would say of a default means nothing.
+    """
+    rest, wrong = copy.deepcopy(document), set[str]()
+    for _ in range(_ROUNDS):
+        try:
+            job = DPOJob.model_validate(rest)
+        except ValidationError as error:
+            # The last item of a list first: the earlier ones keep their places.
+            for problem in sorted(error.errors(), key=lambda p: [str(key).zfill(9) for key in p["loc"]], reverse=True):
+                wrong.add(_in_rules(problem["loc"]))
+                _mend(rest, problem["loc"], problem["type"])
+        else:
+            broken = [
+                f"spec.{rule.field}: {rule.message}"
+                for rule in rules.SPEC_RULES
+                if not rule.check(job.spec) and not any(re.search(rf"\b{re.escape(p)}\b", rule.cel) for p in wrong)
+            ]
+            return broken + support.unsupported(job.spec)
+    return ["spec: rules over several fields were not checked, because required fields are missing or wrong"]
+
+
+# data missing, data.train missing, its source missing: each takes two.
+_ROUNDS = 7
+
+
+def _in_rules(path: tuple[int | str, ...]) -> str:
+    """How rules write the path: spec is self, and of a list they look at all items."""
+    inside = itertools.takewhile(lambda key: isinstance(key, str), path[1:])
+    return ".".join(["self" if path[0] == "spec" else str(path[0]), *map(str, inside)])
+
+
+def _mend(document: Any, path: tuple[Any, ...], problem: str) -> None:
+    """Leave a wrong value out, or put a value where one is required, in place."""
+    *parents, last = path[:-1] if path[-1] == "[key]" else path
+    try:
+        for key in parents:
+            document = document[key]
+        if problem in ("missing", "model_type"):
+            document[last] = "unknown" if problem == "missing" else {}
+        else:
+            del document[last]
+    except (KeyError, IndexError, TypeError):
+        return  # pydantic's path is not the document's, as for a key that is no text
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -68,7 +117,9 @@ def _resolve_paths(document: dict[str, Any], folder: Path) -> None:
         return
     data = spec.get("data")
     data = data if isinstance(data, dict) else {}
-    for part, key in ((spec.get("model"), "name"), (data.get("train"), "source"), (data.get("eval"), "source")):
+    mixture = data.get("mixture")
+    datasets = [data.get("train"), data.get("eval"), *(mixture if isinstance(mixture, list) else [])]
+    for part, key in ((spec.get("model"), "name"), *((dataset, "source") for dataset in datasets)):
         if isinstance(part, dict) and isinstance(part.get(key), str) and part[key].startswith(("./", "../")):
             part[key] = str((folder / part[key]).resolve())
 

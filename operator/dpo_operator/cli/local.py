@@ -53,7 +53,7 @@ class LocalRun:
         return self._in_work_folder(names.PHASES, "report")
 
     def preview(self) -> int:
-        """Prepare, and print the first pairs as tokens. Returns and raises as run does."""
+        """Prepare, and print the dataset report and the first pairs as tokens. Returns and raises as run does."""
         return self._in_work_folder(names.PHASES[:1], "preview")
 
     def _in_work_folder(self, phases: Sequence[names.Phase], show: str) -> int:

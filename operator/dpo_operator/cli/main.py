@@ -50,7 +50,7 @@ def run(
 
 @app.command()
 def preview(file: JobFile, work_dir: WorkFolder = None, fresh: Fresh = False, claims: Claims = Path("claims")) -> None:
-    """Prepare a DPOJob's data here and print the first pairs as tokens, with what enters the loss (mask 1)."""
+    """Prepare a DPOJob's data here; print their report, and the first pairs as tokens with what enters the loss (mask 1)."""
     _run(file, local.LocalRun.preview, work_dir, fresh, claims, 0)
 
 

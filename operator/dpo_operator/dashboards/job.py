@@ -1,12 +1,10 @@
 """The dashboard of one DPOJob: does it run, does it learn, is it fast."""
 
-import math
-
+from dpo_operator.dashboards import learning
 from dpo_operator.dashboards.panels import Annotation, Json, Panel, Query, Row, Steps, build_dashboard, query_variable
+from dpo_operator.dashboards.queries import JOB, newest, quantile, rate
 
 UID = "dpo-operator-job"
-# Selects the job's series: the operator's carry these labels, the trainer's get them from the PodMonitor.
-JOB = 'namespace="$namespace",dpojob="$dpojob"'
 
 
 def dashboard() -> Json:
@@ -20,24 +18,16 @@ def dashboard() -> Json:
             query_variable("dpojob", "DPOJob", 'label_values(dpojob_info{namespace="$namespace"}, dpojob)'),
         ],
         annotations=_annotations(),
-        rows=[_overview(), _preference(), _likelihood(), _optimizer(), _speed()],
+        rows=[
+            _overview(),
+            learning.preference(),
+            learning.drift(),
+            learning.length(),
+            learning.method(),
+            _optimizer(),
+            _speed(),
+        ],
     )
-
-
-def newest(metric: str, by: str = "") -> str:
-    """A gauge of rank 0. During a restart the old and the new pod overlap for a moment; one curve is drawn."""
-    return f"max by ({by}) ({metric}{{{JOB}}})" if by else f"max({metric}{{{JOB}}})"
-
-
-def rate(counter: str, by: str = "") -> str:
-    """A counter's increase for each second."""
-    total = f"rate({counter}{{{JOB}}}[$__rate_interval])"
-    return f"sum by ({by}) ({total})" if by else f"sum({total})"
-
-
-def quantile(share: float, histogram: str) -> str:
-    """A quantile over all pods."""
-    return f"histogram_quantile({share}, {rate(histogram + '_bucket', by='le')})"
 
 
 def _annotations() -> list[Annotation]:
@@ -100,7 +90,7 @@ def _overview() -> Row:
             ),
             _stat(
                 "Reward margin",
-                "Newest mean reward of chosen minus rejected answers. It starts at 0 and should rise.",
+                "Newest mean reward of chosen minus rejected answers. It should rise, from 0 where the policy starts as its reference.",
                 Query(newest("dpo_train_reward_margin")),
                 decimals=3,
                 steps=((None, "red"), (0.0, "green")),
@@ -133,96 +123,6 @@ def _overview() -> Row:
                 width=3,
                 height=4,
                 decimals=0,
-            ),
-        ),
-    )
-
-
-def _preference() -> Row:
-    ln2 = round(math.log(2), 4)
-    return Row(
-        "Preference",
-        (
-            Panel(
-                "Loss",
-                "DPO starts at ln 2 = 0.693 (dashed), the loss of a policy that equals its reference. Falling training loss "
-                "with rising evaluation loss is overfitting; a flat line at ln 2 is not learning.",
-                (Query(newest("dpo_train_loss"), "train"), Query(newest("dpo_eval_loss"), "eval")),
-                decimals=3,
-                steps=((None, "blue"), (ln2, "orange")),
-                line=True,
-                colors={"train": "blue", "eval": "orange"},
-            ),
-            Panel(
-                "Rewards",
-                "Beta times the log-ratio of policy to reference. The gap between the two is what is learned; both falling is "
-                "usual, but a chosen reward far below 0 means that good answers become unlikely too.",
-                (Query(newest("dpo_train_reward", by="response"), "{{response}}"),),
-                decimals=3,
-                colors={"chosen": "green", "rejected": "red"},
-            ),
-            Panel(
-                "Reward margin",
-                "Mean reward of chosen minus rejected answers. It should rise from 0 and level off; training far above "
-                "evaluation is overfitting.",
-                (Query(newest("dpo_train_reward_margin"), "train"), Query(newest("dpo_eval_reward_margin"), "eval")),
-                decimals=3,
-                colors={"train": "blue", "eval": "orange"},
-            ),
-            Panel(
-                "Reward accuracy",
-                "Share of pairs whose chosen answer has the higher reward. 0 before the first step, because ties count as "
-                "wrong; 0.5 is chance; above 0.99 the data teaches nothing more.",
-                (
-                    Query(newest("dpo_train_reward_accuracy_ratio"), "train"),
-                    Query(newest("dpo_eval_reward_accuracy_ratio"), "eval"),
-                ),
-                unit="percentunit",
-                minimum=0,
-                maximum=1,
-                steps=((None, "blue"), (0.5, "orange")),
-                line=True,
-                colors={"train": "blue", "eval": "orange"},
-            ),
-            Panel(
-                "Evaluation rewards",
-                "The same rewards on held-out pairs. No data without data.eval or data.evalFraction.",
-                (Query(newest("dpo_eval_reward", by="response"), "{{response}}"),),
-                decimals=3,
-                colors={"chosen": "green", "rejected": "red"},
-            ),
-            Panel(
-                "Margin before the first step",
-                "0 when the policy starts as its own reference; anything else means that the two are not the same model.",
-                (Query(newest("dpo_train_initial_margin")),),
-                decimals=4,
-                kind="stat",
-                steps=((None, "red"), (-0.01, "green"), (0.01, "red")),
-            ),
-        ),
-    )
-
-
-def _likelihood() -> Row:
-    return Row(
-        "Likelihood",
-        (
-            Panel(
-                "Log-probability of answers",
-                "Sum over an answer's tokens, mean over pairs, nats. Chosen falling together with rejected is likelihood "
-                "displacement (arXiv 2410.08847): watch what the model writes.",
-                (Query(newest("dpo_train_logprob_nats", by="response"), "{{response}}"),),
-                decimals=1,
-                width=12,
-                colors={"chosen": "green", "rejected": "red"},
-            ),
-            Panel(
-                "Log-probability of held-out answers",
-                "The same at evaluations.",
-                (Query(newest("dpo_eval_logprob_nats", by="response"), "{{response}}"),),
-                decimals=1,
-                width=12,
-                colors={"chosen": "green", "rejected": "red"},
             ),
         ),
     )

@@ -177,8 +177,7 @@ def _succeed(status: DPOJobStatus, pods: Sequence[ChildPod], at: Moment) -> Plan
         )
         return Plan(status, events=(Event("Normal", c.PREPARED, message),), requeue_after=0)
     if status.phase == "train":
-        step = status.progress.step if status.progress else status.best_step
-        message = f"Training finished after {step} steps."
+        message = status.final_metrics.ending if status.final_metrics else "Training finished."
         return Plan(
             transitions.next_phase(status, "export", at), events=(Event("Normal", "Trained", message),), requeue_after=0
         )

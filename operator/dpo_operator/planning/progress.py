@@ -138,12 +138,17 @@ def with_last_words(status: DPOJobStatus, said: Termination | None, now: datetim
     status = with_dataset(with_reading(status, said.progress, now, at_once=True), said.dataset)
     if said.export_path is not None:
         status = changed(status, export=ExportStatus(path=said.export_path[:1024]))
-    return with_final_metrics(status)
+    return with_final_metrics(status, said.message)
 
 
-def with_final_metrics(status: DPOJobStatus) -> DPOJobStatus:
-    """The status with the newest values kept as the final ones, when training has just ended."""
+def with_final_metrics(status: DPOJobStatus, ending: str = "") -> DPOJobStatus:
+    """The status with the newest values kept as the final ones, when training has just ended.
+
+    ending: how, in the trainer's words.
+    """
     if status.phase != "train" or status.progress is None:
         return status
     shared = set(FinalMetrics.model_fields) & set(ProgressStatus.model_fields)
-    return changed(status, final_metrics=FinalMetrics(**status.progress.model_dump(include=shared)))
+    values = status.progress.model_dump(include=shared)
+    ending = ending or f"Training finished after {status.progress.step} steps."
+    return changed(status, final_metrics=FinalMetrics(**values, ending=ending[:512]))

@@ -100,6 +100,8 @@ def completed(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
         else "the job's volume"
     )
     message = f"The job is complete; the model is in {where}."
+    if status.final_metrics and status.final_metrics.ending:
+        message = c.shorten(f"{message} {status.final_metrics.ending}")
     status = changed(_ended(status, at), message=message)
     return mark(status, at, c.COMPLETE, True, c.EXPORTED, message)
 

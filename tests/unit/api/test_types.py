@@ -16,7 +16,7 @@ def job(name: str = "helpful", **spec: Any) -> DPOJob:
 
 def test_the_shortest_job_is_complete() -> None:
     spec = job().spec
-    assert (spec.method.name.value, spec.method.beta, spec.learning_rate) == ("dpo", 0.1, 5e-7)
+    assert (spec.method.name.value, spec.method.strength, spec.learning_rate) == ("dpo", 0.1, 5e-7)
     assert (spec.training.global_batch_size, spec.training.warmup_ratio, spec.training.scheduler) == (
         128,
         0.1,
@@ -82,6 +82,12 @@ def test_a_wrong_value_names_its_field(spec: dict[str, Any], field: str) -> None
         ({"data": {"train": {"source": "a"}, "eval": {"source": "b"}, "evalFraction": 0.1}}, "data.evalFraction"),
         ({"method": {"robust": True}}, "method.robust"),
         ({"method": {"name": "ipo", "labelSmoothing": 0.1}}, "method.labelSmoothing"),
+        ({"method": {"plus": [{"name": "hinge", "labelSmoothing": 0.1}]}}, "method.plus"),
+        ({"method": {"name": "kto", "plus": [{"name": "dpo"}]}}, "method.plus"),
+        ({"method": {"name": "simpo", "margin": 0, "marginRatio": 0}}, "method.margin"),
+        ({"method": {"name": "kto", "nllWeight": 0.5}}, "method.nllWeight"),
+        ({"method": {"name": "orpo", "nllWeight": 0, "nllOver": "all"}}, "method.nllOver"),
+        ({"data": {"train": {"source": "a"}, "mixture": [{"source": "pvc://"}]}}, "data.mixture"),
         ({"earlyStopping": {}}, "earlyStopping"),
         ({"checkpoint": {"volume": {"claimName": "c", "storageClassName": "s"}}}, "checkpoint.volume.claimName"),
         ({"nodes": 2, "checkpoint": {"volume": {"accessMode": "ReadWriteOnce"}}}, "checkpoint.volume.accessMode"),
@@ -122,6 +128,20 @@ def test_a_source_that_prepare_can_read_is_allowed(source: str) -> None:
     assert rules.violations(job(model={"name": source}, data=sources)) == []
 
 
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"plus": [{"name": "dpo"}, {"name": "dpo", "beta": 0.5}]},  # the same loss twice, at two temperatures
+        {"name": "orpo", "nllOver": "all"},
+        {"name": "ipo", "plus": [{"name": "simpo", "margin": 0.5}], "nllWeight": 0.1, "nllOver": "all"},
+        {"name": "ln-dpo", "labelSmoothing": 0.1, "robust": True},
+        {"name": "kto", "desirableWeight": 0, "undesirableWeight": 1, "nllWeight": 0},
+    ],
+)
+def test_settings_that_belong_together_are_allowed(method: dict[str, Any]) -> None:
+    assert rules.violations(job(method=method)) == []
+
+
 @pytest.mark.parametrize("name", ["NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TORCH_NCCL_BLOCKING_WAIT"])
 def test_network_tuning_is_allowed(name: str) -> None:
     assert rules.violations(job(pod={"env": [{"name": name, "value": "1"}]})) == []
@@ -130,13 +150,12 @@ def test_network_tuning_is_allowed(name: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
-        ({"method": {"name": "simpo"}}, "spec.method.name"),
-        ({"method": {"robust": True, "labelSmoothing": 0.1}}, "spec.method.robust"),
         ({"adapter": {"type": "qlora"}}, "spec.adapter.type"),
-        ({"earlyStopping": {}, "data": {"train": {"source": "a"}, "eval": {"source": "b"}}}, "spec.earlyStopping"),
         ({"training": {"zeroStage": 2}}, "spec.training.zeroStage"),
-        ({"training": {"offload": "cpu"}}, "spec.training.offload"),
-        ({"training": {"precision": "fp16"}}, "spec.training.precision"),
+        ({"training": {"offload": "nvme"}}, "spec.training.offload"),
+        ({"training": {"optimizer": "adamw-8bit", "offload": "cpu"}}, "spec.training.offload"),
+        ({"training": {"precision": "fp16", "device": "cpu"}}, "spec.training.precision"),
+        ({"training": {"precision": "fp16"}, "gpusPerNode": 0}, "spec.training.precision"),
         ({"pod": {"network": {"hostNetwork": True}}}, "spec.pod.network.hostNetwork"),
         ({"pod": {"network": {"rdmaResource": "rdma/ib"}}}, "spec.pod.network.rdmaResource"),
     ],
@@ -145,6 +164,19 @@ def test_what_is_not_implemented_is_said(spec: dict[str, Any], field: str) -> No
     problems = support.unsupported(job(**spec).spec)
     assert len(problems) == 1
     assert problems[0].startswith(field)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"training": {"precision": "fp16"}},
+        {"training": {"optimizer": "adamw-8bit"}},
+        {"training": {"offload": "cpu", "device": "cpu"}, "gpusPerNode": 0},
+        {"adapter": {"type": "lora", "dora": True, "rslora": True}, "export": {"merge": True}},
+    ],
+)
+def test_what_is_implemented_is_not_refused(spec: dict[str, Any]) -> None:
+    assert rules.violations(job(**spec)) + support.unsupported(job(**spec).spec) == []
 
 
 def test_the_job_file_round_trips() -> None:

@@ -141,6 +141,22 @@ def test_user_environment_reaches_training_alone():
     assert [phase for phase in names.PHASES if "NCCL_DEBUG" in env_of(phase, **spec)] == ["train"]
 
 
+def test_the_key_of_a_tracker_is_a_file_and_in_training_alone():
+    wandb = {"project": "p", "mode": "online", "apiKeySecretRef": {"name": "tracker", "key": "api"}}
+    tracking = {"wandb": wandb}
+    (secret,) = [v["secret"] for v in pod_of("train", tracking=tracking)["volumes"] if v["name"] == "wandb"]
+    assert (secret["secretName"], secret["items"]) == ("tracker", [{"key": "api", "path": "key"}])
+    assert secret["defaultMode"] == 0o440
+    assert mounts_of("train", tracking=tracking)["/etc/dpo-wandb"]["readOnly"] is True
+    for phase in ("prepare", "export"):
+        assert "wandb" not in json.dumps(pod_of(phase, tracking=tracking))
+    # A run folder on the volume needs none.
+    assert "wandb" not in json.dumps(pod_of("train", tracking={"wandb": {"project": "p"}}))
+    assert "valueFrom" not in json.dumps(
+        [e for e in container_of("train", tracking=tracking)["env"] if "PET_" not in e["name"]]
+    )
+
+
 def test_token_is_a_file_and_in_prepare_alone():
     model = {"name": "org/model", "tokenSecretRef": {"name": "hub", "key": "read"}}
     (secret,) = [v["secret"] for v in pod_of("prepare", model=model)["volumes"] if "secret" in v]
@@ -153,11 +169,13 @@ def test_token_is_a_file_and_in_prepare_alone():
 
 
 def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
-    data = {"train": {"source": "pvc://pairs/a.jsonl"}, "eval": {"source": "pvc://held-out"}}
+    mixture = [{"source": "pvc://more/b.jsonl"}, {"source": "org/on-the-hub"}, {"source": "pvc://pairs/c.jsonl"}]
+    data = {"train": {"source": "pvc://pairs/a.jsonl"}, "mixture": mixture, "eval": {"source": "pvc://held-out"}}
     spec = {"model": {"name": "pvc://pairs/model"}, "data": data}
     mounts = mounts_of("prepare", **spec)
     assert [(m, mounts[m]["readOnly"]) for m in mounts if m.startswith("/claims")] == [
         ("/claims/pairs", True),
+        ("/claims/more", True),
         ("/claims/held-out", True),
     ]
     claims = [
@@ -165,7 +183,7 @@ def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
         for v in pod_of("prepare", **spec)["volumes"]
         if "persistentVolumeClaim" in v
     ]
-    assert claims == ["pairs-work", "pairs", "held-out"]
+    assert claims == ["pairs-work", "pairs", "more", "held-out"]
     assert not [m for m in mounts_of("train", **spec) if m.startswith("/claims")]
 
 

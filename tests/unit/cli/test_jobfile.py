@@ -54,7 +54,7 @@ def test_other_documents_are_passed_over(tmp_path: Path) -> None:
         (JOB.replace("v1alpha1", "v2"), "apiVersion"),
         (JOB + "  nodes: many\n", "spec.nodes: Input should be a valid integer"),
         (JOB + "  typo: 1\n", "spec.typo: Extra inputs are not permitted"),
-        (JOB + "  method: {name: kto}\n", "spec.method.name: kto is not implemented yet"),
+        (JOB + "  training: {offload: nvme}\n", "spec.training.offload: nvme is not implemented yet"),
         (JOB.replace("model: {name: ./model}", "model: nonsense"), "spec.model"),
         ("kind: DPOJob\nspec: 7\n", "spec"),
     ],
@@ -62,6 +62,22 @@ def test_other_documents_are_passed_over(tmp_path: Path) -> None:
 def test_what_is_wrong_is_said(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(JobFileError, match=says.replace(".", r"\.")):
         read(write(tmp_path, text))
+
+
+def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
+    text = JOB + "  method: {name: ipo, beta: 0, margin: 1, labelSmoothing: 2, robust: true}\n  gpusPerNode: 0\n"
+    text = text.replace("name: ./model", "nme: ./model").replace(
+        "eval: {source", "mixture: [{}, {source: 7}], eval: {source"
+    )
+    text += "  training: {device: cuda, zeroStage: 2}\n  nodes: many\n  pod: {resources: {limits: {'a b': 1}}}\n"
+    with pytest.raises(JobFileError) as caught:
+        read(write(tmp_path, text))
+    assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == [
+        *("spec.model.name", "spec.model.nme", "spec.data.mixture.0.source", "spec.data.mixture.1.source"),
+        *("spec.method.beta", "spec.method.labelSmoothing", "spec.nodes", "spec.pod.resources.limits.a b.[key]"),
+        # Not method.robust, whose rule looks at labelSmoothing: what that should have been is not known.
+        *("spec.method.margin", "spec.training.device", "spec.training.zeroStage"),
+    ]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

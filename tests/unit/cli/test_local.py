@@ -73,7 +73,11 @@ def test_preview_prepares_and_shows_tokens_and_mask(job: Path, tmp_path: Path, c
     done = dpo("preview", job, "--work-dir", work)
     shown = capfd.readouterr()
     assert done.exit_code == 0, shown.err
-    assert shown.out.splitlines()[:4] == [
+    report, mark, first_pairs = shown.out.partition("pair 0 (row 0)")
+    assert mark
+    assert report.startswith("Data report\n")
+    assert "picture: data/report.png\n" in report
+    assert (mark + first_pairs).splitlines()[:4] == [
         "pair 0 (row 0)",
         "  prompt   mask 0     7 tokens |<s>|A|s|k| |0|:|",
         "  chosen   mask 1     5 tokens | |y|e|s|</s>|",

@@ -54,7 +54,7 @@ def test_accepted_job_gets_what_pods_mount_and_then_its_job():
     ("spec", "reason", "part"),
     [
         ({"nodes": 200, "gpusPerNode": 8}, c.INVALID_SPEC, "spec.training.globalBatchSize"),
-        ({"method": {"name": "kto"}}, c.UNSUPPORTED, "kto is not implemented yet; use dpo"),
+        ({"pod": {"network": {"hostNetwork": True}}}, c.UNSUPPORTED, "hostNetwork: true is not implemented yet"),
         (
             {"data": {"train": {"source": "pvc://../x"}}},
             c.INVALID_SPEC,
@@ -116,6 +116,20 @@ def test_reports_of_all_phases_reach_the_status():
     assert status.completion_time == NOON
     assert UID in status.message
     assert "pairs-work" in status.message
+
+
+def test_a_job_that_stopped_early_is_complete_and_says_so():
+    # The trainer counts what it did as the whole run.
+    reading = a_reading(10, max_steps=10, checkpoint=10).model_dump(mode="json")
+    sentence = "Stopped early after step 10 of 40: eval_loss has not improved since step 6."
+    trained = ended(0, 0, text=last_words(0, sentence, progress=reading))
+    plan = decide(a_status(), a_view(a_child(complete=True), trained, ended(1, 0)))
+
+    assert [(event.reason, event.message) for event in plan.events] == [("Trained", sentence)]
+    assert (plan.status.progress.percent, plan.status.progress.step, plan.status.phase) == ("100%", 10, "export")
+    done = settled(completed(plan.status, AT_NOON), AT_NOON)
+    assert (done.state, done.final_metrics.step) == ("Complete", 10)
+    assert done.message.endswith(sentence)
 
 
 def test_running_gang_is_shown_with_its_progress():

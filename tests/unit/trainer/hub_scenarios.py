@@ -28,6 +28,11 @@ def repositories(folder: Path) -> dict[str, Repo]:
         "data/train.jsonl": lines,
         "data/test.jsonl": lines[: len(lines) // 2 + 1].rsplit(b"\n", 1)[0],
     }
+    scored = "".join(
+        json.dumps({"q": [{"role": "user", "content": f"Q{i}"}], "answers": ["yes", "no"], "rank": [1, 2], "id": f"{i}",
+                    "meta": {"lang": "en" if i < 4 else "de"}}) + "\n"
+        for i in range(10)
+    ).encode()  # fmt: skip
     configured = b"---\nconfigs:\n- config_name: a\n  data_files: data/train.jsonl\n- config_name: b\n  data_files: data/test.jsonl\n---\n"
     return {
         "models/org/tiny": Repo(
@@ -38,6 +43,7 @@ def repositories(folder: Path) -> dict[str, Repo]:
         "models/org/down": Repo(tiny, access="down"),
         "models/org/pickle": Repo({"config.json": tiny["config.json"], "pytorch_model.bin": b"x"}),
         "datasets/org/pairs": Repo(pairs),
+        "datasets/org/scored": Repo({"README.md": b"# scored\n", "train.jsonl": scored}),
         "datasets/org/private": Repo(pairs, access="private"),
         "datasets/org/configured": Repo(pairs | {"README.md": configured}),
         "datasets/org/empty": Repo({"README.md": b"# nothing\n"}),
@@ -50,6 +56,11 @@ SCENARIOS = {
     "whole": {"eval": {"source": "org/pairs", "split": "test"}},
     "slice": {"train": {"source": "org/pairs", "split": "train[2:5]"}},
     "limit": {"train": {"source": "org/pairs", "limit": 3}},
+    "scored": {
+        "train": {"source": "org/scored", "columns": {"prompt": "q"}},
+        "filters": {"where": [{"column": "meta.lang", "values": ["en"]}], "minScoreGap": 1.0},
+    },
+    "unfit": {"train": {"source": "org/scored", "columns": {"responses": "replies"}}},
     "configured": {"train": {"source": "org/configured", "config": "b"}},
     "private": {"model": "org/private", "train": {"source": "org/private"}, "token": TOKEN},
     "private without token": {"model": "org/private"},
@@ -80,6 +91,7 @@ def run(name: str, settings: dict, folder: Path) -> dict:
 
     model = {"name": settings.get("model", "org/tiny"), "revision": settings.get("revision")}
     data = {"maxLength": 512, "train": settings.get("train", {"source": "org/pairs"}), "eval": settings.get("eval")}
+    data["filters"] = settings.get("filters", {})
     job = DPOJob.model_validate({"metadata": {"name": "j"}, "spec": {"model": model, "data": data}})
     work = WorkDir(folder / "work" / name.replace(" ", "-"))
     constants.HF_HUB_OFFLINE = settings.get("offline", False)

@@ -36,7 +36,7 @@ ENTRIES = [
 ]
 
 
-def a_checkpoint(root: Path, step: int, *, eval_loss: float | None = None, attempt: int = 1) -> Path:
+def a_checkpoint(root: Path, step: int, *, selection: float | None = None, attempt: int = 1) -> Path:
     """A committed checkpoint of one rank."""
     folder = root / layout.folder_name(step)
     folder.mkdir(parents=True)
@@ -44,7 +44,7 @@ def a_checkpoint(root: Path, step: int, *, eval_loss: float | None = None, attem
     manifest = Manifest(
         step=step, attempt=attempt, world_size=1, time=0.0, identity={}, adam_step=step, state={}, versions={},
         parameters={"w": Parameter(shape=(7,), dtype="float32")}, files={layout.shard_name(0): file},
-        metrics={"eval_loss": eval_loss},
+        metrics={"selection": selection},
     )  # fmt: skip
     write_synced(folder / layout.MANIFEST, manifest.to_bytes())
     return folder
@@ -204,8 +204,8 @@ def test_retention(losses: dict[int, float | None], keep_last: int, keep_best: i
 
 def test_the_commit_removes_what_need_not_stay(tmp_path: Path):
     root = tmp_path / "checkpoints"
-    for step, loss in ((1, 0.9), (2, 0.4), (3, 0.8), (4, 0.7)):
-        a_checkpoint(root, step, eval_loss=loss)
+    for step, cost in ((1, 0.9), (2, 0.4), (3, 0.8), (4, 0.7)):
+        a_checkpoint(root, step, selection=cost)
     (root / layout.temporary_name(3, 1)).mkdir()
     Checkpoints(root, 1, {}, keep_last=1, keep_best=1)._retain(4)
 

@@ -1,13 +1,14 @@
 """Rows of every shape become pairs, or a reason."""
 
 import json
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_operator.api.data import Columns
-from dpo_trainer.formats import ChatPair, Message, Reason, Rejection, TextPair, detect, normalize
+from dpo_trainer.formats import ChatPair, Format, Message, Reason, Rejection, TextPair, columns_read, detect, normalize
 
 pytestmark = pytest.mark.unit
 
@@ -16,8 +17,8 @@ RUDE = {"role": "assistant", "content": "What?"}
 COLUMNS = Columns()
 
 
-def reason(row, row_format, columns=COLUMNS, min_confidence=None):
-    found = normalize(row, row_format, columns, min_confidence)
+def reason(row, row_format, columns=COLUMNS):
+    found = normalize(row, row_format, columns)
     return found.reason if isinstance(found, Rejection) else found
 
 
@@ -164,20 +165,6 @@ def test_messages_that_do_not_fit(row, expected):
 
 
 @pytest.mark.parametrize(
-    ("confidence", "expected"),
-    [
-        (0.7, None), (1, None), (0.69, Reason.LOW_CONFIDENCE), (None, Reason.MISSING_COLUMN), ("high", Reason.BAD_CONFIDENCE),
-        (True, Reason.BAD_CONFIDENCE), (1.5, Reason.BAD_CONFIDENCE), (float("nan"), Reason.BAD_CONFIDENCE),
-    ],
-)  # fmt: skip
-def test_confidence(confidence, expected):
-    found = normalize({"prompt": "Q", "chosen": "a", "rejected": "b", "confidence": confidence}, "pairs", COLUMNS, 0.7)
-    assert (found.reason if isinstance(found, Rejection) else None) == expected
-    if isinstance(found, Rejection):
-        assert found.is_bad == (expected is not Reason.LOW_CONFIDENCE)
-
-
-@pytest.mark.parametrize(
     ("row", "expected"),
     [
         ({"prompt": "Q", "chosen": "a", "rejected": "b"}, "pairs"),
@@ -196,29 +183,56 @@ def test_one_odd_row_does_not_decide_the_format():
     assert detect([{"prompt": ["x"]}, *[{"prompt": "Q", "chosen": "a", "rejected": "b"}] * 3], COLUMNS) == "pairs"
 
 
-_text = st.text(st.characters(), max_size=8) | st.sampled_from(["\n\nAssistant:", "\n\nHuman: a\n\nAssistant: b"])
+def test_only_columns_that_a_format_or_a_filter_may_read_are_read():
+    table = ["question", "info", "meta", "chosen", "rejected", "model", "id", "score_chosen"]
+    read = columns_read(table, Columns(prompt="info.post"), {"meta.lang"})
+    assert read == ["question", "info", "meta", "chosen", "rejected", "score_chosen"]
+
+
+NAMES = [
+    "prompt", "chosen", "rejected", "instruction", "input", "question", "conversations", "messages", "completion", "label",
+    "responses", "scores", "completions", "answers", "response_a", "response_b", "votes", "winner", "system", "score_chosen",
+    "score_rejected", "nested", "nested.text",
+]  # fmt: skip
+KEYS = [
+    "role", "content", "from", "value", "type", "text", "tool_calls", "score", "rank", "response", "messages", "a", "b", "tie",
+    "vote",
+]  # fmt: skip
+WORDS = [
+    "\n\nAssistant:",
+    "\n\nHuman: a\n\nAssistant: b",
+    "assistant",
+    "gpt",
+    "user",
+    "Human",
+    "a",
+    "tie",
+    "true",
+    "0.7",
+    "N/A",
+]
+_text = st.text(st.characters(), max_size=8) | st.sampled_from(WORDS)
 _value = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | _text,
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "tool_calls"]) | _text, inner, max_size=4)
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | _text, inner, max_size=4),
     max_leaves=12,
 )
-_row = _value | st.dictionaries(
-    st.sampled_from(["prompt", "chosen", "rejected", "instruction", "input", "confidence"]), _value, max_size=6
-)
+_row = _value | st.dictionaries(st.sampled_from(NAMES), _value, max_size=8)
+_columns = st.sampled_from([
+    COLUMNS, Columns(system="system"), Columns(prompt="nested.text", chosen="nested.text"), Columns(responses="answers", scores="rank"),
+])  # fmt: skip
 
 
 @settings(max_examples=400)
-@given(_row, st.sampled_from(["pairs", "messages", "dialogue"]), st.none() | st.floats(0, 1))
-def test_any_row_is_a_pair_or_a_reason(row, row_format, min_confidence):
-    found = normalize(row, row_format, COLUMNS, min_confidence)
-    detect([row], COLUMNS)
+@given(_row, st.sampled_from(get_args(Format)), _columns)
+def test_any_row_is_a_pair_or_a_reason(row, row_format, columns):
+    found = normalize(row, row_format, columns)
+    detect([row], columns)
     if isinstance(found, Rejection):
         found.detail.encode()
-    else:
-        assert found.chosen.strip() != found.rejected.strip()
-        assert found.chosen.strip()
-        assert found.rejected.strip()
-        (found.chosen + found.rejected).encode()
+        return
+    answers = [answer for answer in (found.chosen, found.rejected) if answer is not None]
+    assert len(answers) == (1 if row_format == "unpaired" else 2)
+    assert len({answer.strip() for answer in answers} - {""}) == len(answers)
+    "".join(answers).encode()
+    assert found.agreement is None or 0.5 < found.agreement <= 1

@@ -52,7 +52,9 @@ def test_only_safetensors_configuration_and_tokenizer_are_downloaded(results):
     assert not any(name in asked for name in ("pytorch_model.bin", "modeling_x.py", "consolidated"))
 
 
-@pytest.mark.parametrize(("name", "pairs"), [("slice", 3), ("limit", 3), ("configured", 5), ("private", 10)])
+@pytest.mark.parametrize(
+    ("name", "pairs"), [("slice", 3), ("limit", 3), ("configured", 5), ("private", 10), ("scored", 4)]
+)
 def test_parts_of_a_dataset(results, name, pairs):
     assert results[name]["code"] == 0, results[name]
     assert results[name]["report"]["train_pairs"] == pairs
@@ -74,6 +76,7 @@ def test_parts_of_a_dataset(results, name, pairs):
         ("config missing", ExitCode.INVALID_CONFIGURATION, "several configurations; set config"),
         ("empty", ExitCode.INPUT_NOT_FOUND, "no data files"),
         ("script", ExitCode.UNSUPPORTED, "code from a hub is never run"),
+        ("unfit", ExitCode.BAD_DATASET, "found q (list), answers (list), rank (list), id (str), meta (dict)"),
         ("damaged", ExitCode.BAD_DATASET, "can't be read as a dataset"),
         ("offline", ExitCode.SOURCE_UNAVAILABLE, "HF_HUB_OFFLINE"),
     ],

@@ -5,64 +5,19 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.types import DPOJob
-from dpo_trainer import prepare, prepared, preview
+from dpo_trainer import prepare, prepared
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.errors import TrainerError
 from dpo_trainer.tokenization import load_tokenizer
-from dpo_trainer.workdir import WorkDir
+from tests.unit.trainer.place import Place, rows
 from tests.unit.trainer.tiny import CHATML, tiny_model, write_jsonl
 
 pytestmark = pytest.mark.unit
-
-
-def rows(count: int, **extra) -> list[dict]:
-    return [{"prompt": f"Question {i}:", "chosen": f" yes {i}", "rejected": " no", **extra} for i in range(count)]
-
-
-class Place:
-    """A model, a file of pairs, and a work folder."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.model = tiny_model(root / "tiny")
-        self.train = write_jsonl(root / "train.jsonl", rows(20))
-        self.work = WorkDir(root / "work")
-        self.progress: list[tuple[str, float]] = []
-
-    def job(self, model: dict | None = None, training: dict | None = None, **data) -> DPOJob:
-        spec = {
-            "model": {"name": str(self.model)} | (model or {}),
-            "data": {"train": {"source": str(self.train)}} | data,
-            "training": training or {},
-        }
-        return DPOJob.model_validate({"metadata": {"name": "j"}, "spec": spec})
-
-    def run(self, **kwargs):
-        self.progress.clear()
-        job = self.job(**kwargs)
-        return prepare.run(job, self.work, claims=self.root, token=None, progress=lambda *at: self.progress.append(at))
-
-    def refused(self, code: ExitCode, **kwargs) -> str:
-        with pytest.raises(TrainerError) as failure:
-            self.run(**kwargs)
-        assert failure.value.exit_code == code, failure.value
-        assert not self.work.prepared.exists()
-        return str(failure.value)
-
-    @property
-    def made(self) -> dict:
-        return json.loads(self.work.prepared.read_text())
-
-    @property
-    def dropped(self) -> list[dict]:
-        return [json.loads(line) for line in self.work.dropped_rows.read_text().splitlines()]
 
 
 @pytest.fixture
@@ -112,7 +67,7 @@ def test_real_degenerate_rows_fail_with_counts(place, shared):
     message = place.refused(ExitCode.BAD_DATASET, train={"source": str(shared / "data/hh_helpful_base/odd.jsonl")})
     assert "8 of 8 rows (100.00%) are unusable, and filters.maxBadRows allows 1.00%" in message
     assert "empty_rejected 4, equal_answers 2, prompts_differ 2" in message
-    assert "row 0 (counting from 0), empty_rejected" in message
+    assert "row 0 (counting from 0; odd.jsonl line 1), empty_rejected" in message
     assert {(row["split"], row["row"]) for row in place.dropped} == {("train", i) for i in range(8)}
 
 
@@ -252,6 +207,35 @@ def test_an_empty_file(place, text):
     assert "no usable pair in 0 rows (no rows at all)" in place.refused(ExitCode.BAD_DATASET)
 
 
+def test_a_row_of_10_mb_is_one_bad_row(place):
+    write_jsonl(place.train, [*rows(3), {"prompt": "Q", "chosen": "x" * 10_000_000, "rejected": "b"}])
+    report = place.run(filters={"maxBadRows": 0.3})
+    assert (report.train_pairs, report.dropped) == (3, {"row_too_big": 1})
+    assert "10000002 characters; up to 1000000 are read" in place.dropped[0]["detail"]
+
+
+def test_rows_of_another_format_are_counted(place):
+    odd = [{"prompt": "Q", "completion": "a", "label": True}, {"messages": []}, [1], "text", None, 3, {}]
+    write_jsonl(place.train, [*rows(20), *odd])
+    report = place.run(filters={"maxBadRows": 0.5})
+    assert (report.train_pairs, report.dropped) == (
+        20, {"missing_column": 2, "not_an_object": 4, "other_format": 1},
+    )  # fmt: skip
+    assert place.dropped[0]["detail"].startswith("the row looks like unpaired, and the data are read as pairs")
+
+
+def test_a_system_column_needs_messages_and_must_be_there(place):
+    source = {"source": str(place.train)}
+    message = place.refused(
+        ExitCode.INVALID_CONFIGURATION, train=source | {"columns": {"system": "system"}, "format": "pairs"}
+    )
+    assert "columns.system is for chat messages, and the data are read as pairs" in message
+    message = place.refused(ExitCode.INVALID_CONFIGURATION, train=source | {"columns": {"system": "sys"}})
+    assert (
+        "columns.system is sys, and none of the first 20 rows has it; found columns prompt, chosen, rejected" in message
+    )
+
+
 def test_a_file_of_noise(place):
     place.train.write_bytes(os.urandom(4000).replace(b"[", b"x") + b"\n\xff\n")
     assert "rows (100.00%) are unusable" in place.refused(ExitCode.BAD_DATASET)
@@ -358,12 +342,3 @@ def test_a_full_volume_is_a_volume_error(place):
     assert done.stdout.startswith(f"{int(ExitCode.VOLUME_ERROR)} "), done.stderr[-3000:]
     assert os.strerror(errno.EFBIG) in done.stdout
     assert not place.work.prepared.exists()
-
-
-def test_preview_shows_tokens_and_mask(place):
-    place.run()
-    shown = list(preview.lines(place.work, 2))
-    assert shown[0] == "pair 0 (row 0)"
-    assert shown[1].startswith("  prompt   mask 0    12 tokens |<s>|Q|u|e|s|t|i|o|n| |0|:|")
-    assert shown[2] == "  chosen   mask 1     7 tokens | |y|e|s| |0|</s>|"
-    assert len(shown) == 8

@@ -48,6 +48,16 @@ def test_the_table_tells_where_it_began_and_ended(tmp_path: Path, capsys: pytest
     assert "restarts" not in said
 
 
+def test_a_margin_that_rounding_left_below_zero_is_shown_as_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    work = WorkDir(tmp_path)
+    line = {"step": 1, "loss": 0.6931, "rewards/margins": -2e-8, "rewards/chosen": -1e-8, "rewards/rejected": -0.0}
+    work.metrics.write_text(json.dumps(line) + "\n")
+    report(work)
+    said = capsys.readouterr().out
+    assert said.count(" 0.0000 ") == 3
+    assert "-0.0" not in said
+
+
 @pytest.mark.parametrize(("steps", "evaluations"), [(1, False), (10, True), (200, True)])
 def test_the_picture_is_a_png_of_its_size(tmp_path: Path, steps: int, evaluations: bool):
     report(a_run(tmp_path, steps, evaluations=evaluations))

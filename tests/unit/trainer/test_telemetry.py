@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dpo_operator.api.reports import CheckpointRef, Progress
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.console import console, duration
 from dpo_trainer.telemetry.metrics_file import MetricsFile, read_metrics
+from dpo_trainer.telemetry.prometheus import TrainerMetrics
 from dpo_trainer.telemetry.server import bind_address
 from dpo_trainer.workdir import WorkDir
 
@@ -25,6 +27,13 @@ pytestmark = pytest.mark.unit
 METRICS = {
     "loss": 0.6312, "rewards/chosen": 0.1, "rewards/rejected": -0.03, "rewards/margins": 0.13, "rewards/accuracies": 0.75,
     "logps/chosen": -31.0, "logps/rejected": -40.0, "grad_norm": 2.5, "learning_rate": 4.1e-7,
+    "logratio_per_token/chosen": -0.02, "logratio_per_token/rejected": -0.04, "response_tokens/chosen": 21.0,
+    "response_tokens/rejected": 23.0, "margin_length_correlation": 0.3, "nll_loss": 1.7, "kl": 0.4, "entropy": 2.1,
+    "mean_token_accuracy": 0.6, "log_odds_ratio": -0.6, "log_odds_chosen": 0.2, "num_tokens": 900.0,
+}  # fmt: skip
+EVALUATION = METRICS | {
+    "generation_tokens/policy": 30.0, "generation_tokens/reference": 28.0, "length_baseline_accuracy": 0.55,
+    "rewards/accuracies/le_64": 0.8, "rewards/accuracies/gt_1024": 0.6,
 }  # fmt: skip
 INFO = {"model": "org/name", "loss_type": "dpo", "peft": "none", "zero_stage": "3"}
 CHECKPOINT = CheckpointRef(step=4, path="checkpoints/step-00000004", digest="ab", attempt=1, time=1000.0)
@@ -47,10 +56,14 @@ def steps(news: Telemetry, *numbers: int, **changes: float) -> None:
         news.step(number, epoch=number / 10, seconds=0.5, pairs=8, tokens=800, metrics={**METRICS, **changes})
 
 
+def prometheus_text(metrics: TrainerMetrics) -> str:
+    """What is exported, without the process's own figures, which change by themselves."""
+    lines = generate_latest(metrics.registry).decode().splitlines()
+    return "\n".join(line for line in lines if line.startswith("dpo_"))
+
+
 def samples(news: Telemetry) -> dict[str, float]:
     """Name and labels -> value, as Prometheus reads them."""
-    from prometheus_client import generate_latest
-
     text = generate_latest(news.metrics.registry).decode()
     found = {}
     for family in text_string_to_metric_families(text):
@@ -63,10 +76,11 @@ def test_a_step_reaches_prometheus_under_the_published_names(tmp_path: Path):
     news, _ = telemetry(tmp_path)
     news.begin(max_steps=10, checkpoint_interval=4, info=INFO)
     steps(news, 1, 2)
-    news.evaluation(2, METRICS)
+    news.evaluation(2, EVALUATION)
     news.checkpoint(CHECKPOINT, 3.0)
     news.nonfinite_step()
     news.initial_margin(0.0)
+    news.initial_loss(0.693)
     found = samples(news)
 
     expected = {
@@ -76,6 +90,15 @@ def test_a_step_reaches_prometheus_under_the_published_names(tmp_path: Path):
         "dpo_train_reward_margin": 0.13, "dpo_train_reward_accuracy_ratio": 0.75,
         "dpo_train_logprob_nats{response=chosen}": -31, "dpo_train_logprob_nats{response=rejected}": -40,
         "dpo_train_grad_norm": 2.5, "dpo_train_learning_rate": 4.1e-7, "dpo_train_initial_margin": 0,
+        "dpo_train_initial_loss": 0.693, "dpo_train_ref_logratio_nats_per_token{response=rejected}": -0.04,
+        "dpo_train_response_tokens{response=chosen}": 21, "dpo_train_margin_length_correlation": 0.3,
+        "dpo_train_nll_nats_per_token": 1.7, "dpo_train_kl_nats": 0.4, "dpo_train_entropy_nats": 2.1,
+        "dpo_train_token_accuracy_ratio": 0.6, "dpo_train_log_odds_ratio": -0.6, "dpo_train_log_odds_chosen": 0.2,
+        "dpo_eval_ref_logratio_nats_per_token{response=chosen}": -0.02, "dpo_eval_kl_nats": 0.4,
+        "dpo_eval_response_tokens{response=rejected}": 23, "dpo_eval_margin_length_correlation": 0.3,
+        "dpo_eval_generation_tokens{response=policy}": 30, "dpo_eval_generation_tokens{response=reference}": 28,
+        "dpo_eval_reward_accuracy_by_length_ratio{bucket=le_64}": 0.8, "dpo_eval_length_baseline_accuracy_ratio": 0.55,
+        "dpo_eval_reward_accuracy_by_length_ratio{bucket=gt_1024}": 0.6,
         "dpo_eval_loss": 0.6312, "dpo_eval_reward_margin": 0.13, "dpo_eval_reward{response=rejected}": -0.03,
         "dpo_train_pairs_total": 16, "dpo_train_tokens_total": 1600, "dpo_train_truncated_pairs_total": 0,
         "dpo_train_nonfinite_steps_total": 1, "dpo_train_step_seconds_count": 2, "dpo_train_step_seconds_sum": 1.0,
@@ -100,6 +123,54 @@ def test_a_value_that_is_not_finite_leaves_the_last_finite_one(tmp_path: Path):
     assert news.progress.train.loss == 0.6312
     # JSON has no NaN; a reader gets null and not a syntax error.
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[1])["loss"] is None
+
+
+def test_the_loss_that_a_run_starts_at_outlives_a_restart(tmp_path: Path):
+    first, _ = telemetry(tmp_path)
+    first.begin(max_steps=10)
+    first.initial_loss(0.693)
+    steps(first, 2, 4)
+    first.close()
+    second, _ = telemetry(tmp_path, attempt=2)
+    second.begin(max_steps=10, resumed_step=2, checkpoint=CHECKPOINT)
+
+    assert samples(second)["dpo_train_initial_loss"] == 0.693
+    assert [line.get("initial_loss") for line in read_metrics(tmp_path / "metrics.jsonl")] == [0.693]
+
+
+def test_every_figure_of_the_trainer_has_a_metric():
+    from dpo_operator.api.method import Method
+    from dpo_trainer import buckets, figures
+    from dpo_trainer.objective import Logps, Objective
+
+    def figures_of(**method: object) -> dict[str, float]:
+        import torch
+
+        objective, ones = Objective(Method.model_validate(method)), torch.ones(2, 2, dtype=torch.float64)
+        logps = Logps(policy=-ones, policy_head=-ones, tokens=ones.long(), reference=-ones, reference_head=-ones)
+        counts, kl = torch.ones(2, dtype=torch.bool), torch.zeros(()) if objective.needs_kl else None
+        found = figures.sums(objective, logps, objective.loss(logps, kl), kl, counts)
+        found |= buckets.bucket_sums(logps, objective.rewards(logps), counts)
+        whole = {name: value.item() for name, value in found.items()}
+        return figures.means(whole, None if kl is None else 0.0) | buckets.bucket_means(whole)
+
+    for name in ("dpo", "kto", "orpo", "simpo"):
+        metrics = TrainerMetrics(rank_zero=True)
+        for key in figures_of(name=name):
+            before = prometheus_text(metrics)
+            metrics.algorithm.values("eval", {key: 0.4321})
+            assert prometheus_text(metrics) != before, key
+
+
+def test_a_run_that_ends_early_is_a_whole_run(tmp_path: Path):
+    news, shown = telemetry(tmp_path)
+    news.begin(max_steps=40)
+    steps(news, 9, 10)
+    news.ended("Stopped early after step 10 of 40.")
+
+    assert (news.progress.step, news.progress.max_steps, news.progress.eta_seconds) == (10, 10, None)
+    assert samples(news)["dpo_train_max_steps"] == 10
+    assert "Stopped early after step 10 of 40." in shown.getvalue()
 
 
 def test_what_is_not_known_yet_is_not_zero(tmp_path: Path):
@@ -233,7 +304,7 @@ def test_tensorboard_reads_the_curves_and_forgets_what_a_restart_took_back(tmp_p
     first, _ = telemetry(tmp_path)
     first.begin(max_steps=10)
     steps(first, 1, 2, 3)
-    first.evaluation(2, METRICS)
+    first.evaluation(2, EVALUATION)
     first.close()
     [file] = (tmp_path / "tensorboard").iterdir()
     events = EventAccumulator(str(file))
@@ -245,6 +316,11 @@ def test_tensorboard_reads_the_curves_and_forgets_what_a_restart_took_back(tmp_p
         (3, 0.6312),
     ]
     assert [e.step for e in events.Scalars("eval/rewards/margins")] == [2]
+    assert set(events.Tags()["scalars"]) >= {
+        "train/entropy",
+        "eval/generation_tokens/policy",
+        "eval/rewards/accuracies/le_64",
+    }
 
 
 def test_speed_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -13,7 +13,7 @@ from dpo_trainer.dataset import TokenPair
 from dpo_trainer.errors import TrainerError
 from dpo_trainer.formats import ChatPair, Message, Reason, Rejection, TextPair
 from dpo_trainer.tokenization import PairTokenizer, load_tokenizer
-from dpo_trainer.truncation import Limits, truncate
+from dpo_trainer.truncation import Limits
 from tests.unit.trainer.tiny import CHATML, tiny_model
 
 pytestmark = pytest.mark.unit
@@ -210,7 +210,20 @@ def test_truncation_is_counted_and_cuts_eos_with_the_end(tmp_path):
     assert (len(found.prompt), len(found.chosen), found.rejected.tolist()[-1]) == (6, 6, EOS)
     assert found.prompt[0] == BOS
     assert EOS not in found.chosen
+    assert found.truncated
+    assert not only(tokenizer, TextPair("Q", "a", "b")).truncated
     assert tokenizer.counts.truncated == 1
+
+
+def test_pairs_that_are_too_long_can_be_left_out_as_a_filter_does(tmp_path):
+    tokenizer = tokenizer_of(tmp_path, Limits(12, 4, "drop"))
+    fits, long_prompt, long_answer = parts(
+        tokenizer, TextPair("Q", "a", "b"), TextPair("Q" * 4, "a", "b"), TextPair("Q", "a", "b" * 10)
+    )
+    assert fits == ("<s>Q", "a</s>", "b</s>")
+    assert (long_prompt.reason, long_prompt.is_bad) == (Reason.TOO_LONG, False)
+    assert long_answer.detail == "2 tokens of prompt and 11 of answer; data.maxLength is 12, data.maxPromptLength 4"
+    assert tokenizer.counts.truncated == 0
 
 
 def test_answers_that_differ_only_in_what_is_cut_are_dropped(tmp_path):
@@ -218,51 +231,6 @@ def test_answers_that_differ_only_in_what_is_cut_are_dropped(tmp_path):
     (found,) = parts(tokenizer, TextPair("Q", "same beginning, then A", "same beginning, then B"))
     assert found.reason == Reason.EQUAL_AFTER_TRUNCATION
     assert tokenizer.counts.truncated == 0
-
-
-@pytest.mark.parametrize(
-    ("truncation", "keep", "expected"),
-    [("keep_end", 0, [6, 7, 8, 9]), ("keep_end", 1, [0, 7, 8, 9]), ("keep_start", 1, [0, 1, 2, 3])],
-)
-def test_which_part_of_a_long_prompt_stays(truncation, keep, expected):
-    assert truncate(list(range(10)), [1] * 9, [2] * 9, Limits(8, None, truncation), keep)[0] == expected
-
-
-def test_short_answers_leave_their_room_to_the_prompt():
-    prompt, chosen, rejected = truncate(list(range(100)), [1, 2], [3], Limits(20, None, "keep_end"))
-    assert (len(prompt), chosen, rejected) == (18, [1, 2], [3])
-
-
-def test_max_prompt_length_holds_even_when_there_is_room():
-    assert len(truncate(list(range(10)), [1], [2], Limits(100, 4, "keep_end"))[0]) == 4
-
-
-_length = st.integers(1, 60)
-
-
-@settings(max_examples=300)
-@given(
-    _length,
-    _length,
-    _length,
-    st.integers(8, 40),
-    st.none() | st.integers(1, 39),
-    st.sampled_from(["keep_end", "keep_start"]),
-)
-def test_truncation_keeps_its_promises(p, c, r, max_length, max_prompt_length, truncation):
-    limits = Limits(max_length, max_prompt_length, truncation)
-    before = (list(range(p)), list(range(1000, 1000 + c)), list(range(2000, 2000 + r)))
-    prompt, chosen, rejected = truncate(*before, limits, 1)
-    assert 1 <= len(prompt) <= (max_prompt_length or max_length)
-    assert len(prompt) + max(len(chosen), len(rejected)) <= max_length
-    assert chosen == before[1][: len(chosen)]
-    assert rejected == before[2][: len(rejected)]
-    assert chosen
-    assert rejected
-    if p + max(c, r) <= max_length and p <= (max_prompt_length or p):
-        assert (prompt, chosen, rejected) == before
-    elif len(prompt) < p and max_prompt_length is None:
-        assert len(prompt) >= max_length // 2  # a long answer never takes more than half from a long prompt
 
 
 _words = st.text("w <s>/|im_endtarä漢🙂\n\0", max_size=12).filter(str.strip)
@@ -282,3 +250,26 @@ def test_tokens_decode_to_the_text_they_came_from(tiny_tokenizer, texts, chat):
 @pytest.fixture(scope="module")
 def tiny_tokenizer(tmp_path_factory):
     return tokenizer_of(tmp_path_factory.mktemp("tiny"), template=CHATML)
+
+
+@pytest.mark.parametrize("desirable", [True, False])
+def test_an_unpaired_answer_is_the_only_one_with_tokens(tmp_path, desirable):
+    tokenizer = tokenizer_of(tmp_path, template=CHATML)
+    both = (" yes", None) if desirable else (None, " yes")
+    text, chat = parts(tokenizer, TextPair("Q:", *both), ChatPair(ASK, *both))
+    chosen, rejected = ((1, 2), (2, 1))[not desirable]
+    assert (text[0], text[chosen], text[rejected]) == ("<s>Q:", " yes</s>", "")
+    assert (chat[chosen], chat[rejected]) == (" yes<|im_end|>", "")
+
+
+def test_long_texts_are_tokenized_a_few_at_a_time_to_the_same_tokens(tmp_path, monkeypatch):
+    tokenizer = tokenizer_of(tmp_path)
+    pairs = [TextPair(f"Q{i}:", " yes" * i, " no") for i in range(1, 9)]
+    together = parts(tokenizer, *pairs)
+    sizes = []
+    run_batch = tokenizer._run_batch
+    monkeypatch.setattr("dpo_trainer.tokenization.BATCH_CHARACTERS", 40)
+    monkeypatch.setattr(tokenizer, "_run_batch", lambda batch: sizes.append(len(batch)) or run_batch(batch))
+    assert parts(tokenizer, *pairs) == together
+    assert len(sizes) > 2
+    assert sum(sizes) == len(pairs)

@@ -41,6 +41,30 @@ class FullCheckpoint:
         return flat.reshape(parameter.shape)
 
 
+def open_best(root: Path, newest: FullCheckpoint) -> tuple[FullCheckpoint | None, list[str]]:
+    """The whole checkpoint with the lowest metrics["selection"], of equal ones the later; and better ones that were passed
+    over, with the reason. None when no evaluated checkpoint is whole.
+
+    newest: the last checkpoint, whose state lists every evaluation of the run.
+    """
+    passed: list[str] = []
+    evaluated = [(cost, -step) for step, cost in newest.state.get("evaluations", []) if cost is not None]
+    for _, negative in sorted(evaluated):
+        folder = root / layout.folder_name(-negative)
+        if not folder.is_dir():
+            passed.append(f"{folder.name} is no longer there")
+            continue
+        try:
+            checkpoint = FullCheckpoint(root, folder)
+        except BadCheckpoint as error:
+            passed.append(f"{folder.name}: {error}")
+            continue
+        if checkpoint.manifest.metrics.get("selection") is not None and "probe" in checkpoint.state:
+            return checkpoint, passed
+        passed.append(f"{folder.name} was saved without its evaluation")
+    return None, passed
+
+
 def open_newest(root: Path) -> tuple[FullCheckpoint, list[str]]:
     """The newest whole checkpoint, and newer ones that were refused with the reason.
 

@@ -26,7 +26,7 @@ from dpo_trainer.checkpoint.rng import rng_entries, set_rng
 from dpo_trainer.checkpoint.shard import Entry, ShardReader, file_size, write_shard
 from dpo_trainer.checkpoint.zero3 import Zero3State, partition
 from dpo_trainer.errors import TrainerError, invalid_configuration, volume_error
-from dpo_trainer.files import sync_folder, write_synced
+from dpo_trainer.files import commit, sync_folder, write_synced
 from dpo_trainer.versions import library_versions
 
 # Room that must be left after a save, for the manifest and other writers' small files.
@@ -112,6 +112,14 @@ class Checkpoints:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
         self._newest = CheckpointRef(**ref)
+        return self._newest
+
+    def amend(self, *, loop: Mapping[str, Any], metrics: Mapping[str, float | None]) -> CheckpointRef:
+        """Replace what the newest checkpoint says of the loop, in one step; its tensors stay as they are.
+
+        Raises TrainerError on every rank when it fails.
+        """
+        self._newest = CheckpointRef(**self.ranks.on_first(lambda: self._amend(loop, metrics)))
         return self._newest
 
     def load(self, state: Zero3State) -> Restored | None:
@@ -204,6 +212,18 @@ class Checkpoints:
         self.observe("committed")
         self._retain(manifest.step)
         self.observe("old-removed")
+        return layout.reference(self.root, manifest, hashlib.sha256(content).hexdigest()).model_dump()
+
+    def _amend(self, loop: Mapping[str, Any], metrics: Mapping[str, float | None]) -> dict[str, Any]:
+        assert self._newest is not None, "there is a checkpoint to amend"
+        folder = self.root / layout.folder_name(self._newest.step)
+        manifest, _ = layout.read_manifest(folder)
+        changes = {"attempt": self.attempt, "time": time.time(), "state": dict(loop), "metrics": dict(metrics)}
+        manifest = manifest.model_copy(update=changes)
+        content = manifest.to_bytes()
+        self._check_fence()
+        commit(folder / layout.MANIFEST, content)
+        self._retain(manifest.step)
         return layout.reference(self.root, manifest, hashlib.sha256(content).hexdigest()).model_dump()
 
     def _retain(self, newest: int) -> None:

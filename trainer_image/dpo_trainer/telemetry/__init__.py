@@ -13,11 +13,13 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import CheckpointRef, Metrics, Progress
+from dpo_operator.api.types import DPOJob
 from dpo_trainer.telemetry.console import Console, console
-from dpo_trainer.telemetry.metrics_file import MetricsFile
+from dpo_trainer.telemetry.metrics_file import INITIAL_LOSS, MetricsFile, initial_loss, read_metrics
 from dpo_trainer.telemetry.prometheus import TrainerMetrics
 from dpo_trainer.telemetry.server import TelemetryServer, bind_address
 from dpo_trainer.telemetry.tensorboard import TensorBoardFile
+from dpo_trainer.telemetry.wandb import WandBRun
 from dpo_trainer.workdir import WorkDir
 
 # Steps over which speed and time left are averaged: long enough to hold a checkpoint or an evaluation now and then.
@@ -52,8 +54,10 @@ class Telemetry:
         self._progress = Progress(phase=phase, attempt=attempt, started_at=time.time(), world_size=world_size)
         self._file: MetricsFile | None = None
         self._tensorboard: TensorBoardFile | None = None
+        self._wandb: WandBRun | None = None
         self._server: TelemetryServer | None = None
         self._marks: deque[tuple[float, int]] = deque(maxlen=_WINDOW + 1)
+        self._initial_loss: float | None = None
         if (algorithm := self._metrics.algorithm) is not None:
             algorithm.attempt.set(attempt)
             algorithm.last_step.set(time.time())
@@ -100,6 +104,11 @@ class Telemetry:
         self._update(last_step_at=time.time(), **({} if activity is None else {"activity": activity}))
         self._stamp()
 
+    def track(self, job: DPOJob) -> None:
+        """Also log to the trackers that the job names."""
+        if self.rank == 0 and (settings := job.spec.tracking.wandb) is not None:
+            self._wandb = WandBRun(settings, job, self._work.root)
+
     def begin(
         self,
         *,
@@ -127,6 +136,8 @@ class Telemetry:
         if (algorithm := self._metrics.algorithm) is None:
             return
         self._file = MetricsFile(self._work.metrics, resumed_step=resumed_step)
+        if (known := initial_loss(read_metrics(self._work.metrics))) is not None:
+            algorithm.initial_loss.set(known)
         self._tensorboard = TensorBoardFile(self._work.tensorboard, resumed_step=resumed_step)
         algorithm.max_steps.set(max_steps)
         algorithm.step.set(resumed_step)
@@ -145,6 +156,12 @@ class Telemetry:
         """Mean reward margin before the first step, nats."""
         if (algorithm := self._metrics.algorithm) is not None:
             algorithm.initial_margin.set(margin)
+
+    def initial_loss(self, loss: float) -> None:
+        """Loss that the first pairs have while the policy is the reference. Kept in the first line of metrics.jsonl."""
+        self._initial_loss = loss
+        if (algorithm := self._metrics.algorithm) is not None:
+            algorithm.initial_loss.set(loss)
 
     def step(
         self,
@@ -188,8 +205,18 @@ class Telemetry:
         if metrics is None:
             return
         algorithm.values("train", metrics)
-        self._store(step, {"epoch": epoch, **metrics, "pairs": pairs, "step_seconds": seconds}, prefix="", now=now)
+        line = {"epoch": epoch, **metrics, "pairs": pairs, "step_seconds": seconds}
+        if self._initial_loss is not None:
+            line[INITIAL_LOSS], self._initial_loss = self._initial_loss, None
+        self._store(step, line, prefix="", now=now)
         self._show.step(self.progress, metrics)
+
+    def ended(self, message: str) -> None:
+        """The run is over: what is done of it is the whole, also when more steps had been planned. message: how it ended."""
+        self._update(max_steps=self.progress.step, eta_seconds=None)
+        if (algorithm := self._metrics.algorithm) is not None:
+            algorithm.max_steps.set(self.progress.step)
+            self._show.say(message)
 
     def nonfinite_step(self) -> None:
         """A step's loss or gradient was NaN or infinite."""
@@ -243,13 +270,15 @@ class Telemetry:
         finally:
             self._metrics.phase(phase, time.monotonic() - start)
 
-    def close(self) -> None:
-        """Close files and server; closing again does nothing."""
+    def close(self, exit_code: int = 0) -> None:
+        """Close files, trackers and server; closing again does nothing. exit_code: of the phase."""
         self._show.close()
         if self._file is not None:
             self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._wandb is not None:
+            self._wandb.close(exit_code)
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -261,10 +290,13 @@ class Telemetry:
             self._file.write({"step": step, **named, "time": round(now, 3)})
             if prefix:
                 self._file.sync()
+        # TRL's curves are named train/... and eval/...
+        group = "eval/" if prefix else "train/"
+        curves = {group + key: value for key, value in values.items()}
         if self._tensorboard is not None:
-            # TRL's curves are named train/... and eval/...
-            group = "eval/" if prefix else "train/"
-            self._tensorboard.write(step, {group + key: value for key, value in values.items()})
+            self._tensorboard.write(step, curves)
+        if self._wandb is not None:
+            self._wandb.write(step, curves)
 
     def _stamp(self) -> None:
         if (algorithm := self._metrics.algorithm) is not None:

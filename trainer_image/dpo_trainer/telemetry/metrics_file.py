@@ -1,18 +1,20 @@
-"""metrics.jsonl: one JSON object a line, each step once, whatever was restarted in between."""
+"""metrics.jsonl and samples.jsonl: one JSON object a line, each once, whatever was restarted in between."""
 
 import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 Line = dict[str, Any]
+# In the first training line, for methods that start at a known loss.
+INITIAL_LOSS = "initial_loss"
 
 
 def read_metrics(path: Path) -> list[Line]:
-    """Lines of a metrics file, oldest first. A line that was cut off by a crash is left out; no file means no lines."""
+    """Lines of such a file, oldest first. A line that was cut off by a crash is left out; no file means no lines."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -33,11 +35,24 @@ def kind(line: Mapping[str, Any]) -> str:
     return "eval" if any(key.startswith("eval_") for key in line) else "train"
 
 
-class MetricsFile:
-    """Appends lines; a step that is already there is not written twice."""
+def initial_loss(lines: list[Line]) -> float | None:
+    """Loss at which the run started because the policy was the reference; None for methods without a reference."""
+    found = next((line for line in lines if kind(line) == "train"), {}).get(INITIAL_LOSS)
+    return found if isinstance(found, int | float) else None
 
-    def __init__(self, path: Path, *, resumed_step: int) -> None:
-        """Cut the lines after the step that the run goes on from, atomically. Raises OSError."""
+
+def _kind_and_step(line: Mapping[str, Any]) -> Hashable:
+    return kind(line), line["step"]
+
+
+class MetricsFile:
+    """Appends lines; one that is already there is not written twice."""
+
+    def __init__(self, path: Path, *, resumed_step: int, key: Callable[[Line], Hashable] = _kind_and_step) -> None:
+        """Cut the lines after the step that the run goes on from, atomically. Raises OSError.
+
+        key: what may be in the file once.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(path) if line["step"] <= resumed_step]
         temporary = path.with_suffix(".tmp")
@@ -46,20 +61,21 @@ class MetricsFile:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        self._seen = {(kind(line), line["step"]) for line in kept}
+        self._key, self._name = key, path.name
+        self._seen = {key(line) for line in kept}
         self._file = path.open("ab", buffering=0)
         self._torn = False
 
-    def write(self, line: Mapping[str, Any]) -> None:
+    def write(self, line: Line) -> None:
         """Append one line. A full volume costs the line and a word in the log, not the run."""
-        key = (kind(line), int(line["step"]))
+        key = self._key(line)
         if key in self._seen:
             return
         data = (("\n" if self._torn else "") + _encode(line)).encode()
         try:
             self._torn = self._file.write(data) != len(data)
         except OSError as error:
-            print(f"metrics.jsonl: step {key[1]} was not written: {error.strerror}", file=sys.stderr, flush=True)
+            print(f"{self._name}: step {line['step']} was not written: {error.strerror}", file=sys.stderr, flush=True)
             self._torn = True
             return
         self._seen.add(key)
@@ -69,7 +85,7 @@ class MetricsFile:
         try:
             os.fsync(self._file.fileno())
         except OSError as error:
-            print(f"metrics.jsonl was not synced: {error.strerror}", file=sys.stderr, flush=True)
+            print(f"{self._name} was not synced: {error.strerror}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Sync and close; closing again does nothing."""

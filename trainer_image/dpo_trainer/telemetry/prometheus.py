@@ -16,16 +16,67 @@ PHASES = ("data", "ref", "policy", "optimizer", "eval", "checkpoint")
 STEP_BUCKETS = (0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
 CHECKPOINT_BUCKETS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
 
-# TRL's key, and the metric and its labels after the prefix dpo_train_ or dpo_eval_.
-_VALUES: dict[str, tuple[str, str | None, str]] = {
-    "loss": ("loss", None, "Loss, mean over pairs."),
-    "rewards/chosen": ("reward", "chosen", "Implicit reward (beta times the log-ratio to the reference), mean, nats."),
-    "rewards/rejected": ("reward", "rejected", ""),
+# TRL's key -> the metric after the prefix dpo_train_ or dpo_eval_, its label and what it means.
+_Values = dict[str, tuple[str, tuple[str, str] | None, str]]
+_CHOSEN, _REJECTED = ("response", "chosen"), ("response", "rejected")
+_BOTH: _Values = {
+    "loss": ("loss", None, "Loss of the job's method, mean over pairs (over answers for kto), with all that is added to it."),
+    "rewards/chosen": (
+        "reward", _CHOSEN,
+        "Beta times what the method compares: the log-ratio to the reference (for dpo, the implicit reward), or the log-probability "
+        "per token for orpo and simpo; mean, nats.",
+    ),
+    "rewards/rejected": ("reward", _REJECTED, ""),
     "rewards/margins": ("reward_margin", None, "Reward of chosen minus rejected, mean, nats."),
-    "rewards/accuracies": ("reward_accuracy_ratio", None, "Share of pairs whose chosen answer has the larger reward."),
-    "logps/chosen": ("logprob_nats", "chosen", "Log-probability of the answer under the policy, mean, nats."),
-    "logps/rejected": ("logprob_nats", "rejected", ""),
-}
+    "rewards/accuracies": (
+        "reward_accuracy_ratio", None,
+        "Share of pairs whose chosen answer has the larger reward; of unpaired answers, those on their label's side of kto's reference "
+        "point.",
+    ),
+    "logps/chosen": ("logprob_nats", _CHOSEN, "Log-probability of the answer under the policy, mean, nats."),
+    "logps/rejected": ("logprob_nats", _REJECTED, ""),
+    "logratio_per_token/chosen": (
+        "ref_logratio_nats_per_token", _CHOSEN,
+        "Log-ratio of policy to reference for each token of the answer, mean over answers: how far the policy has drifted. Not a KL "
+        "divergence: the answers are the data's. None for methods without a reference.",
+    ),
+    "logratio_per_token/rejected": ("ref_logratio_nats_per_token", _REJECTED, ""),
+    "response_tokens/chosen": ("response_tokens", _CHOSEN, "Tokens of the data's answers, with the one that ends them, mean."),
+    "response_tokens/rejected": ("response_tokens", _REJECTED, ""),
+    "margin_length_correlation": (
+        "margin_length_correlation", None,
+        "Pearson's correlation of the reward margin with how much longer the chosen answer is; near 1, length is what is learnt.",
+    ),
+    "nll_loss": ("nll_nats_per_token", None, "Negative log-likelihood of the chosen answer, for methods with that term, mean."),
+    "kl": ("kl_nats", None, "Estimated KL divergence to the reference, from answers to other prompts; for kto."),
+    "log_odds_ratio": ("log_odds_ratio", None, "Log-sigmoid of the log odds ratio of chosen to rejected, mean; for orpo."),
+    "log_odds_chosen": ("log_odds_chosen", None, "Log odds ratio of chosen to rejected, mean; for orpo."),
+}  # fmt: skip
+_TRAIN: _Values = {
+    "grad_norm": ("grad_norm", None, "Global norm of the gradient before clipping."),
+    "learning_rate": ("learning_rate", None, "Learning rate of the newest step."),
+    "entropy": (
+        "entropy_nats", None, "Entropy of the policy's distribution at tokens of the data's answers, mean of a sample, nats."
+    ),
+    "mean_token_accuracy": (
+        "token_accuracy_ratio", None, "Share of these tokens that are the policy's most likely one."
+    ),
+}  # fmt: skip
+_EVAL: _Values = {
+    "generation_tokens/policy": (
+        "generation_tokens", ("response", "policy"),
+        "Tokens of greedy answers to the first evaluation.samples prompts, cut at evaluation.sampleTokens, mean; policy: now, "
+        "reference: before the first step.",
+    ),
+    "generation_tokens/reference": ("generation_tokens", ("response", "reference"), ""),
+    "length_baseline_accuracy": (
+        "length_baseline_accuracy_ratio", None,
+        "Accuracy that a rule would have which always takes the longer answer, or always the shorter one, whichever is better.",
+    ),
+}  # fmt: skip
+_SPLITS: dict[str, _Values] = {"train": _BOTH | _TRAIN, "eval": _BOTH | _EVAL}
+# Accuracy of one bucket: the key goes on with its name, such as le_64.
+_BUCKET_KEY = "rewards/accuracies/"
 
 
 class TrainerMetrics:
@@ -84,10 +135,13 @@ class _Algorithm:
         self.max_steps = gauge("dpo_train_max_steps", "Optimizer steps of the whole run.")
         self.epoch = gauge("dpo_train_epoch", "Passes over the training pairs.", unset=False)
         self.initial_margin = gauge(
-            "dpo_train_initial_margin", "Reward margin before the first step; 0 when the policy is the reference."
+            "dpo_train_initial_margin",
+            "Reward margin before the first step; 0 when the policy is the reference, NaN for methods without one.",
         )
-        self.grad_norm = gauge("dpo_train_grad_norm", "Global norm of the gradient before clipping.")
-        self.learning_rate = gauge("dpo_train_learning_rate", "Learning rate of the newest step.")
+        self.initial_loss = gauge(
+            "dpo_train_initial_loss",
+            "Loss of the first pairs while the policy is the reference: ln 2 for dpo; NaN for methods without a reference.",
+        )
         self.attempt = gauge("dpo_train_attempt", "Attempt of the operator that this process belongs to.")
         self.resumed_step = gauge("dpo_train_resumed_step", "Step of the checkpoint that this attempt went on from.")
         self.last_step = gauge("dpo_train_last_step_timestamp_seconds", "When the newest step ended.")
@@ -104,21 +158,26 @@ class _Algorithm:
         self.ck_seconds = Histogram(
             "dpo_checkpoint_seconds", "Time of a committed checkpoint.", buckets=CHECKPOINT_BUCKETS, registry=registry
         )
-        self._gauges: dict[str, dict[str, Gauge]] = {"train": {}, "eval": {}}
-        for split, gauges in self._gauges.items():
+        self._gauges: dict[str, dict[str, Gauge]] = {}
+        for split, values in _SPLITS.items():
             made: dict[str, Gauge] = {}
-            for key, (name, response, text) in _VALUES.items():
+            gauges = self._gauges[split] = {}
+            for key, (name, label, text) in values.items():
                 if name not in made:
-                    labels = ("response",) if response else ()
-                    made[name] = gauge(f"dpo_{split}_{name}", text, labels)
-                gauges[key] = made[name].labels(response) if response else made[name]
+                    made[name] = gauge(f"dpo_{split}_{name}", text, (label[0],) if label else ())
+                gauges[key] = made[name].labels(label[1]) if label else made[name]
                 gauges[key].set(math.nan)
+        self._by_length = gauge(
+            "dpo_eval_reward_accuracy_by_length_ratio",
+            "Reward accuracy of the pairs whose longer answer has so many tokens: le_64 is 64 at most, gt_1024 more than 1024.",
+            ("bucket",),
+        )
 
     def values(self, split: str, metrics: Mapping[str, float]) -> None:
         """Set the gauges of TRL keys without a prefix; keys without a gauge are passed over."""
-        gauges = self._gauges[split]
-        extra = {"grad_norm": self.grad_norm, "learning_rate": self.learning_rate} if split == "train" else {}
         for key, value in metrics.items():
-            target = gauges.get(key) or extra.get(key)
+            target = self._gauges[split].get(key)
+            if split == "eval" and key.startswith(_BUCKET_KEY):
+                target = self._by_length.labels(key.removeprefix(_BUCKET_KEY))
             if target is not None and math.isfinite(value):
                 target.set(value)

@@ -1,0 +1,103 @@
+"""Data for every method, and a loss and its gradient as this project's trainer computes them."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpo_trainer.dataset import PairDataset, TokenPair
+from tests.numerics.jobs import a_job, make_model
+from tests.numerics.trl_side import END
+
+# Tokens that the policy of two_models was taught; it has come to expect less of all others.
+_TAUGHT = (3, 60)
+
+
+def examples(labels: str, *, level: bool = False, words: tuple[int, int] = _TAUGHT, seed: int = 5) -> PairDataset:
+    """Random examples with prompts that differ.
+
+    labels: one character for each example: "=" has both answers, "+" a desirable one, "-" an undesirable one.
+    level: the parts of all examples have the same lengths. words: the first and the end of the tokens that are used.
+    """
+    rng = np.random.default_rng(seed)
+
+    def tokens(longest: int, *, last: tuple[int, ...] = ()) -> np.ndarray:
+        length = longest if level else int(rng.integers(1, longest + 1))
+        return np.array([*rng.integers(*words, length), *last], dtype=np.int32)
+
+    def example(row: int, label: str) -> TokenPair:
+        prompt = np.concatenate([np.array([3 + row], dtype=np.int32), tokens(6)])
+        chosen, rejected, none = tokens(8, last=(END,)), tokens(14, last=(END,)), np.zeros(0, dtype=np.int32)
+        return TokenPair(prompt, none if label == "-" else chosen, none if label == "+" else rejected, row)
+
+    return PairDataset.from_pairs(example(row, label) for row, label in enumerate(labels))
+
+
+def two_models(policy: Path, reference: Path) -> None:
+    """A reference, and a policy that a few steps have taught half of the tokens."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    make_model(reference)
+    model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    ids = torch.randint(*_TAUGHT, (32, 16), generator=torch.Generator().manual_seed(1))
+    ids[:, ::8] = END
+    for _ in range(16):
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(policy)
+
+
+def losses_and_gradients(
+    cases: dict[str, tuple[dict[str, Any], str]],
+    data: dict[str, PairDataset],
+    policy: Path,
+    reference: Path,
+    layout: str = "shared",
+) -> dict[str, dict[str, Any]]:
+    """Of each case, spec.method and the name of its data, in one layout of batches: "loss", "gradient" by parameter, "metrics" of a step.
+
+    Everything goes the way of a run: examples, reference log-probs by an engine with the reference, the step's
+    micro-batches (the last one incomplete) through the engine, ZeRO-3's gradient.
+    """
+    from deepspeed.utils import safe_get_full_grad
+
+    from dpo_operator.api.method import Method
+    from dpo_operator.api.types import DPOJob
+    from dpo_trainer.engine import Engine, join_world
+    from dpo_trainer.evaluate import logps_table
+    from dpo_trainer.examples import open_examples
+    from dpo_trainer.objective import Objective
+    from dpo_trainer.outcome import StopRequest
+    from dpo_trainer.step import forward_backward
+    from dpo_trainer.workdir import WorkDir
+
+    works = {name: WorkDir(policy.parent / name) for name in data}
+    for name, pairs in data.items():
+        pairs.save(works[name].train_data)
+    spec, world = DPOJob.model_validate(a_job()).spec, join_world("cpu")
+    objectives = {name: Objective(Method.model_validate(method)) for name, (method, _) in cases.items()}
+    opened = {name: open_examples(works[which], objectives[name])[0] for name, (_, which) in cases.items()}
+    engine = Engine(spec, reference, world)
+    assert engine.module.pack(layout)
+    for name, objective in objectives.items():
+        if objective.needs_reference:
+            opened[name].add_reference(lambda _, pairs: logps_table(engine, pairs, size=4))
+    del engine
+    engine = Engine(spec, policy, world)
+    assert engine.module.pack(layout)
+    found = {}
+    for name, objective in objectives.items():
+        indices = np.arange(len(opened[name].data), dtype=np.int64)
+        step = forward_backward(
+            engine, objective, opened[name], indices, StopRequest(), size=3, kl_size=2, is_first=False
+        )
+        gradient = {
+            parameter.removeprefix("model."): safe_get_full_grad(p).numpy().copy()
+            for parameter, p in engine.module.named_parameters()
+        }
+        engine.step(0.0)  # clears the gradient and changes nothing
+        found[name] = {"loss": step.metrics["loss"], "gradient": gradient, "metrics": step.metrics}
+    return found

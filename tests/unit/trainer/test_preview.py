@@ -1,0 +1,81 @@
+"""`dpo preview`: the report, then the first examples as tokens with the answer mask, for every shape of data."""
+
+import pytest
+
+from dpo_operator.api.types import DPOJob
+from dpo_trainer import prepare, preview
+from dpo_trainer.errors import TrainerError
+from dpo_trainer.workdir import WorkDir
+from tests.unit.trainer.tiny import CHATML, tiny_model, write_jsonl
+
+pytestmark = pytest.mark.unit
+
+ASK = [{"role": "user", "content": "Hi"}]
+CHAT = "|<|im_start|>|u|s|e|r|⏎|H|i|<|im_end|>|⏎|<|im_start|>|a|s|s|i|s|t|a|n|t|⏎|"
+ROWS = {
+    "pairs": (
+        {"prompt": "Q:", "chosen": " yes", "rejected": " no"},
+        ["prompt   mask 0     3 tokens |<s>|Q|:|", "chosen   mask 1     5 tokens | |y|e|s|</s>|",
+         "rejected mask 1     4 tokens | |n|o|</s>|"],
+    ),
+    "messages": (
+        {"prompt": ASK, "chosen": [{"role": "assistant", "content": "yes"}], "rejected": [{"role": "assistant", "content": "no"}]},
+        [f"prompt   mask 0    21 tokens {CHAT}", "chosen   mask 1     4 tokens |y|e|s|<|im_end|>|",
+         "rejected mask 1     3 tokens |n|o|<|im_end|>|"],
+    ),
+    "dialogue": (
+        {"chosen": "\n\nHuman: Q\n\nAssistant: a", "rejected": "\n\nHuman: Q\n\nAssistant: b"},
+        ["prompt   mask 0    23 tokens |<s>|⏎|⏎|H|u|m|a|n|:| |Q|⏎|⏎|A|s|s|i|s|t|a|n|t|:|", "chosen   mask 1     3 tokens | |a|</s>|",
+         "rejected mask 1     3 tokens | |b|</s>|"],
+    ),
+    "scored": (
+        {"prompt": "Q:", "responses": ["bad", "good"], "scores": [1, 5]},
+        ["prompt   mask 0     3 tokens |<s>|Q|:|", "chosen   mask 1     5 tokens |g|o|o|d|</s>|",
+         "rejected mask 1     4 tokens |b|a|d|</s>|"],
+    ),
+    "votes": (
+        {"prompt": "Q:", "response_a": "bad", "response_b": "good", "votes": ["b", "b", "a"]},
+        ["prompt   mask 0     3 tokens |<s>|Q|:|", "chosen   mask 1     5 tokens |g|o|o|d|</s>|",
+         "rejected mask 1     4 tokens |b|a|d|</s>|"],
+    ),
+    "unpaired": (
+        {"prompt": "Q:", "completion": "bad", "label": False},
+        ["prompt   mask 0     3 tokens |<s>|Q|:|", "rejected mask 1     4 tokens |b|a|d|</s>|"],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Prepares one row, and gives its folder."""
+    root = tmp_path_factory.mktemp("preview")
+    model = tiny_model(root / "tiny", template=CHATML)
+
+    def made(name: str, row: dict, **data) -> WorkDir:
+        source = write_jsonl(root / f"{name}.jsonl", [row])
+        spec = {"model": {"name": str(model)}, "data": {"train": {"source": str(source), "format": name}, **data}}
+        spec |= {"method": {"name": "kto"}} if name == "unpaired" else {}
+        work = WorkDir(root / name)
+        job = DPOJob.model_validate({"metadata": {"name": "j"}, "spec": spec})
+        prepare.run(job, work, claims=root, token=None, progress=lambda *_: None)
+        return work
+
+    return made
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_report_comes_first_and_then_tokens_with_the_mask(prepared, name):
+    row, expected = ROWS[name]
+    shown = list(preview.lines(prepared(name, row)))
+    start = shown.index("pair 0 (row 0)")
+    assert shown[0] == "Data report"
+    assert shown[start - 2 : start] == ["picture: data/report.png", ""]
+    assert [line.strip() for line in shown[start + 1 :]] == expected
+
+
+def test_a_pair_that_was_cut_says_so_and_a_folder_without_its_report_is_refused(prepared):
+    work = prepared("pairs", {"prompt": "Q" * 10, "chosen": "yes", "rejected": "no"}, maxLength=8)
+    assert "pair 0 (row 0), truncated" in list(preview.lines(work, 1))
+    work.data_report.with_suffix(".txt").unlink()
+    with pytest.raises(TrainerError, match="expected a dataset report; run prepare again"):
+        list(preview.lines(work))

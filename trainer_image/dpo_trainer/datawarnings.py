@@ -1,0 +1,94 @@
+"""What looks wrong in a dataset report, in plain words with what to do. A warning stops nothing."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Fewer pairs than these give a noisy result, to train on or to evaluate with.
+FEW_PAIRS = 100
+# Of fewer than these, no share of them says anything.
+TOO_FEW_FOR_SHARES = 20
+ONE_SIDED = 0.65
+PROMPT_SHARE = 0.9
+TRUNCATED = 0.05
+MERGED = 0.05
+ALIKE = 0.5
+COPIES = 0.05
+CONTRADICTIONS = 0.01
+
+
+def find(report: Mapping[str, Any]) -> list[str]:
+    """Warnings about a report of datareport.build, those about training first."""
+    found = [
+        warning for name, split in report["splits"].items() for warning in _of_split(name, split, report["limits"])
+    ]
+    if report["overlap"] is not None:
+        found += _of_overlap(report["overlap"], report["splits"]["eval"]["pairs"])
+    if (train := report["splits"]["train"])["pairs"] in (train["desirable"], train["undesirable"]):
+        found.append(
+            f"train: no example has {'an undesirable' if train['desirable'] else 'a desirable'} answer; kto can't learn what "
+            "to prefer from one kind alone"
+        )
+    if (weights := report["kto_weights"]) is not None and set(weights.values()) != {1.0}:
+        found.append(
+            f"train: {train['desirable']:,} examples have a desirable answer and {train['undesirable']:,} an undesirable one; for "
+            f"kto, set method.desirableWeight {weights['desirable']:g} and method.undesirableWeight {weights['undesirable']:g}"
+        )
+    return found
+
+
+def _of_split(name: str, split: Mapping[str, Any], limits: Mapping[str, Any]) -> Iterator[str]:
+    pairs = split["pairs"]
+    if pairs < FEW_PAIRS and name == "train":
+        yield f"{name}: only {_pairs(pairs)}; expect a noisy result, and more from more data than from more epochs"
+    if pairs < FEW_PAIRS and name != "train":
+        yield f"{name}: only {_pairs(pairs)}, so that an accuracy is sure to ±{0.98 / math.sqrt(max(pairs, 1)):.0%} only; use more"
+    if pairs < TOO_FEW_FOR_SHARES:
+        return
+    for key, rule in (("chosen_longer", "longer"), ("chosen_shorter", "shorter")):
+        if (split[key] or 0) > ONE_SIDED:
+            yield (
+                f"{name}: the chosen answer is the {rule} one in {split[key]:.0%} of the pairs, so that a model can win by "
+                f"length alone. Compare its accuracy with the length-only baseline, {split['length_baseline']:.1%}; method "
+                "simpo, ln-dpo or ld-dpo, or filters.maxLengthRatio, lessens this"
+            )
+    if (split["prompt_share"] or 0) > PROMPT_SHARE:
+        yield (
+            f"{name}: {split['prompt_share']:.0%} of the tokens are prompt, and little of what is computed is learned from; "
+            "data.maxPromptLength shortens prompts"
+        )
+    if split["truncated"] > TRUNCATED * pairs:
+        yield (
+            f"{name}: {split['truncated']:,} of {pairs:,} pairs ({split['truncated'] / pairs:.0%}) were cut to data.maxLength "
+            f"{limits['max_length']:,}; raise it, or leave such pairs out with data.truncation drop"
+        )
+    if split.get("boundary_merges", 0) > MERGED * pairs:
+        yield (
+            f"{name}: in {split['boundary_merges']:,} pairs a token would span the end of the prompt, so that the answer's first "
+            "token is not what the model would write; often prompts end with a space that belongs to the answer"
+        )
+    if (split["near_identical"] or 0) > ALIKE:
+        yield (
+            f"{name}: in {split['near_identical']:.0%} of the pairs the answers are nearly the same, and dpo then often lowers "
+            "both log-probs; watch logps/chosen, and consider method.nllWeight"
+        )
+    if split["duplicate_pairs"] > COPIES * pairs:
+        yield f"{name}: {split['duplicate_pairs']:,} of {pairs:,} pairs are copies of earlier ones; see filters.dropDuplicates"
+    if split["contradicting_pairs"] > CONTRADICTIONS * pairs:
+        yield (
+            f"{name}: {split['contradicting_pairs']:,} of {pairs:,} pairs prefer what an earlier pair rejects; they teach "
+            "nothing, and no model can be right about both"
+        )
+
+
+def _of_overlap(overlap: Mapping[str, int], pairs: int) -> Iterator[str]:
+    if overlap["prompts"]:
+        whole = f", {overlap['pairs']:,} of them with the same answers" if overlap["pairs"] else ""
+        yield (
+            f"eval: {overlap['prompts']:,} of {pairs:,} pairs have a prompt that is in train too{whole}; their accuracy says "
+            "little about new prompts. data.evalFraction holds pairs out without that"
+        )
+
+
+def _pairs(count: int) -> str:
+    return f"{count:,} pair" if count == 1 else f"{count:,} pairs"
