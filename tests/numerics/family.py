@@ -51,9 +51,13 @@ def two_models(policy: Path, reference: Path) -> None:
 
 
 def losses_and_gradients(
-    cases: dict[str, tuple[dict[str, Any], str]], data: dict[str, PairDataset], policy: Path, reference: Path
+    cases: dict[str, tuple[dict[str, Any], str]],
+    data: dict[str, PairDataset],
+    policy: Path,
+    reference: Path,
+    layout: str = "shared",
 ) -> dict[str, dict[str, Any]]:
-    """Of each case, spec.method and the name of its data: "loss", "gradient" by parameter, "metrics" of a step.
+    """Of each case, spec.method and the name of its data, in one layout of batches: "loss", "gradient" by parameter, "metrics" of a step.
 
     Everything goes the way of a run: examples, reference log-probs by an engine with the reference, the step's
     micro-batches (the last one incomplete) through the engine, ZeRO-3's gradient.
@@ -77,11 +81,13 @@ def losses_and_gradients(
     objectives = {name: Objective(Method.model_validate(method)) for name, (method, _) in cases.items()}
     opened = {name: open_examples(works[which], objectives[name])[0] for name, (_, which) in cases.items()}
     engine = Engine(spec, reference, world)
+    assert engine.module.pack(layout)
     for name, objective in objectives.items():
         if objective.needs_reference:
             opened[name].add_reference(lambda _, pairs: logps_table(engine, pairs, size=4))
     del engine
     engine = Engine(spec, policy, world)
+    assert engine.module.pack(layout)
     found = {}
     for name, objective in objectives.items():
         indices = np.arange(len(opened[name].data), dtype=np.int64)

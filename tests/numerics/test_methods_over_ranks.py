@@ -82,6 +82,7 @@ def _train(method: dict[str, Any], which: str, adapter: dict[str, Any] | None, m
     document["spec"] |= {"method": method, **({"adapter": adapter} if adapter else {})}
     spec, data = DPOJob.model_validate(document).spec, DATA[which]
     objective, engine = Objective(spec.method), Engine(spec, model, world)
+    assert engine.module.pack("shared")
     split = Examples("training", data, mismatched(data) if objective.needs_kl else None)
     if objective.needs_reference:
         split.add_reference(lambda _, pairs: logps_table(engine, pairs, size=MICRO_BATCH))

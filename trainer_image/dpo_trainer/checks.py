@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer.attention import UnsupportedAttention
 from dpo_trainer.batch import collate
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.dataset import PairDataset
@@ -46,6 +48,34 @@ def choose_logits(engine: Engine, data: PairDataset, precision: str, telemetry: 
             f"this architecture's log-probs need the logits of every token, which takes more memory and time: expected "
             f"{whole.tolist()}, found {short.tolist()} from answer tokens alone",
         )
+
+
+def choose_layout(engine: Engine, data: PairDataset, spec: DPOJobSpec, telemetry: Telemetry) -> None:
+    """Pack pairs as the job wants it, if that gives the log-probs of padded rows. Collective.
+
+    Whatever an architecture does besides attention (recurrent layers, positions of its own) shows in this comparison.
+    """
+    wanted = spec.training.packing
+    if wanted == "off":
+        return
+    policy, reason = engine.module, "its attention has no SDPA form that can be replaced"
+    if policy.pack(wanted):
+        indices = list(range(min(3, len(data))))
+        engine.train(False)
+        with torch.no_grad():
+            rows = engine.score(collate(data, indices)).answers
+            try:
+                packed = engine.score(collate(data, indices, layout=wanted)).answers
+            except UnsupportedAttention as error:
+                packed, reason = torch.full_like(rows, torch.nan), str(error)
+            else:
+                reason = f"expected log-probs {rows[0].tolist()}, found {packed[0].tolist()} in packed pairs"
+        engine.train(True)
+        share = 1e-4 if spec.training.precision == "fp32" else 2e-2
+        if not engine.any_rank(not torch.allclose(rows, packed, rtol=share, atol=share, equal_nan=False)):
+            return
+        policy.layout = "off"
+    warn(telemetry, "NotPacked", f"this model's pairs are trained in padded rows, which is slower: {reason}")
 
 
 def check_first_step(metrics: dict[str, float], first_loss: float | None, precision: str, telemetry: Telemetry) -> None:

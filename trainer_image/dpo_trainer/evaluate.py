@@ -18,16 +18,18 @@ from dpo_trainer.sampler import IntArray, micro_batches
 
 
 def micro_batches_of(
-    dataset: PairDataset, indices: IntArray, *, rank: int, world_size: int, size: int, score_prompts: bool = False
+    engine: Engine, dataset: PairDataset, indices: IntArray, *, size: int, score_prompts: bool = False
 ) -> Iterator[tuple[MicroBatch, bool]]:
     """One rank's micro-batches of some pairs, each with whether it is the last; equally many on every rank.
 
     A rank that has none left gets the shortest pair with weight 0, so that it takes part in the collectives.
     """
-    groups = micro_batches(indices, rank=rank, world_size=world_size, size=size)
+    world, layout = engine.world, engine.module.layout
+    groups = micro_batches(indices, rank=world.rank, world_size=world.world_size, size=size)
     for number, group in enumerate(groups, start=1):
         chosen, weight = (group.tolist(), 1.0) if len(group) else ([int(dataset.lengths.sum(axis=1).argmin())], 0.0)
-        yield collate(dataset, chosen, weight=weight, score_prompts=score_prompts), number == len(groups)
+        batch = collate(dataset, chosen, weight=weight, score_prompts=score_prompts, layout=layout)
+        yield batch, number == len(groups)
 
 
 def forward_all(
@@ -46,12 +48,9 @@ def forward_all(
     """
     chosen = np.arange(len(dataset), dtype=np.int64) if indices is None else indices
     ordered = chosen[np.argsort(dataset.lengths.sum(axis=1)[chosen], kind="stable")]
-    world = engine.world
     engine.train(False)
     try:
-        for batch, _ in micro_batches_of(
-            dataset, ordered, rank=world.rank, world_size=world.world_size, size=size, score_prompts=score_prompts
-        ):
+        for batch, _ in micro_batches_of(engine, dataset, ordered, size=size, score_prompts=score_prompts):
             with torch.no_grad():
                 yield batch, engine.score(batch)
     finally:

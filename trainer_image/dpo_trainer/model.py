@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from dpo_operator.api.training import Adapter, AdapterType
 from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer.batch import MicroBatch
+from dpo_trainer import attention
+from dpo_trainer.batch import Layout, MicroBatch
 from dpo_trainer.errors import input_not_found, invalid_configuration
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,6 +31,7 @@ class Policy(nn.Module):
     model: the Hugging Face model, or the PEFT model around it. Parameter names begin with "model.".
     whole_logits: compute every position's logits by the model's own forward pass: slower and larger, for models that
         reach their output layer in an unusual way.
+    layout: how batches for this model are best laid out; see pack.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,8 +44,16 @@ class Policy(nn.Module):
                 f"spec.model: expected a causal language model with a transformer and an output layer, found {type(causal_lm).__name__}"
             )
         self.whole_logits = False
+        self.layout: Layout = "off"
         # Second names for submodules of self.model; a tuple keeps them out of named_parameters().
         self._parts: tuple[nn.Module, str] = (causal_lm, prefix)
+
+    def pack(self, layout: Layout) -> bool:
+        """Have batches of this layout accepted; False, and nothing changed, where the model's attention can't take them."""
+        if layout != "off" and not attention.enable(self._parts[0]):
+            return False
+        self.layout = layout
+        return True
 
     def forward(self, batch: MicroBatch, *, whole_logits: bool = False) -> tuple[Tensor, Tensor]:
         """Log-probs of the batch's answers (and prompts, where it scores them), summed over their tokens.
@@ -55,8 +65,10 @@ class Policy(nn.Module):
         """
         causal_lm, prefix = self._parts
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
-        if batch.attention_mask is not None:
-            inputs["attention_mask"] = batch.attention_mask
+        if batch.spans is not None:
+            inputs["spans"] = batch.spans
+            # Whatever has four dimensions is taken for a finished mask; otherwise one of the whole row would be made.
+            inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
         if _accepts(causal_lm._modules[prefix], "position_ids"):
             inputs["position_ids"] = batch.position_ids
         if whole_logits or self.whole_logits:
@@ -141,13 +153,12 @@ def load_model(spec: DPOJobSpec, folder: Path, *, seed: int, zero3: Callable[[in
         config = AutoConfig.from_pretrained(folder, **common)
         turn_off_dropout(config)
         partitioning = zero3(config.get_text_config().hidden_size) if zero3 else None
-        attention = None if spec.model.attention == "auto" else spec.model.attention
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             use_safetensors=True,
             dtype=DTYPES[spec.training.precision],
-            attn_implementation=attention,
+            attn_implementation=None if spec.model.attention == "auto" else spec.model.attention,
             output_loading_info=True,
             **common,
         )

@@ -45,19 +45,11 @@ def forward_backward(
 
     size: pairs of a forward and backward pass. kl_size: pairs of a pass without gradients. is_first: compute first_loss.
     """
-    world = engine.world
     kl = reference_point(engine, examples, size=kl_size, indices=pairs) if objective.needs_kl else None
     units = objective.units(torch.from_numpy(examples.data.lengths[pairs, 1:]))
     totals = torch.zeros(0, dtype=torch.float64)
     names: list[str] = []
-    for batch, last in micro_batches_of(
-        examples.data,
-        pairs,
-        rank=world.rank,
-        world_size=world.world_size,
-        size=size,
-        score_prompts=objective.needs_prompt,
-    ):
+    for batch, last in micro_batches_of(engine, examples.data, pairs, size=size, score_prompts=objective.needs_prompt):
         scored = engine.score(batch)
         logps = logps_of(batch, scored, examples.reference)
         counts = (batch.weight > 0).to(scored.answers.device)
@@ -70,9 +62,9 @@ def forward_backward(
                 found["first_loss"] = (objective.first_loss(logps) * counts).sum()
         found |= {"tokens": torch.tensor(batch.tokens), "truncated": torch.tensor(batch.truncated)}
         names = list(found)
-        values = torch.stack([value.to(world.device, torch.float64) for value in found.values()])
+        values = torch.stack([value.to(engine.world.device, torch.float64) for value in found.values()])
         totals = values if not len(totals) else totals + values
-    stopping = torch.tensor([stop.is_set()], dtype=torch.float64, device=world.device)
+    stopping = torch.tensor([stop.is_set()], dtype=torch.float64, device=engine.world.device)
     *whole, asked = engine.sum(torch.cat([totals, stopping])).tolist()
     figures = dict(zip(names, whole, strict=True))
     metrics = means(figures, None if kl is None else kl.item())

@@ -16,7 +16,7 @@ from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.checkpoint.identity import identity
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.store import Checkpoints
-from dpo_trainer.checks import check_first_step, choose_logits, say_partitions, warn
+from dpo_trainer.checks import check_first_step, choose_layout, choose_logits, say_partitions, warn
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.engine import Engine, join_world
 from dpo_trainer.errors import TrainerError
@@ -62,6 +62,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     ranks = Ranks(world.device)
     say_partitions(engine, ranks, telemetry)
     choose_logits(engine, train.data, training.precision, telemetry)
+    choose_layout(engine, train.data, spec, telemetry)
 
     digest = ranks.on_first(lambda: model_digest(work.model, _known_digests(work)))
     if objective.needs_reference:

@@ -140,6 +140,12 @@ class Training(ApiModel):
         default=True,
         description="Recompute activations in the backward pass: less memory, about a third more time.",
     )
+    packing: Literal["shared", "plain", "off"] = Field(
+        default="shared",
+        description="How pairs are laid out. shared: in one row without padding, each prompt encoded once for both answers. plain: without "
+        "padding, each answer with its own copy of the prompt. off: padded rows. The numbers are the same; a model whose attention can't be "
+        "packed falls back to off, which the log says.",
+    )
     zero_stage: StrictInt = Field(
         default=3,
         ge=1,

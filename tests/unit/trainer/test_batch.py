@@ -51,8 +51,50 @@ def test_layout_by_hand():
     assert batch.scored_head.tolist() == [True, True, False]
     assert batch.segments == 2
     assert batch.answer_tokens.tolist() == [[1, 2]]
-    assert batch.attention_mask is None
+    assert batch.spans is None
     assert batch.tokens == 7
+
+
+def test_a_shared_prompt_is_there_once_and_predicts_both_answers():
+    batch = collate(a_dataset(([1, 2], [3, 6], [4, 5, 7]), ([8], [], [9])), [0, 1], layout="shared")
+    assert batch.input_ids.tolist() == [[1, 2, 3, 6, 4, 5, 7, 8, 9]]
+    # The rejected answer's positions go on from the prompt's; the second pair starts anew.
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2, 3, 4, 0, 1]]
+    assert batch.spans == ((0, 2, 2, 3), (7, 1, 0, 1))
+    # The 2 predicts the 3 and the 4; the 8 predicts the 9.
+    assert batch.scored_positions.tolist() == [1, 2, 1, 4, 5, 7]
+    assert batch.scored_targets.tolist() == [3, 6, 4, 5, 7, 9]
+    assert batch.scored_segment.tolist() == [0, 0, 1, 1, 1, 3]
+    # What was trained on is counted the same in every layout.
+    assert batch.tokens == 4 + 5 + 2
+
+
+def test_a_plain_packed_row_has_a_prompt_before_each_answer():
+    batch = collate(a_dataset(([1, 2], [3], [4, 5])), [0], layout="plain", score_prompts=True)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 1, 2, 4, 5]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 2, 3]]
+    assert batch.spans == ((0, 2, 1, 0), (3, 2, 2, 0))
+    assert batch.scored_positions.tolist() == [1, 4, 5, 0]
+    assert batch.scored_targets.tolist() == [3, 4, 5, 2]
+
+
+@given(pair_lists, st.booleans())
+def test_every_layout_scores_the_same_tokens(pairs: list[Pair], score_prompts: bool):
+    rows, plain, shared = (
+        collate(a_dataset(*pairs), range(len(pairs)), score_prompts=score_prompts, layout=layout)
+        for layout in ("off", "plain", "shared")
+    )
+    for packed in (plain, shared):
+        for name in ("scored_targets", "scored_segment", "scored_head", "answer_tokens", "prompt_tokens"):
+            assert torch.equal(getattr(packed, name), getattr(rows, name))
+        # Positions count up from the start of each token's own sequence, whatever lies between in the row.
+        for field in ("position_ids", "input_ids"):
+            found, expected = (
+                getattr(batch, field).flatten()[batch.scored_positions].tolist() for batch in (packed, rows)
+            )
+            assert found == expected
+        assert packed.tokens == rows.tokens
+    assert shared.input_ids.numel() == sum(len(p) + len(c) + len(r) for p, c, r in pairs)
 
 
 def test_an_unpaired_example_has_one_row():

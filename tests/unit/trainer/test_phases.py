@@ -45,7 +45,11 @@ def changed(**spec: object) -> dict:
         (changed(nodes=0), 78, "spec.nodes: Input should be greater than or equal to 1 (found 0)"),
         (changed(surprise=1), 78, "spec.surprise: Extra inputs are not permitted"),
         (changed(nodes=99), 78, "spec.training.globalBatchSize: must be at least"),
-        (changed(pod={"network": {"hostNetwork": True}}), 64, "spec.pod.network.hostNetwork: true is not implemented yet"),
+        (
+            changed(pod={"network": {"hostNetwork": True}}),
+            64,
+            "spec.pod.network.hostNetwork: true is not implemented yet",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["prepare", "train", "export"])

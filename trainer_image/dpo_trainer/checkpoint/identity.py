@@ -5,7 +5,9 @@ from typing import Any
 from dpo_operator.api.types import DPOJobSpec
 
 # Settings of spec.training that change speed, memory or the log, and not the result.
-_NEUTRAL = frozenset({"microBatchSize", "gradientCheckpointing", "zeroStage", "offload", "device", "logEverySteps"})
+_NEUTRAL = frozenset(
+    {"microBatchSize", "packing", "gradientCheckpointing", "zeroStage", "offload", "device", "logEverySteps"}
+)
 
 
 def identity(spec: DPOJobSpec, **more: str) -> dict[str, Any]:

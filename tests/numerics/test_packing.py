@@ -1,0 +1,138 @@
+"""Packed pairs, and pairs that share their prompt, give the numbers of padded rows: log-probs, losses and gradients."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpo_trainer.dataset import PairDataset, TokenPair
+from dpo_trainer.workdir import WorkDir
+from tests.numerics.family import examples, losses_and_gradients, two_models
+from tests.numerics.jobs import a_job, make_model, some_pairs, train_on_rank
+from tests.numerics.ranks import on_ranks
+from tests.numerics.test_methods_over_ranks import METHODS
+from tests.numerics.test_policy_logps import ARCHITECTURES, GATED
+
+pytestmark = pytest.mark.numerics
+
+WINDOWED = {**GATED, "model_type": "mistral", "sliding_window": 6}
+PACKED = {
+    **{name: ARCHITECTURES[name] for name in ARCHITECTURES if name.partition(",")[0] not in ("gemma2", "bloom")},
+    "mistral, a window shorter than the answers": WINDOWED,
+}
+LORA = {"type": "lora", "rank": 4, "alpha": 8, "targetModules": ["q_proj", "v_proj"]}
+
+
+def one_sided(data: PairDataset) -> PairDataset:
+    """The same pairs; every third has lost its chosen answer, every fourth its rejected one."""
+    nothing = data[0].chosen[:0]
+    return PairDataset.from_pairs(
+        TokenPair(p.prompt, nothing if i % 3 == 2 else p.chosen, nothing if i % 4 == 3 else p.rejected, p.row)
+        for i, p in enumerate(data[i] for i in range(len(data)))
+    )
+
+
+def packed_and_rows() -> dict[str, dict[str, tuple[float, float]]]:
+    """Architecture -> layout -> largest difference of a log-prob (nats), and of a gradient as a share of the largest."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from dpo_trainer.batch import collate
+    from dpo_trainer.model import Policy, turn_off_dropout
+
+    data, found = one_sided(some_pairs(7)), {}
+    for name, settings in PACKED.items():
+        torch.manual_seed(1)
+        config = AutoConfig.for_model(**settings)
+        turn_off_dropout(config)
+        policy = Policy(AutoModelForCausalLM.from_config(config, dtype=torch.float32).train())
+        outcome = {}
+        for layout in ("off", "plain", "shared"):
+            assert policy.pack(layout), f"{name} can't be packed"
+            policy.zero_grad()
+            sums, _ = policy(collate(data, range(7), layout=layout, score_prompts=True))
+            # A weight for each sum, so that errors can't cancel.
+            (sums * torch.linspace(-1, 1, sums.numel()).view_as(sums)).sum().backward()
+            gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
+            outcome[layout] = (sums.detach(), gradient)
+        rows = outcome.pop("off")
+        found[name] = {
+            layout: (
+                (sums - rows[0]).abs().max().item(),
+                ((gradient - rows[1]).abs().max() / rows[1].abs().max()).item(),
+            )
+            for layout, (sums, gradient) in outcome.items()
+        }
+    return found
+
+
+@pytest.fixture(scope="module")
+def differences() -> dict[str, dict[str, tuple[float, float]]]:
+    return on_ranks(1, packed_and_rows)[0]
+
+
+@pytest.mark.parametrize("layout", ["plain", "shared"])
+@pytest.mark.parametrize("name", PACKED)
+def test_log_probs_and_gradients_are_those_of_rows(differences: dict[str, Any], name: str, layout: str):
+    nats, share = differences[name][layout]
+    assert nats < 1e-4
+    assert share < 1e-5
+
+
+@pytest.fixture(scope="module")
+def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, Any]]]:
+    """Layout -> method -> loss and gradient of a step in micro-batches of three, the last one incomplete."""
+    root = tmp_path_factory.mktemp("layouts")
+    on_ranks(1, two_models, root / "policy", root / "reference")
+    data = {"pairs": examples("=" * 11), "unpaired": examples("+-+++-++--+"), "mixed": examples("=-=+==+--=+")}
+    return {
+        layout: on_ranks(1, losses_and_gradients, METHODS, data, root / "policy", root / "reference", layout)[0]
+        for layout in ("off", "plain", "shared")
+    }
+
+
+@pytest.mark.parametrize("layout", ["plain", "shared"])
+@pytest.mark.parametrize("name", METHODS)
+def test_no_methods_loss_or_gradient_depends_on_the_layout(methods: dict[str, Any], name: str, layout: str):
+    rows, packed = methods["off"][name], methods[layout][name]
+    assert packed["loss"] == pytest.approx(rows["loss"], abs=1e-5, rel=1e-6)
+    largest = max(abs(gradient).max() for gradient in rows["gradient"].values())
+    for parameter, gradient in rows["gradient"].items():
+        assert abs(packed["gradient"][parameter] - gradient).max() <= 1e-4 * max(1.0, largest), parameter
+
+
+@pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
+def test_a_run_on_two_ranks_with_checkpointing_has_the_same_curve(tmp_path: Path, adapter: dict[str, Any] | None):
+    curves = {}
+    for layout in ("off", "shared"):
+        work = WorkDir(tmp_path / layout)
+        some_pairs(13).save(work.train_data)
+        on_ranks(1, make_model, work.model)
+        document = a_job(maxSteps=6, gradientCheckpointing=True, packing=layout, microBatchSize=3)
+        if adapter:
+            document["spec"]["adapter"] = adapter
+        run = on_ranks(2, train_on_rank, document, work.root)[0]
+        assert run["warnings"] == []
+        curves[layout] = run["steps"]
+    for rows, packed in zip(curves["off"], curves["shared"], strict=True):
+        assert packed["loss"] == pytest.approx(rows["loss"], abs=1e-5)
+        assert packed["grad_norm"] == pytest.approx(rows["grad_norm"], rel=1e-4)
+
+
+def make_bloom(folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**ARCHITECTURES["bloom, no position ids"])).save_pretrained(
+        folder
+    )
+
+
+def test_a_model_that_cannot_be_packed_is_trained_in_rows_and_says_so(tmp_path: Path):
+    work = WorkDir(tmp_path)
+    some_pairs(9).save(work.train_data)
+    on_ranks(1, make_bloom, work.model)
+    run = on_ranks(1, train_on_rank, a_job(maxSteps=2), tmp_path)[0]
+    assert run["warnings"] == ["NotPacked"]
+    assert run["steps"][0]["loss"] == pytest.approx(0.693147, abs=1e-4)

@@ -1,0 +1,103 @@
+"""Attention over packed pairs whose two answers share one copy of their prompt.
+
+A packed row holds, for each pair, prompt, chosen and rejected tokens one after another. Prompt and chosen answer are an
+ordinary causal sequence; the rejected answer's tokens look at the prompt and at themselves, and at nothing of the chosen one.
+So the attention of a pair is two causal calls, whose cost is that of two rows without the second copy of the prompt, and no
+mask of the whole row is ever made. The idea is that of prefix sharing for DPO (Wang et al. 2024, 2410.20305).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# The name under which transformers finds it.
+NAME = "dpo_shared_prompt"
+
+# (start, prompt, chosen, rejected): where a pair begins in the row, and the lengths of its parts, in tokens.
+Span = tuple[int, int, int, int]
+
+# What some architectures add to attention, and this one does not do.
+_UNKNOWN = ("softcap", "s_aux", "position_bias", "head_mask")
+
+
+class UnsupportedAttention(ValueError):
+    """The architecture wants something of its attention that packed pairs can't have."""
+
+
+def register() -> None:
+    """Make the attention known to transformers; again does nothing new."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(NAME, attention)
+    # Rows that are not packed (generation, padded batches) get the masks that SDPA gets.
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def enable(causal_lm: Any) -> bool:
+    """Have a Hugging Face model use this attention; False, and no change, where it can't."""
+    config = causal_lm.config.get_text_config()
+    usable = config._attn_implementation in ("sdpa", NAME) and causal_lm._can_set_attn_implementation()
+    # Attention in chunks of the text is made by masks, which packed rows have none of.
+    if not usable or getattr(config, "attention_chunk_size", None) is not None:
+        return False
+    register()
+    causal_lm.set_attn_implementation(NAME)
+    return True
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    spans: tuple[Span, ...] | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention in the form that transformers calls it.
+
+    query: [1, heads, length, head_dim]. key, value: [1, key-value heads, length, head_dim]. spans: pairs of a packed row, which
+    cover it; without them it is plain SDPA with the given mask.
+    Returns [1, length, heads, head_dim] and None. Raises UnsupportedAttention.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if spans is None:
+        if sliding_window is not None:
+            options["sliding_window"] = sliding_window
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
+    if wanted := [name for name in _UNKNOWN if options.get(name) is not None]:
+        raise UnsupportedAttention(f"attention with {', '.join(wanted)}")
+
+    def causal(queries: slice, keys: Tensor, values: Tensor, before: int) -> Tensor:
+        """Queries that follow `before` keys of their own sequence and look at those and at themselves."""
+        wanted = query[:, :, queries]
+        count, length = wanted.shape[2], keys.shape[2]
+        plain = before == 0 and (sliding_window is None or length <= sliding_window)
+        mask = None if plain else _mask(count, length, before, sliding_window, query.device)
+        return sdpa_attention_forward(module, wanted, keys, values, mask, **{**options, "is_causal": plain})[0]  # type: ignore[no-any-return]
+
+    parts = []
+    for start, prompt, chosen, rejected in spans:
+        first, second, end = start + prompt, start + prompt + chosen, start + prompt + chosen + rejected
+        one = slice(start, second)
+        parts.append(causal(one, key[:, :, one], value[:, :, one], 0))
+        if rejected:
+            shared, own = slice(start, first), slice(second, end)
+            keys = torch.cat([key[:, :, shared], key[:, :, own]], dim=2)
+            values = torch.cat([value[:, :, shared], value[:, :, own]], dim=2)
+            parts.append(causal(own, keys, values, prompt))
+    return torch.cat(parts, dim=1), None
+
+
+def _mask(queries: int, keys: int, before: int, window: int | None, device: torch.device) -> Tensor:
+    """Which keys each query sees: bool [1, 1, queries, keys]. before: keys that come before the first query."""
+    distance = torch.arange(before, before + queries, device=device)[:, None] - torch.arange(keys, device=device)
+    seen = distance >= 0
+    if window is not None:
+        seen &= distance < window
+    return seen[None, None]
