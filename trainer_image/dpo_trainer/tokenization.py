@@ -11,6 +11,9 @@ Where the prompt ends: prompt + answer is tokenized as one text, and the answer 
 a token spans the border, so that those are not a beginning of the whole, prompt and answers are tokenized apart, both answers
 alike, and the pair is counted as a boundary merge.
 
+Tokens say what the text said, up to what the tokenizer itself does to it: SentencePiece puts a space before a text (older
+Llamas also behind added tokens) and takes its own sign for a space as one; some normalize Unicode, or drop what they don't know.
+
 An unpaired example has one answer; everything above holds for it alone, and the other one has no tokens, not even EOS.
 """
 
@@ -146,7 +149,7 @@ class PairTokenizer:
             found = self._split(prompt, whole)
             if found is None:
                 self.counts.boundary_merges += 1
-                found = [self._encoder.rest(text, plain=True) for text in given.values()]
+                found = [self._encoder.rest_of_text(text) for text in given.values()]
             parts = ((Reason.EMPTY_PROMPT, self.begin + prompt), *zip(given, found, strict=True))
             if empty := [reason for reason, ids in parts if not ids]:
                 yield Rejection(empty[0], "the tokenizer makes no token of the text")
@@ -163,8 +166,8 @@ class PairTokenizer:
 
     def _tokenize_chats(self, pairs: list[ChatPair]) -> Iterator[Tokenized | Rejection]:
         chats = [self._render(pair) for pair in pairs]
-        texts = [text for chat in chats if isinstance(chat, Chat) for text in (chat.prompt, *chat.whole)]
-        encoded = iter(self._encoder.chats(texts))
+        written = [(text, c.looks_special) for c in chats if isinstance(c, Chat) for text in (c.prompt, *c.whole)]
+        encoded = iter(self._encoder.chats([text for text, _ in written], [marked for _, marked in written]))
         for chat in chats:
             if isinstance(chat, Rejection):
                 yield chat
@@ -174,7 +177,8 @@ class PairTokenizer:
             answers = self._split(prompt, whole)
             if answers is None:
                 self.counts.boundary_merges += 1
-                answers = [self._encoder.rest(text[len(chat.prompt) :], plain=False) for text in chat.whole]
+                tails = (text[len(chat.prompt) :] for text in chat.whole)
+                answers = [self._encoder.rest_of_chat(tail, marked=chat.looks_special) for tail in tails]
             ended = [self._end_turn(answer) for answer in answers]
             if prompt and all(ended):
                 yield prompt, ended
