@@ -93,7 +93,9 @@ def trl(folder: Path, scratch: Path, lora: bool, *, best: bool) -> tuple[float, 
     ]
     vocabulary = {f"t{i}": i for i in range(50257)}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="t0")), eos_token="t50256", pad_token="t0"
+        tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="t0")),
+        eos_token="t50256",
+        pad_token="t0",
     )
     size = 1 if best else 4
     arguments = DPOConfig(

@@ -140,20 +140,20 @@ def keys() -> dict[str, str]:
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.reference import reference_key
 
-    def key(model: str = "m", dataset: str = "d", **training: Any) -> str:
+    def key(model: str = "m", dataset: str = "d", layout: Any = "shared", **training: Any) -> str:
         spec = DPOJob.model_validate(a_job(**training)).spec
-        return reference_key(spec, model_digest=model, dataset_digest=dataset)
+        return reference_key(spec, model_digest=model, dataset_digest=dataset, layout=layout)
 
     return {
         "base": key(), "learning rate": key(learningRate=1e-6), "batch": key(globalBatchSize=64, microBatchSize=4),
-        "model": key(model="n"), "data": key(dataset="e"), "precision": key(precision="bf16"),
+        "model": key(model="n"), "data": key(dataset="e"), "precision": key(precision="bf16"), "layout": key(layout="off"),
     }  # fmt: skip
 
 
 def test_the_key_is_what_the_log_probs_depend_on():
     [found] = on_ranks(1, keys)
     assert found["base"] == found["learning rate"] == found["batch"]
-    assert len({found[name] for name in ("base", "model", "data", "precision")}) == 4
+    assert len({found[name] for name in ("base", "model", "data", "precision", "layout")}) == 5
 
 
 def test_the_models_digest_follows_weights_and_configuration(work: WorkDir):

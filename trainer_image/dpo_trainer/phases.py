@@ -89,8 +89,8 @@ def attempt_from_environment() -> int:
 
 def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
     _stop_by_exception()
-    telemetry.serve()
     telemetry.activity("preparing model and data")
+    telemetry.serve()
     from dpo_trainer import prepare
 
     claims = Path(os.environ.get(names.ENV_CLAIMS_DIR, names.CLAIMS_DIR))
@@ -105,8 +105,8 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
 
 def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
     _stop_by_exception()
-    telemetry.serve()
     telemetry.activity("starting")
+    telemetry.serve()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         say = telemetry.activity if os.environ.get("LOCAL_RANK", "0") == "0" else lambda _: None
         rendezvous.wait_for_name(os.environ["MASTER_ADDR"], say, timeout=rendezvous.timeout_from_environment())
@@ -122,8 +122,8 @@ def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Te
 
 def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
     _stop_by_exception()
-    telemetry.serve()
     telemetry.activity("exporting")
+    telemetry.serve()
     from dpo_trainer import export
 
     def progress(text: str) -> None:

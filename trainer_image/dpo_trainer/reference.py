@@ -9,18 +9,23 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer.batch import Layout
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.engine import Engine
 from dpo_trainer.errors import invalid_configuration
 from dpo_trainer.evaluate import logps_table
+from dpo_trainer.examples import Examples
 from dpo_trainer.files import commit, sha256
+from dpo_trainer.outcome import Stopped, StopRequest
+from dpo_trainer.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +33,12 @@ log = logging.getLogger(__name__)
 VERSION = 2
 
 
-def reference_key(spec: DPOJobSpec, *, model_digest: str, dataset_digest: str) -> str:
+def reference_key(spec: DPOJobSpec, *, model_digest: str, dataset_digest: str, layout: Layout) -> str:
     """What the log-probs depend on, as SHA-256, hex.
 
     model_digest: of weights and configuration. dataset_digest: of the token ids, which tokenizer, chat template and
-    truncation have already gone into. Loss, beta, learning rate and number of ranks are left out: they change nothing.
+    truncation have already gone into. layout: of the batches; in bf16 another one rounds differently.
+    Loss, beta, learning rate and number of ranks are left out: they change nothing.
     """
     facts = {
         "version": VERSION,
@@ -40,6 +46,7 @@ def reference_key(spec: DPOJobSpec, *, model_digest: str, dataset_digest: str) -
         "dataset": dataset_digest,
         "precision": spec.training.precision,
         "attention": spec.model.attention,
+        "layout": layout,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
@@ -73,6 +80,45 @@ def reference_logps(
         )
     ranks.on_first(lambda: save_table(path, table, key=key))
     return table
+
+
+@dataclass(frozen=True)
+class References:
+    """Adds the reference log-probs to splits, before the first step. model_digest: see the function of that name."""
+
+    spec: DPOJobSpec
+    engine: Engine
+    ranks: Ranks
+    folder: Path
+    model_digest: str
+    telemetry: Telemetry
+    stop: StopRequest
+
+    def add_to(self, examples: Examples, *, size: int) -> None:
+        """Compute or read the log-probs of one split. Collective. size: pairs of one forward pass.
+
+        Raises TrainerError, see reference_logps, and Stopped when any rank is asked to stop.
+        """
+        with self.telemetry.timed("ref"):
+            examples.add_reference(lambda what, data: self._table(what, data, size))
+
+    def _table(self, what: str, data: PairDataset, size: int) -> Tensor:
+        self.telemetry.activity(f"reference log-probs of {what}")
+        key = reference_key(
+            self.spec,
+            model_digest=self.model_digest,
+            dataset_digest=data.digest,
+            layout=self.engine.module.layout,
+        )
+        return reference_logps(
+            self.engine, data, self.folder, key=key, size=size, ranks=self.ranks, after_each=self._stop_or_alive
+        )
+
+    def _stop_or_alive(self, pairs: int) -> None:
+        """Say how far it is; leave on every rank when one was asked to stop."""
+        self.telemetry.alive(f"{self.telemetry.progress.activity.partition(':')[0]}: {pairs} done")
+        if self.engine.any_rank(self.stop.is_set()):
+            raise Stopped(self.stop.signal_name or "a signal to another rank")
 
 
 def save_table(path: Path, table: Tensor, *, key: str) -> None:

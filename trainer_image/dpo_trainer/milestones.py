@@ -1,0 +1,157 @@
+"""What may happen between two optimizer steps: an evaluation, sample answers, a verdict, a checkpoint, the end."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer.checkpoint.store import Checkpoints
+from dpo_trainer.engine import Engine
+from dpo_trainer.errors import TrainerError
+from dpo_trainer.evaluate import evaluate, logps_table
+from dpo_trainer.examples import Examples
+from dpo_trainer.objective import Objective
+from dpo_trainer.outcome import Outcome, StopRequest
+from dpo_trainer.sampler import Plan
+from dpo_trainer.samples import Samples
+from dpo_trainer.stopping import cost, judge
+from dpo_trainer.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from dpo_trainer.checkpoint.zero3 import Zero3State
+
+_PROBE_PAIRS = 8
+
+
+@dataclass
+class Milestones:
+    """Everything that `conclude` works with, and the evaluations so far. Its methods are collective.
+
+    eval_size: pairs of one forward pass without gradients.
+    """
+
+    spec: DPOJobSpec
+    engine: Engine
+    objective: Objective
+    train: Examples
+    evaluation: Examples | None
+    plan: Plan
+    total_steps: int
+    eval_size: int
+    samples: Samples
+    checkpoints: Checkpoints
+    state: "Zero3State"
+    telemetry: Telemetry
+    stop: StopRequest
+    evaluations: list[tuple[int, float | None]]
+
+    def should_stop(self) -> bool:
+        """Whether any rank was asked to stop."""
+        return self.engine.any_rank(self.stop.is_set())
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether there is an evaluation after a step."""
+        return self.evaluation is not None and (step == self.total_steps or step % self.spec.eval_every_steps == 0)
+
+    def conclude(
+        self, step: int, metrics: dict[str, float], *, stopping: bool, committed: bool = False
+    ) -> Outcome | None:
+        """Evaluate, judge and save after a step; how the run ends, None when it goes on.
+
+        metrics: of the step, as they were logged. stopping: some rank was asked to stop.
+        committed: there is a checkpoint of the step, which only lacks its evaluation.
+        """
+        spec, evaluated = self.spec, None
+        improved = stale = False
+        if self.is_evaluated(step) and not stopping:
+            evaluated = self._evaluate(step)
+            stopping = evaluated is None
+        if evaluated is not None:
+            self.telemetry.evaluation(step, evaluated)
+            self.evaluations.append((step, cost(spec.selection_metric, evaluated)))
+            verdict = judge(self.evaluations, spec.early_stopping)
+            improved, stale = verdict.improved and spec.checkpoint.keep_best > 0, verdict.stop
+
+        finished = ""
+        if step == self.total_steps and (evaluated is not None or self.evaluation is None):
+            finished = f"Trained {self.total_steps} steps on {self.plan.pairs_seen(step)} pairs."
+        elif stale:
+            finished = (
+                f"Stopped early after step {step} of {self.total_steps}: {spec.selection_metric} has not improved since "
+                f"step {verdict.best_step}."
+            )
+        if finished or stopping or improved or step % spec.checkpoint.every_steps == 0:
+            self._save(step, metrics, evaluated, finished, committed=committed)
+        if finished:
+            self.telemetry.ended(finished)
+            return Outcome("Succeeded", finished)
+        if stopping:
+            return Outcome(
+                "Stopped", f"Stopped after step {step} of {self.total_steps}; a checkpoint of it was committed."
+            )
+        return None
+
+    def _evaluate(self, step: int) -> dict[str, float] | None:
+        """Metrics of the held-out pairs and of the sample answers; None when a stop came before they were whole."""
+        assert self.evaluation is not None
+        self.telemetry.activity("evaluating")
+        with self.telemetry.timed("eval"):
+            evaluated = evaluate(
+                self.engine, self.evaluation, self.objective, size=self.eval_size, should_stop=self.should_stop
+            )
+            answered = None if evaluated is None else self.samples.take(step, self.telemetry, self.should_stop)
+        return None if evaluated is None or answered is None else evaluated | answered
+
+    def _save(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        evaluated: Mapping[str, float] | None,
+        finished: str,
+        *,
+        committed: bool,
+    ) -> None:
+        loop: dict[str, Any] = {
+            "step": step,
+            "epoch": self.plan.epoch(step),
+            "pairs_seen": self.plan.pairs_seen(step),
+            "total_steps": self.total_steps,
+            "train": metrics,
+            "eval": evaluated,
+            "evaluations": self.evaluations,
+            "selection_metric": self.spec.selection_metric,
+            "finished": finished,
+        }
+        if self.engine.loss_scale is not None:
+            loop["loss_scale"] = asdict(self.engine.loss_scale)
+        if finished or evaluated is not None:
+            loop["probe"] = self._probe()
+        # By the cost of its evaluation the best checkpoint is chosen.
+        summary = {"selection": self.evaluations[-1][1] if evaluated is not None else None, "loss": metrics["loss"]}
+        self.telemetry.activity("saving a checkpoint")
+        started = time.monotonic()
+        try:
+            with self.telemetry.timed("checkpoint"):
+                if committed:
+                    ref = self.checkpoints.amend(loop=loop, metrics=summary)
+                else:
+                    ref = self.checkpoints.save(self.state, step=step, loop=loop, metrics=summary)
+        except TrainerError:
+            self.telemetry.checkpoint_failed()
+            raise
+        self.telemetry.checkpoint(ref, time.monotonic() - started)
+
+    def _probe(self) -> dict[str, Any]:
+        """Log-probs of a few pairs under the current weights, to hold the exported model against."""
+        examples = self.evaluation or self.train
+        indices = np.arange(min(_PROBE_PAIRS, len(examples.data)), dtype=np.int64)
+        table = logps_table(self.engine, examples.data, size=1, indices=indices)
+        return {
+            "split": "eval" if examples is self.evaluation else "train",
+            "pairs": indices.tolist(),
+            "logps": table[: len(indices), :, 0].tolist(),
+            "precision": self.spec.training.precision,
+        }
