@@ -4,6 +4,7 @@ One process on the CPU, without DeepSpeed. The folder appears when it is complet
 """
 
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -108,9 +109,11 @@ def _choose(spec: DPOJobSpec, root: Path, progress: Progress) -> tuple[FullCheck
 def _quiet() -> None:
     """No progress bars in a log, and no search for a GPU by DeepSpeed, which transformers imports when it is there."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    from transformers.utils import logging
+    # PEFT imports it where it is installed, and it then says which of its kernels this CPU could have.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
 
 
 def _write_model(base: Path, checkpoint: FullCheckpoint, folder: Path) -> dict[str, torch.dtype]:
