@@ -4,10 +4,13 @@ from dpo_operator.api.exitcodes import ExitCode
 
 
 class TrainerError(Exception):
-    """A failure with a known cause. The message says what was expected, what was found and what to do."""
+    """A failure with a known cause. The message says what was expected, what was found and what to do.
+
+    Half a surrogate pair, which a column's name can hold, is escaped in it: the message is written to files.
+    """
 
     def __init__(self, exit_code: ExitCode, message: str) -> None:
-        super().__init__(message)
+        super().__init__(message.encode(errors="backslashreplace").decode())
         self.exit_code = exit_code
 
 

@@ -125,6 +125,8 @@ def _read_file(raw: IO[bytes], name: str) -> Iterator[tuple[int, Any]]:
         file: IO[bytes] = gzip.GzipFile(fileobj=raw) if name.endswith(".gz") else raw  # type: ignore[assignment]
         whole = name.removesuffix(".gz").endswith(".json")
         yield from (_read_json(file, name) if whole else _read_lines(_lines(file)))
+    except _OtherEncoding as error:
+        raise bad_dataset(f"{name}: expected text in UTF-8, found {error}; write it as UTF-8") from error
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise bad_dataset(f"{name}: the gzip file is damaged or cut short ({error}); copy it again") from error
 
@@ -140,18 +142,27 @@ def _read_parquet(file: IO[bytes], name: str) -> Iterator[Any]:
         for batch in table.iter_batches(batch_size=min(512, max(1, PARQUET_BATCH // max(1, largest)))):
             try:
                 rows = batch.to_pylist(maps_as_pydicts="lossy")
-            except UnicodeDecodeError:
+            except (ValueError, OverflowError):
                 rows = [_parquet_row(batch, i) for i in range(batch.num_rows)]
             yield from rows
-    except arrow.ArrowException as error:
+    except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        # What Arrow can't decode may be an OSError too, of no system call; others are those of the file or the store. The names of
+        # the columns may be no text.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise bad_dataset(f"{name}: expected a Parquet file, found: {_one_line(error)}; write it again") from error
 
 
 def _parquet_row(batch: Any, index: int) -> Any:
-    try:
-        return batch.slice(index, 1).to_pylist(maps_as_pydicts="lossy")[0]
-    except UnicodeDecodeError as error:
-        return Rejection(Reason.NOT_UTF8, f"byte {error.start} of a column is not UTF-8")
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[index].as_py(maps_as_pydicts="lossy")
+        except UnicodeDecodeError as error:
+            return Rejection(Reason.NOT_UTF8, f"byte {error.start} of column {name[:64]} is not UTF-8")
+        except (ValueError, OverflowError):  # a time that Python can't hold; no column that is read has times
+            row[name] = None
+    return row
 
 
 def _read_lines(lines: Iterable[bytes | Rejection]) -> Iterator[tuple[int, Any]]:
@@ -161,9 +172,20 @@ def _read_lines(lines: Iterable[bytes | Rejection]) -> Iterator[tuple[int, Any]]
             yield number, line
             continue
         if number == 1:
+            _check_encoding(line)
             line = line.removeprefix(_BOM)
         if line.strip():
             yield number, _decode(line)
+
+
+class _OtherEncoding(ValueError):
+    """The file is text, but not in UTF-8. The message is the encoding's name."""
+
+
+def _check_encoding(begin: bytes) -> None:
+    encoding = json.detect_encoding(begin)
+    if not encoding.startswith("utf-8") and begin[:8].decode(encoding, errors="ignore").startswith(("{", "[", '"')):
+        raise _OtherEncoding(encoding.upper())
 
 
 def _lines(file: IO[bytes]) -> Iterator[bytes | Rejection]:
@@ -194,6 +216,7 @@ def _read_json(file: IO[bytes], name: str) -> Iterator[tuple[int, Any]]:
     head = b""
     while not head.removeprefix(_BOM).strip() and (line := file.readline(LONGEST_LINE)):
         head += line
+    _check_encoding(head)
     start = head.removeprefix(_BOM).lstrip()
     if start.startswith(b"["):
         yield from enumerate(_whole_document(head + file.read(), name), start=1)

@@ -124,7 +124,7 @@ def read_split(name: str, rows: Rows, spec: Dataset, reading: Reading) -> Split:
     )
     if not mixed or not len(dataset):
         check_filters({name: (spec, split)}, data, _not_needed(name, data, mixed=mixed))
-    _check_rows(name, split, data, tally)
+    _check_rows(name, split, data, spec, tally)
     return split
 
 
@@ -141,7 +141,8 @@ def check_filters(splits: Mapping[str, tuple[Dataset, Split]], data: Data, but: 
     found = dict.fromkeys(column for _, split in splits.values() for column in split.columns)
     raise invalid_configuration(
         f"{' and '.join(splits)}: filters.{idle[0]} needs {filters.needs(idle[0], data.filters, spec.columns)}, and no row has one; "
-        f"found columns {_listed(found)}. Name the right column, or leave the filter out"
+        f"found columns {_listed(found)}. Name the right column, or leave the filter out. The data are "
+        f"{' and '.join(spec.source for spec, _ in splits.values())}"
     )
 
 
@@ -167,7 +168,7 @@ def _format(name: str, head: list[Any], spec: Dataset, columns: tuple[str, ...])
         return "pairs"
     wanted = spec.columns
     raise bad_dataset(
-        f"{name}: the rows fit no format. Expected text or messages in columns {wanted.chosen} and {wanted.rejected}, with "
+        f"{name}: the rows of {spec.source} fit no format. Expected text or messages in columns {wanted.chosen} and {wanted.rejected}, with "
         f"{wanted.prompt or 'prompt'} (or instruction) beside them unless they are whole conversations; or a list in "
         f"{wanted.responses} with {wanted.scores}; or {wanted.answer_a} and {wanted.answer_b} with {wanted.votes}; or "
         f"{wanted.completion} with {wanted.label}; found {_described(head, columns)}. Set columns, or format"
@@ -245,13 +246,17 @@ def _kept(
             yield item
 
 
-def _check_rows(name: str, split: Split, data: Data, tally: _Tally) -> None:
+def _check_rows(name: str, split: Split, data: Data, spec: Dataset, tally: _Tally) -> None:
     if tally.bad > data.filters.max_bad_rows * tally.rows:
         raise _too_many_bad(name, data.filters.max_bad_rows, split.columns, tally)
     if len(split.dataset) == 0:
         found = ", ".join(f"{reason} {count}" for reason, count in split.dropped.items()) or "no rows at all"
+        first = ""
+        if tally.first_bad is not None:
+            row, rejection = tally.first_bad
+            first = f". The first is {tally.where(row)}, {rejection.reason}: {rejection.detail}"
         raise bad_dataset(
-            f"{name}: no usable pair in {tally.rows} rows ({found}); see data/dropped.jsonl in the work folder"
+            f"{name}: no usable pair in {tally.rows} rows ({found}) of {spec.source}{first}; see data/dropped.jsonl in the work folder"
         )
 
 
