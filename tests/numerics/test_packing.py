@@ -119,20 +119,27 @@ def test_a_run_on_two_ranks_with_checkpointing_has_the_same_curve(tmp_path: Path
         assert packed["grad_norm"] == pytest.approx(rows["grad_norm"], rel=1e-4)
 
 
-def make_bloom(folder: Path) -> None:
+# Models that are not packed: positions without ids, keys that the model itself leaves out (in long texts alone), convolutions.
+NOT_PACKED = {
+    "bloom": ARCHITECTURES["bloom, no position ids"],
+    "doge": {**GATED, "model_type": "doge"},
+    "lfm2": {**GATED, "model_type": "lfm2", "layer_types": ["conv", "full_attention"]},
+}
+
+
+def make_architecture(folder: Path, settings: dict[str, Any]) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(1)
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(**ARCHITECTURES["bloom, no position ids"])).save_pretrained(
-        folder
-    )
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings)).save_pretrained(folder)
 
 
-def test_a_model_that_cannot_be_packed_is_trained_in_rows_and_says_so(tmp_path: Path):
+@pytest.mark.parametrize(("name", "precision"), [("bloom", "fp32"), ("doge", "fp32"), ("lfm2", "bf16")])
+def test_a_model_that_cannot_be_packed_is_trained_in_rows_and_says_so(tmp_path: Path, name: str, precision: str):
     work = WorkDir(tmp_path)
     some_pairs(9).save(work.train_data)
-    on_ranks(1, make_bloom, work.model)
-    run = on_ranks(1, train_on_rank, a_job(maxSteps=2), tmp_path)[0]
+    on_ranks(1, make_architecture, work.model, NOT_PACKED[name])
+    run = on_ranks(2, train_on_rank, a_job(maxSteps=2, precision=precision), tmp_path)[0]
     assert run["warnings"] == ["NotPacked"]
-    assert run["steps"][0]["loss"] == pytest.approx(0.693147, abs=1e-4)
+    assert run["steps"][0]["loss"] == pytest.approx(0.693147, abs=1e-4 if precision == "fp32" else 1e-2)

@@ -17,8 +17,9 @@ NAME = "dpo_shared_prompt"
 # (start, prompt, chosen, rejected): where a pair begins in the row, and the lengths of its parts, in tokens.
 Span = tuple[int, int, int, int]
 
-# What some architectures add to attention, and this one does not do.
-_UNKNOWN = ("softcap", "s_aux", "position_bias", "head_mask")
+# What models hand to their attention that this one does, or that changes nothing. All else (caps on scores, sinks, biases,
+# indices of the keys that are looked at) would be left out in silence, often for long texts alone.
+_KNOWN = frozenset({"dropout", "scaling", "is_causal", "position_ids", "use_cache", "output_attentions"})
 
 
 class UnsupportedAttention(ValueError):
@@ -39,8 +40,10 @@ def enable(causal_lm: Any) -> bool:
     """Have a Hugging Face model use this attention; False, and no change, where it can't."""
     config = causal_lm.config.get_text_config()
     usable = config._attn_implementation in ("sdpa", NAME) and causal_lm._can_set_attn_implementation()
-    # Attention in chunks of the text is made by masks, which packed rows have none of.
-    if not usable or getattr(config, "attention_chunk_size", None) is not None:
+    # Attention in chunks of the text is made by masks, which packed rows have none of. A convolution would mix the end of one
+    # answer into the beginning of the next, too little for the comparison at the start to see in bf16.
+    chunked = getattr(config, "attention_chunk_size", None) is not None
+    if not usable or chunked or any(isinstance(module, nn.Conv1d) for module in causal_lm.modules()):
         return False
     register()
     causal_lm.set_attn_implementation(NAME)
@@ -61,7 +64,8 @@ def attention(
     """Scaled dot-product attention in the form that transformers calls it.
 
     query: [1, heads, length, head_dim]. key, value: [1, key-value heads, length, head_dim]. spans: pairs of a packed row, which
-    cover it; without them it is plain SDPA with the given mask.
+    cover it; without them it is plain SDPA with the given mask. attention_mask: with spans, the placeholder of Policy.forward;
+    anything else is a mask that the model made, which packed pairs would not see.
     Returns [1, length, heads, head_dim] and None. Raises UnsupportedAttention.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -70,8 +74,10 @@ def attention(
         if sliding_window is not None:
             options["sliding_window"] = sliding_window
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
-    if wanted := [name for name in _UNKNOWN if options.get(name) is not None]:
-        raise UnsupportedAttention(f"attention with {', '.join(wanted)}")
+    if wanted := sorted(name for name, value in options.items() if value is not None and name not in _KNOWN):
+        raise UnsupportedAttention(f"its attention takes {', '.join(wanted)}")
+    if attention_mask is None or attention_mask.numel() != 1:
+        raise UnsupportedAttention("it makes masks of its own")
 
     def causal(queries: slice, keys: Tensor, values: Tensor, before: int) -> Tensor:
         """Queries that follow `before` keys of their own sequence and look at those and at themselves."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpo_operator.api.method import Loss, Method, MethodName
+from dpo_operator.api.method import REFERENCE_FREE, Loss, Method, MethodName
 from dpo_trainer import losses
 
 
@@ -48,12 +48,14 @@ class Objective:
     needs_reference: whether log-ratios enter the loss; without, no reference is ever computed.
     needs_kl: whether answers to other prompts are scored, for KTO's reference point.
     needs_prompt: whether the prompt's own log-prob enters the loss.
+    starts_level: whether all rewards are 0 while the policy is the reference, because the first loss compares the two.
     """
 
     def __init__(self, method: Method) -> None:
         self.method = method
         self.needs_reference = method.needs_reference
         self.needs_kl = method.name is MethodName.KTO
+        self.starts_level = method.name not in REFERENCE_FREE
         self.needs_prompt = method.likelihood_weight > 0 and method.nll_over == "all"
 
     def units(self, tokens: Tensor) -> int:

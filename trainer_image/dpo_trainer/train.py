@@ -164,7 +164,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
         tokens_seen += sums.tokens
         metrics = {**sums.metrics, "grad_norm": grad_norm, "learning_rate": rate, "num_tokens": float(tokens_seen)}
         if step == 1:
-            check_first_step(metrics, sums.first_loss, training.precision, telemetry)
+            check_first_step(metrics, sums.first_loss, objective, training.precision, telemetry)
         telemetry.step(
             step,
             epoch=plan.epoch(step),
