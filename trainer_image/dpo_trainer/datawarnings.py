@@ -13,6 +13,7 @@ PROMPT_SHARE = 0.9
 TRUNCATED = 0.05
 MERGED = 0.05
 ALIKE = 0.5
+LEFT_OUT = 0.2
 COPIES = 0.05
 CONTRADICTIONS = 0.01
 
@@ -43,6 +44,13 @@ def _of_split(name: str, split: Mapping[str, Any], limits: Mapping[str, Any]) ->
         yield f"{name}: only {_pairs(pairs)}; expect a noisy result, and more from more data than from more epochs"
     if pairs < FEW_PAIRS and name != "train":
         yield f"{name}: only {_pairs(pairs)}, so that an accuracy is sure to ±{0.98 / math.sqrt(max(pairs, 1)):.0%} only; use more"
+    if sum(split.get("dropped", {}).values()) > LEFT_OUT * split.get("rows", 0):
+        dropped = split["dropped"]
+        most = max(sorted(dropped), key=dropped.__getitem__)
+        yield (
+            f"{name}: {sum(dropped.values()):,} of {split['rows']:,} rows ({sum(dropped.values()) / split['rows']:.0%}) were left "
+            f"out, most of them for {most} ({dropped[most]:,}); data/dropped.jsonl lists them"
+        )
     if pairs < TOO_FEW_FOR_SHARES:
         return
     for key, rule in (("chosen_longer", "longer"), ("chosen_shorter", "shorter")):

@@ -28,7 +28,7 @@ def lines(work: WorkDir, count: int = 3) -> Iterator[str]:
     def word(token: int) -> str:
         text = tokenizer.decode([token]).replace("\n", "⏎")
         # SentencePiece's decoder drops a space at the beginning, and each token is one.
-        spaced = str(tokenizer.convert_ids_to_tokens(token)).startswith("▁") and not text.startswith(" ")
+        spaced = str(tokenizer.convert_ids_to_tokens(token)).startswith(("▁", " ")) and not text.startswith(" ")
         return f" {text}" if spaced else text
 
     def spelled(ids: IntArray) -> str:

@@ -110,6 +110,14 @@ def test_merges_at_the_border_are_warned_of():
     assert "in 6 pairs a token would span the end of the prompt" in warnings(train, None, source(train, merges=6))
 
 
+def test_many_rows_that_are_left_out_are_warned_of():
+    train = pairs(100)
+    assert "27 of 127 rows (21%) were left out, most of them for too_long (20)" in warnings(
+        train, None, source(train, tie=7, too_long=20)
+    )
+    assert warnings(train, None, source(train, tie=5, too_long=20)) == ""
+
+
 def test_evaluation_pairs_that_are_trained_on_are_warned_of():
     train = pairs(200)
     other_answers = PairDataset.from_pairs(

@@ -79,3 +79,16 @@ def test_a_pair_that_was_cut_says_so_and_a_folder_without_its_report_is_refused(
     work.data_report.with_suffix(".txt").unlink()
     with pytest.raises(TrainerError, match="expected a dataset report; run prepare again"):
         list(preview.lines(work))
+
+
+def test_the_spaces_of_sentencepiece_are_shown(shared, tmp_path):
+    source = write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "Once upon", "chosen": " a time", "rejected": " no"}])
+    spec = {"model": {"name": str(shared / "models/stories260K")}, "data": {"train": {"source": str(source)}}}
+    job = DPOJob.model_validate({"metadata": {"name": "j"}, "spec": spec})
+    prepare.run(job, WorkDir(tmp_path / "work"), claims=tmp_path, token=None, progress=lambda *_: None)
+    shown = [line for line in preview.lines(WorkDir(tmp_path / "work")) if "tokens |" in line]
+    assert [line.partition("tokens ")[2].replace("|", "") for line in shown] == [
+        "<s> Once upon",
+        " a time</s>",
+        " no</s>",
+    ]
