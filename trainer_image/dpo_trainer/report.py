@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dpo_trainer.errors import input_not_found
 from dpo_trainer.runlog import Run, read_run
 from dpo_trainer.runpicture import draw
 from dpo_trainer.telemetry.console import duration
@@ -30,7 +31,15 @@ _PROMPTS, _CHARACTERS = 3, 600
 
 
 def report(work: WorkDir) -> None:
-    """Print the table and the answers, and write the picture. Without matplotlib a line says so instead."""
+    """Print the table and the answers, and write the picture. Without matplotlib a line says so instead.
+
+    Raises TrainerError INPUT_NOT_FOUND when the folder is not that of a run.
+    """
+    if not any(path.is_file() for path in (work.metrics, work.prepared, work.root / "job.json")):
+        raise input_not_found(
+            f"{work.root}: expected the work folder of a run, such as runs/quickstart, found no metrics.jsonl, prepared.json or "
+            "job.json in it"
+        )
     run = read_run(work)
     if not run.train:
         print(f"{work.metrics}: no steps yet, so there is nothing to report.", file=sys.stderr)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import Progress
-from dpo_trainer import outcome
+from dpo_trainer import outcome, phases
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.report import report
 from dpo_trainer.runlog import Best, read_run
@@ -193,6 +194,14 @@ def test_without_matplotlib_there_is_still_the_table(tmp_path: Path):
 
 
 def test_nothing_to_report_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "job.json").write_text("{}")
     report(WorkDir(tmp_path))
 
     assert "no steps yet" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_runs_has_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "notes").write_text("mine")
+
+    assert phases.run("report", tmp_path / "job.json", tmp_path) == ExitCode.INPUT_NOT_FOUND
+    assert f"report: {tmp_path}: expected the work folder of a run" in capsys.readouterr().err

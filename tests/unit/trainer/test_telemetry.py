@@ -206,6 +206,17 @@ def test_a_line_for_each_logged_step(tmp_path: Path):
     assert news.progress.step == 13
 
 
+def test_a_figure_that_nothing_stands_behind_is_a_dash(tmp_path: Path):
+    news, shown = telemetry(tmp_path)
+    news.begin(max_steps=2)
+    unknown = {**METRICS, "rewards/margins": math.nan}
+    news.step(1, epoch=1.0, seconds=0.5, pairs=8, tokens=800, metrics=unknown)
+    news.evaluation(1, unknown)
+
+    assert "nan" not in shown.getvalue()
+    assert shown.getvalue().count(" margin – acc 0.75") == 2
+
+
 def test_a_resumed_run_has_each_step_once(tmp_path: Path):
     first, _ = telemetry(tmp_path)
     first.begin(max_steps=10)

@@ -14,7 +14,7 @@ from dpo_operator.api import names
 from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import CheckpointRef, Metrics, Progress
 from dpo_operator.api.types import DPOJob
-from dpo_trainer.telemetry.console import Console, console
+from dpo_trainer.telemetry.console import Console, console, figure
 from dpo_trainer.telemetry.metrics_file import INITIAL_LOSS, MetricsFile, initial_loss, read_metrics
 from dpo_trainer.telemetry.prometheus import TrainerMetrics
 from dpo_trainer.telemetry.server import TelemetryServer, bind_address
@@ -232,11 +232,13 @@ class Telemetry:
         algorithm.values("eval", metrics)
         self._store(step, {"epoch": self.progress.epoch, **metrics}, prefix="eval_", now=time.time())
         words = [f"eval at step {step}:"]
-        for key, form in (("loss", "loss {:.4f}"), ("rewards/margins", "margin {:.3g}")):
+        for key, form in (
+            ("loss", "loss {:.4f}"),
+            ("rewards/margins", "margin {:.3g}"),
+            ("rewards/accuracies", "acc {:.2f}"),
+        ):
             if key in metrics:
-                words.append(form.format(metrics[key]))
-        if "rewards/accuracies" in metrics:
-            words.append(f"acc {metrics['rewards/accuracies']:.2f}")
+                words.append(figure(form, metrics[key]))
         self._show.say(" ".join(words))
 
     def checkpoint(self, ref: CheckpointRef, seconds: float) -> None:

@@ -1,5 +1,6 @@
 """What a person sees while it runs: a progress bar on a terminal, one line for each logged step elsewhere."""
 
+import math
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, TextIO
@@ -46,6 +47,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
+def figure(form: str, value: float) -> str:
+    """A figure with its name; a dash where there is none, as the margin of a step without any rejected answer."""
+    return form.format(value) if math.isfinite(value) else f"{form.partition(' ')[0]} –"
+
+
 def _parts(progress: Progress, metrics: Mapping[str, float], *, rate: bool) -> list[str]:
     parts = []
     for key, form in (
@@ -56,7 +62,7 @@ def _parts(progress: Progress, metrics: Mapping[str, float], *, rate: bool) -> l
         ("learning_rate", "lr {:.1e}"),
     ):
         if key in metrics and (rate or key not in ("grad_norm", "learning_rate")):
-            parts.append(form.format(metrics[key]))
+            parts.append(figure(form, metrics[key]))
     if progress.pairs_per_second is not None:
         parts.append(f"{progress.pairs_per_second:.2g} pairs/s")
     if progress.eta_seconds is not None:
