@@ -170,8 +170,8 @@ def _format(name: str, head: list[Any], spec: Dataset, columns: tuple[str, ...])
     raise bad_dataset(
         f"{name}: the rows of {spec.source} fit no format. Expected text or messages in columns {wanted.chosen} and {wanted.rejected}, with "
         f"{wanted.prompt or 'prompt'} (or instruction) beside them unless they are whole conversations; or a list in "
-        f"{wanted.responses} with {wanted.scores}; or {wanted.answer_a} and {wanted.answer_b} with {wanted.votes}; or "
-        f"{wanted.completion} with {wanted.label}; found {_described(head, columns)}. Set columns, or format"
+        f"{wanted.responses} with {wanted.scores}; or {wanted.answer_a} and {wanted.answer_b} with {wanted.votes}, or with "
+        f"{wanted.signed_preference or f'{wanted.score_a} and {wanted.score_b}'}; or {wanted.completion} with {wanted.label}; found {_described(head, columns)}. Set columns, or format"
     )
 
 

@@ -6,12 +6,12 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraint
 
 from dpo_operator.api.base import ApiModel, Source
 
-# A column's name; a dot goes into nested objects: info.post.
+# A column's name; a dot goes into nested objects and lists: info.post, summaries.0.text.
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
 
 class Columns(ApiModel):
-    """Names of the dataset's columns, where they differ from the usual ones. A dot goes into nested objects."""
+    """Names of the dataset's columns, where they differ from the usual ones. A dot goes into nested objects and lists."""
 
     prompt: ColumnName | None = Field(
         default=None,
@@ -44,12 +44,28 @@ class Columns(ApiModel):
     rejected_score: ColumnName = Field(
         default="score_rejected", description="Column of the other answer's score, which filters.minScoreGap reads."
     )
-    answer_a: ColumnName = Field(default="response_a", description="Column of the first answer in voted data.")
-    answer_b: ColumnName = Field(default="response_b", description="Column of the second answer in voted data.")
+    answer_a: ColumnName = Field(
+        default="response_a", description="Column of the first answer in voted data, or in scored data of two columns."
+    )
+    answer_b: ColumnName = Field(
+        default="response_b", description="Column of the second answer in voted data, or in scored data of two columns."
+    )
+    score_a: ColumnName = Field(
+        default="score_a",
+        description="Column of answerA's score in scored data of two columns; the higher one is chosen.",
+    )
+    score_b: ColumnName = Field(
+        default="score_b", description="Column of answerB's score in scored data of two columns."
+    )
+    signed_preference: ColumnName | None = Field(
+        default=None,
+        description="Column of one number in the place of scoreA and scoreB: below 0 when answerA is better, above 0 when answerB is, "
+        "0 for a tie. Not for 1 and 2, which are votes. Default: none.",
+    )
     votes: ColumnName = Field(
         default="votes",
         description="Column of the annotators' votes: one, or a list, of a/b/tie (also A/B, 0/1, model_a/model_b or the names of "
-        "the answers' columns), or an object of counts, {a: 3, b: 1}.",
+        "the answers' columns, and 1/2 where these end in 1 and 2), or an object of counts, {a: 3, b: 1}.",
     )
     confidence: ColumnName = Field(default="confidence", description="Column that filters.minConfidence reads, 0 to 1.")
 
@@ -82,7 +98,7 @@ class Dataset(ApiModel):
     format: Literal["auto", "pairs", "messages", "dialogue", "scored", "votes", "unpaired"] = Field(
         default="auto",
         description="pairs: prompt, chosen, rejected as text. messages: the same as chat messages. dialogue: chosen and rejected are "
-        "whole '\\n\\nHuman: … \\n\\nAssistant: …' texts that share their prompt. scored: several answers with scores; the best is "
+        "whole '\\n\\nHuman: … \\n\\nAssistant: …' texts that share their prompt. scored: several answers with scores, in one list or in two columns; the best is "
         "chosen, the worst rejected. votes: two answers and annotators' votes. unpaired: prompt, completion and a label, for kto. "
         "auto: decided by looking at the rows.",
     )

@@ -4,6 +4,7 @@ import pytest
 
 from dpo_operator.api.data import Columns
 from dpo_trainer.formats import ChatPair, Message, Reason, Rejection, TextPair, detect, normalize
+from dpo_trainer.formats.values import lookup
 
 pytestmark = pytest.mark.unit
 
@@ -82,6 +83,38 @@ SHAPES = [
     ("scores under a name of their own", "scored",
      {"q": "Hi", "outs": [{"text": "What?", "judge": {"total": 1}, "score": 9}, {"text": "Hello", "judge": {"total": 3}, "score": 1}]},
      {"prompt": "q", "responses": "outs", "scores": "judge.total"}, TextPair("Hi", "Hello", "What?", 2.0)),
+    ("openai/webgpt_comparisons", "scored",
+     {"question": {"dataset": "eli5", "full_text": "Hi"}, "quotes_0": {"title": []}, "answer_0": "What?", "score_0": -1.0,
+      "answer_1": "Hello", "score_1": 1.0}, {"prompt": "question.full_text"}, TextPair("Hi", "Hello", "What?", 2.0)),
+    ("two answers and their scores under other names", "scored",
+     {"prompt": "Hi", "human_ref_A": "Hello", "human_ref_B": "What?", "score_A": 9, "score_B": "2", "labels": 0},
+     {"answer_a": "human_ref_A", "answer_b": "human_ref_B", "score_a": "score_A", "score_b": "score_B"},
+     TextPair("Hi", "Hello", "What?", 7.0)),
+    ("two scores that are named win over votes", "scored",
+     {"prompt": "Hi", "response_a": "Hello", "response_b": "What?", "winner": "b", "rating_a": 4, "rating_b": 3},
+     {"score_a": "rating_a", "score_b": "rating_b"}, TextPair("Hi", "Hello", "What?", 1.0)),
+    ("a column for each winner", "scored",
+     {"id": 1, "model_a": "x", "model_b": "y", "prompt": "Hi", "response_a": "Hello", "response_b": "What?",
+      "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}, {}, TextPair("Hi", "Hello", "What?", 1.0)),
+    ("nvidia/HelpSteer3", "scored",
+     {"domain": "general", "context": [USER], "response1": "Hello", "response2": "What?", "overall_preference": -3}, {},
+     ChatPair(ASK, "Hello", "What?", 3.0)),
+    ("nvidia/HelpSteer2 preferences", "scored",
+     {"prompt": "Hi", "response_1": "What?", "response_2": "Hello", "preference_strength": 1}, {},
+     TextPair("Hi", "Hello", "What?", 1.0)),
+    ("a signed preference under another name", "scored",
+     {"q": "Hi", "x": "What?", "y": "Hello", "margin": 0.5},
+     {"prompt": "q", "answer_a": "x", "answer_b": "y", "signed_preference": "margin"}, TextPair("Hi", "Hello", "What?", 0.5)),
+    ("openai/summarize_from_feedback comparisons", "votes",
+     {"info": {"post": "Hi"}, "summaries": [{"text": "What?"}, {"text": "Hello"}], "choice": 1},
+     {"prompt": "info.post", "answer_a": "summaries.0.text", "answer_b": "summaries.1.text", "votes": "choice"},
+     TextPair("Hi", "Hello", "What?", None, 1.0)),
+    ("votes that count answers from 1, as their columns do", "votes",
+     {"instruction": "Hi", "input": "", "output_1": "Hello", "output_2": "What?", "preference": 1},
+     {"answer_a": "output_1", "answer_b": "output_2", "votes": "preference"}, TextPair("Hi\n\n", "Hello", "What?", None, 1.0)),
+    ("ranks under a name of their own", "scored",
+     {"prompt": "Hi", "responses": ["What?", "Hello"], "overall_rank": [2, 1]}, {"scores": "overall_rank"},
+     TextPair("Hi", "Hello", "What?", 1.0)),
     ("PKU-SafeRLHF", "votes",
      {"prompt": "Hi", "response_0": "What?", "response_1": "Hello", "better_response_id": 1, "safer_response_id": 0},
      {"answer_a": "response_0", "answer_b": "response_1", "votes": "better_response_id"},
@@ -159,6 +192,10 @@ def voted(votes, a="x", b="y"):
     return {"prompt": "Q", "response_a": a, "response_b": b, "votes": votes}
 
 
+def two(a, b, **columns):
+    return {"prompt": "Q", "response_a": "x", "response_b": "y", "score_a": a, "score_b": b, **columns}
+
+
 @pytest.mark.parametrize(
     ("row", "row_format", "reason", "words"),
     [
@@ -198,6 +235,16 @@ def voted(votes, a="x", b="y"):
         ({"prompt": "Q", "chosen": "a", "rejected": "b"}, "unpaired", Reason.OTHER_FORMAT, "looks like pairs"),
         ({"prompt": [USER], "chosen": [BOT], "rejected": [RUDE]}, "pairs", Reason.OTHER_FORMAT, "looks like messages"),
         (voted("a"), "scored", Reason.OTHER_FORMAT, "looks like votes"),
+        (two(1, 1), "scored", Reason.TIE, "score_a and score_b: neither answer is better"),
+        (two(1, None), "scored", Reason.MISSING_COLUMN, "no value in column score_b"),
+        (two(1, True), "scored", Reason.BAD_SCORE, "score_b: expected a finite number, found a boolean"),
+        (two(1, 0, response_b=" "), "scored", Reason.EMPTY_REJECTED, "empty"),
+        ({"prompt": "Q", "response1": "a", "response2": "b", "overall_preference": 0}, "scored", Reason.TIE, "overall_preference: neither"),
+        ({"prompt": "Q", "response1": "a", "response2": "b", "overall_preference": "1st"}, "scored", Reason.BAD_SCORE, "found text"),
+        ({"prompt": '["Q"]', "chosen": '["a"]', "rejected": '["b", null]'}, "pairs", Reason.WRONG_TYPE,
+         "prompt and chosen and rejected: text that holds a list as JSON; write the list itself"),
+        ({"instruction": "Q", "history": [["q", "a"]], "chosen": "a", "rejected": "b"}, "pairs", Reason.MALFORMED_MESSAGES,
+         "history: earlier turns beside an instruction"),
     ],
 )  # fmt: skip
 def test_rows_that_do_not_fit_say_why(row, row_format, reason, words):
@@ -205,6 +252,47 @@ def test_rows_that_do_not_fit_say_why(row, row_format, reason, words):
     assert isinstance(found, Rejection), found
     assert found.reason == reason, found
     assert words in found.detail
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "vote", "chosen"),
+    [
+        ("response_0", "response_1", 0, "x"), ("response_0", "response_1", 1, "y"), ("response_0", "response_1", 2, None),
+        ("output_1", "output_2", 1, "x"), ("output_1", "output_2", "2", "y"), ("output_1", "output_2", 0, None),
+        ("output_1", "output_2", {"1": 1, "2": 3}, "y"), ("gpt4", "llama2", 0, "x"), ("left", "right", 1, "y"),
+    ],
+)  # fmt: skip
+def test_a_vote_that_is_a_number_means_the_answer_whose_column_has_it(first, second, vote, chosen):
+    row = {"prompt": "Q", first: "x", second: "y", "vote": vote}
+    found = normalize(row, "votes", Columns(answer_a=first, answer_b=second, votes="vote"))
+    if chosen is None:
+        assert isinstance(found, Rejection)
+        assert found.reason == Reason.BAD_VOTE
+    else:
+        assert isinstance(found, TextPair)
+        assert found.chosen == chosen
+
+
+@pytest.mark.parametrize("column", ["winner_model_a", "winner_model_b", "preferred_A", "modelB", "wins.a"])
+def test_a_column_that_says_whether_one_answer_won_is_no_column_of_votes(column):
+    row = {"prompt": "Q", "response_a": "x", "response_b": "y", column: 1}
+    found = normalize(row, "votes", Columns(votes=column))
+    assert isinstance(found, Rejection)
+    assert found.reason == Reason.BAD_VOTE
+    assert "name this column and the other answer's as columns.scoreA and columns.scoreB" in found.detail
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        ({"a": [{"b": ["x", "y"]}]}, {"a.0.b.1": "y", "a.1.b": None, "a.0.b.2": None, "a.b": None, "a.-1": None}),
+        ({"a": {"0": ["x"]}}, {"a.0": ["x"], "a.0.0": "x", "a.1": None}),
+        ({"a": {"text": ["x", "y"]}}, {"a.1.text": "y", "a.text.1": "y", "a.2.text": None}),
+        ({"a.0": "x", "a": ["y"]}, {"a.0": "x"}),
+    ],
+)
+def test_a_dot_goes_into_objects_and_lists(row, columns):
+    assert {column: lookup(row, column) for column in columns} == columns
 
 
 @pytest.mark.parametrize("word", ["tie", "Tie", "tie (bothbad)", "both_bad", "Both good", "neither", "draw"])

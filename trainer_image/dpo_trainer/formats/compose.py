@@ -1,5 +1,6 @@
 """A prompt and one or two answers, of any shape, into a pair."""
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -92,6 +93,11 @@ def _style(row: Mapping[str, Any], columns: Columns, answers: list[Given]) -> St
 def _prompt(row: Mapping[str, Any], columns: Columns) -> Given:
     found = find_prompt(row, columns)
     if found is not None:
+        if found.name == "instruction" and columns.prompt is None and row.get("history"):
+            raise Unusable(
+                Reason.MALFORMED_MESSAGES,
+                "history: earlier turns beside an instruction, which are not read; write all turns as messages in prompt",
+            )
         return found
     detail = "no value in column prompt"
     if others := present(row, OTHER_PROMPTS):
@@ -104,7 +110,25 @@ def _texts(row: Mapping[str, Any], columns: Columns, answers: list[Given]) -> tu
     prompt = text(given.value, given.name)
     if not prompt.strip():
         raise Unusable(Reason.EMPTY_PROMPT, "the prompt is empty")
-    return f"{prompt}\n\n" if given.bare else prompt, [text(answer.value, answer.name) for answer in answers]
+    found = [text(answer.value, answer.name) for answer in answers]
+    if all(_is_encoded_list(value) for value in (prompt, *found)):
+        raise Unusable(
+            Reason.WRONG_TYPE,
+            f"{' and '.join([given.name, *(answer.name for answer in answers)])}: text that holds a list as JSON; write the list "
+            "itself, of messages",
+        )
+    return f"{prompt}\n\n" if given.bare else prompt, found
+
+
+def _is_encoded_list(value: str) -> bool:
+    """Whether a text is a JSON list of texts or objects, as a table that has no lists holds a chat."""
+    if not (value.lstrip().startswith("[") and value.rstrip().endswith("]")):
+        return False
+    try:
+        items = json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return bool(items) and all(isinstance(item, str | Mapping) or item is None for item in items)
 
 
 def _dialogues(row: Mapping[str, Any], columns: Columns, answers: list[Given]) -> tuple[str, list[str]]:

@@ -8,6 +8,7 @@ from dpo_operator.api.data import Columns
 from dpo_trainer.formats import compose, paired, scored, votes
 from dpo_trainer.formats.chats import is_chat
 from dpo_trainer.formats.pairs import Format, Unusable
+from dpo_trainer.formats.twoscores import is_mapped, two_scores
 from dpo_trainer.formats.values import lookup, present
 
 
@@ -31,6 +32,8 @@ def looks_like(row: Any, columns: Columns) -> Format | None:
     chosen, rejected = lookup(row, columns.chosen), lookup(row, columns.rejected)
     if chosen is not None and rejected is not None and (shape := _paired(row, columns, chosen, rejected)) is not None:
         return shape
+    if is_mapped(columns) and two_scores(row, columns) is not None:
+        return "scored"
     if len(present(row, votes.vote_columns(row, columns))) == 3:
         return "votes"
     if scored.has_scores(row, columns):

@@ -1,5 +1,6 @@
 """Scored answers: the best is chosen, the worst rejected."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,6 +8,8 @@ from dpo_operator.api.data import Columns
 from dpo_trainer.formats.chats import is_chat
 from dpo_trainer.formats.compose import Given, compose
 from dpo_trainer.formats.pairs import Pair, Reason, Unusable
+from dpo_trainer.formats.twoscores import COLUMNS as TWO_COLUMNS
+from dpo_trainer.formats.twoscores import is_mapped, read_two_scores, two_scores
 from dpo_trainer.formats.values import kind, lookup, number, objects, present, required
 
 # What stands for unmapped columns: lists of answers, lists of scores, scores and texts inside an answer.
@@ -14,14 +17,16 @@ _RESPONSES = ("completions", "answers", "candidates", "generations")
 _SCORES = ("ratings", "rewards", "ranks", "rank")
 _SCORE_KEYS = ("score", "overall_score", "rating", "reward", "rank")
 _TEXT_KEYS = ("text", "response", "content", "answer", "completion", "messages")
-# Scores of which the lowest is the best.
-_RANKS = ("rank", "ranks", "ranking", "rankings")
-COLUMNS = frozenset((*_RESPONSES, *_SCORES))
+# Names of scores of which the lowest is the best: rank, overall_rank, humanRank, …
+_RANKS = re.compile(r"(^|[^a-zA-Z])[rR]ank(s|ings?)?$|[a-z]Rank(s|ings?)?$|RANK(S|INGS?)?$")
+COLUMNS = frozenset((*_RESPONSES, *_SCORES)) | TWO_COLUMNS
 
 
 def read_scored(row: Mapping[str, Any], columns: Columns) -> Pair:
     """Best and worst of a row's answers; the first of several that are equally good. Raises Unusable."""
     name = responses_column(row, columns)
+    if (names := two_scores(row, columns)) is not None and (is_mapped(columns) or lookup(row, name) is None):
+        return read_two_scores(row, columns, names)
     responses = objects(required(row, name))
     if not isinstance(responses, list):
         raise Unusable(Reason.WRONG_TYPE, f"{name}: expected a list of answers, found {kind(responses)}")
@@ -31,7 +36,7 @@ def read_scored(row: Mapping[str, Any], columns: Columns) -> Pair:
         raise Unusable(
             Reason.TIE, f"{name}: {len(scores)} answers, of which no two have different scores in {scores_name}"
         )
-    lowest_wins = scores_name.rpartition(".")[2].lower() in _RANKS
+    lowest_wins = _RANKS.search(scores_name) is not None
     low, high = scores.index(min(scores)), scores.index(max(scores))
     best, worst = (low, high) if lowest_wins else (high, low)
     chosen, rejected = (_answer(responses[i], f"{name}[{i}]") for i in (best, worst))
@@ -45,7 +50,9 @@ def responses_column(row: Mapping[str, Any], columns: Columns) -> str:
 
 
 def has_scores(row: Mapping[str, Any], columns: Columns) -> bool:
-    """Whether a row looks like scored answers: a list, with a score for each beside it or inside."""
+    """Whether a row looks like scored answers: two columns, or a list with a score for each beside it or inside."""
+    if two_scores(row, columns) is not None:
+        return True
     responses = objects(lookup(row, responses_column(row, columns)))
     if not isinstance(responses, list):
         return False

@@ -9,12 +9,17 @@ from dpo_trainer.formats.pairs import Reason, Unusable
 
 
 def lookup(row: Mapping[str, Any], column: str) -> Any:
-    """Value of a column, None without one. A dot goes into nested objects, unless a column has that very name."""
+    """Value of a column, None without one. A dot goes into nested objects and lists, unless a column has that very name."""
     if column in row or "." not in column:
         return row.get(column)
     value: Any = row
     for part in column.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif part.isdecimal() and isinstance(items := objects(value), list):
+            value = items[int(part)] if int(part) < len(items) else None
+        else:
+            return None
     return value
 
 

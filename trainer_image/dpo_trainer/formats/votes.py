@@ -1,5 +1,6 @@
 """Two answers and annotators' votes: the majority's answer is chosen."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +19,11 @@ _KNOWN = (
     ("conversation_a", "conversation_b", "winner"),
     _SHP,
 )
-_FIRST, _SECOND = ("a", "model_a", "0"), ("b", "model_b", "1")
+_FIRST, _SECOND = ("a", "model_a"), ("b", "model_b")
+# Of response_1 and response_2, vote 1 is the first; 0 and 1 count from the first one otherwise.
+_NUMBERED = re.compile(r"(.*[^0-9])([0-9]{1,9})")
+# winner_model_a is 1 where the first answer won: as a vote, that would be the second.
+_OF_ONE_ANSWER = re.compile(r"[^a-zA-Z][abAB]$|[a-z][AB]$")
 # Without what is no letter: tie (bothbad), both_bad.
 _TIES = ("tie", "draw", "equal", "both", "bothgood", "bothbad", "tiebothbad", "neither")
 _VOTE_KEYS = ("vote", "winner", "choice", "preference")
@@ -75,11 +80,26 @@ def _side(vote: Any, names: tuple[str, str, str]) -> str:
     word = vote.strip().lower() if isinstance(vote, str) else "" if found is None else f"{found:g}"
     if "".join(filter(str.isalpha, word)) in _TIES:
         return "tie"
-    for side, words, name in (("a", _FIRST, names[0]), ("b", _SECOND, names[1])):
-        if word in words or word == name.lower():
+    numbers = _numbers(names)
+    if word in ("0", "1") and _OF_ONE_ANSWER.search(names[2]):
+        raise Unusable(
+            Reason.BAD_VOTE,
+            f"{names[2]}: found {word} in a column that is named after one answer, so that it is no vote for {numbers[int(word)]}; "
+            "name this column and the other answer's as columns.scoreA and columns.scoreB",
+        )
+    for side, words, name, own in (("a", _FIRST, names[0], numbers[0]), ("b", _SECOND, names[1], numbers[1])):
+        if word in words or word in (name.lower(), own):
             return side
     shown = kind(vote) if found is None else f"{found:g}"
     raise Unusable(
         Reason.BAD_VOTE,
-        f"{names[2]}: expected a, b or tie, A or B, 0 or 1, model_a or model_b, {names[0]} or {names[1]}; found {shown}",
+        f"{names[2]}: expected a, b or tie, A or B, {' or '.join(numbers)}, model_a or model_b, {names[0]} or {names[1]}; found {shown}",
     )
+
+
+def _numbers(names: tuple[str, str, str]) -> tuple[str, str]:
+    """What the first and the second answer are as numbers: those at the ends of their columns' names, or 0 and 1."""
+    first, second = (_NUMBERED.fullmatch(name) for name in names[:2])
+    if first is None or second is None or first[1] != second[1]:
+        return "0", "1"
+    return str(int(first[2])), str(int(second[2]))
