@@ -92,3 +92,21 @@ def test_the_spaces_of_sentencepiece_are_shown(shared, tmp_path):
         " a time</s>",
         " no</s>",
     ]
+
+
+def test_the_first_pairs_of_each_source_of_a_mixture_are_shown_with_its_name(prepared, tmp_path):
+    own = [{"prompt": f"P{i}:", "chosen": " yes", "rejected": " no"} for i in range(5)]
+    voted = [{"prompt": f"V{i}:", "response_a": " good", "response_b": " bad", "votes": "a"} for i in range(5)]
+    mixture = [
+        {"source": str(write_jsonl(tmp_path / "own.jsonl", own)), "weight": 2.0},
+        {"source": str(write_jsonl(tmp_path / "voted.jsonl", voted)), "limit": 1},
+    ]
+    work = prepared("pairs", {"prompt": "Q:", "chosen": " yes", "rejected": " no"}, mixture=mixture)
+    shown = [line.strip() for line in preview.lines(work, 2)]
+    pairs = {line: shown[i + 1][-len("|<s>|Q|0|:|") :] for i, line in enumerate(shown) if line.startswith("pair ")}
+    assert pairs == {
+        "pair 0 (train row 0)": "s |<s>|Q|:|",
+        "pair 1 (mixture[0] row 0)": "|<s>|P|0|:|",
+        "pair 2 (mixture[0] row 1)": "|<s>|P|1|:|",
+        "pair 11 (mixture[1] row 0)": "|<s>|V|0|:|",
+    }
