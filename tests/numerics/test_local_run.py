@@ -14,7 +14,7 @@ from tests.unit.trainer.tiny import tiny_model, write_jsonl
 pytestmark = pytest.mark.numerics
 
 
-def test_a_missing_gpu_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_gpu_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     tiny_model(tmp_path / "model")
     write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "Ask:", "chosen": " yes", "rejected": " no"}])
@@ -26,5 +26,6 @@ def test_a_missing_gpu_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     done = CliRunner().invoke(app, ["run", str(tmp_path / "job.yaml"), "--work-dir", str(tmp_path / "work")])
 
     assert done.exit_code == ExitCode.NO_ACCELERATOR
-    assert done.stderr.count("train ended with NoAccelerator (exit code 80): expected a GPU") == 1
+    assert done.stderr.count("train ended with NoAccelerator (exit code 80)") == 1
     assert "attempt 2" not in done.stderr
+    assert (done.stderr + capfd.readouterr().err).count("expected a GPU") == 1

@@ -49,7 +49,10 @@ def run(command: str, job_file: Path, work_dir: Path) -> int:
         if code == ExitCode.INTERNAL_ERROR:
             traceback.print_exc()
         words = outcome.termination(phase, attempt, code, outcome.redact(message, _secrets()))
-        print(f"{phase}: {words.reason}: {words.message}", file=sys.stderr, flush=True)
+        _say(words)
+    else:
+        if words.exit_code and rank == 0:  # a stop, which all ranks agreed on
+            _say(words)
     words = words.model_copy(update={"rank": rank, "progress": telemetry.progress if telemetry else None})
     if telemetry is not None:
         telemetry.close(words.exit_code)
@@ -58,6 +61,10 @@ def run(command: str, job_file: Path, work_dir: Path) -> int:
     if outcome.may_write(path, words, local_rank=local_rank, local_world_size=local_world_size):
         outcome.write_termination(path, words)
     return words.exit_code
+
+
+def _say(words: Termination) -> None:
+    print(f"{words.phase}: {words.reason}: {words.message}", file=sys.stderr, flush=True)
 
 
 def read_job(path: Path) -> DPOJob:
@@ -100,6 +107,9 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
         telemetry.alive()
 
     found: DatasetReport = prepare.run(job, work, claims=claims, token=_token(), progress=progress)
+    if work.data_report.is_file():
+        for text in json.loads(work.data_report.read_text(encoding="utf-8"))["warnings"]:
+            telemetry.warning("Dataset", text)
     return outcome.termination("prepare", attempt, ExitCode.OK, dataset=found)
 
 

@@ -174,14 +174,14 @@ class LocalRun:
         return code
 
     def _last_words(self, phase: names.Phase, attempt: int, code: int) -> str:
-        """The trainer's own message about a failure, else the table's sentence."""
+        """How a phase ended, and why, unless the trainer has just said that itself."""
         words = [
             Termination.from_text(path.read_text())
             for path in sorted(self.work.glob(f"termination-{phase}-{attempt}-*.json"))
         ]
         row = exitcodes.info(code)
-        message = next((w.message for w in words if w and w.exit_code == code and w.message), row.meaning)
-        return f"{phase} ended with {row.reason} (exit code {code}): {message}"
+        is_said = any(w and w.exit_code == code and w.message for w in words)
+        return f"{phase} ended with {row.reason} (exit code {code}){'' if is_said else ': ' + row.meaning}"
 
     def _command(self, subcommand: str) -> list[str]:
         return [
