@@ -28,9 +28,11 @@ def test_every_method_of_the_api_has_a_row():
     assert {row.method["name"] for row in ROWS} == {name.value for name in MethodName}
 
 
-def test_adapters_get_ten_times_the_learning_rate():
-    rates = {row.name: row.learning_rate(DATASETS[0]) for row in ROWS}
-    assert rates["dpo-lora"] == 10 * rates["dpo"]
+def test_adapters_get_ten_times_the_learning_rate_and_methods_without_a_reference_their_own():
+    hh = next(dataset for dataset in DATASETS if dataset.name == "hh_helpful_base")
+    rates = {row.name: row.learning_rate(hh) for row in ROWS}
+    assert rates["dpo-lora"] == pytest.approx(10 * rates["dpo"])
+    assert rates["simpo"] == rates["orpo"] == 1e-3 > rates["dpo"] == rates["kto"] == rates["dpo+ipo"]
 
 
 @pytest.mark.parametrize(
