@@ -11,6 +11,7 @@ import io
 import itertools
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, Protocol
 
@@ -26,12 +27,34 @@ LONGEST_LINE = 64 * 2**20
 PARQUET_BATCH = 32 * 2**20
 
 _BOM = b"\xef\xbb\xbf"
-_TABLES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".xlsx")
+# What to do about files that are not read, by the ends of their names.
+_ADVICE = {
+    (
+        ".csv",
+        ".tsv",
+        ".csv.gz",
+        ".tsv.gz",
+        ".xlsx",
+    ): "CSV and tables like it are not read, because they have no types; write them as .jsonl or .parquet",
+    (".arrow",): "Arrow files, as save_to_disk of datasets writes them, are not read; write them with to_parquet",
+    (".ndjson", ".jsonlines"): "name JSON Lines .jsonl",
+    (
+        ".zst",
+        ".bz2",
+        ".xz",
+        ".zip",
+        ".tar",
+        ".tgz",
+        ".tar.gz",
+    ): "of compressed files, .jsonl.gz and .json.gz are read; unpack others",
+}
+# Files that `datasets` writes beside the data.
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 # Files of a folder whose names say that they belong to different splits are never read as one.
 _SPLIT_WORDS = {
     "train": "train", "training": "train",
     "test": "test", "eval": "test", "evaluation": "test",
-    "validation": "test", "valid": "test", "val": "test", "dev": "test",
+    "validation": "test", "valid": "test", "val": "test", "dev": "test", "heldout": "test", "holdout": "test",
 }  # fmt: skip
 
 
@@ -85,18 +108,18 @@ class FileRows:
 
 
 def data_files(source: FileSource) -> list[str]:
-    """Names of the files that will be read, sorted; hidden ones (with a part that starts with . or _) are left out."""
+    """Names of the files that will be read, sorted.
+
+    Of a folder's, hidden ones (with a part that starts with . or _) and those that only describe the data are left out.
+    """
     if source.is_file:
         names = [name for name in source.sizes if name.endswith(SUFFIXES)]
     else:
         names = sorted(name for name in source.sizes if name.endswith(SUFFIXES) and not _is_hidden(name))
     if not names:
         found = ", ".join(sorted(source.sizes)[:8]) or "nothing"
-        advice = ""
-        if any(name.endswith(_TABLES) for name in source.sizes):
-            advice = (
-                ". CSV and tables like it are not read, because they have no types; write them as .jsonl or .parquet"
-            )
+        hints = (hint for ends, hint in _ADVICE.items() if any(name.lower().endswith(ends) for name in source.sizes))
+        advice = "".join(f". {hint}" for hint in hints)
         raise input_not_found(f"{source.label}: expected {', '.join(SUFFIXES)} files, found {found}{advice}")
     splits = {split: name for name in names if (split := _split_of(name)) is not None}
     if len(splits) > 1:
@@ -108,7 +131,8 @@ def data_files(source: FileSource) -> list[str]:
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "_")) for part in name.split("/"))
+    parts = name.split("/")
+    return parts[-1] in _ABOUT or any(part.startswith((".", "_")) for part in parts)
 
 
 def _split_of(name: str) -> str | None:
@@ -137,6 +161,9 @@ def _read_parquet(file: IO[bytes], name: str) -> Iterator[Any]:
 
     try:
         table = arrow.parquet.ParquetFile(file)
+        twice = [name for name, count in Counter(table.schema_arrow.names).items() if count > 1]
+        if twice:
+            raise bad_dataset(f"{name}: column {twice[0][:64]} is there twice; leave one of them out")
         groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
         largest = max((group.total_byte_size // max(1, group.num_rows) for group in groups), default=1)
         for batch in table.iter_batches(batch_size=min(512, max(1, PARQUET_BATCH // max(1, largest)))):
@@ -202,13 +229,25 @@ def _lines(file: IO[bytes]) -> Iterator[bytes | Rejection]:
 
 def _decode(line: bytes) -> Any:
     try:
-        return json.loads(line.decode())
+        return _JSON.decode(line.decode())
     except UnicodeDecodeError as error:
         return Rejection(Reason.NOT_UTF8, f"byte {error.start} is not UTF-8")
     except json.JSONDecodeError as error:
         return Rejection(Reason.MALFORMED_JSON, f"{error.msg} at character {error.pos}")
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits; nesting without end
         return Rejection(Reason.MALFORMED_JSON, _one_line(error))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Of two values for one key, Python would take the last without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"an object has the key {twice[:64]} twice")
+    return found
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def _read_json(file: IO[bytes], name: str) -> Iterator[tuple[int, Any]]:
@@ -243,7 +282,7 @@ def _parsed(text: bytes) -> Any:
 
 def _whole_document(text: bytes, name: str) -> Any:
     try:
-        return json.loads(text.removeprefix(_BOM).decode())
+        return _JSON.decode(text.removeprefix(_BOM).decode())
     except (ValueError, RecursionError) as error:
         raise bad_dataset(
             f"{name}: expected JSON in UTF-8, found: {_one_line(error)}; as .jsonl, with one object on each line, only "

@@ -169,6 +169,22 @@ def test_parquet_text_that_is_not_utf8_is_one_bad_row(tmp_path):
     assert bad.reason == Reason.NOT_UTF8
 
 
+def test_two_values_for_one_key_are_refused(tmp_path):
+    _, bad, nested = read_bytes(
+        tmp_path,
+        "a.jsonl",
+        b'{"chosen": 1}\n{"chosen": "a", "rejected": "b", "chosen": "c"}\n{"a": [{"b": 1, "b": 1}]}\n',
+    )
+    assert (bad.reason, bad.detail) == (Reason.MALFORMED_JSON, "an object has the key chosen twice")
+    assert nested.detail == "an object has the key b twice"
+    with pytest.raises(TrainerError, match=r"a\.json: .*an object has the key a twice"):
+        read_bytes(tmp_path, "a.json", b'[{"a": 1, "a": 2}]')
+    column = arrow.array(["x"])
+    arrow.parquet.write_table(arrow.Table.from_arrays([column, column], ["chosen", "chosen"]), tmp_path / "a.parquet")
+    with pytest.raises(TrainerError, match=r"a\.parquet: column chosen is there twice"):
+        read(tmp_path / "a.parquet")
+
+
 def test_damaged_parquet(tmp_path):
     with pytest.raises(TrainerError, match="expected a Parquet file") as failure:
         read_bytes(tmp_path, "a.parquet", b"PAR1 and nothing else")
@@ -182,6 +198,7 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
     write_jsonl(tmp_path / "_hidden.jsonl", [{"n": 0}])
     write_jsonl(tmp_path / ".cache" / "x.jsonl", [{"n": 0}])
     (tmp_path / "README.md").write_text("# not data")
+    (tmp_path / "dataset_infos.json").write_text(json.dumps({"default": {"features": {}}}, indent=1))
     assert [row["n"] for row in read(tmp_path)] == [1, 2, 3]
 
 
@@ -189,8 +206,8 @@ def test_a_folder_never_mixes_splits(tmp_path):
     for name in ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"):
         write_jsonl(tmp_path / name, [{"n": name}])
     assert len(read(tmp_path)) == 2
-    write_jsonl(tmp_path / "test.jsonl", [{"n": 0}])
-    with pytest.raises(TrainerError, match=r"different splits \(test.jsonl and train-0") as failure:
+    write_jsonl(tmp_path / "heldout.jsonl", [{"n": 0}])
+    with pytest.raises(TrainerError, match=r"different splits \(heldout.jsonl and train-0") as failure:
         read(tmp_path)
     assert failure.value.exit_code == ExitCode.INVALID_CONFIGURATION
 
@@ -210,6 +227,22 @@ def test_csv_is_no_format(tmp_path, name):
             TrainerError, match=r"CSV and tables like it are not read.*write them as \.jsonl or \.parquet"
         ):
             read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("data-00000-of-00001.arrow", "to_parquet"),
+        ("a.ndjson", "name JSON Lines .jsonl"),
+        ("a.jsonl.zst", "unpack"),
+        ("a.zip", "unpack"),
+    ],
+)
+def test_other_files_are_refused_with_what_to_do(tmp_path, name, advice):
+    (tmp_path / name).write_text("x")
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(TrainerError, match=f"expected .* found .*{name}.*{advice}"):
+        read(tmp_path)
 
 
 def test_progress_rises_to_the_bytes_read(tmp_path):
