@@ -130,7 +130,7 @@ def test_a_run_stops_where_the_metric_no_longer_improves(prepared: Path, whole: 
     assert (
         said
         == [
-            f"Succeeded: Stopped early after step {last} of {MAX_STEPS}: {metric} has not improved since step {best}. {last}/{last}"
+            f"Succeeded: Stopped early after step {last} of {MAX_STEPS}: {metric} has not improved by {MIN_DELTA:g} since step {best}. {last}/{last}"
         ]
         * 2
     )

@@ -25,11 +25,17 @@ def find(report: Mapping[str, Any]) -> list[str]:
     ]
     if report["overlap"] is not None:
         found += _of_overlap(report["overlap"], report["splits"]["eval"]["pairs"])
-    if (train := report["splits"]["train"])["pairs"] in (train["desirable"], train["undesirable"]):
-        found.append(
-            f"train: no example has {'an undesirable' if train['desirable'] else 'a desirable'} answer; kto can't learn what "
-            "to prefer from one kind alone"
-        )
+    for name, split in report["splits"].items():
+        if split["pairs"] in (split["desirable"], split["undesirable"]):
+            consequence = (
+                "kto can't learn what to prefer from one kind alone"
+                if name == "train"
+                else "without both there is no eval_reward_margin, only eval_loss and eval_reward_accuracy"
+            )
+            found.append(
+                f"{name}: no example has {'an undesirable' if split['desirable'] else 'a desirable'} answer; {consequence}"
+            )
+    train = report["splits"]["train"]
     if (weights := report["kto_weights"]) is not None and set(weights.values()) != {1.0}:
         found.append(
             f"train: {train['desirable']:,} examples have a desirable answer and {train['undesirable']:,} an undesirable one; for "

@@ -79,9 +79,11 @@ class Milestones:
         if step == self.total_steps and (evaluated is not None or self.evaluation is None):
             finished = f"Trained {self.total_steps} steps on {self.plan.pairs_seen(step)} pairs."
         elif stale:
+            assert spec.early_stopping is not None
+            least = spec.early_stopping.min_delta
             finished = (
-                f"Stopped early after step {step} of {self.total_steps}: {spec.selection_metric} has not improved since "
-                f"step {verdict.best_step}."
+                f"Stopped early after step {step} of {self.total_steps}: {spec.selection_metric} has not improved"
+                f"{f' by {least:g}' if least else ''} since step {verdict.best_step}."
             )
         if finished or stopping or improved or step % spec.checkpoint.every_steps == 0:
             self._save(step, metrics, evaluated, finished, committed=committed)

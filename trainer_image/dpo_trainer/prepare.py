@@ -46,6 +46,7 @@ def run(job: DPOJob, work: WorkDir, *, claims: Path, token: str | None, progress
         if report is None:
             prepared.refuse_other_run(work, key)
             report = _prepare(job.spec, work, key, claims, token, progress)
+        _check_watched(job.spec, work)
         progress("prepared", 1.0)
         return report
 
@@ -210,6 +211,20 @@ def _check_fits(name: str, dataset: PairDataset, config: dict[str, Any], label: 
         raise invalid_configuration(
             f"{name}: the tokenizer gives token {dataset.largest_token}, and {label} has embeddings for {vocabulary} "
             "(vocab_size in config.json); the tokenizer is not this model's"
+        )
+
+
+def _check_watched(spec: DPOJobSpec, work: WorkDir) -> None:
+    """Refuse to watch a margin that no evaluation can have. The data may be from an earlier run with other settings."""
+    if spec.early_stopping is None or spec.early_stopping.metric != "eval_reward_margin" or not work.eval_data.is_dir():
+        return
+    dataset = PairDataset.open(work.eval_data)
+    desirable, undesirable = (dataset.lengths[:, 1:] > 0).any(axis=0)
+    if not (desirable and undesirable):
+        raise invalid_configuration(
+            "spec.earlyStopping.metric: eval_reward_margin is the reward of desirable answers minus that of undesirable ones, and all "
+            f"{len(dataset)} evaluation examples are {'desirable' if desirable else 'undesirable'}; use eval_loss or "
+            "eval_reward_accuracy, or evaluate on both kinds"
         )
 
 

@@ -149,6 +149,10 @@ def test_unpaired_data_are_described_with_weights_for_kto():
 def test_one_kind_of_answer_alone_is_warned_of():
     assert "no example has an undesirable answer" in warnings(_unpaired(pairs(100), every=1))
     assert "no example has a desirable answer" in warnings(_unpaired(pairs(100), every=1000).select(range(1, 100)))
+    held = _unpaired(pairs(100, start=500), every=1)
+    assert "eval: no example has an undesirable answer; without both there is no eval_reward_margin" in warnings(
+        _unpaired(pairs(100), every=2), held
+    )
 
 
 def test_the_text_names_sources_only_where_there_are_several():

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.training import EarlyStopping
 from dpo_trainer import prepare, prepared
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.errors import TrainerError
@@ -83,6 +84,32 @@ def test_a_second_run_keeps_everything(place):
     assert place.run(evalFraction=0.2) == first
     assert {path: path.stat().st_mtime_ns for path in place.work.root.rglob("*")} == before
     assert [share for _, share in place.progress] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_a_margin_that_no_evaluation_can_have_is_not_watched(place, label):
+    one_kind = write_jsonl(
+        place.root / "eval.jsonl", [{"prompt": f"Ask {i}:", "completion": " yes", "label": label} for i in range(5)]
+    )
+    both = write_jsonl(
+        place.root / "both.jsonl",
+        [{"prompt": f"Say {i}:", "completion": " yes", "label": i % 2 == 0} for i in range(9)],
+    )
+    job = place.job(method="kto", train={"source": str(both)}, eval={"source": str(one_kind)})
+
+    def run(metric: str) -> None:
+        spec = job.spec.model_copy(update={"early_stopping": EarlyStopping(metric=metric)})
+        watching = job.model_copy(update={"spec": spec})
+        prepare.run(watching, place.work, claims=place.root, token=None, progress=lambda *_: None)
+
+    run("eval_loss")
+    run("eval_reward_accuracy")
+    with pytest.raises(TrainerError) as failure:
+        run("eval_reward_margin")
+    assert failure.value.exit_code == ExitCode.INVALID_CONFIGURATION
+    assert f"all 5 evaluation examples are {'desirable' if label else 'undesirable'}; use eval_loss" in str(
+        failure.value
+    )
 
 
 def test_progress_rises_from_0_to_1(place):
