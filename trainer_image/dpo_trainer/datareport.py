@@ -27,6 +27,7 @@ class Source:
     split: train or eval. name: the source as the job names it. dropped: rows left out, by reason.
     boundary_merges: pairs of which a token would have spanned the prompt's end.
     special_token_text: chats whose text holds strings that look like special tokens.
+    glued, repeated: pairs of plain text with nothing between prompt and answers, and with answers that repeat the prompt.
     repeats: how many of the pairs used are there again because of the source's weight.
     """
 
@@ -38,6 +39,8 @@ class Source:
     special_token_text: int
     kept: PairDataset
     repeats: int = 0
+    glued: int = 0
+    repeated: int = 0
 
 
 def build(
@@ -95,6 +98,8 @@ def text(report: dict[str, Any]) -> str:
         ("reverse of earlier pairs", lambda s: _count(s["contradicting_pairs"])),
         ("truncated", lambda s: _part(s["truncated"], s["pairs"])),
         ("boundary merges", lambda s: _count(s.get("boundary_merges"))),
+        ("prompt and answer without a space", lambda s: _count(s.get("glued"))),
+        ("answers that repeat the prompt", lambda s: _count(s.get("repeated"))),
         ("text of special tokens", lambda s: _count(s.get("special_token_text"))),
         ("tokens", lambda s: _count(s["tokens"])),
         ("  of these, prompt", lambda s: _percent(s["prompt_share"])),
@@ -135,6 +140,8 @@ def _read(split: str, sources: Sequence[Source]) -> dict[str, Any]:
         "kept": sum(len(source.kept) for source in own),
         "dropped": dict(sorted(dropped.items())),
         "boundary_merges": sum(source.boundary_merges for source in own),
+        "glued": sum(source.glued for source in own),
+        "repeated": sum(source.repeated for source in own),
         "special_token_text": sum(source.special_token_text for source in own),
         "repeats": sum(source.repeats for source in own),
     }

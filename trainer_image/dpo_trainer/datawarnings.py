@@ -14,6 +14,7 @@ TRUNCATED = 0.05
 MERGED = 0.05
 ALIKE = 0.5
 LEFT_OUT = 0.2
+SEAMS = 0.2
 COPIES = 0.05
 CONTRADICTIONS = 0.01
 
@@ -80,6 +81,17 @@ def _of_split(name: str, split: Mapping[str, Any], limits: Mapping[str, Any]) ->
         yield (
             f"{name}: in {split['boundary_merges']:,} pairs a token would span the end of the prompt, so that the answer's first "
             "token is not what the model would write; often prompts end with a space that belongs to the answer"
+        )
+    # Counted where pairs are read, before they are weighted.
+    if split.get("glued", 0) > SEAMS * split.get("kept", 0):
+        yield (
+            f"{name}: in {split['glued']:,} pairs of plain text nothing stands between the prompt's last word and the answer's first; "
+            "write a separator into the prompt, or set format to messages for the chat template"
+        )
+    if split.get("repeated", 0) > SEAMS * split.get("kept", 0):
+        yield (
+            f"{name}: in {split['repeated']:,} pairs both answers begin with the prompt, which the model then reads twice; leave it "
+            "out of the answers"
         )
     if (split["near_identical"] or 0) > ALIKE:
         yield (

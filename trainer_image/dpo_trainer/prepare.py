@@ -194,6 +194,8 @@ def _sources(data: Data, splits: dict[str, Split], mixed: mixture.Mixed) -> list
                 special_token_text=split.counts.special_token_text,
                 kept=split.dataset,
                 repeats=max(0, mixed.used.get(name, 0) - left),
+                glued=split.glued,
+                repeated=split.repeated,
             )
         )
     return found

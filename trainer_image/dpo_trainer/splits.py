@@ -15,6 +15,7 @@ from dpo_trainer.errors import TrainerError, bad_dataset, invalid_configuration
 from dpo_trainer.formats import Format, Pair, Reason, Rejection, detect, normalize
 from dpo_trainer.formats.values import lookup
 from dpo_trainer.rows import Rows
+from dpo_trainer.seams import is_glued, is_repeated
 from dpo_trainer.tokenization import Counts, PairTokenizer
 
 # Rows that are looked at to decide on the format.
@@ -47,6 +48,7 @@ class Split:
     """A source that passed its checks.
 
     rows: rows that were read. dropped: rows left out, by reason. columns: those of the first rows.
+    glued, repeated: pairs of plain text with nothing between prompt and answers, and with answers that repeat the prompt.
     asked, met: filters that were asked about a row, and those that found something to read in one.
     """
 
@@ -58,6 +60,8 @@ class Split:
     columns: tuple[str, ...]
     asked: frozenset[str]
     met: frozenset[str]
+    glued: int = 0
+    repeated: int = 0
 
 
 class _Tally:
@@ -69,7 +73,7 @@ class _Tally:
         self._file = file
         self.rows = 0
         self.dropped: Counter[Reason] = Counter()
-        self.bad = 0
+        self.bad = self.glued = self.repeated = 0
         self.first_bad: tuple[int, Rejection] | None = None
 
     def drop(self, row: int, rejection: Rejection) -> None:
@@ -121,6 +125,8 @@ def read_split(name: str, rows: Rows, spec: Dataset, reading: Reading) -> Split:
         columns,
         frozenset(chain.asked),
         frozenset(chain.met),
+        tally.glued,
+        tally.repeated,
     )
     if not mixed or not len(dataset):
         check_filters({name: (spec, split)}, data, _not_needed(name, data, mixed=mixed))
@@ -222,6 +228,8 @@ def _pairs(
         if isinstance(found, Rejection):
             tally.drop(number, found)
         else:
+            tally.glued += is_glued(found)
+            tally.repeated += is_repeated(found)
             yield number, found
 
 

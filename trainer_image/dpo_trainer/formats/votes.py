@@ -84,7 +84,7 @@ def _side(vote: Any, names: tuple[str, str, str]) -> str:
     if word in ("0", "1") and _OF_ONE_ANSWER.search(names[2]):
         raise Unusable(
             Reason.BAD_VOTE,
-            f"{names[2]}: found {word} in a column that is named after one answer, so that it is no vote for {numbers[int(word)]}; "
+            f"{names[2]}: found {word} in a column that is named after one answer, and so may say whether that one won, not which one; "
             "name this column and the other answer's as columns.scoreA and columns.scoreB",
         )
     for side, words, name, own in (("a", _FIRST, names[0], numbers[0]), ("b", _SECOND, names[1], numbers[1])):
