@@ -40,12 +40,17 @@ def read(path: Path) -> DPOJob:
     document = _document(path)
     _resolve_paths(document, path.resolve().parent)
     try:
-        job = DPOJob.model_validate(document)
+        job = _job(document)
     except ValidationError as error:
         raise JobFileError("\n".join([*_sentences(error), *_problems_of_the_rest(document)])) from error
     if problems := rules.violations(job) + support.unsupported(job.spec):
         raise JobFileError("\n".join(problems))
     return job
+
+
+def _job(document: dict[str, Any]) -> DPOJob:
+    """The document as the types have it. Fields have one name, that of the API: label_smoothing is as unknown here as there."""
+    return DPOJob.model_validate(document, by_alias=True, by_name=False)
 
 
 def _problems_of_the_rest(document: dict[str, Any]) -> list[str]:
@@ -56,7 +61,7 @@ def _problems_of_the_rest(document: dict[str, Any]) -> list[str]:
     rest, wrong = copy.deepcopy(document), set[str]()
     for _ in range(_ROUNDS):
         try:
-            job = DPOJob.model_validate(rest)
+            job = _job(rest)
         except ValidationError as error:
             # The last item of a list first: the earlier ones keep their places.
             for problem in sorted(error.errors(), key=lambda p: [str(key).zfill(9) for key in p["loc"]], reverse=True):

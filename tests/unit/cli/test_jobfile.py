@@ -54,6 +54,7 @@ def test_other_documents_are_passed_over(tmp_path: Path) -> None:
         (JOB.replace("v1alpha1", "v2"), "apiVersion"),
         (JOB + "  nodes: many\n", "spec.nodes: Input should be a valid integer"),
         (JOB + "  typo: 1\n", "spec.typo: Extra inputs are not permitted"),
+        (JOB + "  method: {label_smoothing: 0.1}\n", "spec.method.label_smoothing: Extra inputs are not permitted"),
         (JOB + "  training: {offload: nvme}\n", "spec.training.offload: nvme is not implemented yet"),
         (JOB.replace("model: {name: ./model}", "model: nonsense"), "spec.model"),
         ("kind: DPOJob\nspec: 7\n", "spec"),
