@@ -144,6 +144,8 @@ def _split_dialogue(whole: str, name: str) -> tuple[str, str]:
         raise Unusable(Reason.MALFORMED_DIALOGUE, f"{name}: no '\\n\\nAssistant:' in the text")
     if not before.strip():
         raise Unusable(Reason.EMPTY_PROMPT, f"{name}: nothing before the last '\\n\\nAssistant:'")
+    if QUESTION_MARK in answer:
+        raise Unusable(Reason.MALFORMED_DIALOGUE, f"{name}: the text goes on with '\\n\\nHuman:' after the last answer")
     return before + mark, answer
 
 

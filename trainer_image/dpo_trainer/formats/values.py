@@ -40,6 +40,10 @@ def text(value: Any, name: str) -> str:
         keys := [str(key)[:64] for key, inner in value.items() if isinstance(inner, str)]
     ):
         hint = f" with texts in {', '.join(keys[:8])}; a name such as {name}.{keys[0]} goes into it"
+        if all(key.isdecimal() for key in keys):
+            hint = (
+                ' of a whole column, as to_json of pandas writes it; write one object for each row (orient="records")'
+            )
     raise Unusable(Reason.WRONG_TYPE, f"{name}: expected text, found {kind(value)}{hint}")
 
 
