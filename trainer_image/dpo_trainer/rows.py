@@ -37,7 +37,7 @@ _ADVICE = {
         ".xlsx",
     ): "CSV and tables like it are not read, because they have no types; write them as .jsonl or .parquet",
     (".arrow",): "Arrow files, as save_to_disk of datasets writes them, are not read; write them with to_parquet",
-    (".ndjson", ".jsonlines"): "name JSON Lines .jsonl",
+    (".ndjson", ".jsonlines"): "Name JSON Lines .jsonl",
     (
         ".zst",
         ".bz2",
@@ -46,7 +46,7 @@ _ADVICE = {
         ".tar",
         ".tgz",
         ".tar.gz",
-    ): "of compressed files, .jsonl.gz and .json.gz are read; unpack others",
+    ): "Of compressed files, .jsonl.gz and .json.gz are read; unpack others",
 }
 # Files that `datasets` writes beside the data.
 _ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")

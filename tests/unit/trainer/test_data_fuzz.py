@@ -203,10 +203,13 @@ def test_a_bad_row_is_counted_with_file_line_and_column(place, content, reason, 
     assert detail in row["detail"]
 
 
-def test_the_last_of_two_values_of_one_key_counts_as_json_has_it(place):
+def test_a_row_with_two_values_of_one_key_is_malformed(place):
     content = GOOD + b'{"prompt": "Q", "chosen": 1, "chosen": "a", "rejected": "b"}'
     split, left_out = place.read("twice.jsonl", content)
-    assert (len(split.dataset), left_out) == (7, [])
+    assert len(split.dataset) == 6
+    assert [(row["reason"], row["detail"]) for row in left_out] == [
+        ("malformed_json", "an object has the key chosen twice")
+    ]
 
 
 def test_nul_in_a_json_string_is_a_character_like_others(place):

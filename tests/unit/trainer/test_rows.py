@@ -233,7 +233,7 @@ def test_csv_is_no_format(tmp_path, name):
     ("name", "advice"),
     [
         ("data-00000-of-00001.arrow", "to_parquet"),
-        ("a.ndjson", "name JSON Lines .jsonl"),
+        ("a.ndjson", "Name JSON Lines .jsonl"),
         ("a.jsonl.zst", "unpack"),
         ("a.zip", "unpack"),
     ],
