@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_operator.api.method import MethodName
+from dpo_operator.api.method import Loss, Method, MethodName
 from dpo_operator.api.training import Adapter, AdapterType
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.full import FullCheckpoint
@@ -53,20 +53,19 @@ def model_card(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, made: Mad
     """Markdown with the hub's metadata block."""
     spec = job.spec
     adapter = not made.whole
-    title, paper = _PAPERS[spec.method.name]
     step = checkpoint.manifest.step
     parts = [
         _metadata(job, adapter),
         f"# {_text(job.metadata.name)}",
         f"{f'A {_kind(spec.adapter)} adapter for' if adapter else 'A fine-tuned version of'} `{_text(spec.model.name)}`"
         f"{f' at revision `{_text(spec.model.revision)}`' if spec.model.revision else ''}, trained with "
-        f"{spec.method.name.value.upper()} ([{title}](https://arxiv.org/abs/{paper})) by dpo-operator.",
+        f"{_cited(spec.method)} by dpo-operator.",
         *_about_merging(made),
         "## Use",
         _usage(spec.model.name, adapter),
         "## Result",
         _results([line for line in read_metrics(work.metrics) if line["step"] <= step]),
-        "Step 1 is measured before the first update. Rewards are beta times the log-ratio to the reference, in nats.",
+        f"Step 1 is measured before the first update. Rewards are beta times {reward_in_words(spec.method)}, in nats.",
         "## Training",
         _table("Setting", "Value", [("exported", f"step {step}: {made.why}"), *_settings(job, work, checkpoint)]),
         "## Check",
@@ -75,6 +74,56 @@ def model_card(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, made: Mad
         f"{made.difference:.2g} nats. `dpo_provenance.json` has the checkpoint's digest and every setting.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _cited(method: Method) -> str:
+    """The losses by name, each with its paper, once."""
+    names = dict.fromkeys(loss.name for loss in method.losses)
+    return " and ".join(
+        f"{name.value.upper()} ([{_PAPERS[name][0]}](https://arxiv.org/abs/{_PAPERS[name][1]}))" for name in names
+    )
+
+
+def loss_in_words(method: Method) -> str:
+    """Every term of the loss with its weight and its settings."""
+    terms = [_term(loss) for loss in method.losses]
+    if method.likelihood_weight:
+        whole = "prompt and chosen answer" if method.nll_over == "all" else "the chosen answer"
+        terms.append(f"{method.likelihood_weight:g} × negative log-likelihood of {whole}")
+    return " + ".join(terms)
+
+
+def _term(loss: Loss) -> str:
+    parts = [loss.name.value, f"beta {loss.strength:g}"]
+    if loss.label_smoothing:
+        parts.append(f"{'robust to flipped labels' if loss.robust else 'label smoothing'} {loss.label_smoothing:g}")
+    match loss.name:
+        case MethodName.LD_DPO:
+            parts.append(f"alpha {loss.tail_weight:g}")
+        case MethodName.IPO:
+            parts.append(f"{loss.reduction or 'mean'} over tokens")
+        case MethodName.SIMPO:
+            parts.append(f"target margin {loss.target_margin:g}")
+        case MethodName.KTO:
+            weights = [1.0 if w is None else w for w in (loss.desirable_weight, loss.undesirable_weight)]
+            parts.append(f"desirable {weights[0]:g}, undesirable {weights[1]:g}")
+    text = ", ".join(parts)
+    return text if loss.weight == 1 else f"{loss.weight:g} × ({text})"
+
+
+def reward_in_words(method: Method) -> str:
+    """What the first loss compares, which rewards are made of."""
+    ratio = "the log-ratio to the reference"
+    match method.name:
+        case MethodName.ORPO | MethodName.SIMPO:
+            return "the mean log-prob of an answer's tokens"
+        case MethodName.LN_DPO:
+            return f"the mean over an answer's tokens of {ratio}"
+        case MethodName.IPO if method.reduction != "sum":
+            return f"the mean over an answer's tokens of {ratio}"
+        case MethodName.LD_DPO:
+            return f"{ratio}, in which the longer answer's tail counts alpha times"
+    return ratio
 
 
 def _about_merging(made: Made) -> list[str]:
@@ -150,10 +199,7 @@ def _settings(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint) -> list[tu
     rows = [
         ("training data", f"{_source(data.train)}, {len(PairDataset.open(work.train_data)):,} pairs"),
         ("longest pair", f"{data.max_length} tokens"),
-        (
-            "loss",
-            f"{spec.method.name.value}, beta {spec.method.strength:g}, label smoothing {spec.method.label_smoothing:g}",
-        ),
+        ("loss", loss_in_words(spec.method)),
         ("trained", _trained(job)),
         ("steps", f"{manifest.step} ({checkpoint.state.get('epoch', 0):.2f} epochs)"),
         ("pairs in a step", str(spec.training.global_batch_size)),
