@@ -21,11 +21,16 @@ VERSION = 2
 
 
 def spec_hash(spec: DPOJobSpec) -> str:
-    """SHA-256 over the settings that decide what prepare writes, hex."""
+    """SHA-256 over the settings that decide what prepare writes, hex.
+
+    Defaults are left out: a later version, which knows more settings, finds the same hash.
+    """
     parts = {
         "version": VERSION,
-        "model": spec.model.model_dump(mode="json", include={"name", "revision", "chat_template"}),
-        "data": spec.data.model_dump(mode="json"),
+        "model": spec.model.model_dump(
+            mode="json", include={"name", "revision", "chat_template"}, exclude_defaults=True
+        ),
+        "data": spec.data.model_dump(mode="json", exclude_defaults=True),
         "seed": spec.training.seed if mixture.is_random(spec.data) else None,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -20,9 +20,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from pydantic import ValidationError
+
 from dpo_operator.api import exitcodes, names
 from dpo_operator.api.reports import Termination
-from dpo_operator.api.types import DPOJob
+from dpo_operator.api.types import DPOJob, DPOJobSpec
 
 
 class LocalRunError(Exception):
@@ -86,11 +88,11 @@ class LocalRun:
         document = self.job.model_dump(mode="json", by_alias=True, exclude_none=True)
         if path.exists():
             earlier = _job_of(self.work)
+            before, now = _without_defaults(earlier["spec"]), _without_defaults(document["spec"])
             changed = sorted(
                 key
-                for key in earlier["spec"].keys() | document["spec"].keys()
-                if earlier["spec"].get(key) != document["spec"].get(key)
-                and key not in ("failurePolicy", "pod", "suspend")
+                for key in before.keys() | now.keys()
+                if before.get(key) != now.get(key) and key not in ("failurePolicy", "pod", "suspend")
             )
             if changed:
                 raise LocalRunError(
@@ -243,6 +245,14 @@ def remove(work: Path) -> None:
             shutil.rmtree(work)
     except OSError as error:
         raise LocalRunError(f"{work} can't be removed: {error}") from error
+
+
+def _without_defaults(spec: dict[str, Any]) -> dict[str, Any]:
+    """A spec without what says no more than the defaults, which an earlier version may not have known."""
+    try:
+        return DPOJobSpec.model_validate(spec).model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    except ValidationError:
+        return spec  # of a version that knew other settings
 
 
 def _job_of(work: Path) -> dict[str, Any]:

@@ -94,3 +94,20 @@ def test_preview_prepares_and_shows_tokens_and_mask(job: Path, tmp_path: Path, c
     finally:
         os.close(holder)
     assert (work / "prepared.json").is_file()
+
+
+def test_a_folder_of_an_earlier_version_goes_on_and_one_of_other_settings_does_not(
+    job: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    work = tmp_path / "work"
+    assert dpo("preview", job, "--work-dir", work).exit_code == 0
+    written = json.loads((work / "job.json").read_text())
+    # A version that did not know these settings yet.
+    del written["spec"]["export"], written["spec"]["data"]["mixture"], written["spec"]["data"]["train"]["weight"]
+    (work / "job.json").write_text(json.dumps(written))
+    assert dpo("preview", job, "--work-dir", work).exit_code == 0
+
+    document = yaml.safe_load(job.read_text())
+    document["spec"]["method"] = {"name": "ipo"}
+    job.write_text(yaml.safe_dump(document))
+    refused(dpo("preview", job, "--work-dir", work), "spec.method", "--fresh")

@@ -235,7 +235,21 @@ def test_identity_holds_what_decides_the_numbers_and_nothing_else():
     assert differences(same, identity(spec(learningRate=5e-7), dataset="x")) == []  # the default, written out
     assert differences(same, identity(spec(seed=1), dataset="y")) == [
         "dataset: the checkpoint has 'x', the job 'y'",
-        "spec.training.seed: the checkpoint has 0, the job 1",
+        "spec.training.seed: the checkpoint has the default, the job 1",
+    ]
+
+
+def test_a_setting_that_a_later_version_adds_keeps_checkpoints_usable():
+    job = {"model": {"name": "m"}, "data": {"train": {"source": "d"}, "eval": {"source": "e"}}}
+    saved = identity(DPOJobSpec.model_validate(job), dataset="x")
+    # Nothing is written of a setting that has its default, so one that did not exist yet looks the same.
+    assert not any("truncation" in path or "weight" in path or "columns" in path for path in saved)
+    job["data"]["truncation"] = "keep_end"
+    job["method"] = {"beta": 0.1}
+    assert differences(saved, identity(DPOJobSpec.model_validate(job), dataset="x")) == []
+    job["method"] = {"beta": 0.2}
+    assert differences(saved, identity(DPOJobSpec.model_validate(job), dataset="x")) == [
+        "spec.method.beta: the checkpoint has 0.1, the job 0.2"
     ]
 
 

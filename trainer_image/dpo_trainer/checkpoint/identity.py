@@ -4,6 +4,8 @@ from typing import Any
 
 from dpo_operator.api.types import DPOJobSpec
 
+_PARTS = ("model", "data", "method", "adapter", "training")
+
 # Settings of spec.training that change speed, memory or the log, and not the result.
 _NEUTRAL = frozenset(
     {"microBatchSize", "packing", "gradientCheckpointing", "zeroStage", "offload", "device", "logEverySteps"}
@@ -11,26 +13,33 @@ _NEUTRAL = frozenset(
 
 
 def identity(spec: DPOJobSpec, **more: str) -> dict[str, Any]:
-    """Path -> value of every setting that the training depends on.
+    """Path -> value of every setting that the training depends on and that is not the default.
 
     more: digests of inputs, such as dataset=... and model=...; the names appear in error messages.
+    Defaults are left out, so that a later version, which knows more settings, can go on from this one's checkpoints; those
+    that depend on other settings are written as what they come to.
     """
-    document = spec.model_dump(mode="json", by_alias=True)
+    document = {part: {} for part in _PARTS} | spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     document["training"] = {key: value for key, value in document["training"].items() if key not in _NEUTRAL}
     document["training"]["learningRate"] = spec.learning_rate
+    document["method"]["beta"] = spec.method.strength
     document["model"].pop("tokenSecretRef", None)
     flat: dict[str, Any] = {}
-    for part in ("model", "data", "method", "adapter", "training"):
+    for part in _PARTS:
         _flatten(f"spec.{part}", document[part], flat)
     return {**flat, **more}
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Sentences about what differs; a setting that only one side knows counts when it is not empty."""
+    """Sentences about what differs."""
+
+    def value(side: dict[str, Any], path: str) -> str:
+        return repr(side[path]) if path in side else "the default"
+
     return [
-        f"{path}: the checkpoint has {saved.get(path)!r}, the job {now.get(path)!r}"
+        f"{path}: the checkpoint has {value(saved, path)}, the job {value(now, path)}"
         for path in sorted(saved.keys() | now.keys())
-        if saved.get(path) != now.get(path)
+        if value(saved, path) != value(now, path)
     ]
 
 
