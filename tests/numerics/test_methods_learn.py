@@ -15,7 +15,7 @@ from tests.numerics.ranks import on_ranks
 
 pytestmark = pytest.mark.numerics
 
-TRAIN_PAIRS, EVAL_PAIRS, LONGEST = 96, 64, 110
+TRAIN_PAIRS, EVAL_PAIRS, LONGEST = 80, 64, 100
 POLITE = DATASETS[0]
 NOTHING = np.zeros(0, np.int32)
 
