@@ -6,9 +6,9 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import deepspeed
-import peft
 import transformers.models.llama.modeling_llama
 
 import dpo_trainer.train
+from dpo_trainer.adapters import import_peft
 
-PRELOADED = (deepspeed, peft, transformers, dpo_trainer.train)
+PRELOADED = (deepspeed, import_peft(), transformers, dpo_trainer.train)

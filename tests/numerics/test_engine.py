@@ -66,7 +66,7 @@ def gradients(document: dict[str, Any], model: Path) -> dict[str, Any]:
     world, data = join_world("cpu"), some_pairs(9)
     engine = Engine(DPOJob.model_validate(document).spec, model, world)
     indices = np.arange(5)
-    for batch, last in micro_batches_of(data, indices, rank=world.rank, world_size=world.world_size, size=1):
+    for batch, last in micro_batches_of(engine, data, indices, size=1):
         loss = (engine.score(batch).answers[:, 0, 0].square() * batch.weight).sum() / len(indices)
         engine.backward(loss, last=last)
     found = {name: safe_get_full_grad(p).clone() for name, p in engine.module.named_parameters()}

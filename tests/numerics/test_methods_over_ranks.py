@@ -151,7 +151,9 @@ def test_the_size_of_a_micro_batch_changes_no_loss(name: str, trained: tuple[dic
         others += world[name]["resized"]
     assert len(others) == 8
     for number, found in enumerate(others):
-        assert found["loss"] == pytest.approx(expected["loss"], abs=1e-6, rel=1e-6), number
+        # IPO of sums squares numbers near 1/(2 beta), where float32's rounding of log-probs counts for more.
+        nats = 2e-5 if name.startswith("ipo sum") else 1e-6
+        assert found["loss"] == pytest.approx(expected["loss"], abs=nats, rel=1e-6), number
         assert_same(found, expected, 1e-5, number)
 
 

@@ -264,6 +264,6 @@ def _import_deepspeed() -> Any:
         vars(muon)["MuonWithAuxAdam"] = type("MuonWithAuxAdam", (torch.optim.Optimizer,), {})
         sys.modules[_MUON] = muon
     deepspeed_logger.setLevel(logging.ERROR)
-    # PEFT imports it where it is installed, and it then says which of its kernels this CPU could have.
+    # Of the 8-bit optimizer; it would say which of its kernels this CPU could have.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return deepspeed

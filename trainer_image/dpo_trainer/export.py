@@ -4,7 +4,6 @@ One process on the CPU, without DeepSpeed. The folder appears when it is complet
 """
 
 import json
-import logging
 import os
 import shutil
 import warnings
@@ -18,6 +17,7 @@ from torch import nn
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJob, DPOJobSpec
+from dpo_trainer.adapters import import_peft
 from dpo_trainer.checkpoint.full import FullCheckpoint, open_best, open_newest
 from dpo_trainer.errors import TrainerError, input_not_found
 from dpo_trainer.files import sha256, sync_folder
@@ -109,8 +109,6 @@ def _choose(spec: DPOJobSpec, root: Path, progress: Progress) -> tuple[FullCheck
 def _quiet() -> None:
     """No progress bars in a log, and no search for a GPU by DeepSpeed, which transformers imports when it is there."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # PEFT imports it where it is installed, and it then says which of its kernels this CPU could have.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -167,18 +165,17 @@ def _export_merged(work: WorkDir, checkpoint: FullCheckpoint, folder: Path, prec
 
 
 def _write_merged(base: Path, folder: Path) -> torch.dtype:
-    from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
+    peft = import_peft()
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
     dtype: torch.dtype = model.dtype
     # The adapter stays in float32, so the sum is rounded once.
-    model = PeftModel.from_pretrained(model, folder, torch_device="cpu")
+    model = peft.PeftModel.from_pretrained(model, folder, torch_device="cpu")
     changed = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # each layer is merged here, and merge_and_unload finds it merged
-        for layer in [module for module in model.modules() if isinstance(module, LoraLayer)]:
+        for layer in [module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]:
             before = layer.get_base_layer().weight.detach().clone()
             layer.merge(safe_merge=True)  # type: ignore[operator]
             changed |= not torch.equal(before, layer.get_base_layer().weight)

@@ -67,8 +67,7 @@ class Milestones:
         spec, evaluated = self.spec, None
         improved = stale = False
         if self.is_evaluated(step) and not stopping:
-            evaluated = self._evaluate(step)
-            stopping = evaluated is None
+            evaluated, stopping = self._evaluate(step)
         if evaluated is not None:
             self.telemetry.evaluation(step, evaluated)
             self.evaluations.append((step, cost(spec.selection_metric, evaluated)))
@@ -96,8 +95,11 @@ class Milestones:
             )
         return None
 
-    def _evaluate(self, step: int) -> dict[str, float] | None:
-        """Metrics of the held-out pairs and of the sample answers; None when a stop came before they were whole."""
+    def _evaluate(self, step: int) -> tuple[dict[str, float] | None, bool]:
+        """Metrics of the held-out pairs and of the sample answers, and whether a stop came in between.
+
+        A stop during the evaluation leaves no metrics, one during the answers those of the evaluation.
+        """
         assert self.evaluation is not None
         self.telemetry.activity("evaluating")
         with self.telemetry.timed("eval"):
@@ -105,7 +107,9 @@ class Milestones:
                 self.engine, self.evaluation, self.objective, size=self.eval_size, should_stop=self.should_stop
             )
             answered = None if evaluated is None else self.samples.take(step, self.telemetry, self.should_stop)
-        return None if evaluated is None or answered is None else evaluated | answered
+        if evaluated is None or answered is None:
+            return evaluated, True
+        return evaluated | answered, False
 
     def _save(
         self,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dpo_operator.api.training import Adapter, AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer import attention
+from dpo_trainer.adapters import import_peft
 from dpo_trainer.batch import Layout, MicroBatch
 from dpo_trainer.errors import input_not_found, invalid_configuration
 
@@ -213,7 +214,7 @@ def add_lora(model: nn.Module, adapter: Adapter, *, seed: int) -> nn.Module:
     rslora its scale is alpha/sqrt(rank) (2312.03732).
     Returns the PEFT model. Raises TrainerError when a target names no module.
     """
-    from peft import LoraConfig, get_peft_model
+    peft = import_peft()
 
     targets: str | list[str] = adapter.target_modules
     if "all-linear" in adapter.target_modules:
@@ -226,7 +227,7 @@ def add_lora(model: nn.Module, adapter: Adapter, *, seed: int) -> nn.Module:
                     f"spec.adapter.targetModules: the model has no module {target}; it has {', '.join(_weight_modules(model))}, "
                     "or use all-linear"
                 )
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
@@ -238,7 +239,7 @@ def add_lora(model: nn.Module, adapter: Adapter, *, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # Adapters in the model's dtype: DeepSpeed's flat buffers hold one dtype, and keeps fp32 master weights anyway.
-        return get_peft_model(model, config, autocast_adapter_dtype=False)
+        return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def _weight_modules(model: nn.Module) -> list[str]:

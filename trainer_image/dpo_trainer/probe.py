@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_operator.api.exitcodes import ExitCode
+from dpo_trainer.adapters import import_peft
 from dpo_trainer.checkpoint.full import FullCheckpoint
 from dpo_trainer.dataset import PairDataset, TokenPair
 from dpo_trainer.errors import TrainerError
@@ -40,9 +41,7 @@ def load_exported(base: Path, folder: Path, precision: str) -> nn.Module:
     if missing := sorted(info["missing_keys"]):
         raise TrainerError(ExitCode.BAD_EXPORT, f"The export failed: no weights were written for {missing[0]}.")
     if is_adapter:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False, torch_device="cpu")
+        model = import_peft().PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False, torch_device="cpu")
     return model.eval()
 
 
