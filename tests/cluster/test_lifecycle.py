@@ -96,11 +96,11 @@ def test_volume_is_retained(job: Job, spec: dict[str, Any]) -> None:
 
 def test_what_is_not_implemented_is_said(job: Job, spec: dict[str, Any]) -> None:
     """A job that the API accepts and this version can't run fails with a condition, before any pod exists."""
-    job.apply(spec | {"method": {"name": "simpo"}})
+    job.apply(spec | {"training": spec["training"] | {"offload": "nvme"}})
     deadline = time.monotonic() + 30
     while job.status.get("state") != "Failed":
         assert time.monotonic() < deadline, job.describe()
         time.sleep(0.2)
     failed = next(c for c in job.status["conditions"] if c["type"] == "Failed")
-    assert "spec.method.name" in failed["message"]
+    assert "spec.training.offload" in failed["message"]
     assert job.pods("prepare") == []
