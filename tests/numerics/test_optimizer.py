@@ -11,6 +11,7 @@ import pytest
 from dpo_trainer.workdir import WorkDir
 from tests.numerics.jobs import a_job, make_model, plain_training, some_pairs, train_on_rank
 from tests.numerics.ranks import on_ranks
+from tests.numerics.test_engine import overflowing_update
 
 pytestmark = pytest.mark.numerics
 
@@ -72,29 +73,8 @@ def test_offloaded_state_survives_a_restart(work: WorkDir, plain: dict[str, Any]
         assert [line[key] for key in KEYS] == pytest.approx([step[key] for key in KEYS], abs=1e-5, rel=1e-5)
 
 
-def overflowing_offload(document: dict[str, Any], model: Path) -> tuple[float | None, bool, float | None]:
-    """Norm of a gradient that is infinite on one rank, whether it left the weights alone, and the norm of the next."""
-    import torch
-    from deepspeed.utils import safe_get_local_fp32_param
-
-    from dpo_operator.api.types import DPOJob
-    from dpo_trainer.batch import collate
-    from dpo_trainer.engine import Engine, join_world
-
-    world = join_world("cpu")
-    engine, batch = Engine(DPOJob.model_validate(document).spec, model, world), collate(some_pairs(3), [0])
-    before = [safe_get_local_fp32_param(p).clone() for p in engine.module.parameters()]
-    engine.backward(engine.score(batch).answers[..., 0].sum() * (1e38 if world.rank else 1.0) * 1e3, last=True)
-    first = engine.step(1e-3)
-    same = all(
-        torch.equal(a, safe_get_local_fp32_param(p)) for a, p in zip(before, engine.module.parameters(), strict=True)
-    )
-    engine.backward(engine.score(batch).answers[..., 0].sum(), last=True)
-    return first, same, engine.step(1e-3)
-
-
 def test_an_infinite_gradient_changes_no_weight_with_offload_either(work: WorkDir):
-    for first, same, second in on_ranks(2, overflowing_offload, a_job(offload="cpu"), work.model):
+    for first, second, same in on_ranks(2, overflowing_update, a_job(offload="cpu"), work.model):
         assert first is None
         assert same
         assert second is not None

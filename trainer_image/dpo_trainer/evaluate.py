@@ -11,7 +11,7 @@ from dpo_trainer.buckets import bucket_means, bucket_sums
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.engine import Engine, Scored
 from dpo_trainer.examples import Examples
-from dpo_trainer.figures import means, sums
+from dpo_trainer.figures import Totals, means, sums
 from dpo_trainer.losses import kto_kl
 from dpo_trainer.objective import Logps, Objective
 from dpo_trainer.sampler import IntArray, micro_batches
@@ -142,16 +142,13 @@ def evaluate(
         kl = reference_point(engine, examples, size=size, should_stop=should_stop)
         if kl is None:
             return None
-    totals: Tensor | None = None
-    names: list[str] = []
+    totals = Totals()
     for batch, scored in forward_all(engine, examples.data, size=size, score_prompts=objective.needs_prompt):
         logps = logps_of(batch, scored, examples.reference)
         loss, counts = objective.loss(logps, kl), (batch.weight > 0).to(scored.answers.device)
         found = sums(objective, logps, loss, kl, counts) | bucket_sums(logps, objective.rewards(logps), counts)
-        names, values = list(found), torch.stack(list(found.values()))
-        totals = values if totals is None else totals + values
+        totals.add(found, engine.world.device)
         if should_stop():
             return None
-    assert totals is not None, "an evaluation set has at least one pair, so every rank runs at least one batch"
-    whole = dict(zip(names, engine.sum(totals).tolist(), strict=True))
+    whole = totals.over_ranks(engine.sum)
     return means(whole, None if kl is None else kl.item()) | bucket_means(whole)

@@ -4,7 +4,7 @@ The names are the keys that TRL logs, so that curves can be compared; docs/metho
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,26 @@ _SIDES = ("chosen", "rejected")
 # Standard deviation of reward margins below which they are what rounding left, as before the first update: float32
 # log-probs of some hundred nats are good to about 1e-5.
 _NOISE = 1e-5
+
+
+class Totals:
+    """Sums of named figures over micro-batches, and over ranks with one reduction for all of them."""
+
+    def __init__(self) -> None:
+        self._names: list[str] = []
+        self._values: Tensor | None = None
+
+    def add(self, found: Sums, device: torch.device) -> None:
+        """Add one micro-batch's figures, scalars; always the same names in the same order."""
+        self._names = list(found)
+        values = torch.stack([value.to(device, torch.float64) for value in found.values()])
+        self._values = values if self._values is None else self._values + values
+
+    def over_ranks(self, reduce: Callable[[Tensor], Tensor], **more: float) -> dict[str, float]:
+        """The sums over all ranks by name. Collective. reduce: sums a tensor over ranks. more: this rank's other figures."""
+        assert self._values is not None, "every rank runs at least one micro-batch"
+        values = torch.cat([self._values, torch.tensor(list(more.values())).to(self._values)])
+        return dict(zip([*self._names, *more], reduce(values).tolist(), strict=True))
 
 
 def sums(objective: Objective, logps: Logps, loss: Tensor, kl: Tensor | None, counts: Tensor) -> Sums:

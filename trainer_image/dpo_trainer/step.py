@@ -8,7 +8,7 @@ import torch
 from dpo_trainer.engine import Engine
 from dpo_trainer.evaluate import logps_of, micro_batches_of, reference_point
 from dpo_trainer.examples import Examples
-from dpo_trainer.figures import means, sums
+from dpo_trainer.figures import Totals, means, sums
 from dpo_trainer.objective import Objective
 from dpo_trainer.outcome import StopRequest
 from dpo_trainer.sampler import IntArray
@@ -47,8 +47,7 @@ def forward_backward(
     """
     kl = reference_point(engine, examples, size=kl_size, indices=pairs) if objective.needs_kl else None
     units = objective.units(torch.from_numpy(examples.data.lengths[pairs, 1:]))
-    totals = torch.zeros(0, dtype=torch.float64)
-    names: list[str] = []
+    totals = Totals()
     for batch, last in micro_batches_of(engine, examples.data, pairs, size=size, score_prompts=objective.needs_prompt):
         scored = engine.score(batch)
         logps = logps_of(batch, scored, examples.reference)
@@ -61,12 +60,8 @@ def forward_backward(
             with torch.no_grad():
                 found["first_loss"] = (objective.first_loss(logps) * counts).sum()
         found |= {"tokens": torch.tensor(batch.tokens), "truncated": torch.tensor(batch.truncated)}
-        names = list(found)
-        values = torch.stack([value.to(engine.world.device, torch.float64) for value in found.values()])
-        totals = values if not len(totals) else totals + values
-    stopping = torch.tensor([stop.is_set()], dtype=torch.float64, device=engine.world.device)
-    *whole, asked = engine.sum(torch.cat([totals, stopping])).tolist()
-    figures = dict(zip(names, whole, strict=True))
+        totals.add(found, engine.world.device)
+    figures = totals.over_ranks(engine.sum, stop=stop.is_set())
     metrics = means(figures, None if kl is None else kl.item())
     looked_at = figures["looked_at"] or math.nan
     metrics["entropy"], metrics["mean_token_accuracy"] = figures["entropy"] / looked_at, figures["hits"] / looked_at
@@ -76,5 +71,5 @@ def forward_backward(
         tokens=int(figures["tokens"]),
         truncated=int(figures["truncated"]),
         broken=int(figures["broken"]),
-        stop=asked > 0,
+        stop=figures["stop"] > 0,
     )

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_operator.api.method import Method
-from dpo_trainer.figures import means, sums
+from dpo_trainer.figures import Totals, means, sums
 from dpo_trainer.objective import Logps, Objective
 
 pytestmark = pytest.mark.unit
@@ -225,3 +225,11 @@ def test_rounding_errors_correlate_with_nothing():
 @pytest.mark.parametrize("pairs", [1, 2])
 def test_what_does_not_vary_correlates_with_nothing(pairs: int):
     assert math.isnan(means_of("dpo", [a_pair(float(n)) for n in range(pairs)])["margin_length_correlation"])
+
+
+def test_totals_add_up_micro_batches_and_then_ranks():
+    totals = Totals()
+    for loss, pairs in ((0.5, 2), (0.25, 1)):
+        totals.add({"loss": torch.tensor(loss), "pairs": torch.tensor(pairs)}, torch.device("cpu"))
+    # Two ranks with the same figures.
+    assert totals.over_ranks(lambda values: 2 * values, stop=True) == {"loss": 1.5, "pairs": 6.0, "stop": 2.0}
