@@ -41,7 +41,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     plan = Plan(len(train.data), training.global_batch_size, seed=training.seed, shuffle=training.shuffle)
     total_steps = plan.total_steps(epochs=training.epochs, max_steps=training.max_steps)
     warmup = warmup_steps(training.warmup_ratio, total_steps)
-    eval_size = spec.evaluation.micro_batch_size or 2 * training.micro_batch_size
+    eval_size = spec.eval_batch.pairs or 2
 
     telemetry.activity("connecting the ranks")
     world = join_world(training.device)
@@ -57,7 +57,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
         reference = References(spec, engine, ranks, work.reference, digest, telemetry, stop)
         # In bf16 log-probs depend on the batch's shape. The same number of pairs as later makes what is compared alike: with
         # one pair in a micro-batch, the first loss is ln 2 to the last digit.
-        reference.add_to(train, size=training.micro_batch_size)
+        reference.add_to(train, size=spec.micro_batch.pairs or 1)
         if evaluation is not None:
             reference.add_to(evaluation, size=eval_size)
 
@@ -144,7 +144,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
                     train,
                     pairs,
                     stop,
-                    size=training.micro_batch_size,
+                    size=spec.micro_batch.pairs or 1,
                     kl_size=eval_size,
                     is_first=step == 1,
                 )

@@ -1,7 +1,7 @@
 """The model, what of it is trained, how, and what is measured, kept and exported."""
 
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints
 
@@ -77,6 +77,13 @@ class Adapter(ApiModel):
     )
 
 
+class Budget(NamedTuple):
+    """What one forward pass on one rank may hold. tokens: as they are laid out; a longer pair goes alone. pairs: None: any number."""
+
+    tokens: int
+    pairs: int | None = None
+
+
 class Training(ApiModel):
     """Optimization."""
 
@@ -104,11 +111,18 @@ class Training(ApiModel):
         le=1_000_000,
         description="Pairs in one optimizer step over all GPUs, exact for any number of nodes.",
     )
-    micro_batch_size: StrictInt = Field(
-        default=1,
+    micro_batch_tokens: StrictInt | None = Field(
+        default=None,
+        ge=1,
+        le=16_777_216,
+        description="Most tokens in one forward and backward pass on one GPU: whole pairs are packed up to it, and a longer pair goes alone. "
+        "Memory for activations and logits grows with it. Default: twice data.maxLength, which the longest pair may take anyway.",
+    )
+    micro_batch_size: StrictInt | None = Field(
+        default=None,
         ge=1,
         le=4096,
-        description="Pairs in one forward and backward pass on one GPU; the rest is accumulated.",
+        description="Most pairs in one forward and backward pass on one GPU. Default: as many as microBatchTokens holds.",
     )
     warmup_ratio: StrictFloat = Field(
         default=0.1, ge=0, le=1, description="Share of the steps in which the learning rate rises from 0."
@@ -177,11 +191,18 @@ class Evaluation(ApiModel):
         le=100_000_000,
         description="Steps between two evaluations. Default: checkpoint.everySteps.",
     )
+    micro_batch_tokens: StrictInt | None = Field(
+        default=None,
+        ge=1,
+        le=16_777_216,
+        description="Most tokens in one forward pass without gradients: of evaluations and of the reference. Default: twice "
+        "training.microBatchTokens.",
+    )
     micro_batch_size: StrictInt | None = Field(
         default=None,
         ge=1,
         le=4096,
-        description="Pairs in one forward pass. Default: twice training.microBatchSize.",
+        description="Most pairs in one such pass. Default: twice training.microBatchSize where that is set.",
     )
     samples: StrictInt = Field(
         default=4,

@@ -17,6 +17,7 @@ from dpo_operator.api.pods import Pod
 from dpo_operator.api.training import (
     Adapter,
     AdapterType,
+    Budget,
     Checkpoint,
     EarlyStopping,
     Evaluation,
@@ -78,6 +79,21 @@ class DPOJobSpec(ApiModel):
         if self.training.learning_rate is not None:
             return self.training.learning_rate
         return 5e-7 if self.adapter.type is AdapterType.NONE else 5e-6
+
+    @property
+    def micro_batch(self) -> Budget:
+        """Budget of a forward and backward pass on one rank."""
+        tokens = self.training.micro_batch_tokens or 2 * self.data.max_length
+        return Budget(tokens, self.training.micro_batch_size)
+
+    @property
+    def eval_batch(self) -> Budget:
+        """Budget of a forward pass without gradients on one rank: evaluations and reference log-probs."""
+        tokens, pairs = self.micro_batch
+        return Budget(
+            self.evaluation.micro_batch_tokens or 2 * tokens,
+            self.evaluation.micro_batch_size or (2 * pairs if pairs is not None else None),
+        )
 
     @property
     def processes_per_node(self) -> int:

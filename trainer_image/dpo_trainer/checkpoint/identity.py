@@ -8,7 +8,10 @@ _PARTS = ("model", "data", "method", "adapter", "training")
 
 # Settings of spec.training that change speed, memory or the log, and not the result.
 _NEUTRAL = frozenset(
-    {"microBatchSize", "packing", "gradientCheckpointing", "zeroStage", "offload", "device", "logEverySteps"}
+    {
+        "microBatchTokens", "microBatchSize", "packing", "gradientCheckpointing", "zeroStage", "offload", "device",
+        "logEverySteps",
+    }  # fmt: skip
 )
 
 
