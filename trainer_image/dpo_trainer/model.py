@@ -1,14 +1,11 @@
 """The policy: a causal language model that answers one question, the log-probs of given answers."""
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dpo_operator.api.training import Adapter, AdapterType
@@ -17,13 +14,9 @@ from dpo_trainer import attention
 from dpo_trainer.adapters import import_peft
 from dpo_trainer.batch import Layout, MicroBatch
 from dpo_trainer.errors import input_not_found, invalid_configuration
+from dpo_trainer.head import OutputHead, token_logps
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-# Rows of a forward pass whose whole distribution is looked at, for entropy and token accuracy. They are spread evenly; more
-# would cost another pass over the vocabulary for figures that nothing is decided by.
-_LOOK_AT = 64
 
 
 class Policy(nn.Module):
@@ -32,6 +25,7 @@ class Policy(nn.Module):
     model: the Hugging Face model, or the PEFT model around it. Parameter names begin with "model.".
     whole_logits: compute every position's logits by the model's own forward pass: slower and larger, for models that
         reach their output layer in an unusual way.
+    head: from hidden states to log-probs.
     layout: how batches for this model are best laid out; see pack.
     """
 
@@ -44,6 +38,7 @@ class Policy(nn.Module):
             raise invalid_configuration(
                 f"spec.model: expected a causal language model with a transformer and an output layer, found {type(causal_lm).__name__}"
             )
+        self.head = OutputHead(causal_lm, prefix)
         self.whole_logits = False
         self.layout: Layout = "off"
         # Second names for submodules of self.model; a tuple keeps them out of named_parameters().
@@ -61,8 +56,7 @@ class Policy(nn.Module):
 
         whole_logits: as the attribute, for this call.
         Returns float64 [segments, 2], nats: sums over all tokens of each segment, and over those of its head; and float64
-        [3], without gradient: sum of the entropies (nats) of some scored tokens' distributions, how many of these tokens
-        are the most likely one, and how many were looked at.
+        [3], see head.token_logps.
         """
         causal_lm, prefix = self._parts
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
@@ -73,60 +67,18 @@ class Policy(nn.Module):
         if _accepts(causal_lm._modules[prefix], "position_ids"):
             inputs["position_ids"] = batch.position_ids
         if whole_logits or self.whole_logits:
-            logits = causal_lm(**inputs).logits.flatten(0, 1)[batch.scored_positions]
+            logps, looked_at = token_logps(
+                causal_lm(**inputs).logits.flatten(0, 1)[batch.scored_positions], batch.scored_targets
+            )
         else:
             # Only answer rows enter the head: prompts and padding would cost most of the logits' memory.
             output = causal_lm._modules[prefix](**inputs)
             rows = output.last_hidden_state.flatten(0, 1).index_select(0, batch.scored_positions)
-            with _transformer_replaced(causal_lm, prefix, replace(output, last_hidden_state=rows.unsqueeze(0))):
-                logits = causal_lm(input_ids=batch.scored_targets.unsqueeze(0), use_cache=False).logits.squeeze(0)
-        # float32 whatever the model's dtype: bfloat16 log-probs lose what DPO subtracts.
-        logps = -F.cross_entropy(logits.float(), batch.scored_targets, reduction="none").double()
+            logps, looked_at = self.head(output, rows, batch.scored_targets)
         # Sums in float64: near -600 nats float32 has steps of 6e-5, and DPO subtracts two such sums from two others.
+        both = torch.stack([logps.double(), logps.double() * batch.scored_head], dim=1)
         sums = torch.zeros(batch.segments, 2, dtype=torch.float64, device=logps.device)
-        sums = sums.index_add(0, batch.scored_segment, torch.stack([logps, logps * batch.scored_head], dim=1))
-        return sums, _distribution(logits, batch.scored_targets)
-
-
-@torch.no_grad()
-def _distribution(logits: Tensor, targets: Tensor) -> Tensor:
-    """Entropy and top-1 hits of at most _LOOK_AT rows: see Policy.forward. logits: [scored, vocabulary]."""
-    step = max(1, -(-len(logits) // _LOOK_AT))
-    rows, wanted = logits[::step].detach().float().log_softmax(dim=-1), targets[::step]
-    entropy = -(rows.exp() * rows.clamp(min=-1e4)).sum()
-    hits = (rows.argmax(dim=-1) == wanted).sum()
-    return torch.stack([entropy.double(), hits.double(), torch.full_like(entropy, len(rows)).double()])
-
-
-class _Given(nn.Module):
-    """Stands in for the transformer: returns a given output; its attributes are the transformer's."""
-
-    def __init__(self, output: Any, transformer: nn.Module) -> None:
-        super().__init__()
-        self.__dict__.update(output=output, transformer=transformer)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["transformer"], name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.__dict__["output"]
-
-
-@contextmanager
-def _transformer_replaced(causal_lm: nn.Module, prefix: str, output: Any) -> Iterator[None]:
-    """Let the model's own forward pass go on from the transformer's output, a Hugging Face ModelOutput.
-
-    Calling the output layer alone would leave out what many models do around it (Gemma caps logits, Cohere and Granite
-    scale them); this way their own code does it. The output layer is still called as a module, so ZeRO-3 gathers its
-    weight once for all rows.
-    """
-    transformer = causal_lm._modules[prefix]
-    assert transformer is not None
-    causal_lm._modules[prefix] = _Given(output, transformer)
-    try:
-        yield
-    finally:
-        causal_lm._modules[prefix] = transformer
+        return sums.index_add(0, batch.scored_segment, both), looked_at
 
 
 def _accepts(module: nn.Module, name: str) -> bool:

@@ -9,10 +9,10 @@ _PARTS = ("model", "data", "method", "adapter", "training")
 # Settings of spec.training that change speed, memory or the log, and not the result.
 _NEUTRAL = frozenset(
     {
-        "microBatchTokens", "microBatchSize", "packing", "gradientCheckpointing", "zeroStage", "offload", "device",
-        "logEverySteps",
-    }  # fmt: skip
-)
+        "microBatchTokens", "microBatchSize", "packing", "logitsChunkMiB", "gradientCheckpointing", "zeroStage", "offload",
+        "device", "logEverySteps",
+    }
+)  # fmt: skip
 
 
 def identity(spec: DPOJobSpec, **more: str) -> dict[str, Any]:

@@ -1,0 +1,305 @@
+"""The output layer, run on the tokens that are scored and on nothing else: log-probs leave it, logits never do.
+
+A large vocabulary makes logits the largest tensor of a forward pass. Here they exist for a chunk of rows at a time; with more than
+one chunk each is computed again in the backward pass, as in activation checkpointing. The layer is called once as a module whatever
+the number of chunks, so that ZeRO-3 gathers its weight once in the forward pass and once in the backward pass, on every rank alike.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
+
+# Rows of a forward pass whose whole distribution is looked at, for entropy and token accuracy. They are spread evenly; more
+# would cost another pass over the vocabulary for figures that nothing is decided by.
+_LOOK_AT = 32
+# Columns of one product on a CPU: with all of a large vocabulary at once MKL packs the weight badly and takes half as long again.
+_CPU_COLUMNS = 1024
+# Rows whose log-softmax is taken at once on a CPU, so that the second copy of them stays in its cache.
+_CPU_ROWS = 8
+
+
+class OutputHead:
+    """Log-probs of given tokens from a causal language model's hidden states.
+
+    causal_lm: a Hugging Face model. prefix: name of its transformer.
+    chunk_bytes: largest logits that exist at a time, as float32; at least one row. None: all rows at once.
+    """
+
+    def __init__(self, causal_lm: nn.Module, prefix: str) -> None:
+        self.chunk_bytes: int | None = None
+        self._model, self._prefix = causal_lm, prefix
+        self._name = _plain_layer(causal_lm, prefix)
+        self._layer: Any = causal_lm._modules[self._name] if self._name is not None else None
+        self._targets: Tensor | None = None
+        self._after: Callable[[Tensor], Tensor] | None = None
+        self._looked_at: Tensor | None = None
+        self._is_known = False
+        if self._layer is not None:
+            # On the instance, so that hooks around the module, which gather its weight, stay in place.
+            vars(self._layer)["forward"] = self._layer_forward
+
+    def __call__(self, output: Any, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probs of the targets, float32 [rows], nats, and a distribution, see token_logps.
+
+        output: the transformer's, a Hugging Face ModelOutput. rows: [rows, hidden], its hidden states at some positions.
+        targets: int64 [rows].
+        The model's own forward pass goes on from the rows. Calling the output layer alone would leave out what many models do
+        around it (Gemma caps logits, Cohere and Granite scale them); this way their own code does it.
+        """
+        transformer = self._model._modules[self._prefix]
+        given = _Given(replace(output, last_hidden_state=rows.unsqueeze(0)), transformer)
+        if self._name is not None and not self._is_known:
+            self._find_out(replace(output, last_hidden_state=rows.new_zeros(1, 1, rows.shape[1])))
+        if self._name is None:
+            with _replaced(self._model, {self._prefix: given}):
+                logits = self._model(input_ids=targets.unsqueeze(0), use_cache=False).logits.squeeze(0)
+            return token_logps(logits, targets)
+        tap = _Tap(self._layer)
+        self._targets = targets
+        try:
+            with _replaced(self._model, {self._prefix: given, self._name: tap}):
+                self._model(input_ids=targets.unsqueeze(0), use_cache=False)
+        finally:
+            self._targets = None
+        assert tap.output is not None
+        assert self._looked_at is not None
+        return tap.output, self._looked_at
+
+    def _layer_forward(self, hidden: Tensor) -> Tensor:
+        """The output layer's forward pass: log-probs while there are targets, else what it always was."""
+        layer = self._layer
+        if self._targets is None:
+            return F.linear(hidden, layer.weight, layer.bias)
+        logps, self._looked_at = _TokenLogps.apply(
+            hidden.flatten(0, -2), layer.weight, layer.bias, self._targets, layer, self._after, self.chunk_bytes
+        )
+        return logps
+
+    @torch.no_grad()
+    def _find_out(self, output: Any) -> None:
+        """What the model makes of its logits. Where that can't be asked for alone, its output layer is left as it is."""
+        after = partial(_made_of_logits, self._model, self._prefix, str(self._name), output)
+        hidden = output.last_hidden_state
+        logits = torch.linspace(-60, 60, self._layer.out_features, device=hidden.device, dtype=hidden.dtype).unsqueeze(
+            0
+        )
+        try:
+            made = after(logits.clone())
+        except (TypeError, ValueError, AttributeError, RuntimeError, LookupError) as error:
+            log.info("the output head is not computed in chunks: %s", error)
+            self._name = None
+            return
+        self._after = None if torch.equal(made.to(logits), logits) else after
+        self._is_known = True
+
+
+def _plain_layer(causal_lm: Any, prefix: str) -> str | None:
+    """Name of the output layer, if all that the model has besides its transformer is a linear one without adapter."""
+    layer = causal_lm.get_output_embeddings()
+    parts = {
+        name: part
+        for name, part in causal_lm._modules.items()
+        if name != prefix and any(True for _ in part.parameters())
+    }
+    [name, found] = next(iter(parts.items())) if len(parts) == 1 else ("", None)
+    return name if found is layer and type(layer) is nn.Linear else None
+
+
+def _made_of_logits(causal_lm: Any, prefix: str, name: str, output: Any, logits: Tensor) -> Tensor:
+    """What the model makes of logits, [rows, vocabulary]: its own code with everything before them replaced.
+
+    output: the transformer's, for whatever else is in it.
+    """
+    transformer = causal_lm._modules[prefix]
+    transformer = transformer.transformer if isinstance(transformer, _Given) else transformer
+    with _replaced(causal_lm, {prefix: _Given(output, transformer), name: _Constant(logits.unsqueeze(0))}):
+        # Not as a module: hooks are for weights, and there are none here.
+        ids = torch.zeros(1, len(logits), dtype=torch.int64, device=logits.device)
+        made: Tensor = type(causal_lm).forward(causal_lm, input_ids=ids, use_cache=False).logits
+    return made.squeeze(0)
+
+
+class _TokenLogps(torch.autograd.Function):
+    """Chunks of rows through a linear layer and log-softmax, and back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        layer: nn.Linear,
+        after: Callable[[Tensor], Tensor] | None,
+        chunk_bytes: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        rows = len(hidden) if chunk_bytes is None else max(1, chunk_bytes // (4 * len(weight)))
+        every = -(-len(hidden) // _LOOK_AT)
+        logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+        looked_at = torch.zeros(3, dtype=torch.float64, device=hidden.device)
+        kept = None
+        for start in range(0, len(hidden), rows):
+            part = slice(start, min(start + rows, len(hidden)))
+            logits = _product(hidden[part], weight, bias)
+            values = _log_softmax_(logits if after is None else after(logits.clone()))
+            logps[part] = values.gather(1, targets[part, None]).squeeze(1)
+            some = slice(-start % every, None, every)
+            looked_at += _distribution(values[some], targets[part][some])
+            # The only chunk stays until the backward pass; of several each would need its memory.
+            kept = (logits if after is not None else values) if rows >= len(hidden) else None
+        ctx.mark_non_differentiable(looked_at)
+        ctx.save_for_backward(hidden, targets)
+        ctx.layer, ctx.after, ctx.rows, ctx.kept = layer, after, rows, kept
+        return logps, looked_at
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        hidden, targets = ctx.saved_tensors
+        # Read anew: under ZeRO-3 the weight was partitioned in between, and is gathered again by now.
+        weight, bias = ctx.layer.weight, ctx.layer.bias
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        of_hidden = torch.empty_like(hidden) if wants_hidden else None
+        of_weight, of_bias = None, None
+        for start in range(0, len(hidden), ctx.rows):
+            part = slice(start, min(start + ctx.rows, len(hidden)))
+            logits, ctx.kept = ctx.kept, None
+            if logits is None:
+                logits = _product(hidden[part], weight, bias)
+                logits = _log_softmax_(logits) if ctx.after is None else logits
+            if ctx.after is None:
+                through = logits.exp_().mul_(-grad[part, None])
+                through.scatter_add_(1, targets[part, None], grad[part, None])
+            else:
+                through = _gradient_through(ctx.after, logits, targets[part], grad[part])
+            through = through.to(hidden.dtype)
+            if of_hidden is not None:
+                torch.mm(through, weight, out=of_hidden[part])
+            if wants_weight:
+                of_weight = _add_product(of_weight, through, hidden[part])
+            if wants_bias:
+                total = through.sum(dim=0, dtype=torch.float32)
+                of_bias = total if of_bias is None else of_bias + total
+        return (
+            of_hidden,
+            None if of_weight is None else of_weight.to(weight.dtype),
+            None if of_bias is None else of_bias.to(weight.dtype),
+            None, None, None, None,
+        )  # fmt: skip
+
+
+def token_logps(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probs of targets under given logits: float32 [rows], nats, and something of their distributions.
+
+    logits: [rows, vocabulary]. targets: int64 [rows].
+    The second is float64 [3], without gradient: sum of the entropies (nats) of some rows, how many of their targets are the most
+    likely token, and how many rows were looked at.
+    """
+    # float32 whatever the model's dtype: bfloat16 log-probs lose what DPO subtracts.
+    values = logits.float().log_softmax(dim=-1)
+    every = -(-len(values) // _LOOK_AT)
+    found = _distribution(values.detach()[::every], targets[::every])
+    return values.gather(1, targets[:, None]).squeeze(1), found
+
+
+def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """hidden @ weight.T + bias, [rows, vocabulary], without gradient."""
+    if hidden.device.type != "cpu" or hidden.dtype != torch.float32:
+        return F.linear(hidden, weight.detach(), None if bias is None else bias.detach())
+    logits = hidden.new_empty(len(hidden), len(weight))
+    for start in range(0, len(weight), _CPU_COLUMNS):
+        columns = slice(start, start + _CPU_COLUMNS)
+        torch.mm(hidden, weight.detach()[columns].T, out=logits[:, columns])
+    return logits if bias is None else logits.add_(bias.detach())
+
+
+def _log_softmax_(logits: Tensor) -> Tensor:
+    """Log-softmax in float32, in the same memory where that is float32 already."""
+    values = logits.float()
+    if values.device.type != "cpu":
+        return values.log_softmax(dim=-1)
+    for rows in values.split(_CPU_ROWS):
+        rows.copy_(rows.log_softmax(dim=-1))
+    return values
+
+
+def _gradient_through(after: Callable[[Tensor], Tensor], logits: Tensor, targets: Tensor, grad: Tensor) -> Tensor:
+    """Gradient with respect to logits that the model changes before they become log-probs."""
+    logits = logits.detach().requires_grad_()
+    with torch.enable_grad():
+        # A copy: some models change them in place.
+        values = after(logits.clone()).float().log_softmax(dim=-1).gather(1, targets[:, None]).squeeze(1)
+        return torch.autograd.grad(values, logits, grad)[0]
+
+
+def _add_product(total: Tensor | None, through: Tensor, hidden: Tensor) -> Tensor:
+    """total + through.T @ hidden. Sums of several chunks are float32: bfloat16 would lose the small ones."""
+    if total is None:
+        return through.T @ hidden
+    if hidden.dtype == torch.float32:
+        return total.addmm_(through.T, hidden)
+    return total.float().add_(through.T @ hidden)
+
+
+@torch.no_grad()
+def _distribution(values: Tensor, targets: Tensor) -> Tensor:
+    """Sum of entropies, top-1 hits and number of rows: float64 [3]. values: log-probs, [rows, vocabulary]."""
+    entropy = -(values.exp() * values.clamp(min=-1e4)).sum(dtype=torch.float64)
+    hits = (values.argmax(dim=-1) == targets).sum()
+    return torch.stack([entropy, hits.double(), torch.full_like(entropy, len(values))])
+
+
+class _Given(nn.Module):
+    """Stands in for the transformer: returns a given output; its attributes are the transformer's."""
+
+    def __init__(self, output: Any, transformer: Any) -> None:
+        super().__init__()
+        self.__dict__.update(output=output, transformer=transformer)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["transformer"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__["output"]
+
+
+class _Tap(nn.Module):
+    """Stands in for the output layer: keeps what the layer returns, and gives the model something to go on with."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.__dict__.update(layer=layer, output=None)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.__dict__["output"] = self.__dict__["layer"](hidden)
+        return hidden.detach().new_zeros(1, 1, 1)
+
+
+class _Constant(nn.Module):
+    """Stands in for the output layer: returns given logits."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.__dict__["logits"] = logits
+
+    def forward(self, _: Tensor) -> Tensor:
+        return self.__dict__["logits"]  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _replaced(module: nn.Module, stand_ins: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Have submodules replaced for a while."""
+    before = {name: module._modules[name] for name in stand_ins}
+    module._modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        module._modules.update(before)
