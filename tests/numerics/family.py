@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from dpo_operator.api.training import Budget
 from dpo_trainer.dataset import PairDataset, TokenPair
 from tests.numerics.jobs import a_job, make_model
 from tests.numerics.trl_side import END
@@ -84,7 +85,7 @@ def losses_and_gradients(
     assert engine.module.pack(layout)
     for name, objective in objectives.items():
         if objective.needs_reference:
-            opened[name].add_reference(lambda _, pairs: logps_table(engine, pairs, size=4))
+            opened[name].add_reference(lambda _, pairs: logps_table(engine, pairs, budget=Budget(10_000, 4)))
     del engine
     engine = Engine(spec, policy, world)
     assert engine.module.pack(layout)
@@ -92,7 +93,14 @@ def losses_and_gradients(
     for name, objective in objectives.items():
         indices = np.arange(len(opened[name].data), dtype=np.int64)
         step = forward_backward(
-            engine, objective, opened[name], indices, StopRequest(), size=3, kl_size=2, is_first=False
+            engine,
+            objective,
+            opened[name],
+            indices,
+            StopRequest(),
+            budget=Budget(10_000, 3),
+            kl_budget=Budget(10_000, 2),
+            is_first=False,
         )
         gradient = {
             parameter.removeprefix("model."): safe_get_full_grad(p).numpy().copy()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dpo_operator.api.training import Budget
 from dpo_trainer.workdir import WorkDir
 from tests.numerics.jobs import a_job, make_model, some_pairs, train_on_rank
 from tests.numerics.ranks import RankFailed, on_ranks
@@ -60,15 +61,16 @@ def gradients(document: dict[str, Any], model: Path) -> dict[str, Any]:
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.batch import collate
     from dpo_trainer.engine import Engine, join_world
-    from dpo_trainer.evaluate import micro_batches_of
+    from dpo_trainer.evaluate import micro_batches_of, plan_rounds
     from dpo_trainer.model import Policy
 
     world, data = join_world("cpu"), some_pairs(9)
     engine = Engine(DPOJob.model_validate(document).spec, model, world)
     indices = np.arange(5)
-    for batch, last in micro_batches_of(engine, data, indices, size=1):
+    planned = plan_rounds(engine, data, indices, Budget(1))
+    for number, batch in enumerate(micro_batches_of(engine, data, planned), start=1):
         loss = (engine.score(batch).answers[:, 0, 0].square() * batch.weight).sum() / len(indices)
-        engine.backward(loss, last=last)
+        engine.backward(loss, last=number == len(planned))
     found = {name: safe_get_full_grad(p).clone() for name, p in engine.module.named_parameters()}
     plain = Policy(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
     plain(collate(data, indices.tolist()))[0][::2, 0].square().mean().backward()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dpo_operator.api.training import Budget
 from dpo_trainer.workdir import WorkDir
 from tests.numerics.family import examples
 from tests.numerics.jobs import a_job, make_model, train_on_rank
@@ -79,9 +80,9 @@ def evaluation_that_is_stopped(document: dict[str, Any], root: Path, answers: li
     work, spec = WorkDir(root), DPOJob.model_validate(document).spec
     objective, engine = Objective(spec.method), Engine(spec, work.model, join_world("cpu"))
     split, _ = open_examples(work, objective)
-    split.add_reference(lambda _, pairs: logps_table(engine, pairs, size=4))
+    split.add_reference(lambda _, pairs: logps_table(engine, pairs, budget=Budget(10_000, 4)))
     asked = iter(answers)
-    figures = evaluate(engine, split, objective, size=2, should_stop=lambda: next(asked))
+    figures = evaluate(engine, split, objective, budget=Budget(10_000, 2), should_stop=lambda: next(asked))
     return figures is not None, len(answers) - len(list(asked))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dpo_operator.api.training import Budget
 from dpo_trainer.sampler import Plan
 from tests.numerics.family import examples
 from tests.numerics.jobs import a_job, make_model
@@ -85,11 +86,18 @@ def _train(method: dict[str, Any], which: str, adapter: dict[str, Any] | None, m
     assert engine.module.pack("shared")
     split = Examples("training", data, mismatched(data) if objective.needs_kl else None)
     if objective.needs_reference:
-        split.add_reference(lambda _, pairs: logps_table(engine, pairs, size=MICRO_BATCH))
+        split.add_reference(lambda _, pairs: logps_table(engine, pairs, budget=Budget(10_000, MICRO_BATCH)))
 
     def step(pairs: np.ndarray, size: int, kl_size: int, first: bool) -> dict[str, float]:
         sums = forward_backward(
-            engine, objective, split, pairs, StopRequest(), size=size, kl_size=kl_size, is_first=first
+            engine,
+            objective,
+            split,
+            pairs,
+            StopRequest(),
+            budget=Budget(10_000, size),
+            kl_budget=Budget(10_000, kl_size),
+            is_first=first,
         )
         return sums.metrics | ({} if sums.first_loss is None else {"first": sums.first_loss})
 
@@ -106,7 +114,12 @@ def _train(method: dict[str, Any], which: str, adapter: dict[str, Any] | None, m
     for size, kl_size in ((1, 5), (2, 1), (8, 2)) if adapter is None else ():
         resized.append(step(PLAN.step(1), size, kl_size, False))
         engine.step(0.0)  # clears the gradient and changes nothing
-    return {"steps": steps, "weights": weights, "resized": resized, "eval": evaluate(engine, split, objective, size=4)}
+    return {
+        "steps": steps,
+        "weights": weights,
+        "resized": resized,
+        "eval": evaluate(engine, split, objective, budget=Budget(10_000, 4)),
+    }
 
 
 def _model(folder: Path) -> None:

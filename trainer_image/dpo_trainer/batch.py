@@ -33,7 +33,7 @@ class MicroBatch:
     segments: how many of those there are: 2*pairs, or 3*pairs with prompts.
     answer_tokens: int64 [pairs, 2], lengths of the answers, 0 where an unpaired example has none.
     prompt_tokens: int64 [pairs], tokens of the prompts that can be scored: all but the first.
-    pairs: int64 [pairs], where the pairs are in the dataset.
+    pairs: int64 [pairs], where the pairs are in the dataset; on the CPU.
     weight: float32 [pairs], 1, or 0 for a pair that only keeps this rank in step with the others.
     tokens, truncated: tokens that are not padding, and pairs that were cut, among those that count.
     """
@@ -54,9 +54,11 @@ class MicroBatch:
     truncated: int
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same batch on a device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **moved)
+        """The same batch on a device; on a GPU the copy may still be under way."""
+        if self.input_ids.device.type == device.type:
+            return self
+        moved = {n: v for n, v in vars(self).items() if isinstance(v, Tensor) and n != "pairs"}
+        return replace(self, **{n: v.pin_memory().to(device, non_blocking=True) for n, v in moved.items()})
 
 
 def collate(

@@ -21,10 +21,14 @@ from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batch import MicroBatch
 from dpo_trainer.errors import TrainerError, invalid_configuration
 from dpo_trainer.lossscale import LossScale
+from dpo_trainer.memory import release_free
 from dpo_trainer.model import Policy, load_model
 from dpo_trainer.optimizer import make_optimizer
 
 log = logging.getLogger(__name__)
+
+# Elements that the optimizer updates at a time. DeepSpeed copies their gradients first, by default those of a billion.
+_SUB_GROUP = 1 << 24
 
 _MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
 
@@ -100,7 +104,7 @@ def join_world(wanted_device: str, *, timeout_seconds: float = 1800) -> World:
     return World(rank, world_size, device)
 
 
-def zero_config(spec: DPOJobSpec, hidden_size: int, device: torch.device) -> dict[str, Any]:
+def zero_config(spec: DPOJobSpec, hidden_size: int, device: torch.device, *, world_size: int) -> dict[str, Any]:
     """DeepSpeed's configuration for ZeRO-3 (Rajbhandari et al. 2019, 1910.02054).
 
     hidden_size: width of the model. A weight matrix has about its square of elements, so buckets hold one of them and
@@ -126,8 +130,9 @@ def zero_config(spec: DPOJobSpec, hidden_size: int, device: torch.device) -> dic
             "overlap_comm": device.type == "cuda",
             "contiguous_gradients": True,
             "reduce_bucket_size": max(matrix, 1_000_000),
+            "sub_group_size": _SUB_GROUP,
             "stage3_prefetch_bucket_size": int(0.9 * matrix),
-            "stage3_param_persistence_threshold": 10 * hidden_size,
+            "stage3_param_persistence_threshold": sys.maxsize if world_size == 1 else 10 * hidden_size,
             "stage3_gather_16bit_weights_on_model_save": False,
             **({"offload_optimizer": offload} if offload else {}),
         },
@@ -158,16 +163,52 @@ class Engine:
         def partitioned_loading(hidden_size: int) -> Any:
             from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-            self.config = zero_config(spec, hidden_size, world.device)
+            self.config = zero_config(spec, hidden_size, world.device, world_size=world.world_size)
             return HfDeepSpeedConfig(self.config)
 
+        if world.world_size == 1:
+            # Of one rank a reduce-scatter gives what it got, in the same memory; gloo would copy every gradient for that.
+            vars(deepspeed.runtime.comm.coalesced_collectives)["_torch_reduce_scatter_fn"] = lambda *_, **__: None
         torch.manual_seed(spec.training.seed)
         model = load_model(spec, model_folder, seed=spec.training.seed, zero3=partitioned_loading)
         policy = Policy(model)
-        optimizer = make_optimizer(policy, spec, world.device)
+        policy.head.chunk_bytes = (spec.training.logits_chunk_mi_b << 20) or None
+        optimizer = make_optimizer(policy, spec)
         self.deepspeed, *_ = deepspeed.initialize(
             model=policy, optimizer=optimizer, config=self.config, dist_init_required=False
         )
+        self._share_memory()
+        self._claim_memory()
+        if world.device.type == "cpu":
+            release_free()
+
+    def _share_memory(self) -> None:
+        """Let tensors that are always equal be one: DeepSpeed keeps copies of them.
+
+        In float32 the master weights are the weights. With one rank its partition is the whole parameter; a step takes the
+        views away.
+        """
+        optimizer = self.deepspeed.optimizer
+        for master, weights in zip(
+            optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True
+        ):
+            if weights is not None and (master.dtype, master.device) == (weights.dtype, weights.device):
+                master.data = weights.data
+        if self.world.world_size == 1:
+            # Otherwise they would be gathered, that is copied, after each step.
+            optimizer.persistent_parameters.clear()
+            for p in self.module.parameters():
+                p.data = p.ds_tensor.data[: p.ds_numel].view(p.ds_shape)
+                p.ds_status = type(p.ds_status).AVAILABLE
+
+    def _claim_memory(self) -> None:
+        """Make Adam's state now and not in its first step, so that a job that does not fit fails before anything is computed."""
+        adam = self.deepspeed.optimizer.optimizer
+        if not isinstance(adam, torch.optim.AdamW):
+            return
+        for flat in self.deepspeed.optimizer.fp32_partitioned_groups_flat:
+            moments = {name: torch.zeros_like(flat.data) for name in ("exp_avg", "exp_avg_sq")}
+            adam.state[flat] = {"step": torch.zeros((), device=flat.device), **moments}
 
     @property
     def module(self) -> Policy:
@@ -209,6 +250,7 @@ class Engine:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         self.deepspeed.step()
+        self._share_memory()
         applied = self.deepspeed.was_step_applied()
         if self._loss_scale is not None:
             self.loss_scale = self._loss_scale.after(applied=applied)

@@ -1,12 +1,15 @@
 """Forward passes over data, without gradients: evaluation, and the loop that reference log-probs share with it."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dpo_operator.api.training import Budget
 from dpo_trainer.batch import MicroBatch, collate
+from dpo_trainer.bins import Round, rounds
 from dpo_trainer.buckets import bucket_means, bucket_sums
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.engine import Engine, Scored
@@ -14,43 +17,53 @@ from dpo_trainer.examples import Examples
 from dpo_trainer.figures import Totals, means, sums
 from dpo_trainer.losses import kto_kl
 from dpo_trainer.objective import Logps, Objective
-from dpo_trainer.sampler import IntArray, micro_batches
+from dpo_trainer.sampler import IntArray
+
+
+def plan_rounds(engine: Engine, dataset: PairDataset, indices: IntArray, budget: Budget) -> list[Round]:
+    """What all ranks run, one after another, to see these pairs."""
+    return rounds(
+        indices,
+        dataset.lengths,
+        layout=engine.module.layout,
+        budget=budget,
+        world_size=engine.world.world_size,
+    )
 
 
 def micro_batches_of(
-    engine: Engine, dataset: PairDataset, indices: IntArray, *, size: int, score_prompts: bool = False
-) -> Iterator[tuple[MicroBatch, bool]]:
-    """One rank's micro-batches of some pairs, each with whether it is the last; equally many on every rank.
+    engine: Engine, dataset: PairDataset, planned: list[Round], *, score_prompts: bool = False
+) -> Iterator[MicroBatch]:
+    """This rank's micro-batches of some rounds, on its device; the next one is made while one is used.
 
     A rank that has none left gets the shortest pair with weight 0, so that it takes part in the collectives.
     """
-    world, layout = engine.world, engine.module.layout
-    groups = micro_batches(indices, rank=world.rank, world_size=world.world_size, size=size)
-    for number, group in enumerate(groups, start=1):
-        chosen, weight = (group.tolist(), 1.0) if len(group) else ([int(dataset.lengths.sum(axis=1).argmin())], 0.0)
+    rank, layout = engine.world.rank, engine.module.layout
+
+    def make(number: int) -> MicroBatch:
+        group = planned[number][rank].tolist()
+        chosen, weight = (group, 1.0) if group else ([int(dataset.lengths.sum(axis=1).argmin())], 0.0)
         batch = collate(dataset, chosen, weight=weight, score_prompts=score_prompts, layout=layout)
-        yield batch, number == len(groups)
+        return batch.to(engine.world.device)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="collate") as pool:
+        coming = pool.submit(make, 0)
+        for number in range(1, len(planned) + 1):
+            batch = coming.result()
+            if number < len(planned):
+                coming = pool.submit(make, number)
+            yield batch
 
 
 def forward_all(
-    engine: Engine,
-    dataset: PairDataset,
-    *,
-    size: int,
-    indices: IntArray | None = None,
-    score_prompts: bool = False,
+    engine: Engine, dataset: PairDataset, planned: list[Round], *, score_prompts: bool = False
 ) -> Iterator[tuple[MicroBatch, Scored]]:
     """This rank's share of the pairs with their log-probs. Collective: every rank must take it to its end, or leave
-    it at the same place.
-
-    indices: which pairs; all without it. size: pairs of one forward pass. Pairs of like length go together, so that
-    little is padded.
+    it at the same place. planned: see plan_rounds.
     """
-    chosen = np.arange(len(dataset), dtype=np.int64) if indices is None else indices
-    ordered = chosen[np.argsort(dataset.lengths.sum(axis=1)[chosen], kind="stable")]
     engine.train(False)
     try:
-        for batch, _ in micro_batches_of(engine, dataset, ordered, size=size, score_prompts=score_prompts):
+        for batch in micro_batches_of(engine, dataset, planned, score_prompts=score_prompts):
             with torch.no_grad():
                 yield batch, engine.score(batch)
     finally:
@@ -61,23 +74,23 @@ def logps_table(
     engine: Engine,
     dataset: PairDataset,
     *,
-    size: int,
+    budget: Budget,
     indices: IntArray | None = None,
     after_each: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
     """Log-probs of every pair under the current weights: float64 [pairs, 2, 2], nats, on the CPU of every rank, see
     Scored.answers. Collective.
 
-    indices: only these pairs; the other rows are 0. after_each: called with the pairs that all ranks have finished;
+    budget: of one forward pass. indices: only these pairs; the other rows are 0. after_each: called with the pairs that all ranks have finished;
         it may raise, on every rank at the same call.
     """
     table = torch.zeros(len(dataset), 2, 2, dtype=torch.float64)
-    total = len(dataset) if indices is None else len(indices)
+    planned = plan_rounds(engine, dataset, _all(dataset) if indices is None else indices, budget)
     done = 0
-    for batch, scored in forward_all(engine, dataset, size=size, indices=indices):
-        real = batch.weight > 0
+    for number, (batch, scored) in enumerate(forward_all(engine, dataset, planned)):
+        real = (batch.weight > 0).cpu()
         table[batch.pairs[real]] = scored.answers.cpu()[real]
-        done = min(total, done + size * engine.world.world_size)
+        done += sum(len(group) for group in planned[number])
         after_each(done)
     # Every row is set on one rank and 0 on the others, so the sum is exact.
     return engine.sum(table).cpu()
@@ -102,7 +115,7 @@ def reference_point(
     engine: Engine,
     examples: Examples,
     *,
-    size: int,
+    budget: Budget,
     indices: IntArray | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Tensor | None:
@@ -114,7 +127,9 @@ def reference_point(
     assert examples.mismatched is not None
     assert examples.mismatched_reference is not None
     totals = torch.zeros(2, dtype=torch.float64, device=engine.world.device)
-    for batch, scored in forward_all(engine, examples.mismatched, size=size, indices=indices):
+    chosen = _all(examples.mismatched) if indices is None else indices
+    planned = plan_rounds(engine, examples.mismatched, chosen, budget)
+    for batch, scored in forward_all(engine, examples.mismatched, planned):
         logps = logps_of(batch, scored, examples.mismatched_reference)
         counted = logps.present & (batch.weight > 0).to(totals.device)[:, None]
         ratios = torch.where(counted, logps.log_ratios, torch.zeros_like(logps.policy))
@@ -129,21 +144,22 @@ def evaluate(
     examples: Examples,
     objective: Objective,
     *,
-    size: int,
+    budget: Budget,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
     """Loss, rewards and what else figures.py and buckets.py name, means over a dataset. Collective.
 
-    size: pairs of one forward pass.
+    budget: of one forward pass.
     should_stop: asked after each pass, the same answer on every rank; the evaluation is then given up, and None returned.
     """
     kl: Tensor | None = None
     if objective.needs_kl:
-        kl = reference_point(engine, examples, size=size, should_stop=should_stop)
+        kl = reference_point(engine, examples, budget=budget, should_stop=should_stop)
         if kl is None:
             return None
     totals = Totals()
-    for batch, scored in forward_all(engine, examples.data, size=size, score_prompts=objective.needs_prompt):
+    planned = plan_rounds(engine, examples.data, _all(examples.data), budget)
+    for batch, scored in forward_all(engine, examples.data, planned, score_prompts=objective.needs_prompt):
         logps = logps_of(batch, scored, examples.reference)
         loss, counts = objective.loss(logps, kl), (batch.weight > 0).to(scored.answers.device)
         found = sums(objective, logps, loss, kl, counts) | bucket_sums(logps, objective.rewards(logps), counts)
@@ -152,3 +168,7 @@ def evaluate(
             return None
     whole = totals.over_ranks(engine.sum)
     return means(whole, None if kl is None else kl.item()) | bucket_means(whole)
+
+
+def _all(dataset: PairDataset) -> IntArray:
+    return np.arange(len(dataset), dtype=np.int64)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dpo_operator.api.training import Budget
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.engine import Engine
@@ -24,13 +25,15 @@ if TYPE_CHECKING:
     from dpo_trainer.checkpoint.zero3 import Zero3State
 
 _PROBE_PAIRS = 8
+# One pair in a pass, as the export scores them: then bf16 rounds alike.
+_ONE_PAIR = Budget(tokens=1)
 
 
 @dataclass
 class Milestones:
     """Everything that `conclude` works with, and the evaluations so far. Its methods are collective.
 
-    eval_size: pairs of one forward pass without gradients.
+    eval_budget: of one forward pass without gradients.
     """
 
     spec: DPOJobSpec
@@ -40,7 +43,7 @@ class Milestones:
     evaluation: Examples | None
     plan: Plan
     total_steps: int
-    eval_size: int
+    eval_budget: Budget
     samples: Samples
     checkpoints: Checkpoints
     state: "Zero3State"
@@ -104,7 +107,7 @@ class Milestones:
         self.telemetry.activity("evaluating")
         with self.telemetry.timed("eval"):
             evaluated = evaluate(
-                self.engine, self.evaluation, self.objective, size=self.eval_size, should_stop=self.should_stop
+                self.engine, self.evaluation, self.objective, budget=self.eval_budget, should_stop=self.should_stop
             )
             answered = None if evaluated is None else self.samples.take(step, self.telemetry, self.should_stop)
         if evaluated is None or answered is None:
@@ -154,7 +157,7 @@ class Milestones:
         """Log-probs of a few pairs under the current weights, to hold the exported model against."""
         examples = self.evaluation or self.train
         indices = np.arange(min(_PROBE_PAIRS, len(examples.data)), dtype=np.int64)
-        table = logps_table(self.engine, examples.data, size=1, indices=indices)
+        table = logps_table(self.engine, examples.data, budget=_ONE_PAIR, indices=indices)
         return {
             "split": "eval" if examples is self.evaluation else "train",
             "pairs": indices.tolist(),

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dpo_operator.api.training import Budget
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batch import Layout
 from dpo_trainer.checkpoint.ranks import Ranks
@@ -57,13 +58,13 @@ def reference_logps(
     folder: Path,
     *,
     key: str,
-    size: int,
+    budget: Budget,
     ranks: Ranks,
     after_each: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
     """Reference log-probs: float64 [pairs, 2, 2], nats, on the CPU of every rank, see Scored.answers. Collective.
 
-    Call it before any weight has changed. size: pairs of one forward pass. after_each: see logps_table.
+    Call it before any weight has changed. budget: of one forward pass. after_each: see logps_table.
     Raises TrainerError INVALID_CONFIGURATION when the model gives log-probs that are not finite.
     """
     path = folder / f"{key}.safetensors"
@@ -71,7 +72,7 @@ def reference_logps(
     if ranks.on_first(lambda: cached is not None):
         # Rank 0 read it for all: on a network file system others might see an older state of the folder.
         return engine.sum(cached if cached is not None else torch.zeros(len(dataset), 2, 2, dtype=torch.float64)).cpu()
-    table = logps_table(engine, dataset, size=size, after_each=after_each)
+    table = logps_table(engine, dataset, budget=budget, after_each=after_each)
     broken = (~torch.isfinite(table)).flatten(1).any(dim=1).nonzero().flatten()
     if len(broken):
         raise invalid_configuration(
@@ -94,15 +95,15 @@ class References:
     telemetry: Telemetry
     stop: StopRequest
 
-    def add_to(self, examples: Examples, *, size: int) -> None:
-        """Compute or read the log-probs of one split. Collective. size: pairs of one forward pass.
+    def add_to(self, examples: Examples, *, budget: Budget) -> None:
+        """Compute or read the log-probs of one split. Collective. budget: of one forward pass.
 
         Raises TrainerError, see reference_logps, and Stopped when any rank is asked to stop.
         """
         with self.telemetry.timed("ref"):
-            examples.add_reference(lambda what, data: self._table(what, data, size))
+            examples.add_reference(lambda what, data: self._table(what, data, budget))
 
-    def _table(self, what: str, data: PairDataset, size: int) -> Tensor:
+    def _table(self, what: str, data: PairDataset, budget: Budget) -> Tensor:
         self.telemetry.activity(f"reference log-probs of {what}")
         key = reference_key(
             self.spec,
@@ -111,7 +112,7 @@ class References:
             layout=self.engine.module.layout,
         )
         return reference_logps(
-            self.engine, data, self.folder, key=key, size=size, ranks=self.ranks, after_each=self._stop_or_alive
+            self.engine, data, self.folder, key=key, budget=budget, ranks=self.ranks, after_each=self._stop_or_alive
         )
 
     def _stop_or_alive(self, pairs: int) -> None:

@@ -69,11 +69,11 @@ class Plan:
         return full * self.pairs + steps * self.global_batch_size
 
 
-def micro_batches(indices: IntArray, *, rank: int, world_size: int, size: int) -> list[IntArray]:
-    """One rank's share of some pairs, in groups of at most `size`.
+def shares(indices: IntArray, *, rank: int, world_size: int, size: int) -> list[IntArray]:
+    """One rank's share of some prompts, in groups of at most `size`.
 
     Every rank gets a list of the same length, because ZeRO-3's gathers are collective: a rank with fewer groups gets
-    empty ones at the end, for which the caller runs a pair that does not count.
+    empty ones at the end, for which the caller runs something that does not count.
     """
     mine = indices[rank::world_size]
     groups = math.ceil(math.ceil(len(indices) / world_size) / size)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dpo_operator.api.training import Budget
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer import modelcheck
 from dpo_trainer.checkpoint.ranks import Ranks
@@ -21,7 +22,7 @@ from dpo_trainer.checks import warn
 from dpo_trainer.dataset import PairDataset, TokenPair
 from dpo_trainer.engine import Engine
 from dpo_trainer.errors import TrainerError
-from dpo_trainer.sampler import micro_batches
+from dpo_trainer.sampler import shares
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.metrics_file import Line, MetricsFile, read_metrics
 from dpo_trainer.tokenization import load_tokenizer
@@ -55,13 +56,13 @@ class Samples:
         spec: DPOJobSpec,
         data: PairDataset | None,
         *,
-        size: int,
+        budget: Budget,
         resumed_step: int,
     ) -> None:
-        """data: the evaluation pairs. size: prompts of one batch on one rank. resumed_step: later lines are cut."""
+        """data: the evaluation pairs. budget: of one batch on one rank. resumed_step: later lines are cut."""
         self._engine, self._ranks, self._work, self._data = engine, ranks, work, data
         self._count, self._tokens = spec.evaluation.samples if data is not None else 0, spec.evaluation.sample_tokens
-        self._size, self._resumed_step = size, resumed_step
+        self._budget, self._resumed_step = budget, resumed_step
         self._decoder: _Decoder | None = None
         self._file: MetricsFile | None = None
         self._reference: dict[str, Line] = {}
@@ -133,11 +134,12 @@ class Samples:
     ) -> tuple[dict[int, Ids], bool]:
         """This rank's share of the answers by number of the prompt, and whether it was told to stop. Collective."""
         engine, found = self._engine, {}
-        world = engine.world
+        world, longest = engine.world, max(len(pair.prompt) for pair in decoder.pairs)
+        size = min(self._budget.pairs or len(decoder.pairs), max(1, self._budget.tokens // (longest + self._tokens)))
         everything = np.arange(len(decoder.pairs), dtype=np.int64)
         engine.train(False)
         try:
-            for group in micro_batches(everything, rank=world.rank, world_size=world.world_size, size=self._size):
+            for group in shares(everything, rank=world.rank, world_size=world.world_size, size=size):
                 # A rank that has no prompt left answers the first one again, to take part in the collectives.
                 prompts = [decoder.pairs[number].prompt.tolist() for number in (group.tolist() or [0])]
                 answers = greedy_answers(engine, prompts, tokens=self._tokens, end=decoder.end)

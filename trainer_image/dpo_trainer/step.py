@@ -5,8 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from dpo_operator.api.training import Budget
 from dpo_trainer.engine import Engine
-from dpo_trainer.evaluate import logps_of, micro_batches_of, reference_point
+from dpo_trainer.evaluate import logps_of, micro_batches_of, plan_rounds, reference_point
 from dpo_trainer.examples import Examples
 from dpo_trainer.figures import Totals, means, sums
 from dpo_trainer.objective import Objective
@@ -37,31 +38,34 @@ def forward_backward(
     pairs: IntArray,
     stop: StopRequest,
     *,
-    size: int,
-    kl_size: int,
+    budget: Budget,
+    kl_budget: Budget,
     is_first: bool,
 ) -> StepSums:
     """Gradient of one step's mean loss. Collective.
 
-    size: pairs of a forward and backward pass. kl_size: pairs of a pass without gradients. is_first: compute first_loss.
+    budget: of a forward and backward pass. kl_budget: of a pass without gradients. is_first: compute first_loss.
     """
-    kl = reference_point(engine, examples, size=kl_size, indices=pairs) if objective.needs_kl else None
+    kl = reference_point(engine, examples, budget=kl_budget, indices=pairs) if objective.needs_kl else None
     units = objective.units(torch.from_numpy(examples.data.lengths[pairs, 1:]))
     totals = Totals()
-    for batch, last in micro_batches_of(engine, examples.data, pairs, size=size, score_prompts=objective.needs_prompt):
+    tokens = truncated = 0
+    planned = plan_rounds(engine, examples.data, pairs, budget)
+    batches = micro_batches_of(engine, examples.data, planned, score_prompts=objective.needs_prompt)
+    for number, batch in enumerate(batches, start=1):
         scored = engine.score(batch)
         logps = logps_of(batch, scored, examples.reference)
         counts = (batch.weight > 0).to(scored.answers.device)
         loss = objective.loss(logps, kl)
-        engine.backward((loss * counts).sum() / units, last=last)
+        engine.backward((loss * counts).sum() / units, last=number == len(planned))
         found = sums(objective, logps, loss.detach(), kl, counts)
         found |= dict(zip(("entropy", "hits", "looked_at"), scored.distribution * counts.any(), strict=True))
         if is_first and objective.needs_reference:
             with torch.no_grad():
                 found["first_loss"] = (objective.first_loss(logps) * counts).sum()
-        found |= {"tokens": torch.tensor(batch.tokens), "truncated": torch.tensor(batch.truncated)}
+        tokens, truncated = tokens + batch.tokens, truncated + batch.truncated
         totals.add(found, engine.world.device)
-    figures = totals.over_ranks(engine.sum, stop=stop.is_set())
+    figures = totals.over_ranks(engine.sum, stop=stop.is_set(), tokens=tokens, truncated=truncated)
     metrics = means(figures, None if kl is None else kl.item())
     looked_at = figures["looked_at"] or math.nan
     metrics["entropy"], metrics["mean_token_accuracy"] = figures["entropy"] / looked_at, figures["hits"] / looked_at

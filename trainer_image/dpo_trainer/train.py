@@ -41,7 +41,6 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     plan = Plan(len(train.data), training.global_batch_size, seed=training.seed, shuffle=training.shuffle)
     total_steps = plan.total_steps(epochs=training.epochs, max_steps=training.max_steps)
     warmup = warmup_steps(training.warmup_ratio, total_steps)
-    eval_size = spec.eval_batch.pairs or 2
 
     telemetry.activity("connecting the ranks")
     world = join_world(training.device)
@@ -55,11 +54,9 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     digest = ranks.on_first(lambda: model_digest(work.model, _known_digests(work)))
     if objective.needs_reference:
         reference = References(spec, engine, ranks, work.reference, digest, telemetry, stop)
-        # In bf16 log-probs depend on the batch's shape. The same number of pairs as later makes what is compared alike: with
-        # one pair in a micro-batch, the first loss is ln 2 to the last digit.
-        reference.add_to(train, size=spec.micro_batch.pairs or 1)
+        reference.add_to(train, budget=spec.eval_batch)
         if evaluation is not None:
-            reference.add_to(evaluation, size=eval_size)
+            reference.add_to(evaluation, budget=spec.eval_batch)
 
     # Not at the top: DeepSpeed looks for its device when it is imported, and join_world decides which one that is.
     from dpo_trainer.checkpoint.zero3 import Zero3State
@@ -95,7 +92,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
         return Outcome("Succeeded", before["finished"])
     tokens_seen = int(before.get("train", {}).get("num_tokens", 0))
     held_out = evaluation.data if evaluation is not None else None
-    samples = Samples(engine, ranks, work, spec, held_out, size=eval_size, resumed_step=first_step - 1)
+    samples = Samples(engine, ranks, work, spec, held_out, budget=spec.eval_batch, resumed_step=first_step - 1)
     milestones = Milestones(
         spec=spec,
         engine=engine,
@@ -104,7 +101,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
         evaluation=evaluation,
         plan=plan,
         total_steps=total_steps,
-        eval_size=eval_size,
+        eval_budget=spec.eval_batch,
         samples=samples,
         checkpoints=checkpoints,
         state=state,
@@ -144,8 +141,8 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
                     train,
                     pairs,
                     stop,
-                    size=spec.micro_batch.pairs or 1,
-                    kl_size=eval_size,
+                    budget=spec.micro_batch,
+                    kl_budget=spec.eval_batch,
                     is_first=step == 1,
                 )
             if sums.broken:

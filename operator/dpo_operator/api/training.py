@@ -160,6 +160,14 @@ class Training(ApiModel):
         "padding, each answer with its own copy of the prompt. off: padded rows. The numbers are the same; a model whose attention can't be "
         "packed falls back to off, which the log says.",
     )
+    logits_chunk_mi_b: StrictInt = Field(
+        default=256,
+        ge=0,
+        le=1_048_576,
+        alias="logitsChunkMiB",
+        description="Most MiB of float32 logits that exist at a time. More answer tokens than fit are scored in chunks, which are computed "
+        "again in the backward pass. 0: all of a micro-batch at once.",
+    )
     zero_stage: StrictInt = Field(
         default=3,
         ge=1,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_trainer.sampler import Plan, epoch_order, micro_batches
+from dpo_trainer.sampler import Plan, epoch_order, shares
 
 pytestmark = pytest.mark.unit
 
@@ -24,12 +24,12 @@ def test_an_epoch_has_each_pair_once(pairs: int, batch: int, shuffle: bool, seed
 
 
 @given(counts, small, small)
-def test_ranks_share_a_step_and_take_equally_many_turns(pairs: int, world_size: int, size: int):
+def test_ranks_share_prompts_and_take_equally_many_turns(pairs: int, world_size: int, size: int):
     indices = np.arange(100, 100 + pairs)
-    shares = [micro_batches(indices, rank=r, world_size=world_size, size=size) for r in range(world_size)]
-    assert len({len(share) for share in shares}) == 1
-    assert all(len(group) <= size for share in shares for group in share)
-    everything = np.concatenate([group for share in shares for group in share])
+    found = [shares(indices, rank=r, world_size=world_size, size=size) for r in range(world_size)]
+    assert len({len(share) for share in found}) == 1
+    assert all(len(group) <= size for share in found for group in share)
+    everything = np.concatenate([group for share in found for group in share])
     assert sorted(everything.tolist()) == indices.tolist()
 
 
