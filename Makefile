@@ -34,6 +34,18 @@ quickstart: $(VENV)/.ready ## align a small model on this machine, in a few minu
 bench-methods: $(VENV)/.ready ## one epoch of every method on small real data, as a table; BENCH="--help" tells more
 	@$(BIN)/python -m benchmarks.methods $(BENCH)
 
+.PHONY: bench-trl
+bench-trl: $(VENV)/.ready ## this trainer and TRL on the same pairs, in turns: speed, memory, losses, where the time goes (40 min)
+	@$(BIN)/python -m benchmarks.against_trl $(BENCH)
+
+.PHONY: bench-packing
+bench-packing: $(VENV)/.ready ## tokens that packing saves, and what memory grows with
+	@$(BIN)/python -m benchmarks.packing $(BENCH)
+
+.PHONY: bench-scaling
+bench-scaling: $(VENV)/.ready ## pairs/s with 1, 4 and 16 times the data, and with 1, 2 and 4 ranks
+	@$(BIN)/python -m benchmarks.scaling $(BENCH)
+
 .PHONY: test
 test: $(VENV)/.ready ## every tier of the tests, with all their set-up
 	@$(BIN)/python -m tests.run_tiers

@@ -12,123 +12,126 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-MAX_LENGTH, BATCH, RATE = 512, 8, 1e-5
-# What glibc is told so that it keeps the pages that a step frees for the next one.
-TUNED = {"MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": "268435456"}
+from benchmarks import inputs
+from benchmarks.inputs import REPOSITORY, SHAPES, TUNED
 
-
-@dataclass(frozen=True)
-class Shape:
-    """A Llama with GPT-2's vocabulary. pairs: how many are trained on, in one epoch."""
-
-    hidden: int
-    layers: int
-    heads: int
-    mlp: int
-    pairs: int
-
-
-SHAPES = {"S": Shape(256, 6, 8, 704, 24), "M": Shape(512, 8, 8, 1408, 16)}
 SIDES = ("ours", "trl-best", "trl-plain")
+# Shape, adapter, allocator, and what the project promises: pairs/s and peak memory as multiples of TRL's best.
+CASES = (
+    ("S", False, "tuned", 3.0, 0.62),
+    ("M", False, "tuned", 2.2, 0.68),
+    ("S", False, "stock", 4.5, 0.62),
+    ("M", False, "stock", 2.7, 0.68),
+    ("S", True, "tuned", 2.8, None),
+)
+Run = dict[str, Any]
 
 
-def make_inputs(folder: Path, shape: Shape, dialogues: Path, tokenizer: Path) -> None:
-    """Write a random model and the first pairs of an HH-like file as token ids."""
-    import numpy as np
-    import torch
-    from tokenizers import ByteLevelBPETokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from dpo_trainer.dataset import PairDataset, TokenPair
-    from dpo_trainer.truncation import Limits, truncate
-
-    words = ByteLevelBPETokenizer(str(tokenizer / "encoder.json"), str(tokenizer / "vocab.bpe"))
-    limits, mark, found = Limits(MAX_LENGTH, None, "keep_end"), "\n\nAssistant:", []
-    for number, line in enumerate(dialogues.open(encoding="utf-8")):
-        row = json.loads(line)
-        (prompt, chosen), (other, rejected) = (row[name].rsplit(mark, 1) for name in ("chosen", "rejected"))
-        if prompt == other and chosen.strip() and rejected.strip() and chosen != rejected:
-            ids = [words.encode(text).ids for text in (prompt + mark, chosen, rejected)]
-            parts = truncate(ids[0], [*ids[1], 50256], [*ids[2], 50256], limits)
-            found.append(TokenPair(*(np.array(part, dtype=np.int32) for part in parts), number))
-        if len(found) == shape.pairs:
-            break
-    PairDataset.from_pairs(found).save(folder / "data" / "train")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50257, hidden_size=shape.hidden, intermediate_size=shape.mlp, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, num_key_value_heads=shape.heads, max_position_embeddings=2048,
-    )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-
-
-def run_side(side: str, folder: Path, adapter: bool, settings: dict[str, str]) -> dict[str, Any]:
-    """One side in a process of its own: pairs/s, peak memory, losses."""
+def run_side(side: str, folder: Path, *, adapter: bool, allocator: str) -> Run:
+    """One side in a process of its own; what it measured."""
     with tempfile.TemporaryDirectory() as scratch:
         command = [sys.executable, "-m", "benchmarks.against_trl_side", side, str(folder), scratch, str(int(adapter))]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **settings}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+        environment = {**kept, "OMP_NUM_THREADS": "1", **(TUNED if allocator == "tuned" else {})}
         done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def compare(name: str, folder: Path, *, sides: Sequence[str], times: int, adapter: bool, tuned: bool) -> Table:
-    """Run the sides in turns and make the table of one shape."""
-    settings = TUNED if tuned else {}
-    runs: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
-    for _ in range(times):
-        for side in sides:
-            runs[side].append(run_side(side, folder, adapter, settings))
-    title = f"{name}, {'LoRA r 8' if adapter else 'full weights'}, {'tuned' if tuned else 'stock'} allocator"
-    table = Table("", "pairs/s", "ratio", "peak RSS, MiB", "ratio", "largest difference of a loss", title=title)
-    base = "trl-best" if "trl-best" in sides else sides[0]
+def compare(
+    title: str, runs: dict[str, list[Run]], promised: tuple[float | None, float | None] = (None, None)
+) -> Table:
+    """Table of one case: medians of the runs, and of their ratios turn by turn."""
+    columns = (
+        "",
+        "pairs/s",
+        "× TRL's best",
+        "with checkpoint",
+        "peak RSS, MiB",
+        "× TRL's best",
+        "largest loss difference",
+    )
+    table = Table(*columns, title=title)
+    base = runs.get("trl-best", next(iter(runs.values())))
 
-    def median(side: str, key: str) -> float:
+    def median(key: str, side: str) -> float:
         return statistics.median(run[key] for run in runs[side])
 
-    for side in sides:
-        losses = [abs(a - b) for a, b in zip(runs[side][0]["losses"], runs[base][0]["losses"], strict=True)]
+    def ratio(key: str, side: str) -> float:
+        return statistics.median(a[key] / b[key] for a, b in zip(runs[side], base, strict=True))
+
+    for side, found in runs.items():
+        losses = [abs(a - b) for a, b in zip(found[0]["losses"], base[0]["losses"], strict=True)]
+        with_save = f"{median('pairs_per_second_saved', side):.2f}" if "pairs_per_second_saved" in found[0] else ""
         table.add_row(
-            side, f"{median(side, 'pairs_per_second'):.2f}",
-            f"{median(side, 'pairs_per_second') / median(base, 'pairs_per_second'):.2f}×",
-            f"{median(side, 'peak_mib'):,.0f}", f"{median(side, 'peak_mib') / median(base, 'peak_mib'):.2f}×",
-            f"{max(losses):.1e}",
+            side, f"{median('pairs_per_second', side):.2f}", f"{ratio('pairs_per_second', side):.2f}", with_save,
+            f"{median('peak_mib', side):,.0f}", f"{ratio('peak_mib', side):.2f}", f"{max(losses):.1e}",
         )  # fmt: skip
+    speed, memory = promised
+    table.caption = " ".join(
+        text for text, value in ((f"promised: {speed}× the pairs/s", speed), (f"{memory}× the memory", memory)) if value
+    )
+    return table
+
+
+def breakdown(name: str, run: Run) -> Table:
+    """Where one run's time went, and the least that each part could take."""
+    parts, total = run["parts"], sum(run["parts"].values())
+    table = Table("part", "seconds", "share", "floor, s", "× its floor", title=f"{name}: where the time goes")
+    for part, seconds in parts.items():
+        floor = run["floors"].get(part, 0.0)
+        table.add_row(
+            part,
+            f"{seconds:.2f}",
+            f"{seconds / total:.0%}",
+            f"{floor:.2f}" if floor else "0",
+            f"{seconds / floor:.2f}" if floor else "",
+        )
+    floor = sum(run["floors"].values())
+    table.add_row("all", f"{total:.2f}", "100%", f"{floor:.2f}", f"{total / floor:.2f}", style="bold")
+    table.caption = (
+        f"floors: matrix products at {run['gflops']:.0f} GFLOP/s (a square one, measured in the same process), the optimizer's state read "
+        f"and written once at {run['gbytes']:.0f} GB/s; the reference pass is {run['reference_share']:.0%} of the time"
+    )
     return table
 
 
 def main() -> None:
-    """Print a table for each shape."""
+    """Print a table for each case, then where the time of one run of each shape goes."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES[:2]))
-    parser.add_argument("--times", type=int, default=5, help="runs of each side; medians are printed")
-    parser.add_argument("--lora", action="store_true", help="rank-8 adapters instead of all weights")
-    parser.add_argument("--stock", action="store_true", help="leave glibc's allocator as it is")
-    parser.add_argument("--dialogues", type=Path, required=True, help="an HH-RLHF .jsonl file")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="folder with GPT-2's encoder.json and vocab.bpe")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=["trl-best", "ours"])
+    parser.add_argument("--times", type=int, default=5, help="runs of each side, in turns; medians are printed")
+    parser.add_argument("--allocators", nargs="+", choices=("tuned", "stock"), default=["tuned", "stock"])
+    parser.add_argument("--adapters", nargs="+", choices=("none", "lora"), default=["none", "lora"])
+    parser.add_argument("--no-breakdown", action="store_true", help="leave out where the time goes")
+    inputs.add_arguments(parser)
     options = parser.parse_args()
-    console = Console()
-    for name in options.shapes:
-        with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            make_inputs(folder, SHAPES[name], options.dialogues, options.tokenizer)
-            console.print(
-                compare(
-                    name, folder, sides=options.sides, times=options.times, adapter=options.lora,
-                    tuned=not options.stock,
-                )
-            )  # fmt: skip
+    console = Console(width=140)
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {name: Path(scratch) / name for name in options.shapes}
+        for name, folder in folders.items():
+            inputs.make_data(folder, options.dialogues, options.tokenizer, pairs=SHAPES[name].pairs)
+            inputs.make_model(folder, SHAPES[name])
+        for name, adapter, allocator, *promised in CASES:
+            wanted = allocator in options.allocators and ("lora" if adapter else "none") in options.adapters
+            if name not in folders or not wanted:
+                continue
+            runs: dict[str, list[Run]] = {side: [] for side in options.sides}
+            for _ in range(options.times):
+                for side in options.sides:
+                    runs[side].append(run_side(side, folders[name], adapter=adapter, allocator=allocator))
+            title = f"{name}, {'LoRA r 8' if adapter else 'all weights'}, {allocator} allocator, {options.times} runs"
+            console.print(compare(title, runs, tuple(promised)))
+        for name in () if options.no_breakdown else folders:
+            console.print(breakdown(name, run_side("breakdown", folders[name], adapter=False, allocator="tuned")))
 
 
 if __name__ == "__main__":
