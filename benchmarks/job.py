@@ -20,7 +20,8 @@ def a_job(*, adapter: bool, **training: Any) -> dict[str, Any]:
             "adapter": LORA if adapter else {"type": "none"},
             "training": {
                 "globalBatchSize": BATCH, "learningRate": RATE, "precision": "fp32", "device": "cpu", "shuffle": False,
-                "gradientCheckpointing": False, "scheduler": "constant", "warmupRatio": 0.0, **training,
+                # The longest pair takes 621 tokens: less memory than with the default of 1,024, at about the same speed.
+                "microBatchTokens": 640, "gradientCheckpointing": False, "scheduler": "constant", "warmupRatio": 0.0, **training,
             },
             "gpusPerNode": 0,
         },
