@@ -79,6 +79,61 @@ def test_log_probs_and_gradients_are_those_of_rows(differences: dict[str, Any], 
     assert share < 1e-5
 
 
+def flex_and_rows() -> dict[str, float]:
+    """Architecture -> largest difference of a log-prob by FlexAttention from padded rows; nats. Without gradients, on a CPU."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from dpo_trainer.attention import FLEX
+    from dpo_trainer.batch import collate
+    from dpo_trainer.model import Policy, turn_off_dropout
+
+    data, found = one_sided(some_pairs(7)), {}
+    for name in ("llama", "qwen2, attention bias", "mistral, a window shorter than the answers"):
+        torch.manual_seed(1)
+        config = AutoConfig.for_model(**PACKED[name])
+        turn_off_dropout(config)
+        policy = Policy(AutoModelForCausalLM.from_config(config, dtype=torch.float32).train())
+        with torch.no_grad():
+            rows = policy(collate(data, range(7)))[0]
+            assert policy.pack("shared", by_flex=True)
+            assert policy.model.config._attn_implementation == FLEX
+            packed = [policy(collate(data, range(7), layout=layout))[0] for layout in ("plain", "shared")]
+        found[name] = max((sums - rows).abs().max().item() for sums in packed)
+    return found
+
+
+def test_flex_attention_gives_the_log_probs_of_rows():
+    [found] = on_ranks(1, flex_and_rows)
+    assert len(found) == 3
+    assert max(found.values()) < 1e-4, found
+
+
+def layouts_chosen(root: Path) -> list[str]:
+    """What is chosen for pairs with a prompt of one token, and for such with one as long as an answer."""
+    import torch
+
+    from dpo_operator.api.types import DPOJob
+    from dpo_trainer.checks import choose_layout
+    from dpo_trainer.engine import Engine, join_world
+    from dpo_trainer.telemetry import Telemetry
+
+    spec = DPOJob.model_validate(a_job()).spec
+    engine = Engine(spec, root / "model", join_world("cpu"))
+    telemetry, chosen = Telemetry("train", 1, WorkDir(root)), []
+    for prompt in (1, 40):
+        tokens = [torch.arange(3, 3 + size).numpy().astype("int32") for size in (prompt, 40, 41)]
+        choose_layout(engine, PairDataset.from_pairs([TokenPair(*tokens, 0)]), spec, telemetry)
+        chosen.append(engine.module.layout)
+    telemetry.close()
+    return chosen
+
+
+def test_short_prompts_are_not_shared(tmp_path: Path):
+    on_ranks(1, make_model, tmp_path / "model")
+    assert on_ranks(1, layouts_chosen, tmp_path) == [["plain", "shared"]]
+
+
 @pytest.fixture(scope="module")
 def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, Any]]]:
     """Layout -> method -> loss and gradient of a step in micro-batches of three, the last one incomplete."""

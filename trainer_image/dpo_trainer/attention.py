@@ -6,13 +6,15 @@ So the attention of a pair is two causal calls, whose cost is that of two rows w
 mask of the whole row is ever made. The idea is that of prefix sharing for DPO (Wang et al. 2024, 2410.20305).
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-# The name under which transformers finds it.
+# The names under which transformers finds it: as calls of SDPA, and as one of FlexAttention.
 NAME = "dpo_shared_prompt"
+FLEX = "dpo_shared_prompt_flex"
 
 # (start, prompt, chosen, rejected): where a pair begins in the row, and the lengths of its parts, in tokens.
 Span = tuple[int, int, int, int]
@@ -31,22 +33,23 @@ def register() -> None:
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-    AttentionInterface.register(NAME, attention)
-    # Rows that are not packed (generation, padded batches) get the masks that SDPA gets.
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    for name, function in ((NAME, attention), (FLEX, flex)):
+        AttentionInterface.register(name, function)
+        # Rows that are not packed (generation, padded batches) get the masks that SDPA gets.
+        AttentionMaskInterface.register(name, sdpa_mask)
 
 
-def enable(causal_lm: Any) -> bool:
-    """Have a Hugging Face model use this attention; False, and no change, where it can't."""
+def enable(causal_lm: Any, *, by_flex: bool = False) -> bool:
+    """Have a Hugging Face model use this attention; False, and no change, where it can't. by_flex: see flex."""
     config = causal_lm.config.get_text_config()
-    usable = config._attn_implementation in ("sdpa", NAME) and causal_lm._can_set_attn_implementation()
+    usable = config._attn_implementation in ("sdpa", NAME, FLEX) and causal_lm._can_set_attn_implementation()
     # Attention in chunks of the text is made by masks, which packed rows have none of. A convolution would mix the end of one
     # answer into the beginning of the next, too little for the comparison at the start to see in bf16.
     chunked = getattr(config, "attention_chunk_size", None) is not None
     if not usable or chunked or any(isinstance(module, nn.Conv1d) for module in causal_lm.modules()):
         return False
     register()
-    causal_lm.set_attn_implementation(NAME)
+    causal_lm.set_attn_implementation(FLEX if by_flex else NAME)
     return True
 
 
@@ -74,10 +77,7 @@ def attention(
         if sliding_window is not None:
             options["sliding_window"] = sliding_window
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
-    if wanted := sorted(name for name, value in options.items() if value is not None and name not in _KNOWN):
-        raise UnsupportedAttention(f"its attention takes {', '.join(wanted)}")
-    if attention_mask is None or attention_mask.numel() != 1:
-        raise UnsupportedAttention("it makes masks of its own")
+    _check(attention_mask, options)
 
     def causal(queries: slice, keys: Tensor, values: Tensor, before: int) -> Tensor:
         """Queries that follow `before` keys of their own sequence and look at those and at themselves."""
@@ -98,6 +98,75 @@ def attention(
             values = torch.cat([value[:, :, shared], value[:, :, own]], dim=2)
             parts.append(causal(own, keys, values, prompt))
     return torch.cat(parts, dim=1), None
+
+
+def flex(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    spans: tuple[Span, ...] | None = None,
+    sliding_window: int | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """The same in one call for all pairs, whose kernel passes over the blocks that no token looks at (2410.20305).
+
+    It has no backward pass on CPUs, where gradients take the way of `attention`, and is compiled on GPUs when it is first used.
+    """
+    if spans is None or (query.device.type == "cpu" and torch.is_grad_enabled()):
+        return attention(
+            module, query, key, value, attention_mask, spans=spans, sliding_window=sliding_window, **options
+        )
+    _check(attention_mask, options)
+    found = _flex_attention(query.device.type)(
+        query,
+        key,
+        value,
+        block_mask=_blocks(spans, sliding_window, query.device),
+        scale=options.get("scaling"),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return found.transpose(1, 2).contiguous(), None
+
+
+@lru_cache(maxsize=1)
+def _flex_attention(device: str) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Rows have a length of their own in each micro-batch.
+    return flex_attention if device == "cpu" else torch.compile(flex_attention, dynamic=True)
+
+
+# All layers of a pass ask for the same one, and those with a window for another.
+@lru_cache(maxsize=2)
+def _blocks(spans: tuple[Span, ...], window: int | None, device: torch.device) -> Any:
+    """FlexAttention's mask of a packed row: a token looks at itself and at what is before it in its own sequence."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    parts = torch.tensor([span[1:] for span in spans])
+    pair = torch.repeat_interleave(torch.arange(len(spans)), parts.sum(dim=1)).to(device)
+    side = torch.repeat_interleave(torch.arange(3).repeat(len(spans)), parts.flatten()).to(device)
+    # Positions of the rejected answer go on from the prompt's, as in batch.py.
+    runs = [run for _, p, c, r in spans for run in (torch.arange(p + c), torch.arange(p, p + r))]
+    place = torch.cat(runs).to(device)
+
+    def seen(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        other_answer = (side[q] == 2) & (side[k] == 1)
+        near = True if window is None else place[q] - place[k] < window
+        return (pair[q] == pair[k]) & (q >= k) & ~other_answer & near
+
+    length = len(pair)
+    return create_block_mask(seen, None, None, length, length, device=device)
+
+
+def _check(attention_mask: Tensor | None, options: dict[str, Any]) -> None:
+    """Raises UnsupportedAttention when a model wants what packed pairs would go without."""
+    if wanted := sorted(name for name, value in options.items() if value is not None and name not in _KNOWN):
+        raise UnsupportedAttention(f"its attention takes {', '.join(wanted)}")
+    if attention_mask is None or attention_mask.numel() != 1:
+        raise UnsupportedAttention("it makes masks of its own")
 
 
 def _mask(queries: int, keys: int, before: int, window: int | None, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.attention import UnsupportedAttention
 from dpo_trainer.batch import collate
+from dpo_trainer.bins import tokens_of
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.engine import Engine
@@ -17,6 +18,9 @@ from dpo_trainer.telemetry import Telemetry
 # How far the first step's loss may be from ln 2 and its reward margin from 0. bf16 rounds log-probs of hundreds of nats
 # differently in batches of different shape.
 _FIRST_STEP_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
+
+# How many times the tokens of shared prompts those of plain packing must be.
+_SHARING_PAYS = 1.02
 
 # Tokens of an answer by which packed pairs are compared with rows, besides the whole answer.
 _BEGINNING = 8
@@ -63,8 +67,14 @@ def choose_layout(engine: Engine, data: PairDataset, spec: DPOJobSpec, telemetry
     wanted = spec.training.packing
     if wanted == "off":
         return
+    if wanted == "shared" and not _sharing_pays(data):
+        wanted = "plain"
+        if telemetry.rank == 0:
+            telemetry.activity(
+                "pairs are packed with a prompt for each answer: sharing short prompts would save next to nothing"
+            )
     policy, reason = engine.module, "its attention has no SDPA form that can be replaced"
-    if policy.pack(wanted):
+    if policy.pack(wanted, by_flex=spec.model.attention == "flex"):
         some = _with_beginnings(data)
         engine.train(False)
         with torch.no_grad():
@@ -81,6 +91,12 @@ def choose_layout(engine: Engine, data: PairDataset, spec: DPOJobSpec, telemetry
             return
         policy.layout = "off"
     warn(telemetry, "NotPacked", f"this model's pairs are trained in padded rows, which is slower: {reason}")
+
+
+def _sharing_pays(data: PairDataset) -> bool:
+    """Whether sharing prompts leaves out enough tokens to make up for attention in two parts, of which one needs a mask."""
+    shared, plain = (int(tokens_of(data.lengths, layout).sum()) for layout in ("shared", "plain"))
+    return plain > _SHARING_PAYS * shared
 
 
 def _with_beginnings(data: PairDataset) -> PairDataset:

@@ -44,9 +44,12 @@ class Policy(nn.Module):
         # Second names for submodules of self.model; a tuple keeps them out of named_parameters().
         self._parts: tuple[nn.Module, str] = (causal_lm, prefix)
 
-    def pack(self, layout: Layout) -> bool:
-        """Have batches of this layout accepted; False, and nothing changed, where the model's attention can't take them."""
-        if layout != "off" and not attention.enable(self._parts[0]):
+    def pack(self, layout: Layout, *, by_flex: bool = False) -> bool:
+        """Have batches of this layout accepted; False, and nothing changed, where the model's attention can't take them.
+
+        by_flex: by FlexAttention instead of SDPA.
+        """
+        if layout != "off" and not attention.enable(self._parts[0], by_flex=by_flex):
             return False
         self.layout = layout
         return True
@@ -111,7 +114,7 @@ def load_model(spec: DPOJobSpec, folder: Path, *, seed: int, zero3: Callable[[in
             config=config,
             use_safetensors=True,
             dtype=DTYPES[spec.training.precision],
-            attn_implementation=None if spec.model.attention == "auto" else spec.model.attention,
+            attn_implementation={"auto": None, "flex": "sdpa"}.get(spec.model.attention, spec.model.attention),
             output_loading_info=True,
             **common,
         )

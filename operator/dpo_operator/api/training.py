@@ -32,9 +32,11 @@ class Model(ApiModel):
         max_length=32768,
         description="Jinja chat template that replaces the tokenizer's own. It must be the one used for supervised fine-tuning.",
     )
-    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+    attention: Literal["auto", "sdpa", "flex", "eager", "flash_attention_2"] = Field(
         default="auto",
-        description="Attention implementation; auto takes the model's default, SDPA where it has one.",
+        description="Attention implementation; auto takes the model's default, SDPA where it has one. flex: FlexAttention for packed pairs, "
+        "which torch compiles when training starts; it has no backward pass on CPUs, where SDPA computes gradients. eager and "
+        "flash_attention_2 train in padded rows.",
     )
 
 
