@@ -1,13 +1,16 @@
 """Data for every method, and a loss and its gradient as this project's trainer computes them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dpo_operator.api.training import Budget
+from dpo_trainer.batch import Layout
 from dpo_trainer.dataset import PairDataset, TokenPair
-from tests.numerics.jobs import a_job, make_model
+from tests.numerics.jobs import VOCABULARY, a_job, make_model
 from tests.numerics.trl_side import END
 
 # Tokens that the policy of two_models was taught; it has come to expect less of all others.
@@ -34,12 +37,20 @@ def examples(labels: str, *, level: bool = False, words: tuple[int, int] = _TAUG
     return PairDataset.from_pairs(example(row, label) for row, label in enumerate(labels))
 
 
-def two_models(policy: Path, reference: Path) -> None:
+@dataclass(frozen=True)
+class Arrangement:
+    """How batches reach the model. chunk_rows: of the head's chunks; None: all rows at once."""
+
+    layout: Layout = "shared"
+    chunk_rows: int | None = None
+
+
+def two_models(policy: Path, reference: Path, *, tied: bool = False) -> None:
     """A reference, and a policy that a few steps have taught half of the tokens."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    make_model(reference)
+    make_model(reference, tied=tied)
     model = AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     ids = torch.randint(*_TAUGHT, (32, 16), generator=torch.Generator().manual_seed(1))
@@ -56,56 +67,70 @@ def losses_and_gradients(
     data: dict[str, PairDataset],
     policy: Path,
     reference: Path,
-    layout: str = "shared",
-) -> dict[str, dict[str, Any]]:
-    """Of each case, spec.method and the name of its data, in one layout of batches: "loss", "gradient" by parameter, "metrics" of a step.
+    arrangements: Sequence[Arrangement] = (Arrangement(),),
+) -> list[dict[str, dict[str, Any]]]:
+    """Of each arrangement, and of each case (spec.method and the name of its data): "loss", "gradient" by parameter, "metrics" of a step.
 
     Everything goes the way of a run: examples, reference log-probs by an engine with the reference, the step's
     micro-batches (the last one incomplete) through the engine, ZeRO-3's gradient.
     """
-    from deepspeed.utils import safe_get_full_grad
-
     from dpo_operator.api.method import Method
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.engine import Engine, join_world
     from dpo_trainer.evaluate import logps_table
     from dpo_trainer.examples import open_examples
     from dpo_trainer.objective import Objective
-    from dpo_trainer.outcome import StopRequest
-    from dpo_trainer.step import forward_backward
     from dpo_trainer.workdir import WorkDir
 
-    works = {name: WorkDir(policy.parent / name) for name in data}
+    world = join_world("cpu")
+    works = {name: WorkDir(policy.parent / f"{name}-{world.rank}") for name in data}
     for name, pairs in data.items():
         pairs.save(works[name].train_data)
-    spec, world = DPOJob.model_validate(a_job()).spec, join_world("cpu")
+    spec = DPOJob.model_validate(a_job()).spec
     objectives = {name: Objective(Method.model_validate(method)) for name, (method, _) in cases.items()}
     opened = {name: open_examples(works[which], objectives[name])[0] for name, (_, which) in cases.items()}
+    references: dict[Arrangement, dict[str, tuple[Any, Any]]] = {arrangement: {} for arrangement in arrangements}
     engine = Engine(spec, reference, world)
-    assert engine.module.pack(layout)
-    for name, objective in objectives.items():
-        if objective.needs_reference:
-            opened[name].add_reference(lambda _, pairs: logps_table(engine, pairs, budget=Budget(10_000, 4)))
+    for arrangement in arrangements:
+        _arrange(engine, arrangement)
+        for name, objective in objectives.items():
+            if objective.needs_reference:
+                opened[name].add_reference(lambda _, pairs: logps_table(engine, pairs, budget=Budget(10_000, 4)))
+                references[arrangement][name] = (opened[name].reference, opened[name].mismatched_reference)
     del engine
-    engine = Engine(spec, policy, world)
-    assert engine.module.pack(layout)
-    found = {}
-    for name, objective in objectives.items():
-        indices = np.arange(len(opened[name].data), dtype=np.int64)
-        step = forward_backward(
-            engine,
-            objective,
-            opened[name],
-            indices,
-            StopRequest(),
-            budget=Budget(10_000, 3),
-            kl_budget=Budget(10_000, 2),
-            is_first=False,
-        )
-        gradient = {
-            parameter.removeprefix("model."): safe_get_full_grad(p).numpy().copy()
-            for parameter, p in engine.module.named_parameters()
-        }
-        engine.step(0.0)  # clears the gradient and changes nothing
-        found[name] = {"loss": step.metrics["loss"], "gradient": gradient, "metrics": step.metrics}
+    engine, found = Engine(spec, policy, world), []
+    for arrangement in arrangements:
+        _arrange(engine, arrangement)
+        for name, tables in references[arrangement].items():
+            opened[name].reference, opened[name].mismatched_reference = tables
+        found.append({name: _loss_and_gradient(engine, objectives[name], opened[name]) for name in cases})
     return found
+
+
+def _arrange(engine: Any, arrangement: Arrangement) -> None:
+    assert engine.module.pack(arrangement.layout)
+    engine.module.head.chunk_bytes = arrangement.chunk_rows and 4 * VOCABULARY * arrangement.chunk_rows
+
+
+def _loss_and_gradient(engine: Any, objective: Any, examples: Any) -> dict[str, Any]:
+    from deepspeed.utils import safe_get_full_grad
+
+    from dpo_trainer.outcome import StopRequest
+    from dpo_trainer.step import forward_backward
+
+    step = forward_backward(
+        engine,
+        objective,
+        examples,
+        np.arange(len(examples.data), dtype=np.int64),
+        StopRequest(),
+        budget=Budget(10_000, 3),
+        kl_budget=Budget(10_000, 2),
+        is_first=False,
+    )
+    gradient = {
+        parameter.removeprefix("model."): safe_get_full_grad(p).numpy().copy()
+        for parameter, p in engine.module.named_parameters()
+    }
+    engine.step(0.0)  # clears the gradient and changes nothing
+    return {"loss": step.metrics["loss"], "gradient": gradient, "metrics": step.metrics}

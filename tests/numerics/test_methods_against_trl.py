@@ -114,7 +114,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, 
     cases = EQUAL | {f"other {name}": case for name, case in OTHER.items()}
     ours = {name: (method, data) for name, (method, _, data) in cases.items()}
     theirs = {name: (case, data) for name, (_, case, data) in cases.items()}
-    [mine] = on_ranks(1, family.losses_and_gradients, ours, DATA, policy, reference)
+    [[mine]] = on_ranks(1, family.losses_and_gradients, ours, DATA, policy, reference)
     [trl] = on_ranks(1, trl_side.losses_and_gradients, theirs, DATA, policy, reference, folder / "output")
     return {name: (mine[name], trl[name]) for name in cases}
 

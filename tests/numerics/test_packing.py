@@ -1,5 +1,6 @@
 """Packed pairs, and pairs that share their prompt, give the numbers of padded rows: log-probs, losses and gradients."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from dpo_trainer.dataset import PairDataset, TokenPair
 from dpo_trainer.workdir import WorkDir
-from tests.numerics.family import examples, losses_and_gradients, two_models
+from tests.numerics.family import Arrangement, examples, losses_and_gradients, two_models
 from tests.numerics.jobs import a_job, make_model, some_pairs, train_on_rank
 from tests.numerics.ranks import on_ranks
 from tests.numerics.test_methods_over_ranks import METHODS
@@ -134,26 +135,47 @@ def test_short_prompts_are_not_shared(tmp_path: Path):
     assert on_ranks(1, layouts_chosen, tmp_path) == [["plain", "shared"]]
 
 
-@pytest.fixture(scope="module")
-def methods(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[str, Any]]]:
-    """Layout -> method -> loss and gradient of a step in micro-batches of three, the last one incomplete."""
-    root = tmp_path_factory.mktemp("layouts")
-    on_ranks(1, two_models, root / "policy", root / "reference")
+# Rows with all their logits come first; all others have to give the same.
+ARRANGEMENTS = {
+    "rows": Arrangement("off"),
+    "plain": Arrangement("plain"),
+    "shared": Arrangement("shared"),
+    "shared, in chunks": Arrangement("shared", chunk_rows=5),
+    "rows, in chunks of one": Arrangement("off", chunk_rows=1),
+}
+
+
+@pytest.fixture(
+    scope="module", params=[(1, False), (1, True), (2, False), (2, True)], ids=lambda p: f"{p[0]} ranks, tied {p[1]}"
+)
+def arranged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Arrangement -> method -> loss and gradient of a step in micro-batches of three, the last one incomplete."""
+    world_size, tied = request.param
+    root = tmp_path_factory.mktemp("arrangements")
+    on_ranks(1, partial(two_models, tied=tied), root / "policy", root / "reference")
     data = {"pairs": examples("=" * 11), "unpaired": examples("+-+++-++--+"), "mixed": examples("=-=+==+--=+")}
-    return {
-        layout: on_ranks(1, losses_and_gradients, METHODS, data, root / "policy", root / "reference", layout)[0]
-        for layout in ("off", "plain", "shared")
-    }
+    found = on_ranks(
+        world_size,
+        losses_and_gradients,
+        METHODS,
+        data,
+        root / "policy",
+        root / "reference",
+        list(ARRANGEMENTS.values()),
+    )
+    return dict(zip(ARRANGEMENTS, found[0], strict=True))
 
 
-@pytest.mark.parametrize("layout", ["plain", "shared"])
 @pytest.mark.parametrize("name", METHODS)
-def test_no_methods_loss_or_gradient_depends_on_the_layout(methods: dict[str, Any], name: str, layout: str):
-    rows, packed = methods["off"][name], methods[layout][name]
-    assert packed["loss"] == pytest.approx(rows["loss"], abs=1e-5, rel=1e-6)
+def test_no_methods_loss_or_gradient_depends_on_layout_or_chunks(arranged: dict[str, Any], name: str):
+    rows = arranged["rows"][name]
     largest = max(abs(gradient).max() for gradient in rows["gradient"].values())
-    for parameter, gradient in rows["gradient"].items():
-        assert abs(packed["gradient"][parameter] - gradient).max() <= 1e-4 * max(1.0, largest), parameter
+    for arrangement in list(ARRANGEMENTS)[1:]:
+        other = arranged[arrangement][name]
+        assert other["loss"] == pytest.approx(rows["loss"], abs=1e-5, rel=1e-6), arrangement
+        for parameter, gradient in rows["gradient"].items():
+            difference = abs(other["gradient"][parameter] - gradient).max()
+            assert difference <= 1e-4 * max(1.0, largest), (arrangement, parameter)
 
 
 @pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
