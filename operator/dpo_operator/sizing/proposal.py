@@ -16,7 +16,7 @@ from dpo_operator.sizing.work import Pairs, layout_of
 MOST_TOKENS = 131_072
 # A setting must be so much faster than another one to be worth more memory.
 WORTHWHILE = 0.98
-MOST_GPUS = 4096
+MOST_GPUS, GPUS_OF_A_NODE = 4096, 8
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,19 @@ def _changes(job: Job) -> Iterator[dict[str, Any]]:
 
 
 def _more_gpus(job: Job, changes: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The same on more GPUs, as many as the batch has pairs for."""
+    """More GPUs, as many as the batch has pairs for, alone and with other changes."""
     most, gpus, nodes = min(MOST_GPUS, job.spec.training.global_batch_size), job.spec.gpus_per_node, job.spec.nodes
     while nodes * gpus * 2 <= most:
-        if gpus < 8 and nodes == 1:
+        more: dict[str, Any] = {}
+        if gpus < GPUS_OF_A_NODE and nodes == 1:
             gpus *= 2
-            yield changes | {"gpusPerNode": gpus}
         else:
             nodes *= 2
-            yield changes | {"nodes": nodes} | ({"gpusPerNode": gpus} if gpus != job.spec.gpus_per_node else {})
+            more["nodes"] = nodes
+        if gpus != job.spec.gpus_per_node:
+            more["gpusPerNode"] = gpus
+        yield more
+        yield changes | more
 
 
 def fastest(job: Job) -> Option | None:
