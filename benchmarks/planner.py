@@ -27,7 +27,7 @@ from dpo_operator.sizing import hardware, proposal
 from dpo_operator.sizing.work import Pairs
 
 MIB = 1 << 20
-STEPS = 3
+STEPS = 2
 LORA = {"type": "lora", "rank": 8, "targetModules": ["all-linear"]}
 
 
@@ -66,20 +66,20 @@ class Case:
 
 # Where the memory goes differs: the optimizer, the activations, the output layer, frozen weights.
 WIDE, DEEP, WORDS = llama(768, 8, 2048, 8192), llama(256, 12, 704, 4096), llama(256, 4, 704, 65536)
+LONG = (256, 256, 256)
 CASES = (
     Case("73M", WIDE),
     Case("73M, bf16", WIDE, training={"precision": "bf16"}),
     Case("73M, LoRA", WIDE, adapter=LORA),
-    Case("73M, LoRA, 6k tokens", WIDE, (512, 512, 512), 4, adapter=LORA),
-    Case("12M, 6k tokens", DEEP, (512, 512, 512), 4),
-    Case("12M, 6k tokens, checkpointing", DEEP, (512, 512, 512), 4, {"gradientCheckpointing": True}),
-    Case("12M, 6k tokens, bf16", DEEP, (512, 512, 512), 4, {"precision": "bf16"}),
-    Case("12M, 6k tokens, LoRA", DEEP, (512, 512, 512), 4, adapter=LORA),
-    Case("12M, 6k tokens, plain", DEEP, (384, 384, 384), 4, {"packing": "plain", "microBatchTokens": 6144}),
-    Case("37M, 65k words", WORDS, (64, 448, 448), 2),
-    Case("19M, 65k words, tied", WORDS | {"tie_word_embeddings": True}, (64, 448, 448), 2),
-    Case("37M, 65k words, LoRA, bf16", WORDS, (64, 448, 448), 2, {"precision": "bf16"}, LORA),
-)  # fmt: skip
+    Case("12M, 3k tokens", DEEP, LONG, 4),
+    Case("12M, 3k tokens, checkpointing", DEEP, LONG, 4, {"gradientCheckpointing": True}),
+    Case("12M, 3k tokens, bf16", DEEP, LONG, 4, {"precision": "bf16"}),
+    Case("12M, 3k tokens, LoRA", DEEP, LONG, 4, adapter=LORA),
+    Case("12M, 3k tokens, plain", DEEP, (192, 192, 192), 4, {"packing": "plain", "microBatchTokens": 3072}),
+    Case("37M, 65k words", WORDS, (64, 224, 224), 2),
+    Case("20M, 65k words, tied", WORDS | {"tie_word_embeddings": True}, (64, 224, 224), 2),
+    Case("37M, 65k words, LoRA, bf16", WORDS, (64, 224, 224), 2, {"precision": "bf16"}, LORA),
+)
 
 
 def make_inputs(folder: Path, case: Case) -> None:
