@@ -3,13 +3,11 @@
 from dataclasses import dataclass
 
 from dpo_operator.api.modelshape import ModelShape
-from dpo_operator.api.training import AdapterType
+from dpo_operator.api.training import LOGITS_BYTES, AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing.trained import adapted, kept_inputs
 from dpo_operator.sizing.work import Work
 
-# Largest logits that the trainer's output layer has at a time, float32.
-HEAD_BYTES = 256 << 20
 # Rows whose whole distribution is looked at for the figures, and copies of them meanwhile.
 LOOKED_AT, COPIES = 32, 3
 # GPT-2's GELU is written out as operations of their own, each of which keeps something.
@@ -101,7 +99,7 @@ def _moving(shape: ModelShape, size: int) -> float:
 def _head(shape: ModelShape, spec: DPOJobSpec, rows: float, *, on_gpu: bool) -> float:
     """Logits of a chunk of the scored rows, and these rows of hidden states with their gradient."""
     size = BYTES[spec.training.precision]
-    chunk = max(1.0, min(rows, HEAD_BYTES // (4 * shape.vocabulary)))
+    chunk = max(1.0, min(rows, LOGITS_BYTES // (4 * shape.vocabulary)))
     # On a CPU the log-softmax is taken in place; lower precision has the logits, and their gradient, in its own type besides.
     copies = 4 * (2 if on_gpu else 1) + (2 * size if size < 4 else 0)
     looked_at = COPIES * 4 * min(LOOKED_AT, rows)

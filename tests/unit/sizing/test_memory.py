@@ -5,8 +5,9 @@ import math
 
 import pytest
 
+from dpo_operator.api.training import LOGITS_BYTES
 from dpo_operator.sizing import memory
-from dpo_operator.sizing.activations import HEAD_BYTES, with_gradient, without_gradient
+from dpo_operator.sizing.activations import with_gradient, without_gradient
 from dpo_operator.sizing.trained import trained_parameters
 from dpo_operator.sizing.work import Pairs, Work, largest, usual
 from tests.unit.sizing.build import PAIRS, PARAMETERS, a_spec, qwen, small
@@ -99,7 +100,7 @@ def test_logits_stop_growing_at_a_chunk() -> None:
         work = Work(tokens=rows, pairs=1, layout="shared", prompt=0, chosen=rows / 2, rejected=rows / 2)
         return without_gradient(job.shape, spec, work, on_gpu=True).head - 2 * 2 * rows * job.shape.hidden
 
-    chunk = HEAD_BYTES // (4 * 152064)
+    chunk = LOGITS_BYTES // (4 * 152064)
     assert head(chunk // 2) < head(chunk) == head(100 * chunk)
 
 

@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from dpo_operator.api.training import LOGITS_BYTES
 from dpo_operator.sizing import hardware, speed
-from dpo_operator.sizing.activations import HEAD_BYTES
 from dpo_operator.sizing.work import Work
 from tests.unit.sizing.build import PAIRS, a_spec, qwen, small
 
@@ -45,7 +45,7 @@ def test_plain_packing_computes_the_prompt_twice() -> None:
 
 def test_logits_in_chunks_are_computed_twice() -> None:
     shape = small().model_copy(update={"vocabulary": 1 << 24})
-    rows = HEAD_BYTES // (4 << 24) + 1
+    rows = LOGITS_BYTES // (4 << 24) + 1
     work = Work(tokens=rows, pairs=1, layout="shared", prompt=0, chosen=rows / 2, rejected=rows / 2)
     assert speed.flops(shape, a_spec(), work)[1] == 4 * 2 * rows * (1 << 24) * 8
 
