@@ -127,7 +127,7 @@ def plan(
     if as_json:
         print(json.dumps(planview.document(planned, found), indent=1))
     else:
-        Console(highlight=False).print(planview.view(planned, found), soft_wrap=False)
+        planview.show(planned, found, Console(highlight=False))
 
 
 def _device(job: DPOJob, gpu: str | None, memory: str | None, flops: float | None) -> hardware.Device:

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -45,9 +45,10 @@ def _option(option: Option | None) -> dict[str, Any] | None:
     return {"changes": option.changes, "peak": round(option.memory.peak), "step_seconds": option.time.seconds}
 
 
-def view(job: Job, found: Found) -> RenderableType:
-    """The tables and the proposals."""
-    return Group(_head(job, found), _memory(job), _time(job), *_proposals(job))
+def show(job: Job, found: Found, console: Console) -> None:
+    """Print the tables and the proposals. Text is not wrapped: it holds paths, and lines to paste."""
+    for part in (_head(job, found), _memory(job), _time(job), *_proposals(job)):
+        console.print(part, soft_wrap=isinstance(part, Text))
 
 
 def _head(job: Job, found: Found) -> Text:
@@ -129,8 +130,8 @@ def _time(job: Job) -> Table:
     return table
 
 
-def _proposals(job: Job) -> list[RenderableType]:
-    made: list[RenderableType] = []
+def _proposals(job: Job) -> list[Text]:
+    made: list[Text] = []
     if not job.fits():
         change = smallest_change(job)
         if change is None:
@@ -141,7 +142,9 @@ def _proposals(job: Job) -> list[RenderableType]:
     if best is not None and best.time.seconds < job.time().seconds * 0.98:
         made.append(_said("The fastest setting that fits these ranks", best))
     elif best is not None and job.fits():
-        made.append(Text("No other setting of these ranks is predicted to be faster and to fit."))
+        made.append(
+            Text("No other setting of these ranks is predicted to be faster and to leave a tenth of the memory.")
+        )
     return made
 
 

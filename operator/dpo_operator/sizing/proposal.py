@@ -16,6 +16,8 @@ from dpo_operator.sizing.work import Pairs, layout_of
 MOST_TOKENS = 131_072
 # A setting must be so much faster than another one to be worth more memory.
 WORTHWHILE = 0.98
+# Share of the memory that what is proposed may be predicted to take: predictions are off by some percent.
+PROPOSED = 0.9
 MOST_GPUS, GPUS_OF_A_NODE = 4096, 8
 
 
@@ -51,9 +53,9 @@ class Job:
         """What a step takes."""
         return speed.estimate(self.shape, self.spec, self.pairs, self.device, node_link=self.node_link)
 
-    def fits(self) -> bool:
-        """Whether the largest phase is within the limit; true without one."""
-        return self.limit is None or self.memory().peak <= self.limit
+    def fits(self, share: float = 1.0) -> bool:
+        """Whether the largest phase is within a share of the limit; true without one."""
+        return self.limit is None or self.memory().peak <= share * self.limit
 
     def having(self, changes: dict[str, Any]) -> "Job":
         """The job with other settings, by path."""
@@ -82,7 +84,7 @@ _SNAKE = {
 def smallest_change(job: Job) -> Option | None:
     """The least that makes a job fit; None when nothing known does. The order is that of what it costs."""
     for changes in _changes(job):
-        if changes is not None and job.having(changes).fits():
+        if job.having(changes).fits(PROPOSED):
             return job.option(changes)
     return None
 
@@ -133,10 +135,14 @@ def fastest(job: Job) -> Option | None:
         for offload in (
             ("none", "cpu") if job.spec.gpus_per_node and training.optimizer == "adamw" else (training.offload,)
         ):
-            fixed = {"training.gradientCheckpointing": checkpointing, "training.offload": offload}
+            fixed: dict[str, Any] = {}
+            if checkpointing != training.gradient_checkpointing:
+                fixed["training.gradientCheckpointing"] = checkpointing
+            if offload != training.offload:
+                fixed["training.offload"] = offload
             for tokens in _sizes(job):
                 changes = _budget(job, tokens) | fixed
-                if job.having(changes).fits():
+                if job.having(changes).fits(PROPOSED):
                     found.append(job.option(changes))
     if not found:
         return None

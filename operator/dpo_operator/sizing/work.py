@@ -88,7 +88,7 @@ class Work:
 def largest(spec: DPOJobSpec, shape: ModelShape, pairs: Pairs, budget: Budget, most_pairs: float) -> Work:
     """The largest micro-batch that a budget allows. most_pairs: more than this are never together."""
     layout = layout_of(spec, shape)
-    long = pairs.longest_tokens(layout)
+    long = max(1.0, pairs.longest_tokens(layout))
     most = min(most_pairs, budget.pairs or math.inf)
     tokens = max(min(budget.tokens, most * long), long)
     share = tokens / max(1.0, pairs.tokens(layout))

@@ -37,7 +37,7 @@ def test_the_smallest_change_fits_and_is_a_valid_job(memory: float, settings: di
     change = smallest_change(job)
     assert change is not None
     assert words in lines(change)
-    assert change.memory.peak <= job.limit
+    assert change.memory.peak <= 0.9 * job.limit
     pasted = with_lines(job, change)
     assert Job(pasted, job.shape, job.pairs, job.device).memory().peak == change.memory.peak
     whole = DPOJob.model_validate({"metadata": {"name": "a"}, "spec": pasted.model_dump(by_alias=True)})
@@ -62,8 +62,8 @@ def test_the_fastest_fits_and_is_not_slower_than_the_job() -> None:
         job = qwen(memory)
         best = fastest(job)
         assert best is not None
-        assert best.memory.peak <= job.limit
-        if job.fits():
+        assert best.memory.peak <= 0.9 * job.limit
+        if job.fits(0.9):
             assert best.time.seconds <= job.time().seconds / 0.98
     # Where memory abounds nothing is computed twice.
     assert fastest(qwen(140)).changes["training.gradientCheckpointing"] is False  # type: ignore[union-attr]
