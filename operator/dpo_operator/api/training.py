@@ -77,10 +77,6 @@ class Adapter(ApiModel):
     )
 
 
-# Largest logits that the trainer's output layer has at a time: float32, the planner counts on it.
-LOGITS_BYTES = 256 << 20
-
-
 class Budget(NamedTuple):
     """What one forward pass on one rank may hold. tokens: as they are laid out; a longer pair goes alone. pairs: None: any number."""
 

@@ -1,9 +1,10 @@
 """What autograd keeps of a forward pass, in bytes. docs/planning.md has the table that this adds up."""
 
+import math
 from dataclasses import dataclass
 
 from dpo_operator.api.modelshape import ModelShape
-from dpo_operator.api.training import LOGITS_BYTES, AdapterType
+from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing.trained import adapted, kept_inputs
 from dpo_operator.sizing.work import Work
@@ -96,10 +97,16 @@ def _moving(shape: ModelShape, size: int) -> float:
     return size * (wide * shape.inner + 2 * shape.hidden)
 
 
+def chunk_rows(shape: ModelShape, spec: DPOJobSpec) -> float:
+    """Scored tokens whose logits exist at a time."""
+    most = spec.training.logits_chunk_mi_b << 20
+    return max(1, most // (4 * shape.vocabulary)) if most else math.inf
+
+
 def _head(shape: ModelShape, spec: DPOJobSpec, rows: float, *, on_gpu: bool) -> float:
     """Logits of a chunk of the scored rows, and these rows of hidden states with their gradient."""
     size = BYTES[spec.training.precision]
-    chunk = max(1.0, min(rows, LOGITS_BYTES // (4 * shape.vocabulary)))
+    chunk = min(rows, chunk_rows(shape, spec))
     # On a CPU the log-softmax is taken in place; lower precision has the logits, and their gradient, in its own type besides.
     copies = 4 * (2 if on_gpu else 1) + (2 * size if size < 4 else 0)
     looked_at = COPIES * 4 * min(LOOKED_AT, rows)

@@ -15,16 +15,17 @@ from dpo_operator.sizing.trained import trained_parameters
 from dpo_operator.sizing.work import Pairs, largest
 
 MIB = 1 << 20
-# DeepSpeed keeps so many gathered elements instead of gathering them again, and updates so many at a time.
+# DeepSpeed keeps so many gathered elements instead of gathering them again.
 LIVE = 1_000_000_000
-GROUP = 1_000_000_000
+# Elements that the optimizer updates at a time: the gradients of so many are in one piece then.
+GROUP = 1 << 24
 # The process itself, measured on a CPU: Python, torch, transformers and DeepSpeed with all that they load, at the end and when the
 # model is read; PEFT comes on top.
-CPU_RUNTIME, CPU_RUNTIME_WHILE_LOADING, PEFT_RUNTIME = 800 * MIB, 690 * MIB, 40 * MIB
+CPU_RUNTIME, CPU_RUNTIME_WHILE_LOADING, PEFT_RUNTIME = 810 * MIB, 690 * MIB, 50 * MIB
+# Of the weight files' bytes, what is in the heap's holes until the engine has been made. Measured on a CPU.
+HOLES = 0.75
 # CUDA's context, cuBLAS' workspaces and NCCL's buffers, and what the caching allocator loses between blocks. Not measured.
 GPU_RUNTIME, GPU_LOSS = 2048 * MIB, 0.05
-# Of the weights' bytes, what glibc does not give back of the pieces that the model was loaded in. Measured.
-CPU_LOSS = 0.4
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,15 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs) -> Memory:
     if spec.adapter.type is not AdapterType.NONE:
         total += trained
     share = trained / world
-    state = _state_bytes(spec) * share
     offloaded = on_gpu and spec.training.offload != "none"
-    training = {"fp32 master weights": 4 * share, "fp32 gradients": 4 * share, "optimizer state": state}
+    # In float32 the master weights are the weights, unless they are elsewhere.
+    shared = size == 4 and not offloaded
+    training = {
+        "fp32 master weights": 0 if shared else 4 * share, "fp32 gradients": 4 * share, "optimizer state": _state_bytes(spec) * share,
+    }  # fmt: skip
     lasting = {
         "weights": size * total / world,
-        # Also of one rank: its weights are gathered like those of others, and then kept.
-        "gathered weights": size * min(total, LIVE + shape.largest_matrix),
+        "gathered weights": size * min(total, LIVE + shape.largest_matrix) if world > 1 else 0,
         **({} if offloaded else training),
     }
     most_pairs = max(1.0, spec.training.global_batch_size / world)
@@ -87,7 +90,9 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs) -> Memory:
             "activations": backward.kept, "output layer": backward.head,
             "buffers": backward.moving + _gradients_in_flight(shape, spec, on_gpu=on_gpu),
         },
-        "optimizer step": {"optimizer's buffers": _update_bytes(spec, on_gpu=on_gpu) * min(share, GROUP)},
+        "optimizer step": {
+            "optimizer's buffers": 0 if offloaded else 4 * min(share, GROUP + shape.largest_matrix / world),
+        },
         "evaluation and reference": {
             "activations": forward.kept, "output layer": forward.head, "buffers": forward.moving,
         },
@@ -98,12 +103,17 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs) -> Memory:
         host = {"process": float(CPU_RUNTIME)} | (training if offloaded else {})
         return Memory(lasting, phases, host)
     peft = 0 if spec.adapter.type is AdapterType.NONE else PEFT_RUNTIME
-    lasting |= {"Python and libraries": float(CPU_RUNTIME + peft), "allocator": CPU_LOSS * size * share}
+    lasting |= {"Python and libraries": float(CPU_RUNTIME + peft)}
+    files = shape.file_bytes * shape.parameters
+    phases["making the engine"] = {
+        "master weights, before they are shared": 4 * share if shared else 0,
+        "allocator": HOLES * files,
+    }
     # The file is mapped while its tensors are copied, first whole and then as this rank's part.
     phases["loading"] = {
-        "Python and libraries": float(CPU_RUNTIME_WHILE_LOADING + peft),
-        "weight files": shape.file_bytes * shape.parameters,
-        "weights": size * total * (1 + 1 / world),
+        "Python and libraries": float(CPU_RUNTIME_WHILE_LOADING),
+        "weight files": files,
+        "weights": size * shape.parameters * (1 + 1 / world),
     }
     return Memory(lasting, phases)
 
@@ -111,14 +121,6 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs) -> Memory:
 def _state_bytes(spec: DPOJobSpec) -> float:
     """Optimizer state of one element: two moments in float32, or in 8 bits with a float32 scale for each 256."""
     return 8.0 if spec.training.optimizer == "adamw" else 2 * (1 + 4 / 256)
-
-
-def _update_bytes(spec: DPOJobSpec, *, on_gpu: bool) -> float:
-    """What an update needs for each element of a group: its gradients in one piece, and without a fused kernel the denominator
-    and its square root."""
-    if spec.training.offload != "none":
-        return 0.0 if on_gpu else 4.0
-    return 4.0 if on_gpu else 12.0
 
 
 def _gradients_in_flight(shape: ModelShape, spec: DPOJobSpec, *, on_gpu: bool) -> float:

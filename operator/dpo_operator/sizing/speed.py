@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from dpo_operator.api.method import MethodName
 from dpo_operator.api.modelshape import ModelShape
-from dpo_operator.api.training import LOGITS_BYTES, AdapterType
+from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJobSpec
-from dpo_operator.sizing.activations import BYTES
+from dpo_operator.sizing.activations import BYTES, chunk_rows
 from dpo_operator.sizing.hardware import Device
 from dpo_operator.sizing.memory import LIVE
 from dpo_operator.sizing.trained import adapted, trained_parameters
@@ -97,7 +97,7 @@ def flops(shape: ModelShape, spec: DPOJobSpec, work: Work) -> tuple[float, float
         )
     if spec.training.gradient_checkpointing:
         found += body
-    in_chunks = work.answers > LOGITS_BYTES // (4 * shape.vocabulary)
+    in_chunks = work.answers > chunk_rows(shape, spec)
     return found, head * (2 + int(full) + int(in_chunks))
 
 

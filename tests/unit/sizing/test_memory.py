@@ -5,7 +5,6 @@ import math
 
 import pytest
 
-from dpo_operator.api.training import LOGITS_BYTES
 from dpo_operator.sizing import memory
 from dpo_operator.sizing.activations import with_gradient, without_gradient
 from dpo_operator.sizing.trained import trained_parameters
@@ -22,11 +21,12 @@ def test_lasting_parts_of_a_cpu_rank() -> None:
     found = memory.estimate(small(), a_spec(), PAIRS)
     assert PARAMETERS == 1704
     expected = {
-        "weights": 4 * 1704, "gathered weights": 4 * 1704, "fp32 master weights": 4 * 1704, "fp32 gradients": 4 * 1704,
-        "optimizer state": 8 * 1704,
+        "weights": 4 * 1704, "gathered weights": 0, "fp32 master weights": 0, "fp32 gradients": 4 * 1704, "optimizer state": 8 * 1704,
     }  # fmt: skip
     assert {name: found.lasting[name] for name in expected} == expected
-    assert found.phases["optimizer step"] == {"optimizer's buffers": 12 * 1704}
+    assert found.phases["optimizer step"] == {"optimizer's buffers": 4 * 1704}
+    lower = memory.estimate(small(), a_spec(training={"precision": "bf16"}), PAIRS).lasting
+    assert (lower["weights"], lower["fp32 master weights"]) == (2 * 1704, 4 * 1704)
 
 
 def test_ranks_with_gpus_share_everything_but_what_they_gather() -> None:
@@ -38,8 +38,10 @@ def test_ranks_with_gpus_share_everything_but_what_they_gather() -> None:
         "optimizer state": 8 * quarter,
     }  # fmt: skip
     assert {name: found.lasting[name] for name in expected} == expected
-    # The fused kernel has no temporaries but the gradients in one piece.
+    # The fused kernel has no temporaries but a group's gradients in one piece.
     assert found.phases["optimizer step"] == {"optimizer's buffers": 4 * quarter}
+    many = qwen(80, gpus=1).memory().phases["optimizer step"]
+    assert many == {"optimizer's buffers": 4 * (2**24 + 152064 * 3584)}
 
 
 def test_offloaded_state_is_the_hosts() -> None:
@@ -100,7 +102,7 @@ def test_logits_stop_growing_at_a_chunk() -> None:
         work = Work(tokens=rows, pairs=1, layout="shared", prompt=0, chosen=rows / 2, rejected=rows / 2)
         return without_gradient(job.shape, spec, work, on_gpu=True).head - 2 * 2 * rows * job.shape.hidden
 
-    chunk = LOGITS_BYTES // (4 * 152064)
+    chunk = 256 * 2**20 // (4 * 152064)
     assert head(chunk // 2) < head(chunk) == head(100 * chunk)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 
 import pytest
 
-from dpo_operator.api.training import LOGITS_BYTES
 from dpo_operator.sizing import hardware, speed
 from dpo_operator.sizing.work import Work
 from tests.unit.sizing.build import PAIRS, a_spec, qwen, small
@@ -45,9 +44,11 @@ def test_plain_packing_computes_the_prompt_twice() -> None:
 
 def test_logits_in_chunks_are_computed_twice() -> None:
     shape = small().model_copy(update={"vocabulary": 1 << 24})
-    rows = LOGITS_BYTES // (4 << 24) + 1
+    rows = 256 * 2**20 // (4 << 24) + 1
     work = Work(tokens=rows, pairs=1, layout="shared", prompt=0, chosen=rows / 2, rejected=rows / 2)
     assert speed.flops(shape, a_spec(), work)[1] == 4 * 2 * rows * (1 << 24) * 8
+    whole = a_spec(training={"logitsChunkMiB": 0})
+    assert speed.flops(shape, whole, work)[1] == 3 * 2 * rows * (1 << 24) * 8
 
 
 def test_a_step_on_one_core() -> None:
