@@ -68,14 +68,14 @@ class Case:
 WIDE, DEEP, WORDS = llama(768, 8, 2048, 8192), llama(256, 12, 704, 4096), llama(256, 4, 704, 65536)
 LONG = (256, 256, 256)
 CASES = (
-    Case("73M", WIDE),
-    Case("73M, bf16", WIDE, training={"precision": "bf16"}),
-    Case("73M, LoRA", WIDE, adapter=LORA),
-    Case("12M, 3k tokens", DEEP, LONG, 4),
-    Case("12M, 3k tokens, checkpointing", DEEP, LONG, 4, {"gradientCheckpointing": True}),
-    Case("12M, 3k tokens, bf16", DEEP, LONG, 4, {"precision": "bf16"}),
-    Case("12M, 3k tokens, LoRA", DEEP, LONG, 4, adapter=LORA),
-    Case("12M, 3k tokens, plain", DEEP, (192, 192, 192), 4, {"packing": "plain", "microBatchTokens": 3072}),
+    Case("65M", WIDE),
+    Case("65M, bf16", WIDE, training={"precision": "bf16"}),
+    Case("65M, LoRA", WIDE, adapter=LORA),
+    Case("11M, 3k tokens", DEEP, LONG, 4),
+    Case("11M, 3k tokens, checkpointing", DEEP, LONG, 4, {"gradientCheckpointing": True}),
+    Case("11M, 3k tokens, bf16", DEEP, LONG, 4, {"precision": "bf16"}),
+    Case("11M, 3k tokens, LoRA", DEEP, LONG, 4, adapter=LORA),
+    Case("11M, 3k tokens, plain", DEEP, (192, 192, 192), 4, {"packing": "plain", "microBatchTokens": 3072}),
     Case("37M, 65k words", WORDS, (64, 224, 224), 2),
     Case("20M, 65k words, tied", WORDS | {"tie_word_embeddings": True}, (64, 224, 224), 2),
     Case("37M, 65k words, LoRA, bf16", WORDS, (64, 224, 224), 2, {"precision": "bf16"}, LORA),

@@ -20,12 +20,15 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 class Passes:
     """Bytes of activations while pairs go through the model.
 
-    kept: saved until the backward pass. head: the output layer's own. moving: what lives for a moment in one layer.
+    kept: saved until the backward pass. layer: what one layer saves, also where it is computed again. head: the output layer's own.
+    moving: what lives for a moment in one layer. piece: one tensor as wide as the MLP.
     """
 
     kept: float
+    layer: float
     head: float
     moving: float
+    piece: float
 
     @property
     def total(self) -> float:
@@ -44,17 +47,16 @@ def with_gradient(shape: ModelShape, spec: DPOJobSpec, work: Work, *, on_gpu: bo
         kept = shape.layers * boundary + layer + around
     else:
         kept = shape.layers * layer + around
-    return Passes(kept, _head(shape, spec, work.answers, on_gpu=on_gpu), _moving(shape, size) * work.tokens)
+    head, moving = _head(shape, spec, work.answers, on_gpu=on_gpu), _moving(shape, size) * work.tokens
+    return Passes(kept, layer, head, moving, size * shape.inner * work.tokens)
 
 
 def without_gradient(shape: ModelShape, spec: DPOJobSpec, work: Work, *, on_gpu: bool) -> Passes:
     """A forward pass of an evaluation or of the reference."""
     size = BYTES[spec.training.precision]
-    return Passes(
-        2 * size * shape.hidden * work.tokens,
-        _head(shape, spec, work.answers, on_gpu=on_gpu),
-        _moving(shape, size) * work.tokens,
-    )
+    kept = 2 * size * shape.hidden * work.tokens
+    head, moving = _head(shape, spec, work.answers, on_gpu=on_gpu), _moving(shape, size) * work.tokens
+    return Passes(kept, 0.0, head, moving, size * shape.inner * work.tokens)
 
 
 def _layer(shape: ModelShape, spec: DPOJobSpec, work: Work) -> float:
