@@ -21,7 +21,8 @@ class Passes:
     """Bytes of activations while pairs go through the model.
 
     kept: saved until the backward pass. layer: what one layer saves, also where it is computed again. head: the output layer's own.
-    moving: what lives for a moment in one layer. piece: one tensor as wide as the MLP.
+    moving: what lives for a moment in one layer. piece: one tensor as wide as the MLP. dropped: outputs in one layer of matrices with
+    an adapter, which are computed and not kept: of the matrix, of the adapter, and this scaled.
     """
 
     kept: float
@@ -29,6 +30,7 @@ class Passes:
     head: float
     moving: float
     piece: float
+    dropped: float = 0.0
 
     @property
     def total(self) -> float:
@@ -48,7 +50,8 @@ def with_gradient(shape: ModelShape, spec: DPOJobSpec, work: Work, *, on_gpu: bo
     else:
         kept = shape.layers * layer + around
     head, moving = _head(shape, spec, work.answers, on_gpu=on_gpu), _moving(shape, size) * work.tokens
-    return Passes(kept, layer, head, moving, size * shape.inner * work.tokens)
+    dropped = 3 * size * work.tokens * sum(m.active * m.outputs / shape.layers for m in adapted(shape, spec.adapter))
+    return Passes(kept, layer, head, moving, size * shape.inner * work.tokens, dropped)
 
 
 def without_gradient(shape: ModelShape, spec: DPOJobSpec, work: Work, *, on_gpu: bool) -> Passes:

@@ -25,7 +25,8 @@ CPU_RUNTIME, CPU_RUNTIME_WHILE_LOADING, PEFT_RUNTIME = 810 * MIB, 690 * MIB, 50 
 # Of the weight files' bytes, what is in the heap's holes until the engine has been made. Measured on a CPU.
 HOLES = 0.75
 # glibc takes tensors below this size from its heap, where freed ones leave holes that later ones do not fit into. So much is lost of what
-# is kept, and of one layer's part of it, which comes and goes. Measured on a CPU, with and without recomputation.
+# is kept, and of one layer's part of it, which comes and goes; and all that adapters drop between what they keep. Measured on a CPU,
+# with and without recomputation, and with adapters.
 HEAP_PIECE, LOST_OF_KEPT, LOST_LAYERS = 32 * MIB, 0.5, 6
 # CUDA's context, cuBLAS' workspaces and NCCL's buffers, and what the caching allocator loses between blocks. Not measured.
 GPU_RUNTIME, GPU_LOSS = 2048 * MIB, 0.05
@@ -109,7 +110,9 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs) -> Memory:
     lasting |= {"Python and libraries": float(CPU_RUNTIME + peft)}
     files = shape.file_bytes * shape.parameters
     if backward.piece < HEAP_PIECE:
-        phases["backward pass"]["allocator"] = LOST_OF_KEPT * backward.kept + LOST_LAYERS * backward.layer
+        again = min(LOST_LAYERS, shape.layers) if spec.training.gradient_checkpointing else shape.layers
+        lost = LOST_OF_KEPT * backward.kept + LOST_LAYERS * backward.layer + again * backward.dropped
+        phases["backward pass"]["allocator"] = lost
     phases["making the engine"] = {
         "master weights, before they are shared": 4 * share if shared else 0,
         "allocator": HOLES * files,

@@ -86,6 +86,13 @@ def test_a_heap_loses_some_of_what_comes_and_goes() -> None:
     found = memory.estimate(small(), a_spec(), PAIRS).phases["backward pass"]
     assert found["activations"] == 2 * (6 * 592 + 204) + 6 * 96
     assert found["allocator"] == found["activations"] / 2 + 6 * (6 * 592 + 204)
+    # Of both layers, an adapted q has three outputs of 8 that nothing keeps, for each of 6 tokens.
+    adapted, spec = a_spec(adapter=QV | {"targetModules": ["q_proj"]}), a_spec()
+    passes = with_gradient(small(), adapted, ONE_PAIR, on_gpu=False)
+    assert passes.dropped == 3 * 4 * 6 * 8
+    lost = memory.estimate(small(), adapted, PAIRS).phases["backward pass"]["allocator"]
+    assert lost == passes.kept / 2 + 6 * passes.layer + 2 * passes.dropped
+    assert with_gradient(small(), spec, ONE_PAIR, on_gpu=False).dropped == 0
     # Large tensors are mapped one by one and given back.
     many = dataclasses.replace(PAIRS, longest=2**20)
     assert "allocator" not in memory.estimate(small(), a_spec(), many).phases["backward pass"]
