@@ -46,6 +46,10 @@ bench-packing: $(VENV)/.ready ## tokens that packing saves, and what memory grow
 bench-scaling: $(VENV)/.ready ## pairs/s with 1, 4 and 16 times the data, and with 1, 2 and 4 ranks
 	@$(BIN)/python -m benchmarks.scaling $(BENCH)
 
+.PHONY: bench-plan
+bench-plan: $(VENV)/.ready ## what `dpo plan` predicts beside what training takes here
+	@$(BIN)/python -m benchmarks.planner $(BENCH)
+
 .PHONY: test
 test: $(VENV)/.ready ## every tier of the tests, with all their set-up
 	@$(BIN)/python -m tests.run_tiers

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dpo_operator.builders.pod import TrainerImage
+from dpo_operator.sizing.quantity import to_bytes
 
 LogFormat = Literal["json", "plain"]
 
@@ -20,6 +21,7 @@ class Config:
     namespaces: those that are watched; empty means all. ports: of the operator's own pod.
     resync_seconds: between two passes over all jobs, which heal what a watch missed.
     progress_seconds: between two readings of a training job. workers: jobs that are reconciled at the same time.
+    gpu_memory: bytes of each GPU in the cluster, for warnings; None: not known.
     """
 
     image: TrainerImage
@@ -30,6 +32,7 @@ class Config:
     resync_seconds: float = 30.0
     progress_seconds: float = 3.0
     workers: int = 8
+    gpu_memory: float | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Config":
@@ -46,6 +49,7 @@ class Config:
             resync_seconds=_number(environment, "DPO_RESYNC_SECONDS", 30, 1, 3600),
             progress_seconds=_number(environment, "DPO_PROGRESS_SECONDS", 3, 0.5, 600),
             workers=int(_number(environment, "DPO_WORKERS", 8, 1, 256)),
+            gpu_memory=_memory(environment, "DPO_GPU_MEMORY"),
         )
 
 
@@ -60,6 +64,16 @@ def _number(environment: Mapping[str, str], name: str, default: float, low: floa
     if not low <= value <= high:
         raise ConfigError(f"{name}: expected a number from {low:g} to {high:g}, found {text!r}")
     return value
+
+
+def _memory(environment: Mapping[str, str], name: str) -> float | None:
+    text = environment.get(name, "").strip()
+    if not text:
+        return None
+    try:
+        return to_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def _pull_policy(environment: Mapping[str, str]) -> str:

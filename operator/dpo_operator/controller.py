@@ -53,7 +53,11 @@ class Operator:
         except (OSError, TimeoutError) as error:
             await self._client.close()
             raise kopf.TemporaryError(f"the API server does not answer: {error}", delay=3) from error
-        settings = Settings(image=self._config.image, progress_seconds=self._config.progress_seconds)
+        settings = Settings(
+            image=self._config.image,
+            progress_seconds=self._config.progress_seconds,
+            gpu_memory=self._config.gpu_memory,
+        )
         self._reconciler = Reconciler(
             self._client, self._reader, settings, self._metrics, look_seconds=self._config.resync_seconds
         )

@@ -89,6 +89,7 @@ def test_the_operator_understands_its_environment() -> None:
         "operator.resyncSeconds=45",
         "operator.progressSeconds=7",
         "operator.workers=2",
+        "operator.gpuMemory=80Gi",
         "trainer.image.repository=team/trainer",
         "trainer.image.tag=v1",
         "trainer.image.pullPolicy=Always",
@@ -97,6 +98,7 @@ def test_the_operator_understands_its_environment() -> None:
     config = Config.from_environment(rendered.environment)
     assert (config.image.name, config.image.pull_policy) == ("team/trainer:v1", "Always")
     assert (config.log_format, config.resync_seconds, config.progress_seconds, config.workers) == ("plain", 45, 7, 2)
+    assert config.gpu_memory == 80 * 2**30
     assert config.namespaces == ("a", "b")
     ports = {port["name"]: port["containerPort"] for port in rendered.container["ports"]}
     assert (ports["metrics"], ports["health"]) == (config.metrics_port, config.health_port)
@@ -226,6 +228,7 @@ def test_dashboards_are_config_maps_for_the_sidecar() -> None:
         ("operator.image.name=x", "additional properties 'name' not allowed"),
         ("operator.workers=0", "minimum"),
         ("operator.workers=two", "want integer"),
+        ("operator.gpuMemory=80gb", "does not match pattern"),
         ("operator.logFormat=xml", "value must be one of 'json', 'plain'"),
         ("operator.image.pullPolicy=Sometimes", "value must be one of 'Always', 'IfNotPresent', 'Never'"),
         ("operator.image.digest=abc", "does not match pattern"),

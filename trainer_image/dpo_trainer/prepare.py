@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from dpo_operator.api.data import Data, Dataset
-from dpo_operator.api.reports import DatasetReport
+from dpo_operator.api.modelconfig import ModelConfigError, shape_of
+from dpo_operator.api.modelshape import ModelShape
+from dpo_operator.api.reports import DatasetReport, TokenReport
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer import datareport, datastats, hub, mixture, modelcheck, modelfiles, prepared, rows, sources
 from dpo_trainer.dataset import PairDataset
@@ -95,7 +97,7 @@ def _prepare(
         modelfiles.check_against_hub(model.snapshot, staging, untouched)
     _commit_model(staging, work.model, set(digests))
 
-    report = _report(train, evaluation, splits)
+    report = _report(train, evaluation, splits, _model_shape(config))
     template = loaded.chat_template and loaded.get_chat_template()
     prepared.write(work, {
         "version": prepared.VERSION,
@@ -230,7 +232,18 @@ def _check_watched(spec: DPOJobSpec, work: WorkDir) -> None:
         )
 
 
-def _report(train: PairDataset, evaluation: PairDataset | None, splits: dict[str, Split]) -> DatasetReport:
+def _model_shape(config: dict[str, Any]) -> ModelShape | None:
+    """What the job's needs are estimated from; a configuration that does not say enough is no error."""
+    try:
+        return shape_of(config)
+    except ModelConfigError as error:
+        log.info("memory is not estimated: %s", error)
+        return None
+
+
+def _report(
+    train: PairDataset, evaluation: PairDataset | None, splits: dict[str, Split], model: ModelShape | None
+) -> DatasetReport:
     dropped: Counter[str] = Counter()
     for split in splits.values():
         dropped.update(split.dropped)
@@ -239,7 +252,15 @@ def _report(train: PairDataset, evaluation: PairDataset | None, splits: dict[str
         eval_pairs=len(evaluation) if evaluation is not None else 0,
         dropped=dict(sorted(dropped.items())),
         truncated_pairs=sum(split.counts.truncated for split in splits.values()),
+        tokens=_token_report(train),
+        model=model,
     )
+
+
+def _token_report(train: PairDataset) -> TokenReport:
+    prompt, chosen, rejected = (round(float(mean), 2) for mean in train.lengths.mean(axis=0))
+    longest = float(train.lengths.sum(axis=1).max())
+    return TokenReport(prompt=prompt, chosen=chosen, rejected=rejected, longest=longest)
 
 
 def _commit_model(staging: Path, target: Path, names: set[str]) -> None:

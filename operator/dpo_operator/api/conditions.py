@@ -39,6 +39,9 @@ REQUEST_REFUSED = "RequestRefused"
 STOPPING_OLD_PODS = "StoppingOldPods"
 BACKING_OFF = "BackingOff"
 
+# Reasons of events that only warn.
+PREDICTED_NOT_TO_FIT = "PredictedNotToFit"
+
 # Reasons of the ordinary course.
 ACCEPTED = "Accepted"
 PREPARING = "Preparing"

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dpo_operator.api.modelshape import ModelShape
 from dpo_operator.api.names import Phase
 
 # The kubelet keeps 4,096 bytes of a termination message for a pod with one container.
@@ -61,13 +62,24 @@ class Progress(_Report):
     world_size: int = 1
 
 
+class TokenReport(_Report):
+    """Lengths of the training pairs, in tokens: what a job's memory and time depend on."""
+
+    prompt: float = Field(ge=0, le=1e9, description="Mean of the prompts.")
+    chosen: float = Field(ge=0, le=1e9, description="Mean over all pairs of the chosen answers.")
+    rejected: float = Field(ge=0, le=1e9, description="Mean over all pairs of the rejected answers.")
+    longest: float = Field(ge=0, le=1e9, description="Most of any pair, its prompt once and both answers.")
+
+
 class DatasetReport(_Report):
-    """What prepare found, in numbers that fit a status."""
+    """What prepare found, in numbers that fit a status, and what the job's needs are estimated from."""
 
     train_pairs: int
     eval_pairs: int
     dropped: dict[str, int] = Field(default_factory=dict, description="Dropped rows by reason.")
     truncated_pairs: int = 0
+    tokens: TokenReport | None = None
+    model: ModelShape | None = Field(default=None, description="None where config.json does not say enough.")
 
 
 class Termination(_Report):

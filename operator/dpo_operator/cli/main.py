@@ -1,9 +1,11 @@
 """Commands of `dpo`."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +15,9 @@ from rich.markup import escape
 
 from dpo_operator.api import exitcodes, names
 from dpo_operator.api.types import DPOJob
-from dpo_operator.cli import jobfile, local
+from dpo_operator.cli import jobfile, local, modelsource, planview
+from dpo_operator.sizing import hardware, proposal, quantity
+from dpo_operator.sizing.work import Pairs
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Align a language model on your own GPUs.")
 console = Console(stderr=True, highlight=False)
@@ -82,6 +86,66 @@ def validate(file: JobFile) -> None:
     """Check a DPOJob file without a cluster."""
     job = _read(file)
     console.print(f"{file}: {names.KIND} {job.metadata.name} is valid")
+
+
+@app.command()
+def plan(
+    file: JobFile,
+    gpu: Annotated[str | None, typer.Option(help=f"Kind of GPU: {', '.join(hardware.GPUS)}.")] = None,
+    gpu_memory: Annotated[
+        str | None, typer.Option(help="Memory of one GPU, or of a CPU job's pod, such as 80Gi.")
+    ] = None,
+    flops: Annotated[
+        float | None, typer.Option(min=1, help="Matrix products that a rank really reaches, FLOP/s.")
+    ] = None,
+    node_link: Annotated[float, typer.Option(min=0.1, help="Each GPU's bandwidth to other nodes, Gbit/s.")] = 400,
+    model_config: Annotated[
+        Path | None, typer.Option(help="config.json of the model, or its folder.", exists=True)
+    ] = None,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(help="Work folder of `dpo run` or `dpo preview`, for the lengths of the pairs.", exists=True),
+    ] = None,
+    prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a prompt.")] = None,
+    answer_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of an answer.")] = None,
+    claims: Claims = Path("claims"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Estimate memory and time of a DPOJob, and propose settings that fit and are fast. Nothing is run."""
+    job = _read(file)
+    try:
+        device = _device(job, gpu, gpu_memory, flops)
+        found = modelsource.find(job, config=model_config, work=work_dir, claims=claims)
+    except (modelsource.ModelSourceError, ValueError) as error:
+        console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
+    report = found.report
+    pairs = Pairs.of(job.spec, report.tokens if report else None, report.train_pairs if report else None)
+    planned = proposal.Job(
+        job.spec, found.shape, pairs.with_means(prompt_tokens, answer_tokens), device, node_link * 1e9 / 8
+    )
+    if as_json:
+        print(json.dumps(planview.document(planned, found), indent=1))
+    else:
+        planview.show(planned, found, Console(highlight=False))
+
+
+def _device(job: DPOJob, gpu: str | None, memory: str | None, flops: float | None) -> hardware.Device:
+    """What a rank runs on. Raises ValueError."""
+    limit = None if memory is None else quantity.to_bytes(memory)
+    if job.spec.gpus_per_node == 0:
+        if gpu is not None:
+            raise ValueError(f"--gpu: {gpu} has no use for a job without GPUs (spec.gpusPerNode is 0)")
+        pod = job.spec.pod.resources.limits.get("memory")
+        return hardware.cpu(flops, limit if pod is None or limit is not None else quantity.to_bytes(pod))
+    if gpu is not None and gpu not in hardware.GPUS:
+        raise ValueError(f"--gpu: expected one of {', '.join(hardware.GPUS)}, found {gpu!r}")
+    device = hardware.GPUS[gpu or "h100"]
+    if gpu is None and limit is not None:
+        device = replace(device, name=f"GPU of {memory}")
+    if limit is not None:
+        device = replace(device, memory=limit)
+    return device if flops is None else replace(device, flops=flops, flops_fp32=flops, mfu=1.0)
 
 
 @app.command()

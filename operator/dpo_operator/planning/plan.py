@@ -15,6 +15,7 @@ from dpo_operator.builders.service import build_service
 from dpo_operator.builders.volume import build_claim
 from dpo_operator.planning import failures, progress, restarts, transitions, waiting
 from dpo_operator.planning.actions import Create, Delete, Event, Plan
+from dpo_operator.planning.fit import predicted_not_to_fit
 from dpo_operator.planning.observed import ChildJob, ChildPod, Observed
 from dpo_operator.planning.stale import find_stale, removals
 from dpo_operator.planning.transitions import Moment, changed
@@ -27,10 +28,14 @@ SETTLE_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Settings:
-    """The operator's settings that decisions depend on. progress_seconds: between two readings of rank 0."""
+    """The operator's settings that decisions depend on.
+
+    progress_seconds: between two readings of rank 0. gpu_memory: bytes of each GPU that trains, None where nobody said.
+    """
 
     image: TrainerImage
     progress_seconds: float = 3.0
+    gpu_memory: float | None = None
 
 
 def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, settings: Settings) -> Plan:
@@ -77,7 +82,7 @@ def _advance(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, sett
     child, pods = seen.job_of(status.phase, status.attempt), seen.pods_of(status.phase, status.attempt)
     desired = pod_count(job, status.phase)
     if (child is not None and child.complete) or _all_succeeded(pods, desired):
-        return _succeed(status, pods, at)
+        return _succeed(job, status, pods, at, settings)
     if failure := failures.find_failure(child, pods, desired):
         if not failures.is_settled(failure, child, pods):
             return Plan(status, requeue_after=SETTLE_SECONDS)
@@ -165,7 +170,7 @@ def _all_succeeded(pods: Sequence[ChildPod], desired: int) -> bool:
     return len({pod.index for pod in pods if pod.succeeded}) >= desired
 
 
-def _succeed(status: DPOJobStatus, pods: Sequence[ChildPod], at: Moment) -> Plan:
+def _succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Moment, settings: Settings) -> Plan:
     """The phase is done: keep what it reported, and decide on the next one."""
     said = next((p.exit.termination for p in pods if p.succeeded and p.index == 0 and p.exit), None)
     status = progress.with_last_words(status, said, at.now)
@@ -175,7 +180,10 @@ def _succeed(status: DPOJobStatus, pods: Sequence[ChildPod], at: Moment) -> Plan
         status = transitions.mark(
             transitions.next_phase(status, "train", at), at, c.PREPARED, True, c.PREPARE_SUCCEEDED, message
         )
-        return Plan(status, events=(Event("Normal", c.PREPARED, message),), requeue_after=0)
+        # Once in a job's life: what the estimate depends on can't change.
+        warning = predicted_not_to_fit(job.spec, said.dataset if said else None, settings.gpu_memory)
+        events = (Event("Normal", c.PREPARED, message), *((warning,) if warning else ()))
+        return Plan(status, events=events, requeue_after=0)
     if status.phase == "train":
         message = status.final_metrics.ending if status.final_metrics else "Training finished."
         return Plan(

@@ -16,6 +16,11 @@ def test_defaults_watch_everything():
     assert config.image.pull_policy == "IfNotPresent"
 
 
+def test_memory_of_gpus_is_a_quantity():
+    assert Config.from_environment(LEAST | {"DPO_GPU_MEMORY": "80Gi"}).gpu_memory == 80 * 2**30
+    assert Config.from_environment(LEAST).gpu_memory is None
+
+
 def test_namespaces_are_a_list():
     assert Config.from_environment(LEAST | {"WATCH_NAMESPACES": "a, b,,"}).namespaces == ("a", "b")
 
@@ -27,6 +32,7 @@ def test_namespaces_are_a_list():
         ({"DPO_METRICS_PORT": "http"}, "found 'http'"),
         ({"DPO_RESYNC_SECONDS": "0"}, "from 1 to 3600, found '0'"),
         ({"DPO_LOG_FORMAT": "xml"}, "expected json or plain, found 'xml'"),
+        ({"DPO_GPU_MEMORY": "80gb"}, "DPO_GPU_MEMORY: expected an amount of memory such as 80Gi, found '80gb'"),
         ({"DPO_TRAINER_IMAGE_PULL_POLICY": "Sometimes"}, "found 'Sometimes'"),
     ],
 )

@@ -77,6 +77,23 @@ def test_no_usable_row_fails_whatever_the_limit_is(place, shared):
     assert "no usable pair in 8 rows" in place.refused(ExitCode.BAD_DATASET, train=odd, filters={"maxBadRows": 1})
 
 
+def test_what_memory_and_time_are_estimated_from_is_reported(place):
+    found = place.run()
+    lengths = PairDataset.open(place.work.train_data).lengths
+    assert (found.tokens.prompt, found.tokens.chosen, found.tokens.rejected) == tuple(lengths.mean(axis=0).round(2))
+    assert found.tokens.longest == lengths.sum(axis=1).max()
+    assert (found.model.hidden, found.model.layers, found.model.inner, found.model.vocabulary) == (4, 1, 8, 261)
+    assert place.run() == found  # also when it was all there already
+
+
+def test_a_model_that_cannot_be_estimated_is_prepared_all_the_same(place):
+    path = place.model / "config.json"
+    config = json.loads(path.read_text())
+    del config["intermediate_size"]  # transformers has a default for it
+    path.write_text(json.dumps(config))
+    assert place.run().model is None
+
+
 def test_a_second_run_keeps_everything(place):
     first = place.run(evalFraction=0.2)
     before = {path: path.stat().st_mtime_ns for path in place.work.root.rglob("*")}

@@ -1,0 +1,106 @@
+"""Where `dpo plan` learns a model's dimensions and the lengths of a job's pairs."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dpo_operator.api.modelconfig import ModelConfigError, shape_of
+from dpo_operator.api.modelshape import ModelShape
+from dpo_operator.api.reports import DatasetReport
+from dpo_operator.api.types import DPOJob
+
+# A config.json has some kilobytes.
+MOST_BYTES = 4 << 20
+_ELSE = "name a config.json with --model-config"
+
+
+class ModelSourceError(Exception):
+    """The model's dimensions could not be found. The message says what to do."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The dimensions, what prepare said of the data where it ran, and where both are from."""
+
+    shape: ModelShape
+    report: DatasetReport | None
+    origin: str
+
+
+def find(job: DPOJob, *, config: Path | None, work: Path | None, claims: Path) -> Found:
+    """The model's dimensions. config: a file or a folder that holds one. work: a work folder that was prepared.
+
+    Without config they are those of the work folder, else of the job's model: a folder here, or config.json of a hub, from this
+    machine's cache where it is there. Raises ModelSourceError.
+    """
+    report = None if work is None else _report(work)
+    if config is not None:
+        path = config / "config.json" if config.is_dir() else config
+        return Found(_shape(_read(path), str(path)), report, str(path))
+    if work is not None and report is not None:
+        if report.model is not None:
+            return Found(report.model, report, str(work / "prepared.json"))
+        path = work / "model" / "config.json"
+        return Found(_shape(_read(path), str(path)), report, str(path))
+    name = job.spec.model.name
+    if name.startswith("pvc://"):
+        path = claims / name.removeprefix("pvc://") / "config.json"
+    elif "://" in name:
+        raise ModelSourceError(f"spec.model.name: {name} is not read here; {_ELSE}")
+    elif name.startswith(("/", ".")) or Path(name).is_dir():
+        path = Path(name) / "config.json"
+    else:
+        path = _of_hub(name, job.spec.model.revision)
+    return Found(_shape(_read(path), str(path)), report, str(path))
+
+
+def _of_hub(name: str, revision: str | None) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+    except ImportError as error:
+        raise ModelSourceError(
+            f"spec.model.name: {name} is on a hub, and the package huggingface-hub is not installed; install it, or {_ELSE}"
+        ) from error
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        pass
+    try:
+        return Path(hf_hub_download(name, "config.json", revision=revision, etag_timeout=5))
+    except Exception as error:  # of many kinds: no network, no such model, a gated one
+        words = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ModelSourceError(
+            f"spec.model.name: config.json of {name} could not be fetched ({words}); {_ELSE}"
+        ) from error
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ModelSourceError(f"{path}: expected a config.json, found a file of {path.stat().st_size} bytes")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelSourceError(
+            f"{path}: can't be read: {error.strerror}; {_ELSE}, or a prepared work folder with --work-dir"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ModelSourceError(f"{path}: is not JSON: {str(error)[:200]}") from error
+
+
+def _shape(config: Any, where: str) -> ModelShape:
+    try:
+        return shape_of(config)
+    except ModelConfigError as error:
+        raise ModelSourceError(f"{where}: {str(error).removeprefix('config.json: ')}") from error
+
+
+def _report(work: Path) -> DatasetReport:
+    made = _read(work / "prepared.json")
+    try:
+        return DatasetReport.model_validate(made["report"])
+    except (ValidationError, KeyError, TypeError) as error:
+        raise ModelSourceError(f"{work / 'prepared.json'}: is not what prepare writes; prepare again") from error

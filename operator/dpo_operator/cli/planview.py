@@ -1,0 +1,165 @@
+"""What `dpo plan` prints: tables for people, one object for programs."""
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dpo_operator.api.training import AdapterType
+from dpo_operator.cli.modelsource import Found
+from dpo_operator.sizing.proposal import Job, Option, fastest, lines, smallest_change
+from dpo_operator.sizing.quantity import gibibytes
+from dpo_operator.sizing.trained import trained_parameters
+
+
+def document(job: Job, found: Found) -> dict[str, Any]:
+    """Everything as JSON: bytes, seconds, tokens."""
+    memory, time, limit = job.memory(), job.time(), job.limit
+    return {
+        "model": {
+            "family": job.shape.family, "exact": job.shape.exact, "from": found.origin, "parameters": job.shape.parameters,
+            "trained": trained_parameters(job.shape, job.spec.adapter),
+        },
+        "pairs": asdict(job.pairs),
+        "device": asdict(job.device),
+        "memory": {
+            "peak": round(memory.peak), "phase": memory.peak_phase, "limit": None if limit is None else round(limit),
+            "fits": job.fits(), "parts": {name: round(size) for name, size in memory.parts.items()},
+            "phases": {name: round(memory.total(name)) for name in memory.phases},
+            "host": {name: round(size) for name, size in memory.host.items()},
+        },
+        "step": asdict(time) | {
+            "seconds": time.seconds, "tokens_per_second": time.tokens / time.seconds,
+            "pairs_per_second": job.spec.training.global_batch_size / time.seconds,
+        },
+        "smallest_change": None if job.fits() else _option(smallest_change(job)),
+        "fastest": _option(fastest(job)),
+    }  # fmt: skip
+
+
+def _option(option: Option | None) -> dict[str, Any] | None:
+    if option is None:
+        return None
+    return {"changes": option.changes, "peak": round(option.memory.peak), "step_seconds": option.time.seconds}
+
+
+def show(job: Job, found: Found, console: Console) -> None:
+    """Print the tables and the proposals. Text is not wrapped: it holds paths, and lines to paste."""
+    for part in (_head(job, found), _memory(job), _time(job), *_proposals(job)):
+        console.print(part, soft_wrap=isinstance(part, Text))
+
+
+def _head(job: Job, found: Found) -> Text:
+    shape, spec = job.shape, job.spec
+    trained = trained_parameters(shape, spec.adapter)
+    what = "all weights" if spec.adapter.type is AdapterType.NONE else f"{spec.adapter.type}, {_count(trained)} trained"
+    ranks = f"{spec.world_size} × {job.device.name}"
+    text = [
+        f"model: {_count(shape.parameters)} parameters ({shape.family}), {what}, {spec.training.precision}; from {found.origin}",
+        f"ranks: {ranks}, {spec.nodes} node{'s' if spec.nodes > 1 else ''}",
+        f"pairs: {job.pairs.prompt:,.0f} + {job.pairs.chosen:,.0f} + {job.pairs.rejected:,.0f} tokens (prompt, chosen, rejected), "
+        f"the longest {job.pairs.longest:,.0f}; "
+        + (
+            "as prepared" if job.pairs.known else "assumed from data.maxLength, see --prompt-tokens and --answer-tokens"
+        ),
+    ]
+    if not shape.exact:
+        text.append(
+            f"The family {shape.family} is not known here and is taken for a Llama: read the figures as a rough guess."
+        )
+    return Text("\n".join(text))
+
+
+def _memory(job: Job) -> Table:
+    memory, limit = job.memory(), job.limit
+    table = Table(
+        title=f"Memory of a rank, largest in: {memory.peak_phase}",
+        title_justify="left",
+        min_width=60,
+        show_header=False,
+    )
+    table.add_column()
+    table.add_column(justify="right")
+    for name, size in memory.parts.items():
+        table.add_row(name, gibibytes(size))
+    table.add_section()
+    table.add_row("total", gibibytes(memory.peak), style="bold")
+    if limit is not None:
+        left = limit - memory.peak
+        style = "green" if left >= 0 else "red"
+        words = f"fits, {gibibytes(left)} left" if left >= 0 else f"does not fit, {gibibytes(-left)} too much"
+        table.add_row(f"of {gibibytes(limit)}", words, style=style)
+    for name in memory.phases:
+        if name != memory.peak_phase:
+            table.add_row(f"in {name}", gibibytes(memory.total(name)), style="dim")
+    if memory.host:
+        table.add_row("host's memory, each rank", gibibytes(sum(memory.host.values())), style="dim")
+    return table
+
+
+def _time(job: Job) -> Table:
+    time, spec = job.time(), job.spec
+    table = Table(title="Time of a step", title_justify="left", min_width=60, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    parts = {
+        "layers": time.body, "output layer": time.head, "optimizer": time.optimizer, "overhead of layers": time.overhead,
+        "waiting for other ranks": time.waiting,
+    }  # fmt: skip
+    for name, seconds in parts.items():
+        table.add_row(name, f"{seconds:,.3g} s")
+    table.add_section()
+    table.add_row("total", f"{time.seconds:,.3g} s", style="bold")
+    pairs = spec.training.global_batch_size
+    table.add_row(
+        "pairs/s, tokens/s through the model", f"{pairs / time.seconds:,.3g}, {time.tokens / time.seconds:,.0f}"
+    )
+    table.add_row("micro-batches of a rank", f"{time.micro_batches:,}")
+    if time.reference:
+        share = time.reference / (time.reference + spec.training.epochs * time.seconds)
+        table.add_row("reference, share of the run", f"{share:.0%}")
+    if job.pairs.count:
+        steps = job.pairs.count / pairs * spec.training.epochs
+        steps = min(steps, spec.training.max_steps or steps)
+        table.add_row("whole run", _duration(steps * time.seconds + job.pairs.count / pairs * time.reference))
+    precision = "fp32" if spec.training.precision == "fp32" else "bf16"
+    peak = job.device.flops_fp32 if precision == "fp32" else job.device.flops
+    table.caption = f"assuming {job.device.mfu:.0%} of {peak / 1e12:,.3g} TFLOP/s ({precision})"
+    return table
+
+
+def _proposals(job: Job) -> list[Text]:
+    made: list[Text] = []
+    if not job.fits():
+        change = smallest_change(job)
+        if change is None:
+            made.append(Text("Nothing that is known here makes it fit: use a smaller model or larger GPUs."))
+        else:
+            made.append(_said("The smallest change that makes it fit", change))
+    best = fastest(job) if job.limit is not None else None
+    if best is not None and best.time.seconds < job.time().seconds * 0.98:
+        made.append(_said("The fastest setting that fits these ranks", best))
+    elif best is not None and job.fits():
+        made.append(
+            Text("No other setting of these ranks is predicted to be faster and to leave a tenth of the memory.")
+        )
+    return made
+
+
+def _said(title: str, option: Option) -> Text:
+    text = Text(f"\n{title}, {gibibytes(option.memory.peak)}, {option.time.seconds:,.3g} s a step:\n", style="bold")
+    return text.append("\n".join(f"  {line}" for line in lines(option).splitlines()), style="not bold")
+
+
+def _count(number: float) -> str:
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min" if minutes else f"{seconds:.0f} s"

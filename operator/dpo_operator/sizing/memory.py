@@ -1,0 +1,142 @@
+"""Memory of one rank in the phases of its life; the largest of them is what it needs.
+
+Sizes are those of the trainer's ZeRO-3 engine (Rajbhandari et al. 2019, 1910.02054): weights in the model's precision, gradients,
+master weights and optimizer state in float32, all partitioned over the ranks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dpo_operator.api.modelshape import ModelShape
+from dpo_operator.api.training import AdapterType
+from dpo_operator.api.types import DPOJobSpec
+from dpo_operator.sizing.activations import BYTES, with_gradient, without_gradient
+from dpo_operator.sizing.trained import trained_parameters
+from dpo_operator.sizing.work import Pairs, largest
+
+MIB = 1 << 20
+# DeepSpeed keeps so many gathered elements instead of gathering them again.
+LIVE = 1_000_000_000
+# Elements that the optimizer updates at a time: the gradients of so many are in one piece then.
+GROUP = 1 << 24
+# The process itself, measured on a CPU: Python, torch, transformers and DeepSpeed with all that they load, at the end and when the
+# model is read; PEFT comes on top.
+CPU_RUNTIME, CPU_RUNTIME_WHILE_LOADING, PEFT_RUNTIME = 810 * MIB, 690 * MIB, 50 * MIB
+# Of the weight files' bytes, what is in the heap's holes until the engine has been made. Measured on a CPU.
+HOLES = 0.75
+# glibc takes tensors below this size from its heap, where freed ones leave holes that later ones do not fit into. So much is lost of what
+# is kept, and of one layer's part of it, which comes and goes; and all that adapters drop between what they keep. Measured on a CPU,
+# with and without recomputation, and with adapters.
+HEAP_PIECE, LOST_OF_KEPT, LOST_LAYERS = 32 * MIB, 0.5, 6
+# CUDA's context, cuBLAS' workspaces and NCCL's buffers, and what the caching allocator loses between blocks. Not measured.
+GPU_RUNTIME, GPU_LOSS = 2048 * MIB, 0.05
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank's device, and in the memory of its host.
+
+    lasting: parts that are there all the time. phases: of each phase, the parts that it adds. host: parts in the host's memory,
+    for a rank with a GPU.
+    """
+
+    lasting: Mapping[str, float]
+    phases: Mapping[str, Mapping[str, float]]
+    host: Mapping[str, float] = field(default_factory=dict)
+
+    def total(self, phase: str) -> float:
+        """Bytes in a phase; loading happens before the lasting parts are all there, and names its own."""
+        return sum(self.phases[phase].values()) + (0 if phase == "loading" else sum(self.lasting.values()))
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=self.total)
+
+    @property
+    def peak(self) -> float:
+        """Bytes that the rank needs."""
+        return self.total(self.peak_phase)
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What the peak is made of."""
+        lasting = {} if self.peak_phase == "loading" else dict(self.lasting)
+        return {name: size for name, size in {**lasting, **self.phases[self.peak_phase]}.items() if size > 0}
+
+
+def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs) -> Memory:
+    """Memory of the rank that needs most. A job without GPUs has one process in each pod, and its memory is the host's."""
+    on_gpu = spec.gpus_per_node > 0 and spec.training.device != "cpu"
+    world, size = spec.world_size, BYTES[spec.training.precision]
+    total, trained = shape.parameters, trained_parameters(shape, spec.adapter)
+    if spec.adapter.type is not AdapterType.NONE:
+        total += trained
+    share = trained / world
+    offloaded = on_gpu and spec.training.offload != "none"
+    # In float32 the master weights are the weights, unless they are elsewhere.
+    shared = size == 4 and not offloaded
+    training = {
+        "fp32 master weights": 0 if shared else 4 * share, "fp32 gradients": 4 * share, "optimizer state": _state_bytes(spec) * share,
+    }  # fmt: skip
+    lasting = {
+        "weights": size * total / world,
+        "gathered weights": size * min(total, LIVE + shape.largest_matrix) if world > 1 else 0,
+        **({} if offloaded else training),
+    }
+    most_pairs = max(1.0, spec.training.global_batch_size / world)
+    backward = with_gradient(shape, spec, largest(spec, shape, pairs, spec.micro_batch, most_pairs), on_gpu=on_gpu)
+    forward = without_gradient(
+        shape, spec, largest(spec, shape, pairs, spec.eval_batch, pairs.count or float("inf")), on_gpu=on_gpu
+    )
+    phases = {
+        "backward pass": {
+            "activations": backward.kept, "output layer": backward.head,
+            "buffers": backward.moving + _gradients_in_flight(shape, spec, on_gpu=on_gpu),
+        },
+        "optimizer step": {
+            "optimizer's buffers": 0 if offloaded else 4 * min(share, GROUP + shape.largest_matrix / world),
+        },
+        "evaluation and reference": {
+            "activations": forward.kept, "output layer": forward.head, "buffers": forward.moving,
+        },
+    }  # fmt: skip
+    if on_gpu:
+        dynamic = max(sum(parts.values()) for parts in phases.values()) + sum(lasting.values())
+        lasting |= {"CUDA and NCCL": float(GPU_RUNTIME), "allocator": GPU_LOSS * dynamic}
+        host = {"process": float(CPU_RUNTIME)} | (training if offloaded else {})
+        return Memory(lasting, phases, host)
+    peft = 0 if spec.adapter.type is AdapterType.NONE else PEFT_RUNTIME
+    lasting |= {"Python and libraries": float(CPU_RUNTIME + peft)}
+    files = shape.file_bytes * shape.parameters
+    if backward.piece < HEAP_PIECE:
+        again = min(LOST_LAYERS, shape.layers) if spec.training.gradient_checkpointing else shape.layers
+        lost = LOST_OF_KEPT * backward.kept + LOST_LAYERS * backward.layer + again * backward.dropped
+        phases["backward pass"]["allocator"] = lost
+    phases["making the engine"] = {
+        "master weights, before they are shared": 4 * share if shared else 0,
+        "allocator": HOLES * files,
+    }
+    # The file is mapped while its tensors are copied, first whole and then as this rank's part.
+    phases["loading"] = {
+        "Python and libraries": float(CPU_RUNTIME_WHILE_LOADING),
+        "weight files": files,
+        "weights": size * shape.parameters * (1 + 1 / world),
+    }
+    return Memory(lasting, phases)
+
+
+def _state_bytes(spec: DPOJobSpec) -> float:
+    """Optimizer state of one element: two moments in float32, or in 8 bits with a float32 scale for each 256."""
+    return 8.0 if spec.training.optimizer == "adamw" else 2 * (1 + 4 / 256)
+
+
+def _gradients_in_flight(shape: ModelShape, spec: DPOJobSpec, *, on_gpu: bool) -> float:
+    """The largest gradient as autograd makes it and as it is sent, in float32, and the bucket of the small ones."""
+    size = BYTES[spec.training.precision]
+    if spec.adapter.type is AdapterType.NONE:
+        largest_one = shape.largest_matrix
+    else:
+        largest_one = spec.adapter.rank * max(shape.hidden, shape.inner)
+    bucket = max(shape.hidden**2, 1_000_000)
+    return (size + 4) * largest_one + 4 * bucket * (2 if on_gpu else 1)

@@ -1,0 +1,193 @@
+"""Whether a job fits, what to change when it does not, and which of the settings that fit is the fastest."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from dpo_operator.api.modelshape import ModelShape
+from dpo_operator.api.training import AdapterType
+from dpo_operator.api.types import DPOJobSpec
+from dpo_operator.sizing import memory, speed
+from dpo_operator.sizing.hardware import Device
+from dpo_operator.sizing.work import Pairs, layout_of
+
+# Larger micro-batches are not proposed: they save nothing more.
+MOST_TOKENS = 131_072
+# A setting must be so much faster than another one to be worth more memory.
+WORTHWHILE = 0.98
+# Share of the memory that what is proposed may be predicted to take: predictions are off by some percent.
+PROPOSED = 0.9
+MOST_GPUS, GPUS_OF_A_NODE = 4096, 8
+
+
+@dataclass(frozen=True)
+class Option:
+    """Other settings of the same job. changes: by path, as in spec."""
+
+    changes: dict[str, Any]
+    memory: memory.Memory
+    time: speed.StepTime
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is planned: a job, its model, its pairs, and what each rank runs on. limit: bytes that a rank may use, None: not known."""
+
+    spec: DPOJobSpec
+    shape: ModelShape
+    pairs: Pairs
+    device: Device
+    node_link: float = speed.NODE_LINK
+
+    @property
+    def limit(self) -> float | None:
+        """Bytes that one rank may use."""
+        return self.device.memory
+
+    def memory(self) -> memory.Memory:
+        """What a rank needs."""
+        return memory.estimate(self.shape, self.spec, self.pairs)
+
+    def time(self) -> speed.StepTime:
+        """What a step takes."""
+        return speed.estimate(self.shape, self.spec, self.pairs, self.device, node_link=self.node_link)
+
+    def fits(self, share: float = 1.0) -> bool:
+        """Whether the largest phase is within a share of the limit; true without one."""
+        return self.limit is None or self.memory().peak <= share * self.limit
+
+    def having(self, changes: dict[str, Any]) -> "Job":
+        """The job with other settings, by path."""
+        spec = self.spec
+        for path, value in changes.items():
+            section, _, field = path.rpartition(".")
+            if not section:
+                spec = spec.model_copy(update={_SNAKE[field]: value})
+                continue
+            part = getattr(spec, section).model_copy(update={_SNAKE[field]: value})
+            spec = spec.model_copy(update={section: part})
+        return Job(spec, self.shape, self.pairs, self.device, self.node_link)
+
+    def option(self, changes: dict[str, Any]) -> Option:
+        """Those settings with what they need."""
+        changed = self.having(changes)
+        return Option(changes, changed.memory(), changed.time())
+
+
+_SNAKE = {
+    "microBatchTokens": "micro_batch_tokens", "microBatchSize": "micro_batch_size", "offload": "offload",
+    "gradientCheckpointing": "gradient_checkpointing", "nodes": "nodes", "gpusPerNode": "gpus_per_node", "type": "type",
+}  # fmt: skip
+
+
+def smallest_change(job: Job) -> Option | None:
+    """The least that makes a job fit; None when nothing known does. The order is that of what it costs."""
+    for changes in _changes(job):
+        if job.having(changes).fits(PROPOSED):
+            return job.option(changes)
+    return None
+
+
+def _changes(job: Job) -> Iterator[dict[str, Any]]:
+    """Changes, the cheapest first. Smaller micro-batches cost hardly anything, recomputation a third of the time."""
+    training, on_gpu = job.spec.training, job.spec.gpus_per_node > 0
+    fewer = [_budget(job, tokens) for tokens in _sizes(job) if tokens < job.spec.micro_batch.tokens]
+    # The most tokens that fit come first.
+    yield from reversed(fewer)
+    checkpointing = {} if training.gradient_checkpointing else {"training.gradientCheckpointing": True}
+    if checkpointing:
+        yield checkpointing
+        yield from (checkpointing | budget for budget in reversed(fewer))
+    least = fewer[0] if fewer else {}
+    offload = on_gpu and training.offload == "none" and training.optimizer == "adamw"
+    if offload:
+        yield checkpointing | {"training.offload": "cpu"}
+        yield from (checkpointing | budget | {"training.offload": "cpu"} for budget in reversed(fewer))
+    if on_gpu:
+        yield from _more_gpus(job, checkpointing | least)
+    if job.spec.adapter.type is AdapterType.NONE:
+        yield {"adapter.type": AdapterType.LORA}
+        yield checkpointing | least | {"adapter.type": AdapterType.LORA}
+
+
+def _more_gpus(job: Job, changes: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """More GPUs, as many as the batch has pairs for, alone and with other changes."""
+    most, gpus, nodes = min(MOST_GPUS, job.spec.training.global_batch_size), job.spec.gpus_per_node, job.spec.nodes
+    while nodes * gpus * 2 <= most:
+        more: dict[str, Any] = {}
+        if gpus < GPUS_OF_A_NODE and nodes == 1:
+            gpus *= 2
+        else:
+            nodes *= 2
+            more["nodes"] = nodes
+        if gpus != job.spec.gpus_per_node:
+            more["gpusPerNode"] = gpus
+        yield more
+        yield changes | more
+
+
+def fastest(job: Job) -> Option | None:
+    """The fastest settings that fit on the same GPUs; of about equal ones that with the least memory. None when none fits."""
+    training = job.spec.training
+    found = []
+    for checkpointing in (False, True):
+        for offload in (
+            ("none", "cpu") if job.spec.gpus_per_node and training.optimizer == "adamw" else (training.offload,)
+        ):
+            fixed: dict[str, Any] = {}
+            if checkpointing != training.gradient_checkpointing:
+                fixed["training.gradientCheckpointing"] = checkpointing
+            if offload != training.offload:
+                fixed["training.offload"] = offload
+            for tokens in _sizes(job):
+                changes = _budget(job, tokens) | fixed
+                if job.having(changes).fits(PROPOSED):
+                    found.append(job.option(changes))
+    if not found:
+        return None
+    best = min(option.time.seconds for option in found)
+    near = [option for option in found if option.time.seconds * WORTHWHILE <= best]
+    return min(near, key=lambda option: option.memory.peak)
+
+
+def _sizes(job: Job) -> list[int]:
+    """Budgets to choose from, tokens, rising: the longest pair, and doublings of it until a step needs no second micro-batch."""
+    layout = layout_of(job.spec, job.shape)
+    longest = max(1.0, job.pairs.longest_tokens(layout))
+    whole_step = job.spec.training.global_batch_size / job.spec.world_size * job.pairs.tokens(layout)
+    sizes, tokens = [], longest
+    while True:
+        sizes.append(64 * math.ceil(tokens / 64))
+        tokens *= math.sqrt(2)
+        if tokens / math.sqrt(2) >= min(whole_step, MOST_TOKENS):
+            return sorted(set(sizes))
+
+
+def _budget(job: Job, tokens: int) -> dict[str, Any]:
+    """A budget of tokens, and of pairs where the job bounds those too."""
+    changes: dict[str, Any] = {"training.microBatchTokens": tokens}
+    if job.spec.training.micro_batch_size is not None:
+        one = max(1.0, job.pairs.tokens(layout_of(job.spec, job.shape)))
+        changes["training.microBatchSize"] = max(1, int(tokens // one))
+    return changes
+
+
+def lines(option: Option) -> str:
+    """The changes as lines of a DPOJob's spec."""
+    sections: dict[str, dict[str, Any]] = {}
+    text = []
+    for path, value in option.changes.items():
+        section, _, field = path.rpartition(".")
+        sections.setdefault(section, {})[field] = value
+    for section, fields in sections.items():
+        shown = {field: _yaml(value) for field, value in fields.items()}
+        if section:
+            text.append(f"{section}: {{{', '.join(f'{field}: {value}' for field, value in shown.items())}}}")
+        else:
+            text += [f"{field}: {value}" for field, value in shown.items()]
+    return "\n".join(text)
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

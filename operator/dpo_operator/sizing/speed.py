@@ -1,0 +1,134 @@
+"""Time of one optimizer step: matrix products, the optimizer's passes over memory, and the ranks' messages."""
+
+import math
+from dataclasses import dataclass
+
+from dpo_operator.api.method import MethodName
+from dpo_operator.api.modelshape import ModelShape
+from dpo_operator.api.training import AdapterType
+from dpo_operator.api.types import DPOJobSpec
+from dpo_operator.sizing.activations import BYTES, chunk_rows
+from dpo_operator.sizing.hardware import Device
+from dpo_operator.sizing.memory import LIVE
+from dpo_operator.sizing.trained import adapted, trained_parameters
+from dpo_operator.sizing.work import Pairs, Work, usual
+
+# A host's memory and its link to a GPU, bytes per second, for what is offloaded.
+HOST_BANDWIDTH, HOST_LINK = 100e9, 25e9
+# What a layer costs besides arithmetic in each micro-batch, seconds: kernels that are started, hooks that gather its weights.
+LAYER_OVERHEAD = 2e-3
+# One way, for each GPU, between nodes: a 400 Gbit/s port for each.
+NODE_LINK = 50e9
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """One step of the whole job, seconds.
+
+    body, head, optimizer: each rank's computation. overhead: of the layers, besides arithmetic. waiting: time in which ranks send
+    and nothing is computed. reference: computing the reference's log-probs of so many pairs, once for the whole run; not part of
+    a step. micro_batches: of each rank. tokens: that go through the model in a step, over all ranks. flops: of all ranks, in a
+    step.
+    """
+
+    body: float
+    head: float
+    optimizer: float
+    overhead: float
+    waiting: float
+    reference: float
+    micro_batches: int
+    tokens: float
+    flops: float
+
+    @property
+    def seconds(self) -> float:
+        """The whole step."""
+        return self.body + self.head + self.optimizer + self.overhead + self.waiting
+
+
+def estimate(
+    shape: ModelShape, spec: DPOJobSpec, pairs: Pairs, device: Device, *, node_link: float = NODE_LINK
+) -> StepTime:
+    """Time of a step with mean pairs. node_link: bytes per second of each GPU to other nodes, one way."""
+    world, batch, precision = spec.world_size, spec.training.global_batch_size, spec.training.precision
+    each = batch / world
+    work = usual(spec, shape, pairs, spec.micro_batch, math.ceil(each))
+    count = math.ceil(each / work.pairs)
+    # The last micro-batch of a rank may be smaller; the pairs of a step are what they are.
+    share = each / work.pairs
+    body, head = flops(shape, spec, work)
+    if any(loss.name is MethodName.KTO for loss in spec.method.losses):
+        # Its estimate of the KL divergence takes a forward pass over the answers to other prompts.
+        forward_body, forward_head = _forward(shape, work)
+        body, head = body + forward_body, head + forward_head
+    rate = device.rate(precision)
+    body_seconds, head_seconds = share * body / rate, share * head / rate
+    sent = _bytes_sent(shape, spec) * count
+    link = device.link if spec.nodes == 1 else min(device.link, node_link)
+    sending = sent * (world - 1) / world / link if world > 1 else 0.0
+    # On GPUs weights are fetched ahead while layers compute.
+    hidden = body_seconds + head_seconds if spec.gpus_per_node else 0.0
+    forward = share * sum(_forward(shape, work))
+    return StepTime(
+        body=body_seconds, head=head_seconds, optimizer=_update_seconds(shape, spec, device),
+        overhead=count * shape.layers * LAYER_OVERHEAD, waiting=max(0.0, sending - hidden),
+        reference=forward / rate if spec.method.needs_reference else 0.0,
+        micro_batches=count, tokens=batch / work.pairs * work.tokens, flops=world * share * (body + head),
+    )  # fmt: skip
+
+
+def flops(shape: ModelShape, spec: DPOJobSpec, work: Work) -> tuple[float, float]:
+    """Floating-point operations of one forward and backward pass over a micro-batch: of the layers, and of the output layer.
+
+    A product of the forward pass costs two more in the backward pass: one for the gradient of its input, one for that of its
+    weight, which frozen weights don't have. Checkpointing computes the layers' forward pass once more, chunks the output layer's.
+    """
+    body, head = _forward(shape, work)
+    attention = _attention(shape, work)
+    full = spec.adapter.type is AdapterType.NONE
+    weights = body - attention
+    found = weights * (3 if full else 2) + 3 * attention
+    if not full:
+        found += (
+            6
+            * work.tokens
+            * sum(m.active * spec.adapter.rank * (m.inputs + m.outputs) for m in adapted(shape, spec.adapter))
+        )
+    if spec.training.gradient_checkpointing:
+        found += body
+    in_chunks = work.answers > chunk_rows(shape, spec)
+    return found, head * (2 + int(full) + int(in_chunks))
+
+
+def _forward(shape: ModelShape, work: Work) -> tuple[float, float]:
+    """Operations of a forward pass: of the layers, and of the output layer, which sees the answers alone."""
+    body = 2 * shape.active * work.tokens + _attention(shape, work)
+    return body, 2 * shape.embedding * work.answers
+
+
+def _attention(shape: ModelShape, work: Work) -> float:
+    """Operations on scores and values: each token with all those before it in its sequence, half of the square."""
+    sides = [(work.prompt, answer) for answer in (work.chosen, work.rejected) if answer]
+    seen = 0.0
+    for number, (prompt, answer) in enumerate(sides):
+        whole = (prompt + answer) ** 2 / 2
+        seen += whole - (prompt**2 / 2 if work.layout == "shared" and number else 0.0)
+    return 4 * shape.queries * shape.layers * work.pairs * seen
+
+
+def _bytes_sent(shape: ModelShape, spec: DPOJobSpec) -> float:
+    """What each rank receives for one micro-batch: all weights for the forward pass, again for the backward pass unless they are
+    kept, and float32 gradients."""
+    passes = 1 if shape.parameters <= LIVE else 2
+    return passes * BYTES[spec.training.precision] * shape.parameters + 4 * trained_parameters(shape, spec.adapter)
+
+
+def _update_seconds(shape: ModelShape, spec: DPOJobSpec, device: Device) -> float:
+    """AdamW reads weights, gradients and two moments, and writes weights, moments and the model's copy."""
+    share = trained_parameters(shape, spec.adapter) / spec.world_size
+    moved = share * (4 * 7 + BYTES[spec.training.precision])
+    if spec.gpus_per_node and spec.training.offload != "none":
+        gpus = spec.gpus_per_node
+        return moved * gpus / HOST_BANDWIDTH + share * (4 + BYTES[spec.training.precision]) / HOST_LINK
+    return moved / device.bandwidth

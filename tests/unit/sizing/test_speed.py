@@ -1,0 +1,85 @@
+"""Operations and seconds of a step, counted by hand."""
+
+import dataclasses
+
+import pytest
+
+from dpo_operator.sizing import hardware, speed
+from dpo_operator.sizing.work import Work
+from tests.unit.sizing.build import PAIRS, a_spec, qwen, small
+
+pytestmark = pytest.mark.unit
+
+ONE_PAIR = Work(tokens=6, pairs=1, layout="shared", prompt=2, chosen=3, rejected=1)
+# 6 tokens through 2 layers of 576 elements, a multiplication and an addition for each.
+PRODUCTS = 2 * 6 * 2 * 576
+# Each token with itself and those before it: 5 x 5 / 2, and 3 x 3 / 2 without the prompt's own 2 x 2 / 2; two products as wide as all
+# heads, in 2 layers.
+ATTENTION = 2 * 2 * 8 * 2 * (25 / 2 + 9 / 2 - 4 / 2)
+# 4 answer tokens, 32 words of 8.
+HEAD = 2 * 4 * 32 * 8
+
+
+def test_operations_of_all_weights() -> None:
+    assert speed.flops(small(), a_spec(), ONE_PAIR) == (3 * (PRODUCTS + ATTENTION), 3 * HEAD)
+
+
+def test_recomputation_is_one_forward_pass_more() -> None:
+    spec = a_spec(training={"gradientCheckpointing": True})
+    assert speed.flops(small(), spec, ONE_PAIR) == (4 * (PRODUCTS + ATTENTION), 3 * HEAD)
+
+
+def test_frozen_weights_have_no_gradient_of_their_own() -> None:
+    spec = a_spec(adapter={"type": "lora", "rank": 2, "targetModules": ["q_proj"]})
+    adapters = 3 * 2 * 6 * 2 * 2 * (8 + 8)
+    assert speed.flops(small(), spec, ONE_PAIR) == (2 * PRODUCTS + 3 * ATTENTION + adapters, 2 * HEAD)
+
+
+def test_plain_packing_computes_the_prompt_twice() -> None:
+    plain = dataclasses.replace(ONE_PAIR, tokens=8, layout="plain")
+    body, head = speed.flops(small(), a_spec(), plain)
+    assert body == 3 * (PRODUCTS * 8 / 6 + 4 * 8 * 2 * (25 / 2 + 9 / 2))
+    assert head == 3 * HEAD
+
+
+def test_logits_in_chunks_are_computed_twice() -> None:
+    shape = small().model_copy(update={"vocabulary": 1 << 24})
+    rows = 256 * 2**20 // (4 << 24) + 1
+    work = Work(tokens=rows, pairs=1, layout="shared", prompt=0, chosen=rows / 2, rejected=rows / 2)
+    assert speed.flops(shape, a_spec(), work)[1] == 4 * 2 * rows * (1 << 24) * 8
+    whole = a_spec(training={"logitsChunkMiB": 0})
+    assert speed.flops(shape, whole, work)[1] == 3 * 2 * rows * (1 << 24) * 8
+
+
+def test_a_step_on_one_core() -> None:
+    found = speed.estimate(small(), a_spec(), PAIRS, hardware.cpu(flops=1e6))
+    assert found.micro_batches == 8
+    assert found.body == pytest.approx(8 * 3 * (PRODUCTS + ATTENTION) / 1e6)
+    assert found.head == pytest.approx(8 * 3 * HEAD / 1e6)
+    assert found.reference == pytest.approx(8 * (PRODUCTS + ATTENTION + HEAD) / 1e6)
+    assert found.overhead == 8 * 2 * speed.LAYER_OVERHEAD
+    assert found.waiting == 0
+    assert found.tokens == 48
+    assert found.seconds == found.body + found.head + found.optimizer + found.overhead
+
+
+def test_methods_without_a_reference_compute_none_and_kto_one_pass_more() -> None:
+    dpo = speed.estimate(small(), a_spec(), PAIRS, hardware.cpu(1e6))
+    simpo = speed.estimate(small(), a_spec(method={"name": "simpo"}), PAIRS, hardware.cpu(1e6))
+    kto = speed.estimate(small(), a_spec(method={"name": "kto"}), PAIRS, hardware.cpu(1e6))
+    assert (simpo.reference, simpo.body) == (0, dpo.body)
+    assert kto.body + kto.head - dpo.body - dpo.head == pytest.approx(dpo.reference)
+
+
+def test_what_is_sent_is_hidden_behind_products_until_it_is_more() -> None:
+    fast = qwen(80).time()
+    assert fast.waiting == 0
+    slow = dataclasses.replace(qwen(80, nodes=2), node_link=1e9).time()
+    # 16 micro-batches of... each rank receives 2 bytes of every weight twice, and 4 of every gradient.
+    job = qwen(80, nodes=2)
+    sent = slow.micro_batches * 8 * job.shape.parameters * 15 / 16 / 1e9
+    assert slow.waiting == pytest.approx(sent - slow.body - slow.head)
+
+
+def test_twice_the_ranks_take_half_the_time() -> None:
+    assert qwen(80, gpus=4).time().body == pytest.approx(2 * qwen(80, gpus=8).time().body)
