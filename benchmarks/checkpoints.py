@@ -27,34 +27,32 @@ from benchmarks.against_trl import BATCH, RATE, REPOSITORY, SHAPES, make_inputs
 _SIDES = ("ours", "deepspeed")
 
 
-def side_of(step: int, every: int) -> str:
+def side_of(step: int, gap: int) -> str:
     """Which side saves after a step; ours is first."""
-    return _SIDES[(step // every - 1) % 2]
+    return _SIDES[(step // gap - 1) % 2]
 
 
-def summary(steps: Sequence[tuple[float, float]], waits: Sequence[float], every: int) -> dict[str, dict[str, float]]:
-    """Seconds and shares by side.
+def summary(
+    steps: Sequence[tuple[float, float]], waits: Sequence[float], *, gap: int, every: int
+) -> dict[str, dict[str, float]]:
+    """Seconds by side, and shares of training time at one save every so many steps.
 
-    steps: start and end of each step, seconds, from step 1 on. waits: seconds that training waited after step `every`, twice that, …
-    Of the steps that follow a save, the second half counts as plain: there the background has long ended.
+    steps: start and end of each step, seconds, from step 1 on. waits: seconds that training waited after step `gap`, twice that, …
+    Of the steps that follow a save, the second half counts as plain: there the background has ended.
     """
     lengths = [end - start for start, end in steps]
-    plain = statistics.median(length for i, length in enumerate(lengths) if i % every >= every // 2 and i >= every)
+    plain = statistics.median(length for i, length in enumerate(lengths) if i % gap >= gap // 2)
     found: dict[str, dict[str, float]] = {}
     for side in _SIDES:
-        mine = [
-            i for i in range(len(waits)) if side_of((i + 1) * every, every) == side and (i + 2) * every <= len(steps)
-        ]
+        mine = [i for i in range(len(waits)) if side_of((i + 1) * gap, gap) == side]
         wait = statistics.median(waits[i] for i in mine)
-        extra = statistics.median(sum(lengths[(i + 1) * every : (i + 2) * every]) - every * plain for i in mine)
-        whole = every * plain + wait
-        found[side] = {
-            "saves": len(mine), "step": plain, "wait": wait, "share": wait / whole, "cost": (wait + extra) / (whole + extra)
-        }  # fmt: skip
+        extra = statistics.median(sum(lengths[(i + 1) * gap : (i + 2) * gap]) - gap * plain for i in mine)
+        share, cost = wait / (every * plain + wait), (wait + extra) / (every * plain + wait + extra)
+        found[side] = {"saves": len(mine), "step": plain, "wait": wait, "share": share, "cost": cost}
     return found
 
 
-def run_here(folder: Path, scratch: Path, saves: int, every: int) -> dict[str, dict[str, float]]:
+def run_here(folder: Path, scratch: Path, *, saves: int, gap: int, every: int) -> dict[str, dict[str, float]]:
     """Train in this process with the trainer's own loop, in which every second save is DeepSpeed's."""
     import shutil
 
@@ -81,10 +79,10 @@ def run_here(folder: Path, scratch: Path, saves: int, every: int) -> dict[str, d
 
     class ByTurns(Checkpoints):
         def save(self, state: Any, *, step: int, **more: Any) -> None:
-            if step % every:
+            if step % gap:
                 return  # the end of the run, which has nothing to do with the measurement
             began = time.monotonic()
-            if side_of(step, every) == "ours":
+            if side_of(step, gap) == "ours":
                 super().save(state, step=step, **more)
             else:
                 self.wait()
@@ -106,9 +104,9 @@ def run_here(folder: Path, scratch: Path, saves: int, every: int) -> dict[str, d
             "model": {"name": "bench"}, "data": {"train": {"source": "bench"}},
             "training": {
                 "globalBatchSize": BATCH, "learningRate": RATE, "precision": "fp32", "device": "cpu", "epochs": 1000.0,
-                "maxSteps": (saves + 1) * every, "gradientCheckpointing": False, "scheduler": "constant",
+                "maxSteps": (saves + 1) * gap, "gradientCheckpointing": False, "scheduler": "constant",
             },
-            "checkpoint": {"everySteps": every, "keepLast": 1},
+            "checkpoint": {"everySteps": gap, "keepLast": 1},
             "gpusPerNode": 0,
         },
     })  # fmt: skip
@@ -116,7 +114,7 @@ def run_here(folder: Path, scratch: Path, saves: int, every: int) -> dict[str, d
     train.run(job, work, telemetry=telemetry, attempt=1, stop=StopRequest())
     telemetry.close()
     size = max(sum(f.stat().st_size for f in path.iterdir()) for path in work.checkpoints.iterdir() if path.is_dir())
-    found = summary(ended, waits[:saves], every)
+    found = summary(ended, waits[:saves], gap=gap, every=every)
     found["ours"]["bytes"] = size
     return found
 
@@ -149,7 +147,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--times", type=int, default=3, help="runs of each shape; medians are printed")
     parser.add_argument("--saves", type=int, default=4, help="saves of a run, half of them DeepSpeed's")
-    parser.add_argument("--every", type=int, default=10, help="steps between two saves")
+    parser.add_argument("--every", type=int, default=10, help="steps between two saves that the shares are for")
+    parser.add_argument("--gap", type=int, default=10, help="steps between two saves of the measurement")
     parser.add_argument("--bar", type=float, default=0.035, help="largest allowed share")
     parser.add_argument(
         "--dialogues",
@@ -163,32 +162,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=shared / "tokenizers" / "gpt2",
         help="folder with GPT-2's encoder.json and vocab.bpe",
     )
-    parser.add_argument(
-        "--run", type=Path, help=argparse.SUPPRESS
-    )  # one run in this process, of the inputs in this folder
+    # One run in this process, of the inputs in this folder.
+    parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.run:
         import torch
 
         torch.set_num_threads(1)
         with tempfile.TemporaryDirectory() as scratch:
-            print(json.dumps(run_here(options.run, Path(scratch), options.saves, options.every)))
+            found = run_here(options.run, Path(scratch), saves=options.saves, gap=options.gap, every=options.every)
+        print(json.dumps(found))
         return 0
     worst = 0.0
     for name in options.shapes:
         with tempfile.TemporaryDirectory() as made:
             make_inputs(Path(made), SHAPES[name], options.dialogues, options.tokenizer)
             command = [
-                sys.executable,
-                "-m",
-                "benchmarks.checkpoints",
-                "--run",
-                made,
-                "--saves",
-                str(options.saves),
-                "--every",
-                str(options.every),
-            ]
+                sys.executable, "-m", "benchmarks.checkpoints", "--run", made, "--saves", str(options.saves),
+                "--every", str(options.every), "--gap", str(options.gap),
+            ]  # fmt: skip
             runs = []
             for _ in range(options.times):
                 done = subprocess.run(

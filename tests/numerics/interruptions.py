@@ -69,7 +69,13 @@ def train_until(
         # By processor time, so that a busy machine does not move the instants. Nothing handles the signal: like SIGKILL.
         signal.setitimer(signal.ITIMER_PROF, kill_at[1])
 
+    seconds: list[float] = []
+
     class Interrupting(Telemetry):
+        def begin(self, **news: Any) -> None:
+            seconds.append(time.process_time())
+            super().begin(**news)
+
         def step(self, step: int, **news: Any) -> None:
             super().step(step, **news)
             if stop_after == step and rank == min(1, self.progress.world_size - 1):
@@ -98,6 +104,6 @@ def train_until(
     return {
         "status": ended.status,
         "resumed_from": progress.resumed_from_step,
-        "seconds": time.process_time(),
+        "seconds": [*seconds, time.process_time()],
         "checkpoint": progress.checkpoint.model_dump() if progress.checkpoint else None,
     }

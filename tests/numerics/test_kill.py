@@ -47,7 +47,7 @@ def test_every_sub_step_of_a_save_on_every_rank(tmp_path: Path, whole: Path):
     assert curve(root) == curve(whole)
 
 
-def test_fifty_random_instants(tmp_path: Path, whole: Path, seconds: float):
+def test_fifty_random_instants(tmp_path: Path, whole: Path, seconds: list[float]):
     """In start-up, steps, saves and evaluations, wherever the instant falls; a run that got to its end is begun anew."""
     with ThreadPoolExecutor(2) as pool:
         chains = [pool.submit(_kill_many, tmp_path / str(seed), seed, seconds, whole) for seed in (1, 2)]
@@ -60,24 +60,24 @@ def test_fifty_random_instants(tmp_path: Path, whole: Path, seconds: float):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
-    """Root of a run that nothing disturbed, and the processor seconds that a rank took."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    """Root of a run that nothing disturbed, and the processor seconds until its first step and until its end."""
     root = _folder(tmp_path_factory.mktemp("whole"))
     ranks = on_ranks(2, train_until, _document(every_steps=2), root, 1)
-    return root, max(rank["seconds"] for rank in ranks)
+    return root, ranks[0]["seconds"]
 
 
 @pytest.fixture(scope="module")
-def whole(undisturbed: tuple[Path, float]) -> Path:
+def whole(undisturbed: tuple[Path, list[float]]) -> Path:
     return undisturbed[0]
 
 
 @pytest.fixture(scope="module")
-def seconds(undisturbed: tuple[Path, float]) -> float:
+def seconds(undisturbed: tuple[Path, list[float]]) -> list[float]:
     return undisturbed[1]
 
 
-def _kill_many(root: Path, seed: int, seconds: float, whole: Path) -> list[int]:
+def _kill_many(root: Path, seed: int, seconds: list[float], whole: Path) -> list[int]:
     """Kill half of the ranks that have to die, and let every run come to its end; the last step of each killed attempt."""
     rng, document, ends, run = random.Random(seed), _document(every_steps=2), list[int](), 0
     while len(ends) < KILLS // 2:
@@ -87,7 +87,9 @@ def _kill_many(root: Path, seed: int, seconds: float, whole: Path) -> list[int]:
             shutil.copytree(whole / part, work / part)
         while not finished:
             attempt += 1
-            kill_at = (rng.randrange(2), rng.uniform(0, seconds)) if len(ends) < KILLS // 2 else None
+            start_up, end = seconds
+            likely_end = start_up + (end - start_up) * (STEPS - before) / STEPS
+            kill_at = (rng.randrange(2), rng.uniform(0, likely_end)) if len(ends) < KILLS // 2 else None
             try:
                 on_ranks(2, _killed_at, document, work, attempt, kill_at, patience=5)
                 finished = True
