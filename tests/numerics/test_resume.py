@@ -40,3 +40,28 @@ def test_stopped_by_one_rank_and_resumed(tmp_path: Path, adapter: dict | None):
     # Nothing is left to do for a third attempt.
     third = on_ranks(2, train_on_rank, document, broken.root, 3)
     assert [line["step"] for line in third[0]["steps"]] == list(range(1, STEPS + 1))
+
+
+def test_where_numbers_lie_in_memory_changes_no_product():
+    """MKL's own choice of kernels gives up to a dozen different results for these."""
+    assert on_ranks(1, _distinct_products) == [[1, 1, 1]]
+
+
+def _distinct_products() -> list[int]:
+    import torch
+
+    from dpo_trainer.engine import join_world
+
+    join_world("cpu")
+    torch.manual_seed(0)
+
+    def at(place: int, numbers: torch.Tensor) -> torch.Tensor:
+        memory = torch.empty(numbers.numel() + 64)
+        return memory[place : place + numbers.numel()].view(numbers.shape).copy_(numbers)
+
+    counts = []
+    for rows, inner, columns in ((1, 300, 97), (3, 40, 97), (17, 768, 3)):
+        inputs, weights = torch.randn(rows, inner), torch.randn(columns, inner)
+        products = [torch.nn.functional.linear(at(i, inputs), at(3 * i % 17, weights)) for i in range(17)]
+        counts.append(len({product.numpy().tobytes() for product in products}))
+    return counts
