@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,7 @@ def train_until(
     """Be one rank of a run.
 
     terminate_in_saves: rank, and sub-step of every save at which that rank gets SIGTERM.
-    kill_at: rank, and processor seconds that it lives; its end is the kernel's, in whatever it does then.
+    kill_at: rank, and processor seconds that it lives, whatever it does then.
     stop_after: ask this run to stop, as SIGTERM does, after a step; on one rank alone, the second where there is one.
     kill_after: rank and step after which that rank is killed. kill_in_save: rank, step and sub-step of a save.
     """
@@ -66,8 +67,7 @@ def train_until(
     rank, stop = int(os.environ["RANK"]), StopRequest() if terminate_in_saves is None else stop_on_request()
     every_steps = document["spec"]["checkpoint"]["everySteps"]
     if kill_at is not None and kill_at[0] == rank:
-        # By processor time, so that a busy machine does not move the instants. Nothing handles the signal: like SIGKILL.
-        signal.setitimer(signal.ITIMER_PROF, kill_at[1])
+        threading.Thread(target=_kill_after, args=(kill_at[1],), daemon=True).start()
 
     seconds: list[float] = []
 
@@ -107,3 +107,10 @@ def train_until(
         "seconds": [*seconds, time.process_time()],
         "checkpoint": progress.checkpoint.model_dump() if progress.checkpoint else None,
     }
+
+
+def _kill_after(seconds: float) -> None:
+    """Kill this process when it has used so much processor time, which a busy machine does not change much."""
+    while time.process_time() < seconds:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
