@@ -50,6 +50,10 @@ bench-scaling: $(VENV)/.ready ## pairs/s with 1, 4 and 16 times the data, and wi
 bench-plan: $(VENV)/.ready ## what `dpo plan` predicts beside what training takes here
 	@$(BIN)/python -m benchmarks.planner $(BENCH)
 
+.PHONY: bench-checkpoints
+bench-checkpoints: $(VENV)/.ready ## how long training waits for checkpoints, beside DeepSpeed's save_checkpoint; fails above 3.5%
+	@$(BIN)/python -m benchmarks.checkpoints $(BENCH)
+
 .PHONY: test
 test: $(VENV)/.ready ## every tier of the tests, with all their set-up
 	@$(BIN)/python -m tests.run_tiers

@@ -10,7 +10,7 @@ _PARTS = ("model", "data", "method", "adapter", "training")
 _NEUTRAL = frozenset(
     {
         "microBatchTokens", "microBatchSize", "packing", "logitsChunkMiB", "gradientCheckpointing", "zeroStage", "offload",
-        "device", "logEverySteps",
+        "device", "logEverySteps", "nonFinite",
     }
 )  # fmt: skip
 

@@ -58,6 +58,7 @@ class Telemetry:
         self._server: TelemetryServer | None = None
         self._marks: deque[tuple[float, int]] = deque(maxlen=_WINDOW + 1)
         self._initial_loss: float | None = None
+        self._began, self._blocked = time.monotonic(), 0.0
         if (algorithm := self._metrics.algorithm) is not None:
             algorithm.attempt.set(attempt)
             algorithm.last_step.set(time.time())
@@ -132,7 +133,8 @@ class Telemetry:
             checkpoint=checkpoint,
             last_step_at=time.time(),
         )
-        self._marks.append((time.monotonic(), 0))
+        self._began = time.monotonic()
+        self._marks.append((self._began, 0))
         if (algorithm := self._metrics.algorithm) is None:
             return
         self._file = MetricsFile(self._work.metrics, resumed_step=resumed_step)
@@ -223,6 +225,28 @@ class Telemetry:
         if (algorithm := self._metrics.algorithm) is not None:
             algorithm.nonfinite.inc()
 
+    def skipped_step(self) -> None:
+        """A step's update was left out."""
+        if (algorithm := self._metrics.algorithm) is not None:
+            algorithm.skipped.inc()
+
+    def rewind(self, step: int, epoch: float) -> None:
+        """The run went back to the state after `step`; later lines are cut, and their steps come again. Raises OSError."""
+        self._update(step=step, epoch=epoch, last_step_at=time.time(), activity="training")
+        self._marks.clear()
+        self._marks.append((time.monotonic(), 0))
+        if (algorithm := self._metrics.algorithm) is None:
+            return
+        algorithm.rollbacks.inc()
+        algorithm.step.set(step)
+        algorithm.epoch.set(epoch)
+        if self._file is not None:
+            self._file.close()
+            self._file = MetricsFile(self._work.metrics, resumed_step=step)
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = TensorBoardFile(self._work.tensorboard, resumed_step=step)
+
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """An evaluation after `step` optimizer steps is finished; keys as for training, without eval_."""
         self._update(eval=_summary(metrics, self.progress.eval), last_step_at=time.time(), activity="training")
@@ -242,17 +266,19 @@ class Telemetry:
         self._show.say(" ".join(words))
 
     def checkpoint(self, ref: CheckpointRef, seconds: float) -> None:
-        """A checkpoint was committed, in so many seconds."""
-        self._update(checkpoint=ref, last_step_at=time.time(), activity="training")
-        self._stamp()
+        """A checkpoint was committed, so many seconds after its save began. From any thread: it is no sign that the loop lives."""
+        self._update(checkpoint=ref)
         if (algorithm := self._metrics.algorithm) is None:
             return
         algorithm.ck_step.set(ref.step)
         algorithm.ck_time.set(ref.time)
         algorithm.ck_seconds.observe(seconds)
+        self._show.say(f"checkpoint of step {ref.step} committed in {seconds:.1f}s")
+
+    def sync(self) -> None:
+        """Put the metrics so far on the disk: before a checkpoint of their steps is committed, or a power cut could lose lines."""
         if self._file is not None:
             self._file.sync()
-        self._show.say(f"checkpoint of step {ref.step} committed in {seconds:.1f}s")
 
     def checkpoint_failed(self) -> None:
         """A checkpoint could not be committed."""
@@ -270,7 +296,11 @@ class Telemetry:
         try:
             yield
         finally:
-            self._metrics.phase(phase, time.monotonic() - start)
+            now = time.monotonic()
+            self._metrics.phase(phase, now - start)
+            if phase == "checkpoint" and (algorithm := self._metrics.algorithm) is not None:
+                self._blocked += now - start
+                algorithm.ck_blocked.set(self._blocked / max(now - self._began, 1e-9))
 
     def close(self, exit_code: int = 0) -> None:
         """Close files, trackers and server; closing again does nothing. exit_code: of the phase."""
