@@ -11,6 +11,7 @@ from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.checkpoint.identity import identity
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.store import Checkpoints
+from dpo_trainer.checkpoint.trust import trust_from_environment
 from dpo_trainer.checks import check_first_step, choose_layout, choose_logits, say_partitions, warn
 from dpo_trainer.engine import Engine, join_world
 from dpo_trainer.errors import TrainerError
@@ -36,6 +37,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     """
     spec = job.spec
     training = spec.training
+    trust = trust_from_environment(required=spec.checkpoint.require_recorded_digest)
     objective = Objective(spec.method)
     train, evaluation = open_examples(work, objective)
     plan = Plan(len(train.data), training.global_batch_size, seed=training.seed, shuffle=training.shuffle)
@@ -72,6 +74,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
         keep_last=spec.checkpoint.keep_last,
         keep_best=spec.checkpoint.keep_best,
         ranks=ranks,
+        trust=trust,
     )
     checkpoints.begin()
     telemetry.activity("looking for a checkpoint")
@@ -82,11 +85,14 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     first_step = restored.step + 1 if restored else 1
     for reason in restored.refused if restored else ():
         warn(telemetry, "CheckpointRefused", reason)
+    if restored and restored.doubt:
+        warn(telemetry, "CheckpointNotRecorded", restored.doubt)
     telemetry.begin(
         max_steps=total_steps,
         resumed_step=first_step - 1,
         resumed_epoch=plan.epoch(first_step - 1),
         checkpoint=restored.ref if restored else None,
+        recorded=trust.recorded.checkpoints if trust else (),
         checkpoint_interval=spec.checkpoint.every_steps,
         info=_info(spec),
     )

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from dpo_trainer.checkpoint.identity import differences, identity
 from dpo_trainer.checkpoint.layout import BadCheckpoint, File, Manifest, Parameter
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.shard import Entry, ShardReader, file_size, write_shard
-from dpo_trainer.checkpoint.store import Checkpoints, pieces, retained
-from dpo_trainer.checkpoint.zero3 import partition
+from dpo_trainer.checkpoint.slices import partition, pieces
+from dpo_trainer.checkpoint.store import Checkpoints, retained
 from dpo_trainer.errors import TrainerError
 from dpo_trainer.files import write_synced
 
@@ -110,7 +111,9 @@ def test_links_are_not_followed(tmp_path: Path):
     root = tmp_path / "checkpoints"
     root.mkdir()
     (root / folder.name).symlink_to(folder)
-    assert layout.committed(root) == []
+    [(_, link)] = layout.committed(root)
+    with pytest.raises(BadCheckpoint, match="is a link or a file"):
+        layout.read_manifest(link)
 
     real = a_checkpoint(root, 2)
     (real / layout.MANIFEST).rename(tmp_path / "manifest.json")
@@ -119,14 +122,19 @@ def test_links_are_not_followed(tmp_path: Path):
         layout.read_manifest(real)
 
 
-def test_a_pipe_does_not_block_a_reader(tmp_path: Path):
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_does_not_block_a_reader(tmp_path: Path, make: Callable[[Path], None]):
     folder = a_checkpoint(tmp_path, 1)
     name = layout.shard_name(0)
     (folder / name).unlink()
-    (folder / name).mkdir()
+    make(folder / name)
+    (folder / layout.MANIFEST).unlink()
+    make(folder / layout.MANIFEST)
 
-    with pytest.raises(BadCheckpoint):
+    with pytest.raises(BadCheckpoint, match="is not a regular file"):
         layout.verify(folder, name, File(size=1, sha256="0" * 64))
+    with pytest.raises(BadCheckpoint, match="is not a regular file"):
+        layout.read_manifest(folder)
 
 
 def test_a_newer_attempt_fences_an_older_one(tmp_path: Path):

@@ -36,7 +36,7 @@ EVALUATION = METRICS | {
     "rewards/accuracies/le_64": 0.8, "rewards/accuracies/gt_1024": 0.6,
 }  # fmt: skip
 INFO = {"model": "org/name", "loss_type": "dpo", "peft": "none", "zero_stage": "3"}
-CHECKPOINT = CheckpointRef(step=4, path="checkpoints/step-00000004", digest="ab", attempt=1, time=1000.0)
+CHECKPOINT = CheckpointRef(step=4, path="checkpoints/step-00000004", digest="ab" * 32, attempt=1, time=1000.0)
 
 
 @pytest.fixture(autouse=True)

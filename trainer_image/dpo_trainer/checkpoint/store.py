@@ -6,49 +6,33 @@ attempt sees that checkpoint, or finds its folder gone and fails.
 """
 
 import hashlib
-import os
-import shutil
+import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, TypeVar
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint import layout
-from dpo_trainer.checkpoint.identity import differences
 from dpo_trainer.checkpoint.layout import BadCheckpoint, File, Manifest
+from dpo_trainer.checkpoint.loading import Loader, Restored
 from dpo_trainer.checkpoint.ranks import Ranks
-from dpo_trainer.checkpoint.rng import rng_entries, set_rng
-from dpo_trainer.checkpoint.shard import Entry, ShardReader, file_size, write_shard
-from dpo_trainer.checkpoint.zero3 import Zero3State, partition
-from dpo_trainer.errors import TrainerError, invalid_configuration, volume_error
-from dpo_trainer.files import commit, sync_folder, write_synced
+from dpo_trainer.checkpoint.rng import rng_entries
+from dpo_trainer.checkpoint.shard import Entry, file_size, write_shard
+from dpo_trainer.checkpoint.trust import Trust
+from dpo_trainer.checkpoint.volume import free_bytes, readable, save_failed
+from dpo_trainer.checkpoint.zero3 import Zero3State
+from dpo_trainer.errors import TrainerError, volume_error
+from dpo_trainer.files import commit, remove, sync_folder, write_synced
 from dpo_trainer.versions import library_versions
 
 # Room that must be left after a save, for the manifest and other writers' small files.
 _SPARE_BYTES = 1 << 20
 
-
-@dataclass(frozen=True)
-class Restored:
-    """What a run goes on from.
-
-    refused: newer checkpoints that could not be used, each with its reason.
-    """
-
-    ref: CheckpointRef
-    state: dict[str, Any]
-    metrics: dict[str, float | None]
-    refused: tuple[str, ...] = ()
-
-    @property
-    def step(self) -> int:
-        """Finished optimizer steps."""
-        return self.ref.step
+T = TypeVar("T")
 
 
 @dataclass
@@ -56,6 +40,7 @@ class Checkpoints:
     """The checkpoints of one job, as one attempt writes and reads them. All methods are collective.
 
     root: the folder of all checkpoints. identity: see identity.py. keep_best: kept besides, by metrics["selection"].
+    trust: what is known of the job's checkpoints from elsewhere; None takes any that is whole.
     observe: told the name of every sub-step of a save as it is reached; for progress, and for tests that kill there.
     """
 
@@ -66,14 +51,16 @@ class Checkpoints:
     keep_best: int = 1
     ranks: Ranks = field(default_factory=Ranks)
     observe: Callable[[str], None] = lambda _: None
+    trust: Trust | None = None
     _newest: CheckpointRef | None = None
+    _refused: frozenset[int] = frozenset()
 
     def begin(self) -> None:
         """Fence older attempts and remove what they left half-written.
 
         Raises TrainerError PEER_LOST when a newer attempt has begun.
         """
-        self.ranks.on_first(self._begin)
+        self.ranks.on_first(lambda: self._writing(self._begin, 0))
 
     def save(
         self, state: Zero3State, *, step: int, loop: Mapping[str, Any], metrics: Mapping[str, float | None]
@@ -90,8 +77,9 @@ class Checkpoints:
         temporary = self.root / layout.temporary_name(step, self.attempt)
         sizes = self.ranks.everywhere(lambda: file_size(entries))
         try:
-            self.ranks.on_first(lambda: self._make_room(temporary, sum(sizes)))
-            files = self.ranks.everywhere(lambda: self._write_shard(temporary, entries))
+            needed = sum(sizes)
+            self.ranks.on_first(lambda: self._writing(lambda: self._make_room(temporary, needed), needed))
+            files = self.ranks.everywhere(lambda: self._writing(lambda: self._write_shard(temporary, entries), needed))
             self.observe("digests-gathered")
             manifest = Manifest(
                 step=step,
@@ -106,10 +94,10 @@ class Checkpoints:
                 metrics=dict(metrics),
                 versions=library_versions(),
             )
-            ref = self.ranks.on_first(lambda: self._commit(temporary, manifest))
+            ref = self.ranks.on_first(lambda: self._writing(lambda: self._commit(temporary, manifest), needed))
         except TrainerError:
             if self.ranks.rank == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
+                remove(temporary)
             raise
         self._newest = CheckpointRef(**ref)
         return self._newest
@@ -119,36 +107,29 @@ class Checkpoints:
 
         Raises TrainerError on every rank when it fails.
         """
-        self._newest = CheckpointRef(**self.ranks.on_first(lambda: self._amend(loop, metrics)))
+        self._newest = CheckpointRef(
+            **self.ranks.on_first(lambda: self._writing(lambda: self._amend(loop, metrics), 0))
+        )
         return self._newest
 
     def load(self, state: Zero3State) -> Restored | None:
-        """Set the engine to the newest checkpoint that is whole; None when there is none at all.
+        """Set the engine to the newest checkpoint that can be used; None when none was ever committed.
 
-        Raises TrainerError INVALID_CONFIGURATION when it belongs to other settings, VOLUME_ERROR when there are
-        checkpoints and none of them is whole: starting anew would throw away the work in them.
+        Raises as loading.Loader.load does.
         """
-        steps = self.ranks.on_first(lambda: [step for step, _ in layout.committed(self.root)])
-        refused: list[str] = []
-        for step in steps:
-            folder = self.root / layout.folder_name(step)
-            found = self.ranks.everywhere(lambda folder=folder: self._inspect(folder, state))  # type: ignore[misc]
-            reasons = [answer["reason"] for answer in found if answer["reason"]]
-            if not reasons and len({answer["digest"] for answer in found}) > 1:
-                reasons = ["the ranks read different manifests"]
-            if reasons:
-                refused.append(f"{folder.name}: {reasons[0]}")
-                continue
-            self.ranks.everywhere(lambda folder=folder: self._restore(folder, state))  # type: ignore[misc]
-            manifest, digest = layout.read_manifest(folder)
-            self._newest = layout.reference(self.root, manifest, digest)
-            return Restored(self._newest, manifest.state, manifest.metrics, tuple(refused))
-        if refused:
-            raise volume_error(
-                f"None of the {len(refused)} checkpoints in {self.root} is whole: {'; '.join(refused)}. Restore one from a "
-                "backup, or delete that folder to train from the start."
-            )
-        return None
+        restored = Loader(self.root, self.identity, self.ranks, self.trust).load(state)
+        if restored is not None:
+            self._newest, self._refused = restored.ref, restored.refused_steps
+        return restored
+
+    def _writing(self, work: Callable[[], T], needed: int) -> T:
+        """Do a part of a save. An error of the volume is told with what to do about it. needed: bytes of the whole save."""
+        try:
+            return work()
+        except OSError as error:
+            if isinstance(error, FileNotFoundError):
+                self._check_fence()  # a newer attempt removes what an older one is writing
+            raise save_failed(error, self.root, needed) from error
 
     def _begin(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -159,14 +140,14 @@ class Checkpoints:
         temporary.replace(fence)
         sync_folder(self.root)
         for folder in layout.temporary_folders(self.root):
-            shutil.rmtree(folder)
+            remove(folder)
 
     def _check_fence(self) -> None:
         try:
-            text = layout.read_plain(self.root / layout.FENCE).decode().strip()
+            text = layout.read_plain(self.root / layout.FENCE, limit=64).decode(errors="replace").strip()
         except FileNotFoundError:
             return
-        if not text.isdecimal():
+        if not re.fullmatch(r"[0-9]{1,18}", text):
             raise volume_error(f"{self.root / layout.FENCE}: expected the number of an attempt, found {text[:40]!r}")
         if int(text) > self.attempt:
             raise TrainerError(
@@ -175,15 +156,13 @@ class Checkpoints:
 
     def _make_room(self, temporary: Path, needed: int) -> None:
         self.observe("space-checked")
-        disk = os.statvfs(self.root)
-        free = disk.f_bavail * disk.f_frsize
-        # Some network file systems report no sizes at all.
-        if disk.f_blocks > 0 and free < needed + _SPARE_BYTES:
+        free = free_bytes(self.root)
+        if free is not None and free < needed + _SPARE_BYTES:
             raise volume_error(
-                f"A checkpoint needs {_gib(needed)}, but only {_gib(free)} are free on the volume. Enlarge it, or lower "
-                "checkpoint.keepLast or checkpoint.keepBest; the older checkpoints are untouched."
+                f"A checkpoint needs {readable(needed)}, but only {readable(free)} are free at {self.root}. Enlarge the volume, or "
+                "lower checkpoint.keepLast or checkpoint.keepBest; the older checkpoints are untouched."
             )
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
         temporary.mkdir()
         self.observe("folder-made")
 
@@ -204,7 +183,7 @@ class Checkpoints:
         if target.exists():
             # Only a checkpoint that was refused at the start is ever written again.
             replaced = self.root / f"{target.name}.replaced.tmp"
-            shutil.rmtree(replaced, ignore_errors=True)
+            remove(replaced)
             target.rename(replaced)
         temporary.rename(target)
         self.observe("renamed")
@@ -228,77 +207,20 @@ class Checkpoints:
 
     def _retain(self, newest: int) -> None:
         """Remove what need not stay. The checkpoint that was just committed always stays."""
-        found = layout.committed(self.root)
-        keep = retained({step: _selection(folder) for step, folder in found}, newest, self.keep_last, self.keep_best)
-        for folder in [folder for step, folder in found if step not in keep] + layout.temporary_folders(self.root):
-            shutil.rmtree(folder, ignore_errors=True)
-
-    def _inspect(self, folder: Path, state: Zero3State) -> dict[str, Any]:
-        """Digest of the manifest when all that this rank needs is whole, else the reason why not."""
+        self._refused -= {newest}
+        whole: dict[int, float | None] = {}
         try:
-            manifest, digest = layout.read_manifest(folder)
-            self._check_identity(folder, manifest, state)
-            for name in sorted(self._needed(manifest)):
-                layout.verify(folder, name, manifest.files[name])
-        except BadCheckpoint as error:
-            return {"reason": str(error), "digest": None}
-        return {"reason": None, "digest": digest}
-
-    def _check_identity(self, folder: Path, manifest: Manifest, state: Zero3State) -> None:
-        problems = differences(manifest.identity, dict(self.identity))
-        now = state.parameters()
-        for name in sorted(manifest.parameters.keys() | now.keys()):
-            saved, expected = manifest.parameters.get(name), now.get(name)
-            if saved is None or expected is None or saved.shape != expected.shape:
-                shapes = [part.shape if part else "nothing" for part in (saved, expected)]
-                problems.append(f"parameter {name}: the checkpoint has {shapes[0]}, the model {shapes[1]}")
-        if problems:
-            more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-            raise invalid_configuration(
-                f"{folder.name} belongs to other settings: {'; '.join(problems[:5])}{more}. Undo the change, or use "
-                "another work folder."
-            )
-
-    def _needed(self, manifest: Manifest) -> set[str]:
-        """Shards that this rank reads. All ranks together read, and so verify, every one that holds anything."""
-        if manifest.world_size == self.ranks.world_size:
-            return {layout.shard_name(self.ranks.rank)}
-        ranks: set[int] = set()
-        for parameter in manifest.parameters.values():
-            start, end = partition(parameter.numel, self.ranks.rank, self.ranks.world_size)
-            ranks.update(r for r, _, _ in pieces(parameter.numel, start, end, manifest.world_size))
-        return {layout.shard_name(rank) for rank in ranks}
-
-    def _restore(self, folder: Path, state: Zero3State) -> None:
-        manifest, _ = layout.read_manifest(folder)
-        readers = {name: ShardReader(folder / name) for name in self._needed(manifest)}
-
-        def read(kind: str, name: str, start: int, end: int) -> torch.Tensor:
-            parts = pieces(manifest.parameters[name].numel, start, end, manifest.world_size)
-            found = [readers[layout.shard_name(r)].slice(f"{kind}/{name}", a, b) for r, a, b in parts]
-            return torch.cat(found)
-
-        try:
-            state.restore(read, manifest.adam_step)
-            own = readers.get(layout.shard_name(self.ranks.rank))
-            same = manifest.world_size == self.ranks.world_size
-            set_rng(own if same else None, seed=f"{manifest.step}/{self.ranks.rank}")
-        except BadCheckpoint as error:
-            raise volume_error(f"{folder.name}: {error}, although its digests are right") from error
-
-
-def pieces(numel: int, start: int, end: int, world_size: int) -> list[tuple[int, int, int]]:
-    """Where elements [start, end) of a parameter are in a checkpoint of world_size ranks.
-
-    Returns (rank, first, last) with [first, last) counted in that rank's slice, in order.
-    """
-    found = []
-    for rank in range(world_size):
-        low, high = partition(numel, rank, world_size)
-        first, last = max(start, low), min(end, high)
-        if first < last:
-            found.append((rank, first - low, last - low))
-    return found
+            found, left_over = layout.committed(self.root), layout.temporary_folders(self.root)
+            for step, folder in found:
+                # One that a load would refuse must not take the place of one that it would use.
+                if step not in self._refused:
+                    with suppress(BadCheckpoint):
+                        whole[step] = _selection(folder)
+        except OSError:
+            return  # the volume does not answer: what can't be read may be good, so it waits for the next save
+        keep = {layout.folder_name(step) for step in retained(whole, newest, self.keep_last, self.keep_best)}
+        for folder in [folder for _, folder in found if folder.name not in keep] + left_over:
+            remove(folder)
 
 
 def retained(costs: Mapping[int, float | None], newest: int, keep_last: int, keep_best: int) -> set[int]:
@@ -315,11 +237,8 @@ def retained(costs: Mapping[int, float | None], newest: int, keep_last: int, kee
 
 
 def _selection(folder: Path) -> float | None:
-    try:
-        return layout.read_manifest(folder)[0].metrics.get("selection")
-    except BadCheckpoint:
-        return None
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+    """Cost of a checkpoint's evaluation. Raises BadCheckpoint when its manifest or the size of a shard is wrong."""
+    manifest, _ = layout.read_manifest(folder)
+    for name, file in manifest.files.items():
+        layout.verify_size(folder, name, file)
+    return manifest.metrics.get("selection")

@@ -6,14 +6,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.names import Phase
-from dpo_operator.api.reports import CheckpointRef, Metrics, Progress
+from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Metrics, Progress
 from dpo_operator.api.types import DPOJob
+from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.trust import remember
 from dpo_trainer.telemetry.console import Console, console, figure
 from dpo_trainer.telemetry.metrics_file import INITIAL_LOSS, MetricsFile, initial_loss, read_metrics
 from dpo_trainer.telemetry.prometheus import TrainerMetrics
@@ -24,6 +26,8 @@ from dpo_trainer.workdir import WorkDir
 
 # Steps over which speed and time left are averaged: long enough to hold a checkpoint or an evaluation now and then.
 _WINDOW = 50
+# A save that is quicker than this is not worth a warning, however often there is one.
+_SLOW_SAVE_SECONDS = 5.0
 
 
 class Telemetry:
@@ -58,6 +62,8 @@ class Telemetry:
         self._server: TelemetryServer | None = None
         self._marks: deque[tuple[float, int]] = deque(maxlen=_WINDOW + 1)
         self._initial_loss: float | None = None
+        self._saved_at = time.monotonic()
+        self._said_slow = False
         if (algorithm := self._metrics.algorithm) is not None:
             algorithm.attempt.set(attempt)
             algorithm.last_step.set(time.time())
@@ -116,12 +122,13 @@ class Telemetry:
         resumed_step: int = 0,
         resumed_epoch: float = 0.0,
         checkpoint: CheckpointRef | None = None,
+        recorded: Sequence[CheckpointRecord] = (),
         checkpoint_interval: int = 0,
         info: Mapping[str, str] | None = None,
     ) -> None:
         """The first step comes next. Opens the files; lines after the resumed step are cut.
 
-        info: model, loss_type, peft, zero_stage. Raises OSError when the volume can't be written to.
+        recorded: checkpoints that earlier attempts committed. info: model, loss_type, peft, zero_stage. Raises OSError when the volume can't be written to.
         """
         self._update(
             activity="training",
@@ -130,8 +137,10 @@ class Telemetry:
             epoch=resumed_epoch,
             resumed_from_step=resumed_step if checkpoint is not None else None,
             checkpoint=checkpoint,
+            recorded=self._remember(recorded, checkpoint),
             last_step_at=time.time(),
         )
+        self._saved_at = time.monotonic()
         self._marks.append((time.monotonic(), 0))
         if (algorithm := self._metrics.algorithm) is None:
             return
@@ -243,8 +252,10 @@ class Telemetry:
 
     def checkpoint(self, ref: CheckpointRef, seconds: float) -> None:
         """A checkpoint was committed, in so many seconds."""
-        self._update(checkpoint=ref, last_step_at=time.time(), activity="training")
+        recorded = self._remember(self.progress.recorded, ref)
+        self._update(checkpoint=ref, recorded=recorded, last_step_at=time.time(), activity="training")
         self._stamp()
+        self._watch_saves(seconds)
         if (algorithm := self._metrics.algorithm) is None:
             return
         algorithm.ck_step.set(ref.step)
@@ -253,6 +264,24 @@ class Telemetry:
         if self._file is not None:
             self._file.sync()
         self._show.say(f"checkpoint of step {ref.step} committed in {seconds:.1f}s")
+
+    def _remember(self, before: Sequence[CheckpointRecord], ref: CheckpointRef | None) -> list[CheckpointRecord]:
+        """Rank 0's records, which the operator keeps; the others tell of the newest checkpoint alone."""
+        if self.rank != 0:
+            return []
+        return remember(before, ref, {step for step, _ in layout.committed(self._work.checkpoints)})
+
+    def _watch_saves(self, seconds: float) -> None:
+        """Say it once when saving takes longer than the training between two saves."""
+        now = time.monotonic()
+        between, self._saved_at = now - seconds - self._saved_at, now
+        if self.rank == 0 and not self._said_slow and seconds > max(between, _SLOW_SAVE_SECONDS):
+            self._said_slow = True
+            self.warning(
+                "SlowCheckpoint",
+                f"saving took {seconds:.0f} s after {max(0.0, between):.0f} s of training. Raise checkpoint.everySteps, or use a "
+                "faster volume.",
+            )
 
     def checkpoint_failed(self) -> None:
         """A checkpoint could not be committed."""
