@@ -1,6 +1,5 @@
 """The training loop. It reads from top to bottom; what it decides with is in the modules it imports."""
 
-import json
 import time
 
 import torch
@@ -18,9 +17,10 @@ from dpo_trainer.errors import TrainerError
 from dpo_trainer.examples import open_examples
 from dpo_trainer.lossscale import LossScale
 from dpo_trainer.milestones import Milestones
+from dpo_trainer.modeldigest import known_digests, model_digest
 from dpo_trainer.objective import Objective
 from dpo_trainer.outcome import Outcome, Stopped, StopRequest
-from dpo_trainer.reference import References, model_digest
+from dpo_trainer.reference import References
 from dpo_trainer.sampler import Plan
 from dpo_trainer.samples import Samples
 from dpo_trainer.schedule import learning_rate, warmup_steps
@@ -54,7 +54,7 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     choose_logits(engine, train.data, training.precision, telemetry)
     choose_layout(engine, train.data, spec, telemetry)
 
-    digest = ranks.on_first(lambda: model_digest(work.model, _known_digests(work)))
+    digest = ranks.on_first(lambda: model_digest(work.model, known_digests(work)))
     if objective.needs_reference:
         reference = References(spec, engine, ranks, work.reference, digest, telemetry, stop)
         # In bf16 log-probs depend on the batch's shape. The same number of pairs as later makes what is compared alike: with
@@ -188,15 +188,6 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
 
     # Only when nothing was left to do after the step that was resumed from.
     return Outcome("Succeeded", f"Trained {total_steps} steps on {plan.pairs_seen(total_steps)} pairs.")
-
-
-def _known_digests(work: WorkDir) -> dict[str, str] | None:
-    """SHA-256 of the weight files as prepare recorded them, or None."""
-    try:
-        weights: dict[str, str] = json.loads(work.prepared.read_text())["model"]["weights"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return weights
 
 
 def _not_finite(what: str, step: int) -> TrainerError:

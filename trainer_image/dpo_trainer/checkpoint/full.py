@@ -10,7 +10,7 @@ from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.layout import BadCheckpoint, Manifest
 from dpo_trainer.checkpoint.shard import ShardReader
-from dpo_trainer.checkpoint.trust import Trust
+from dpo_trainer.checkpoint.trust import Owner
 from dpo_trainer.checkpoint.verification import verify_shards
 from dpo_trainer.errors import input_not_found, volume_error
 
@@ -18,12 +18,12 @@ from dpo_trainer.errors import input_not_found, volume_error
 class FullCheckpoint:
     """A verified checkpoint. doubt: why it is not fully trusted, or nothing."""
 
-    def __init__(self, root: Path, folder: Path, trust: Trust | None = None) -> None:
-        """Check every digest. trust: None takes any checkpoint that is whole. Raises BadCheckpoint."""
+    def __init__(self, root: Path, folder: Path, owner: Owner | None = None) -> None:
+        """Check every digest. owner: the job that it must be of; None takes any. Raises BadCheckpoint."""
         self.folder = folder
         self.manifest: Manifest
         self.manifest, digest = layout.read_manifest(folder)
-        self.doubt = trust.judge(self.manifest, digest) if trust else ""
+        self.doubt = owner.judge(self.manifest, digest) if owner else ""
         verify_shards(folder, self.manifest, range(self.manifest.world_size), kinds=("fp32",))
         self.ref: CheckpointRef = layout.reference(root, self.manifest, digest)
         self._shards = [ShardReader(folder / layout.shard_name(r)) for r in range(self.manifest.world_size)]
@@ -44,7 +44,7 @@ class FullCheckpoint:
 
 
 def open_best(
-    root: Path, newest: FullCheckpoint, trust: Trust | None = None
+    root: Path, newest: FullCheckpoint, owner: Owner | None = None
 ) -> tuple[FullCheckpoint | None, list[str]]:
     """The whole checkpoint with the lowest metrics["selection"], of equal ones the later; and better ones that were passed
     over, with the reason. None when no evaluated checkpoint is whole.
@@ -59,7 +59,7 @@ def open_best(
             passed.append(f"{folder.name} is no longer there")
             continue
         try:
-            checkpoint = FullCheckpoint(root, folder, trust)
+            checkpoint = FullCheckpoint(root, folder, owner)
         except BadCheckpoint as error:
             passed.append(f"{folder.name}: {error}")
             continue
@@ -69,7 +69,7 @@ def open_best(
     return None, passed
 
 
-def open_newest(root: Path, trust: Trust | None = None) -> tuple[FullCheckpoint, list[str]]:
+def open_newest(root: Path, owner: Owner | None = None) -> tuple[FullCheckpoint, list[str]]:
     """The newest whole checkpoint, and newer ones that were refused with the reason.
 
     Raises TrainerError when there is none.
@@ -77,7 +77,7 @@ def open_newest(root: Path, trust: Trust | None = None) -> tuple[FullCheckpoint,
     refused: list[str] = []
     for _, folder in layout.committed(root):
         try:
-            return FullCheckpoint(root, folder, trust), refused
+            return FullCheckpoint(root, folder, owner), refused
         except BadCheckpoint as error:
             refused.append(f"{folder.name}: {error}")
     if refused:

@@ -9,7 +9,7 @@ import torch
 
 from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint import layout
-from dpo_trainer.checkpoint.identity import differences
+from dpo_trainer.checkpoint.identity import differences, other_settings
 from dpo_trainer.checkpoint.layout import BadCheckpoint, Manifest
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.rng import set_rng
@@ -124,10 +124,7 @@ class Loader:
             if saved is None or expected is None or saved.shape != expected.shape:
                 shapes = [part.shape if part else "nothing" for part in (saved, expected)]
                 problems.append(f"parameter {name}: the checkpoint has {shapes[0]}, the model {shapes[1]}")
-        if not problems:
-            return ""
-        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        return f"belongs to other settings: {'; '.join(layout.shown(p) for p in problems[:5])}{more}"
+        return other_settings(problems)
 
     def _needed(self, manifest: Manifest) -> set[int]:
         """Ranks whose shards this rank reads. All ranks together read, and so verify, every one that holds anything."""

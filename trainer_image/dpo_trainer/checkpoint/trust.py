@@ -6,13 +6,15 @@ could have been committed after the operator last heard of one: a node may die b
 """
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
 from dpo_operator.api import names
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord, CheckpointRef, RecordedCheckpoints
+from dpo_trainer.checkpoint.identity import differences, other_settings
 from dpo_trainer.checkpoint.layout import BadCheckpoint, Manifest
 from dpo_trainer.errors import invalid_configuration
 
@@ -56,6 +58,20 @@ class Trust:
         age = (manifest.attempt, manifest.step)
         # A full list has lost its oldest ones.
         return not ages or age > max(ages) or (len(ages) >= MAX_RECORDED and age < min(ages))
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The job that a checkpoint must be of. identity: see identity.py. trust: None takes any that is whole."""
+
+    identity: Mapping[str, Any]
+    trust: Trust | None = None
+
+    def judge(self, manifest: Manifest, digest: str) -> str:
+        """As Trust.judge does, also about the settings. Raises BadCheckpoint."""
+        if problem := other_settings(differences(manifest.identity, dict(self.identity))):
+            raise BadCheckpoint(problem)
+        return self.trust.judge(manifest, digest) if self.trust else ""
 
 
 def trust_from_environment(*, required: bool) -> Trust | None:
