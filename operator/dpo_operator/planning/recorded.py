@@ -63,15 +63,18 @@ def _with_newer(status: DPOJobStatus, told: Progress) -> DPOJobStatus:
 def _last_words(seen: Observed) -> Iterable[Progress]:
     for pod in seen.pods:
         said = pod.exit.termination if pod.exit else None
-        if said is not None and said.progress is not None and (said.phase, pod.phase) == ("train", "train"):
+        if said is None or said.progress is None:
+            continue
+        if (said.progress.phase, said.progress.attempt) == (pod.phase, pod.attempt) and pod.phase == "train":
             yield said.progress
 
 
 def _news(told: Progress) -> list[CheckpointRecord]:
-    if told.recorded or told.checkpoint is None:
-        return told.recorded
-    ref = told.checkpoint
-    return [CheckpointRecord(step=ref.step, attempt=ref.attempt, digest=ref.digest)]
+    """What a reading tells of. Nobody can know a checkpoint of a later attempt; it would make all honest ones look old."""
+    news = list(told.recorded)
+    if not news and (ref := told.checkpoint) is not None:
+        news = [CheckpointRecord(step=ref.step, attempt=ref.attempt, digest=ref.digest)]
+    return [record for record in news if record.attempt <= told.attempt]
 
 
 def _records(status: DPOJobStatus) -> list[CheckpointRecord]:

@@ -221,6 +221,28 @@ def test_the_commit_removes_what_need_not_stay(tmp_path: Path):
     assert layout.temporary_folders(root) == []
 
 
+def test_what_a_load_would_refuse_takes_no_place_of_what_it_would_use(tmp_path: Path):
+    root = tmp_path / "checkpoints"
+    for step in (1, 2, 3, 4, 5):
+        a_checkpoint(root, step, selection=float(step))
+    writer = Checkpoints(root, 2, {}, keep_last=2, keep_best=1)
+    # 5 is later than what is committed now, 4 was refused when this attempt began, and 3 was damaged meanwhile.
+    writer._refused = frozenset({4})
+    os.truncate(root / layout.folder_name(3) / layout.shard_name(0), 5)
+    (root / "step-00000000").symlink_to(tmp_path)
+    a_checkpoint(root, 6)
+    writer._retain(6)
+    assert [step for step, _ in layout.committed(root)] == [6, 5, 1]
+
+    # A refused step that is committed again is as good as any.
+    writer._refused = frozenset({6})
+    writer.keep_best = 0
+    writer._retain(6)
+    a_checkpoint(root, 7)
+    writer._retain(7)
+    assert [step for step, _ in layout.committed(root)] == [7, 6]
+
+
 @given(numel=st.integers(0, 200), old=st.integers(1, 9), new=st.integers(1, 9))
 def test_slices_of_one_world_make_up_those_of_another(numel: int, old: int, new: int):
     flat = torch.arange(numel)

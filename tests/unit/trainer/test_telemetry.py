@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dpo_operator.api.reports import CheckpointRef, Progress
+from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Progress
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.console import console, duration
 from dpo_trainer.telemetry.metrics_file import MetricsFile, read_metrics
@@ -238,6 +238,40 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path):
     assert "goes on from step 4, saved by attempt 1" in shown.getvalue()
     assert samples(second)["dpo_train_resumed_step"] == 4
     assert second.progress.resumed_from_step == 4
+
+
+def test_rank_0_tells_of_every_checkpoint_on_the_volume_and_the_others_of_the_newest(tmp_path: Path):
+    for step in (2, 4, 6):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    earlier = [CheckpointRecord(step=step, attempt=1, digest="cd" * 32) for step in (1, 2, 6)]
+    newer = CHECKPOINT.model_copy(update={"attempt": 2})
+    first, _ = telemetry(tmp_path, attempt=2)
+    other, _ = telemetry(tmp_path, attempt=2, rank=1)
+    for news in (first, other):
+        news.begin(max_steps=10, resumed_step=2, recorded=earlier)
+        news.checkpoint(newer, 0.1)
+
+    # Step 1 has left the volume; step 6, which was refused, has not.
+    assert [(r.step, r.attempt, r.digest[:2]) for r in first.progress.recorded] == [
+        (2, 1, "cd"),
+        (6, 1, "cd"),
+        (4, 2, "ab"),
+    ]
+    assert json.loads(first._status())["recorded"][-1] == {"step": 4, "attempt": 2, "digest": "ab" * 32}
+    assert (other.progress.recorded, other.progress.checkpoint) == ([], newer)
+
+
+def test_a_slow_volume_is_told_of_once(tmp_path: Path):
+    news, shown = telemetry(tmp_path)
+    news.begin(max_steps=10)
+    news.checkpoint(CHECKPOINT, 4.9)
+    assert "SlowCheckpoint" not in shown.getvalue()
+    for _ in range(2):
+        news.checkpoint(CHECKPOINT, 75.0)
+    said = [line for line in shown.getvalue().splitlines() if "SlowCheckpoint" in line]
+    assert said == [
+        "Warning: SlowCheckpoint: saving took 75 s after 0 s of training. Raise checkpoint.everySteps, or use a faster volume."
+    ]
 
 
 @given(
