@@ -25,7 +25,7 @@ pytestmark = pytest.mark.contract
 
 DOCS = REPOSITORY / "docs"
 METHODS = sorted((DOCS / "methods").glob("*.md"))
-PAGES = [REPOSITORY / "README.md", *METHODS, DOCS / "data.md", DOCS / "adapters.md"]
+PAGES = [REPOSITORY / "README.md", *METHODS, DOCS / "data.md", DOCS / "adapters.md", DOCS / "checkpoint-tools.md"]
 JOBS = sorted((REPOSITORY / "examples").glob("methods/*.yaml"))
 NOT_IN_TABLES = {"README", "combined"}
 
