@@ -19,6 +19,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dpo_operator.api.reports import CheckpointRef
+from dpo_trainer.errors import volume_error
 
 FENCE = "attempt"
 MANIFEST = "manifest.json"
@@ -124,6 +125,17 @@ def _entries(root: Path) -> list[Path]:
         return [Path(entry.path) for entry in os.scandir(root)]
     except FileNotFoundError:
         return []
+
+
+def read_fence(root: Path) -> int:
+    """Number of the newest attempt that began; 0 before the first. Raises TrainerError VOLUME_ERROR, OSError."""
+    try:
+        text = read_plain(root / FENCE, limit=64).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return 0
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise volume_error(f"{root / FENCE}: expected the number of an attempt, found {shown(text)!r}")
+    return int(text)
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:

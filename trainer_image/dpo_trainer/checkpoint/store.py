@@ -6,10 +6,8 @@ attempt sees that checkpoint, or finds its folder gone and fails.
 """
 
 import hashlib
-import re
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,20 +15,18 @@ from typing import Any, TypeVar
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint import layout
-from dpo_trainer.checkpoint.layout import BadCheckpoint, File, Manifest
+from dpo_trainer.checkpoint.layout import File, Manifest
 from dpo_trainer.checkpoint.loading import Loader, Restored
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.rng import rng_entries
 from dpo_trainer.checkpoint.shard import Entry, file_size, write_shard
 from dpo_trainer.checkpoint.trust import Trust
-from dpo_trainer.checkpoint.volume import free_bytes, readable, save_failed
+from dpo_trainer.checkpoint.verification import usable_costs
+from dpo_trainer.checkpoint.volume import check_room, explained
 from dpo_trainer.checkpoint.zero3 import Zero3State
-from dpo_trainer.errors import TrainerError, volume_error
+from dpo_trainer.errors import TrainerError
 from dpo_trainer.files import commit, remove, sync_folder, write_synced
 from dpo_trainer.versions import library_versions
-
-# Room that must be left after a save, for the manifest and other writers' small files.
-_SPARE_BYTES = 1 << 20
 
 T = TypeVar("T")
 
@@ -123,13 +119,9 @@ class Checkpoints:
         return restored
 
     def _writing(self, work: Callable[[], T], needed: int) -> T:
-        """Do a part of a save. An error of the volume is told with what to do about it. needed: bytes of the whole save."""
-        try:
+        """Do a part of a save, of so many bytes in all. An error of the volume is told with what to do about it."""
+        with explained(self.root, needed, self._check_fence):
             return work()
-        except OSError as error:
-            if isinstance(error, FileNotFoundError):
-                self._check_fence()  # a newer attempt removes what an older one is writing
-            raise save_failed(error, self.root, needed) from error
 
     def _begin(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -143,25 +135,14 @@ class Checkpoints:
             remove(folder)
 
     def _check_fence(self) -> None:
-        try:
-            text = layout.read_plain(self.root / layout.FENCE, limit=64).decode(errors="replace").strip()
-        except FileNotFoundError:
-            return
-        if not re.fullmatch(r"[0-9]{1,18}", text):
-            raise volume_error(f"{self.root / layout.FENCE}: expected the number of an attempt, found {text[:40]!r}")
-        if int(text) > self.attempt:
+        if (newest := layout.read_fence(self.root)) > self.attempt:
             raise TrainerError(
-                ExitCode.PEER_LOST, f"Attempt {int(text)} has begun, so attempt {self.attempt} may no longer write."
+                ExitCode.PEER_LOST, f"Attempt {newest} has begun, so attempt {self.attempt} may no longer write."
             )
 
     def _make_room(self, temporary: Path, needed: int) -> None:
         self.observe("space-checked")
-        free = free_bytes(self.root)
-        if free is not None and free < needed + _SPARE_BYTES:
-            raise volume_error(
-                f"A checkpoint needs {readable(needed)}, but only {readable(free)} are free at {self.root}. Enlarge the volume, or "
-                "lower checkpoint.keepLast or checkpoint.keepBest; the older checkpoints are untouched."
-            )
+        check_room(self.root, needed)
         remove(temporary)
         temporary.mkdir()
         self.observe("folder-made")
@@ -208,17 +189,12 @@ class Checkpoints:
     def _retain(self, newest: int) -> None:
         """Remove what need not stay. The checkpoint that was just committed always stays."""
         self._refused -= {newest}
-        whole: dict[int, float | None] = {}
         try:
             found, left_over = layout.committed(self.root), layout.temporary_folders(self.root)
-            for step, folder in found:
-                # One that a load would refuse must not take the place of one that it would use.
-                if step not in self._refused:
-                    with suppress(BadCheckpoint):
-                        whole[step] = _selection(folder)
+            costs = usable_costs(found, self._refused)
         except OSError:
             return  # the volume does not answer: what can't be read may be good, so it waits for the next save
-        keep = {layout.folder_name(step) for step in retained(whole, newest, self.keep_last, self.keep_best)}
+        keep = {layout.folder_name(step) for step in retained(costs, newest, self.keep_last, self.keep_best)}
         for folder in [folder for _, folder in found if folder.name not in keep] + left_over:
             remove(folder)
 
@@ -234,11 +210,3 @@ def retained(costs: Mapping[int, float | None], newest: int, keep_last: int, kee
     # Of equal ones the later one: it has seen more.
     best = sorted((cost, -step) for step, cost in usable.items() if cost is not None)[:keep_best]
     return {newest, *last, *(-step for _, step in best)}
-
-
-def _selection(folder: Path) -> float | None:
-    """Cost of a checkpoint's evaluation. Raises BadCheckpoint when its manifest or the size of a shard is wrong."""
-    manifest, _ = layout.read_manifest(folder)
-    for name, file in manifest.files.items():
-        layout.verify_size(folder, name, file)
-    return manifest.metrics.get("selection")

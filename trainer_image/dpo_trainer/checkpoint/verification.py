@@ -1,7 +1,8 @@
 """Is a checkpoint whole? Its digests, and whether each shard holds the slices that a reader will ask for. Needs no torch."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,23 @@ def verify_shards(folder: Path, manifest: Manifest, ranks: Iterable[int], *, kin
         name = layout.shard_name(rank)
         layout.verify(folder, name, manifest.files[name])
         _check_slices(folder / name, manifest, rank, kinds)
+
+
+def usable_costs(found: Iterable[tuple[int, Path]], refused: Collection[int]) -> dict[int, float | None]:
+    """Cost of the evaluation of each checkpoint that a load may use, by step; None where there was no evaluation.
+
+    found: of layout.committed. refused: steps that a load refused: none of them may take the place of a good one, and
+    neither may one whose manifest or sizes are wrong. Raises OSError when the volume as a whole does not answer.
+    """
+    costs: dict[int, float | None] = {}
+    for step, folder in found:
+        if step not in refused:
+            with suppress(BadCheckpoint):
+                manifest, _ = layout.read_manifest(folder)
+                for name, file in manifest.files.items():
+                    layout.verify_size(folder, name, file)
+                costs[step] = manifest.metrics.get("selection")
+    return costs
 
 
 def kinds_of(manifest: Manifest) -> tuple[str, ...]:

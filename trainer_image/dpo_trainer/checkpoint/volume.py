@@ -2,16 +2,41 @@
 
 import errno
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from dpo_trainer.errors import TrainerError, volume_error
+from dpo_trainer.errors import volume_error
+
+# Room that must be left after a save, for the manifest and other writers' small files.
+_SPARE_BYTES = 1 << 20
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT})
 
 
-def save_failed(error: OSError, root: Path, needed: int) -> TrainerError:
-    """VOLUME_ERROR with the reason and the remedy. needed: bytes of the whole checkpoint; 0 when nothing large was written."""
-    return volume_error(describe(error, root, needed, free_bytes(root)))
+@contextmanager
+def explained(root: Path, needed: int, check_fence: Callable[[], None]) -> Iterator[None]:
+    """Raise TrainerError VOLUME_ERROR with the reason and the remedy for an OSError of a part of a save.
+
+    needed: bytes of the whole checkpoint; 0 when nothing large was written. check_fence: raises when a newer attempt has
+    begun, which removes what an older one is writing.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            check_fence()
+        raise volume_error(describe(error, root, needed, free_bytes(root))) from error
+
+
+def check_room(root: Path, needed: int) -> None:
+    """Raises TrainerError VOLUME_ERROR when the volume can't take so many bytes more."""
+    free = free_bytes(root)
+    if free is not None and free < needed + _SPARE_BYTES:
+        raise volume_error(
+            f"A checkpoint needs {readable(needed)}, but only {readable(free)} are free at {root}. Enlarge the volume, or "
+            "lower checkpoint.keepLast or checkpoint.keepBest; the older checkpoints are untouched."
+        )
 
 
 def describe(error: OSError, root: Path, needed: int, free: int | None) -> str:
