@@ -185,6 +185,44 @@ def test_when_nothing_fits_the_digests_the_job_stops_and_does_not_start_at_step_
     assert "expected the checkpoint of step 4, which attempt 1 committed, found none" in message
 
 
+def test_a_run_is_given_digests_and_tells_of_its_own(trained: Path, tmp_path: Path):
+    root = tmp_path / "run"
+    shutil.copytree(trained, root)
+    known = (record(root / "checkpoints", 2), record(root / "checkpoints", 4))
+    change(root / "checkpoints" / "step-00000004", lambda manifest: manifest["state"].update(pairs_seen=0))
+
+    first, _ = on_ranks(2, _goes_on, DOCUMENT, root, RecordedCheckpoints(last_attempt=1, checkpoints=known))
+
+    assert first["warnings"] == ["CheckpointRefused"]
+    assert first["resumed"] == 2
+    # At the end the volume has the checkpoints of steps 4 and 6, both of attempt 2, and their digests were told.
+    assert first["recorded"] == [record(root / "checkpoints", step).model_dump() for step in (4, 6)]
+    assert [line["attempt"] for line in first["recorded"]] == [2, 2]
+
+
+def _goes_on(document: dict[str, Any], root: Path, recorded: RecordedCheckpoints) -> dict[str, Any]:
+    """Attempt 2 of a run, as a pod that is given digests."""
+    from dpo_operator.api import names
+    from dpo_operator.api.types import DPOJob
+    from dpo_trainer import train
+    from dpo_trainer.outcome import StopRequest
+    from dpo_trainer.telemetry import Telemetry
+    from dpo_trainer.workdir import WorkDir
+
+    os.environ[names.ENV_RECORDED_CHECKPOINTS] = recorded.model_dump_json()
+    warnings: list[str] = []
+    telemetry = Telemetry("train", 2, WorkDir(root), rank=int(os.environ["RANK"]), world_size=2)
+    telemetry.warning = lambda code, _text: warnings.append(code)  # type: ignore[method-assign]
+    train.run(DPOJob.model_validate(document), WorkDir(root), telemetry=telemetry, attempt=2, stop=StopRequest())
+    telemetry.close()
+    progress = telemetry.progress
+    return {
+        "warnings": warnings,
+        "resumed": progress.resumed_from_step,
+        "recorded": [line.model_dump() for line in progress.recorded],
+    }
+
+
 def test_any_checkpoint_becomes_safetensors_without_deepspeed_and_a_bad_one_does_not(trained: Path, tmp_path: Path):
     """Step 2 was neither evaluated nor the last."""
     checkpoint, damaged = trained / "checkpoints" / "step-00000002", tmp_path / "checkpoints" / "step-00000004"
