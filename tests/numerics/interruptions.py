@@ -91,8 +91,8 @@ def train_until(
         "train", attempt, WorkDir(root), rank=rank, local_rank=rank, world_size=int(os.environ["WORLD_SIZE"])
     )
 
-    def observe(point: str) -> None:
-        if kill_in_save == (rank, telemetry.progress.step, point):
+    def observe(step: int, point: str) -> None:
+        if kill_in_save == (rank, step, point):
             os.kill(os.getpid(), signal.SIGKILL)
 
     train.Checkpoints = partial(Checkpoints, observe=observe)  # type: ignore[misc]

@@ -91,6 +91,8 @@ def join_world(wanted_device: str, *, timeout_seconds: float = 1800) -> World:
     else:
         # DeepSpeed would run numactl to count this machine's devices, in every backward pass.
         os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        # By default MKL multiplies narrow matrices in an order that depends on where they lie in memory (docs/checkpoints.md).
+        os.environ.setdefault("MKL_CBWR", "AUTO")
     timeout = timedelta(seconds=timeout_seconds)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if world_size == 1:
@@ -213,6 +215,10 @@ class Engine:
         if self._loss_scale is not None:
             self.loss_scale = self._loss_scale.after(applied=applied)
         return float(self.deepspeed.get_global_grad_norm()) if applied else None
+
+    def abandon(self) -> None:
+        """Forget the gradient of the step; no weight is changed."""
+        self.deepspeed.optimizer._overflow_clean_up(None)
 
     @property
     def loss_scale(self) -> LossScale | None:

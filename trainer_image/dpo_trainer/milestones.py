@@ -1,6 +1,6 @@
 """What may happen between two optimizer steps: an evaluation, sample answers, a verdict, a checkpoint, the end."""
 
-import time
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer.checkpoint.store import Checkpoints
+from dpo_trainer.checkpoint.store import Checkpoints, Restored
 from dpo_trainer.engine import Engine
 from dpo_trainer.errors import TrainerError
 from dpo_trainer.evaluate import evaluate, logps_table
 from dpo_trainer.examples import Examples
+from dpo_trainer.lossscale import LossScale
 from dpo_trainer.objective import Objective
 from dpo_trainer.outcome import Outcome, StopRequest
 from dpo_trainer.sampler import Plan
@@ -30,7 +31,7 @@ _PROBE_PAIRS = 8
 class Milestones:
     """Everything that `conclude` works with, and the evaluations so far. Its methods are collective.
 
-    eval_size: pairs of one forward pass without gradients.
+    eval_size: pairs of one forward pass without gradients. skipped: steps that training.nonFinite left out.
     """
 
     spec: DPOJobSpec
@@ -47,6 +48,7 @@ class Milestones:
     telemetry: Telemetry
     stop: StopRequest
     evaluations: list[tuple[int, float | None]]
+    skipped: list[int]
 
     def should_stop(self) -> bool:
         """Whether any rank was asked to stop."""
@@ -85,7 +87,7 @@ class Milestones:
                 f"{f' by {least:g}' if least else ''} since step {verdict.best_step}."
             )
         if finished or stopping or improved or step % spec.checkpoint.every_steps == 0:
-            self._save(step, metrics, evaluated, finished, committed=committed)
+            self._save(step, metrics, evaluated, finished, committed=committed, last=bool(finished) or stopping)
         if finished:
             self.telemetry.ended(finished)
             return Outcome("Succeeded", finished)
@@ -94,6 +96,27 @@ class Milestones:
                 "Stopped", f"Stopped after step {step} of {self.total_steps}; a checkpoint of it was committed."
             )
         return None
+
+    def leave_out(self, step: int, rate: float, tokens: int, *, stopping: bool) -> Outcome | None:
+        """Go past a step whose update is left out, as `conclude` does. rate: learning rate. tokens: trained on so far."""
+        metrics = {"loss": math.nan, "learning_rate": rate, "num_tokens": float(tokens)}
+        self.telemetry.skipped_step()
+        logged = step % self.spec.training.log_every_steps == 0 or step == self.total_steps
+        self.telemetry.step(
+            step, epoch=self.plan.epoch(step), seconds=0.0, pairs=0, tokens=0, metrics=metrics if logged else None
+        )
+        return self.conclude(step, metrics, stopping=stopping)
+
+    def roll_back(self) -> Restored | None:
+        """Go back to the newest checkpoint; None, with nothing changed, when there is none yet."""
+        self.checkpoints.wait()
+        restored = self.checkpoints.load(self.state)
+        if restored is not None:
+            self.evaluations[:] = [(step, value) for step, value in restored.state["evaluations"]]
+            if self.engine.loss_scale is not None:
+                self.engine.loss_scale = LossScale(**restored.state["loss_scale"])
+            self.telemetry.rewind(restored.step, self.plan.epoch(restored.step))
+        return restored
 
     def _evaluate(self, step: int) -> tuple[dict[str, float] | None, bool]:
         """Metrics of the held-out pairs and of the sample answers, and whether a stop came in between.
@@ -119,15 +142,18 @@ class Milestones:
         finished: str,
         *,
         committed: bool,
+        last: bool,
     ) -> None:
+        """Save, or amend what was saved. last: the run ends, so be sure that it is committed."""
         loop: dict[str, Any] = {
             "step": step,
             "epoch": self.plan.epoch(step),
             "pairs_seen": self.plan.pairs_seen(step),
             "total_steps": self.total_steps,
-            "train": metrics,
+            "train": finite(metrics),
             "eval": evaluated,
             "evaluations": self.evaluations,
+            "skipped": self.skipped,
             "selection_metric": self.spec.selection_metric,
             "finished": finished,
         }
@@ -136,19 +162,23 @@ class Milestones:
         if finished or evaluated is not None:
             loop["probe"] = self._probe()
         # By the cost of its evaluation the best checkpoint is chosen.
-        summary = {"selection": self.evaluations[-1][1] if evaluated is not None else None, "loss": metrics["loss"]}
+        summary = {
+            "selection": self.evaluations[-1][1] if evaluated is not None else None,
+            "loss": finite(metrics)["loss"],
+        }
         self.telemetry.activity("saving a checkpoint")
-        started = time.monotonic()
         try:
             with self.telemetry.timed("checkpoint"):
                 if committed:
-                    ref = self.checkpoints.amend(loop=loop, metrics=summary)
+                    self.checkpoints.amend(loop=loop, metrics=summary)
                 else:
-                    ref = self.checkpoints.save(self.state, step=step, loop=loop, metrics=summary)
+                    self.checkpoints.save(self.state, step=step, loop=loop, metrics=summary)
+                if last:
+                    self.checkpoints.wait()
         except TrainerError:
             self.telemetry.checkpoint_failed()
             raise
-        self.telemetry.checkpoint(ref, time.monotonic() - started)
+        self.telemetry.alive("training")
 
     def _probe(self) -> dict[str, Any]:
         """Log-probs of a few pairs under the current weights, to hold the exported model against."""
@@ -161,3 +191,8 @@ class Milestones:
             "logps": table[: len(indices), :, 0].tolist(),
             "precision": self.spec.training.precision,
         }
+
+
+def finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Metrics for JSON, which has no NaN: None where there is no finite number."""
+    return {key: value if value is not None and math.isfinite(value) else None for key, value in metrics.items()}

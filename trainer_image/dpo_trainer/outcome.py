@@ -7,7 +7,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,6 +55,18 @@ class StopRequest:
     def is_set(self) -> bool:
         """Whether this process was asked to stop."""
         return self.signal_name is not None
+
+
+class StopWhen(StopRequest):
+    """A stop request that is also set by a condition of the run itself."""
+
+    def __init__(self, request: StopRequest, condition: Callable[[], bool]) -> None:
+        super().__init__()
+        self._request, self._condition = request, condition
+
+    def is_set(self) -> bool:
+        """Whether this process was asked to stop, or the condition holds."""
+        return self._request.is_set() or self._condition()
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,25 @@
 """The training loop. It reads from top to bottom; what it decides with is in the modules it imports."""
 
 import time
+from contextlib import ExitStack
 
 import torch
 
-from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJob, DPOJobSpec
+from dpo_trainer.badnumbers import BadNumbers
 from dpo_trainer.checkpoint.identity import identity
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.trust import trust_from_environment
 from dpo_trainer.checks import check_first_step, choose_layout, choose_logits, say_partitions, warn
 from dpo_trainer.engine import Engine, join_world
-from dpo_trainer.errors import TrainerError
 from dpo_trainer.examples import open_examples
 from dpo_trainer.lossscale import LossScale
 from dpo_trainer.milestones import Milestones
 from dpo_trainer.modeldigest import known_digests, model_digest
 from dpo_trainer.objective import Objective
-from dpo_trainer.outcome import Outcome, Stopped, StopRequest
+from dpo_trainer.outcome import Outcome, Stopped, StopRequest, StopWhen
 from dpo_trainer.reference import References
 from dpo_trainer.sampler import Plan
 from dpo_trainer.samples import Samples
@@ -28,6 +28,9 @@ from dpo_trainer.step import forward_backward
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.workdir import WorkDir
 
+# How long a run that ends with an error lets the save in the background end.
+_DRAIN_SECONDS = 60.0
+
 
 def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop: StopRequest) -> Outcome:
     """Train one job, or go on training it, on all ranks.
@@ -35,6 +38,13 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
     Returns Succeeded after the last step, or Stopped when a signal came and the state was saved.
     Raises TrainerError, and Stopped when a signal came before there was any state to save.
     """
+    with ExitStack() as at_end:
+        return _run(job, work, telemetry, attempt, stop, at_end)
+
+
+def _run(
+    job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: StopRequest, at_end: ExitStack
+) -> Outcome:
     spec = job.spec
     training = spec.training
     trust = trust_from_environment(required=spec.checkpoint.require_recorded_digest)
@@ -75,7 +85,11 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
         keep_best=spec.checkpoint.keep_best,
         ranks=ranks,
         trust=trust,
+        aside=ranks.aside() if spec.checkpoint.asynchronous else None,
+        on_commit=telemetry.checkpoint,
+        before_commit=telemetry.sync,
     )
+    at_end.callback(checkpoints.drain, _DRAIN_SECONDS)
     checkpoints.begin()
     telemetry.activity("looking for a checkpoint")
     restored = checkpoints.load(state)
@@ -100,6 +114,9 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
         telemetry.ended(before["finished"])
         return Outcome("Succeeded", before["finished"])
     tokens_seen = int(before.get("train", {}).get("num_tokens", 0))
+    bad = BadNumbers(training.non_finite, list(before.get("skipped", [])))
+    # A save that fails in the background ends the run as a signal does: at a step that all ranks agree on.
+    asked = StopWhen(stop, lambda: checkpoints.failed)
     held_out = evaluation.data if evaluation is not None else None
     samples = Samples(engine, ranks, work, spec, held_out, size=eval_size, resumed_step=first_step - 1)
     milestones = Milestones(
@@ -115,8 +132,9 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
         checkpoints=checkpoints,
         state=state,
         telemetry=telemetry,
-        stop=stop,
+        stop=asked,
         evaluations=[(step, value) for step, value in before.get("evaluations", [])],
+        skipped=bad.skipped,
     )
 
     if restored is None:
@@ -130,7 +148,9 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
         if ended is not None:
             return ended
 
-    for step in range(first_step, total_steps + 1):
+    step = first_step - 1
+    while step < total_steps:
+        step += 1
         started = time.monotonic()
         pairs = plan.step(step)
 
@@ -142,6 +162,12 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
             shape=training.scheduler,
             floor=training.min_learning_rate_ratio,
         )
+        if step in bad.skipped:
+            # It failed before the run went back to an earlier step.
+            if (ended := milestones.leave_out(step, rate, tokens_seen, stopping=milestones.should_stop())) is not None:
+                return ended
+            continue
+        wrong, scale = "", engine.loss_scale
         while True:
             with telemetry.timed("policy"):
                 sums = forward_backward(
@@ -149,23 +175,42 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
                     objective,
                     train,
                     pairs,
-                    stop,
+                    asked,
                     size=spec.micro_batch.pairs or 1,
                     kl_size=eval_size,
                     is_first=step == 1,
                 )
             if sums.broken:
-                telemetry.nonfinite_step()
-                raise _not_finite(f"the loss of {sums.broken} of {len(pairs)} pairs", step)
+                wrong = f"the loss of {sums.broken} of {len(pairs)} pairs"
+                engine.abandon()
+                break
             with telemetry.timed("optimizer"):
                 grad_norm = engine.step(rate)
             if grad_norm is not None:
                 break
-            telemetry.nonfinite_step()
             if engine.loss_scale is None or engine.loss_scale.is_hopeless:
-                raise _not_finite("the gradient", step)
+                wrong = "the gradient"
+                break
+            telemetry.nonfinite_step()
             # In float16 a finite gradient can be too large for the loss scale: the same pairs again with half of it.
             telemetry.alive()
+
+        if wrong:
+            telemetry.nonfinite_step()
+            if scale is not None:
+                engine.loss_scale = scale
+            action = bad.judge(step, wrong)
+            warn(
+                telemetry,
+                "NonFinite",
+                f"step {step}: NaN or infinity in {wrong}; no weight was changed, and its pairs are left out",
+            )
+            if action == "rollback" and (back := milestones.roll_back()) is not None:
+                step, tokens_seen = back.step, int(back.state["train"]["num_tokens"])
+                warn(telemetry, "RolledBack", f"went back to the checkpoint of step {step}")
+            elif (ended := milestones.leave_out(step, rate, tokens_seen, stopping=sums.stop)) is not None:
+                return ended
+            continue
 
         tokens_seen += sums.tokens
         metrics = {**sums.metrics, "grad_norm": grad_norm, "learning_rate": rate, "num_tokens": float(tokens_seen)}
@@ -188,15 +233,6 @@ def run(job: DPOJob, work: WorkDir, *, telemetry: Telemetry, attempt: int, stop:
 
     # Only when nothing was left to do after the step that was resumed from.
     return Outcome("Succeeded", f"Trained {total_steps} steps on {plan.pairs_seen(total_steps)} pairs.")
-
-
-def _not_finite(what: str, step: int) -> TrainerError:
-    return TrainerError(
-        ExitCode.NON_FINITE,
-        f"Step {step}: expected finite numbers, found NaN or infinity in {what}; no weight was changed and nothing was saved. "
-        "Lower training.learningRate, set training.maxGradNorm, or use precision fp32 to find out whether rounding is "
-        "the cause.",
-    )
 
 
 def _info(spec: DPOJobSpec) -> dict[str, str]:

@@ -84,6 +84,22 @@ class Budget(NamedTuple):
     pairs: int | None = None
 
 
+class NonFinite(ApiModel):
+    """What happens when a step's loss or gradient is NaN or infinite. Such a step never changes a weight."""
+
+    action: Literal["skip", "rollback", "fail"] = Field(
+        default="skip",
+        description="skip: leave the step's update out and go on with the next pairs. rollback: go back to the last committed checkpoint first, "
+        "and leave the step out when it comes again. fail: end the run.",
+    )
+    max: StrictInt = Field(
+        default=3,
+        ge=1,
+        le=1_000_000,
+        description="Steps of the whole run that may be left out; with the next one the run fails.",
+    )
+
+
 class Training(ApiModel):
     """Optimization."""
 
@@ -177,6 +193,7 @@ class Training(ApiModel):
     shuffle: StrictBool = Field(
         default=True, description="Shuffle the pairs anew in each epoch; false keeps the files' order."
     )
+    non_finite: NonFinite = Field(default=NonFinite(), description="What a NaN or an infinity does to the run.")
     log_every_steps: StrictInt = Field(
         default=1, ge=1, le=1_000_000, description="Steps between two lines of the log and of metrics.jsonl."
     )
@@ -289,6 +306,12 @@ class Checkpoint(ApiModel):
         description="Go on only from checkpoints whose digest is in status.recordedCheckpoints. By default one that was committed just "
         "before its attempt ended, and of which the operator was never told, is used with a warning; true loses that one "
         "and keeps out what others who can write to the volume put there.",
+    )
+    asynchronous: StrictBool = Field(
+        default=True,
+        alias="async",
+        description="Write checkpoints in the background: training waits for a copy of its state in memory and goes on. Costs host memory for "
+        "each GPU's share of the state, 12 bytes for each parameter trained, divided by the number of GPUs. false: wait until it is committed.",
     )
     volume: Volume = Field(default=Volume(), description="The work volume.")
 

@@ -71,10 +71,10 @@ def save(writer: Checkpoints, step: int) -> None:
 
 def failed_save(writer: Checkpoints, step: int, at: str, do: Callable[[], object]) -> TrainerError:
     """What is said when something happens to the volume at a sub-step of a save."""
-    writer.observe = lambda point: do() if point == at else None
+    writer.observe = lambda *reached: do() if reached[-1] == at else None
     with pytest.raises(TrainerError) as caught:
         save(writer, step)
-    writer.observe = lambda _: None
+    writer.observe = lambda *_: None
     return caught.value
 
 

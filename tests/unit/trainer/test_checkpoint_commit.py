@@ -2,6 +2,8 @@
 
 import json
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from dpo_trainer.checkpoint.layout import BadCheckpoint, File, Manifest, Paramet
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.shard import Entry, ShardReader, file_size, write_shard
 from dpo_trainer.checkpoint.slices import partition, pieces
-from dpo_trainer.checkpoint.store import Checkpoints, retained
+from dpo_trainer.checkpoint.store import Checkpoints
+from dpo_trainer.checkpoint.writer import Writer, retained
 from dpo_trainer.errors import TrainerError
 from dpo_trainer.files import write_synced
 
@@ -155,36 +158,36 @@ def test_a_newer_attempt_fences_an_older_one(tmp_path: Path):
 
 def test_an_older_attempts_writer_cannot_commit(tmp_path: Path):
     root = tmp_path / "checkpoints"
-    old = Checkpoints(root, 1, {}, ranks=Ranks())
+    old = Writer(root, 1)
     old.begin()
     temporary = root / layout.temporary_name(5, 1)
-    old._make_room(temporary, 10)
-    file = old._write_shard(temporary, ENTRIES)
+    old.make_room(temporary, 10, 5)
+    file = old.write_shard(temporary, ENTRIES, 5)
     manifest = Manifest(
         step=5, attempt=1, world_size=1, time=0.0, identity={}, adam_step=5, state={}, versions={}, metrics={},
         parameters={}, files={layout.shard_name(0): File(**file)},
     )  # fmt: skip
     # Between the check and the rename a newer attempt begins: the fence's second half.
-    old.observe = lambda point: Checkpoints(root, 2, {}).begin() if point == "fence-checked" else None
+    old.observe = lambda _, point: Checkpoints(root, 2, {}).begin() if point == "fence-checked" else None
     with pytest.raises(FileNotFoundError):
-        old._commit(temporary, manifest)
+        old.commit(temporary, manifest)
     assert layout.committed(root) == []
 
-    old.observe = lambda _: None
-    old._make_room(temporary, 10)
-    old._write_shard(temporary, ENTRIES)
+    old.observe = lambda _, __: None
+    old.make_room(temporary, 10, 5)
+    old.write_shard(temporary, ENTRIES, 5)
     with pytest.raises(TrainerError, match="may no longer write"):
-        old._commit(temporary, manifest)
+        old.commit(temporary, manifest)
     assert layout.committed(root) == []
 
 
 def test_too_little_room_says_how_much_is_needed_and_touches_nothing(tmp_path: Path):
     root = tmp_path / "checkpoints"
     kept = a_checkpoint(root, 1)
-    writer = Checkpoints(root, 1, {}, ranks=Ranks())
+    writer = Writer(root, 1)
 
     with pytest.raises(TrainerError, match=r"needs 9[0-9]{5}\.\d\d GiB, but only") as caught:
-        writer._make_room(root / layout.temporary_name(2, 1), 10**15)
+        writer.make_room(root / layout.temporary_name(2, 1), 10**15, 2)
     assert caught.value.exit_code is ExitCode.VOLUME_ERROR
     assert [folder for _, folder in layout.committed(root)] == [kept]
     assert layout.temporary_folders(root) == []
@@ -215,7 +218,7 @@ def test_the_commit_removes_what_need_not_stay(tmp_path: Path):
     for step, cost in ((1, 0.9), (2, 0.4), (3, 0.8), (4, 0.7)):
         a_checkpoint(root, step, selection=cost)
     (root / layout.temporary_name(3, 1)).mkdir()
-    Checkpoints(root, 1, {}, keep_last=1, keep_best=1)._retain(4)
+    Writer(root, 1, keep_last=1, keep_best=1).retain(4)
 
     assert [step for step, _ in layout.committed(root)] == [4, 2]
     assert layout.temporary_folders(root) == []
@@ -225,22 +228,17 @@ def test_what_a_load_would_refuse_takes_no_place_of_what_it_would_use(tmp_path: 
     root = tmp_path / "checkpoints"
     for step in (1, 2, 3, 4, 5):
         a_checkpoint(root, step, selection=float(step))
-    writer = Checkpoints(root, 2, {}, keep_last=2, keep_best=1)
-    # 5 is later than what is committed now, 4 was refused when this attempt began, and 3 was damaged meanwhile.
-    writer._refused = frozenset({4})
+    # 4 was refused when this attempt began, and 3 was damaged meanwhile.
+    writer = Writer(root, 2, keep_last=2, keep_best=1, refused=frozenset({4}))
     os.truncate(root / layout.folder_name(3) / layout.shard_name(0), 5)
     (root / "step-00000000").symlink_to(tmp_path)
     a_checkpoint(root, 6)
-    writer._retain(6)
+    writer.retain(6)
     assert [step for step, _ in layout.committed(root)] == [6, 5, 1]
 
     # A refused step that is committed again is as good as any.
-    writer._refused = frozenset({6})
-    writer.keep_best = 0
-    writer._retain(6)
-    a_checkpoint(root, 7)
-    writer._retain(7)
-    assert [step for step, _ in layout.committed(root)] == [7, 6]
+    Writer(root, 2, keep_last=1, keep_best=0, refused=frozenset({6})).retain(6)
+    assert [step for step, _ in layout.committed(root)] == [6]
 
 
 @given(numel=st.integers(0, 200), old=st.integers(1, 9), new=st.integers(1, 9))
@@ -283,25 +281,49 @@ def test_a_setting_that_a_later_version_adds_keeps_checkpoints_usable():
     ]
 
 
-def test_a_failed_write_is_agreed_and_cleaned_up(tmp_path: Path):
+class State:
+    """What `save` asks an engine for; its one tensor can be changed."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+    def entries(self) -> list[Entry]:
+        return [entry("fp32/w", self.values)]
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {"w": Parameter(shape=tuple(self.values.shape), dtype="float32")}
+
+    def adam_step(self) -> int:
+        return 1
+
+
+def save(checkpoints: Checkpoints, state: State, step: int, **loop: object) -> None:
+    checkpoints.save(state, step=step, loop=loop, metrics={})  # type: ignore[arg-type]
+
+
+def save_and_wait(checkpoints: Checkpoints, state: State, step: int) -> None:
+    save(checkpoints, state, step)
+    checkpoints.wait()
+
+
+BOTH = pytest.mark.parametrize("aside", [None, Ranks()], ids=["foreground", "background"])
+
+
+@BOTH
+def test_a_failed_write_is_agreed_and_cleaned_up(tmp_path: Path, aside: Ranks | None):
     """A real write error in the middle of a shard: the process may not make files of that size (EFBIG)."""
     import resource
     import signal
 
     root = tmp_path / "checkpoints"
     kept = a_checkpoint(root, 1)
-
-    class State:
-        def entries(self) -> list[Entry]:
-            return [entry("fp32/w", torch.zeros(100_000))]
-
-    writer = Checkpoints(root, 1, {}, ranks=Ranks())
+    checkpoints = Checkpoints(root, 1, {}, ranks=Ranks(), aside=aside)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
         with pytest.raises(TrainerError, match="File too large") as caught:
-            writer.save(State(), step=2, loop={}, metrics={})  # type: ignore[arg-type]
+            save_and_wait(checkpoints, State(torch.zeros(100_000)), 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
@@ -309,3 +331,73 @@ def test_a_failed_write_is_agreed_and_cleaned_up(tmp_path: Path):
     assert caught.value.exit_code is ExitCode.VOLUME_ERROR
     assert [folder for _, folder in layout.committed(root)] == [kept]
     assert os.listdir(root) == [kept.name]
+
+
+@BOTH
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_never_become_a_checkpoint(tmp_path: Path, aside: Ranks | None, wrong: float):
+    checkpoints = Checkpoints(tmp_path, 1, {}, ranks=Ranks(), aside=aside)
+    values = torch.zeros(1000)
+    values[777] = wrong
+    with pytest.raises(TrainerError, match="fp32/w: expected finite numbers") as caught:
+        save_and_wait(checkpoints, State(values), 2)
+
+    assert caught.value.exit_code is ExitCode.NON_FINITE
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_save_in_the_background_holds_what_the_state_was(tmp_path: Path):
+    """The thread is held at the first file while the loop goes on, and changes everything that it handed over."""
+    held, loop, committed = threading.Event(), {"evaluations": [1]}, []
+
+    def observe(step: int, point: str) -> None:
+        if (step, point) == (5, "shard-opened"):
+            assert held.wait(60)
+
+    checkpoints = Checkpoints(
+        tmp_path,
+        1,
+        {},
+        ranks=Ranks(),
+        aside=Ranks(),
+        observe=observe,
+        on_commit=lambda ref, _: committed.append(ref.step),
+    )
+    state = State(torch.arange(1000.0))
+    save(checkpoints, state, 5, **loop)
+    state.values.zero_()
+    loop["evaluations"].append(2)
+    assert (layout.committed(tmp_path), committed) == ([], [])
+    held.set()
+    # The next save waits for the older one before it takes the buffer.
+    save(checkpoints, state, 6)
+    assert committed == [5]
+    checkpoints.wait()
+
+    found = {step: load_file(folder / layout.shard_name(0))["fp32/w"] for step, folder in layout.committed(tmp_path)}
+    assert found[5].equal(torch.arange(1000.0))
+    assert found[6].equal(torch.zeros(1000))
+    assert layout.read_manifest(tmp_path / layout.folder_name(5))[0].state == {"evaluations": [1]}
+    assert committed == [5, 6]
+
+
+def test_a_failure_in_the_background_is_known_before_anybody_waits(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path / "missing", 1, {}, ranks=Ranks(), aside=Ranks())
+    save(checkpoints, State(torch.zeros(10)), 5)
+    deadline = time.monotonic() + 60
+    while not checkpoints.failed:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    checkpoints.drain(1.0)  # a run that ends for another reason keeps that reason
+    assert not checkpoints.failed
+
+
+def test_the_metrics_are_on_the_disk_before_the_checkpoint_is(tmp_path: Path):
+    seen: list[list[int]] = []
+    checkpoints = Checkpoints(
+        tmp_path, 1, {}, ranks=Ranks(), before_commit=lambda: seen.append([s for s, _ in layout.committed(tmp_path)])
+    )
+    save(checkpoints, State(torch.zeros(10)), 5)
+
+    assert seen == [[]]
+    assert [step for step, _ in layout.committed(tmp_path)] == [5]

@@ -270,7 +270,7 @@ def test_a_slow_volume_is_told_of_once(tmp_path: Path):
         news.checkpoint(CHECKPOINT, 75.0)
     said = [line for line in shown.getvalue().splitlines() if "SlowCheckpoint" in line]
     assert said == [
-        "Warning: SlowCheckpoint: saving took 75 s after 0 s of training. Raise checkpoint.everySteps, or use a faster volume."
+        "Warning: SlowCheckpoint: a save took 75 s, 0 s after the one before. Raise checkpoint.everySteps, or use a faster volume."
     ]
 
 

@@ -8,12 +8,10 @@ from dpo_trainer.checkpoint.layout import shown
 _PARTS = ("model", "data", "method", "adapter", "training")
 
 # Settings of spec.training that change speed, memory or the log, and not the result.
-_NEUTRAL = frozenset(
-    {
-        "microBatchTokens", "microBatchSize", "packing", "gradientCheckpointing", "zeroStage", "offload", "device",
-        "logEverySteps",
-    }  # fmt: skip
-)
+_NEUTRAL = frozenset({
+    "microBatchTokens", "microBatchSize", "packing", "gradientCheckpointing", "zeroStage", "offload", "device",
+    "logEverySteps", "nonFinite",
+})  # fmt: skip
 
 
 def identity(spec: DPOJobSpec, **more: str) -> dict[str, Any]:

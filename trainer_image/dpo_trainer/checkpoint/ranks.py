@@ -17,12 +17,17 @@ T = TypeVar("T")
 class Ranks:
     """The process group as the checkpoint protocol sees it; one process when there is none."""
 
-    def __init__(self, device: torch.device | None = None) -> None:
-        """device: of the collectives' buffers; NCCL needs this rank's GPU."""
+    def __init__(self, device: torch.device | None = None, group: dist.ProcessGroup | None = None) -> None:
+        """device: of the collectives' buffers; NCCL needs this rank's GPU. group: the default one without it."""
         joined = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if joined else 0
         self.world_size = dist.get_world_size() if joined else 1
         self._device = device or torch.device("cpu")
+        self._group = group
+
+    def aside(self) -> "Ranks":
+        """The same ranks in a new process group over gloo, for a thread that must not meet this group's collectives. Collective."""
+        return Ranks(group=dist.new_group(backend="gloo") if self.world_size > 1 else None)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's JSON value, on every rank, by rank. Collective."""
@@ -30,12 +35,12 @@ class Ranks:
             return [json.loads(json.dumps(value))]
         raw = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         sizes = [torch.zeros(1, dtype=torch.int64, device=self._device) for _ in range(self.world_size)]
-        dist.all_gather(sizes, torch.tensor([len(raw)], dtype=torch.int64, device=self._device))
+        dist.all_gather(sizes, torch.tensor([len(raw)], dtype=torch.int64, device=self._device), group=self._group)
         longest = max(int(size) for size in sizes)
         mine = torch.zeros(longest, dtype=torch.uint8, device=self._device)
         mine[: len(raw)] = raw.to(self._device)
         parts = [torch.empty_like(mine) for _ in range(self.world_size)]
-        dist.all_gather(parts, mine)
+        dist.all_gather(parts, mine, group=self._group)
         return [json.loads(part[: int(size)].cpu().numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
     def everywhere(self, work: Callable[[], T]) -> list[T]:

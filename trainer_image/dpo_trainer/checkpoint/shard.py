@@ -6,6 +6,7 @@ bytes in memory at once, and a second pass over the file for the digest.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.checkpoint.layout import BadCheckpoint, File
+from dpo_trainer.errors import TrainerError
 
 _NAMES = {torch.float32: "F32", torch.uint8: "U8"}
 _HEADER_ALIGNMENT = 8
@@ -26,7 +29,7 @@ _HEADER_ALIGNMENT = 8
 class Entry:
     """A tensor to write. Its bytes are asked for when they are needed, and then let go.
 
-    read: returns it on the CPU, one-dimensional, with numel elements of dtype (float32 or uint8).
+    read: returns it, one-dimensional, with numel elements of dtype (float32 or uint8), on any device.
     """
 
     name: str
@@ -49,7 +52,7 @@ def write_shard(path: Path, entries: Sequence[Entry], observe: Callable[[str], N
     """Write and fsync a shard; returns its size and digest.
 
     observe: told "shard-opened", "shard-half", "shard-written" and "shard-synced" as they happen.
-    Raises OSError.
+    Raises TrainerError NON_FINITE when a number is NaN or infinite, OSError.
     """
     digest, size, header = hashlib.sha256(), 0, _header(entries)
     half = sum(entry.size for entry in entries) // 2
@@ -119,4 +122,16 @@ def _parts(header: bytes, entries: Sequence[Entry]) -> Iterable[memoryview]:
             raise ValueError(
                 f"{entry.name}: expected {entry.numel} of {entry.dtype}, found {tensor.shape} {tensor.dtype}"
             )
-        yield memoryview(tensor.contiguous().view(torch.uint8).numpy())
+        tensor = tensor.cpu().contiguous()
+        # One pass over memory, a fraction of the digest's time. Gradients were finite; this is the last guard.
+        if (
+            tensor.dtype == torch.float32
+            and tensor.numel()
+            and not all(map(math.isfinite, torch.stack(torch.aminmax(tensor)).tolist()))
+        ):
+            raise TrainerError(
+                ExitCode.NON_FINITE,
+                f"{entry.name}: expected finite numbers, found NaN or infinity; this checkpoint was not committed and the older ones are "
+                "untouched. Lower training.learningRate, or set training.maxGradNorm.",
+            )
+        yield memoryview(tensor.view(torch.uint8).numpy())

@@ -50,6 +50,14 @@ class Trust:
             raise BadCheckpoint(f"expected a recorded digest (checkpoint.requireRecordedDigest), {found}")
         return f"its digest {digest[:12]}… was not recorded; attempt {manifest.attempt} ended before the operator heard of it"
 
+    def knowing(self, own: Iterable[CheckpointRef]) -> "Trust":
+        """With the checkpoints that this attempt committed itself."""
+        records = {record.step: record for record in self.recorded.checkpoints}
+        for ref in own:
+            records[ref.step] = CheckpointRecord(step=ref.step, attempt=ref.attempt, digest=ref.digest)
+        known = RecordedCheckpoints(last_attempt=self.recorded.last_attempt, checkpoints=tuple(records.values()))
+        return Trust(known, self.required)
+
     def _can_be_honest(self, manifest: Manifest) -> bool:
         """Whether an earlier attempt can have committed it without a record of it being here."""
         if manifest.attempt > self.recorded.last_attempt:

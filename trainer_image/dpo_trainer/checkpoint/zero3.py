@@ -108,20 +108,19 @@ class Zero3State:
             yield self._optimizer.optimizer.state.get(flat, {})
 
     def _reader(self, p: nn.Parameter, kind: str, numel: int, *, zeros: bool) -> Callable[[], Tensor]:
-        from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
+        index, offset = self._place(p)
 
         def read() -> Tensor:
             if zeros:
                 return torch.zeros(numel, dtype=torch.float32)
+            flat = self._flats()[index]
             if kind == "fp32":
-                value = safe_get_local_fp32_param(p)[:numel]
-            elif is_8bit(self._optimizer.optimizer):
-                index, offset = self._place(p)
-                state = self._optimizer.optimizer.state[self._flats()[index]]
-                value = get_moment(state, kind, offset, offset + numel)
-            else:
-                value = safe_get_local_optimizer_state(p, kind)[:numel]
-            return value.detach().to("cpu", torch.float32)
+                return flat.detach()[offset : offset + numel]
+            state = self._optimizer.optimizer.state[flat]
+            if is_8bit(self._optimizer.optimizer):
+                return get_moment(state, kind, offset, offset + numel)
+            moment: Tensor = state[kind]
+            return moment[offset : offset + numel]
 
         return read
 

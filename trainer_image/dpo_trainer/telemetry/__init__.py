@@ -62,6 +62,7 @@ class Telemetry:
         self._server: TelemetryServer | None = None
         self._marks: deque[tuple[float, int]] = deque(maxlen=_WINDOW + 1)
         self._initial_loss: float | None = None
+        self._began, self._blocked = time.monotonic(), 0.0
         self._saved_at = time.monotonic()
         self._said_slow = False
         if (algorithm := self._metrics.algorithm) is not None:
@@ -140,8 +141,8 @@ class Telemetry:
             recorded=self._remember(recorded, checkpoint),
             last_step_at=time.time(),
         )
-        self._saved_at = time.monotonic()
-        self._marks.append((time.monotonic(), 0))
+        self._began = self._saved_at = time.monotonic()
+        self._marks.append((self._began, 0))
         if (algorithm := self._metrics.algorithm) is None:
             return
         self._file = MetricsFile(self._work.metrics, resumed_step=resumed_step)
@@ -232,6 +233,28 @@ class Telemetry:
         if (algorithm := self._metrics.algorithm) is not None:
             algorithm.nonfinite.inc()
 
+    def skipped_step(self) -> None:
+        """A step's update was left out."""
+        if (algorithm := self._metrics.algorithm) is not None:
+            algorithm.skipped.inc()
+
+    def rewind(self, step: int, epoch: float) -> None:
+        """The run went back to the state after `step`; later lines are cut, and their steps come again. Raises OSError."""
+        self._update(step=step, epoch=epoch, last_step_at=time.time(), activity="training")
+        self._marks.clear()
+        self._marks.append((time.monotonic(), 0))
+        if (algorithm := self._metrics.algorithm) is None:
+            return
+        algorithm.rollbacks.inc()
+        algorithm.step.set(step)
+        algorithm.epoch.set(epoch)
+        if self._file is not None:
+            self._file.close()
+            self._file = MetricsFile(self._work.metrics, resumed_step=step)
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = TensorBoardFile(self._work.tensorboard, resumed_step=step)
+
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """An evaluation after `step` optimizer steps is finished; keys as for training, without eval_."""
         self._update(eval=_summary(metrics, self.progress.eval), last_step_at=time.time(), activity="training")
@@ -251,35 +274,40 @@ class Telemetry:
         self._show.say(" ".join(words))
 
     def checkpoint(self, ref: CheckpointRef, seconds: float) -> None:
-        """A checkpoint was committed, in so many seconds."""
-        recorded = self._remember(self.progress.recorded, ref)
-        self._update(checkpoint=ref, recorded=recorded, last_step_at=time.time(), activity="training")
-        self._stamp()
+        """A checkpoint was committed, so many seconds after its save began. From any thread: it is no sign that the loop lives."""
+        self._update(checkpoint=ref, recorded=self._remember(self.progress.recorded, ref))
         self._watch_saves(seconds)
         if (algorithm := self._metrics.algorithm) is None:
             return
         algorithm.ck_step.set(ref.step)
         algorithm.ck_time.set(ref.time)
         algorithm.ck_seconds.observe(seconds)
+        self._show.say(f"checkpoint of step {ref.step} committed in {seconds:.1f}s")
+
+    def sync(self) -> None:
+        """Put the metrics so far on the disk: before a checkpoint of their steps is committed, or a power cut could lose lines."""
         if self._file is not None:
             self._file.sync()
-        self._show.say(f"checkpoint of step {ref.step} committed in {seconds:.1f}s")
 
     def _remember(self, before: Sequence[CheckpointRecord], ref: CheckpointRef | None) -> list[CheckpointRecord]:
         """Rank 0's records, which the operator keeps; the others tell of the newest checkpoint alone."""
         if self.rank != 0:
             return []
-        return remember(before, ref, {step for step, _ in layout.committed(self._work.checkpoints)})
+        try:
+            on_volume = {step for step, _ in layout.committed(self._work.checkpoints)}
+        except OSError:
+            on_volume = {record.step for record in before}
+        return remember(before, ref, on_volume)
 
     def _watch_saves(self, seconds: float) -> None:
-        """Say it once when saving takes longer than the training between two saves."""
+        """Say it once when a save takes longer than the time from the end of the one before to its beginning."""
         now = time.monotonic()
         between, self._saved_at = now - seconds - self._saved_at, now
         if self.rank == 0 and not self._said_slow and seconds > max(between, _SLOW_SAVE_SECONDS):
             self._said_slow = True
             self.warning(
                 "SlowCheckpoint",
-                f"saving took {seconds:.0f} s after {max(0.0, between):.0f} s of training. Raise checkpoint.everySteps, or use a "
+                f"a save took {seconds:.0f} s, {max(0.0, between):.0f} s after the one before. Raise checkpoint.everySteps, or use a "
                 "faster volume.",
             )
 
@@ -299,7 +327,11 @@ class Telemetry:
         try:
             yield
         finally:
-            self._metrics.phase(phase, time.monotonic() - start)
+            now = time.monotonic()
+            self._metrics.phase(phase, now - start)
+            if phase == "checkpoint" and (algorithm := self._metrics.algorithm) is not None:
+                self._blocked += now - start
+                algorithm.ck_blocked.set(self._blocked / max(now - self._began, 1e-9))
 
     def close(self, exit_code: int = 0) -> None:
         """Close files, trackers and server; closing again does nothing. exit_code: of the phase."""

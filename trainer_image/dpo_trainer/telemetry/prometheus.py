@@ -149,14 +149,23 @@ class _Algorithm:
         self.tokens = counter("dpo_train_tokens", "Tokens of prompts and answers trained on by this attempt.")
         self.truncated = counter("dpo_train_truncated_pairs", "Pairs trained on that were cut to data.maxLength.")
         self.nonfinite = counter("dpo_train_nonfinite_steps", "Steps whose loss or gradient was NaN or infinite.")
+        self.skipped = counter("dpo_train_skipped_steps", "Steps left out by training.nonFinite.")
+        self.rollbacks = counter("dpo_train_rollbacks", "Returns to the last checkpoint by training.nonFinite.")
         self.ck_step = gauge("dpo_checkpoint_last_step", "Steps in the newest committed checkpoint.", unset=False)
         self.ck_interval = gauge("dpo_checkpoint_interval_steps", "Steps between two checkpoints.")
         self.ck_time = gauge(
             "dpo_checkpoint_last_success_timestamp_seconds", "When the newest checkpoint was committed."
         )
         self.ck_failures = counter("dpo_checkpoint_failures", "Checkpoints that could not be committed.")
+        self.ck_blocked = gauge(
+            "dpo_checkpoint_blocked_ratio",
+            "Share of this attempt's training time in which training waited for checkpoints.",
+        )
         self.ck_seconds = Histogram(
-            "dpo_checkpoint_seconds", "Time of a committed checkpoint.", buckets=CHECKPOINT_BUCKETS, registry=registry
+            "dpo_checkpoint_seconds",
+            "Time from the start of a save to its commit.",
+            buckets=CHECKPOINT_BUCKETS,
+            registry=registry,
         )
         self._gauges: dict[str, dict[str, Gauge]] = {}
         for split, values in _SPLITS.items():

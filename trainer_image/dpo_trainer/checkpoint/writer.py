@@ -1,0 +1,164 @@
+"""How a checkpoint becomes one: room, shards, manifest, rename, retention. No engine, no loop."""
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.reports import CheckpointRef
+from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.layout import File, Manifest
+from dpo_trainer.checkpoint.ranks import Ranks
+from dpo_trainer.checkpoint.shard import Entry, file_size, write_shard
+from dpo_trainer.checkpoint.verification import usable_costs
+from dpo_trainer.checkpoint.volume import check_room, explained
+from dpo_trainer.errors import TrainerError
+from dpo_trainer.files import commit, remove, sync_folder, write_synced
+
+T = TypeVar("T")
+
+
+@dataclass
+class Writer:
+    """Writes the checkpoints of one attempt. `write` is collective over ranks; the other methods are one process's own.
+
+    observe: told the step and the name of every sub-step of a save as it is reached; tests kill there.
+    refused: steps of checkpoints that a load refused, which take no place of good ones.
+    before_commit: called on rank 0 when all shards are on the disk, before the checkpoint becomes one.
+    """
+
+    root: Path
+    attempt: int
+    keep_last: int = 2
+    keep_best: int = 1
+    ranks: Ranks = field(default_factory=Ranks)
+    observe: Callable[[int, str], None] = lambda _step, _point: None
+    before_commit: Callable[[], None] = lambda: None
+    refused: frozenset[int] = frozenset()
+
+    def begin(self) -> None:
+        """Fence older attempts and remove what they left half-written. Raises TrainerError PEER_LOST, OSError."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.check_fence()
+        fence = self.root / layout.FENCE
+        temporary = fence.with_suffix(f".{self.attempt}.tmp")
+        write_synced(temporary, f"{self.attempt}\n".encode())
+        temporary.replace(fence)
+        sync_folder(self.root)
+        for folder in layout.temporary_folders(self.root):
+            remove(folder)
+
+    def write(self, entries: Sequence[Entry], manifest: Manifest) -> CheckpointRef:
+        """Write and commit a checkpoint. Collective.
+
+        entries: of this rank. manifest: without its files. Raises TrainerError on every rank when it fails on one;
+        then the temporary folder is gone and the older checkpoints are as they were.
+        """
+        temporary = self.root / layout.temporary_name(manifest.step, self.attempt)
+        sizes = self.ranks.everywhere(lambda: file_size(entries))
+        try:
+            needed = sum(sizes)
+            self.ranks.on_first(lambda: self.saving(needed, lambda: self.make_room(temporary, needed, manifest.step)))
+            files = self.ranks.everywhere(
+                lambda: self.saving(needed, lambda: self.write_shard(temporary, entries, manifest.step))
+            )
+            self.observe(manifest.step, "digests-gathered")
+            named = {layout.shard_name(rank): File(**file) for rank, file in enumerate(files)}
+            whole = manifest.model_copy(update={"files": named})
+            return CheckpointRef(
+                **self.ranks.on_first(lambda: self.saving(needed, lambda: self.commit(temporary, whole)))
+            )
+        except TrainerError:
+            if self.ranks.rank == 0:
+                remove(temporary)
+            raise
+
+    def saving(self, needed: int, work: Callable[[], T]) -> T:
+        """Do a part of a save, of so many bytes in all. An error of the volume is told with what to do about it."""
+        with explained(self.root, needed, self.check_fence):
+            return work()
+
+    def make_room(self, temporary: Path, needed: int, step: int) -> None:
+        """Make the temporary folder when the volume has room for so many bytes. Raises TrainerError VOLUME_ERROR, OSError."""
+        self.observe(step, "space-checked")
+        check_room(self.root, needed)
+        remove(temporary)
+        temporary.mkdir()
+        self.observe(step, "folder-made")
+
+    def write_shard(self, temporary: Path, entries: Sequence[Entry], step: int) -> dict[str, Any]:
+        """Write this rank's file; its entry in the manifest. Raises TrainerError NON_FINITE, OSError."""
+        path = temporary / layout.shard_name(self.ranks.rank)
+        file = write_shard(path, entries, partial(self.observe, step))
+        sync_folder(temporary)
+        return file.model_dump()
+
+    def commit(self, temporary: Path, manifest: Manifest) -> dict[str, Any]:
+        """Make the temporary folder the checkpoint; what it is called from now on. Raises TrainerError PEER_LOST, OSError."""
+        self.before_commit()
+        content = manifest.to_bytes()
+        write_synced(temporary / layout.MANIFEST, content)
+        sync_folder(temporary)
+        self.observe(manifest.step, "manifest-synced")
+        self.check_fence()
+        self.observe(manifest.step, "fence-checked")
+        target = self.root / layout.folder_name(manifest.step)
+        if target.exists():
+            # Only a checkpoint that was refused at the start is ever written again.
+            replaced = self.root / f"{target.name}.replaced.tmp"
+            remove(replaced)
+            target.rename(replaced)
+        temporary.rename(target)
+        self.observe(manifest.step, "renamed")
+        sync_folder(self.root)
+        self.observe(manifest.step, "committed")
+        self.retain(manifest.step)
+        self.observe(manifest.step, "old-removed")
+        return layout.reference(self.root, manifest, hashlib.sha256(content).hexdigest()).model_dump()
+
+    def amend(self, step: int, loop: Mapping[str, Any], metrics: Mapping[str, float | None]) -> dict[str, Any]:
+        """Replace what a checkpoint says of the loop. Raises TrainerError PEER_LOST, OSError."""
+        folder = self.root / layout.folder_name(step)
+        manifest, _ = layout.read_manifest(folder)
+        changes = {"attempt": self.attempt, "time": time.time(), "state": dict(loop), "metrics": dict(metrics)}
+        manifest = manifest.model_copy(update=changes)
+        content = manifest.to_bytes()
+        self.check_fence()
+        commit(folder / layout.MANIFEST, content)
+        self.retain(manifest.step)
+        return layout.reference(self.root, manifest, hashlib.sha256(content).hexdigest()).model_dump()
+
+    def retain(self, newest: int) -> None:
+        """Remove what need not stay. The checkpoint that was just committed always stays."""
+        try:
+            found, left_over = layout.committed(self.root), layout.temporary_folders(self.root)
+            costs = usable_costs(found, self.refused - {newest})
+        except OSError:
+            return  # the volume does not answer: what can't be read may be good, so it waits for the next save
+        keep = {layout.folder_name(step) for step in retained(costs, newest, self.keep_last, self.keep_best)}
+        for folder in [folder for _, folder in found if folder.name not in keep] + left_over:
+            remove(folder)
+
+    def check_fence(self) -> None:
+        """Raises TrainerError PEER_LOST when a newer attempt has begun."""
+        if (newest := layout.read_fence(self.root)) > self.attempt:
+            raise TrainerError(
+                ExitCode.PEER_LOST, f"Attempt {newest} has begun, so attempt {self.attempt} may no longer write."
+            )
+
+
+def retained(costs: Mapping[int, float | None], newest: int, keep_last: int, keep_best: int) -> set[int]:
+    """Steps of the checkpoints that stay.
+
+    costs: evaluation result by step, less is better, None where there was no evaluation. newest: the one that was just committed; later
+    ones were refused when this attempt began, or it would have gone on from them, so they go.
+    """
+    usable = {step: cost for step, cost in costs.items() if step <= newest}
+    last = sorted(usable, reverse=True)[: max(1, keep_last)]
+    # Of equal ones the later one: it has seen more.
+    best = sorted((cost, -step) for step, cost in usable.items() if cost is not None)[:keep_best]
+    return {newest, *last, *(-step for _, step in best)}
