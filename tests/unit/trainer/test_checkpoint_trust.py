@@ -62,6 +62,20 @@ def test_before_the_first_attempt_nothing_is_believed():
     assert judged([], record(10), attempts=1) == "doubted"
 
 
+def test_an_attempt_that_goes_back_believes_what_it_committed_itself():
+    own = CheckpointRef(step=150, attempt=3, digest="c" * 64, path="p", time=0)
+    again = own.model_copy(update={"step": 50, "digest": "d" * 64})
+    trust = Trust(RecordedCheckpoints(last_attempt=2, checkpoints=KNOWN), required=True).knowing([own, again])
+
+    def judge(step: int, letter: str) -> str:
+        return trust.judge(SimpleNamespace(step=step, attempt=3), letter * 64)  # type: ignore[arg-type]
+
+    assert (judge(150, "c"), judge(50, "d"), judge(100, "a")) == ("", "", "")
+    for step, letter in ((150, "d"), (50, "a"), (200, "c")):
+        with pytest.raises(BadCheckpoint):
+            judge(step, letter)
+
+
 def test_a_full_list_says_nothing_of_what_it_has_lost():
     full = [record(step) for step in range(100, 100 + MAX_RECORDED)]
     assert judged(full, record(50)) == "doubted"
