@@ -34,6 +34,10 @@ quickstart: $(VENV)/.ready ## align a small model on this machine, in a few minu
 bench-methods: $(VENV)/.ready ## one epoch of every method on small real data, as a table; BENCH="--help" tells more
 	@$(BIN)/python -m benchmarks.methods $(BENCH)
 
+.PHONY: bench-checkpoints
+bench-checkpoints: $(VENV)/.ready ## how long training waits for checkpoints, beside DeepSpeed's save_checkpoint; fails above 3.5%
+	@$(BIN)/python -m benchmarks.checkpoints $(BENCH)
+
 .PHONY: test
 test: $(VENV)/.ready ## every tier of the tests, with all their set-up
 	@$(BIN)/python -m tests.run_tiers

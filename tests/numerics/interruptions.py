@@ -1,17 +1,16 @@
 """Ranks that stop or die at a chosen moment of the real training loop."""
 
-import math
 import os
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.outcome import StopRequest
+from dpo_trainer.phases import stop_on_request
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.metrics_file import read_metrics
 from dpo_trainer.workdir import WorkDir
@@ -43,23 +42,6 @@ def curve(root: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in CLOCK} for line in read_metrics(root / "metrics.jsonl")]
 
 
-def assert_same_curve(found: list[dict[str, Any]], expected: list[dict[str, Any]], *, tolerance: float = 1e-5) -> None:
-    """The same steps with the same numbers, to the last digits of float32.
-
-    Where the allocator puts a tensor can change the order of a sum, so that two processes with the same weights may
-    differ there. Accuracy is left out while nothing is learnt: a margin of zero has either sign then.
-    """
-    assert [line["step"] for line in found] == [line["step"] for line in expected]
-    for ours, theirs in zip(found, expected, strict=True):
-        undecided = abs(theirs.get("rewards/margins", 1.0)) < 1e-6
-        leave_out = {"rewards/accuracies", "margin_length_correlation"} if undecided else set()
-        # Null is a figure that nothing stands behind, such as the correlation of one pair.
-        kept = [
-            {k: math.nan if v is None else v for k, v in line.items() if k not in leave_out} for line in (ours, theirs)
-        ]
-        assert kept[0] == pytest.approx(kept[1], rel=tolerance, abs=tolerance, nan_ok=True), f"step {theirs['step']}"
-
-
 def train_until(
     document: dict[str, Any],
     root: Path,
@@ -68,23 +50,41 @@ def train_until(
     stop_after: int | None = None,
     kill_after: tuple[int, int] | None = None,
     kill_in_save: tuple[int, int, str] | None = None,
+    kill_at: tuple[int, float] | None = None,
+    terminate_in_saves: tuple[int, str] | None = None,
 ) -> dict[str, Any]:
     """Be one rank of a run.
 
-    stop_after: ask this run to stop, as SIGTERM does, after a step; on rank 1 alone.
+    terminate_in_saves: rank, and sub-step of every save at which that rank gets SIGTERM.
+    kill_at: rank, and processor seconds that it lives; its end is the kernel's, in whatever it does then.
+    stop_after: ask this run to stop, as SIGTERM does, after a step; on one rank alone, the second where there is one.
     kill_after: rank and step after which that rank is killed. kill_in_save: rank, step and sub-step of a save.
     """
     import dpo_trainer.train as train
     from dpo_trainer.checkpoint.store import Checkpoints
 
-    rank, stop = int(os.environ["RANK"]), StopRequest()
+    rank, stop = int(os.environ["RANK"]), StopRequest() if terminate_in_saves is None else stop_on_request()
+    every_steps = document["spec"]["checkpoint"]["everySteps"]
+    if kill_at is not None and kill_at[0] == rank:
+        # By processor time, so that a busy machine does not move the instants. Nothing handles the signal: like SIGKILL.
+        signal.setitimer(signal.ITIMER_PROF, kill_at[1])
+
+    seconds: list[float] = []
 
     class Interrupting(Telemetry):
+        def begin(self, **news: Any) -> None:
+            seconds.append(time.process_time())
+            super().begin(**news)
+
         def step(self, step: int, **news: Any) -> None:
             super().step(step, **news)
-            if stop_after == step and rank == 1:
+            if stop_after == step and rank == min(1, self.progress.world_size - 1):
                 stop.signal_name = "SIGTERM"
             if kill_after == (rank, step):
+                # The save that was begun before is in the background; which checkpoint is the newest must not be left to chance.
+                due = (step - 1) // every_steps * every_steps
+                while due and ((saved := self.progress.checkpoint) is None or saved.step < due):
+                    time.sleep(0.001)
                 os.kill(os.getpid(), signal.SIGKILL)
 
     telemetry = Interrupting(
@@ -94,6 +94,8 @@ def train_until(
     def observe(step: int, point: str) -> None:
         if kill_in_save == (rank, step, point):
             os.kill(os.getpid(), signal.SIGKILL)
+        if terminate_in_saves == (rank, point):
+            os.kill(os.getpid(), signal.SIGTERM)
 
     train.Checkpoints = partial(Checkpoints, observe=observe)  # type: ignore[misc]
     ended = train.run(DPOJob.model_validate(document), WorkDir(root), telemetry=telemetry, attempt=attempt, stop=stop)
@@ -102,5 +104,6 @@ def train_until(
     return {
         "status": ended.status,
         "resumed_from": progress.resumed_from_step,
+        "seconds": [*seconds, time.process_time()],
         "checkpoint": progress.checkpoint.model_dump() if progress.checkpoint else None,
     }

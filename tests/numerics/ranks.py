@@ -24,10 +24,13 @@ class RankFailed(AssertionError):
         self.kind = kind
 
 
-def on_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 300) -> list[Any]:
+def on_ranks(
+    world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 300, patience: float | None = None
+) -> list[Any]:
     """Call function(*args) on every rank of a world; what each returned, by rank.
 
     function: at the top level of a module; it finds RANK, WORLD_SIZE and MASTER_* in its environment.
+    patience: seconds after which the other ranks of one that failed are killed, as the launcher would do.
     Raises RankFailed with the first rank's error that is not only the echo of another rank's end.
     """
     port = _free_port()
@@ -46,6 +49,8 @@ def on_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout:
     try:
         while ends:
             ready = wait(list(ends), timeout=max(0.0, deadline - time.monotonic()))
+            if not ready and errors:
+                break
             if not ready:
                 raise TimeoutError(f"ranks {sorted(ends.values())} of {world_size} did not finish within {timeout} s")
             for end in ready:
@@ -58,6 +63,7 @@ def on_ranks(world_size: int, function: Callable[..., Any], *args: Any, timeout:
                     results[rank] = value
                 else:
                     errors.append((rank, *value))
+                    deadline = min(deadline, time.monotonic() + (timeout if patience is None else patience))
     finally:
         for process in processes:
             process.join(timeout=0 if ends else 10)

@@ -1,6 +1,8 @@
-"""Killed at any sub-step of a save, on any rank: the last committed checkpoint stays, and the run goes on from it."""
+"""Killed at any instant, on any rank: a whole checkpoint stays, and the joined run equals one that nothing disturbed, bit for bit."""
 
+import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -8,87 +10,126 @@ import pytest
 
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.full import open_newest
-from dpo_trainer.checkpoint.store import Checkpoints
-from tests.numerics.interruptions import STEPS, assert_same_curve, curve, folder, job, train_until
+from tests.numerics.interruptions import curve, folder, job, train_until
+from tests.numerics.jobs import some_pairs
 from tests.numerics.ranks import RankFailed, on_ranks
 
 pytestmark = pytest.mark.numerics
 
-SHARD = ["shard-opened", "shard-half", "shard-written", "shard-synced", "digests-gathered"]
-BEFORE = [(0, p) for p in ("space-checked", "folder-made", *SHARD, "manifest-synced", "fence-checked")]
-BEFORE += [(1, p) for p in SHARD[:-1]]
+SHARD = ["shard-opened", "shard-half", "shard-written", "shard-synced"]
+BEFORE = [
+    (0, p)
+    for p in ("copied", "space-checked", "folder-made", *SHARD, "digests-gathered", "manifest-synced", "fence-checked")
+]
+BEFORE += [(1, p) for p in ("copied", *SHARD)]
 # Rank 1's shard is whole and its digest known, so rank 0 may commit although rank 1 is gone.
 EITHER = [(1, "digests-gathered")]
 AFTER = [(0, p) for p in ("renamed", "committed", "old-removed")]
+STEPS = 8
+KILLS = 50
+
+
+def test_every_sub_step_of_a_save_on_every_rank(tmp_path: Path, whole: Path):
+    """One run, killed once at each point: an attempt goes one step on and dies in that step's save."""
+    root, document = _folder(tmp_path), _document(every_steps=1)
+    step = 0
+    for attempt, (rank, point) in enumerate(BEFORE + EITHER + AFTER, 1):
+        with pytest.raises(RankFailed):
+            on_ranks(2, _killed_in_save, document, root, attempt, (rank, step + 1, point), patience=5)
+        newest = _newest(root)
+        allowed = {step} if (rank, point) in BEFORE else {step + 1} if (rank, point) in AFTER else {step, step + 1}
+        assert newest in allowed, f"rank {rank} killed at {point}"
+        step = newest
+
+    first, _ = on_ranks(2, train_until, document, root, attempt + 1)
+    assert (first["status"], first["resumed_from"]) == ("Succeeded", step)
+    assert layout.temporary_folders(root / "checkpoints") == []
+    assert curve(root) == curve(whole)
+
+
+def test_fifty_random_instants(tmp_path: Path, whole: Path, seconds: list[float]):
+    """In start-up, steps, saves and evaluations, wherever the instant falls; a run that got to its end is begun anew."""
+    with ThreadPoolExecutor(2) as pool:
+        chains = [pool.submit(_kill_many, tmp_path / str(seed), seed, seconds, whole) for seed in (1, 2)]
+        ends = [end for chain in chains for end in chain.result()]
+
+    # The instants were where they should be: some attempts died before the first step, and some after many.
+    assert len(ends) == KILLS
+    assert min(ends) == 0
+    assert max(ends) >= STEPS - 2
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing disturbed."""
-    root = tmp_path_factory.mktemp("whole")
-    folder(root)
-    on_ranks(2, _uninterrupted, _document(), root)
-    return root
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    """Root of a run that nothing disturbed, and the processor seconds until its first step and until its end."""
+    root = _folder(tmp_path_factory.mktemp("whole"))
+    ranks = on_ranks(2, train_until, _document(every_steps=2), root, 1)
+    return root, ranks[0]["seconds"]
 
 
 @pytest.fixture(scope="module")
-def at_step_2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work folder whose only checkpoint is that of step 2; copies of it are cheap."""
-    root = tmp_path_factory.mktemp("at-step-2")
-    folder(root)
-    with pytest.raises(RankFailed):
-        on_ranks(2, _to_step_3, _document(), root)
-    assert [step for step, _ in layout.committed(root / "checkpoints")] == [2]
-    return root
+def whole(undisturbed: tuple[Path, list[float]]) -> Path:
+    return undisturbed[0]
 
 
-@pytest.mark.parametrize(("rank", "point"), BEFORE + EITHER + AFTER)
-def test_what_a_kill_leaves_behind(tmp_path: Path, at_step_2: Path, rank: int, point: str):
-    root = tmp_path / "run"
-    shutil.copytree(at_step_2, root)
+@pytest.fixture(scope="module")
+def seconds(undisturbed: tuple[Path, list[float]]) -> list[float]:
+    return undisturbed[1]
 
-    with pytest.raises(RankFailed):
-        on_ranks(2, _killed_in_save, _document(), root, rank, point)
 
+def _kill_many(root: Path, seed: int, seconds: list[float], whole: Path) -> list[int]:
+    """Kill half of the ranks that have to die, and let every run come to its end; the last step of each killed attempt."""
+    rng, document, ends, run = random.Random(seed), _document(every_steps=2), list[int](), 0
+    while len(ends) < KILLS // 2:
+        run, attempt, finished, before = run + 1, 0, False, 0
+        work = root / str(run)
+        for part in ("model", "data"):
+            shutil.copytree(whole / part, work / part)
+        while not finished:
+            attempt += 1
+            start_up, end = seconds
+            likely_end = start_up + (end - start_up) * (STEPS - before) / STEPS
+            kill_at = (rng.randrange(2), rng.uniform(0, likely_end)) if len(ends) < KILLS // 2 else None
+            try:
+                on_ranks(2, _killed_at, document, work, attempt, kill_at, patience=5)
+                finished = True
+            except RankFailed:
+                lines = curve(work)
+                ends.append(lines[-1]["step"] if lines else 0)
+                newest = _newest(work)
+                assert newest >= before, "a committed checkpoint was lost"
+                before = newest
+        assert curve(work) == curve(whole)
+        assert layout.temporary_folders(work / "checkpoints") == []
+    return ends
+
+
+def _newest(root: Path) -> int:
+    """Step of the newest checkpoint, of which every byte is read; 0 without one. None may have to be refused."""
+    if not layout.committed(root / "checkpoints"):
+        return 0
     newest, refused = open_newest(root / "checkpoints")
     assert refused == []
-    assert newest.manifest.step in ((2, 4) if (rank, point) in EITHER else (4,) if (rank, point) in AFTER else (2,))
-    # The next attempt clears what is half-written and keeps what is whole.
-    kept = layout.committed(root / "checkpoints")
-    Checkpoints(root / "checkpoints", 3, {}).begin()
-    assert layout.temporary_folders(root / "checkpoints") == []
-    assert layout.committed(root / "checkpoints") == kept
+    return newest.manifest.step
 
 
-@pytest.mark.parametrize(("rank", "point"), [(0, "fence-checked"), (1, "shard-half"), (0, "renamed")])
-def test_the_run_ends_as_if_there_had_been_no_kill(tmp_path: Path, at_step_2: Path, whole: Path, rank: int, point: str):
-    root = tmp_path / "run"
-    shutil.copytree(at_step_2, root)
-    with pytest.raises(RankFailed):
-        on_ranks(2, _killed_in_save, _document(), root, rank, point)
-
-    first, _ = on_ranks(2, _last_attempt, _document(), root)
-
-    assert (first["status"], first["resumed_from"]) == ("Succeeded", 4 if point == "renamed" else 2)
-    assert [line["step"] for line in curve(root)] == list(range(1, STEPS + 1))
-    assert_same_curve(curve(root), curve(whole))
+def _folder(root: Path) -> Path:
+    work = folder(root)
+    some_pairs(3, seed=1).save(work.eval_data)
+    return root
 
 
-def _document() -> dict[str, Any]:
-    return job(every_steps=2)
+def _document(every_steps: int) -> dict[str, Any]:
+    document = job(every_steps=every_steps)
+    document["spec"]["training"]["maxSteps"] = STEPS
+    document["spec"]["data"]["eval"] = {"source": "small.jsonl"}
+    document["spec"]["evaluation"] = {"everySteps": 3, "samples": 0}
+    return document
 
 
-def _uninterrupted(document: dict[str, Any], root: Path) -> dict[str, Any]:
-    return train_until(document, root, 1)
+def _killed_in_save(document: dict[str, Any], root: Path, attempt: int, where: tuple[int, int, str]) -> dict[str, Any]:
+    return train_until(document, root, attempt, kill_in_save=where)
 
 
-def _to_step_3(document: dict[str, Any], root: Path) -> dict[str, Any]:
-    return train_until(document, root, 1, kill_after=(0, 3))
-
-
-def _killed_in_save(document: dict[str, Any], root: Path, rank: int, point: str) -> dict[str, Any]:
-    return train_until(document, root, 2, kill_in_save=(rank, 4, point))
-
-
-def _last_attempt(document: dict[str, Any], root: Path) -> dict[str, Any]:
-    return train_until(document, root, 3)
+def _killed_at(document: dict[str, Any], root: Path, attempt: int, at: tuple[int, float] | None) -> dict[str, Any]:
+    return train_until(document, root, attempt, kill_at=at)

@@ -35,24 +35,8 @@ def test_stopped_by_one_rank_and_resumed(tmp_path: Path, adapter: dict | None):
 
     keys = ("step", "loss", "rewards/margins", "logps/chosen", "grad_norm", "learning_rate", "epoch")
     expected = [[line[key] for key in keys] for line in whole[0]["steps"]]
-    # To the last digits of float32: where the allocator puts a tensor can change the order of a sum.
-    found = [[line[key] for key in keys] for line in second[0]["steps"]]
-    for ours, theirs in zip(found, expected, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    assert [[line[key] for key in keys] for line in second[0]["steps"]] == expected
 
     # Nothing is left to do for a third attempt.
     third = on_ranks(2, train_on_rank, document, broken.root, 3)
     assert [line["step"] for line in third[0]["steps"]] == list(range(1, STEPS + 1))
-
-
-def test_resumed_on_another_number_of_ranks(tmp_path: Path):
-    straight, broken = WorkDir(tmp_path / "straight"), WorkDir(tmp_path / "broken")
-    some_pairs(PAIRS).save(straight.train_data)
-    on_ranks(1, make_model, straight.model)
-    shutil.copytree(straight.root, broken.root)
-    document = a_job(maxSteps=STEPS)
-    whole = on_ranks(1, train_on_rank, document, straight.root)
-    on_ranks(2, train_on_rank, document, broken.root, 1, (0, 3))
-    resumed = on_ranks(1, train_on_rank, document, broken.root, 2)
-    for line, expected in zip(resumed[0]["steps"], whole[0]["steps"], strict=True):
-        assert line["loss"] == pytest.approx(expected["loss"], abs=1e-4)

@@ -17,7 +17,7 @@ import pytest
 from dpo_operator.api.reports import Progress, Termination
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.telemetry.metrics_file import read_metrics
-from tests.numerics.interruptions import assert_same_curve, curve, folder, job, train_until
+from tests.numerics.interruptions import curve, folder, job, train_until
 from tests.numerics.ranks import on_ranks
 
 pytestmark = pytest.mark.numerics
@@ -113,7 +113,7 @@ def test_sigterm_saves_the_last_step_and_the_next_run_loses_none(tmp_path: Path)
     whole = tmp_path / "whole"
     folder(whole)
     on_ranks(2, _some_steps, document, whole, last + 2)
-    assert_same_curve(curve(tmp_path)[: last + 2], curve(whole)[: last + 2])
+    assert curve(tmp_path)[: last + 2] == curve(whole)[: last + 2]
 
 
 def test_a_wrong_job_ends_with_its_code_and_message(tmp_path: Path):
@@ -154,7 +154,7 @@ def test_torchrun_starts_the_same_training(tmp_path: Path):
     folder(whole)
     on_ranks(2, train_until, document, whole, 1)
     assert [line["step"] for line in curve(tmp_path)] == [1, 2]
-    assert_same_curve(curve(tmp_path), curve(whole))
+    assert curve(tmp_path) == curve(whole)
 
 
 def _document(root: Path) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Te
     from dpo_trainer import train
 
     # From here on there is something to save, at a step that all ranks agree on.
-    ended = train.run(job, work, telemetry=telemetry, attempt=attempt, stop=_stop_on_request())
+    ended = train.run(job, work, telemetry=telemetry, attempt=attempt, stop=stop_on_request())
     code = ExitCode.OK if ended.status == "Succeeded" else ExitCode.SIGTERM
     return outcome.termination("train", attempt, code, ended.message)
 
@@ -175,7 +175,7 @@ def _stop_by_exception() -> None:
         signal.signal(number, stop)
 
 
-def _stop_on_request() -> outcome.StopRequest:
+def stop_on_request() -> outcome.StopRequest:
     """SIGTERM and SIGINT only leave word; the loop asks for it."""
     stop = outcome.StopRequest()
 

@@ -386,3 +386,49 @@ def test_speed_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 )
 def test_durations_read_as_people_say_them(seconds: float, text: str):
     assert duration(seconds) == text
+
+
+def test_the_share_of_time_that_training_waits_for_checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    now = 100.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    news, _ = telemetry(tmp_path)
+    now = 200.0
+    news.begin(max_steps=10)  # what came before is no training
+    for _ in range(2):
+        now += 9.0
+        with news.timed("checkpoint"):
+            now += 1.0
+
+    assert "dpo_checkpoint_blocked_ratio 0.1\n" in prometheus_text(news.metrics)
+    news.close()
+
+
+def test_a_run_that_goes_back_has_each_step_once(tmp_path: Path):
+    news, _ = telemetry(tmp_path)
+    news.begin(max_steps=10)
+    steps(news, 1, 2, 3, loss=1.0)
+    news.rewind(1, 0.1)
+    assert (news.progress.step, news.progress.epoch) == (1, 0.1)
+    steps(news, 2, 3, loss=2.0)
+    news.skipped_step()
+    news.close()
+
+    assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path / "metrics.jsonl")] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 2.0),
+    ]
+    text = prometheus_text(news.metrics)
+    assert "dpo_train_rollbacks_total 1.0\n" in text
+    assert "dpo_train_skipped_steps_total 1.0\n" in text
+
+
+def test_a_commit_in_the_background_is_no_sign_of_life(tmp_path: Path):
+    news, _ = telemetry(tmp_path)
+    news.begin(max_steps=10)
+    news.activity("evaluating")
+    before = news.progress
+    news.checkpoint(CHECKPOINT, 3.0)
+
+    assert news.progress == before.model_copy(update={"checkpoint": CHECKPOINT})
+    news.close()
