@@ -430,5 +430,6 @@ def test_a_commit_in_the_background_is_no_sign_of_life(tmp_path: Path):
     before = news.progress
     news.checkpoint(CHECKPOINT, 3.0)
 
-    assert news.progress == before.model_copy(update={"checkpoint": CHECKPOINT})
+    recorded = [CheckpointRecord(step=4, attempt=1, digest=CHECKPOINT.digest)]
+    assert news.progress == before.model_copy(update={"checkpoint": CHECKPOINT, "recorded": recorded})
     news.close()
