@@ -14,7 +14,7 @@ from typing import Any
 
 from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJob, DPOJobSpec
-from dpo_trainer.checkpoint.full import FullCheckpoint, open_best, open_newest
+from dpo_trainer.checkpoint.full import FullCheckpoint, open_best, open_newest, require_any
 from dpo_trainer.checkpoint.identity import identity
 from dpo_trainer.checkpoint.layout import BadCheckpoint
 from dpo_trainer.checkpoint.trust import Owner, Trust
@@ -41,6 +41,7 @@ def run(job: DPOJob, work: WorkDir, *, progress: Progress, trust: Trust | None =
     not finished, BAD_EXPORT when what was written does not give the trained policy's log-probs.
     """
     _quiet()
+    require_any(work.checkpoints)
     checkpoint, why = _choose(job.spec, work.checkpoints, _owner(job.spec, work, trust), progress)
     if _is_done(work.export, job, checkpoint):
         progress("already exported")

@@ -75,11 +75,16 @@ def open_newest(root: Path, owner: Owner | None = None) -> tuple[FullCheckpoint,
     Raises TrainerError when there is none.
     """
     refused: list[str] = []
-    for _, folder in layout.committed(root):
+    for _, folder in require_any(root):
         try:
             return FullCheckpoint(root, folder, owner), refused
         except BadCheckpoint as error:
             refused.append(f"{folder.name}: {error}")
-    if refused:
-        raise volume_error(f"None of the checkpoints in {root} is whole and this job's own: {'; '.join(refused)}")
+    raise volume_error(f"None of the checkpoints in {root} is whole and this job's own: {'; '.join(refused)}")
+
+
+def require_any(root: Path) -> list[tuple[int, Path]]:
+    """Steps and folders of the checkpoints there, newest first. Raises TrainerError INPUT_NOT_FOUND when there are none."""
+    if found := layout.committed(root):
+        return found
     raise input_not_found(f"{root}: expected a committed checkpoint, found none; train first")
