@@ -25,7 +25,11 @@ pytestmark = pytest.mark.contract
 
 DOCS = REPOSITORY / "docs"
 METHODS = sorted((DOCS / "methods").glob("*.md"))
-PAGES = [REPOSITORY / "README.md", *METHODS, DOCS / "data.md", DOCS / "adapters.md", DOCS / "planning.md"]
+PAGES = [
+    REPOSITORY / "README.md",
+    *METHODS,
+    *(DOCS / f"{name}.md" for name in ("data", "adapters", "planning", "training", "checkpoints", "checkpoint-tools")),
+]
 JOBS = sorted((REPOSITORY / "examples").glob("methods/*.yaml"))
 NOT_IN_TABLES = {"README", "combined"}
 

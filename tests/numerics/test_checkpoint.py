@@ -1,6 +1,8 @@
 """After a kill a run goes on from the newest whole checkpoint, as if it never had been interrupted."""
 
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.full import open_newest
+from tests.filesystems import fill, small_file_system
 from tests.numerics.interruptions import STEPS, curve, folder, job, train_until
 from tests.numerics.ranks import RankFailed, on_ranks
 
@@ -126,18 +129,30 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path: Pa
     assert layout.temporary_folders(tmp_path / "checkpoints") == []
 
 
-def test_a_volume_that_fails_one_rank_ends_all_in_agreement_and_loses_nothing(tmp_path: Path):
+def test_a_volume_that_another_writer_fills_ends_all_ranks_in_agreement_and_loses_nothing(tmp_path: Path):
     document = job(every_steps=2)
-    folder(tmp_path)
-    with pytest.raises(RankFailed):
-        on_ranks(2, _killed, document, tmp_path)
+    with small_file_system(tmp_path, 24) as volume:
+        root = volume / "run"
+        folder(root)
+        with pytest.raises(RankFailed):
+            on_ranks(2, _killed, document, root)
 
-    errors = on_ranks(2, _cannot_write, document, tmp_path)
+        first, second = on_ranks(2, _filled, document, root)
 
-    # Not the echo of rank 1's end, but rank 1's own reason, on both.
-    assert errors == [(74, "rank 1: The volume failed: File too large")] * 2
-    assert [step for step, _ in layout.committed(tmp_path / "checkpoints")] == [4, 2]
-    assert layout.temporary_folders(tmp_path / "checkpoints") == []
+        # Not the echo of another rank's end, but the reason of the one that failed, on both.
+        assert first == second
+        code, message = first
+        assert code == 74
+        start = rf"rank [01]: Saving a checkpoint in {root}/checkpoints failed: No space left on device\."
+        assert re.match(
+            rf"{start} A checkpoint needs 27\d\.\d\d KiB, and now .* are free there: enlarge the volume", message
+        )
+        assert [step for step, _ in layout.committed(root / "checkpoints")] == [4, 2]
+        assert layout.temporary_folders(root / "checkpoints") == []
+
+        (volume / "another-writers-file").unlink()
+        ended, _ = on_ranks(2, _third, document, root)
+        assert (ended["status"], ended["resumed_from"]) == ("Succeeded", 4)
 
 
 def test_a_checkpoint_of_other_settings_is_refused_by_name(tmp_path: Path):
@@ -200,19 +215,32 @@ def _resumed(document: dict[str, Any], root: Path) -> dict[str, Any]:
     return train_until(document, root, 2)
 
 
-def _cannot_write(document: dict[str, Any], root: Path) -> tuple[int, str]:
-    """Save on a rank that may write no file of that size (EFBIG), which is as final as a full volume (ENOSPC)."""
-    import os
-    import resource
-    import signal
+def _third(document: dict[str, Any], root: Path) -> dict[str, Any]:
+    return train_until(document, root, 3)
 
+
+def _filled(document: dict[str, Any], root: Path) -> tuple[int, str]:
+    """Attempt 2, in whose first save another writer takes all the room; its end."""
+    from functools import partial
+
+    from dpo_operator.api.types import DPOJob
+    from dpo_trainer import train
+    from dpo_trainer.checkpoint.store import Checkpoints
     from dpo_trainer.errors import TrainerError
+    from dpo_trainer.outcome import StopRequest
+    from dpo_trainer.telemetry import Telemetry
+    from dpo_trainer.workdir import WorkDir
 
-    if os.environ["RANK"] == "1":
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+    rank = int(os.environ["RANK"])
+
+    def observe(*reached: Any) -> None:
+        if rank == 1 and reached[-1] == "shard-opened":
+            fill(root.parent)
+
+    train.Checkpoints = partial(Checkpoints, observe=observe)  # type: ignore[misc]
+    telemetry = Telemetry("train", 2, WorkDir(root), rank=rank, world_size=2)
     try:
-        train_until(document, root, 2)
+        train.run(DPOJob.model_validate(document), WorkDir(root), telemetry=telemetry, attempt=2, stop=StopRequest())
     except TrainerError as error:
         return int(error.exit_code), str(error)
     raise AssertionError("the save succeeded")

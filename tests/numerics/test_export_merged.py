@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
+from dpo_trainer import tools
 from dpo_trainer.errors import TrainerError
 from dpo_trainer.workdir import WorkDir
 from tests.numerics.interruptions import folder, job, train_until
 from tests.numerics.ranks import on_ranks
-from tests.numerics.test_export import _as_bf16, _export
+from tests.numerics.test_export import _as_bf16, _change_manifest, _export
 
 pytestmark = pytest.mark.numerics
 
@@ -138,3 +139,24 @@ def test_dora_whose_matrices_learnt_nothing_is_refused(tmp_path: Path):
     with pytest.raises(TrainerError, match="the adapter is empty or zero") as caught:
         _export(document, WorkDir(tmp_path))
     assert caught.value.exit_code is ExitCode.BAD_EXPORT
+
+
+def test_a_checkpoint_in_passing_is_merged_and_held_against_its_adapter(
+    exported: tuple[str, Any, WorkDir], tmp_path: Path
+):
+    """Only evaluated and last checkpoints have log-probs of the engine."""
+    _, document, work = exported
+    shutil.copytree(work.root, tmp_path / "run")
+    run = WorkDir(tmp_path / "run")
+    _change_manifest(run, lambda manifest: manifest["state"].pop("probe") and manifest["state"].update(finished=""))
+    (run.root / "job.json").write_text(json.dumps({**document, "spec": {**document["spec"], "export": {}}}))
+
+    argv = ["export-checkpoint", str(run.checkpoints / "step-00000006"), "--merge", "--to", str(tmp_path / "made")]
+    assert on_ranks(1, tools.main, argv) == [0]
+
+    card = (tmp_path / "made" / "merged" / "README.md").read_text()
+    assert "pairs differ from those of the adapter before merging by at most" in card
+    assert "The checkpoint has no log-probs to compare with." in (tmp_path / "made" / "README.md").read_text()
+    # The same weights as in the export of the run.
+    for name in ("adapter_model.safetensors", "merged/model.safetensors"):
+        assert (tmp_path / "made" / name).read_bytes() == (work.export / name).read_bytes()

@@ -173,6 +173,6 @@ def test_the_models_digest_follows_weights_and_configuration(work: WorkDir):
 
 
 def model_digest_of(folder: Path) -> str:
-    from dpo_trainer.reference import model_digest
+    from dpo_trainer.modeldigest import model_digest
 
     return model_digest(folder)

@@ -1,5 +1,7 @@
 """`python -m dpo_trainer prepare|launch|train|export|report|preview`: one phase of one job, and its exit code.
 
+`checkpoints` and `export-checkpoint` are in tools.py.
+
 Heavy modules are imported by the phase that needs them: the metrics server has to answer before torch is loaded.
 """
 
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_operator.api import names
+from dpo_trainer import tools
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,11 @@ def parse(argv: Sequence[str]) -> Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a phase and return its exit code."""
-    arguments = parse(sys.argv[1:] if argv is None else argv)
+    """Run a phase, or a command on checkpoints, and return its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in tools.COMMANDS:
+        return tools.main(argv)
+    arguments = parse(argv)
     if arguments.command == "launch":
         from dpo_trainer import launch
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -34,3 +36,12 @@ def commit(path: Path, content: bytes) -> None:
     write_synced(temporary, content)
     temporary.replace(path)
     sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a folder with all that is in it, or a file or a link itself. What can't be removed stays."""
+    with suppress(OSError):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+    shutil.rmtree(path, ignore_errors=True)

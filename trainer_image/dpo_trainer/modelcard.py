@@ -39,14 +39,18 @@ _PAPERS = {
 class Made:
     """One folder of an export.
 
-    why: what makes its checkpoint the one to export, such as "the last step". difference: of log-probs after reloading,
-    nats. whole: it holds a whole model, not an adapter. merged: the export has the adapter and the merged model.
+    why: what makes its checkpoint the one to export, such as "the last step". whole: it holds a whole model, not an
+    adapter. merged: the export has the adapter and the merged model. difference: of the log-probs of so many pairs after
+    reloading, nats; None when the checkpoint has none to compare with. engine: they are the training engine's, not those
+    of the adapter before merging.
     """
 
     why: str
-    difference: float
     whole: bool
     merged: bool
+    difference: float | None = None
+    pairs: int = 0
+    engine: bool = True
 
 
 def model_card(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, made: Made) -> str:
@@ -69,9 +73,8 @@ def model_card(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, made: Mad
         "## Training",
         _table("Setting", "Value", [("exported", f"step {step}: {made.why}"), *_settings(job, work, checkpoint)]),
         "## Check",
-        f"After writing, this folder was loaded with {'PEFT' if adapter else 'transformers'}: {_equal_weights(made)}"
-        f"the log-probs of {len(checkpoint.state['probe']['pairs'])} pairs differ from the training engine's by at most "
-        f"{made.difference:.2g} nats. `dpo_provenance.json` has the checkpoint's digest and every setting.",
+        f"After writing, this folder was loaded with {'PEFT' if adapter else 'transformers'}: {_compared(made)} "
+        "`dpo_provenance.json` has the checkpoint's digest and every setting.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -136,8 +139,16 @@ def _about_merging(made: Made) -> list[str]:
     ]
 
 
-def _equal_weights(made: Made) -> str:
-    return "" if made.merged and made.whole else "its weights equal the checkpoint's, and "
+def _compared(made: Made) -> str:
+    """What was found equal, in a sentence. Merged weights are rounded, so they equal nothing."""
+    weights = "" if made.merged and made.whole else "its weights equal the checkpoint's"
+    if made.difference is None:
+        return f"{weights}. The checkpoint has no log-probs to compare with."
+    source = "the training engine's" if made.engine else "those of the adapter before merging"
+    return (
+        f"{weights}{', and ' if weights else ''}the log-probs of {made.pairs} pairs differ from {source} by at most "
+        f"{made.difference:.2g} nats."
+    )
 
 
 def _kind(adapter: Adapter) -> str:

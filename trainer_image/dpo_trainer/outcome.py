@@ -21,6 +21,8 @@ from dpo_operator.api.reports import DatasetReport, Progress, Termination
 from dpo_trainer.errors import TrainerError
 
 _VOLUME_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG})
+# Sockets have these errors, too; those of a volume name a file.
+_GONE_ERRNOS = frozenset({errno.ENOTCONN, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT})
 
 # What gloo, NCCL and the store say when the process at the other end is gone or no longer answers.
 _PEER_LOST_TEXTS = (
@@ -89,7 +91,9 @@ def classify(error: BaseException) -> tuple[ExitCode, str]:
         return ExitCode.INVALID_CONFIGURATION, "\n".join(sentences(error))
     if isinstance(error, Stopped):
         return ExitCode.SIGTERM, f"Stopped by {error}; nothing was left half-written."
-    if isinstance(error, OSError) and error.errno in _VOLUME_ERRNOS:
+    if isinstance(error, OSError) and (
+        error.errno in _VOLUME_ERRNOS or (error.filename and error.errno in _GONE_ERRNOS)
+    ):
         where = f" at {error.filename}" if error.filename else ""
         return ExitCode.VOLUME_ERROR, f"The volume failed{where}: {error.strerror}"
     if isinstance(error, MemoryError):

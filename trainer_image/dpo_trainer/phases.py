@@ -135,12 +135,15 @@ def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> T
     telemetry.activity("exporting")
     telemetry.serve()
     from dpo_trainer import export
+    from dpo_trainer.checkpoint.trust import trust_from_environment
+
+    trust = trust_from_environment(required=job.spec.checkpoint.require_recorded_digest)
 
     def progress(text: str) -> None:
         telemetry.activity(text)
         telemetry.alive()
 
-    path = export.run(job, work, progress=progress)
+    path = export.run(job, work, progress=progress, trust=trust)
     return outcome.termination("export", attempt, ExitCode.OK, export_path=path)
 
 

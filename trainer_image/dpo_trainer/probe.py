@@ -90,6 +90,18 @@ def check_probe(model: nn.Module, work: WorkDir, probe: dict[str, Any], stored: 
     return worst
 
 
+def make_probe(model: nn.Module, work: WorkDir, precision: str, pairs: int = 8) -> dict[str, Any]:
+    """Log-probs of the first training pairs under a loaded model, to hold another form of it against; see check_probe."""
+    data = PairDataset.open(work.train_data)
+    indices = range(min(pairs, len(data)))
+    return {
+        "split": "train",
+        "pairs": [*indices],
+        "logps": [answer_logps(model, data[index]).tolist() for index in indices],
+        "precision": precision,
+    }
+
+
 def answer_logps(model: nn.Module, pair: TokenPair) -> Tensor:
     """Log-probs of a pair's two answers, the plainest way: float64 [2], nats."""
     sums = []

@@ -24,7 +24,7 @@ from dpo_trainer.engine import Engine
 from dpo_trainer.errors import invalid_configuration
 from dpo_trainer.evaluate import logps_table
 from dpo_trainer.examples import Examples
-from dpo_trainer.files import commit, sha256
+from dpo_trainer.files import commit
 from dpo_trainer.outcome import Stopped, StopRequest
 from dpo_trainer.telemetry import Telemetry
 
@@ -152,17 +152,6 @@ def load_table(path: Path, *, key: str, pairs: int) -> Tensor | None:
         log.warning("%s is damaged; the reference log-probs are computed again", path)
         return None
     return table
-
-
-def model_digest(folder: Path, weights: dict[str, str] | None = None) -> str:
-    """SHA-256 over a model's configuration and weights, hex.
-
-    weights: SHA-256 of each weight file, where they are known already; reading them again takes minutes.
-    """
-    digests = weights or {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
-    config = json.dumps(json.loads((folder / "config.json").read_text()), sort_keys=True)
-    facts = {"config": config, "weights": digests}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(table: Tensor) -> str:

@@ -1,6 +1,5 @@
 """The training loop. It reads from top to bottom; what it decides with is in the modules it imports."""
 
-import json
 import time
 from contextlib import ExitStack
 
@@ -12,14 +11,16 @@ from dpo_trainer.badnumbers import BadNumbers
 from dpo_trainer.checkpoint.identity import identity
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.store import Checkpoints
+from dpo_trainer.checkpoint.trust import trust_from_environment
 from dpo_trainer.checks import check_first_step, choose_layout, choose_logits, say_partitions, warn
 from dpo_trainer.engine import Engine, join_world
 from dpo_trainer.examples import open_examples
 from dpo_trainer.lossscale import LossScale
 from dpo_trainer.milestones import Milestones
+from dpo_trainer.modeldigest import known_digests, model_digest
 from dpo_trainer.objective import Objective
 from dpo_trainer.outcome import Outcome, Stopped, StopRequest, StopWhen
-from dpo_trainer.reference import References, model_digest
+from dpo_trainer.reference import References
 from dpo_trainer.sampler import Plan
 from dpo_trainer.samples import Samples
 from dpo_trainer.schedule import learning_rate, warmup_steps
@@ -46,6 +47,7 @@ def _run(
 ) -> Outcome:
     spec = job.spec
     training = spec.training
+    trust = trust_from_environment(required=spec.checkpoint.require_recorded_digest)
     objective = Objective(spec.method)
     train, evaluation = open_examples(work, objective)
     plan = Plan(len(train.data), training.global_batch_size, seed=training.seed, shuffle=training.shuffle)
@@ -61,7 +63,7 @@ def _run(
     choose_logits(engine, train.data, training.precision, telemetry)
     choose_layout(engine, train.data, spec, telemetry)
 
-    digest = ranks.on_first(lambda: model_digest(work.model, _known_digests(work)))
+    digest = ranks.on_first(lambda: model_digest(work.model, known_digests(work)))
     if objective.needs_reference:
         reference = References(spec, engine, ranks, work.reference, digest, telemetry, stop)
         reference.add_to(train, budget=spec.eval_batch)
@@ -79,6 +81,7 @@ def _run(
         keep_last=spec.checkpoint.keep_last,
         keep_best=spec.checkpoint.keep_best,
         ranks=ranks,
+        trust=trust,
         aside=ranks.aside() if spec.checkpoint.asynchronous else None,
         on_commit=telemetry.checkpoint,
         before_commit=telemetry.sync,
@@ -93,11 +96,14 @@ def _run(
     first_step = restored.step + 1 if restored else 1
     for reason in restored.refused if restored else ():
         warn(telemetry, "CheckpointRefused", reason)
+    if restored and restored.doubt:
+        warn(telemetry, "CheckpointNotRecorded", restored.doubt)
     telemetry.begin(
         max_steps=total_steps,
         resumed_step=first_step - 1,
         resumed_epoch=plan.epoch(first_step - 1),
         checkpoint=restored.ref if restored else None,
+        recorded=trust.recorded.checkpoints if trust else (),
         checkpoint_interval=spec.checkpoint.every_steps,
         info=_info(spec),
     )
@@ -224,15 +230,6 @@ def _run(
 
     # Only when nothing was left to do after the step that was resumed from.
     return Outcome("Succeeded", f"Trained {total_steps} steps on {plan.pairs_seen(total_steps)} pairs.")
-
-
-def _known_digests(work: WorkDir) -> dict[str, str] | None:
-    """SHA-256 of the weight files as prepare recorded them, or None."""
-    try:
-        weights: dict[str, str] = json.loads(work.prepared.read_text())["model"]["weights"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return weights
 
 
 def _info(spec: DPOJobSpec) -> dict[str, str]:

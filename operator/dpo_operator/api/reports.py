@@ -11,6 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from dpo_operator.api.modelshape import ModelShape
 from dpo_operator.api.names import Phase
 
+# Checkpoints whose digests are kept: as many as fit a termination message beside everything else.
+MAX_RECORDED = 12
+
 # The kubelet keeps 4,096 bytes of a termination message for a pod with one container.
 MAX_TERMINATION_BYTES = 4096
 
@@ -24,9 +27,32 @@ class CheckpointRef(_Report):
 
     step: int = Field(ge=0, description="Optimizer steps that the checkpoint contains.")
     path: str = Field(description="Folder, relative to the job's work folder.")
-    digest: str = Field(description="SHA-256 of the manifest, hex.")
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the manifest, hex.")
     attempt: int = Field(ge=1, description="Attempt that wrote it.")
     time: float = Field(description="When it was committed.")
+
+
+class CheckpointRecord(_Report):
+    """What proves later that a checkpoint is the one that was committed."""
+
+    step: int = Field(ge=0, le=2**53, description="Optimizer steps that the checkpoint contains.")
+    attempt: int = Field(ge=1, le=2**53, description="Attempt that wrote it.")
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the manifest, hex.")
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Order in which a job's checkpoints are committed: a later attempt may go back some steps."""
+        return self.attempt, self.step
+
+
+class RecordedCheckpoints(_Report):
+    """What the operator gives the pods of an attempt in DPO_RECORDED_CHECKPOINTS: what it was told of earlier ones.
+
+    last_attempt: newest attempt at training that may have committed anything; 0 before the first.
+    """
+
+    last_attempt: int = Field(ge=0)
+    checkpoints: tuple[CheckpointRecord, ...] = ()
 
 
 class Metrics(_Report):
@@ -58,6 +84,11 @@ class Progress(_Report):
     train: Metrics = Metrics()
     eval: Metrics = Metrics()
     checkpoint: CheckpointRef | None = None
+    recorded: list[CheckpointRecord] = Field(
+        default=[],
+        max_length=MAX_RECORDED,
+        description="Checkpoints on the volume that this or an earlier attempt committed.",
+    )
     resumed_from_step: int | None = None
     world_size: int = 1
 

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from dpo_operator.api.conditions import Condition, StatusModel, Time
 from dpo_operator.api.names import Phase
+from dpo_operator.api.reports import MAX_RECORDED
 
 MAX_HISTORY = 10
 MAX_HISTORY_MESSAGE = 512
@@ -103,6 +104,14 @@ class CheckpointStatus(StatusModel):
     time: Time = Field(description="When it was committed.")
 
 
+class RecordedCheckpoint(StatusModel):
+    """A checkpoint that an attempt committed, and by which it is known again."""
+
+    step: int = Field(ge=0, description="Optimizer steps that it contains.")
+    attempt: int = Field(ge=1, description="Attempt that wrote it.")
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of its manifest, hex.")
+
+
 class Workers(StatusModel):
     """Pods of the current phase."""
 
@@ -182,6 +191,11 @@ class DPOJobStatus(StatusModel):
     progress: ProgressStatus | None = Field(default=None, description="Newest reading of rank 0.")
     dataset: DatasetStatus | None = Field(default=None, description="What prepare found.")
     checkpoint: CheckpointStatus | None = Field(default=None, description="Newest committed checkpoint.")
+    recorded_checkpoints: list[RecordedCheckpoint] = Field(
+        default=[],
+        max_length=MAX_RECORDED,
+        description="Checkpoints that were told of, oldest first; the next attempt goes on from one of them.",
+    )
     workers: Workers = Field(default=Workers(), description="Pods of the current phase.")
     volume: VolumeStatus | None = Field(default=None, description="Where the job's files are.")
     export: ExportStatus | None = Field(default=None, description="The trained model.")

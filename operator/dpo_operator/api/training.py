@@ -311,6 +311,12 @@ class Checkpoint(ApiModel):
         description="Checkpoints with the best evaluation (earlyStopping.metric, or eval_loss) to keep besides; one is also made when an "
         "evaluation is the best so far.",
     )
+    require_recorded_digest: StrictBool = Field(
+        default=False,
+        description="Go on only from checkpoints whose digest is in status.recordedCheckpoints. By default one that was committed just "
+        "before its attempt ended, and of which the operator was never told, is used with a warning; true loses that one "
+        "and keeps out what others who can write to the volume put there.",
+    )
     asynchronous: StrictBool = Field(
         default=True,
         alias="async",

@@ -3,6 +3,7 @@
 from typing import Any
 
 from dpo_operator.api import names
+from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_operator.api.types import DPOJob
 
 # An emptyDir; the root file system is read-only.
@@ -18,8 +19,13 @@ def _variables(pairs: dict[str, str]) -> list[dict[str, Any]]:
     return [{"name": name, "value": value} for name, value in pairs.items()]
 
 
-def build_environment(job: DPOJob, phase: names.Phase, attempt: int) -> list[dict[str, Any]]:
-    """Environment of one phase's container. Names of the job file's settings are not repeated here."""
+def build_environment(
+    job: DPOJob, phase: names.Phase, attempt: int, recorded: RecordedCheckpoints | None = None
+) -> list[dict[str, Any]]:
+    """Environment of one phase's container. Names of the job file's settings are not repeated here.
+
+    recorded: the checkpoints that it may use. They are here because the job file is one for all attempts.
+    """
     common = {
         names.ENV_JOB_FILE: names.JOB_FILE,
         names.ENV_WORK_DIR: names.WORK_DIR,
@@ -32,6 +38,8 @@ def build_environment(job: DPOJob, phase: names.Phase, attempt: int) -> list[dic
     if phase == "prepare":
         return _variables(common | _prepare(job))
     offline = {"HF_HUB_OFFLINE": "1"}
+    if recorded is not None:
+        offline[names.ENV_RECORDED_CHECKPOINTS] = recorded.model_dump_json()
     if phase == "export":
         return _variables(common | offline)
     return [

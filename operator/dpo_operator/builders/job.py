@@ -3,6 +3,7 @@
 from typing import Any
 
 from dpo_operator.api import names
+from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.common import Manifest, build_metadata
 from dpo_operator.builders.pod import TrainerImage, build_pod_template
@@ -13,8 +14,14 @@ def pod_count(job: DPOJob, phase: names.Phase) -> int:
     return job.spec.nodes if phase == "train" else 1
 
 
-def build_child_job(job: DPOJob, phase: names.Phase, attempt: int, image: TrainerImage) -> Manifest:
-    """Job of one attempt.
+def build_child_job(
+    job: DPOJob,
+    phase: names.Phase,
+    attempt: int,
+    image: TrainerImage,
+    recorded: RecordedCheckpoints | None = None,
+) -> Manifest:
+    """Job of one attempt. recorded: the checkpoints that it may use; None for prepare.
 
     backoffLimit 0 and podReplacementPolicy Failed: Kubernetes never replaces a single rank; the operator makes the
     next attempt with all of them.
@@ -25,7 +32,7 @@ def build_child_job(job: DPOJob, phase: names.Phase, attempt: int, image: Traine
         "parallelism": pod_count(job, phase),
         "completions": pod_count(job, phase),
         "completionMode": "Indexed",
-        "template": build_pod_template(job, phase, attempt, image),
+        "template": build_pod_template(job, phase, attempt, image, recorded),
     }
     name = names.child_job_name(job.metadata.name, phase, attempt)
     return {

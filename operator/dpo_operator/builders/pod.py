@@ -6,6 +6,7 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.base import SecretKeyRef
 from dpo_operator.api.pods import ResourceList
+from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.common import build_labels
 from dpo_operator.builders.config import JOB_FILE_KEY
@@ -32,8 +33,10 @@ class TrainerImage:
     pull_policy: str = "IfNotPresent"
 
 
-def build_pod_template(job: DPOJob, phase: names.Phase, attempt: int, image: TrainerImage) -> dict[str, Any]:
-    """Template of one phase's pods."""
+def build_pod_template(
+    job: DPOJob, phase: names.Phase, attempt: int, image: TrainerImage, recorded: RecordedCheckpoints | None = None
+) -> dict[str, Any]:
+    """Template of one phase's pods. recorded: the checkpoints that they may use; None for prepare."""
     pod = job.spec.pod
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
@@ -49,7 +52,7 @@ def build_pod_template(job: DPOJob, phase: names.Phase, attempt: int, image: Tra
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(job, phase, attempt, image)],
+        "containers": [_container(job, phase, attempt, image, recorded)],
         "volumes": _volumes(job, phase),
         "tolerations": _tolerations(job, phase),
     }
@@ -62,7 +65,9 @@ def build_pod_template(job: DPOJob, phase: names.Phase, attempt: int, image: Tra
     return {"metadata": {"labels": build_labels(job, phase, attempt)}, "spec": spec}
 
 
-def _container(job: DPOJob, phase: names.Phase, attempt: int, image: TrainerImage) -> dict[str, Any]:
+def _container(
+    job: DPOJob, phase: names.Phase, attempt: int, image: TrainerImage, recorded: RecordedCheckpoints | None
+) -> dict[str, Any]:
     mounts = [
         {"name": "work", "mountPath": names.WORK_DIR, "subPath": job.metadata.uid},
         {"name": "config", "mountPath": names.JOB_FILE.rpartition("/")[0], "readOnly": True},
@@ -83,7 +88,7 @@ def _container(job: DPOJob, phase: names.Phase, attempt: int, image: TrainerImag
         "image": job.spec.pod.image or image.name,
         "imagePullPolicy": job.spec.pod.image_pull_policy or image.pull_policy,
         "command": ["python", "-m", "dpo_trainer", COMMANDS[phase]],
-        "env": build_environment(job, phase, attempt),
+        "env": build_environment(job, phase, attempt, recorded),
         "ports": [{"name": names.METRICS_PORT_NAME, "containerPort": names.METRICS_PORT, "protocol": "TCP"}],
         "resources": _resources(job, phase),
         "volumeMounts": mounts,

@@ -153,5 +153,43 @@ def report(
     work_dir: Annotated[Path, typer.Argument(help="Work folder of a run.", exists=True, file_okay=False)],
 ) -> None:
     """Print the table of a run and draw its picture anew."""
-    argv = [sys.executable, "-m", "dpo_trainer", "report", "--work-dir", str(work_dir)]
+    _trainer("report", "--work-dir", str(work_dir))
+
+
+@app.command()
+def checkpoints(
+    folder: Annotated[Path, typer.Argument(help="Work folder of a run, or its folder of checkpoints.")],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare the SHA-256.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a document instead of a table.")] = False,
+) -> None:
+    """List the checkpoints of a run: step, time, size, metrics, and whether they are whole. Needs no torch.
+
+    Exits with 74 when the newest can't be used, with 66 when there is none.
+    """
+    flags = [flag for flag, given in (("--verify", verify), ("--json", as_json)) if given]
+    _trainer("checkpoints", *flags, "--", str(folder))
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, such as runs/job/checkpoints/step-00000050.")],
+    to: Annotated[Path | None, typer.Option(help="Folder to make. Default: export-step-… in the work folder.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Besides, merge the adapter into the model.")] = False,
+    work_dir: Annotated[Path | None, typer.Option(help="The run's work folder. Default: the one it is in.")] = None,
+    job_file: Annotated[
+        Path | None, typer.Option(help="The DPOJob as JSON. Default: job.json in the work folder.")
+    ] = None,
+) -> None:
+    """Write the weights of any checkpoint as safetensors, load and check them. Needs no GPU."""
+    options = [
+        f"{name}={value}"
+        for name, value in (("--to", to), ("--work-dir", work_dir), ("--job-file", job_file))
+        if value is not None
+    ]
+    _trainer("export-checkpoint", *options, *(["--merge"] if merge else []), "--", str(checkpoint))
+
+
+def _trainer(*arguments: str) -> None:
+    """End as the trainer does with these arguments, which torch and its like stay in."""
+    argv = [sys.executable, "-m", "dpo_trainer", *arguments]
     raise typer.Exit(subprocess.run(argv, env=dict(os.environ), check=False).returncode)

@@ -13,7 +13,7 @@ from dpo_operator.builders.job import build_child_job, pod_count
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.builders.service import build_service
 from dpo_operator.builders.volume import build_claim
-from dpo_operator.planning import failures, progress, restarts, transitions, waiting
+from dpo_operator.planning import failures, progress, recorded, restarts, transitions, waiting
 from dpo_operator.planning.actions import Create, Delete, Event, Plan
 from dpo_operator.planning.fit import predicted_not_to_fit
 from dpo_operator.planning.observed import ChildJob, ChildPod, Observed
@@ -47,6 +47,8 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
     if job.spec.managed_by != names.MANAGER or job.metadata.deletion_timestamp is not None:
         return Plan(status)
     at = Moment(now.replace(microsecond=0), job.metadata.generation)
+    if not status.is_final:
+        status = recorded.with_told(status, seen)
     decision = _decide(job, status, seen, at, settings)
     due = _next_deadline(job, decision.status, at)
     if due is not None:
@@ -213,7 +215,7 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
             volume=VolumeStatus(claim_name=seen.claim.name, claim_uid=seen.claim.uid, folder=job.metadata.uid),
         )
     assert status.phase is not None
-    child = build_child_job(job, status.phase, status.attempt, settings.image)
+    child = build_child_job(job, status.phase, status.attempt, settings.image, recorded.handed_back(status))
     status = changed(status, workers=Workers(desired=pod_count(job, status.phase), ready=0))
     return Plan(status, (Create(child),), requeue_after=WAIT_SECONDS)
 

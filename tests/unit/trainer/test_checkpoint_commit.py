@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,9 @@ from dpo_trainer.checkpoint.identity import differences, identity
 from dpo_trainer.checkpoint.layout import BadCheckpoint, File, Manifest, Parameter
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.shard import Entry, ShardReader, file_size, write_shard
-from dpo_trainer.checkpoint.store import Checkpoints, pieces
+from dpo_trainer.checkpoint.slices import partition, pieces
+from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.writer import Writer, retained
-from dpo_trainer.checkpoint.zero3 import partition
 from dpo_trainer.errors import TrainerError
 from dpo_trainer.files import write_synced
 
@@ -113,7 +114,9 @@ def test_links_are_not_followed(tmp_path: Path):
     root = tmp_path / "checkpoints"
     root.mkdir()
     (root / folder.name).symlink_to(folder)
-    assert layout.committed(root) == []
+    [(_, link)] = layout.committed(root)
+    with pytest.raises(BadCheckpoint, match="is a link or a file"):
+        layout.read_manifest(link)
 
     real = a_checkpoint(root, 2)
     (real / layout.MANIFEST).rename(tmp_path / "manifest.json")
@@ -122,14 +125,19 @@ def test_links_are_not_followed(tmp_path: Path):
         layout.read_manifest(real)
 
 
-def test_a_pipe_does_not_block_a_reader(tmp_path: Path):
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_does_not_block_a_reader(tmp_path: Path, make: Callable[[Path], None]):
     folder = a_checkpoint(tmp_path, 1)
     name = layout.shard_name(0)
     (folder / name).unlink()
-    (folder / name).mkdir()
+    make(folder / name)
+    (folder / layout.MANIFEST).unlink()
+    make(folder / layout.MANIFEST)
 
-    with pytest.raises(BadCheckpoint):
+    with pytest.raises(BadCheckpoint, match="is not a regular file"):
         layout.verify(folder, name, File(size=1, sha256="0" * 64))
+    with pytest.raises(BadCheckpoint, match="is not a regular file"):
+        layout.read_manifest(folder)
 
 
 def test_a_newer_attempt_fences_an_older_one(tmp_path: Path):
@@ -214,6 +222,23 @@ def test_the_commit_removes_what_need_not_stay(tmp_path: Path):
 
     assert [step for step, _ in layout.committed(root)] == [4, 2]
     assert layout.temporary_folders(root) == []
+
+
+def test_what_a_load_would_refuse_takes_no_place_of_what_it_would_use(tmp_path: Path):
+    root = tmp_path / "checkpoints"
+    for step in (1, 2, 3, 4, 5):
+        a_checkpoint(root, step, selection=float(step))
+    # 4 was refused when this attempt began, and 3 was damaged meanwhile.
+    writer = Writer(root, 2, keep_last=2, keep_best=1, refused=frozenset({4}))
+    os.truncate(root / layout.folder_name(3) / layout.shard_name(0), 5)
+    (root / "step-00000000").symlink_to(tmp_path)
+    a_checkpoint(root, 6)
+    writer.retain(6)
+    assert [step for step, _ in layout.committed(root)] == [6, 5, 1]
+
+    # A refused step that is committed again is as good as any.
+    Writer(root, 2, keep_last=1, keep_best=0, refused=frozenset({6})).retain(6)
+    assert [step for step, _ in layout.committed(root)] == [6]
 
 
 @given(numel=st.integers(0, 200), old=st.integers(1, 9), new=st.integers(1, 9))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dpo_operator.api.reports import CheckpointRef, Progress
+from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Progress
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.console import console, duration
 from dpo_trainer.telemetry.metrics_file import MetricsFile, read_metrics
@@ -36,7 +36,7 @@ EVALUATION = METRICS | {
     "rewards/accuracies/le_64": 0.8, "rewards/accuracies/gt_1024": 0.6,
 }  # fmt: skip
 INFO = {"model": "org/name", "loss_type": "dpo", "peft": "none", "zero_stage": "3"}
-CHECKPOINT = CheckpointRef(step=4, path="checkpoints/step-00000004", digest="ab", attempt=1, time=1000.0)
+CHECKPOINT = CheckpointRef(step=4, path="checkpoints/step-00000004", digest="ab" * 32, attempt=1, time=1000.0)
 
 
 @pytest.fixture(autouse=True)
@@ -240,6 +240,40 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path):
     assert second.progress.resumed_from_step == 4
 
 
+def test_rank_0_tells_of_every_checkpoint_on_the_volume_and_the_others_of_the_newest(tmp_path: Path):
+    for step in (2, 4, 6):
+        (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
+    earlier = [CheckpointRecord(step=step, attempt=1, digest="cd" * 32) for step in (1, 2, 6)]
+    newer = CHECKPOINT.model_copy(update={"attempt": 2})
+    first, _ = telemetry(tmp_path, attempt=2)
+    other, _ = telemetry(tmp_path, attempt=2, rank=1)
+    for news in (first, other):
+        news.begin(max_steps=10, resumed_step=2, recorded=earlier)
+        news.checkpoint(newer, 0.1)
+
+    # Step 1 has left the volume; step 6, which was refused, has not.
+    assert [(r.step, r.attempt, r.digest[:2]) for r in first.progress.recorded] == [
+        (2, 1, "cd"),
+        (6, 1, "cd"),
+        (4, 2, "ab"),
+    ]
+    assert json.loads(first._status())["recorded"][-1] == {"step": 4, "attempt": 2, "digest": "ab" * 32}
+    assert (other.progress.recorded, other.progress.checkpoint) == ([], newer)
+
+
+def test_a_slow_volume_is_told_of_once(tmp_path: Path):
+    news, shown = telemetry(tmp_path)
+    news.begin(max_steps=10)
+    news.checkpoint(CHECKPOINT, 4.9)
+    assert "SlowCheckpoint" not in shown.getvalue()
+    for _ in range(2):
+        news.checkpoint(CHECKPOINT, 75.0)
+    said = [line for line in shown.getvalue().splitlines() if "SlowCheckpoint" in line]
+    assert said == [
+        "Warning: SlowCheckpoint: a save took 75 s, 0 s after the one before. Raise checkpoint.everySteps, or use a faster volume."
+    ]
+
+
 @given(
     attempts=st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9)), min_size=1, max_size=6),
 )
@@ -396,5 +430,6 @@ def test_a_commit_in_the_background_is_no_sign_of_life(tmp_path: Path):
     before = news.progress
     news.checkpoint(CHECKPOINT, 3.0)
 
-    assert news.progress == before.model_copy(update={"checkpoint": CHECKPOINT})
+    recorded = [CheckpointRecord(step=4, attempt=1, digest=CHECKPOINT.digest)]
+    assert news.progress == before.model_copy(update={"checkpoint": CHECKPOINT, "recorded": recorded})
     news.close()

@@ -10,19 +10,21 @@ from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.layout import BadCheckpoint, Manifest
 from dpo_trainer.checkpoint.shard import ShardReader
+from dpo_trainer.checkpoint.trust import Owner
+from dpo_trainer.checkpoint.verification import verify_shards
 from dpo_trainer.errors import input_not_found, volume_error
 
 
 class FullCheckpoint:
-    """A verified checkpoint."""
+    """A verified checkpoint. doubt: why it is not fully trusted, or nothing."""
 
-    def __init__(self, root: Path, folder: Path) -> None:
-        """Check every digest. Raises BadCheckpoint."""
+    def __init__(self, root: Path, folder: Path, owner: Owner | None = None) -> None:
+        """Check every digest. owner: the job that it must be of; None takes any. Raises BadCheckpoint."""
         self.folder = folder
         self.manifest: Manifest
         self.manifest, digest = layout.read_manifest(folder)
-        for name, file in self.manifest.files.items():
-            layout.verify(folder, name, file)
+        self.doubt = owner.judge(self.manifest, digest) if owner else ""
+        verify_shards(folder, self.manifest, range(self.manifest.world_size), kinds=("fp32",))
         self.ref: CheckpointRef = layout.reference(root, self.manifest, digest)
         self._shards = [ShardReader(folder / layout.shard_name(r)) for r in range(self.manifest.world_size)]
 
@@ -41,7 +43,9 @@ class FullCheckpoint:
         return flat.reshape(parameter.shape)
 
 
-def open_best(root: Path, newest: FullCheckpoint) -> tuple[FullCheckpoint | None, list[str]]:
+def open_best(
+    root: Path, newest: FullCheckpoint, owner: Owner | None = None
+) -> tuple[FullCheckpoint | None, list[str]]:
     """The whole checkpoint with the lowest metrics["selection"], of equal ones the later; and better ones that were passed
     over, with the reason. None when no evaluated checkpoint is whole.
 
@@ -55,7 +59,7 @@ def open_best(root: Path, newest: FullCheckpoint) -> tuple[FullCheckpoint | None
             passed.append(f"{folder.name} is no longer there")
             continue
         try:
-            checkpoint = FullCheckpoint(root, folder)
+            checkpoint = FullCheckpoint(root, folder, owner)
         except BadCheckpoint as error:
             passed.append(f"{folder.name}: {error}")
             continue
@@ -65,17 +69,22 @@ def open_best(root: Path, newest: FullCheckpoint) -> tuple[FullCheckpoint | None
     return None, passed
 
 
-def open_newest(root: Path) -> tuple[FullCheckpoint, list[str]]:
+def open_newest(root: Path, owner: Owner | None = None) -> tuple[FullCheckpoint, list[str]]:
     """The newest whole checkpoint, and newer ones that were refused with the reason.
 
     Raises TrainerError when there is none.
     """
     refused: list[str] = []
-    for _, folder in layout.committed(root):
+    for _, folder in require_any(root):
         try:
-            return FullCheckpoint(root, folder), refused
+            return FullCheckpoint(root, folder, owner), refused
         except BadCheckpoint as error:
             refused.append(f"{folder.name}: {error}")
-    if refused:
-        raise volume_error(f"None of the checkpoints in {root} is whole: {'; '.join(refused)}")
+    raise volume_error(f"None of the checkpoints in {root} is whole and this job's own: {'; '.join(refused)}")
+
+
+def require_any(root: Path) -> list[tuple[int, Path]]:
+    """Steps and folders of the checkpoints there, newest first. Raises TrainerError INPUT_NOT_FOUND when there are none."""
+    if found := layout.committed(root):
+        return found
     raise input_not_found(f"{root}: expected a committed checkpoint, found none; train first")

@@ -3,6 +3,7 @@
 from typing import Any
 
 from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer.checkpoint.layout import shown
 
 _PARTS = ("model", "data", "method", "adapter", "training")
 
@@ -44,6 +45,14 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
         for path in sorted(saved.keys() | now.keys())
         if value(saved, path) != value(now, path)
     ]
+
+
+def other_settings(problems: list[str]) -> str:
+    """Why a checkpoint is not this job's, from what differs; empty when nothing does."""
+    if not problems:
+        return ""
+    more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+    return f"belongs to other settings: {'; '.join(shown(problem) for problem in problems[:5])}{more}"
 
 
 def _flatten(path: str, value: Any, into: dict[str, Any]) -> None:

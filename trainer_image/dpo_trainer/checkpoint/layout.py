@@ -6,6 +6,7 @@ checkpoints/step-00000050/rank-00000.safetensors
 checkpoints/step-00000050.attempt-2.tmp    being written, or left by a crash
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -13,17 +14,27 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dpo_operator.api.reports import CheckpointRef
+from dpo_trainer.errors import volume_error
 
 FENCE = "attempt"
 MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"step-(\d{8,12})")
 _TEMPORARY = re.compile(r"step-\d{8,12}\.(attempt-\d+|replaced)\.tmp")
 _SHARD = re.compile(r"rank-\d{5}\.safetensors")
+# 100,000 parameters and as many shards fit; what is larger is not read into memory.
+MAX_MANIFEST_BYTES = 32 << 20
+MAX_WORLD_SIZE = 100_000
+# Errors that say that the volume is gone, not that a file is bad: no older checkpoint would be any better.
+_GONE = frozenset(
+    {errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH}
+)
+# Larger numbers are not the same in every program that reads JSON.
+_Count = Annotated[int, Field(ge=0, le=2**53)]
 
 
 class BadCheckpoint(Exception):
@@ -31,13 +42,13 @@ class BadCheckpoint(Exception):
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Parameter(_Part):
     """A trained parameter as a whole. dtype: of the model, such as bfloat16; what is stored is always float32."""
 
-    shape: tuple[int, ...]
+    shape: tuple[_Count, ...]
     dtype: str
 
     @property
@@ -49,7 +60,7 @@ class Parameter(_Part):
 class File(_Part):
     """A file of the checkpoint, in bytes and SHA-256 hex."""
 
-    size: int = Field(ge=0)
+    size: _Count
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
@@ -62,13 +73,13 @@ class Manifest(_Part):
     """
 
     format: Literal[1] = 1
-    step: int = Field(ge=0)
-    attempt: int = Field(ge=1)
-    world_size: int = Field(ge=1)
+    step: _Count
+    attempt: int = Field(ge=1, le=2**53)
+    world_size: int = Field(ge=1, le=MAX_WORLD_SIZE)
     time: float
     identity: dict[str, Any]
     parameters: dict[str, Parameter]
-    adam_step: int = Field(ge=0)
+    adam_step: _Count
     files: dict[str, File]
     state: dict[str, Any]
     metrics: dict[str, float | None]
@@ -95,74 +106,159 @@ def shard_name(rank: int) -> str:
 
 
 def committed(root: Path) -> list[tuple[int, Path]]:
-    """Steps and folders of committed checkpoints, newest first. Links and other names are passed over."""
-    found = []
-    if root.is_dir():
-        for entry in os.scandir(root):
-            match = _FOLDER.fullmatch(entry.name)
-            if match and entry.is_dir(follow_symlinks=False):
-                found.append((int(match[1]), Path(entry.path)))
+    """Steps and folders of committed checkpoints, newest first.
+
+    Only names are looked at: what is no folder, such as a link, is refused with its reason when it is read.
+    Raises OSError.
+    """
+    found = [(int(match[1]), path) for path in _entries(root) if (match := _FOLDER.fullmatch(path.name))]
     return sorted(found, reverse=True)
 
 
 def temporary_folders(root: Path) -> list[Path]:
-    """Folders that a crash or a failed save left."""
-    if not root.is_dir():
+    """Folders that a crash or a failed save left. Raises OSError."""
+    return [path for path in _entries(root) if _TEMPORARY.fullmatch(path.name)]
+
+
+def _entries(root: Path) -> list[Path]:
+    try:
+        return [Path(entry.path) for entry in os.scandir(root)]
+    except FileNotFoundError:
         return []
-    return [Path(entry.path) for entry in os.scandir(root) if _TEMPORARY.fullmatch(entry.name)]
+
+
+def read_fence(root: Path) -> int:
+    """Number of the newest attempt that began; 0 before the first. Raises TrainerError VOLUME_ERROR, OSError."""
+    try:
+        text = read_plain(root / FENCE, limit=64).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return 0
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise volume_error(f"{root / FENCE}: expected the number of an attempt, found {shown(text)!r}")
+    return int(text)
 
 
 def read_manifest(folder: Path) -> tuple[Manifest, str]:
-    """Manifest of a checkpoint and its digest. Raises BadCheckpoint."""
+    """Manifest of a checkpoint and its digest.
+
+    Raises BadCheckpoint, and OSError when the volume as a whole does not answer.
+    """
     try:
-        raw = read_plain(folder / MANIFEST)
-        manifest = Manifest.model_validate_json(raw)
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            raise BadCheckpoint("is a link or a file, and no folder")
+        raw = read_plain(folder / MANIFEST, limit=MAX_MANIFEST_BYTES)
+        _check_json(raw)
+        # Not lax: a number in quotes, which some programs take and others don't, was not written by this one.
+        manifest = Manifest.model_validate_json(raw, strict=True)
     except OSError as error:
-        raise BadCheckpoint(f"{MANIFEST}: {error.strerror}") from error
+        raise unreadable(MANIFEST, error) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"
-        raise BadCheckpoint(f"{MANIFEST}: {where}: {first['msg']}") from error
-    expected = {shard_name(rank) for rank in range(manifest.world_size)}
-    if manifest.files.keys() != expected:
-        raise BadCheckpoint(f"{MANIFEST}: expected {len(expected)} shards, found {sorted(manifest.files)}")
+        raise BadCheckpoint(f"{MANIFEST}: {shown(where)}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{MANIFEST}: expected JSON, found {shown(str(error))}") from error
+    if len(manifest.files) != manifest.world_size or any(
+        shard_name(rank) not in manifest.files for rank in range(manifest.world_size)
+    ):
+        names = ", ".join(map(shown, sorted(manifest.files)[:3]))
+        raise BadCheckpoint(
+            f"{MANIFEST}: expected {manifest.world_size} shards, {shard_name(0)} and so on, found {len(manifest.files)}"
+            f"{': ' if names else ''}{names}"
+        )
     if folder_name(manifest.step) != folder.name:
         raise BadCheckpoint(f"{MANIFEST}: is of step {manifest.step}, but the folder is {folder.name}")
     return manifest, hashlib.sha256(raw).hexdigest()
 
 
 def verify(folder: Path, name: str, expected: File) -> None:
-    """Compare a file with its entry in the manifest. Raises BadCheckpoint."""
-    if not _SHARD.fullmatch(name):
-        raise BadCheckpoint(f"{name!r} is no name of a shard")
+    """Compare every byte of a file with its entry in the manifest.
+
+    Raises BadCheckpoint, and OSError when the volume as a whole does not answer.
+    """
     digest = hashlib.sha256()
     try:
-        with open_plain(folder / name) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != expected.size:
-                raise BadCheckpoint(f"{name}: expected {expected.size} bytes, found {size}")
-            while chunk := file.read(8 << 20):
+        with _open_shard(folder, name, expected) as file:
+            left = expected.size
+            while left and (chunk := file.read(min(left, 8 << 20))):
                 digest.update(chunk)
+                left -= len(chunk)
     except OSError as error:
-        raise BadCheckpoint(f"{name}: {error.strerror}") from error
+        raise unreadable(name, error) from error
     if digest.hexdigest() != expected.sha256:
         raise BadCheckpoint(f"{name}: the SHA-256 is not the one in the manifest")
 
 
-def open_plain(path: Path) -> Any:
+def verify_size(folder: Path, name: str, expected: File) -> None:
+    """Compare a file's size alone with its entry in the manifest. Raises as verify does."""
+    try:
+        _open_shard(folder, name, expected).close()
+    except OSError as error:
+        raise unreadable(name, error) from error
+
+
+def _open_shard(folder: Path, name: str, expected: File) -> BinaryIO:
+    if not _SHARD.fullmatch(name):
+        raise BadCheckpoint(f"{name!r} is no name of a shard")
+    file = open_plain(folder / name)
+    size = os.fstat(file.fileno()).st_size
+    if size != expected.size:
+        file.close()
+        raise BadCheckpoint(f"{name}: expected {expected.size} bytes, found {size}")
+    return file
+
+
+def unreadable(name: str, error: OSError) -> BadCheckpoint:
+    """What is said of a file that can't be read. Raises the error again when the volume as a whole does not answer."""
+    if error.errno in _GONE:
+        raise error
+    return BadCheckpoint(f"{name}: {error.strerror}")
+
+
+def open_plain(path: Path) -> BinaryIO:
     """Open a regular file for reading. A link is refused: it could lead out of the job's folder. Raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    # Without O_NONBLOCK, opening a named pipe waits for a writer.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(None, "is not a regular file", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file", str(path))
     return os.fdopen(descriptor, "rb")
 
 
-def read_plain(path: Path) -> bytes:
-    """Content of a regular file. Raises OSError."""
+def read_plain(path: Path, *, limit: int) -> bytes:
+    """Content of a regular file of at most limit bytes. Raises OSError."""
     with open_plain(path) as file:
-        content: bytes = file.read()
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise OSError(errno.EFBIG, f"expected at most {limit} bytes, found more", str(path))
     return content
+
+
+def _check_json(raw: bytes) -> None:
+    """Refuse what programs read differently: other encodings, a name that is there twice, NaN. Raises ValueError."""
+
+    def unique(items: list[tuple[str, Any]]) -> None:
+        seen: set[str] = set()
+        for name, _ in items:
+            if name in seen:
+                raise ValueError(f"{shown(name)} twice in one object")
+            seen.add(name)
+
+    def constant(text: str) -> None:
+        raise ValueError(f"{text}, which is no number")
+
+    def finite(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError(f"{shown(text)}, which is too large a number")
+        return value
+
+    json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant, parse_float=finite)
+
+
+def shown(text: str) -> str:
+    """Text of a stranger, short and on one line."""
+    text = text if len(text) <= 120 else text[:120] + "…"
+    return text if text.isprintable() else ascii(text)
 
 
 def reference(root: Path, manifest: Manifest, digest: str) -> CheckpointRef:

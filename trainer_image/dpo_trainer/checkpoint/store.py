@@ -15,39 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dpo_operator.api.reports import CheckpointRef
-from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.background import Background
 from dpo_trainer.checkpoint.hostcopy import HostCopy
-from dpo_trainer.checkpoint.identity import differences
-from dpo_trainer.checkpoint.layout import BadCheckpoint, Manifest
+from dpo_trainer.checkpoint.layout import Manifest
+from dpo_trainer.checkpoint.loading import Loader, Restored
 from dpo_trainer.checkpoint.ranks import Ranks
-from dpo_trainer.checkpoint.rng import rng_entries, set_rng
-from dpo_trainer.checkpoint.shard import Entry, ShardReader
+from dpo_trainer.checkpoint.rng import rng_entries
+from dpo_trainer.checkpoint.shard import Entry
+from dpo_trainer.checkpoint.trust import Trust
 from dpo_trainer.checkpoint.writer import Writer
-from dpo_trainer.checkpoint.zero3 import Zero3State, partition
-from dpo_trainer.errors import invalid_configuration, volume_error
+from dpo_trainer.checkpoint.zero3 import Zero3State
 from dpo_trainer.versions import library_versions
-
-
-@dataclass(frozen=True)
-class Restored:
-    """What a run goes on from.
-
-    refused: newer checkpoints that could not be used, each with its reason.
-    """
-
-    ref: CheckpointRef
-    state: dict[str, Any]
-    metrics: dict[str, float | None]
-    refused: tuple[str, ...] = ()
-
-    @property
-    def step(self) -> int:
-        """Finished optimizer steps."""
-        return self.ref.step
 
 
 @dataclass
@@ -56,6 +35,7 @@ class Checkpoints:
 
     root: the folder of all checkpoints. identity: see identity.py. keep_best: kept besides, by metrics["selection"].
     aside: the same ranks in a process group of its own, over which saves run in the background; None saves in the foreground.
+    trust: what is known of the job's checkpoints from elsewhere, besides those of this attempt; None takes any that is whole.
     on_commit: called on every rank when a checkpoint was committed, with the seconds since its save began; in the
         background's thread. observe, before_commit: see Writer.
     """
@@ -69,8 +49,11 @@ class Checkpoints:
     aside: Ranks | None = None
     on_commit: Callable[[CheckpointRef, float], None] = lambda _ref, _seconds: None
     before_commit: Callable[[], None] = lambda: None
+    trust: Trust | None = None
     observe: Callable[[int, str], None] = lambda _step, _point: None
     _newest: CheckpointRef | None = None
+    _own: list[CheckpointRef] = field(default_factory=list)
+    _refused: frozenset[int] = frozenset()
     _background: Background = field(default_factory=Background)
     _copy: HostCopy = field(default_factory=HostCopy)
 
@@ -79,7 +62,8 @@ class Checkpoints:
 
         Raises TrainerError PEER_LOST when a newer attempt has begun.
         """
-        self.ranks.on_first(self._writer(self.ranks).begin)
+        writer = self._writer(self.ranks)
+        self.ranks.on_first(lambda: writer.saving(0, writer.begin))
 
     def save(
         self, state: Zero3State, *, step: int, loop: Mapping[str, Any], metrics: Mapping[str, float | None]
@@ -138,107 +122,39 @@ class Checkpoints:
         """
         assert self._newest is not None, "there is a checkpoint to amend"
         began, step, writer = time.monotonic(), self._newest.step, self._writer(self.ranks)
-        self._newest = CheckpointRef(**self.ranks.on_first(lambda: writer.amend(step, loop, metrics)))
-        self.on_commit(self._newest, time.monotonic() - began)
+        self._committed(
+            CheckpointRef(**self.ranks.on_first(lambda: writer.saving(0, lambda: writer.amend(step, loop, metrics)))),
+            began,
+        )
 
     def _writer(self, ranks: Ranks) -> Writer:
-        return Writer(self.root, self.attempt, self.keep_last, self.keep_best, ranks, self.observe, self.before_commit)
+        return Writer(
+            self.root,
+            self.attempt,
+            self.keep_last,
+            self.keep_best,
+            ranks,
+            self.observe,
+            self.before_commit,
+            refused=self._refused,
+        )
 
     def _write(self, ranks: Ranks, entries: Sequence[Entry], manifest: Manifest, began: float) -> None:
-        self._newest = self._writer(ranks).write(entries, manifest)
-        self.on_commit(self._newest, time.monotonic() - began)
+        self._committed(self._writer(ranks).write(entries, manifest), began)
+
+    def _committed(self, ref: CheckpointRef, began: float) -> None:
+        self._newest = ref
+        self._own = [*(other for other in self._own if other.step != ref.step), ref]
+        self._refused -= {ref.step}
+        self.on_commit(ref, time.monotonic() - began)
 
     def load(self, state: Zero3State) -> Restored | None:
-        """Set the engine to the newest checkpoint that is whole; None when there is none at all.
+        """Set the engine to the newest checkpoint that can be used; None when none was ever committed.
 
-        Raises TrainerError INVALID_CONFIGURATION when it belongs to other settings, VOLUME_ERROR when there are
-        checkpoints and none of them is whole: starting anew would throw away the work in them.
+        Raises as loading.Loader.load does.
         """
-        steps = self.ranks.on_first(lambda: [step for step, _ in layout.committed(self.root)])
-        refused: list[str] = []
-        for step in steps:
-            folder = self.root / layout.folder_name(step)
-            found = self.ranks.everywhere(lambda folder=folder: self._inspect(folder, state))  # type: ignore[misc]
-            reasons = [answer["reason"] for answer in found if answer["reason"]]
-            if not reasons and len({answer["digest"] for answer in found}) > 1:
-                reasons = ["the ranks read different manifests"]
-            if reasons:
-                refused.append(f"{folder.name}: {reasons[0]}")
-                continue
-            self.ranks.everywhere(lambda folder=folder: self._restore(folder, state))  # type: ignore[misc]
-            manifest, digest = layout.read_manifest(folder)
-            self._newest = layout.reference(self.root, manifest, digest)
-            return Restored(self._newest, manifest.state, manifest.metrics, tuple(refused))
-        if refused:
-            raise volume_error(
-                f"None of the {len(refused)} checkpoints in {self.root} is whole: {'; '.join(refused)}. Restore one from a "
-                "backup, or delete that folder to train from the start."
-            )
-        return None
-
-    def _inspect(self, folder: Path, state: Zero3State) -> dict[str, Any]:
-        """Digest of the manifest when all that this rank needs is whole, else the reason why not."""
-        try:
-            manifest, digest = layout.read_manifest(folder)
-            self._check_identity(folder, manifest, state)
-            for name in sorted(self._needed(manifest)):
-                layout.verify(folder, name, manifest.files[name])
-        except BadCheckpoint as error:
-            return {"reason": str(error), "digest": None}
-        return {"reason": None, "digest": digest}
-
-    def _check_identity(self, folder: Path, manifest: Manifest, state: Zero3State) -> None:
-        problems = differences(manifest.identity, dict(self.identity))
-        now = state.parameters()
-        for name in sorted(manifest.parameters.keys() | now.keys()):
-            saved, expected = manifest.parameters.get(name), now.get(name)
-            if saved is None or expected is None or saved.shape != expected.shape:
-                shapes = [part.shape if part else "nothing" for part in (saved, expected)]
-                problems.append(f"parameter {name}: the checkpoint has {shapes[0]}, the model {shapes[1]}")
-        if problems:
-            more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-            raise invalid_configuration(
-                f"{folder.name} belongs to other settings: {'; '.join(problems[:5])}{more}. Undo the change, or use "
-                "another work folder."
-            )
-
-    def _needed(self, manifest: Manifest) -> set[str]:
-        """Shards that this rank reads. All ranks together read, and so verify, every one that holds anything."""
-        if manifest.world_size == self.ranks.world_size:
-            return {layout.shard_name(self.ranks.rank)}
-        ranks: set[int] = set()
-        for parameter in manifest.parameters.values():
-            start, end = partition(parameter.numel, self.ranks.rank, self.ranks.world_size)
-            ranks.update(r for r, _, _ in pieces(parameter.numel, start, end, manifest.world_size))
-        return {layout.shard_name(rank) for rank in ranks}
-
-    def _restore(self, folder: Path, state: Zero3State) -> None:
-        manifest, _ = layout.read_manifest(folder)
-        readers = {name: ShardReader(folder / name) for name in self._needed(manifest)}
-
-        def read(kind: str, name: str, start: int, end: int) -> torch.Tensor:
-            parts = pieces(manifest.parameters[name].numel, start, end, manifest.world_size)
-            found = [readers[layout.shard_name(r)].slice(f"{kind}/{name}", a, b) for r, a, b in parts]
-            return torch.cat(found)
-
-        try:
-            state.restore(read, manifest.adam_step)
-            own = readers.get(layout.shard_name(self.ranks.rank))
-            same = manifest.world_size == self.ranks.world_size
-            set_rng(own if same else None, seed=f"{manifest.step}/{self.ranks.rank}")
-        except BadCheckpoint as error:
-            raise volume_error(f"{folder.name}: {error}, although its digests are right") from error
-
-
-def pieces(numel: int, start: int, end: int, world_size: int) -> list[tuple[int, int, int]]:
-    """Where elements [start, end) of a parameter are in a checkpoint of world_size ranks.
-
-    Returns (rank, first, last) with [first, last) counted in that rank's slice, in order.
-    """
-    found = []
-    for rank in range(world_size):
-        low, high = partition(numel, rank, world_size)
-        first, last = max(start, low), min(end, high)
-        if first < last:
-            found.append((rank, first - low, last - low))
-    return found
+        trust = self.trust.knowing(self._own) if self.trust else None
+        restored = Loader(self.root, self.identity, self.ranks, trust).load(state)
+        if restored is not None:
+            self._newest, self._refused = restored.ref, restored.refused_steps
+        return restored

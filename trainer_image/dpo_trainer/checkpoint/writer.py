@@ -1,26 +1,25 @@
 """How a checkpoint becomes one: room, shards, manifest, rename, retention. No engine, no loop."""
 
 import hashlib
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint import layout
-from dpo_trainer.checkpoint.layout import BadCheckpoint, File, Manifest
+from dpo_trainer.checkpoint.layout import File, Manifest
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.shard import Entry, file_size, write_shard
-from dpo_trainer.errors import TrainerError, volume_error
-from dpo_trainer.files import commit, sync_folder, write_synced
+from dpo_trainer.checkpoint.verification import usable_costs
+from dpo_trainer.checkpoint.volume import check_room, explained
+from dpo_trainer.errors import TrainerError
+from dpo_trainer.files import commit, remove, sync_folder, write_synced
 
-# Room that must be left after a save, for the manifest and other writers' small files.
-_SPARE_BYTES = 1 << 20
+T = TypeVar("T")
 
 
 @dataclass
@@ -28,6 +27,7 @@ class Writer:
     """Writes the checkpoints of one attempt. `write` is collective over ranks; the other methods are one process's own.
 
     observe: told the step and the name of every sub-step of a save as it is reached; tests kill there.
+    refused: steps of checkpoints that a load refused, which take no place of good ones.
     before_commit: called on rank 0 when all shards are on the disk, before the checkpoint becomes one.
     """
 
@@ -38,6 +38,7 @@ class Writer:
     ranks: Ranks = field(default_factory=Ranks)
     observe: Callable[[int, str], None] = lambda _step, _point: None
     before_commit: Callable[[], None] = lambda: None
+    refused: frozenset[int] = frozenset()
 
     def begin(self) -> None:
         """Fence older attempts and remove what they left half-written. Raises TrainerError PEER_LOST, OSError."""
@@ -49,7 +50,7 @@ class Writer:
         temporary.replace(fence)
         sync_folder(self.root)
         for folder in layout.temporary_folders(self.root):
-            shutil.rmtree(folder)
+            remove(folder)
 
     def write(self, entries: Sequence[Entry], manifest: Manifest) -> CheckpointRef:
         """Write and commit a checkpoint. Collective.
@@ -60,29 +61,32 @@ class Writer:
         temporary = self.root / layout.temporary_name(manifest.step, self.attempt)
         sizes = self.ranks.everywhere(lambda: file_size(entries))
         try:
-            self.ranks.on_first(lambda: self.make_room(temporary, sum(sizes), manifest.step))
-            files = self.ranks.everywhere(lambda: self.write_shard(temporary, entries, manifest.step))
+            needed = sum(sizes)
+            self.ranks.on_first(lambda: self.saving(needed, lambda: self.make_room(temporary, needed, manifest.step)))
+            files = self.ranks.everywhere(
+                lambda: self.saving(needed, lambda: self.write_shard(temporary, entries, manifest.step))
+            )
             self.observe(manifest.step, "digests-gathered")
             named = {layout.shard_name(rank): File(**file) for rank, file in enumerate(files)}
             whole = manifest.model_copy(update={"files": named})
-            return CheckpointRef(**self.ranks.on_first(lambda: self.commit(temporary, whole)))
+            return CheckpointRef(
+                **self.ranks.on_first(lambda: self.saving(needed, lambda: self.commit(temporary, whole)))
+            )
         except TrainerError:
             if self.ranks.rank == 0:
-                shutil.rmtree(temporary, ignore_errors=True)
+                remove(temporary)
             raise
+
+    def saving(self, needed: int, work: Callable[[], T]) -> T:
+        """Do a part of a save, of so many bytes in all. An error of the volume is told with what to do about it."""
+        with explained(self.root, needed, self.check_fence):
+            return work()
 
     def make_room(self, temporary: Path, needed: int, step: int) -> None:
         """Make the temporary folder when the volume has room for so many bytes. Raises TrainerError VOLUME_ERROR, OSError."""
         self.observe(step, "space-checked")
-        disk = os.statvfs(self.root)
-        free = disk.f_bavail * disk.f_frsize
-        # Some network file systems report no sizes at all.
-        if disk.f_blocks > 0 and free < needed + _SPARE_BYTES:
-            raise volume_error(
-                f"A checkpoint needs {_gib(needed)}, but only {_gib(free)} are free on the volume. Enlarge it, or lower "
-                "checkpoint.keepLast or checkpoint.keepBest; the older checkpoints are untouched."
-            )
-        shutil.rmtree(temporary, ignore_errors=True)
+        check_room(self.root, needed)
+        remove(temporary)
         temporary.mkdir()
         self.observe(step, "folder-made")
 
@@ -106,7 +110,7 @@ class Writer:
         if target.exists():
             # Only a checkpoint that was refused at the start is ever written again.
             replaced = self.root / f"{target.name}.replaced.tmp"
-            shutil.rmtree(replaced, ignore_errors=True)
+            remove(replaced)
             target.rename(replaced)
         temporary.rename(target)
         self.observe(manifest.step, "renamed")
@@ -130,22 +134,20 @@ class Writer:
 
     def retain(self, newest: int) -> None:
         """Remove what need not stay. The checkpoint that was just committed always stays."""
-        found = layout.committed(self.root)
-        keep = retained({step: _selection(folder) for step, folder in found}, newest, self.keep_last, self.keep_best)
-        for folder in [folder for step, folder in found if step not in keep] + layout.temporary_folders(self.root):
-            shutil.rmtree(folder, ignore_errors=True)
+        try:
+            found, left_over = layout.committed(self.root), layout.temporary_folders(self.root)
+            costs = usable_costs(found, self.refused - {newest})
+        except OSError:
+            return  # the volume does not answer: what can't be read may be good, so it waits for the next save
+        keep = {layout.folder_name(step) for step in retained(costs, newest, self.keep_last, self.keep_best)}
+        for folder in [folder for _, folder in found if folder.name not in keep] + left_over:
+            remove(folder)
 
     def check_fence(self) -> None:
         """Raises TrainerError PEER_LOST when a newer attempt has begun."""
-        try:
-            text = layout.read_plain(self.root / layout.FENCE).decode().strip()
-        except FileNotFoundError:
-            return
-        if not text.isdecimal():
-            raise volume_error(f"{self.root / layout.FENCE}: expected the number of an attempt, found {text[:40]!r}")
-        if int(text) > self.attempt:
+        if (newest := layout.read_fence(self.root)) > self.attempt:
             raise TrainerError(
-                ExitCode.PEER_LOST, f"Attempt {int(text)} has begun, so attempt {self.attempt} may no longer write."
+                ExitCode.PEER_LOST, f"Attempt {newest} has begun, so attempt {self.attempt} may no longer write."
             )
 
 
@@ -160,14 +162,3 @@ def retained(costs: Mapping[int, float | None], newest: int, keep_last: int, kee
     # Of equal ones the later one: it has seen more.
     best = sorted((cost, -step) for step, cost in usable.items() if cost is not None)[:keep_best]
     return {newest, *last, *(-step for _, step in best)}
-
-
-def _selection(folder: Path) -> float | None:
-    try:
-        return layout.read_manifest(folder)[0].metrics.get("selection")
-    except BadCheckpoint:
-        return None
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"

@@ -14,16 +14,9 @@ from torch import Tensor, nn
 from dpo_trainer.checkpoint.eightbit import get_moment, is_8bit, set_moment
 from dpo_trainer.checkpoint.layout import Parameter
 from dpo_trainer.checkpoint.shard import Entry
+from dpo_trainer.checkpoint.slices import KINDS, partition
 
-# fp32 master weights, and Adam's two moments.
-KINDS = ("fp32", "exp_avg", "exp_avg_sq")
 ReadSlice = Callable[[str, str, int, int], Tensor]
-
-
-def partition(numel: int, rank: int, world_size: int) -> tuple[int, int]:
-    """Elements [start, end) of a flattened parameter that a rank holds, without padding."""
-    size = -(-numel // world_size)
-    return min(rank * size, numel), min((rank + 1) * size, numel)
 
 
 class Zero3State:

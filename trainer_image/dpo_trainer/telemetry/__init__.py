@@ -6,14 +6,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.names import Phase
-from dpo_operator.api.reports import CheckpointRef, Metrics, Progress
+from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Metrics, Progress
 from dpo_operator.api.types import DPOJob
+from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.trust import remember
 from dpo_trainer.telemetry.console import Console, console, figure
 from dpo_trainer.telemetry.metrics_file import INITIAL_LOSS, MetricsFile, initial_loss, read_metrics
 from dpo_trainer.telemetry.prometheus import TrainerMetrics
@@ -24,6 +26,8 @@ from dpo_trainer.workdir import WorkDir
 
 # Steps over which speed and time left are averaged: long enough to hold a checkpoint or an evaluation now and then.
 _WINDOW = 50
+# A save that is quicker than this is not worth a warning, however often there is one.
+_SLOW_SAVE_SECONDS = 5.0
 
 
 class Telemetry:
@@ -59,6 +63,8 @@ class Telemetry:
         self._marks: deque[tuple[float, int]] = deque(maxlen=_WINDOW + 1)
         self._initial_loss: float | None = None
         self._began, self._blocked = time.monotonic(), 0.0
+        self._saved_at = time.monotonic()
+        self._said_slow = False
         if (algorithm := self._metrics.algorithm) is not None:
             algorithm.attempt.set(attempt)
             algorithm.last_step.set(time.time())
@@ -117,12 +123,13 @@ class Telemetry:
         resumed_step: int = 0,
         resumed_epoch: float = 0.0,
         checkpoint: CheckpointRef | None = None,
+        recorded: Sequence[CheckpointRecord] = (),
         checkpoint_interval: int = 0,
         info: Mapping[str, str] | None = None,
     ) -> None:
         """The first step comes next. Opens the files; lines after the resumed step are cut.
 
-        info: model, loss_type, peft, zero_stage. Raises OSError when the volume can't be written to.
+        recorded: checkpoints that earlier attempts committed. info: model, loss_type, peft, zero_stage. Raises OSError when the volume can't be written to.
         """
         self._update(
             activity="training",
@@ -131,9 +138,10 @@ class Telemetry:
             epoch=resumed_epoch,
             resumed_from_step=resumed_step if checkpoint is not None else None,
             checkpoint=checkpoint,
+            recorded=self._remember(recorded, checkpoint),
             last_step_at=time.time(),
         )
-        self._began = time.monotonic()
+        self._began = self._saved_at = time.monotonic()
         self._marks.append((self._began, 0))
         if (algorithm := self._metrics.algorithm) is None:
             return
@@ -267,7 +275,8 @@ class Telemetry:
 
     def checkpoint(self, ref: CheckpointRef, seconds: float) -> None:
         """A checkpoint was committed, so many seconds after its save began. From any thread: it is no sign that the loop lives."""
-        self._update(checkpoint=ref)
+        self._update(checkpoint=ref, recorded=self._remember(self.progress.recorded, ref))
+        self._watch_saves(seconds)
         if (algorithm := self._metrics.algorithm) is None:
             return
         algorithm.ck_step.set(ref.step)
@@ -279,6 +288,28 @@ class Telemetry:
         """Put the metrics so far on the disk: before a checkpoint of their steps is committed, or a power cut could lose lines."""
         if self._file is not None:
             self._file.sync()
+
+    def _remember(self, before: Sequence[CheckpointRecord], ref: CheckpointRef | None) -> list[CheckpointRecord]:
+        """Rank 0's records, which the operator keeps; the others tell of the newest checkpoint alone."""
+        if self.rank != 0:
+            return []
+        try:
+            on_volume = {step for step, _ in layout.committed(self._work.checkpoints)}
+        except OSError:
+            on_volume = {record.step for record in before}
+        return remember(before, ref, on_volume)
+
+    def _watch_saves(self, seconds: float) -> None:
+        """Say it once when a save takes longer than the time from the end of the one before to its beginning."""
+        now = time.monotonic()
+        between, self._saved_at = now - seconds - self._saved_at, now
+        if self.rank == 0 and not self._said_slow and seconds > max(between, _SLOW_SAVE_SECONDS):
+            self._said_slow = True
+            self.warning(
+                "SlowCheckpoint",
+                f"a save took {seconds:.0f} s, {max(0.0, between):.0f} s after the one before. Raise checkpoint.everySteps, or use a "
+                "faster volume.",
+            )
 
     def checkpoint_failed(self) -> None:
         """A checkpoint could not be committed."""

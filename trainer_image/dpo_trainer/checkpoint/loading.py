@@ -1,0 +1,164 @@
+"""Which checkpoint a run goes on from: the newest that is whole, this job's own, and trusted. All methods are collective."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dpo_operator.api.reports import CheckpointRef
+from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.identity import differences, other_settings
+from dpo_trainer.checkpoint.layout import BadCheckpoint, Manifest
+from dpo_trainer.checkpoint.ranks import Ranks
+from dpo_trainer.checkpoint.rng import set_rng
+from dpo_trainer.checkpoint.shard import ShardReader
+from dpo_trainer.checkpoint.slices import partition, pieces
+from dpo_trainer.checkpoint.trust import Trust
+from dpo_trainer.checkpoint.verification import kinds_of, verify_shards
+from dpo_trainer.checkpoint.zero3 import Zero3State
+from dpo_trainer.errors import TrainerError, invalid_configuration, volume_error
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a run goes on from.
+
+    refused: newer checkpoints that could not be used, each with its reason; refused_steps: theirs. doubt: why it is not
+    fully trusted.
+    """
+
+    ref: CheckpointRef
+    state: dict[str, Any]
+    metrics: dict[str, float | None]
+    refused: tuple[str, ...] = ()
+    refused_steps: frozenset[int] = frozenset()
+    doubt: str = ""
+
+    @property
+    def step(self) -> int:
+        """Finished optimizer steps."""
+        return self.ref.step
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Reads the checkpoints of one job. root, identity: see store.Checkpoints. trust: None takes any whole one."""
+
+    root: Path
+    identity: Mapping[str, Any]
+    ranks: Ranks
+    trust: Trust | None
+
+    def load(self, state: Zero3State) -> Restored | None:
+        """Set the engine to the newest checkpoint that can be used; None when none was ever committed.
+
+        Raises TrainerError INVALID_CONFIGURATION when all that are whole belong to other settings, VOLUME_ERROR when
+        there are some, or were some, and none can be used: starting anew would throw away the work in them.
+        """
+        there = self.ranks.on_first(lambda: [(step, folder.name) for step, folder in layout.committed(self.root)])
+        refused: list[str] = []
+        foreign = ""
+        for step, name in there:
+            folder = self.root / name
+            found = self.ranks.everywhere(lambda folder=folder: self._inspect(folder, state))  # type: ignore[misc]
+            reasons = [answer["reason"] for answer in found if answer["reason"]]
+            if not reasons and len({answer["digest"] for answer in found}) > 1:
+                reasons = ["the ranks read different manifests"]
+            if reasons:
+                refused.append(f"{folder.name}: {reasons[0]}")
+                foreign = foreign or (refused[-1] if found[0]["foreign"] else "")
+                continue
+            digest, doubt = found[0]["digest"], found[0]["doubt"]
+            self.ranks.everywhere(lambda folder=folder, digest=digest: self._restore(folder, digest, state))  # type: ignore[misc]
+            manifest, _ = layout.read_manifest(folder)
+            ref = layout.reference(self.root, manifest, digest)
+            return Restored(
+                ref,
+                manifest.state,
+                manifest.metrics,
+                refused=tuple(refused),
+                refused_steps=frozenset(other for other, _ in there if other > step),
+                doubt=doubt and f"{folder.name}: {doubt}",
+            )
+        if foreign:
+            raise invalid_configuration(f"{foreign}. Undo the change, or use another work folder.")
+        if refused:
+            raise volume_error(
+                f"None of the {len(refused)} checkpoints in {self.root} is whole and this job's own: {'; '.join(refused)}. Restore "
+                "one from a backup, or delete that folder to train from the start."
+            )
+        if self.trust and self.trust.recorded.checkpoints:
+            last = max(self.trust.recorded.checkpoints, key=lambda record: record.age)
+            raise volume_error(
+                f"{self.root}: expected the checkpoint of step {last.step}, which attempt {last.attempt} committed, found none. "
+                "Restore it from a backup, or create the job again to train from the start."
+            )
+        return None
+
+    def _inspect(self, folder: Path, state: Zero3State) -> dict[str, Any]:
+        """Digest of the manifest when all that this rank needs is whole, else the reason why not."""
+        answer: dict[str, Any] = {"reason": None, "digest": None, "doubt": "", "foreign": False}
+        try:
+            manifest, digest = layout.read_manifest(folder)
+            if problems := self._other_settings(manifest, state):
+                return answer | {"reason": problems, "foreign": True}
+            doubt = self.trust.judge(manifest, digest) if self.trust else ""
+            needed = self._needed(manifest)
+            verify_shards(folder, manifest, needed, kinds=kinds_of(manifest))
+            for rank in needed:
+                ShardReader(folder / layout.shard_name(rank))
+        except BadCheckpoint as error:
+            return answer | {"reason": str(error)}
+        except OSError as error:
+            raise _no_answer(folder, error) from error
+        return answer | {"digest": digest, "doubt": doubt}
+
+    def _other_settings(self, manifest: Manifest, state: Zero3State) -> str:
+        """How a checkpoint's settings or parameters differ from the job's; empty when they do not."""
+        problems = differences(manifest.identity, dict(self.identity))
+        now = state.parameters()
+        for name in sorted(manifest.parameters.keys() | now.keys()):
+            saved, expected = manifest.parameters.get(name), now.get(name)
+            if saved is None or expected is None or saved.shape != expected.shape:
+                shapes = [part.shape if part else "nothing" for part in (saved, expected)]
+                problems.append(f"parameter {name}: the checkpoint has {shapes[0]}, the model {shapes[1]}")
+        return other_settings(problems)
+
+    def _needed(self, manifest: Manifest) -> set[int]:
+        """Ranks whose shards this rank reads. All ranks together read, and so verify, every one that holds anything."""
+        if manifest.world_size == self.ranks.world_size:
+            return {self.ranks.rank}
+        ranks: set[int] = set()
+        for parameter in manifest.parameters.values():
+            start, end = partition(parameter.numel, self.ranks.rank, self.ranks.world_size)
+            ranks.update(r for r, _, _ in pieces(parameter.numel, start, end, manifest.world_size))
+        return ranks
+
+    def _restore(self, folder: Path, digest: str, state: Zero3State) -> None:
+        try:
+            manifest, now = layout.read_manifest(folder)
+            if now != digest:
+                raise BadCheckpoint("the manifest was changed while it was being read")
+            readers = {rank: ShardReader(folder / layout.shard_name(rank)) for rank in self._needed(manifest)}
+
+            def read(kind: str, name: str, start: int, end: int) -> torch.Tensor:
+                parts = pieces(manifest.parameters[name].numel, start, end, manifest.world_size)
+                return torch.cat([readers[rank].slice(f"{kind}/{name}", a, b) for rank, a, b in parts])
+
+            state.restore(read, manifest.adam_step)
+            own = readers.get(self.ranks.rank)
+            same = manifest.world_size == self.ranks.world_size
+            set_rng(own if same else None, seed=f"{manifest.step}/{self.ranks.rank}")
+        except BadCheckpoint as error:
+            raise volume_error(f"{folder.name}: {error}, although its digests are right") from error
+        except OSError as error:
+            raise _no_answer(folder, error) from error
+
+
+def _no_answer(folder: Path, error: OSError) -> TrainerError:
+    return volume_error(
+        f"{folder} can't be read: {error.strerror}. Is the volume still mounted, and its server there? No older checkpoint was "
+        "used, because the newest may be good."
+    )

@@ -1,0 +1,83 @@
+"""Is a checkpoint whole? Its digests, and whether each shard holds the slices that a reader will ask for. Needs no torch."""
+
+import json
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.layout import BadCheckpoint, Manifest
+from dpo_trainer.checkpoint.slices import KINDS, partition
+
+# The safetensors library reads no longer header either.
+_MAX_HEADER_BYTES = 100_000_000
+
+
+def verify_shards(folder: Path, manifest: Manifest, ranks: Iterable[int], *, kinds: Iterable[str]) -> None:
+    """Read every byte of the shards of some ranks. kinds: what each of them must have of every parameter (KINDS).
+
+    Raises BadCheckpoint, and OSError when the volume as a whole does not answer.
+    """
+    for rank in sorted(ranks):
+        name = layout.shard_name(rank)
+        layout.verify(folder, name, manifest.files[name])
+        _check_slices(folder / name, manifest, rank, kinds)
+
+
+def usable_costs(found: Iterable[tuple[int, Path]], refused: Collection[int]) -> dict[int, float | None]:
+    """Cost of the evaluation of each checkpoint that a load may use, by step; None where there was no evaluation.
+
+    found: of layout.committed. refused: steps that a load refused: none of them may take the place of a good one, and
+    neither may one whose manifest or sizes are wrong. Raises OSError when the volume as a whole does not answer.
+    """
+    costs: dict[int, float | None] = {}
+    for step, folder in found:
+        if step not in refused:
+            with suppress(BadCheckpoint):
+                manifest, _ = layout.read_manifest(folder)
+                for name, file in manifest.files.items():
+                    layout.verify_size(folder, name, file)
+                costs[step] = manifest.metrics.get("selection")
+    return costs
+
+
+def kinds_of(manifest: Manifest) -> tuple[str, ...]:
+    """What training needs to go on from it: before the optimizer's first update there are weights alone."""
+    return KINDS if manifest.adam_step else KINDS[:1]
+
+
+def _check_slices(path: Path, manifest: Manifest, rank: int, kinds: Iterable[str]) -> None:
+    """Compare a shard's table of contents with the parameters in the manifest.
+
+    The digests say that it is what the manifest's writer meant; not that the writer was an honest trainer.
+    """
+    table = _read_table(path)
+    for kind in kinds:
+        for parameter, whole in manifest.parameters.items():
+            start, end = partition(whole.numel, rank, manifest.world_size)
+            if end == start:
+                continue
+            found = table.get(f"{kind}/{parameter}")
+            if found is None:
+                raise BadCheckpoint(f"{path.name}: has no tensor {kind}/{parameter}")
+            if found.get("dtype") != "F32" or found.get("shape") != [end - start]:
+                what = layout.shown(f"{found.get('shape')} of {found.get('dtype')}")
+                raise BadCheckpoint(f"{path.name}: {kind}/{parameter}: expected [{end - start}] of F32, found {what}")
+
+
+def _read_table(path: Path) -> dict[str, dict[str, Any]]:
+    """The header of a safetensors file, with the place of every tensor in it. Raises BadCheckpoint."""
+    try:
+        with layout.open_plain(path) as file:
+            length = int.from_bytes(file.read(8), "little")
+            raw = file.read(length) if length <= _MAX_HEADER_BYTES else b""
+    except OSError as error:
+        raise layout.unreadable(path.name, error) from error
+    try:
+        table = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError):
+        table = None
+    if not isinstance(table, dict) or not all(isinstance(entry, dict) for entry in table.values()):
+        raise BadCheckpoint(f"{path.name}: is not safetensors")
+    return table

@@ -1,0 +1,88 @@
+"""What is said when the volume fails in the middle of a save: what happened, where, how much was needed, what to do."""
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dpo_trainer.errors import volume_error
+
+# Room that must be left after a save, for the manifest and other writers' small files.
+_SPARE_BYTES = 1 << 20
+
+_GONE = frozenset({errno.ENOENT, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT})
+
+
+@contextmanager
+def explained(root: Path, needed: int, check_fence: Callable[[], None]) -> Iterator[None]:
+    """Raise TrainerError VOLUME_ERROR with the reason and the remedy for an OSError of a part of a save.
+
+    needed: bytes of the whole checkpoint; 0 when nothing large was written. check_fence: raises when a newer attempt has
+    begun, which removes what an older one is writing.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            check_fence()
+        raise volume_error(describe(error, root, needed, free_bytes(root))) from error
+
+
+def check_room(root: Path, needed: int) -> None:
+    """Raises TrainerError VOLUME_ERROR when the volume can't take so many bytes more."""
+    free = free_bytes(root)
+    if free is not None and free < needed + _SPARE_BYTES:
+        raise volume_error(
+            f"A checkpoint needs {readable(needed)}, but only {readable(free)} are free at {root}. Enlarge the volume, or "
+            "lower checkpoint.keepLast or checkpoint.keepBest; the older checkpoints are untouched."
+        )
+
+
+def describe(error: OSError, root: Path, needed: int, free: int | None) -> str:
+    """The message for an error of the volume. free: bytes, None when the volume does not say."""
+    untouched = "The checkpoints that were committed before are untouched."
+    what = f"Saving a checkpoint in {root} failed: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        size = f" A checkpoint needs {readable(needed)}" if needed else " The folder needs some room"
+        left = f", and now {readable(free)} are free there" if free is not None else ""
+        less = "or lower checkpoint.keepLast or checkpoint.keepBest"
+        remedies = {
+            errno.ENOSPC: f"enlarge the volume, remove other files from it, {less}",
+            errno.EDQUOT: f"raise the quota, {less}",
+            errno.EFBIG: "raise the limit on the size of a file",
+        }
+        return f"{what}.{size}{left}: {remedies[error.errno]}. {untouched}"
+    if error.errno == errno.EROFS:
+        return (
+            f"{what}. The volume is mounted read-only; a kernel does that to a file system with errors. Look into the node's log "
+            f"(dmesg), repair the volume or mount it for writing. {untouched}"
+        )
+    if error.errno in _GONE:
+        return f"{what}. The folder, or the volume that it is on, went away. Is it still mounted, and its server there?"
+    if error.errno == errno.EIO:
+        return (
+            f"{what}. The storage behind the volume is failing or full. Look into the node's log (dmesg) and that of the storage. "
+            f"{untouched}"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{what}. User {os.getuid()} may not write there; give the folder to that user. {untouched}"
+    return f"{what}. {untouched}"
+
+
+def free_bytes(root: Path) -> int | None:
+    """Room that is left for this user, bytes. Some network file systems report no sizes at all: None."""
+    try:
+        disk = os.statvfs(root)
+    except OSError:
+        return None
+    return disk.f_bavail * disk.f_frsize if disk.f_blocks > 0 else None
+
+
+def readable(size: float) -> str:
+    """12 B, 3.40 KiB, 5.67 MiB, 8.90 GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.2f} {unit}"
+        size /= 1024
+    return f"{size:.2f} GiB"
