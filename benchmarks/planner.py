@@ -84,6 +84,8 @@ CASES = (
 
 def make_inputs(folder: Path, case: Case) -> None:
     """Write a random model and random pairs as prepare would."""
+    # Else DeepSpeed, which transformers imports, says on the standard output that it found no GPU.
+    os.environ["DS_ACCELERATOR"] = "cpu"
     import numpy as np
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
