@@ -128,7 +128,7 @@ def infinite_reference(folder: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_is_saved(work: WorkDir):
-    document = a_job(maxSteps=1, globalBatchSize=3, shuffle=False)
+    document = a_job(maxSteps=1, globalBatchSize=3, shuffle=False, nonFinite={"action": "fail"})
     on_ranks(1, train_on_rank, document, work.root)
     on_ranks(1, infinite_reference, work.reference)
     document["spec"]["training"]["maxSteps"] = 3

@@ -115,7 +115,7 @@ def test_float16_learns_what_float32_does_and_an_overflow_costs_no_pair(work: Wo
 
 
 def test_a_gradient_that_no_scale_makes_finite_ends_the_run(work: WorkDir):
-    for run in on_ranks(2, half, job(), work.root, float("inf")):
+    for run in on_ranks(2, half, job(nonFinite={"action": "fail"}), work.root, float("inf")):
         code, message = run["error"]
         assert code == ExitCode.NON_FINITE
         assert message.startswith("Step 1: expected finite numbers, found NaN or infinity in the gradient")
