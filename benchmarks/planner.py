@@ -19,11 +19,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dpo_operator.api import names
+from dpo_operator.api import hardware, names
 from dpo_operator.api.modelconfig import shape_of
 from dpo_operator.api.reports import TokenReport
 from dpo_operator.api.types import DPOJob
-from dpo_operator.sizing import hardware, proposal
+from dpo_operator.sizing import proposal
 from dpo_operator.sizing.work import Pairs
 
 MIB = 1 << 20

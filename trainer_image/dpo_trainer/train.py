@@ -26,6 +26,7 @@ from dpo_trainer.samples import Samples
 from dpo_trainer.schedule import learning_rate, warmup_steps
 from dpo_trainer.step import forward_backward
 from dpo_trainer.telemetry import Telemetry
+from dpo_trainer.throughput import Throughput
 from dpo_trainer.workdir import WorkDir
 
 # How long a run that ends with an error lets the save in the background end.
@@ -62,6 +63,7 @@ def _run(
     say_partitions(engine, ranks, telemetry)
     choose_logits(engine, train.data, training.precision, telemetry)
     choose_layout(engine, train.data, spec, telemetry)
+    throughput = Throughput.of(spec, work.model, engine.module.layout, world)
 
     digest = ranks.on_first(lambda: model_digest(work.model, known_digests(work)))
     if objective.needs_reference:
@@ -209,18 +211,19 @@ def _run(
                 return ended
             continue
 
-        tokens_seen += sums.tokens
+        tokens_seen, seconds = tokens_seen + sums.tokens, time.monotonic() - started
         metrics = {**sums.metrics, "grad_norm": grad_norm, "learning_rate": rate, "num_tokens": float(tokens_seen)}
         if step == 1:
             check_first_step(metrics, sums.first_loss, objective, training.precision, telemetry)
         telemetry.step(
             step,
             epoch=plan.epoch(step),
-            seconds=time.monotonic() - started,
+            seconds=seconds,
             pairs=len(pairs),
             tokens=sums.tokens,
             truncated=sums.truncated,
             metrics=metrics if step % training.log_every_steps == 0 or step == total_steps else None,
+            utilization=throughput.utilization(train.data.lengths[pairs], seconds) if throughput else None,
             gpu_memory_peak=torch.cuda.max_memory_allocated() if world.device.type == "cuda" else None,
         )
 

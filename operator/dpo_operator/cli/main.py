@@ -13,10 +13,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from dpo_operator.api import exitcodes, names
+from dpo_operator.api import exitcodes, hardware, names
 from dpo_operator.api.types import DPOJob
 from dpo_operator.cli import jobfile, local, modelsource, planview
-from dpo_operator.sizing import hardware, proposal, quantity
+from dpo_operator.sizing import proposal, quantity
 from dpo_operator.sizing.work import Pairs
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Align a language model on your own GPUs.")

@@ -189,6 +189,14 @@ def _speed() -> Row:
                 minimum=0,
             ),
             Panel(
+                "Use of the GPUs",
+                "Model FLOPs of the newest step as a share of what all GPUs could do meanwhile (0 on CPUs). Low: larger "
+                "training.microBatchTokens, fewer nodes, or a faster network.",
+                (Query(f"({newest('dpo_train_model_flops_utilization_ratio')} >= 0) or vector(0)", "MFU"),),
+                unit="percentunit",
+                minimum=0,
+            ),
+            Panel(
                 "Where the time goes",
                 "Share of the pods' time in each part of the loop. Much `data` is waiting for input; much `checkpoint` asks "
                 "for a larger checkpoint.everySteps.",

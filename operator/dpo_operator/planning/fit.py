@@ -3,10 +3,11 @@
 from dataclasses import replace
 
 from dpo_operator.api import conditions as c
+from dpo_operator.api import hardware
 from dpo_operator.api.reports import DatasetReport
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.planning.actions import Event
-from dpo_operator.sizing import hardware, proposal
+from dpo_operator.sizing import proposal
 from dpo_operator.sizing.quantity import gibibytes, to_bytes
 from dpo_operator.sizing.work import Pairs
 

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_operator.api.hardware import Device
 from dpo_operator.api.modelshape import ModelShape
 from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing import memory, speed
-from dpo_operator.sizing.hardware import Device
 from dpo_operator.sizing.work import Pairs, layout_of
 
 # Larger micro-batches are not proposed: they save nothing more.

@@ -3,12 +3,12 @@
 import math
 from dataclasses import dataclass
 
+from dpo_operator.api.hardware import Device
 from dpo_operator.api.method import MethodName
 from dpo_operator.api.modelshape import ModelShape
 from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing.activations import BYTES, chunk_rows
-from dpo_operator.sizing.hardware import Device
 from dpo_operator.sizing.memory import LIVE
 from dpo_operator.sizing.trained import adapted, trained_parameters
 from dpo_operator.sizing.work import Pairs, Work, usual

@@ -64,7 +64,7 @@ class Pairs:
 
 def layout_of(spec: DPOJobSpec, shape: ModelShape) -> str:
     """How the trainer will lay pairs out."""
-    packs = shape.packs and spec.model.attention in ("auto", "sdpa")
+    packs = shape.packs and spec.model.attention in ("auto", "sdpa", "flex")
     return spec.training.packing if packs else "off"
 
 

@@ -2,10 +2,11 @@
 
 from typing import Any
 
+from dpo_operator.api import hardware
 from dpo_operator.api.modelconfig import shape_of
 from dpo_operator.api.modelshape import ModelShape
 from dpo_operator.api.types import DPOJobSpec
-from dpo_operator.sizing import hardware, proposal
+from dpo_operator.sizing import proposal
 from dpo_operator.sizing.work import Pairs
 
 # Of a layer: q 8x8, k and v 8x4, o 8x8, gate, up and down 8x16 each: 576; two norms of 8. Embedding and head 32x8 each, a last norm.

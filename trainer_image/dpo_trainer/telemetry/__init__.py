@@ -184,11 +184,12 @@ class Telemetry:
         truncated: int = 0,
         metrics: Mapping[str, float] | None = None,
         gpu_memory_peak: int | None = None,
+        utilization: float | None = None,
     ) -> None:
         """An optimizer step is finished.
 
         pairs, tokens, truncated: of all ranks. seconds: of this step. metrics: reduced over all ranks; None for a step
-        that is not logged. gpu_memory_peak: bytes, of this rank.
+        that is not logged. gpu_memory_peak: bytes, of this rank. utilization: share of the GPUs' peak, where known.
         """
         now = time.time()
         self._marks.append((time.monotonic(), pairs))
@@ -211,6 +212,8 @@ class Telemetry:
         algorithm.pairs.inc(pairs)
         algorithm.tokens.inc(tokens)
         algorithm.truncated.inc(truncated)
+        if utilization is not None:
+            algorithm.utilization.set(utilization)
         algorithm.last_step.set(now)
         if metrics is None:
             return

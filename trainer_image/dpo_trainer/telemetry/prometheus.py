@@ -147,6 +147,10 @@ class _Algorithm:
         self.last_step = gauge("dpo_train_last_step_timestamp_seconds", "When the newest step ended.")
         self.pairs = counter("dpo_train_pairs", "Pairs trained on by this attempt.")
         self.tokens = counter("dpo_train_tokens", "Tokens of prompts and answers trained on by this attempt.")
+        self.utilization = gauge(
+            "dpo_train_model_flops_utilization_ratio",
+            "Model FLOPs of the newest step as a share of what all GPUs could do meanwhile; NaN on CPUs and unknown GPUs.",
+        )
         self.truncated = counter("dpo_train_truncated_pairs", "Pairs trained on that were cut to data.maxLength.")
         self.nonfinite = counter("dpo_train_nonfinite_steps", "Steps whose loss or gradient was NaN or infinite.")
         self.skipped = counter("dpo_train_skipped_steps", "Steps left out by training.nonFinite.")

@@ -53,3 +53,17 @@ def cpu(flops: float | None = None, memory: float | None = None) -> Device:
     """A CPU. flops: matrix products per second that were measured on it; all of them are assumed to be reached."""
     found = replace(CPU, memory=memory)
     return found if flops is None else replace(found, flops=flops, flops_fp32=flops, mfu=1.0)
+
+
+# What a GPU's own name has in it, and its entry; the first that fits counts.
+_NAMES = (
+    ("h200", "h200"), ("b200", "b200"), ("h100 pcie", "h100-pcie"), ("h100", "h100"), ("a100-pcie-40", "a100-40"),
+    ("a100-sxm4-40", "a100-40"), ("a100", "a100-80"), ("l40s", "l40s"), ("a10g", "a10g"), ("v100", "v100-32"), ("l4", "l4"),
+    ("t4", "t4"),
+)  # fmt: skip
+
+
+def of_name(name: str) -> Device | None:
+    """The GPU that calls itself so, such as "NVIDIA H100 80GB HBM3"; None when it is not in the table."""
+    words = name.lower()
+    return next((GPUS[entry] for part, entry in _NAMES if part in words and f"{part}0" not in words), None)
