@@ -29,19 +29,6 @@ class Volume(ApiModel):
     )
 
 
-class Checkpoint(ApiModel):
-    """Committed checkpoints."""
-
-    every_steps: StrictInt = Field(
-        default=50, ge=1, le=100_000_000, description="Optimizer steps between two checkpoints."
-    )
-    keep_last: StrictInt = Field(default=2, ge=1, le=1000, description="Newest checkpoints to keep.")
-    keep_best: StrictInt = Field(
-        default=1, ge=0, le=1000, description="Checkpoints with the lowest evaluation loss to keep besides."
-    )
-    volume: Volume = Field(default=Volume(), description="The work volume.")
-
-
 class Toleration(ApiModel):
     """A pod toleration, as in core/v1."""
 
