@@ -1,7 +1,7 @@
 """Run every tier of the tests with all its set-up: `make test`, or `python -m tests.run_tiers unit numerics`.
 
 Kubernetes' binaries and the images take minutes to build the first time. That work runs beside the tiers that need none
-of it, at a lower priority.
+of it, at a lower priority. The numerics run beside the tiers of small tests; what it prints comes when it has ended.
 """
 
 import argparse
@@ -15,6 +15,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIERS = ("unit", "numerics", "contract", "apiserver", "cluster")
 NEED_THE_RIG = ("contract", "apiserver", "cluster")
+# Tests of what happens within seconds: nothing else may run meanwhile.
+NEED_QUIET = ("apiserver", "cluster")
 
 
 def start_build(log: Path) -> subprocess.Popen[bytes]:
@@ -24,12 +26,34 @@ def start_build(log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=REPOSITORY, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
 
-def run_tier(tier: str, extra: list[str]) -> tuple[int, float]:
-    """pytest's exit status and the seconds it took. Exit status 5, no test, is a failure like any other."""
-    print(f"\n== {tier}", flush=True)
-    started = time.monotonic()
-    code = subprocess.run([sys.executable, "-m", "pytest", "-m", tier, *extra], cwd=REPOSITORY, check=False).returncode
-    return code, time.monotonic() - started
+class Tier:
+    """One tier's pytest, from its start on. log: where its output goes until it has ended; at once without it."""
+
+    def __init__(self, name: str, extra: list[str], log: Path | None = None) -> None:
+        self.name = name
+        self._log = log
+        self._started = time.monotonic()
+        command = [sys.executable, "-m", "pytest", "-m", name, *extra]
+        if log is None:
+            print(f"\n== {name}", flush=True)
+            self._process = subprocess.Popen(command, cwd=REPOSITORY)
+        else:
+            with log.open("wb") as out:
+                self._process = subprocess.Popen(command, cwd=REPOSITORY, stdout=out, stderr=subprocess.STDOUT)
+
+    def result(self) -> tuple[str, int, float]:
+        """Name, pytest's exit status and the seconds it took. Exit status 5, no test, is a failure like any other."""
+        code = self._process.wait()
+        seconds = time.monotonic() - self._started
+        if self._log is not None:
+            print(f"\n== {self.name}", self._log.read_text(errors="replace"), sep="\n", flush=True)
+        return self.name, code, seconds
+
+    def stop(self) -> None:
+        """End it, if it still runs."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait()
 
 
 def main() -> int:
@@ -43,12 +67,19 @@ def main() -> int:
     results: list[tuple[str, int, float]] = []
     with tempfile.TemporaryDirectory(prefix="dpo-tiers-") as folder:
         log = Path(folder) / "build.log"
+        beside: Tier | None = None
         if set(tiers) & set(NEED_THE_RIG):
             if os.geteuid() != 0:
                 raise SystemExit("the cluster tiers need root, for network namespaces; run one of: unit numerics")
             build = start_build(log)
         try:
+            if "numerics" in tiers and len(tiers) > 1:
+                beside = Tier("numerics", arguments.pytest.split(), Path(folder) / "numerics.log")
+                tiers.remove("numerics")
             for tier in tiers:
+                if beside is not None and tier in NEED_QUIET:
+                    results.append(beside.result())
+                    beside = None
                 if build is not None and tier in NEED_THE_RIG:
                     started = time.monotonic()
                     print("\n== waiting for Kubernetes' binaries and the images", flush=True)
@@ -58,8 +89,13 @@ def main() -> int:
                     build = None
                     if failed:
                         break
-                results.append((tier, *run_tier(tier, arguments.pytest.split())))
+                results.append(Tier(tier, arguments.pytest.split()).result())
+            if beside is not None:
+                results.append(beside.result())
+                beside = None
         finally:
+            if beside is not None:
+                beside.stop()
             if build is not None:
                 build.terminate()
                 build.wait()
