@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpo_trainer.launch import KEEP_FREED
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_LENGTH, VOCABULARY = 512, 50257
-# What glibc is told so that it keeps the pages that a step frees for the next one.
-TUNED = {"MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": "268435456"}
+# What the launcher tells glibc, so that it keeps the pages that a step frees for the next one.
+TUNED = KEEP_FREED
 _MARK = "\n\nAssistant:"
 
 

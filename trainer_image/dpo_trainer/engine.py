@@ -19,6 +19,7 @@ from torch import Tensor
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batch import MicroBatch
+from dpo_trainer.devices import has_gpu
 from dpo_trainer.errors import TrainerError, invalid_configuration
 from dpo_trainer.lossscale import LossScale
 from dpo_trainer.memory import release_free
@@ -72,8 +73,7 @@ def choose_device(wanted: str, *, local_rank: int) -> torch.device:
                 f"expected a GPU for local rank {local_rank}, found {torch.cuda.device_count()}; check gpusPerNode",
             )
         return torch.device("cuda", local_rank)
-    given = os.environ.get("NVIDIA_VISIBLE_DEVICES", "") not in ("", "void", "none") or Path("/dev/nvidia0").exists()
-    if wanted == "cuda" or given:
+    if wanted == "cuda" or has_gpu(os.environ):
         raise TrainerError(
             ExitCode.NO_ACCELERATOR,
             "expected a GPU, found none that CUDA can use; check the node's driver and the image's CUDA version",

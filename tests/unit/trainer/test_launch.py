@@ -15,7 +15,7 @@ import pytest
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import Termination
 from dpo_trainer.gang import Gang, Patience
-from dpo_trainer.launch import World, cpu_limit
+from dpo_trainer.launch import KEEP_FREED, World, cpu_limit
 
 pytestmark = pytest.mark.unit
 
@@ -246,6 +246,17 @@ def test_threads_are_shared_among_the_ranks_unless_set():
     assert world.variables(0, {}, cores=2)["OMP_NUM_THREADS"] == "1"
     assert world.variables(0, {}, cores=0)["OMP_NUM_THREADS"] == "1"
     assert "OMP_NUM_THREADS" not in world.variables(0, {"OMP_NUM_THREADS": "7"}, cores=10)
+
+
+def test_on_cpus_freed_memory_is_kept_unless_something_else_is_set():
+    world = World(nodes=1, processes=1, node_rank=0, master_address="m", master_port="1")
+
+    def allocator(**environment: str) -> dict[str, str]:
+        return {k: v for k, v in world.variables(0, environment, cores=1).items() if k.startswith("MALLOC_")}
+
+    assert allocator() == KEEP_FREED
+    assert allocator(MALLOC_ARENA_MAX="1") == {}
+    assert allocator(NVIDIA_VISIBLE_DEVICES="all") == {}
 
 
 def test_a_rank_that_stops_alone_takes_the_others_with_it():
