@@ -57,8 +57,11 @@ class MicroBatch:
         """The same batch on a device; on a GPU the copy may still be under way."""
         if self.input_ids.device.type == device.type:
             return self
+        pin = device.type == "cuda"
         moved = {n: v for n, v in vars(self).items() if isinstance(v, Tensor) and n != "pairs"}
-        return replace(self, **{n: v.pin_memory().to(device, non_blocking=True) for n, v in moved.items()})
+        return replace(
+            self, **{n: (v.pin_memory() if pin else v).to(device, non_blocking=pin) for n, v in moved.items()}
+        )
 
 
 def collate(

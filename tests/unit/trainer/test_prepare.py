@@ -37,7 +37,7 @@ def test_real_dialogues(place, shared):
     assert (report.train_pairs, report.eval_pairs, report.dropped) == (1993, 200, {"prompts_differ": 7})
     assert 0 < report.truncated_pairs < 1100
     made = place.made
-    assert made["report"] == report.model_dump()
+    assert made["report"] == report.model_dump(mode="json")
     assert made["inputs"]["train"]["format"] == "dialogue"
     assert made["model"]["weights"] == {
         "model.safetensors": "407a7c581bdd66972383ce9ad24857713fb98786d06ea564a2fe9b34ebe77dfd"
