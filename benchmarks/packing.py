@@ -68,7 +68,7 @@ def count_tokens(folder: Path) -> Table:
 
 # Arguments: hidden, layers, vocabulary, lengths of prompt, chosen and rejected answer, pairs, bytes of a chunk (0: all rows at once).
 STEP_HERE = """
-import json, resource, sys
+import json, sys
 import numpy as np, torch
 torch.set_num_threads(1)
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -85,10 +85,14 @@ policy.head.chunk_bytes = chunk or None
 rng = np.random.default_rng(0)
 tokens = [rng.integers(0, vocabulary, size).astype(np.int32) for size in (prompt, chosen, rejected)]
 batch = collate(PairDataset.from_pairs([TokenPair(*tokens, i) for i in range(pairs)]), range(pairs), layout="shared")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+def peak():  # getrusage would count what the process was before it became this one
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
+
+before = peak()
 sums, _ = policy(batch)
 sums[:, 0].sum().backward()
-print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024))
+print(json.dumps((peak() - before) / 1024))
 """
 
 

@@ -59,7 +59,7 @@ class Case:
         }  # fmt: skip
         spec = {
             "model": {"name": "model"}, "data": {"train": {"source": "pairs"}, "maxLength": sum(self.lengths)},
-            "training": training, "gpusPerNode": 0, "checkpoint": {"everySteps": 1_000_000},
+            "training": training, "gpusPerNode": 0, "checkpoint": {"everySteps": 1_000_000, "async": False},
         }  # fmt: skip
         return {"metadata": {"name": "plan"}, "spec": spec | ({"adapter": self.adapter} if self.adapter else {})}
 

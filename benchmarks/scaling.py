@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from rich.console import Console
@@ -47,15 +48,16 @@ def seconds(folder: Path, *, ranks: int) -> float:
             }
             environment = {**os.environ, "OMP_NUM_THREADS": "1", **TUNED, **{k: str(v) for k, v in place.items()}}
             command = [sys.executable, "-c", RANK, str(folder), scratch]
-            pipe = subprocess.PIPE
-            running.append(
-                subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=pipe, stderr=pipe, text=True)
-            )
-        outputs = [process.communicate() for process in running]
-    for process, (_, errors) in zip(running, outputs, strict=True):
-        if process.returncode:
-            raise SystemExit(errors[-2000:])
-    return float(json.loads(outputs[0][0].splitlines()[-1])["seconds"])
+            with (Path(scratch) / f"{rank}.out").open("wb") as out, (Path(scratch) / f"{rank}.err").open("wb") as err:
+                running.append(subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=out, stderr=err))
+        while any(process.poll() is None for process in running) and not any(process.poll() for process in running):
+            time.sleep(0.1)
+        for rank, process in enumerate(running):
+            if process.poll():
+                for other in running:
+                    other.kill()
+                raise SystemExit((Path(scratch) / f"{rank}.err").read_text()[-2000:])
+        return float(json.loads((Path(scratch) / "0.out").read_text().splitlines()[-1])["seconds"])
 
 
 def main() -> None:
@@ -83,6 +85,8 @@ def main() -> None:
         for size, rate in rates.items():
             table.add_row(f"{size}×", f"{size * pairs:,}", f"{rate:.2f}", f"{rate / rates[options.sizes[0]]:.3f}")
         console.print(table)
+        if not options.ranks:
+            return
         folder, size = folders[options.sizes[0]], options.sizes[0]
         by_ranks = {
             ranks: size * pairs / statistics.median(seconds(folder, ranks=ranks) for _ in range(options.times))

@@ -131,6 +131,20 @@ def flex(
     return found.transpose(1, 2).contiguous(), None
 
 
+def flex_problem(device: torch.device) -> str | None:
+    """Why FlexAttention can't be used on a GPU, such as a container without the C compiler that Triton asks for; None when it can."""
+    if device.type == "cpu":
+        return None
+    try:
+        # Forward and backward are compiled apart.
+        query, key, value = (torch.ones(1, 2, 128, 64, device=device, requires_grad=True) for _ in range(3))
+        blocks = _blocks(((0, 64, 32, 32),), None, device)
+        _flex_attention(device.type)(query, key, value, block_mask=blocks).sum().backward()
+    except Exception as error:  # whatever compilers raise
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
+    return None
+
+
 @lru_cache(maxsize=1)
 def _flex_attention(device: str) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
@@ -158,7 +172,7 @@ def _blocks(spans: tuple[Span, ...], window: int | None, device: torch.device) -
         return (pair[q] == pair[k]) & (q >= k) & ~other_answer & near
 
     length = len(pair)
-    return create_block_mask(seen, None, None, length, length, device=device)
+    return create_block_mask(seen, None, None, length, length, device=device, _compile=device.type == "cuda")
 
 
 def _check(attention_mask: Tensor | None, options: dict[str, Any]) -> None:

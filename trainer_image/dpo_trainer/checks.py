@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 
 from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer import attention
 from dpo_trainer.attention import UnsupportedAttention
 from dpo_trainer.batch import collate
 from dpo_trainer.bins import tokens_of
@@ -37,11 +38,13 @@ def say_partitions(engine: Engine, ranks: Ranks, telemetry: Telemetry) -> None:
 
 
 def choose_logits(engine: Engine, data: PairDataset, precision: str, telemetry: Telemetry) -> None:
-    """Compare the first pair's log-probs with those from the model's own logits; use the latter if they differ.
+    """Compare a short pair's log-probs with those from the model's own logits; use the latter if they differ.
 
-    Collective. Nothing else could tell that an architecture does something unusual on the way to its logits.
+    Collective. Nothing else could tell that an architecture does something unusual on the way to its logits. Short, because logits
+    of every position of a long pair could take more memory than training does.
     """
-    batch = collate(data, [0])
+    some = _with_beginnings(data)
+    batch = collate(some, [len(some) - 1])
     engine.train(False)
     with torch.no_grad():
         short = engine.score(batch).answers.flatten()
@@ -74,7 +77,15 @@ def choose_layout(engine: Engine, data: PairDataset, spec: DPOJobSpec, telemetry
                 "pairs are packed with a prompt for each answer: sharing short prompts would save next to nothing"
             )
     policy, reason = engine.module, "its attention has no SDPA form that can be replaced"
-    if policy.pack(wanted, by_flex=spec.model.attention == "flex"):
+    by_flex = spec.model.attention == "flex"
+    if by_flex and engine.any_rank((problem := attention.flex_problem(engine.world.device)) is not None):
+        warn(
+            telemetry,
+            "NoFlexAttention",
+            f"packed pairs go through SDPA instead: {problem or 'it failed on another rank'}",
+        )
+        by_flex = False
+    if policy.pack(wanted, by_flex=by_flex):
         some = _with_beginnings(data)
         engine.train(False)
         with torch.no_grad():

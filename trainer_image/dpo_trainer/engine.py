@@ -6,8 +6,10 @@ Everything that DeepSpeed would compile at start-up is left out, so that a pod n
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -168,9 +170,6 @@ class Engine:
             self.config = zero_config(spec, hidden_size, world.device, world_size=world.world_size)
             return HfDeepSpeedConfig(self.config)
 
-        if world.world_size == 1:
-            # Of one rank a reduce-scatter gives what it got, in the same memory; gloo would copy every gradient for that.
-            vars(deepspeed.runtime.comm.coalesced_collectives)["_torch_reduce_scatter_fn"] = lambda *_, **__: None
         torch.manual_seed(spec.training.seed)
         model = load_model(spec, model_folder, seed=spec.training.seed, zero3=partitioned_loading)
         policy = Policy(model)
@@ -311,7 +310,17 @@ def _import_deepspeed() -> Any:
         muon = ModuleType(_MUON)
         vars(muon)["MuonWithAuxAdam"] = type("MuonWithAuxAdam", (torch.optim.Optimizer,), {})
         sys.modules[_MUON] = muon
+    collectives = vars(deepspeed.runtime.comm.coalesced_collectives)
+    scatter = collectives["_torch_reduce_scatter_fn"]
+    if not isinstance(scatter, partial):  # by an earlier engine of this process
+        collectives["_torch_reduce_scatter_fn"] = partial(_reduce_scatter, scatter)
     deepspeed_logger.setLevel(logging.ERROR)
     # Of the 8-bit optimizer; it would say which of its kernels this CPU could have.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return deepspeed
+
+
+def _reduce_scatter(scatter: Callable[..., None], whole: Tensor, part: Tensor, **options: Any) -> None:
+    """DeepSpeed's, but that of one rank gives what it got, in the same memory; gloo would copy every gradient for that."""
+    if dist.get_world_size(options.get("group")) > 1:
+        scatter(whole, part, **options)

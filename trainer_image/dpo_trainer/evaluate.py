@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,7 +47,10 @@ def micro_batches_of(
         batch = collate(dataset, chosen, weight=weight, score_prompts=score_prompts, layout=layout)
         return batch.to(engine.world.device)
 
-    with ThreadPoolExecutor(1, thread_name_prefix="collate") as pool:
+    device = engine.world.device
+    # The current GPU is a thread's own; memory would be pinned by the first one otherwise.
+    own = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+    with ThreadPoolExecutor(1, thread_name_prefix="collate", initializer=own) as pool:
         coming = pool.submit(make, 0)
         for number in range(1, len(planned) + 1):
             batch = coming.result()
@@ -99,7 +103,9 @@ def logps_table(
 def logps_of(batch: MicroBatch, scored: Scored, reference: Tensor | None) -> Logps:
     """What the loss sees. reference: the whole table of the batch's dataset, or None for reference-free methods."""
     device = scored.answers.device
-    before = None if reference is None else reference[batch.pairs].to(device)
+    before = None if reference is None else reference[batch.pairs]
+    if before is not None and device.type == "cuda":
+        before = before.pin_memory().to(device, non_blocking=True)
     return Logps(
         policy=scored.answers[..., 0],
         policy_head=scored.answers[..., 1],

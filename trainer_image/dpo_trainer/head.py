@@ -94,6 +94,7 @@ class OutputHead:
         )
         try:
             made = after(logits.clone())
+            after(logits.new_zeros(1, 1))  # what the tap hands on
         except (TypeError, ValueError, AttributeError, RuntimeError, LookupError) as error:
             log.info("the output head is not computed in chunks: %s", error)
             self._name = None
@@ -104,6 +105,8 @@ class OutputHead:
 
 def _plain_layer(causal_lm: Any, prefix: str) -> str | None:
     """Name of the output layer, if all that the model has besides its transformer is a linear one without adapter."""
+    if any(True for _ in causal_lm.parameters(recurse=False)):
+        return None
     layer = causal_lm.get_output_embeddings()
     parts = {
         name: part

@@ -39,8 +39,8 @@ class Throughput:
             shape = shape_of(json.loads((model / "config.json").read_text()))
         except (OSError, ValueError, ModelConfigError):
             return None
-        peak = device.flops_fp32 if spec.training.precision == "fp32" else device.flops
-        return cls(shape, layout, spec.adapter.type is not AdapterType.NONE, peak * world.world_size)
+        peak = device.peak(spec.training.precision) * world.world_size
+        return cls(shape, layout, spec.adapter.type is not AdapterType.NONE, peak)
 
     def utilization(self, lengths: IntArray, seconds: float) -> float:
         """Share of the peak. lengths: int64 [pairs, 3], see bins.tokens_of; of a step that took so many seconds."""

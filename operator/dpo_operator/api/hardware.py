@@ -12,7 +12,7 @@ class Device:
 
     memory: bytes, None where not known. flops: dense multiply-adds count as two, per second: in bf16 or fp16, and in fp32.
     bandwidth: bytes per second of its memory. link: bytes per second to the other ranks of its node, one way. mfu: share of the
-    flops that a training step is assumed to reach.
+    flops that a training step is assumed to reach. bf16: whether its tensor cores know bfloat16.
     """
 
     name: str
@@ -22,10 +22,15 @@ class Device:
     bandwidth: float
     link: float
     mfu: float = 0.4
+    bf16: bool = True
+
+    def peak(self, precision: str) -> float:
+        """Floating-point operations per second at most."""
+        return self.flops_fp32 if precision == "fp32" or (precision == "bf16" and not self.bf16) else self.flops
 
     def rate(self, precision: str) -> float:
         """Floating-point operations per second that are assumed to be reached."""
-        return self.mfu * (self.flops_fp32 if precision == "fp32" else self.flops)
+        return self.mfu * self.peak(precision)
 
 
 # Memory as the driver reports it is a little less than the name says. fp32: without TF32, as the trainer computes.
@@ -41,8 +46,8 @@ GPUS: dict[str, Device] = {
         Device("l40s", 44 * GIB, 362 * TERA, 91.6 * TERA, 864e9, 32 * GIGA),
         Device("l4", 22 * GIB, 121 * TERA, 30.3 * TERA, 300e9, 32 * GIGA),
         Device("a10g", 22 * GIB, 70 * TERA, 31.2 * TERA, 600e9, 32 * GIGA),
-        Device("t4", 14.7 * GIB, 65 * TERA, 8.1 * TERA, 300e9, 16 * GIGA),
-        Device("v100-32", 31.7 * GIB, 125 * TERA, 15.7 * TERA, 900e9, 150 * GIGA),
+        Device("t4", 14.7 * GIB, 65 * TERA, 8.1 * TERA, 300e9, 16 * GIGA, bf16=False),
+        Device("v100-32", 31.7 * GIB, 125 * TERA, 15.7 * TERA, 900e9, 150 * GIGA, bf16=False),
     )
 }  # fmt: skip
 # One core of a server processor with AVX2 in fp32, as a stand-in until a user measures theirs; bf16 is no faster there.

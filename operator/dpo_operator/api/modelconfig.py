@@ -56,6 +56,8 @@ _FAMILIES: dict[str, _Family] = {
     "phi3": _Family(qkv_bias=False, out_bias=False, fused=True),
     "smollm3": _Family(mlp_bias="mlp_bias", tied=True),
 }
+# What families with experts call the number of them.
+_EXPERTS = frozenset({"n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts"})
 # Where the answer is yes unless the configuration says no.
 _YES = frozenset({"qkv_bias"})
 
@@ -136,6 +138,11 @@ class _Values:
 
 
 def _llama_like(values: _Values, family: _Family | None) -> ModelShape:
+    if family is None and (experts := sorted(_EXPERTS & values.config.keys())):
+        raise ModelConfigError(
+            f"config.json: the family {values.family} has experts ({experts[0]}) and is not known here; to count it as a dense model would "
+            "be wrong many times over"
+        )
     rule = family or _Family(mlp_bias="mlp_bias")
     hidden, layers = values.count("hidden_size", "n_embd", "d_model"), values.layers()
     heads = values.count("num_attention_heads", "n_head")

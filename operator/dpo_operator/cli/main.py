@@ -138,6 +138,7 @@ def _device(job: DPOJob, gpu: str | None, memory: str | None, flops: float | Non
             raise ValueError(f"--gpu: {gpu} has no use for a job without GPUs (spec.gpusPerNode is 0)")
         pod = job.spec.pod.resources.limits.get("memory")
         return hardware.cpu(flops, limit if pod is None or limit is not None else quantity.to_bytes(pod))
+    gpu = gpu.lower() if gpu is not None else None
     if gpu is not None and gpu not in hardware.GPUS:
         raise ValueError(f"--gpu: expected one of {', '.join(hardware.GPUS)}, found {gpu!r}")
     device = hardware.GPUS[gpu or "h100"]

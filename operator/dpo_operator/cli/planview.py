@@ -117,16 +117,16 @@ def _time(job: Job) -> Table:
         "pairs/s, tokens/s through the model", f"{pairs / time.seconds:,.3g}, {time.tokens / time.seconds:,.0f}"
     )
     table.add_row("micro-batches of a rank", f"{time.micro_batches:,}")
-    if time.reference:
-        share = time.reference / (time.reference + spec.training.epochs * time.seconds)
+    once = None if job.pairs.count is None else job.pairs.count / pairs  # steps of an epoch
+    if time.reference and (once or not spec.training.max_steps):
+        passes = spec.training.epochs if not spec.training.max_steps or not once else spec.training.max_steps / once
+        share = time.reference / (time.reference + passes * time.seconds)
         table.add_row("reference, share of the run", f"{share:.0%}")
-    if job.pairs.count:
-        steps = job.pairs.count / pairs * spec.training.epochs
-        steps = min(steps, spec.training.max_steps or steps)
-        table.add_row("whole run", _duration(steps * time.seconds + job.pairs.count / pairs * time.reference))
-    precision = "fp32" if spec.training.precision == "fp32" else "bf16"
-    peak = job.device.flops_fp32 if precision == "fp32" else job.device.flops
-    table.caption = f"assuming {job.device.mfu:.0%} of {peak / 1e12:,.3g} TFLOP/s ({precision})"
+    if once:
+        steps = spec.training.max_steps or once * spec.training.epochs
+        table.add_row("whole run, without evaluations", _duration(steps * time.seconds + once * time.reference))
+    peak = job.device.peak(spec.training.precision)
+    table.caption = f"assuming {job.device.mfu:.0%} of {peak / 1e12:,.3g} TFLOP/s ({spec.training.precision})"
     return table
 
 
@@ -149,7 +149,9 @@ def _proposals(job: Job) -> list[Text]:
 
 
 def _said(title: str, option: Option) -> Text:
-    text = Text(f"\n{title}, {gibibytes(option.memory.peak)}, {option.time.seconds:,.3g} s a step:\n", style="bold")
+    host = f" and {gibibytes(sum(option.memory.host.values()))} of the host" if option.memory.host else ""
+    size = f"{gibibytes(option.memory.peak)} of a rank's device{host}" if host else gibibytes(option.memory.peak)
+    text = Text(f"\n{title}, {size}, {option.time.seconds:,.3g} s a step:\n", style="bold")
     return text.append("\n".join(f"  {line}" for line in lines(option).splitlines()), style="not bold")
 
 

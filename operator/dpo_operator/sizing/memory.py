@@ -15,6 +15,8 @@ from dpo_operator.sizing.trained import trained_parameters
 from dpo_operator.sizing.work import Pairs, largest
 
 MIB = 1 << 20
+# Names of a phase and of a part that it has not got yet.
+MAKING, SAVING = "making the engine", "copy for saves"
 # DeepSpeed keeps so many gathered elements instead of gathering them again.
 LIVE = 1_000_000_000
 # Elements that the optimizer updates at a time: the gradients of so many are in one piece then.
@@ -46,7 +48,9 @@ class Memory:
 
     def total(self, phase: str) -> float:
         """Bytes in a phase; loading happens before the lasting parts are all there, and names its own."""
-        return sum(self.phases[phase].values()) + (0 if phase == "loading" else sum(self.lasting.values()))
+        there = 0.0 if phase == "loading" else sum(self.lasting.values())
+        # The first save comes after the first step.
+        return sum(self.phases[phase].values()) + there - (self.lasting.get(SAVING, 0) if phase == MAKING else 0)
 
     @property
     def peak_phase(self) -> str:
@@ -62,6 +66,8 @@ class Memory:
     def parts(self) -> dict[str, float]:
         """What the peak is made of."""
         lasting = {} if self.peak_phase == "loading" else dict(self.lasting)
+        if self.peak_phase == MAKING:
+            lasting.pop(SAVING, None)
         return {name: size for name, size in {**lasting, **self.phases[self.peak_phase]}.items() if size > 0}
 
 
@@ -101,19 +107,21 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs) -> Memory:
             "activations": forward.kept, "output layer": forward.head, "buffers": forward.moving,
         },
     }  # fmt: skip
+    # Weights and two moments in float32, kept from the first save on while a thread writes them.
+    saving = {SAVING: 12 * share} if spec.checkpoint.asynchronous else {}
     if on_gpu:
         dynamic = max(sum(parts.values()) for parts in phases.values()) + sum(lasting.values())
         lasting |= {"CUDA and NCCL": float(GPU_RUNTIME), "allocator": GPU_LOSS * dynamic}
-        host = {"process": float(CPU_RUNTIME)} | (training if offloaded else {})
+        host = {"process": float(CPU_RUNTIME)} | saving | (training if offloaded else {})
         return Memory(lasting, phases, host)
     peft = 0 if spec.adapter.type is AdapterType.NONE else PEFT_RUNTIME
-    lasting |= {"Python and libraries": float(CPU_RUNTIME + peft)}
+    lasting |= {"Python and libraries": float(CPU_RUNTIME + peft)} | saving
     files = shape.file_bytes * shape.parameters
     if backward.piece < HEAP_PIECE:
         again = min(LOST_LAYERS, shape.layers) if spec.training.gradient_checkpointing else shape.layers
         lost = LOST_OF_KEPT * backward.kept + LOST_LAYERS * backward.layer + again * backward.dropped
         phases["backward pass"]["allocator"] = lost
-    phases["making the engine"] = {
+    phases[MAKING] = {
         "master weights, before they are shared": 4 * share if shared else 0,
         "allocator": HOLES * files,
     }
