@@ -22,7 +22,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.against_trl import BATCH, RATE, REPOSITORY, SHAPES, make_inputs
+from benchmarks import inputs
+from benchmarks.inputs import REPOSITORY, SHAPES
+from benchmarks.job import BATCH, RATE
 
 _SIDES = ("ours", "deepspeed")
 
@@ -143,25 +145,13 @@ def table(name: str, runs: Sequence[dict[str, dict[str, float]]], every: int) ->
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a table for each shape. Exit status 1 when training waited longer than --bar of its time for our saves."""
     parser = argparse.ArgumentParser(prog="benchmarks.checkpoints", description=__doc__.partition("\n")[0])
-    shared = Path(os.environ.get("DPO_SHARED", REPOSITORY.parent / "shared"))
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--times", type=int, default=3, help="runs of each shape; medians are printed")
     parser.add_argument("--saves", type=int, default=4, help="saves of a run, half of them DeepSpeed's")
     parser.add_argument("--every", type=int, default=10, help="steps between two saves that the shares are for")
     parser.add_argument("--gap", type=int, default=10, help="steps between two saves of the measurement")
     parser.add_argument("--bar", type=float, default=0.035, help="largest allowed share")
-    parser.add_argument(
-        "--dialogues",
-        type=Path,
-        default=shared / "data" / "hh_helpful_base" / "train.jsonl",
-        help="an HH-RLHF .jsonl file",
-    )
-    parser.add_argument(
-        "--tokenizer",
-        type=Path,
-        default=shared / "tokenizers" / "gpt2",
-        help="folder with GPT-2's encoder.json and vocab.bpe",
-    )
+    inputs.add_arguments(parser)
     # One run in this process, of the inputs in this folder.
     parser.add_argument("--run", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
@@ -176,7 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     worst = 0.0
     for name in options.shapes:
         with tempfile.TemporaryDirectory() as made:
-            make_inputs(Path(made), SHAPES[name], options.dialogues, options.tokenizer)
+            inputs.make_data(Path(made), options.dialogues, options.tokenizer, pairs=SHAPES[name].pairs)
+            inputs.make_model(Path(made), SHAPES[name])
             command = [
                 sys.executable, "-m", "benchmarks.checkpoints", "--run", made, "--saves", str(options.saves),
                 "--every", str(options.every), "--gap", str(options.gap),
