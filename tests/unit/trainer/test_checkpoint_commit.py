@@ -24,7 +24,7 @@ from dpo_trainer.checkpoint.slices import partition, pieces
 from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.writer import Writer, retained
 from dpo_trainer.errors import TrainerError
-from dpo_trainer.files import write_synced
+from dpo_trainer.files import remove, write_synced
 
 pytestmark = pytest.mark.unit
 
@@ -179,6 +179,132 @@ def test_an_older_attempts_writer_cannot_commit(tmp_path: Path):
     with pytest.raises(TrainerError, match="may no longer write"):
         old.commit(temporary, manifest)
     assert layout.committed(root) == []
+
+
+def begun(root: Path, attempt: int, **settings: object) -> Writer:
+    """A writer whose attempt has begun."""
+    writer = Writer(root, attempt, **settings)  # type: ignore[arg-type]
+    writer.begin()
+    return writer
+
+
+def written(writer: Writer, step: int, temporary: Path) -> Manifest:
+    """What a commit needs: the temporary folder with a shard, and the manifest."""
+    writer.make_room(temporary, 10, step)
+    file = writer.write_shard(temporary, ENTRIES, step)
+    return Manifest(
+        step=step, attempt=writer.attempt, world_size=1, time=0.0, identity={}, adam_step=step, state={}, versions={},
+        metrics={}, parameters={}, files={layout.shard_name(0): File(**file)},
+    )  # fmt: skip
+
+
+def commit_step(writer: Writer, step: int) -> None:
+    temporary = writer.root / layout.temporary_name(step, writer.attempt)
+    writer.commit(temporary, written(writer, step, temporary))
+
+
+def test_an_attempt_that_stalls_after_its_commit_removes_nothing_of_a_newer_one(tmp_path: Path):
+    root, half = tmp_path / "checkpoints", tmp_path / "checkpoints" / layout.temporary_name(60, 2)
+
+    def newer(_: int, point: str) -> None:
+        if point == "committed":
+            new = begun(root, 2, keep_last=4)
+            for step in (30, 40, 50):
+                commit_step(new, step)
+            half.mkdir()
+
+    old = begun(root, 1, keep_last=1)
+    commit_step(old, 10)
+    old.observe = newer
+    commit_step(old, 20)
+
+    assert [step for step, _ in layout.committed(root)] == [50, 40, 30, 20]
+    assert half.exists()
+
+
+def test_retention_leaves_what_a_newer_attempt_wrote_even_without_its_fence(tmp_path: Path):
+    for step, attempt in ((1, 1), (2, 1), (3, 2)):
+        a_checkpoint(tmp_path, step, attempt=attempt)
+    half = tmp_path / layout.temporary_name(4, 2)
+    half.mkdir()
+    Writer(tmp_path, 1, keep_last=1, keep_best=0).retain(2)
+
+    assert [step for step, _ in layout.committed(tmp_path)] == [3, 2]
+    assert half.exists()
+
+
+def test_a_folder_that_is_being_removed_can_no_longer_become_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    root = tmp_path / "checkpoints"
+    old = begun(root, 1)
+    temporary = root / layout.temporary_name(5, 1)
+    manifest = written(old, 5, temporary)
+    # A beginning that a crash cut short left this.
+    (root / layout.removed_name(temporary.name) / "some").mkdir(parents=True)
+    seen: list[str] = []
+
+    def watched(path: Path) -> None:
+        if path.is_dir():
+            seen.append(path.name)
+        remove(path)
+
+    monkeypatch.setattr("dpo_trainer.checkpoint.writer.remove", watched)
+    old.observe = lambda _, point: Checkpoints(root, 2, {}).begin() if point == "fence-checked" else None
+    with pytest.raises(FileNotFoundError):
+        old.commit(temporary, manifest)
+
+    assert seen == ["step-00000005.attempt-1.removed.tmp"] * 2
+    assert os.listdir(root) == ["attempt"]
+
+
+def test_a_link_in_a_checkpoints_place_gives_way_to_it(tmp_path: Path):
+    link = tmp_path / layout.folder_name(50)
+    link.symlink_to(tmp_path / "nothing")
+    commit_step(begun(tmp_path, 1), 50)
+
+    assert sorted(os.listdir(tmp_path)) == ["attempt", link.name]
+    assert layout.read_manifest(link)[0].step == 50
+
+
+def test_no_writer_follows_a_link(tmp_path: Path):
+    root, victim = tmp_path / "checkpoints", tmp_path / "victim"
+    root.mkdir()
+    victim.write_text("7\n")
+    for name in ("attempt", "attempt.1.tmp"):
+        (root / name).symlink_to(victim)
+    writer = begun(root, 1)
+    assert layout.read_fence(root) == 1
+
+    temporary = root / layout.temporary_name(5, 1)
+    for name in (layout.shard_name(0), layout.MANIFEST):
+        writer.make_room(temporary, 10, 5)
+        (temporary / name).symlink_to(victim)
+        with pytest.raises(FileExistsError):
+            writer.write_shard(temporary, ENTRIES, 5)
+            write_synced(temporary / name, b"manifest")
+
+    commit_step(writer, 6)
+    (root / layout.folder_name(6) / "manifest.tmp").symlink_to(victim)
+    writer.amend(6, {"finished": "yes"}, {})
+    assert layout.read_manifest(root / layout.folder_name(6))[0].state == {"finished": "yes"}
+    assert victim.read_text() == "7\n"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_a_fence_that_is_no_file_does_not_stop_an_attempt(tmp_path: Path, make: Callable[[Path], None]):
+    make(tmp_path / layout.FENCE)
+    begun(tmp_path, 3)
+
+    assert layout.read_fence(tmp_path) == 3
+
+
+def test_a_fence_that_is_no_number_says_how_to_repair_it(tmp_path: Path):
+    (tmp_path / layout.FENCE).write_text("seven")
+    with pytest.raises(
+        TrainerError, match=r"found 'seven'\. When no older attempt of this job is running, delete that file"
+    ):
+        begun(tmp_path, 3)
 
 
 def test_too_little_room_says_how_much_is_needed_and_touches_nothing(tmp_path: Path):
