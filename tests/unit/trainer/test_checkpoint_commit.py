@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.identity import differences, identity
@@ -22,6 +23,7 @@ from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.shard import Entry, ShardReader, file_size, write_shard
 from dpo_trainer.checkpoint.slices import partition, pieces
 from dpo_trainer.checkpoint.store import Checkpoints
+from dpo_trainer.checkpoint.trust import Trust
 from dpo_trainer.checkpoint.writer import Writer, retained
 from dpo_trainer.errors import TrainerError
 from dpo_trainer.files import remove, write_synced
@@ -258,6 +260,24 @@ def test_a_folder_that_is_being_removed_can_no_longer_become_a_checkpoint(
     assert os.listdir(root) == ["attempt"]
 
 
+def test_an_error_that_nobody_expected_is_agreed_like_any_other():
+    def broken() -> None:
+        raise KeyError("no such tensor")
+
+    with pytest.raises(TrainerError, match=r"KeyError: 'no such tensor' \(") as caught:
+        Ranks().everywhere(broken)
+    assert caught.value.exit_code is ExitCode.INTERNAL_ERROR
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_lost_peer_inside_the_work_is_told_at_once():
+    def lost() -> None:
+        raise RuntimeError("Connection closed by peer [10.0.0.7]:4711")
+
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        Ranks().everywhere(lost)
+
+
 def test_a_link_in_a_checkpoints_place_gives_way_to_it(tmp_path: Path):
     link = tmp_path / layout.folder_name(50)
     link.symlink_to(tmp_path / "nothing")
@@ -277,12 +297,14 @@ def test_no_writer_follows_a_link(tmp_path: Path):
     assert layout.read_fence(root) == 1
 
     temporary = root / layout.temporary_name(5, 1)
-    for name in (layout.shard_name(0), layout.MANIFEST):
-        writer.make_room(temporary, 10, 5)
-        (temporary / name).symlink_to(victim)
-        with pytest.raises(FileExistsError):
-            writer.write_shard(temporary, ENTRIES, 5)
-            write_synced(temporary / name, b"manifest")
+    writer.make_room(temporary, 10, 5)
+    (temporary / layout.shard_name(0)).symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        writer.write_shard(temporary, ENTRIES, 5)
+    manifest = written(writer, 5, temporary)
+    (temporary / layout.MANIFEST).symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        writer.commit(temporary, manifest)
 
     commit_step(writer, 6)
     (root / layout.folder_name(6) / "manifest.tmp").symlink_to(victim)
@@ -430,6 +452,25 @@ def save(checkpoints: Checkpoints, state: State, step: int, **loop: object) -> N
 def save_and_wait(checkpoints: Checkpoints, state: State, step: int) -> None:
     save(checkpoints, state, step)
     checkpoints.wait()
+
+
+def test_a_roll_back_believes_what_the_same_attempt_went_on_from(tmp_path: Path):
+    """An earlier attempt died before the operator heard of step 5; this one goes on from it, commits, and goes back."""
+    state = State(torch.arange(8.0))
+    state.restore = lambda _read, _adam_step: None  # type: ignore[attr-defined]
+    state.adam_step = lambda: 0  # type: ignore[method-assign]
+    save(Checkpoints(tmp_path, 1, {}), state, 5)
+    trust = Trust(RecordedCheckpoints(last_attempt=1))
+    later = Checkpoints(tmp_path, 2, {}, trust=trust)
+    first = later.load(state)  # type: ignore[arg-type]
+    assert first is not None
+    assert "was not recorded" in first.doubt
+    save(later, state, 6)
+    os.truncate(tmp_path / layout.folder_name(6) / layout.shard_name(0), 5)
+
+    back = later.load(state)  # type: ignore[arg-type]
+    assert back is not None
+    assert (back.step, back.doubt, len(back.refused)) == (5, "", 1)
 
 
 BOTH = pytest.mark.parametrize("aside", [None, Ranks()], ids=["foreground", "background"])
