@@ -1,4 +1,4 @@
-"""What a run says about itself before and at its first step: partitions, the way to log-probs, ln 2."""
+"""What a run says about itself: partitions, the way to log-probs, the checkpoint it goes on from, ln 2 at the first step."""
 
 import math
 from dataclasses import replace
@@ -10,6 +10,7 @@ from dpo_trainer import attention
 from dpo_trainer.attention import UnsupportedAttention
 from dpo_trainer.batch import collate
 from dpo_trainer.bins import tokens_of
+from dpo_trainer.checkpoint.loading import Restored
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.engine import Engine
@@ -148,6 +149,14 @@ def check_first_step(
             "FirstStepMargin",
             f"expected a first reward margin of 0 ± {tolerance}, found {metrics['rewards/margins']:.6f}",
         )
+
+
+def say_restored(restored: Restored, telemetry: Telemetry) -> None:
+    """Warn of newer checkpoints that could not be used, and of one that is used without a record of it."""
+    for reason in restored.refused:
+        warn(telemetry, "CheckpointRefused", reason)
+    if restored.doubt:
+        warn(telemetry, "CheckpointNotRecorded", restored.doubt)
 
 
 def warn(telemetry: Telemetry, code: str, text: str) -> None:

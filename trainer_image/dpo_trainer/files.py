@@ -5,6 +5,7 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 
 def sha256(path: Path) -> str:
@@ -13,9 +14,18 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def create(path: Path) -> BinaryIO:
+    """Open a file for writing that is not there yet: what someone put in its place, such as a link, is not written to.
+
+    Raises FileExistsError, OSError.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "wb")
+
+
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a small file and put it on the disk. Raises OSError."""
-    with path.open("wb") as file:
+    """Write a small file that is not there yet and put it on the disk. Raises FileExistsError, OSError."""
+    with create(path) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -33,6 +43,7 @@ def sync_folder(folder: Path) -> None:
 def commit(path: Path, content: bytes) -> None:
     """Write a file so that it is either whole or as it was before. Raises OSError."""
     temporary = path.with_suffix(".tmp")
+    remove(temporary)  # left by a crash
     write_synced(temporary, content)
     temporary.replace(path)
     sync_folder(path.parent)

@@ -12,7 +12,7 @@ from dpo_trainer.checkpoint.identity import identity
 from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.trust import trust_from_environment
-from dpo_trainer.checks import check_first_step, choose_layout, choose_logits, say_partitions, warn
+from dpo_trainer.checks import check_first_step, choose_layout, choose_logits, say_partitions, say_restored, warn
 from dpo_trainer.engine import Engine, join_world
 from dpo_trainer.examples import open_examples
 from dpo_trainer.lossscale import LossScale
@@ -96,10 +96,8 @@ def _run(
     if engine.loss_scale is not None and before:
         engine.loss_scale = LossScale(**before["loss_scale"])
     first_step = restored.step + 1 if restored else 1
-    for reason in restored.refused if restored else ():
-        warn(telemetry, "CheckpointRefused", reason)
-    if restored and restored.doubt:
-        warn(telemetry, "CheckpointNotRecorded", restored.doubt)
+    if restored is not None:
+        say_restored(restored, telemetry)
     telemetry.begin(
         max_steps=total_steps,
         resumed_step=first_step - 1,
@@ -206,6 +204,7 @@ def _run(
             )
             if action == "rollback" and (back := milestones.roll_back()) is not None:
                 step, tokens_seen = back.step, int(back.state["train"]["num_tokens"])
+                say_restored(back, telemetry)
                 warn(telemetry, "RolledBack", f"went back to the checkpoint of step {step}")
             elif (ended := milestones.leave_out(step, rate, tokens_seen, stopping=sums.stop)) is not None:
                 return ended

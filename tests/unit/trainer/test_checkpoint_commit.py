@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.identity import differences, identity
@@ -22,9 +23,10 @@ from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.shard import Entry, ShardReader, file_size, write_shard
 from dpo_trainer.checkpoint.slices import partition, pieces
 from dpo_trainer.checkpoint.store import Checkpoints
+from dpo_trainer.checkpoint.trust import Trust
 from dpo_trainer.checkpoint.writer import Writer, retained
 from dpo_trainer.errors import TrainerError
-from dpo_trainer.files import write_synced
+from dpo_trainer.files import remove, write_synced
 
 pytestmark = pytest.mark.unit
 
@@ -181,6 +183,152 @@ def test_an_older_attempts_writer_cannot_commit(tmp_path: Path):
     assert layout.committed(root) == []
 
 
+def begun(root: Path, attempt: int, **settings: object) -> Writer:
+    """A writer whose attempt has begun."""
+    writer = Writer(root, attempt, **settings)  # type: ignore[arg-type]
+    writer.begin()
+    return writer
+
+
+def written(writer: Writer, step: int, temporary: Path) -> Manifest:
+    """What a commit needs: the temporary folder with a shard, and the manifest."""
+    writer.make_room(temporary, 10, step)
+    file = writer.write_shard(temporary, ENTRIES, step)
+    return Manifest(
+        step=step, attempt=writer.attempt, world_size=1, time=0.0, identity={}, adam_step=step, state={}, versions={},
+        metrics={}, parameters={}, files={layout.shard_name(0): File(**file)},
+    )  # fmt: skip
+
+
+def commit_step(writer: Writer, step: int) -> None:
+    temporary = writer.root / layout.temporary_name(step, writer.attempt)
+    writer.commit(temporary, written(writer, step, temporary))
+
+
+def test_an_attempt_that_stalls_after_its_commit_removes_nothing_of_a_newer_one(tmp_path: Path):
+    root, half = tmp_path / "checkpoints", tmp_path / "checkpoints" / layout.temporary_name(60, 2)
+
+    def newer(_: int, point: str) -> None:
+        if point == "committed":
+            new = begun(root, 2, keep_last=4)
+            for step in (30, 40, 50):
+                commit_step(new, step)
+            half.mkdir()
+
+    old = begun(root, 1, keep_last=1)
+    commit_step(old, 10)
+    old.observe = newer
+    commit_step(old, 20)
+
+    assert [step for step, _ in layout.committed(root)] == [50, 40, 30, 20]
+    assert half.exists()
+
+
+def test_retention_leaves_what_a_newer_attempt_wrote_even_without_its_fence(tmp_path: Path):
+    for step, attempt in ((1, 1), (2, 1), (3, 2)):
+        a_checkpoint(tmp_path, step, attempt=attempt)
+    half = tmp_path / layout.temporary_name(4, 2)
+    half.mkdir()
+    Writer(tmp_path, 1, keep_last=1, keep_best=0).retain(2)
+
+    assert [step for step, _ in layout.committed(tmp_path)] == [3, 2]
+    assert half.exists()
+
+
+def test_a_folder_that_is_being_removed_can_no_longer_become_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    root = tmp_path / "checkpoints"
+    old = begun(root, 1)
+    temporary = root / layout.temporary_name(5, 1)
+    manifest = written(old, 5, temporary)
+    # A beginning that a crash cut short left this.
+    (root / layout.removed_name(temporary.name) / "some").mkdir(parents=True)
+    seen: list[str] = []
+
+    def watched(path: Path) -> None:
+        if path.is_dir():
+            seen.append(path.name)
+        remove(path)
+
+    monkeypatch.setattr("dpo_trainer.checkpoint.writer.remove", watched)
+    old.observe = lambda _, point: Checkpoints(root, 2, {}).begin() if point == "fence-checked" else None
+    with pytest.raises(FileNotFoundError):
+        old.commit(temporary, manifest)
+
+    assert seen == ["step-00000005.attempt-1.removed.tmp"] * 2
+    assert os.listdir(root) == ["attempt"]
+
+
+def test_an_error_that_nobody_expected_is_agreed_like_any_other():
+    def broken() -> None:
+        raise KeyError("no such tensor")
+
+    with pytest.raises(TrainerError, match=r"KeyError: 'no such tensor' \(") as caught:
+        Ranks().everywhere(broken)
+    assert caught.value.exit_code is ExitCode.INTERNAL_ERROR
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_lost_peer_inside_the_work_is_told_at_once():
+    def lost() -> None:
+        raise RuntimeError("Connection closed by peer [10.0.0.7]:4711")
+
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        Ranks().everywhere(lost)
+
+
+def test_a_link_in_a_checkpoints_place_gives_way_to_it(tmp_path: Path):
+    link = tmp_path / layout.folder_name(50)
+    link.symlink_to(tmp_path / "nothing")
+    commit_step(begun(tmp_path, 1), 50)
+
+    assert sorted(os.listdir(tmp_path)) == ["attempt", link.name]
+    assert layout.read_manifest(link)[0].step == 50
+
+
+def test_no_writer_follows_a_link(tmp_path: Path):
+    root, victim = tmp_path / "checkpoints", tmp_path / "victim"
+    root.mkdir()
+    victim.write_text("7\n")
+    for name in ("attempt", "attempt.1.tmp"):
+        (root / name).symlink_to(victim)
+    writer = begun(root, 1)
+    assert layout.read_fence(root) == 1
+
+    temporary = root / layout.temporary_name(5, 1)
+    writer.make_room(temporary, 10, 5)
+    (temporary / layout.shard_name(0)).symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        writer.write_shard(temporary, ENTRIES, 5)
+    manifest = written(writer, 5, temporary)
+    (temporary / layout.MANIFEST).symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        writer.commit(temporary, manifest)
+
+    commit_step(writer, 6)
+    (root / layout.folder_name(6) / "manifest.tmp").symlink_to(victim)
+    writer.amend(6, {"finished": "yes"}, {})
+    assert layout.read_manifest(root / layout.folder_name(6))[0].state == {"finished": "yes"}
+    assert victim.read_text() == "7\n"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_a_fence_that_is_no_file_does_not_stop_an_attempt(tmp_path: Path, make: Callable[[Path], None]):
+    make(tmp_path / layout.FENCE)
+    begun(tmp_path, 3)
+
+    assert layout.read_fence(tmp_path) == 3
+
+
+def test_a_fence_that_is_no_number_says_how_to_repair_it(tmp_path: Path):
+    (tmp_path / layout.FENCE).write_text("seven")
+    with pytest.raises(
+        TrainerError, match=r"found 'seven'\. When no older attempt of this job is running, delete that file"
+    ):
+        begun(tmp_path, 3)
+
+
 def test_too_little_room_says_how_much_is_needed_and_touches_nothing(tmp_path: Path):
     root = tmp_path / "checkpoints"
     kept = a_checkpoint(root, 1)
@@ -304,6 +452,25 @@ def save(checkpoints: Checkpoints, state: State, step: int, **loop: object) -> N
 def save_and_wait(checkpoints: Checkpoints, state: State, step: int) -> None:
     save(checkpoints, state, step)
     checkpoints.wait()
+
+
+def test_a_roll_back_believes_what_the_same_attempt_went_on_from(tmp_path: Path):
+    """An earlier attempt died before the operator heard of step 5; this one goes on from it, commits, and goes back."""
+    state = State(torch.arange(8.0))
+    state.restore = lambda _read, _adam_step: None  # type: ignore[attr-defined]
+    state.adam_step = lambda: 0  # type: ignore[method-assign]
+    save(Checkpoints(tmp_path, 1, {}), state, 5)
+    trust = Trust(RecordedCheckpoints(last_attempt=1))
+    later = Checkpoints(tmp_path, 2, {}, trust=trust)
+    first = later.load(state)  # type: ignore[arg-type]
+    assert first is not None
+    assert "was not recorded" in first.doubt
+    save(later, state, 6)
+    os.truncate(tmp_path / layout.folder_name(6) / layout.shard_name(0), 5)
+
+    back = later.load(state)  # type: ignore[arg-type]
+    assert back is not None
+    assert (back.step, back.doubt, len(back.refused)) == (5, "", 1)
 
 
 BOTH = pytest.mark.parametrize("aside", [None, Ranks()], ids=["foreground", "background"])

@@ -82,6 +82,14 @@ def test_a_full_list_says_nothing_of_what_it_has_lost():
     assert "step" in judged(full[1:], record(50))
 
 
+def test_what_an_attempt_committed_itself_does_not_fill_the_list_that_was_handed_back():
+    own = [CheckpointRef(step=200 + step, attempt=3, digest="c" * 64, path="p", time=0) for step in range(MAX_RECORDED)]
+    trust = Trust(RecordedCheckpoints(last_attempt=2, checkpoints=KNOWN)).knowing(own)
+
+    with pytest.raises(BadCheckpoint, match="put there by someone else"):
+        trust.judge(SimpleNamespace(step=10, attempt=1), "e" * 64)  # type: ignore[arg-type]
+
+
 @given(
     ages=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 30)), min_size=1, max_size=MAX_RECORDED + 3, unique=True)
 )

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 import pytest
 
 from dpo_operator.api.method import Method
-from dpo_trainer.checks import check_first_step
+from dpo_operator.api.reports import CheckpointRef
+from dpo_trainer.checkpoint.loading import Restored
+from dpo_trainer.checks import check_first_step, say_restored
 from dpo_trainer.objective import Objective
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.workdir import WorkDir
@@ -36,6 +38,15 @@ def said(telemetry: Telemetry, method: dict, *, loss: float, margin: float, firs
     metrics = {"loss": loss, "rewards/margins": margin}
     check_first_step(metrics, first_loss, Objective(Method.model_validate(method)), "fp32", telemetry)
     return heard
+
+
+def test_what_a_run_goes_back_to_is_warned_of_as_what_it_starts_from(telemetry: Telemetry):
+    heard = Heard(telemetry)
+    ref = CheckpointRef(step=5, attempt=1, digest="a" * 64, path="p", time=0)
+    say_restored(Restored(ref, {}, {}), telemetry)
+    assert heard.warnings == []
+    say_restored(Restored(ref, {}, {}, refused=("step-7: x", "step-6: y"), doubt="step-5: z"), telemetry)
+    assert heard.warnings == ["CheckpointRefused", "CheckpointRefused", "CheckpointNotRecorded"]
 
 
 def test_a_margin_other_than_0_is_warned_of(telemetry: Telemetry):

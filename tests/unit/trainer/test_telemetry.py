@@ -20,6 +20,7 @@ from dpo_trainer.telemetry.console import console, duration
 from dpo_trainer.telemetry.metrics_file import MetricsFile, read_metrics
 from dpo_trainer.telemetry.prometheus import TrainerMetrics
 from dpo_trainer.telemetry.server import bind_address
+from dpo_trainer.telemetry.tensorboard import TensorBoardFile
 from dpo_trainer.workdir import WorkDir
 
 pytestmark = pytest.mark.unit
@@ -366,6 +367,17 @@ def test_tensorboard_reads_the_curves_and_forgets_what_a_restart_took_back(tmp_p
         "eval/generation_tokens/policy",
         "eval/rewards/accuracies/le_64",
     }
+
+
+def test_two_files_of_the_same_second_are_both_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("dpo_trainer.telemetry.tensorboard.time.time", lambda: 1000.5)
+    for step in (1, 2):
+        file = TensorBoardFile(tmp_path, resumed_step=step - 1)
+        file.write(step, {"train/loss": 0.5})
+        file.close()
+
+    assert sorted(path.name.rpartition(".")[2] for path in tmp_path.iterdir()) == ["0", "1"]
+    assert all(path.stat().st_size for path in tmp_path.iterdir())
 
 
 def test_speed_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

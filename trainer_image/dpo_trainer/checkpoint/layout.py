@@ -4,6 +4,7 @@ checkpoints/attempt                        number of the newest attempt that beg
 checkpoints/step-00000050/manifest.json    written last; it names every other file with its SHA-256
 checkpoints/step-00000050/rank-00000.safetensors
 checkpoints/step-00000050.attempt-2.tmp    being written, or left by a crash
+checkpoints/step-00000050.attempt-2.removed.tmp    taken from its writer by a newer attempt, and being removed
 """
 
 import errno
@@ -24,7 +25,7 @@ from dpo_trainer.errors import volume_error
 FENCE = "attempt"
 MANIFEST = "manifest.json"
 _FOLDER = re.compile(r"step-(\d{8,12})")
-_TEMPORARY = re.compile(r"step-\d{8,12}\.(attempt-\d+|replaced)\.tmp")
+_TEMPORARY = re.compile(r"step-\d{8,12}\.(?:attempt-(\d+)|replaced)(?:\.removed)?\.tmp")
 _SHARD = re.compile(r"rank-\d{5}\.safetensors")
 # 100,000 parameters and as many shards fit; what is larger is not read into memory.
 MAX_MANIFEST_BYTES = 32 << 20
@@ -120,6 +121,21 @@ def temporary_folders(root: Path) -> list[Path]:
     return [path for path in _entries(root) if _TEMPORARY.fullmatch(path.name)]
 
 
+def removed_name(temporary: str) -> str:
+    """Name under which a newer attempt removes a temporary folder; of one that has such a name already, the same."""
+    return f"{temporary.removesuffix('.tmp').removesuffix('.removed')}.removed.tmp"
+
+
+def attempt_of(folder: Path) -> int:
+    """Attempt that wrote a checkpoint or a temporary folder; 0 when nothing readable says it. Raises OSError."""
+    if match := _TEMPORARY.fullmatch(folder.name):
+        return int(match[1] or 0)
+    try:
+        return read_manifest(folder)[0].attempt
+    except BadCheckpoint:
+        return 0
+
+
 def _entries(root: Path) -> list[Path]:
     try:
         return [Path(entry.path) for entry in os.scandir(root)]
@@ -134,7 +150,10 @@ def read_fence(root: Path) -> int:
     except FileNotFoundError:
         return 0
     if not re.fullmatch(r"[0-9]{1,18}", text):
-        raise volume_error(f"{root / FENCE}: expected the number of an attempt, found {shown(text)!r}")
+        raise volume_error(
+            f"{root / FENCE}: expected the number of an attempt, found {shown(text)!r}. When no older attempt of this job is "
+            "running, delete that file"
+        )
     return int(text)
 
 

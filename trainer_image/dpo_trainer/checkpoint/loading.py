@@ -89,8 +89,8 @@ class Loader:
                 f"None of the {len(refused)} checkpoints in {self.root} is whole and this job's own: {'; '.join(refused)}. Restore "
                 "one from a backup, or delete that folder to train from the start."
             )
-        if self.trust and self.trust.recorded.checkpoints:
-            last = max(self.trust.recorded.checkpoints, key=lambda record: record.age)
+        if self.trust and self.trust.records:
+            last = max(self.trust.records, key=lambda record: record.age)
             raise volume_error(
                 f"{self.root}: expected the checkpoint of step {last.step}, which attempt {last.attempt} committed, found none. "
                 "Restore it from a backup, or create the job again to train from the start."

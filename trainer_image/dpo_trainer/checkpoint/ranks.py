@@ -47,19 +47,22 @@ class Ranks:
         """Do work on every rank and gather the JSON results. Collective.
 
         When it fails on one rank, every rank raises TrainerError with that rank's exit code and message, so that all
-        leave the protocol at the same place.
+        leave the protocol at the same place. An error of a collective within work is raised as it is: what its peers can still be
+        told is not known.
         """
-        result, failure = None, None
+        result, failure, cause = None, None, None
         try:
             result = work()
-        except (OSError, TrainerError, MemoryError) as error:
+        except Exception as error:
             code, message = classify(error)
-            failure = {"code": int(code), "message": message}
+            if code is ExitCode.PEER_LOST and isinstance(error, RuntimeError):
+                raise
+            failure, cause = {"code": int(code), "message": message}, error
         answers = self.gather({"result": result, "failure": failure})
         for rank, answer in enumerate(answers):
             if answer["failure"]:
                 where = f"rank {rank}: " if self.world_size > 1 else ""
-                raise TrainerError(ExitCode(answer["failure"]["code"]), where + answer["failure"]["message"])
+                raise TrainerError(ExitCode(answer["failure"]["code"]), where + answer["failure"]["message"]) from cause
         return [answer["result"] for answer in answers]
 
     def on_first(self, work: Callable[[], T]) -> T:

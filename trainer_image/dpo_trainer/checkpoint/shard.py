@@ -20,6 +20,7 @@ from torch import Tensor
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.checkpoint.layout import BadCheckpoint, File
 from dpo_trainer.errors import TrainerError
+from dpo_trainer.files import create
 
 _NAMES = {torch.float32: "F32", torch.uint8: "U8"}
 _HEADER_ALIGNMENT = 8
@@ -52,11 +53,11 @@ def write_shard(path: Path, entries: Sequence[Entry], observe: Callable[[str], N
     """Write and fsync a shard; returns its size and digest.
 
     observe: told "shard-opened", "shard-half", "shard-written" and "shard-synced" as they happen.
-    Raises TrainerError NON_FINITE when a number is NaN or infinite, OSError.
+    Raises TrainerError NON_FINITE when a number is NaN or infinite, FileExistsError, OSError.
     """
     digest, size, header = hashlib.sha256(), 0, _header(entries)
     half = sum(entry.size for entry in entries) // 2
-    with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
+    with create(path) as file, ThreadPoolExecutor(1) as pool:
         observe("shard-opened")
         for part in _parts(header, entries):
             # Hashing and writing both release the interpreter lock, so they take the time of the slower one.

@@ -35,7 +35,7 @@ class Checkpoints:
 
     root: the folder of all checkpoints. identity: see identity.py. keep_best: kept besides, by metrics["selection"].
     aside: the same ranks in a process group of its own, over which saves run in the background; None saves in the foreground.
-    trust: what is known of the job's checkpoints from elsewhere, besides those of this attempt; None takes any that is whole.
+    trust: what is known of the job's checkpoints from elsewhere, besides those of this attempt and the one it went on from; None takes any that is whole.
     on_commit: called on every rank when a checkpoint was committed, with the seconds since its save began; in the
         background's thread. observe, before_commit: see Writer.
     """
@@ -144,9 +144,12 @@ class Checkpoints:
 
     def _committed(self, ref: CheckpointRef, began: float) -> None:
         self._newest = ref
-        self._own = [*(other for other in self._own if other.step != ref.step), ref]
+        self._believe(ref)
         self._refused -= {ref.step}
         self.on_commit(ref, time.monotonic() - began)
+
+    def _believe(self, ref: CheckpointRef) -> None:
+        self._own = [*(other for other in self._own if other.step != ref.step), ref]
 
     def load(self, state: Zero3State) -> Restored | None:
         """Set the engine to the newest checkpoint that can be used; None when none was ever committed.
@@ -157,4 +160,6 @@ class Checkpoints:
         restored = Loader(self.root, self.identity, self.ranks, trust).load(state)
         if restored is not None:
             self._newest, self._refused = restored.ref, restored.refused_steps
+            # What was good enough to go on from is good enough to go back to, also when no record of it was handed back.
+            self._believe(restored.ref)
         return restored

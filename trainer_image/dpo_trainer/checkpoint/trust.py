@@ -7,7 +7,7 @@ could have been committed after the operator last heard of one: a node may die b
 
 import os
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,15 +23,21 @@ from dpo_trainer.errors import invalid_configuration
 class Trust:
     """What is known of a job's checkpoints from elsewhere than the volume.
 
-    required: only a recorded digest will do.
+    required: only a recorded digest will do. own: what this attempt itself committed, or found good and went on from.
     """
 
     recorded: RecordedCheckpoints
     required: bool = False
+    own: tuple[CheckpointRecord, ...] = ()
+
+    @property
+    def records(self) -> tuple[CheckpointRecord, ...]:
+        """All that is known, one by step; of two the attempt's own."""
+        return tuple({record.step: record for record in (*self.recorded.checkpoints, *self.own)}.values())
 
     def judge(self, manifest: Manifest, digest: str) -> str:
         """Why a checkpoint may be used only with a warning; empty when it is recorded. Raises BadCheckpoint."""
-        records = self.recorded.checkpoints
+        records = self.records
         if any(record.step == manifest.step and record.digest == digest for record in records):
             return ""
         expected = [record.digest for record in records if record.step == manifest.step]
@@ -51,21 +57,20 @@ class Trust:
         return f"its digest {digest[:12]}… was not recorded; attempt {manifest.attempt} ended before the operator heard of it"
 
     def knowing(self, own: Iterable[CheckpointRef]) -> "Trust":
-        """With the checkpoints that this attempt committed itself."""
-        records = {record.step: record for record in self.recorded.checkpoints}
-        for ref in own:
-            records[ref.step] = CheckpointRecord(step=ref.step, attempt=ref.attempt, digest=ref.digest)
-        known = RecordedCheckpoints(last_attempt=self.recorded.last_attempt, checkpoints=tuple(records.values()))
-        return Trust(known, self.required)
+        """With the checkpoints that this attempt committed itself or went on from."""
+        records = (CheckpointRecord(step=ref.step, attempt=ref.attempt, digest=ref.digest) for ref in own)
+        return replace(self, own=tuple(records))
 
     def _can_be_honest(self, manifest: Manifest) -> bool:
         """Whether an earlier attempt can have committed it without a record of it being here."""
         if manifest.attempt > self.recorded.last_attempt:
             return False
-        ages = [record.age for record in self.recorded.checkpoints]
         age = (manifest.attempt, manifest.step)
-        # A full list has lost its oldest ones.
-        return not ages or age > max(ages) or (len(ages) >= MAX_RECORDED and age < min(ages))
+        if all(age > record.age for record in self.records):
+            return True
+        # A full list has lost its oldest ones. Only the one that was handed back can be full: no own one is ever lost.
+        handed_back = self.recorded.checkpoints
+        return len(handed_back) >= MAX_RECORDED and all(age < record.age for record in handed_back)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,11 @@
 """How a checkpoint becomes one: room, shards, manifest, rename, retention. No engine, no loop."""
 
 import hashlib
+import os
+import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,13 +46,28 @@ class Writer:
     def begin(self) -> None:
         """Fence older attempts and remove what they left half-written. Raises TrainerError PEER_LOST, OSError."""
         self.root.mkdir(parents=True, exist_ok=True)
-        self.check_fence()
         fence = self.root / layout.FENCE
+        if os.path.lexists(fence) and not stat.S_ISREG(fence.lstat().st_mode):
+            remove(fence)  # no attempt wrote it, and it would stop every one
+        self.check_fence()
         temporary = fence.with_suffix(f".{self.attempt}.tmp")
+        remove(temporary)
         write_synced(temporary, f"{self.attempt}\n".encode())
         temporary.replace(fence)
         sync_folder(self.root)
-        for folder in layout.temporary_folders(self.root):
+        self._take_over(layout.temporary_folders(self.root))
+
+    def _take_over(self, folders: Sequence[Path]) -> None:
+        """Remove temporary folders, so that no older writer can make a checkpoint of one that is half removed."""
+        ours = [folder for folder in folders if layout.attempt_of(folder) <= self.attempt]
+        removed = {self.root / layout.removed_name(folder.name) for folder in ours}
+        for folder in removed:
+            remove(folder)  # of a beginning that a crash cut short
+        for folder in ours:
+            with suppress(FileNotFoundError):  # it was one of those, or its writer failed and removed it
+                folder.rename(self.root / layout.removed_name(folder.name))
+        sync_folder(self.root)
+        for folder in removed:
             remove(folder)
 
     def write(self, entries: Sequence[Entry], manifest: Manifest) -> CheckpointRef:
@@ -107,8 +125,8 @@ class Writer:
         self.check_fence()
         self.observe(manifest.step, "fence-checked")
         target = self.root / layout.folder_name(manifest.step)
-        if target.exists():
-            # Only a checkpoint that was refused at the start is ever written again.
+        if os.path.lexists(target):
+            # Only a checkpoint that was refused at the start is ever written again. It can be a link to nothing.
             replaced = self.root / f"{target.name}.replaced.tmp"
             remove(replaced)
             target.rename(replaced)
@@ -133,15 +151,25 @@ class Writer:
         return layout.reference(self.root, manifest, hashlib.sha256(content).hexdigest()).model_dump()
 
     def retain(self, newest: int) -> None:
-        """Remove what need not stay. The checkpoint that was just committed always stays."""
+        """Remove what need not stay. The checkpoint that was just committed stays, and so does all of a newer attempt.
+
+        A process can stall for any time after its commit: what it then finds too much is a newer attempt's.
+        """
         try:
+            self.check_fence()
             found, left_over = layout.committed(self.root), layout.temporary_folders(self.root)
             costs = usable_costs(found, self.refused - {newest})
-        except OSError:
-            return  # the volume does not answer: what can't be read may be good, so it waits for the next save
+        except (OSError, TrainerError):
+            return  # fenced, or the volume does not answer: what can't be read may be good, so it waits for the next save
         keep = {layout.folder_name(step) for step in retained(costs, newest, self.keep_last, self.keep_best)}
         for folder in [folder for _, folder in found if folder.name not in keep] + left_over:
-            remove(folder)
+            try:
+                self.check_fence()
+                is_newer = layout.attempt_of(folder) > self.attempt
+            except (OSError, TrainerError):
+                return
+            if not is_newer:
+                remove(folder)
 
     def check_fence(self) -> None:
         """Raises TrainerError PEER_LOST when a newer attempt has begun."""

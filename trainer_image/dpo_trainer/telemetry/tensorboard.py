@@ -5,6 +5,8 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,12 @@ class TensorBoardFile:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.0"
-        self._writer = RecordWriter((self._folder / name).open("xb"))
+        prefix = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        for number in count():
+            # Another attempt in a pod of the same name can have begun within the same second.
+            with suppress(FileExistsError):
+                self._writer = RecordWriter((self._folder / f"{prefix}.{number}").open("xb"))
+                break
         self._event(file_version="brain.Event:2")
         # Tells TensorBoard to forget what an earlier attempt wrote for steps that are now taken again.
         self._event(step=self._resumed_step + 1, session_log=SessionLog(status=SessionLog.START))
