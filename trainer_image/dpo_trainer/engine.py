@@ -27,6 +27,7 @@ from dpo_trainer.lossscale import LossScale
 from dpo_trainer.memory import release_free
 from dpo_trainer.model import Policy, load_model
 from dpo_trainer.optimizer import make_optimizer
+from dpo_trainer.quiet import quiet_libraries
 
 log = logging.getLogger(__name__)
 
@@ -315,8 +316,7 @@ def _import_deepspeed() -> Any:
     if not isinstance(scatter, partial):  # by an earlier engine of this process
         collectives["_torch_reduce_scatter_fn"] = partial(_reduce_scatter, scatter)
     deepspeed_logger.setLevel(logging.ERROR)
-    # Of the 8-bit optimizer; it would say which of its kernels this CPU could have.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    quiet_libraries()
     return deepspeed
 
 

@@ -2,7 +2,8 @@
 
 import json
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,6 +19,9 @@ from dpo_trainer.checkpoint.verification import kinds_of, verify_shards
 from dpo_trainer.checkpoint.volume import readable
 from dpo_trainer.errors import input_not_found
 from dpo_trainer.stopping import METRICS
+
+# Columns of the table's paper; it needs about 80 of them.
+_WIDTH = 160
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,9 @@ def run(folder: Path, *, verify: bool, as_json: bool) -> ExitCode:
 
 
 def inspect(root: Path, *, verify: bool) -> list[Line]:
-    """Every checkpoint in a folder, newest first. Raises OSError when the volume does not answer."""
-    lines = [_line(folder, verify=verify) for _, folder in layout.committed(root)]
+    """Every checkpoint in a folder, newest first, without those that went while it was read. Raises OSError for the folder itself."""
+    read = [(_line(folder, verify=verify), folder) for _, folder in layout.committed(root)]
+    lines = [line for line, folder in read if not _is_gone(folder)]
     good = [line for line in lines if not line.problem]
     # Of equal ones the later one, as the export has it.
     scored = [line for line in good if line.evaluation is not None]
@@ -79,11 +84,14 @@ def inspect(root: Path, *, verify: bool) -> list[Line]:
 
 
 def _line(folder: Path, *, verify: bool) -> Line:
-    size = sum(_sizes(folder))
+    size = 0
     try:
+        size = _size(folder)
         manifest, digest = layout.read_manifest(folder)
     except BadCheckpoint as error:
         return Line(folder.name, str(error), False, size)
+    except OSError as error:
+        return Line(folder.name, _unreadable(error), False, size)
     problem = ""
     try:
         if verify:
@@ -93,6 +101,8 @@ def _line(folder: Path, *, verify: bool) -> Line:
                 layout.verify_size(folder, name, file)
     except BadCheckpoint as error:
         problem = str(error)
+    except OSError as error:
+        problem = _unreadable(error)
     metric, cost = str(manifest.state.get("selection_metric") or ""), manifest.metrics.get("selection")
     return Line(
         folder.name,
@@ -116,26 +126,48 @@ def _sign(metric: str) -> int:
     return -1 if metric in METRICS and METRICS[metric][1] else 1
 
 
-def _sizes(folder: Path) -> Iterator[int]:
-    """Bytes of the files in a folder; a link's are not those that it leads to."""
-    if not stat.S_ISDIR(folder.lstat().st_mode):
-        return
-    for path in folder.iterdir():
-        entry = path.lstat()
-        if stat.S_ISREG(entry.st_mode):
-            yield entry.st_size
+def _is_gone(folder: Path) -> bool:
+    """Whether a run that goes on meanwhile has removed a checkpoint since it was listed."""
+    try:
+        folder.lstat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass
+    return False
+
+
+def _unreadable(error: OSError) -> str:
+    return f"can't be read: {error.strerror or error}"
+
+
+def _size(folder: Path) -> int:
+    """Bytes of the files in a folder; a link's are not those that it leads to. Raises OSError."""
+    size = 0
+    with suppress(FileNotFoundError):  # removed meanwhile
+        if stat.S_ISDIR(folder.lstat().st_mode):
+            for path in folder.iterdir():
+                with suppress(FileNotFoundError):
+                    entry = path.lstat()
+                    size += entry.st_size if stat.S_ISREG(entry.st_mode) else 0
+    return size
 
 
 def _show(lines: Sequence[Line], left_over: Sequence[str], *, verify: bool) -> None:
     console = Console(highlight=False)
+    # A table that is squeezed loses words; one that is too wide for a terminal is wrapped by it, and a log has no width.
+    console.width = max(console.width, _WIDTH)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    metric = next((line.metric for line in lines if line.metric), "evaluation")
-    for title in ("step", "committed (UTC)", "size", "attempt", "ranks", "loss", metric, ""):
-        table.add_column(title, justify="left" if title in ("committed (UTC)", "") else "right", no_wrap=True)
-    table.add_column("state", overflow="fold")
+    for title in ("step", "state", "committed (UTC)", "size", "attempt", "ranks", "loss", "eval", ""):
+        table.add_column(title, justify="left" if title in ("state", "committed (UTC)", "") else "right", no_wrap=True)
     for line in lines:
         table.add_row(*map(Text, _cells(line, verify=verify)))
     console.print(table)
+    for line in lines:
+        if line.problem:
+            console.print(f"{line.name}: refused: {line.problem}", markup=False, soft_wrap=True)
+    if metric := next((line.metric for line in lines if line.metric and line.evaluation is not None), ""):
+        console.print(f"eval: {metric}", markup=False, soft_wrap=True)
     if left_over:
         console.print(f"unfinished: {', '.join(left_over)}", markup=False, soft_wrap=True)
     if not verify:
@@ -144,17 +176,17 @@ def _show(lines: Sequence[Line], left_over: Sequence[str], *, verify: bool) -> N
 
 def _cells(line: Line, *, verify: bool) -> tuple[str, ...]:
     marks = " ".join(word for word, is_so in (("last", line.last), ("best", line.best)) if is_so)
-    state = f"refused: {line.problem}" if line.problem else ("verified" if verify else "complete")
+    state = "refused" if line.problem else ("verified" if verify else "complete")
     return (
-        str(line.step) if line.step is not None else line.name,
-        datetime.fromtimestamp(line.time, UTC).strftime("%Y-%m-%d %H:%M:%S") if _is_date(line.time) else "–",
+        str(int(line.name.removeprefix("step-"))),
+        state,
+        datetime.fromtimestamp(line.time, UTC).strftime("%Y-%m-%d %H:%M") if _is_date(line.time) else "–",
         readable(line.bytes),
         str(line.attempt or "–"),
         str(line.world_size or "–"),
         _figure(line.loss),
         _figure(line.evaluation),
         marks,
-        state,
     )
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import traceback
-import warnings
 from pathlib import Path
 from types import FrameType
 
@@ -15,6 +14,7 @@ from dpo_operator.api.reports import DatasetReport, Termination
 from dpo_operator.api.types import DPOJob
 from dpo_trainer import outcome, rendezvous
 from dpo_trainer.errors import TrainerError, input_not_found, invalid_configuration
+from dpo_trainer.quiet import quiet_libraries
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.workdir import WorkDir
 
@@ -26,8 +26,7 @@ def run(command: str, job_file: Path, work_dir: Path) -> int:
     work = WorkDir(work_dir)
     if command in ("report", "preview"):
         return _show(command, work)
-    # PEFT asks transformers for an attribute by its old name; nobody who runs a job can change that.
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+    quiet_libraries()
     phase: names.Phase = command  # type: ignore[assignment]
     rank = int(os.environ.get("RANK", "0"))
     telemetry: Telemetry | None = None

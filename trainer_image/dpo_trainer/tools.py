@@ -9,6 +9,7 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer import outcome
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.errors import input_not_found, invalid_configuration
+from dpo_trainer.quiet import quiet_libraries
 from dpo_trainer.workdir import WorkDir
 
 COMMANDS = ("checkpoints", "export-checkpoint")
@@ -17,6 +18,7 @@ COMMANDS = ("checkpoints", "export-checkpoint")
 def main(argv: Sequence[str]) -> int:
     """Run a command and return its exit code. Never raises an Exception: it becomes a message on standard error."""
     given = _parse(argv)
+    quiet_libraries()
     try:
         if given.command == "checkpoints":
             from dpo_trainer import listing

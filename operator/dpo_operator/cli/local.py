@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dpo_operator.api import exitcodes, names
+from dpo_operator.api import exitcodes, names, resuming
 from dpo_operator.api.reports import Termination
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 
@@ -89,14 +89,9 @@ class LocalRun:
         if path.exists():
             earlier = _job_of(self.work)
             before, now = _without_defaults(earlier["spec"]), _without_defaults(document["spec"])
-            changed = sorted(
-                key
-                for key in before.keys() | now.keys()
-                if before.get(key) != now.get(key) and key not in ("failurePolicy", "pod", "suspend")
-            )
-            if changed:
+            if changed := resuming.changed(before, now):
                 raise LocalRunError(
-                    f"{self.work} holds a run with other settings ({', '.join('spec.' + key for key in changed)}). "
+                    f"{self.work} holds a run with other settings ({', '.join(changed)}). "
                     "Use --fresh to start over in it, or --work-dir for another folder."
                 )
             document["metadata"]["uid"] = earlier["metadata"]["uid"]

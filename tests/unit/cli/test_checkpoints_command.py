@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,10 @@ from typer.testing import CliRunner
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.cli.main import app
+from dpo_trainer import listing
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.tools import main
+from tests.filesystems import server_is_gone
 from tests.unit.trainer.test_checkpoint_commit import a_checkpoint
 
 pytestmark = pytest.mark.unit
@@ -38,6 +41,20 @@ def listed(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int,
     code = main(["checkpoints", "--json", *map(str, arguments)])
     said = capsys.readouterr()
     return code, json.loads(said.out) if said.out else {}, said.err
+
+
+def as_command(work: Path, columns: int) -> subprocess.CompletedProcess[str]:
+    """As `dpo checkpoints` runs it into a pipe, in a Python that has none of the trainer's heavy packages."""
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'numpy', 'safetensors', 'transformers', 'deepspeed', 'peft', 'datasets'):\n"
+        "    sys.modules[name] = None\n"
+        "from dpo_trainer.__main__ import main\n"
+        "sys.exit(main())\n"
+    )
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    argv = [sys.executable, "-c", program, "checkpoints", "--verify", "--", str(work)]
+    return subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
 
 
 @pytest.mark.parametrize("inner", ["", "checkpoints"])
@@ -89,28 +106,47 @@ def test_no_checkpoints_are_said_to_be_none(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_table_says_all_of_it_without_torch(work: Path):
-    """As `dpo checkpoints` runs it, in a Python that has none of the trainer's heavy packages."""
     (work / "checkpoints" / "step-00000006" / layout.MANIFEST).write_text("{}")
-    program = (
-        "import sys\n"
-        "for name in ('torch', 'numpy', 'safetensors', 'transformers', 'deepspeed', 'peft', 'datasets'):\n"
-        "    sys.modules[name] = None\n"
-        "from dpo_trainer.__main__ import main\n"
-        "sys.exit(main())\n"
-    )
-    environment = {**os.environ, "COLUMNS": "200"}
-    argv = [sys.executable, "-c", program, "checkpoints", "--verify", "--", str(work)]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False, env=environment)
+    long = work / "checkpoints" / "step-00000002" / layout.MANIFEST
+    document = json.loads(long.read_text())
+    document["files"] = {"another-name-that-is-long" * 4: document["files"][layout.shard_name(0)]}
+    long.write_text(json.dumps(document))
+    done = as_command(work, columns=80)
 
     assert (done.returncode, done.stderr) == (ExitCode.VOLUME_ERROR, "")
     title, *rows = [" ".join(line.split()) for line in done.stdout.splitlines()]
-    assert title == "step committed (UTC) size attempt ranks loss eval_reward_margin state"
-    assert rows[0].startswith("step-00000006 – ")
-    assert rows[0].endswith("refused: manifest.json: step: Field required")
-    assert rows[1].startswith("4 2023-11-14 22:13:20 ")
-    assert rows[1].endswith(" 2 1 – 0.5000 last best verified")
-    assert rows[2].endswith(" 1 1 – -0.7000 verified")
-    assert rows[3] == "unfinished: step-00000008.attempt-3.tmp"
+    assert title == "step state committed (UTC) size attempt ranks loss eval"
+    assert rows[0].startswith("6 refused – ")
+    assert rows[1].startswith("4 verified 2023-11-14 22:13 ")
+    assert rows[1].endswith(" 2 1 – 0.5000 last best")
+    assert rows[2].startswith("2 refused – ")
+    assert rows[3:] == [
+        "step-00000006: refused: manifest.json: step: Field required",
+        "step-00000002: refused: manifest.json: expected 1 shards, rank-00000.safetensors and so on, found 1: "
+        + "another-name-that-is-long" * 4,
+        "eval: eval_reward_margin",
+        "unfinished: step-00000008.attempt-3.tmp",
+    ]
+    # The table itself fits a narrow terminal.
+    assert max(map(len, done.stdout.splitlines()[:4])) <= 80
+
+
+def test_a_checkpoint_that_goes_while_it_is_listed_is_left_out(work: Path, monkeypatch: pytest.MonkeyPatch):
+    """As when the retention of a run in progress removes it between the listing and the look into it."""
+    root = work / "checkpoints"
+    found = layout.committed(root)
+    shutil.rmtree(root / "step-00000002")
+    monkeypatch.setattr(layout, "committed", lambda _: found)
+    assert [line.step for line in listing.inspect(root, verify=True)] == [6, 4]
+
+
+def test_a_folder_that_gives_no_answer_is_one_lines_problem(work: Path):
+    root = work / "checkpoints"
+    with server_is_gone(root / "step-00000006"):
+        lines = listing.inspect(root, verify=True)
+    assert [(line.name[-1], line.problem) for line in lines] == [
+        ("6", "can't be read: Transport endpoint is not connected"), ("4", ""), ("2", ""),
+    ]  # fmt: skip
 
 
 def test_the_command_hands_its_arguments_and_the_exit_code_on(work: Path, capfd: pytest.CaptureFixture[str]):

@@ -105,9 +105,17 @@ def test_a_folder_of_an_earlier_version_goes_on_and_one_of_other_settings_does_n
     # A version that did not know these settings yet.
     del written["spec"]["export"], written["spec"]["data"]["mixture"], written["spec"]["data"]["train"]["weight"]
     (work / "job.json").write_text(json.dumps(written))
-    assert dpo("preview", job, "--work-dir", work).exit_code == 0
-
+    # What decides no number may change.
     document = yaml.safe_load(job.read_text())
+    document["spec"] |= {"nodes": 2, "checkpoint": {"keepLast": 1}, "training": {"microBatchSize": 1}}
+    job.write_text(yaml.safe_dump(document))
+    assert dpo("preview", job, "--work-dir", work).exit_code == 0
+    assert json.loads((work / "job.json").read_text())["spec"]["nodes"] == 2
+
+    document["spec"]["training"]["seed"] = 1
+    job.write_text(yaml.safe_dump(document))
+    refused(dpo("preview", job, "--work-dir", work), "(spec.training.seed)", "--fresh")
+    del document["spec"]["training"]["seed"]
     document["spec"]["method"] = {"name": "ipo"}
     job.write_text(yaml.safe_dump(document))
     refused(dpo("preview", job, "--work-dir", work), "spec.method", "--fresh")

@@ -19,6 +19,7 @@ from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.trust import Trust
 from dpo_trainer.checkpoint.verification import verify_shards
 from dpo_trainer.checkpoint.volume import describe, readable
+from dpo_trainer.checkpoint.writer import Writer
 from dpo_trainer.errors import TrainerError
 from tests.filesystems import fill, kind, server_is_gone, set_writable, small_file_system, unmount
 
@@ -107,10 +108,26 @@ def test_another_writer_fills_the_volume_during_a_save(volume: Path, writer: Che
 def test_a_save_that_can_not_fit_is_not_begun(volume: Path, writer: Checkpoints):
     fill(volume)
     with pytest.raises(
-        TrainerError, match=rf"A checkpoint needs {NEEDED}.* MiB, but only .* are free at {writer.root}"
+        TrainerError,
+        match=rf"A checkpoint needs 7.* MiB \(with 1.00 MiB to spare\), but only .* are free at {writer.root}: enlarge",
     ):
         save(writer, 2)
     assert_only_step_1(writer.root)
+
+
+def test_what_need_not_stay_goes_first_when_there_is_too_little_room(volume: Path, writer: Checkpoints):
+    for step in (2, 3, 4):
+        writer.keep_last = step
+        save(writer, step)
+    # A later attempt, which went on from step 3, because the newest was refused; now fewer are to be kept.
+    fill(volume)
+    later = Writer(writer.root, 2, keep_last=2, refused=frozenset({4}))
+    later.make_room(later.root / layout.temporary_name(5, 2), PARTS * ELEMENTS * 4, 5)
+    assert [step for step, _ in layout.committed(later.root)] == [3, 2]
+    # What is to stay does so, whether it fits or not.
+    with pytest.raises(TrainerError, match=r"to spare\), but only"):
+        later.make_room(later.root / layout.temporary_name(6, 2), 1 << 40, 6)
+    assert [step for step, _ in layout.committed(later.root)] == [3, 2]
 
 
 @pytest.mark.parametrize("at", ["space-checked", "folder-made", "digests-gathered"])
@@ -189,7 +206,10 @@ def test_these_are_real_file_systems(volume: Path):
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.EDQUOT, "A checkpoint needs 5.00 MiB, and now 1.00 MiB are free there: raise the quota, or lower"),
+        (
+            errno.EDQUOT,
+            "A checkpoint needs 5.00 MiB, and now 1.00 MiB are free there: raise the quota, delete older checkpoints, or with `dpo run` lower",
+        ),
         (errno.EIO, "The storage behind the volume is failing or full"),
         (errno.ESTALE, "went away"),
         (errno.ETIMEDOUT, "went away"),

@@ -1,7 +1,9 @@
 """The parts of the checkpoint protocol that need no engine: shards, manifest, fence, space, retention."""
 
+import errno
 import json
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable
@@ -329,12 +331,32 @@ def test_a_fence_that_is_no_number_says_how_to_repair_it(tmp_path: Path):
         begun(tmp_path, 3)
 
 
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE])
+def test_an_error_that_says_nothing_of_the_file_is_not_a_bad_checkpoint(number: int):
+    error = OSError(number, os.strerror(number))
+    with pytest.raises(OSError) as caught:
+        layout.unreadable("rank-00000.safetensors", error)
+    assert caught.value is error
+    assert isinstance(layout.unreadable("x", OSError(errno.ENOENT, "gone")), BadCheckpoint)
+
+
+def test_a_process_without_files_left_passes_no_checkpoint_over(tmp_path: Path):
+    folder = a_checkpoint(tmp_path, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            layout.read_manifest(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_too_little_room_says_how_much_is_needed_and_touches_nothing(tmp_path: Path):
     root = tmp_path / "checkpoints"
     kept = a_checkpoint(root, 1)
     writer = Writer(root, 1)
 
-    with pytest.raises(TrainerError, match=r"needs 9[0-9]{5}\.\d\d GiB, but only") as caught:
+    with pytest.raises(TrainerError, match=r"needs 9[0-9]{5}\.\d\d GiB \(with 1.00 MiB to spare\), but only") as caught:
         writer.make_room(root / layout.temporary_name(2, 1), 10**15, 2)
     assert caught.value.exit_code is ExitCode.VOLUME_ERROR
     assert [folder for _, folder in layout.committed(root)] == [kept]

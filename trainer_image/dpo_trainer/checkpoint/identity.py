@@ -2,18 +2,11 @@
 
 from typing import Any
 
+from dpo_operator.api.resuming import NEUTRAL_TRAINING
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.checkpoint.layout import shown
 
 _PARTS = ("model", "data", "method", "adapter", "training")
-
-# Settings of spec.training that change speed, memory or the log, and not the result.
-_NEUTRAL = frozenset(
-    {
-        "microBatchTokens", "microBatchSize", "packing", "logitsChunkMiB", "gradientCheckpointing", "zeroStage", "offload",
-        "device", "logEverySteps", "nonFinite",
-    }
-)  # fmt: skip
 
 
 def identity(spec: DPOJobSpec, **more: str) -> dict[str, Any]:
@@ -24,7 +17,7 @@ def identity(spec: DPOJobSpec, **more: str) -> dict[str, Any]:
     that depend on other settings are written as what they come to.
     """
     document = {part: {} for part in _PARTS} | spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    document["training"] = {key: value for key, value in document["training"].items() if key not in _NEUTRAL}
+    document["training"] = {key: value for key, value in document["training"].items() if key not in NEUTRAL_TRAINING}
     document["training"]["learningRate"] = spec.learning_rate
     document["method"]["beta"] = spec.method.strength
     document["model"].pop("tokenSecretRef", None)

@@ -30,10 +30,14 @@ _SHARD = re.compile(r"rank-\d{5}\.safetensors")
 # 100,000 parameters and as many shards fit; what is larger is not read into memory.
 MAX_MANIFEST_BYTES = 32 << 20
 MAX_WORLD_SIZE = 100_000
-# Errors that say that the volume is gone, not that a file is bad: no older checkpoint would be any better.
-_GONE = frozenset(
-    {errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH}
-)
+# Errors that say that the volume is gone or the process has no more files or memory, not that a file is bad: an older checkpoint
+# would be no better, and the newest may be good.
+_NOT_OF_THE_FILE = frozenset(
+    {
+        errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH,
+        errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    }
+)  # fmt: skip
 # Larger numbers are not the same in every program that reads JSON.
 _Count = Annotated[int, Field(ge=0, le=2**53)]
 
@@ -228,8 +232,8 @@ def _open_shard(folder: Path, name: str, expected: File) -> BinaryIO:
 
 
 def unreadable(name: str, error: OSError) -> BadCheckpoint:
-    """What is said of a file that can't be read. Raises the error again when the volume as a whole does not answer."""
-    if error.errno in _GONE:
+    """What is said of a file that can't be read. Raises the error again when it says nothing of the file."""
+    if error.errno in _NOT_OF_THE_FILE:
         raise error
     return BadCheckpoint(f"{name}: {error.strerror}")
 

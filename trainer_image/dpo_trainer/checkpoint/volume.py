@@ -10,6 +10,8 @@ from dpo_trainer.errors import volume_error
 
 # Room that must be left after a save, for the manifest and other writers' small files.
 _SPARE_BYTES = 1 << 20
+# The settings of a DPOJob on a cluster can't change, so it has only the folders to remove.
+_KEEP_FEWER = "delete older checkpoints, or with `dpo run` lower checkpoint.keepLast or checkpoint.keepBest"
 
 _GONE = frozenset({errno.ENOENT, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT})
 
@@ -34,8 +36,9 @@ def check_room(root: Path, needed: int) -> None:
     free = free_bytes(root)
     if free is not None and free < needed + _SPARE_BYTES:
         raise volume_error(
-            f"A checkpoint needs {readable(needed)}, but only {readable(free)} are free at {root}. Enlarge the volume, or "
-            "lower checkpoint.keepLast or checkpoint.keepBest; the older checkpoints are untouched."
+            f"A checkpoint needs {readable(needed + _SPARE_BYTES)} (with {readable(_SPARE_BYTES)} to spare), but only "
+            f"{readable(free)} are free at {root}: enlarge the volume, remove other files from it, {_KEEP_FEWER}. The newest "
+            "checkpoint is untouched."
         )
 
 
@@ -46,10 +49,9 @@ def describe(error: OSError, root: Path, needed: int, free: int | None) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         size = f" A checkpoint needs {readable(needed)}" if needed else " The folder needs some room"
         left = f", and now {readable(free)} are free there" if free is not None else ""
-        less = "or lower checkpoint.keepLast or checkpoint.keepBest"
         remedies = {
-            errno.ENOSPC: f"enlarge the volume, remove other files from it, {less}",
-            errno.EDQUOT: f"raise the quota, {less}",
+            errno.ENOSPC: f"enlarge the volume, remove other files from it, {_KEEP_FEWER}",
+            errno.EDQUOT: f"raise the quota, {_KEEP_FEWER}",
             errno.EFBIG: "raise the limit on the size of a file",
         }
         return f"{what}.{size}{left}: {remedies[error.errno]}. {untouched}"

@@ -101,9 +101,19 @@ class Writer:
             return work()
 
     def make_room(self, temporary: Path, needed: int, step: int) -> None:
-        """Make the temporary folder when the volume has room for so many bytes. Raises TrainerError VOLUME_ERROR, OSError."""
+        """Make the temporary folder when the volume has room for so many bytes.
+
+        Where it has not, what need not stay goes first: refused checkpoints, and those that a lower keepLast no longer keeps.
+        Raises TrainerError VOLUME_ERROR, PEER_LOST, OSError.
+        """
         self.observe(step, "space-checked")
-        check_room(self.root, needed)
+        try:
+            check_room(self.root, needed)
+        except TrainerError:
+            self.check_fence()
+            if usable := usable_costs(layout.committed(self.root), self.refused):
+                self.retain(max(usable))
+            check_room(self.root, needed)
         remove(temporary)
         temporary.mkdir()
         self.observe(step, "folder-made")

@@ -1,0 +1,38 @@
+"""Which settings a run that was begun may change: those that decide speed, memory, the log and what is kept, and not the numbers."""
+
+from typing import Any
+
+# Settings of spec.training that change speed, memory or the log, and not the result.
+NEUTRAL_TRAINING = frozenset(
+    {
+        "microBatchTokens", "microBatchSize", "packing", "logitsChunkMiB", "gradientCheckpointing", "zeroStage", "offload",
+        "device", "logEverySteps", "nonFinite",
+    }
+)  # fmt: skip
+
+# And of spec.checkpoint. The volume is one of a cluster alone, and several nodes ask for another one.
+NEUTRAL_CHECKPOINT = frozenset({"everySteps", "keepLast", "keepBest", "async", "volume"})
+
+# Parts of spec that change nothing of the result. Over another number of ranks sums are made in another order.
+_NEUTRAL_PARTS = frozenset({"nodes", "gpusPerNode", "failurePolicy", "pod", "suspend"})
+
+
+def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Paths of the settings that differ and that a run which goes on may not change.
+
+    before, now: specs as JSON, without what is at its default. Of training and checkpoint each setting is named, else the part.
+    """
+    left, right = _decisive(before), _decisive(now)
+    return sorted(path for path in left.keys() | right.keys() if left.get(path) != right.get(path))
+
+
+def _decisive(spec: dict[str, Any]) -> dict[str, Any]:
+    """What a run can't change, by path."""
+    neutral = {"training": NEUTRAL_TRAINING, "checkpoint": NEUTRAL_CHECKPOINT}
+    found: dict[str, Any] = {}
+    for part, value in spec.items():
+        if part in neutral and isinstance(value, dict):
+            found |= {f"spec.{part}.{key}": inner for key, inner in value.items() if key not in neutral[part]}
+        elif part not in _NEUTRAL_PARTS:
+            found[f"spec.{part}"] = value
+    return found

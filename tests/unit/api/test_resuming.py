@@ -1,0 +1,45 @@
+"""What a run that was begun may change."""
+
+from typing import Any
+
+import pytest
+
+from dpo_operator.api.resuming import NEUTRAL_CHECKPOINT, NEUTRAL_TRAINING, changed
+from dpo_operator.api.training import Checkpoint, Training
+
+pytestmark = pytest.mark.unit
+
+BEFORE: dict[str, Any] = {
+    "model": {"name": "m"}, "nodes": 2, "training": {"seed": 7, "microBatchSize": 2}, "checkpoint": {"keepLast": 5},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "now",
+    [
+        {"nodes": 1}, {"gpusPerNode": 4}, {"suspend": True}, {"pod": {"env": []}}, {"failurePolicy": {"maxRestarts": 1}},
+        {"checkpoint": {"everySteps": 1, "keepLast": 1, "keepBest": 0, "async": False, "volume": {"size": "1Gi"}}},
+        {"checkpoint": {}}, {"training": {"seed": 7, "microBatchTokens": 64, "offload": "cpu", "logEverySteps": 3}},
+    ],
+)  # fmt: skip
+def test_what_decides_no_number_may_change(now: dict[str, Any]):
+    assert changed(BEFORE, BEFORE | now) == []
+
+
+@pytest.mark.parametrize(
+    ("now", "paths"),
+    [
+        ({"training": {"seed": 8}}, ["spec.training.seed"]),
+        ({"training": {"packing": False, "globalBatchSize": 4}}, ["spec.training.globalBatchSize", "spec.training.seed"]),
+        ({"model": {"name": "n"}, "nodes": 1}, ["spec.model"]),
+        ({"checkpoint": {"requireRecordedDigest": True}}, ["spec.checkpoint.requireRecordedDigest"]),
+        ({"evaluation": {"everySteps": 3}}, ["spec.evaluation"]),
+    ],
+)  # fmt: skip
+def test_what_decides_them_may_not(now: dict[str, Any], paths: list[str]):
+    assert changed(BEFORE, BEFORE | now) == paths
+
+
+def test_the_names_are_those_of_settings():
+    for model, settings in ((Training, NEUTRAL_TRAINING), (Checkpoint, NEUTRAL_CHECKPOINT)):
+        assert settings <= model.model_json_schema(by_alias=True)["properties"].keys()
