@@ -351,6 +351,14 @@ def test_a_process_without_files_left_passes_no_checkpoint_over(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def test_a_damaged_fence_says_what_to_do(tmp_path: Path):
+    (tmp_path / layout.FENCE).write_text("")
+    with pytest.raises(
+        TrainerError, match="expected the number of an attempt, found ''. When no older attempt .* delete"
+    ):
+        layout.read_fence(tmp_path)
+
+
 def test_too_little_room_says_how_much_is_needed_and_touches_nothing(tmp_path: Path):
     root = tmp_path / "checkpoints"
     kept = a_checkpoint(root, 1)
