@@ -354,7 +354,7 @@ def test_a_process_without_files_left_passes_no_checkpoint_over(tmp_path: Path):
 def test_a_damaged_fence_says_what_to_do(tmp_path: Path):
     (tmp_path / layout.FENCE).write_text("")
     with pytest.raises(
-        TrainerError, match="expected the number of an attempt, found ''. When no older attempt .* delete"
+        TrainerError, match=r"expected the number of an attempt, found ''. When no older attempt .* delete"
     ):
         layout.read_fence(tmp_path)
 
