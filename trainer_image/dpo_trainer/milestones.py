@@ -175,9 +175,7 @@ class Milestones:
                 if committed:
                     self.checkpoints.amend(loop=loop, metrics=summary)
                 else:
-                    self.checkpoints.save(self.state, step=step, loop=loop, metrics=summary)
-                if last:
-                    self.checkpoints.wait()
+                    self.checkpoints.save(self.state, step=step, loop=loop, metrics=summary, last=last)
         except TrainerError:
             self.telemetry.checkpoint_failed()
             raise

@@ -66,10 +66,17 @@ class Checkpoints:
         self.ranks.on_first(lambda: writer.saving(0, writer.begin))
 
     def save(
-        self, state: Zero3State, *, step: int, loop: Mapping[str, Any], metrics: Mapping[str, float | None]
+        self,
+        state: Zero3State,
+        *,
+        step: int,
+        loop: Mapping[str, Any],
+        metrics: Mapping[str, float | None],
+        last: bool = False,
     ) -> None:
         """Save the current weights after `step` optimizer steps: committed on return, or in the background later.
 
+        last: nothing is trained meanwhile, so it is committed on return, and the state is written without being copied first.
         loop: JSON, the loop's own state; rank 0's is kept. A step that is already committed is not written again.
         A save that is still running is waited for first. Raises TrainerError on every rank when it, or in the foreground
         this one, fails on one; then the temporary folder is gone and the older checkpoints are as they were.
@@ -92,7 +99,7 @@ class Checkpoints:
             versions=library_versions(),
         )
         entries = [*state.entries(), *rng_entries()]
-        if self.aside is None:
+        if self.aside is None or last:
             self._write(self.ranks, entries, manifest, began)
             return
         aside, copied = self.aside, self._copy.take(entries)
