@@ -65,15 +65,11 @@ def compare(
     def median(key: str, side: str) -> float:
         return statistics.median(run[key] for run in runs[side])
 
-    def ratio(key: str, side: str) -> float:
-        return statistics.median(a[key] / b[key] for a, b in zip(runs[side], base, strict=True))
-
     for side, found in runs.items():
-        losses = [abs(a - b) for a, b in zip(found[0]["losses"], base[0]["losses"], strict=True)]
         with_save = f"{median('pairs_per_second_saved', side):.2f}" if "pairs_per_second_saved" in found[0] else ""
         table.add_row(
-            side, f"{median('pairs_per_second', side):.2f}", f"{ratio('pairs_per_second', side):.2f}", with_save,
-            f"{median('peak_mib', side):,.0f}", f"{ratio('peak_mib', side):.2f}", f"{max(losses):.1e}",
+            side, f"{median('pairs_per_second', side):.2f}", f"{_ratio(found, base, 'pairs_per_second'):.2f}", with_save,
+            f"{median('peak_mib', side):,.0f}", f"{_ratio(found, base, 'peak_mib'):.2f}", f"{_loss_difference(found, base):.1e}",
         )  # fmt: skip
     speed, memory = promised
     table.caption = " ".join(
@@ -86,20 +82,24 @@ def shortfalls(runs: dict[str, list[Run]], speed: float, memory: float | None) -
     """Sentences about what is not as promised; none without both sides."""
     if "ours" not in runs or "trl-best" not in runs:
         return []
-    found = []
-
-    def ratio(key: str) -> float:
-        return statistics.median(a[key] / b[key] for a, b in zip(runs["ours"], runs["trl-best"], strict=True))
-
-    if (
-        worst := max(abs(a - b) for a, b in zip(runs["ours"][0]["losses"], runs["trl-best"][0]["losses"], strict=True))
-    ) > 1e-3:
+    ours, base, found = runs["ours"], runs["trl-best"], []
+    if (worst := _loss_difference(ours, base)) > 1e-3:
         found.append(f"losses differ by {worst:.1e}")
-    if ratio("pairs_per_second") < speed:
-        found.append(f"expected {speed} times the pairs/s, found {ratio('pairs_per_second'):.2f}")
-    if memory is not None and ratio("peak_mib") > memory:
-        found.append(f"expected {memory} times the memory, found {ratio('peak_mib'):.2f}")
+    if (faster := _ratio(ours, base, "pairs_per_second")) < speed:
+        found.append(f"expected {speed} times the pairs/s, found {faster:.2f}")
+    if memory is not None and (larger := _ratio(ours, base, "peak_mib")) > memory:
+        found.append(f"expected {memory} times the memory, found {larger:.2f}")
     return found
+
+
+def _ratio(found: list[Run], base: list[Run], key: str) -> float:
+    """Median of the turns' ratios."""
+    return statistics.median(a[key] / b[key] for a, b in zip(found, base, strict=True))
+
+
+def _loss_difference(found: list[Run], base: list[Run]) -> float:
+    """Largest difference of a step's loss."""
+    return max(abs(a - b) for a, b in zip(found[0]["losses"], base[0]["losses"], strict=True))
 
 
 def breakdown(name: str, run: Run) -> Table:
