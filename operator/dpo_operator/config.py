@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dpo_operator.builders.pod import TrainerImage
+from dpo_operator.builders.queue import DEFAULT_SCHEDULERS, Schedulers
 from dpo_operator.sizing.quantity import to_bytes
 
 LogFormat = Literal["json", "plain"]
@@ -22,6 +23,8 @@ class Config:
     resync_seconds: between two passes over all jobs, which heal what a watch missed.
     progress_seconds: between two readings of a training job. workers: jobs that are reconciled at the same time.
     gpu_memory: bytes of each GPU in the cluster, for warnings; None: not known.
+    metrics_namespaces: those from which trainer pods may be scraped; empty means all.
+    schedulers: names of gang schedulers, for jobs that ask for one.
     """
 
     image: TrainerImage
@@ -33,6 +36,8 @@ class Config:
     progress_seconds: float = 3.0
     workers: int = 8
     gpu_memory: float | None = None
+    metrics_namespaces: tuple[str, ...] = ()
+    schedulers: Schedulers = DEFAULT_SCHEDULERS
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Config":
@@ -42,7 +47,7 @@ class Config:
             raise ConfigError("DPO_TRAINER_IMAGE: expected the trainer image, found nothing; set it on the operator")
         return cls(
             image=TrainerImage(image, _pull_policy(environment)),
-            namespaces=tuple(n.strip() for n in environment.get("WATCH_NAMESPACES", "").split(",") if n.strip()),
+            namespaces=_list(environment, "WATCH_NAMESPACES"),
             metrics_port=int(_number(environment, "DPO_METRICS_PORT", 9400, 1, 65535)),
             health_port=int(_number(environment, "DPO_HEALTH_PORT", 8080, 1, 65535)),
             log_format=_log_format(environment),
@@ -50,7 +55,16 @@ class Config:
             progress_seconds=_number(environment, "DPO_PROGRESS_SECONDS", 3, 0.5, 600),
             workers=int(_number(environment, "DPO_WORKERS", 8, 1, 256)),
             gpu_memory=_memory(environment, "DPO_GPU_MEMORY"),
+            metrics_namespaces=_list(environment, "DPO_METRICS_NAMESPACES"),
+            schedulers=Schedulers(
+                volcano=environment.get("DPO_VOLCANO_SCHEDULER", "").strip() or DEFAULT_SCHEDULERS.volcano,
+                plugins=environment.get("DPO_PLUGINS_SCHEDULER", "").strip() or DEFAULT_SCHEDULERS.plugins,
+            ),
         )
+
+
+def _list(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in environment.get(name, "").split(",") if word.strip())
 
 
 def _number(environment: Mapping[str, str], name: str, default: float, low: float, high: float) -> float:

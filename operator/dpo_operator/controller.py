@@ -42,7 +42,7 @@ class Operator:
         self._client = await Client.connect()
         self._reader = ProgressReader()
         try:
-            await self._list()
+            existing = await self._list()
         except ApiError as error:
             await self._client.close()
             if error.is_gone:
@@ -57,10 +57,14 @@ class Operator:
             image=self._config.image,
             progress_seconds=self._config.progress_seconds,
             gpu_memory=self._config.gpu_memory,
+            metrics_namespaces=self._config.metrics_namespaces,
+            schedulers=self._config.schedulers,
         )
         self._reconciler = Reconciler(
             self._client, self._reader, settings, self._metrics, look_seconds=self._config.resync_seconds
         )
+        self._reconciler.turns.expect(_key(raw["metadata"]) for raw in existing)
+        self._reconciler.turns.wake = self.on_child
         self._queue = KeyQueue(self._reconciler.reconcile, self._config.workers)
         self._http, _ = start_http_server(self._config.metrics_port, registry=self._metrics.registry)
         self._resync = asyncio.create_task(self._resync_forever(), name="resync")

@@ -38,6 +38,8 @@ NAME_CONFLICT = "NameConflict"
 REQUEST_REFUSED = "RequestRefused"
 STOPPING_OLD_PODS = "StoppingOldPods"
 BACKING_OFF = "BackingOff"
+QUEUED = "Queued"
+GANG_TIMED_OUT = "GangTimedOut"
 
 # Reasons of events that only warn.
 PREDICTED_NOT_TO_FIT = "PredictedNotToFit"

@@ -22,6 +22,9 @@ LABEL_NAME = "app.kubernetes.io/name"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 PART_OF = "dpo-operator"
 
+# Tells a guard (see builders/guards.py) that was made for other settings from one that is up to date.
+ANNOTATION_DIGEST = f"{GROUP}/digest"
+
 # Kubernetes' own label and annotation that tell a pod of an Indexed Job its rank.
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 
@@ -60,6 +63,21 @@ def config_name(job: str) -> str:
 
 def service_name(job: str) -> str:
     """Headless Service that gives the ranks their DNS names."""
+    return f"{job}-train"
+
+
+def budget_name(job: str) -> str:
+    """PodDisruptionBudget of the training pods."""
+    return f"{job}-train"
+
+
+def policy_name(job: str, phase: Phase) -> str:
+    """NetworkPolicy of the prepare pod, or of the ranks and the export pod."""
+    return f"{job}-prepare" if phase == "prepare" else f"{job}-train"
+
+
+def pod_group_name(job: str) -> str:
+    """PodGroup of the training pods, for schedulers that place gangs."""
     return f"{job}-train"
 
 

@@ -86,7 +86,34 @@ class Network(ApiModel):
     )
     rdma_resource: LabelKey | None = Field(
         default=None,
-        description="Extended resource of the RDMA device, such as rdma/ib; one is requested for each pod.",
+        description="Extended resource of the RDMA device, such as rdma/ib; one is requested for each training pod.",
+    )
+    interface: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=15,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="Network interface of the ranks, such as ib0, for NCCL and gloo. Default: what they choose.",
+    )
+    isolate: StrictBool = Field(
+        default=True,
+        description="Make NetworkPolicies: ranks reach their own ranks and DNS alone, prepare what it downloads from, and only the operator and "
+        "Prometheus reach them. It takes a network plugin that enforces policies, and does not cover hostNetwork.",
+    )
+
+
+class Topology(ApiModel):
+    """Where the ranks of a job are placed relative to one another, by labels of nodes."""
+
+    pack_by: LabelKey | None = Field(
+        default=None,
+        description="Node label whose value all ranks share, such as that of a rack or of an NVLink domain.",
+    )
+    spread_by: LabelKey | None = Field(
+        default=None, description="Node label over whose values the ranks are spread evenly, such as that of a power feed."
+    )
+    required: StrictBool = Field(
+        default=False, description="Wait for nodes that fit; false prefers them and takes others."
     )
 
 
@@ -133,6 +160,12 @@ class Pod(ApiModel):
         description="Size of /dev/shm, which NCCL uses between GPUs; it counts as memory of the pod.",
     )
     network: Network = Field(default=Network(), description="How ranks reach each other.")
+    topology: Topology | None = Field(default=None, description="Which nodes the ranks of the job share or avoid.")
+    evictions: Literal["OneAtATime", "Refuse"] = Field(
+        default="OneAtATime",
+        description="Evictions of training pods, such as by kubectl drain. OneAtATime: one pod at a time, after a save. Refuse: none; drains "
+        "wait until training is over.",
+    )
 
     @field_validator("env")
     @classmethod

@@ -12,6 +12,7 @@ from dpo_operator.api.pods import RESERVED_ENV, Toleration
 from dpo_operator.api.rule import Rule
 from dpo_operator.api.rules_data import DATA_RULES
 from dpo_operator.api.rules_method import METHOD_RULES
+from dpo_operator.api.rules_pods import POD_RULES
 from dpo_operator.api.training import Adapter, AdapterType
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 
@@ -55,6 +56,7 @@ _MODULES = ", ".join(f"'{module}'" for module in _NO_ADAPTER.target_modules)
 SPEC_RULES: tuple[Rule, ...] = (
     *DATA_RULES,
     *METHOD_RULES,
+    *POD_RULES,
     Rule(
         "earlyStopping",
         f"!has(self.earlyStopping) || {_EVALUATES}",
@@ -187,6 +189,7 @@ IMMUTABLE_FIELDS: tuple[str, ...] = (
     "nodes",
     "gpusPerNode",
     "pod",
+    "queue",
     "checkpoint",
     "managedBy",
 )

@@ -153,6 +153,14 @@ class ActiveJob(StatusModel):
     uid: str = Field(description="UID; when it is gone, so is the attempt.")
 
 
+class Placement(StatusModel):
+    """How long a gang has waited for nodes for all of its pods."""
+
+    waiting_since: Time = Field(description="When it began to wait; who has waited longest goes first.")
+    timeouts: int = Field(default=0, ge=0, description="Times that it gave its nodes back for want of more.")
+    not_before: Time | None = Field(default=None, description="It asks for no further turn before this time.")
+
+
 class DPOJobStatus(StatusModel):
     """Observed state of a DPOJob."""
 
@@ -179,6 +187,7 @@ class DPOJobStatus(StatusModel):
         default=[], max_length=MAX_HISTORY, description="Newest restarts, newest last."
     )
     not_before: Time | None = Field(default=None, description="The next attempt is not made before this time.")
+    placement: Placement | None = Field(default=None, description="A gang that waits for nodes; absent once it has them.")
     conditions: list[Condition] = Field(
         default=[],
         description="Suspended, Prepared, Running, Restarting, Complete, Failed.",

@@ -24,8 +24,4 @@ def unsupported(spec: DPOJobSpec) -> list[str]:
             f"spec.training.offload: {spec.training.offload} is not implemented for optimizer adamw-8bit, whose state is small "
             "enough for the GPU; use none, or optimizer adamw"
         )
-    if spec.pod.network.host_network:
-        problems.append("spec.pod.network.hostNetwork: true is not implemented yet; leave it out")
-    if spec.pod.network.rdma_resource is not None:
-        problems.append("spec.pod.network.rdmaResource is not implemented yet; leave it out")
     return problems

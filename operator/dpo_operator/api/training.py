@@ -341,3 +341,10 @@ class FailurePolicy(ApiModel):
         le=86_400,
         description="Time without a finished step after which the ranks are restarted.",
     )
+    gang_timeout_seconds: StrictInt = Field(
+        default=300,
+        ge=10,
+        le=86_400,
+        description="Time after which a gang that has not a node for each of its pods gives back those it has, and waits for another turn. "
+        "At most 60 while other jobs wait for theirs. It counts as no restart.",
+    )

@@ -14,6 +14,7 @@ from dpo_operator.api.base import ApiModel
 from dpo_operator.api.data import Data
 from dpo_operator.api.method import Method
 from dpo_operator.api.pods import Pod
+from dpo_operator.api.queue import Queue
 from dpo_operator.api.training import (
     Adapter,
     AdapterType,
@@ -51,6 +52,10 @@ class DPOJobSpec(ApiModel):
         description="GPUs, and so processes, of each pod. 0 runs one process on the CPU.",
     )
     pod: Pod = Field(default=Pod(), description="How trainer pods are placed and run.")
+    queue: Queue | None = Field(
+        default=None,
+        description="Queue that decides when training pods are placed. Default: the operator places one gang at a time.",
+    )
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="Checkpoints and the volume they are on.")
     failure_policy: FailurePolicy = Field(default=FailurePolicy(), description="When to restart.")
     suspend: StrictBool = Field(

@@ -24,6 +24,11 @@ def build_labels(job: DPOJob, phase: names.Phase | None = None, attempt: int | N
     return labels
 
 
+def rank_labels(job: DPOJob) -> dict[str, str]:
+    """Labels that the training pods of this very job have, of whatever attempt, and no others."""
+    return {names.LABEL_UID: job.metadata.uid, names.LABEL_PHASE: "train"}
+
+
 def build_owner_reference(job: DPOJob) -> dict[str, Any]:
     """Makes the garbage collector delete the child with its DPOJob, also while the operator is down.
 

@@ -5,6 +5,7 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.ports import ports_of
 
 # An emptyDir; the root file system is read-only.
 TEMPORARY = "/tmp"  # noqa: S108
@@ -30,7 +31,7 @@ def build_environment(
         names.ENV_JOB_FILE: names.JOB_FILE,
         names.ENV_WORK_DIR: names.WORK_DIR,
         names.ENV_ATTEMPT: str(attempt),
-        names.ENV_METRICS_PORT: str(names.METRICS_PORT),
+        names.ENV_METRICS_PORT: str(ports_of(job, phase).metrics),
         names.ENV_TERMINATION_LOG: names.TERMINATION_LOG,
         # Libraries put caches into a home.
         "HOME": TEMPORARY,
@@ -71,6 +72,12 @@ def _rendezvous(job: DPOJob, attempt: int) -> dict[str, str]:
         "PET_NNODES": str(job.spec.nodes),
         "PET_NPROC_PER_NODE": str(job.spec.processes_per_node),
         "PET_MASTER_ADDR": master,
-        "PET_MASTER_PORT": str(names.MASTER_PORT),
+        "PET_MASTER_PORT": str(ports_of(job).master),
         "PET_MAX_RESTARTS": "0",
+        **_interface(job.spec.pod.network.interface),
     }
+
+
+def _interface(name: str | None) -> dict[str, str]:
+    """NCCL takes names as prefixes unless told that it's the whole name; gloo takes whole names."""
+    return {} if name is None else {"NCCL_SOCKET_IFNAME": f"={name}", "GLOO_SOCKET_IFNAME": name}

@@ -5,6 +5,7 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_operator.api.types import DPOJob
+from dpo_operator.builders import queue
 from dpo_operator.builders.common import Manifest, build_metadata
 from dpo_operator.builders.pod import TrainerImage, build_pod_template
 
@@ -14,14 +15,20 @@ def pod_count(job: DPOJob, phase: names.Phase) -> int:
     return job.spec.nodes if phase == "train" else 1
 
 
+def takes_turns(job: DPOJob, phase: names.Phase) -> bool:
+    """Whether the operator decides when a phase's pods are placed: a gang that no other queue decides about."""
+    return job.spec.queue is None and pod_count(job, phase) > 1
+
+
 def build_child_job(
     job: DPOJob,
     phase: names.Phase,
     attempt: int,
     image: TrainerImage,
     recorded: RecordedCheckpoints | None = None,
+    schedulers: queue.Schedulers = queue.DEFAULT_SCHEDULERS,
 ) -> Manifest:
-    """Job of one attempt. recorded: the checkpoints that it may use; None for prepare.
+    """Job of one attempt. recorded: the checkpoints that it may use; None for prepare. schedulers: for jobs with a queue.
 
     backoffLimit 0 and podReplacementPolicy Failed: Kubernetes never replaces a single rank; the operator makes the
     next attempt with all of them.
@@ -32,12 +39,14 @@ def build_child_job(
         "parallelism": pod_count(job, phase),
         "completions": pod_count(job, phase),
         "completionMode": "Indexed",
+        "suspend": takes_turns(job, phase) or queue.holds(job, phase),
         "template": build_pod_template(job, phase, attempt, image, recorded),
     }
     name = names.child_job_name(job.metadata.name, phase, attempt)
-    return {
+    manifest = {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": build_metadata(job, name, phase=phase, attempt=attempt),
         "spec": spec,
     }
+    return queue.in_queue(job, phase, manifest, schedulers)

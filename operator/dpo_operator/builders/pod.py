@@ -11,6 +11,8 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.common import build_labels
 from dpo_operator.builders.config import JOB_FILE_KEY
 from dpo_operator.builders.environment import TEMPORARY, build_environment
+from dpo_operator.builders.placement import placement
+from dpo_operator.builders.ports import container_ports
 from dpo_operator.builders.volume import claim_name
 
 CONTAINER = "trainer"
@@ -61,7 +63,10 @@ def build_pod_template(
     if pod.priority_class_name is not None:
         spec["priorityClassName"] = pod.priority_class_name
     if phase == "train":
-        spec |= _placement(job)
+        spec |= placement(job)
+        if job.spec.pod.network.host_network:
+            # Names of the cluster are found through the cluster's DNS only when asked for.
+            spec |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
     return {"metadata": {"labels": build_labels(job, phase, attempt)}, "spec": spec}
 
 
@@ -89,7 +94,7 @@ def _container(
         "imagePullPolicy": job.spec.pod.image_pull_policy or image.pull_policy,
         "command": ["python", "-m", "dpo_trainer", COMMANDS[phase]],
         "env": build_environment(job, phase, attempt, recorded),
-        "ports": [{"name": names.METRICS_PORT_NAME, "containerPort": names.METRICS_PORT, "protocol": "TCP"}],
+        "ports": container_ports(job, phase),
         "resources": _resources(job, phase),
         "volumeMounts": mounts,
         "terminationMessagePath": names.TERMINATION_LOG,
@@ -109,6 +114,8 @@ def _resources(job: DPOJob, phase: names.Phase) -> dict[str, Any]:
     requests, limits = dict(wanted.requests), dict(wanted.limits)
     if phase == "train" and job.spec.gpus_per_node > 0:
         requests[GPU] = limits[GPU] = str(job.spec.gpus_per_node)
+    if phase == "train" and (rdma := job.spec.pod.network.rdma_resource) is not None:
+        requests[rdma] = limits[rdma] = "1"
     return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
 
 
@@ -171,18 +178,3 @@ def _tolerations(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
     own = [t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in job.spec.pod.tolerations]
     gpu = [{"key": GPU, "operator": "Exists"}] if phase == "train" else []
     return [*lost_node, *gpu, *own]
-
-
-def _placement(job: DPOJob) -> dict[str, Any]:
-    """Where training pods go, and the name under which they find each other."""
-    pod = job.spec.pod
-    spec: dict[str, Any] = {"subdomain": names.service_name(job.metadata.name)}
-    if pod.node_selector:
-        spec["nodeSelector"] = dict(pod.node_selector)
-    if pod.runtime_class_name is not None:
-        spec["runtimeClassName"] = pod.runtime_class_name
-    if job.spec.nodes > 1:
-        own_ranks = {"matchLabels": {names.LABEL_UID: job.metadata.uid, names.LABEL_PHASE: "train"}}
-        term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": own_ranks}
-        spec["affinity"] = {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
-    return spec

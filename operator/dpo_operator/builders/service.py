@@ -2,7 +2,8 @@
 
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.common import Manifest, build_metadata
+from dpo_operator.builders.common import Manifest, build_metadata, rank_labels
+from dpo_operator.builders.ports import ports_of
 
 
 def build_service(job: DPOJob) -> Manifest:
@@ -10,6 +11,7 @@ def build_service(job: DPOJob) -> Manifest:
 
     publishNotReadyAddresses: ranks must find the master before anything is ready.
     """
+    ports = ports_of(job)
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -17,10 +19,10 @@ def build_service(job: DPOJob) -> Manifest:
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": {names.LABEL_UID: job.metadata.uid, names.LABEL_PHASE: "train"},
+            "selector": rank_labels(job),
             "ports": [
-                {"name": "master", "port": names.MASTER_PORT, "protocol": "TCP"},
-                {"name": names.METRICS_PORT_NAME, "port": names.METRICS_PORT, "protocol": "TCP"},
+                {"name": "master", "port": ports.master, "protocol": "TCP"},
+                {"name": names.METRICS_PORT_NAME, "port": ports.metrics, "protocol": "TCP"},
             ],
         },
     }

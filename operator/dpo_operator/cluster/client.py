@@ -68,7 +68,16 @@ RESOURCES: dict[str, Resource] = {
     "ConfigMap": Resource("api/v1", "configmaps"),
     "PersistentVolumeClaim": Resource("api/v1", "persistentvolumeclaims"),
     "Event": Resource("api/v1", "events"),
+    "PodDisruptionBudget": Resource("apis/policy/v1", "poddisruptionbudgets"),
+    "NetworkPolicy": Resource("apis/networking.k8s.io/v1", "networkpolicies"),
 }
+
+
+def resource_of(manifest: Json) -> Resource:
+    """Where an object belongs. PodGroups of several projects share their kind."""
+    if manifest["kind"] == "PodGroup":
+        return Resource(f"apis/{manifest['apiVersion']}", "podgroups")
+    return RESOURCES[manifest["kind"]]
 
 
 class Client:
@@ -105,10 +114,11 @@ class Client:
         """Close all connections."""
         await self._api.close()  # type: ignore[no-untyped-call]
 
-    async def get(self, kind: str, namespace: str, name: str) -> Json | None:
+    async def get(self, kind: str | Resource, namespace: str, name: str) -> Json | None:
         """One object, None when it does not exist. Read from the storage, never from a cache."""
         try:
-            return await self.request("GET", RESOURCES[kind].path(namespace, name))
+            resource = RESOURCES[kind] if isinstance(kind, str) else kind
+            return await self.request("GET", resource.path(namespace, name))
         except ApiError as error:
             if error.is_gone:
                 return None
@@ -130,12 +140,16 @@ class Client:
     async def request(
         self, method: str, path: str, body: Json | None = None, query: dict[str, str] | None = None
     ) -> Json:
-        """One request. Raises ApiError for an answer other than 2xx, and OSError or TimeoutError without an answer."""
+        """One request. Raises ApiError for an answer other than 2xx, and OSError or TimeoutError without an answer.
+
+        A PATCH is a JSON merge patch.
+        """
+        content_type = "application/merge-patch+json" if method == "PATCH" else "application/json"
         serialized = await self._api.param_serialize(
             method,
             path,
             query_params=list((query or {}).items()),
-            header_params={"Accept": "application/json", "Content-Type": "application/json"},
+            header_params={"Accept": "application/json", "Content-Type": content_type},
             body=body,
             auth_settings=["BearerToken"],
         )

@@ -65,15 +65,17 @@ class JobMemory:
     """Memory of one job.
 
     raw, seen: the last full look. refused: the API server's last refusal. written: resourceVersion of our last status.
-    dirty: something happened since the last full look. due: that look asked for another one.
+    guards_at: when the guards were last looked at, 0 for never. dirty: something happened since the last full look. due: that look asked for another one.
     """
 
     uid: str = ""
     pods: Stopwatch = field(default_factory=Stopwatch)
     stall: StallDetector = field(default_factory=StallDetector)
+    placing: Stopwatch = field(default_factory=Stopwatch)
     raw: dict[str, Any] | None = None
     seen: Observed | None = None
     looked_at: float = 0.0
+    guards_at: float = 0.0
     refused: str = ""
     written: str = ""
     dirty: bool = True

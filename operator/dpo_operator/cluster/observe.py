@@ -6,10 +6,11 @@ from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.guards import build_guards
 from dpo_operator.builders.volume import claim_name
-from dpo_operator.cluster.client import Client
+from dpo_operator.cluster.client import Client, resource_of
 from dpo_operator.cluster.memory import Stopwatch
-from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Observed, Support, owner_uid
+from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Guard, Observed, Support, owner_uid
 
 Json = dict[str, Any]
 
@@ -38,6 +39,16 @@ async def observe(client: Client, job: DPOJob, stopwatch: Stopwatch, refused: st
     )
     clock.forget_the_rest()
     return seen
+
+
+async def observe_guards(client: Client, job: DPOJob) -> tuple[Guard, ...]:
+    """The job's guards that exist."""
+    wanted = build_guards(job, ())
+    namespace = job.metadata.namespace
+    found = await asyncio.gather(
+        *(client.get(resource_of(guard), namespace, guard["metadata"]["name"]) for guard in wanted)
+    )
+    return tuple(Guard.from_raw(raw) for raw in found if raw is not None)
 
 
 class _Clock:

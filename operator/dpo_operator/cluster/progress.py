@@ -16,16 +16,15 @@ MAX_BYTES = 65536
 class ProgressReader:
     """HTTP client for /status of trainer pods."""
 
-    def __init__(self, port: int = names.METRICS_PORT) -> None:
-        self._port = port
+    def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
 
-    async def read(self, ip: str) -> Progress | None:
+    async def read(self, ip: str, port: int = names.METRICS_PORT) -> Progress | None:
         """The pod's answer, or None when there is none that can be understood."""
         try:
             address = ipaddress.ip_address(ip)
             host = f"[{address}]" if address.version == 6 else str(address)
-            async with self._open().get(f"http://{host}:{self._port}/status", allow_redirects=False) as answer:
+            async with self._open().get(f"http://{host}:{port}/status", allow_redirects=False) as answer:
                 if answer.status != 200:
                     return None
                 return Progress.model_validate_json(await _bounded(answer.content))

@@ -10,14 +10,17 @@ from dpo_operator.api import conditions, names
 from dpo_operator.api.status import DPOJobStatus, State
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.job import pod_count
+from dpo_operator.builders.ports import ports_of
 from dpo_operator.cluster import write
 from dpo_operator.cluster.client import ApiError, Client
 from dpo_operator.cluster.keys import Key
 from dpo_operator.cluster.memory import JobMemory
-from dpo_operator.cluster.observe import observe
+from dpo_operator.cluster.observe import observe, observe_guards
 from dpo_operator.cluster.progress import ProgressReader
+from dpo_operator.cluster.turns import Turns
 from dpo_operator.metrics import JobMetrics
-from dpo_operator.planning.actions import Plan
+from dpo_operator.planning import gangs
+from dpo_operator.planning.actions import Plan, SuspendJob
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.plan import Settings, plan, reject_unreadable
 from dpo_operator.planning.validate import Problems, read_job
@@ -25,6 +28,7 @@ from dpo_operator.planning.validate import Problems, read_job
 logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
+GUARD_SECONDS = 300.0
 
 
 class Reconciler:
@@ -45,6 +49,7 @@ class Reconciler:
         self._metrics = metrics
         self._look_seconds = look_seconds
         self._memory: dict[Key, JobMemory] = {}
+        self.turns = Turns()
 
     def changed(self, key: Key, resource_version: str | None = None) -> bool:
         """Note that something happened to a job; False when it was only our own status write coming back."""
@@ -80,10 +85,15 @@ class Reconciler:
             generation = int(raw["metadata"].get("generation", 1))
             decision = reject_unreadable(status, job, generation=generation, now=datetime.now(UTC))
             seen = None
+            self.turns.forget(key)
         else:
             seen = await observe(self._client, job, memory.pods, memory.refused)
+            seen = await self._with_guards(job, status, seen, memory)
             seen = await self._with_progress(job, status, seen, memory)
-            decision = plan(job, status, seen, datetime.now(UTC), self._settings)
+            now = datetime.now(UTC)
+            seen = self._with_turn(key, job, status, seen, memory, now)
+            decision = plan(job, status, seen, now, self._settings)
+            self.turns.settle(key, any(isinstance(a, SuspendJob) and not a.value for a in decision.actions))
         raw = await self._write(raw, decision, memory)
         self._metrics.update(key, raw, decision.status)
         memory.raw, memory.seen, memory.looked_at = raw, seen, time.monotonic()
@@ -118,16 +128,38 @@ class Reconciler:
         self._metrics.update(key, memory.raw, decision.status)
         return True, decision.requeue_after
 
+    async def _with_guards(self, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory) -> Observed:
+        """Guards change with the operator's settings and with the job's: before each attempt, and now and then."""
+        if status.phase is None or status.is_final:
+            return seen
+        due = not memory.guards_at or time.monotonic() - memory.guards_at >= GUARD_SECONDS
+        if not due and seen.job_of(status.phase, status.attempt) is not None:
+            return seen
+        memory.guards_at = time.monotonic()
+        return replace(seen, guards=await observe_guards(self._client, job))
+
     async def _with_progress(self, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory) -> Observed:
         if status.phase is None or status.is_final:
             return seen
         pods = seen.pods_of(status.phase, status.attempt)
         first = next((p for p in pods if p.index == 0 and p.running and not p.deleting), None)
-        read = await self._reader.read(first.ip) if first and first.ip else None
+        port = ports_of(job, status.phase).metrics
+        read = await self._reader.read(first.ip, port) if first and first.ip else None
         if sum(1 for p in pods if p.running) < pod_count(job, status.phase):
             memory.stall.reset()
             return replace(seen, progress=read, stalled_seconds=None)
         return replace(seen, progress=read, stalled_seconds=memory.stall.stalled_seconds(status, read))
+
+    def _with_turn(
+        self, key: Key, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory, now: datetime
+    ) -> Observed:
+        stand = gangs.stand(job, status, seen, now)
+        turn = self.turns.look(key, stand, gangs.order(status, now))
+        # Since the Job was resumed: the next one that is, or the same one later, starts this clock anew.
+        fact = (status.attempts.train, status.placement.timeouts if status.placement else 0)
+        memory.placing.keep([fact] if stand is gangs.Stand.PLACING else [])
+        seconds = memory.placing.seconds(fact) if stand is gangs.Stand.PLACING else 0.0
+        return replace(seen, may_place=turn.may_place, others_waiting=turn.others_waiting, placing_seconds=seconds)
 
     async def _write(self, raw: Json, decision: Plan, memory: JobMemory) -> Json:
         if decision.status == DPOJobStatus.model_validate(raw.get("status") or {}):
@@ -141,7 +173,7 @@ class Reconciler:
             try:
                 await write.apply(self._client, key.namespace, raw["metadata"]["uid"], action)
             except ApiError as error:
-                if error.is_refusal:
+                if error.is_refusal or error.is_gone:
                     memory.refused = f"The API server refused to create {action.name}: {error.message}"
                 memory.dirty = True
                 raise
@@ -154,6 +186,7 @@ class Reconciler:
     def forget(self, key: Key) -> None:
         """The job is gone."""
         self._memory.pop(key, None)
+        self.turns.forget(key)
         self._metrics.forget(key)
 
     def is_settled(self, key: Key, resource_version: str) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus
-from dpo_operator.cluster.client import RESOURCES, ApiError, Client
-from dpo_operator.planning.actions import Action, Create, Delete, Event
+from dpo_operator.cluster.client import RESOURCES, ApiError, Client, resource_of
+from dpo_operator.planning.actions import Action, Create, Delete, Event, Patch, SuspendJob
 from dpo_operator.planning.observed import owner_uid
 
 logger = logging.getLogger(__name__)
@@ -29,22 +29,29 @@ async def write_status(client: Client, raw: Json, status: DPOJobStatus) -> Json:
 
 async def apply(client: Client, namespace: str, uid: str, action: Action) -> None:
     """Carry out one action of the plan for the job with this UID. Doing it twice is the same as once."""
-    if isinstance(action, Create):
-        await _create(client, namespace, uid, action)
-    else:
-        await _delete(client, namespace, action)
+    match action:
+        case Create():
+            await _create(client, namespace, uid, action)
+        case Delete():
+            await _delete(client, namespace, action)
+        case SuspendJob():
+            seen = {"uid": action.uid, "resourceVersion": action.resource_version}
+            await _patch(client, namespace, action, {"metadata": seen, "spec": {"suspend": action.value}})
+        case Patch():
+            metadata = {"uid": action.uid, "annotations": action.manifest["metadata"].get("annotations") or {}}
+            await _patch(client, namespace, action, {"metadata": metadata, "spec": action.manifest["spec"]})
 
 
 async def _create(client: Client, namespace: str, uid: str, action: Create) -> None:
-    path = RESOURCES[action.kind].path(namespace)
+    resource = resource_of(action.manifest)
     try:
-        await client.request("POST", path, body=action.manifest)
+        await client.request("POST", resource.path(namespace), body=action.manifest)
     except ApiError as error:
         if error.reason != "AlreadyExists":
             raise
         # The answer to an earlier request may have been lost. An object of another owner is never taken over; the
         # claim without an owner is the one that the next look judges by its labels.
-        existing = await client.get(action.kind, namespace, action.name)
+        existing = await client.get(resource, namespace, action.name)
         if existing is not None and owner_uid(existing) not in (uid, owner_uid(action.manifest)):
             message = f"{action.kind} {action.name} exists and does not belong to this job; delete it or rename the job"
             raise ApiError(403, "NameConflict", message) from error
@@ -64,6 +71,17 @@ async def _delete(client: Client, namespace: str, action: Delete) -> None:
         await client.request("DELETE", path, body=body)
     except ApiError as error:
         # Gone, or replaced by another object of the same name: either way this one is no more.
+        if not (error.is_gone or error.is_conflict):
+            raise
+
+
+async def _patch(client: Client, namespace: str, action: SuspendJob | Patch, body: Json) -> None:
+    resource = resource_of(action.manifest) if isinstance(action, Patch) else RESOURCES[action.kind]
+    path = resource.path(namespace, action.name)
+    try:
+        await client.request("PATCH", path, body=body)
+    except ApiError as error:
+        # Gone, or no longer what the decision was made on: the next look decides anew.
         if not (error.is_gone or error.is_conflict):
             raise
 

@@ -35,7 +35,36 @@ class Delete:
     grace_seconds: int | None = None
 
 
-Action = Create | Delete
+@dataclass(frozen=True)
+class SuspendJob:
+    """Set spec.suspend of exactly the batch/v1 Job with this UID, as it was seen: one that changed since is looked at anew."""
+
+    name: str
+    uid: str
+    resource_version: str
+    value: bool
+    kind: Kind = "Job"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Give an object that is ours the annotations and the spec of this manifest, if it still is the one with this UID."""
+
+    manifest: dict[str, Any]
+    uid: str
+
+    @property
+    def kind(self) -> str:
+        """Kind of the object."""
+        return str(self.manifest["kind"])
+
+    @property
+    def name(self) -> str:
+        """Name of the object."""
+        return str(self.manifest["metadata"]["name"])
+
+
+Action = Create | Delete | SuspendJob | Patch
 
 
 @dataclass(frozen=True)

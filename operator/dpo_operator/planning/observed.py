@@ -68,6 +68,8 @@ class ChildJob(Labelled):
     failed: bool = False
     failure_message: str = ""
     failed_seconds: float = 0.0
+    suspended: bool = False
+    resource_version: str = ""
 
     @property
     def finished(self) -> bool:
@@ -84,6 +86,8 @@ class ChildJob(Labelled):
             failed=failure is not None,
             failure_message=str(failure.get("message", "")) if failure else "",
             failed_seconds=failed_seconds,
+            suspended=bool(raw.get("spec", {}).get("suspend")),
+            resource_version=raw["metadata"].get("resourceVersion") or "",
         )
 
 
@@ -139,6 +143,11 @@ class ChildPod(Labelled):
     def running(self) -> bool:
         """Whether the trainer's process runs."""
         return self.pod_phase == "Running" and self.exit is None
+
+    @property
+    def placed(self) -> bool:
+        """Whether it has, or had, a node."""
+        return bool(self.node) or self.running or self.ended
 
     @classmethod
     def from_raw(cls, raw: Raw, *, deleting_seconds: float = 0.0, failed_seconds: float = 0.0) -> "ChildPod":
@@ -217,11 +226,33 @@ class Support:
 
 
 @dataclass(frozen=True)
+class Guard:
+    """A guard of the job's name (see builders/guards.py). digest: of the settings that it was made from."""
+
+    kind: str
+    name: str
+    uid: str
+    owner_uid: str | None
+    digest: str
+
+    @classmethod
+    def from_raw(cls, raw: Raw) -> "Guard":
+        """From the API server's answer."""
+        metadata = raw["metadata"]
+        digest = (metadata.get("annotations") or {}).get(names.ANNOTATION_DIGEST, "")
+        return cls(raw["kind"], metadata["name"], metadata["uid"], owner_uid(raw), digest)
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything that was seen of one job.
 
     progress: rank 0's answer, None when it gave none. stalled_seconds: time since progress last changed, None while
     that can't be told. refused: the API server's refusal of the last write, for people.
+
+    may_place: whether it's this job's turn to have its pods placed. others_waiting: whether other jobs wait for theirs.
+    placing_seconds: how long some pods of a gang that has its turn have been without a node.
+    guards: None when they were not looked at.
     """
 
     jobs: tuple[ChildJob, ...] = ()
@@ -231,6 +262,10 @@ class Observed:
     progress: Progress | None = None
     stalled_seconds: float | None = None
     refused: str = ""
+    may_place: bool = True
+    others_waiting: bool = False
+    placing_seconds: float = 0.0
+    guards: tuple[Guard, ...] | None = None
 
     def job_of(self, phase: str | None, attempt: int) -> ChildJob | None:
         """Job of an attempt."""

@@ -11,9 +11,10 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import build_config_map
 from dpo_operator.builders.job import build_child_job, pod_count
 from dpo_operator.builders.pod import TrainerImage
+from dpo_operator.builders.queue import DEFAULT_SCHEDULERS, Schedulers
 from dpo_operator.builders.service import build_service
 from dpo_operator.builders.volume import build_claim
-from dpo_operator.planning import failures, progress, recorded, restarts, transitions, waiting
+from dpo_operator.planning import failures, gangs, guarding, progress, recorded, restarts, transitions, waiting
 from dpo_operator.planning.actions import Create, Delete, Event, Plan
 from dpo_operator.planning.fit import predicted_not_to_fit
 from dpo_operator.planning.observed import ChildJob, ChildPod, Observed
@@ -31,11 +32,14 @@ class Settings:
     """The operator's settings that decisions depend on.
 
     progress_seconds: between two readings of rank 0. gpu_memory: bytes of each GPU that trains, None where nobody said.
+    metrics_namespaces: those from which trainer pods are scraped; none means all.
     """
 
     image: TrainerImage
     progress_seconds: float = 3.0
     gpu_memory: float | None = None
+    metrics_namespaces: tuple[str, ...] = ()
+    schedulers: Schedulers = DEFAULT_SCHEDULERS
 
 
 def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, settings: Settings) -> Plan:
@@ -85,7 +89,9 @@ def _advance(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, sett
     desired = pod_count(job, status.phase)
     if (child is not None and child.complete) or _all_succeeded(pods, desired):
         return _succeed(job, status, pods, at, settings)
-    if failure := failures.find_failure(child, pods, desired):
+    # What ends while its Job is suspended ends because of that.
+    set_aside = child is not None and child.suspended and not child.failed
+    if not set_aside and (failure := failures.find_failure(child, pods, desired)):
         if not failures.is_settled(failure, child, pods):
             return Plan(status, requeue_after=SETTLE_SECONDS)
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
@@ -95,7 +101,10 @@ def _advance(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, sett
     if child is None:
         return _create(job, status, seen, at, settings)
     watched = changed(status, active_job=ActiveJob(name=child.name, uid=child.uid), not_before=None)
-    decision = _watch(job, watched, seen, pods, at, settings)
+    if set_aside:
+        decision = gangs.wait(job, watched, seen, child, pods, at)
+    else:
+        decision = _watch(job, watched, seen, child, pods, at, settings)
     if status.active_job is None:
         created = Event("Normal", "Created", f"Job {child.name} runs the {status.phase} phase.")
         decision = replace(decision, events=(created, *decision.events))
@@ -197,7 +206,11 @@ def _succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Mo
 
 def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
     """Make what is missing for the current attempt: first what the pods mount, then the Job."""
-    if obstacle := waiting.claim_obstacle(job, seen.claim) or waiting.support_obstacle(job, seen):
+    if obstacle := (
+        waiting.claim_obstacle(job, seen.claim)
+        or waiting.support_obstacle(job, seen)
+        or guarding.obstacle(job, seen)
+    ):
         return Plan(transitions.waiting(status, at, *obstacle), requeue_after=WAIT_SECONDS)
     if seen.refused:
         # Told, and tried again: a quota or a webhook may let it pass later.
@@ -206,7 +219,7 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
         left = status.not_before - at.now
         message = f"Attempt {status.attempt} starts at {status.not_before:%H:%M:%S} UTC."
         return Plan(transitions.waiting(status, at, c.BACKING_OFF, message), requeue_after=left / timedelta(seconds=1))
-    missing = _missing_support(job, seen)
+    missing = (*_missing_support(job, seen), *guarding.repairs(job, seen, settings.metrics_namespaces))
     if missing:
         return Plan(status, missing, requeue_after=0)
     if status.volume is None and seen.claim is not None:
@@ -215,7 +228,8 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
             volume=VolumeStatus(claim_name=seen.claim.name, claim_uid=seen.claim.uid, folder=job.metadata.uid),
         )
     assert status.phase is not None
-    child = build_child_job(job, status.phase, status.attempt, settings.image, recorded.handed_back(status))
+    recorded_now = recorded.handed_back(status)
+    child = build_child_job(job, status.phase, status.attempt, settings.image, recorded_now, settings.schedulers)
     status = changed(status, workers=Workers(desired=pod_count(job, status.phase), ready=0))
     return Plan(status, (Create(child),), requeue_after=WAIT_SECONDS)
 
@@ -233,19 +247,27 @@ def _missing_support(job: DPOJob, seen: Observed) -> tuple[Create, ...]:
 
 
 def _watch(
-    job: DPOJob, status: DPOJobStatus, seen: Observed, pods: Sequence[ChildPod], at: Moment, settings: Settings
+    job: DPOJob,
+    status: DPOJobStatus,
+    seen: Observed,
+    child: ChildJob,
+    pods: Sequence[ChildPod],
+    at: Moment,
+    settings: Settings,
 ) -> Plan:
     """The attempt's Job is there: follow its pods."""
     assert status.phase is not None
-    child = names.child_job_name(job.metadata.name, status.phase, status.attempt)
     desired = pod_count(job, status.phase)
     # A pod whose process has ended runs, too, until Kubernetes says how: a failed one was dealt with before.
     started = len({pod.index for pod in pods if pod.running or pod.ended})
-    status = changed(status, workers=Workers(desired=desired, ready=started))
+    status = changed(gangs.placed(status, pods, desired), workers=Workers(desired=desired, ready=started))
     if started < desired:
+        if given_back := gangs.give_back(job, status, seen, child, pods, at):
+            return given_back
         obstacle = waiting.claim_obstacle(job, seen.claim)
-        obstacle = obstacle or waiting.pods_obstacle(job, child, pods, desired, seen.claim)
-        return Plan(transitions.waiting(status, at, *obstacle))
+        obstacle = obstacle or waiting.pods_obstacle(job, child.name, pods, desired, seen.claim)
+        decision = Plan(transitions.waiting(status, at, *obstacle))
+        return gangs.with_time_left(decision, gangs.time_left(job, status, seen, pods))
     was_running = transitions.holds(status, c.RUNNING)
     status = progress.with_reading(transitions.running(status, at), seen.progress, at.now)
     timeout = job.spec.failure_policy.hang_timeout_seconds
@@ -254,7 +276,7 @@ def _watch(
         failure = failures.hang(next(iter(pods), None), seen.stalled_seconds, step)
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     events = () if was_running else (Event("Normal", c.RUNNING, status.message),)
-    missing = _missing_support(job, seen)
+    missing = (*_missing_support(job, seen), *guarding.repairs(job, seen, settings.metrics_namespaces))
     return Plan(status, missing, events, requeue_after=settings.progress_seconds)
 
 

@@ -158,6 +158,13 @@ def resumed(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
     return mark(status, at, c.SUSPENDED, False, c.RESUMED)
 
 
+def set_aside(status: DPOJobStatus, at: Moment, message: str) -> DPOJobStatus:
+    """Somebody suspended the Job of a phase that ran. What it saved goes to a new attempt, like that of any other end."""
+    assert status.phase is not None
+    status = changed(status, attempts=status.attempts.next(status.phase), active_job=None, message=c.shorten(message))
+    return mark(stopped(status), at, c.RUNNING, False, c.QUEUED, message)
+
+
 def active_seconds(status: DPOJobStatus, now: datetime) -> int:
     """Time since the job was accepted, without suspended time, seconds."""
     running = (now - status.active_since).total_seconds() if status.active_since else 0.0

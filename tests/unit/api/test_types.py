@@ -156,8 +156,6 @@ def test_network_tuning_is_allowed(name: str) -> None:
         ({"training": {"optimizer": "adamw-8bit", "offload": "cpu"}}, "spec.training.offload"),
         ({"training": {"precision": "fp16", "device": "cpu"}}, "spec.training.precision"),
         ({"training": {"precision": "fp16"}, "gpusPerNode": 0}, "spec.training.precision"),
-        ({"pod": {"network": {"hostNetwork": True}}}, "spec.pod.network.hostNetwork"),
-        ({"pod": {"network": {"rdmaResource": "rdma/ib"}}}, "spec.pod.network.rdmaResource"),
     ],
 )
 def test_what_is_not_implemented_is_said(spec: dict[str, Any], field: str) -> None:

@@ -54,7 +54,7 @@ def test_accepted_job_gets_what_pods_mount_and_then_its_job():
     ("spec", "reason", "part"),
     [
         ({"nodes": 200, "gpusPerNode": 8}, c.INVALID_SPEC, "spec.training.globalBatchSize"),
-        ({"pod": {"network": {"hostNetwork": True}}}, c.UNSUPPORTED, "hostNetwork: true is not implemented yet"),
+        ({"training": {"offload": "nvme"}}, c.UNSUPPORTED, "offload: nvme is not implemented yet"),
         (
             {"data": {"train": {"source": "pvc://../x"}}},
             c.INVALID_SPEC,

@@ -24,6 +24,8 @@ STEPS = {
     "lose peer": lambda w: w.kill(0, 75),
     "evict": lambda w: w.evict(1),
     "delete jobs": lambda w: w.delete_jobs(),
+    "suspend jobs": lambda w: w.suspend_jobs(),
+    "resume jobs": lambda w: w.resume_jobs(),
     "suspend": lambda w: w.suspend(True),
     "resume": lambda w: w.suspend(False),
 }

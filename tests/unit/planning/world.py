@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
-from dpo_operator.planning.actions import Action, Create
+from dpo_operator.planning.actions import Action, Create, Delete, Patch, SuspendJob
 from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Exit, Observed, Support
 from dpo_operator.planning.plan import plan
 from tests.unit.planning.build import NOON, SETTINGS, UID, a_claim, a_job, last_words
@@ -30,6 +30,8 @@ class World:
     steps: int = 0
     made: int = 0
     suspensions: int = 0
+    jobs_suspended: int = 0
+    suspensions_of_jobs: int = 0
 
     # The operator
 
@@ -50,8 +52,14 @@ class World:
             self.carry_out(action)
 
     def carry_out(self, action: Action) -> None:
-        if not isinstance(action, Create):
+        if isinstance(action, SuspendJob):
+            job = self.jobs.get(action.name)
+            if job is not None and job.uid == action.uid:
+                self.jobs[action.name] = replace(job, suspended=action.value)
+        elif isinstance(action, Delete):
             self.delete(action.kind, action.name, action.uid)
+        elif isinstance(action, Patch):
+            raise AssertionError(f"{action.name} was never made for other settings")
         elif action.kind == "Job":
             self.create_job(action)
         elif action.kind == "PersistentVolumeClaim":
@@ -67,7 +75,9 @@ class World:
         assert not live, f"{action.name} is made while {live} live"
         self.made += 1
         phase, attempt = labels["dpo-operator.dev/phase"], int(labels["dpo-operator.dev/attempt"])
-        self.jobs[action.name] = ChildJob(action.name, f"{action.name}#{self.made}", phase, attempt, deleting=False)
+        uid = f"{action.name}#{self.made}"
+        suspended = bool(action.manifest.get("spec", {}).get("suspend"))
+        self.jobs[action.name] = ChildJob(action.name, uid, phase, attempt, deleting=False, suspended=suspended)
 
     def delete(self, kind: str, name: str, uid: str) -> None:
         if kind == "Job" and name in self.jobs and self.jobs[name].uid == uid:
@@ -84,6 +94,11 @@ class World:
         assert 0 <= total - before <= 1
         if self.job.spec.suspend and total > before and new.restarts == old.restarts and new.phase == old.phase:
             self.suspensions += int(old.phase is not None)
+        elif total > before and new.restarts == old.restarts and new.phase == old.phase:
+            # Somebody suspended the Job of a phase that ran.
+            assert self.jobs_suspended > self.suspensions_of_jobs
+            self.suspensions_of_jobs += 1
+            self.suspensions += 1
         assert total == started + new.restarts + self.suspensions
         assert not (old.is_final and new != old)
 
@@ -93,6 +108,9 @@ class World:
         """Job controller and garbage collector."""
         for name, job in list(self.jobs.items()):
             own = [pod for pod in self.pods.values() if pod.name.startswith(f"{name}-")]
+            if job.suspended and not job.finished:
+                self.stop_suspended(own)
+                own = [pod for pod in own if pod.name in self.pods and not pod.deleting]
             if any(pod.ended and not pod.succeeded for pod in own):
                 self.jobs[name] = replace(job, failed=True)
                 for pod in own:
@@ -101,7 +119,7 @@ class World:
             desired = 2 if job.phase == "train" else 1
             if len([pod for pod in own if pod.succeeded]) == desired:
                 self.jobs[name] = replace(job, complete=True)
-            elif not job.finished:
+            elif not job.finished and not job.suspended:
                 for index in {*range(desired)} - {pod.index for pod in own}:
                     self.create_pod(job, index)
         for pod in list(self.pods.values()):
@@ -109,6 +127,13 @@ class World:
                 self.stop(pod.name)
                 if pod.ended:
                     del self.pods[pod.name]
+
+    def stop_suspended(self, own: list[ChildPod]) -> None:
+        """Pods of a suspended Job go, and how they end counts for nothing."""
+        for pod in own:
+            self.stop(pod.name)
+            if pod.deleting and pod.ended:
+                del self.pods[pod.name]
 
     def create_pod(self, job: ChildJob, index: int) -> None:
         others = [p.name for p in self.pods.values() if not p.ended and not p.belongs_to(job.phase, job.attempt)]
@@ -171,6 +196,19 @@ class World:
         """An outsider deletes all Jobs."""
         self.jobs.clear()
 
+    def suspend_jobs(self) -> None:
+        """An outsider suspends all Jobs that are not finished."""
+        for name, job in self.jobs.items():
+            if not job.finished and not job.suspended:
+                self.jobs[name] = replace(job, suspended=True)
+                self.jobs_suspended += 1
+
+    def resume_jobs(self) -> None:
+        """The outsider resumes those that no turn is waited for."""
+        for name, job in self.jobs.items():
+            if job.phase != "train":
+                self.jobs[name] = replace(job, suspended=False)
+
     def suspend(self, value: bool) -> None:
         """A user sets spec.suspend."""
         spec = self.job.spec.model_copy(update={"suspend": value})
@@ -181,6 +219,7 @@ class World:
     def settle(self) -> None:
         """Let everything run without faults until the job ends."""
         self.suspend(False)
+        self.resume_jobs()
         for _ in range(200):
             if self.status.is_final:
                 return

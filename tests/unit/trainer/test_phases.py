@@ -46,9 +46,9 @@ def changed(**spec: object) -> dict:
         (changed(surprise=1), 78, "spec.surprise: Extra inputs are not permitted"),
         (changed(nodes=99), 78, "spec.training.globalBatchSize: must be at least"),
         (
-            changed(pod={"network": {"hostNetwork": True}}),
+            changed(training={"offload": "nvme"}),
             64,
-            "spec.pod.network.hostNetwork: true is not implemented yet",
+            "spec.training.offload: nvme is not implemented yet",
         ),
     ],
 )

@@ -1,0 +1,113 @@
+"""What keeps a job's pods from harm, and others from them: a PodDisruptionBudget and NetworkPolicies.
+
+Unlike the Service and the ConfigMap, these follow the settings that they were made from. A digest of what they say tells
+whether they do.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from dpo_operator.api import names
+from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.common import Manifest, build_metadata, rank_labels
+from dpo_operator.builders.ports import ports_of
+from dpo_operator.builders.queue import build_pod_group
+
+NAMESPACE_NAME = "kubernetes.io/metadata.name"
+# Where clouds hand out credentials of the node to whoever asks.
+METADATA_ADDRESSES = ("169.254.169.254/32", "fd00:ec2::254/128")
+
+
+def build_guards(job: DPOJob, metrics_namespaces: Sequence[str]) -> tuple[Manifest, ...]:
+    """All guards of a job. metrics_namespaces: those from which /metrics and /status may be read; none means all."""
+    guards = [build_budget(job), build_pod_group(job)]
+    if job.spec.pod.network.isolate:
+        guards += [build_prepare_policy(job, metrics_namespaces), build_rank_policy(job, metrics_namespaces)]
+    return tuple(_with_digest(guard) for guard in guards if guard is not None)
+
+
+def build_budget(job: DPOJob) -> Manifest | None:
+    """PodDisruptionBudget: one rank at a time can be evicted, or none. None for a single pod that may be.
+
+    minAvailable is a number, since pods of a Job have no scale that a share could be of. A pod that is not ready yet holds
+    no state, and keeps no drain waiting.
+    """
+    refuses = job.spec.pod.evictions == "Refuse"
+    least = job.spec.nodes - (0 if refuses else 1)
+    if least == 0:
+        return None
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": build_metadata(job, names.budget_name(job.metadata.name), phase="train"),
+        "spec": {
+            "minAvailable": least,
+            "selector": {"matchLabels": rank_labels(job)},
+            "unhealthyPodEvictionPolicy": "IfHealthyBudget" if refuses else "AlwaysAllow",
+        },
+    }
+
+
+def build_rank_policy(job: DPOJob, metrics_namespaces: Sequence[str]) -> Manifest:
+    """The ranks talk to one another, to DNS, and with wandb online to HTTPS servers; the export pod to DNS alone."""
+    own = [{"podSelector": {"matchLabels": rank_labels(job)}}]
+    wandb = job.spec.tracking.wandb
+    online = [_anywhere(443)] if wandb is not None and wandb.mode == "online" else []
+    selected = {"key": names.LABEL_PHASE, "operator": "In", "values": ["train", "export"]}
+    return _policy(
+        job,
+        "train",
+        {"matchLabels": {names.LABEL_UID: job.metadata.uid}, "matchExpressions": [selected]},
+        ingress=[{"from": own}, _metrics(job, "train", metrics_namespaces)],
+        egress=[{"to": own}, _dns(), *online],
+    )
+
+
+def build_prepare_policy(job: DPOJob, metrics_namespaces: Sequence[str]) -> Manifest:
+    """Downloads come from anywhere but the cloud's metadata service."""
+    selected = {"matchLabels": {names.LABEL_UID: job.metadata.uid, names.LABEL_PHASE: "prepare"}}
+    ingress = [_metrics(job, "prepare", metrics_namespaces)]
+    return _policy(job, "prepare", selected, ingress=ingress, egress=[_anywhere(), _dns()])
+
+
+def _policy(
+    job: DPOJob, phase: names.Phase, selected: dict[str, Any], *, ingress: list[Any], egress: list[Any]
+) -> Manifest:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": build_metadata(job, names.policy_name(job.metadata.name, phase)),
+        "spec": {
+            "podSelector": selected,
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": ingress,
+            "egress": egress,
+        },
+    }
+
+
+def _metrics(job: DPOJob, phase: names.Phase, namespaces: Sequence[str]) -> dict[str, Any]:
+    rule: dict[str, Any] = {"ports": [{"protocol": "TCP", "port": ports_of(job, phase).metrics}]}
+    if namespaces:
+        chosen = {"key": NAMESPACE_NAME, "operator": "In", "values": list(namespaces)}
+        rule["from"] = [{"namespaceSelector": {"matchExpressions": [chosen]}}]
+    return rule
+
+
+def _dns() -> dict[str, Any]:
+    """Any server: caches on nodes have addresses that differ from cluster to cluster."""
+    return {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}
+
+
+def _anywhere(port: int | None = None) -> dict[str, Any]:
+    v4, v6 = METADATA_ADDRESSES
+    to = [{"ipBlock": {"cidr": "0.0.0.0/0", "except": [v4]}}, {"ipBlock": {"cidr": "::/0", "except": [v6]}}]
+    return {"to": to} | ({"ports": [{"protocol": "TCP", "port": port}]} if port is not None else {})
+
+
+def _with_digest(guard: Manifest) -> Manifest:
+    text = json.dumps(guard["spec"], sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return {**guard, "metadata": {**guard["metadata"], "annotations": {names.ANNOTATION_DIGEST: digest}}}

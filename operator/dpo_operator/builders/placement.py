@@ -1,0 +1,47 @@
+"""Where training pods go, and the name under which they find each other."""
+
+from typing import Any
+
+from dpo_operator.api import names
+from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.common import rank_labels
+
+HOSTNAME = "kubernetes.io/hostname"
+# Of 1 to 100: more than all else that a scheduler weighs.
+PREFERENCE = 100
+
+
+def placement(job: DPOJob) -> dict[str, Any]:
+    """Part of a training pod's spec."""
+    pod = job.spec.pod
+    spec: dict[str, Any] = {"subdomain": names.service_name(job.metadata.name)}
+    if pod.node_selector:
+        spec["nodeSelector"] = dict(pod.node_selector)
+    if pod.runtime_class_name is not None:
+        spec["runtimeClassName"] = pod.runtime_class_name
+    if job.spec.nodes > 1:
+        spec["affinity"] = {"podAntiAffinity": _terms(_term(job, HOSTNAME), required=True)}
+    topology = pod.topology
+    if topology is not None and topology.pack_by is not None:
+        near = _terms(_term(job, topology.pack_by), required=topology.required)
+        spec["affinity"] = spec.get("affinity", {}) | {"podAffinity": near}
+    if topology is not None and topology.spread_by is not None:
+        spread = {
+            "maxSkew": 1,
+            "topologyKey": topology.spread_by,
+            "whenUnsatisfiable": "DoNotSchedule" if topology.required else "ScheduleAnyway",
+            "labelSelector": {"matchLabels": rank_labels(job)},
+        }
+        spec["topologySpreadConstraints"] = [spread]
+    return spec
+
+
+def _term(job: DPOJob, key: str) -> dict[str, Any]:
+    """The job's own ranks, compared by a label of their nodes."""
+    return {"topologyKey": key, "labelSelector": {"matchLabels": rank_labels(job)}}
+
+
+def _terms(term: dict[str, Any], *, required: bool) -> dict[str, Any]:
+    if required:
+        return {"requiredDuringSchedulingIgnoredDuringExecution": [term]}
+    return {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": PREFERENCE, "podAffinityTerm": term}]}

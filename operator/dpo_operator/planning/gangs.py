@@ -1,0 +1,181 @@
+"""Gangs take turns: the pods of one job are placed at a time, so that two jobs never hold half of what each needs.
+
+A training Job of several pods is created suspended. It's resumed when no other gang is being placed, and suspended again
+when it can't get all of its nodes: then its pods go, and others can use what it held.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from enum import Enum
+
+from dpo_operator.api import conditions as c
+from dpo_operator.api import names
+from dpo_operator.api.status import DPOJobStatus, Placement, Workers
+from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.job import pod_count, takes_turns
+from dpo_operator.planning import failures, restarts, transitions
+from dpo_operator.planning.actions import Event, Plan, SuspendJob
+from dpo_operator.planning.observed import ChildJob, ChildPod, Observed
+from dpo_operator.planning.stale import Stale, removals
+from dpo_operator.planning.transitions import Moment, changed
+
+# How often a waiting gang is looked at, whether or not it's told that its turn has come.
+WAIT_SECONDS = 10.0
+SETTLE_SECONDS = 1.0
+# How long a gang may try while others wait: long enough for a scheduler, which needs seconds.
+YIELD_SECONDS = 60.0
+# Wait after the first, second, … time-out; less by up to half, so that gangs don't ask at the same moment for ever.
+FIRST_BACKOFF_SECONDS = 10.0
+LAST_BACKOFF_SECONDS = 300.0
+
+
+class Stand(Enum):
+    """How a job stands with regard to turns: it wants none, waits for one, or has one."""
+
+    OUT = "out"
+    WAITING = "waiting"
+    PLACING = "placing"
+
+
+# Restarting gangs first, since they held nodes before; then by the time of waiting.
+Order = tuple[bool, datetime]
+
+
+def stand(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime) -> Stand:
+    """How a job stands, from what is seen alone: an operator that just started finds the same."""
+    ours = job.spec.managed_by == names.MANAGER and job.metadata.deletion_timestamp is None
+    child = seen.job_of("train", status.attempts.train)
+    if not ours or status.is_final or status.phase is None or not takes_turns(job, status.phase):
+        return Stand.OUT
+    if child is None or child.finished or child.deleting:
+        return Stand.OUT
+    pods = seen.pods_of("train", status.attempts.train)
+    if not child.suspended:
+        return Stand.OUT if is_placed(pods, pod_count(job, "train")) else Stand.PLACING
+    if any(pod.placed and not pod.ended for pod in pods):
+        # Its nodes are not free yet.
+        return Stand.PLACING
+    backing_off = status.placement is not None and _before(now, status.placement.not_before)
+    return Stand.OUT if job.spec.suspend or backing_off or has_run(status) else Stand.WAITING
+
+
+def order(status: DPOJobStatus, now: datetime) -> Order:
+    """Its place among those that wait; the smallest goes first."""
+    return not transitions.holds(status, c.RESTARTING), status.placement.waiting_since if status.placement else now
+
+
+def is_placed(pods: Sequence[ChildPod], desired: int) -> bool:
+    """Whether each pod of a gang has a node."""
+    return len({pod.index for pod in pods if pod.placed}) >= desired
+
+
+def has_run(status: DPOJobStatus) -> bool:
+    """Whether all pods of the current attempt ran once; what they wrote is known by its number."""
+    told = status.progress is not None and status.phase == "train" and status.progress.attempt == status.attempt
+    return told or transitions.holds(status, c.RUNNING)
+
+
+def _before(now: datetime, time: datetime | None) -> bool:
+    return time is not None and now < time
+
+
+def wait(
+    job: DPOJob, status: DPOJobStatus, seen: Observed, child: ChildJob, pods: Sequence[ChildPod], at: Moment
+) -> Plan:
+    """The Job of the current attempt is suspended: by us until its turn, by a queue, or by somebody."""
+    assert status.phase is not None
+    if has_run(status):
+        message = (
+            f"Job {child.name} was suspended, and not by the operator; its pods stop after a save. {status.phase} goes on as attempt "
+            f"{status.attempt + 1}, which counts as no restart."
+        )
+        event = Event("Normal", c.QUEUED, message)
+        return Plan(transitions.set_aside(status, at, message), events=(event,), requeue_after=0)
+    status = changed(status, workers=Workers(desired=pod_count(job, status.phase), ready=0))
+    leftovers = tuple(pod for pod in pods if not pod.ended)
+    if leftovers:
+        # They are going by themselves, unless their node is lost.
+        return Plan(status, removals(Stale((), leftovers), status, seen), requeue_after=SETTLE_SECONDS)
+    if not takes_turns(job, status.phase):
+        return Plan(transitions.waiting(status, at, c.QUEUED, _elsewhere(job, child)))
+    placement = status.placement or Placement(waiting_since=at.now)
+    status = changed(status, placement=placement)
+    if placement.not_before is not None and at.now < placement.not_before:
+        return Plan(status, requeue_after=(placement.not_before - at.now).total_seconds())
+    if not seen.may_place:
+        message = f"Job {child.name} waits for its turn: the pods of another job are being placed."
+        return Plan(transitions.waiting(status, at, c.QUEUED, message), requeue_after=WAIT_SECONDS)
+    message = f"The {pod_count(job, status.phase)} pods of {child.name} are about to be placed."
+    status = transitions.waiting(status, at, c.PODS_PENDING, message)
+    return Plan(status, (_set_suspend(child, False),), requeue_after=SETTLE_SECONDS)
+
+
+def _elsewhere(job: DPOJob, child: ChildJob) -> str:
+    """Who decides when a Job goes on that is not ours to resume."""
+    queue = job.spec.queue
+    if queue is None:
+        return f"Job {child.name} was suspended, and not by the operator; it goes on when its spec.suspend is false again."
+    where = f"kubectl -n {job.metadata.namespace} get workloads.kueue.x-k8s.io"
+    return f"Job {child.name} waits until {queue.kind} admits it from queue {queue.name}: {where}"
+
+
+def give_back(
+    job: DPOJob, status: DPOJobStatus, seen: Observed, child: ChildJob, pods: Sequence[ChildPod], at: Moment
+) -> Plan | None:
+    """The end of a turn in which a gang did not get all of its nodes, or None while it may go on trying."""
+    assert status.phase is not None
+    if time_left(job, status, seen, pods) > 0:
+        return None
+    desired = pod_count(job, status.phase)
+    placed = len({pod.index for pod in pods if pod.placed})
+    why = next((pod.unscheduled for pod in pods if pod.unscheduled), "")
+    why = why or f"{len(pods)} of {desired} pods exist: kubectl -n {job.metadata.namespace} describe job {child.name}"
+    found = f"{placed} of {desired} pods had a node after {seen.placing_seconds:.0f} s ({why})."
+    if has_run(status):
+        # The Job can't go on under the same number.
+        failure = failures.Failure(failures.GANG_INCOMPLETE, "infrastructure", f"Job {child.name}: {found}")
+        return restarts.after_failure(status, failure, job.spec.failure_policy, at)
+    before = status.placement or Placement(waiting_since=at.now)
+    timeouts = before.timeouts + 1
+    not_before = at.now + timedelta(seconds=round(backoff_seconds(job.metadata.uid, timeouts)))
+    message = f"{found} The gang gives its nodes back and asks for another turn at {not_before:%H:%M:%S} UTC."
+    placement = before.model_copy(update={"timeouts": timeouts, "not_before": not_before})
+    status = changed(status, placement=placement, workers=Workers(desired=desired, ready=0))
+    status = transitions.waiting(status, at, c.GANG_TIMED_OUT, message)
+    event = Event("Warning", c.GANG_TIMED_OUT, message)
+    return Plan(status, (_set_suspend(child, True),), (event,), requeue_after=SETTLE_SECONDS)
+
+
+def time_left(job: DPOJob, status: DPOJobStatus, seen: Observed, pods: Sequence[ChildPod]) -> float:
+    """Seconds until a gang has to give its nodes back; infinite for one that has them all, or takes no turns."""
+    assert status.phase is not None
+    if not takes_turns(job, status.phase) or is_placed(pods, pod_count(job, status.phase)):
+        return float("inf")
+    limit = float(job.spec.failure_policy.gang_timeout_seconds)
+    return (min(limit, YIELD_SECONDS) if seen.others_waiting else limit) - seen.placing_seconds
+
+
+def placed(status: DPOJobStatus, pods: Sequence[ChildPod], desired: int) -> DPOJobStatus:
+    """The status without its wait, once each pod has a node."""
+    return changed(status, placement=None) if status.placement is not None and is_placed(pods, desired) else status
+
+
+def with_time_left(decision: Plan, left: float) -> Plan:
+    """The plan with a look at the moment when the gang's time is up."""
+    if left == float("inf"):
+        return decision
+    after = decision.requeue_after
+    return replace(decision, requeue_after=left if after is None else min(after, left))
+
+
+def backoff_seconds(uid: str, timeouts: int) -> float:
+    """Wait before a gang asks for another turn: 10, 20, 40 … 300 s, less by up to half of it."""
+    longest = min(LAST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(timeouts - 1, 10))
+    digest = hashlib.sha256(f"{uid}/{timeouts}".encode()).digest()
+    return longest * (1 - 0.5 * digest[0] / 255)
+
+
+def _set_suspend(child: ChildJob, value: bool) -> SuspendJob:
+    return SuspendJob(child.name, child.uid, child.resource_version, value)

@@ -1,0 +1,37 @@
+"""Guards that are missing, or were made for other settings."""
+
+from collections.abc import Sequence
+
+from dpo_operator.api import conditions as c
+from dpo_operator.api import names
+from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.guards import build_guards
+from dpo_operator.planning.actions import Create, Patch
+from dpo_operator.planning.observed import Observed
+from dpo_operator.planning.waiting import Reason
+
+
+def repairs(job: DPOJob, seen: Observed, metrics_namespaces: Sequence[str]) -> tuple[Create | Patch, ...]:
+    """What makes the guards right; nothing when they were not looked at."""
+    if seen.guards is None:
+        return ()
+    present = {(guard.kind, guard.name): guard for guard in seen.guards}
+    actions: list[Create | Patch] = []
+    for wanted in build_guards(job, metrics_namespaces):
+        found = present.get((wanted["kind"], wanted["metadata"]["name"]))
+        if found is None:
+            actions.append(Create(wanted))
+        elif found.digest != wanted["metadata"]["annotations"][names.ANNOTATION_DIGEST]:
+            actions.append(Patch(wanted, found.uid))
+    return tuple(actions)
+
+
+def obstacle(job: DPOJob, seen: Observed) -> Reason | None:
+    """A guard of the job's name that is somebody else's, or None."""
+    for guard in seen.guards or ():
+        if guard.owner_uid != job.metadata.uid:
+            return c.NAME_CONFLICT, (
+                f"{guard.kind} {guard.name} exists and does not belong to this job (UID {job.metadata.uid}). Delete it, or give the "
+                "job another name."
+            )
+    return None
