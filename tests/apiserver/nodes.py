@@ -26,13 +26,14 @@ def now(*, micro: bool = False) -> str:
 
 @dataclass
 class Kubelets:
-    """All kubelets of a cluster, for one namespace.
+    """All kubelets of a cluster, for one namespace. hands: the test's; own: those of the thread, on another connection.
 
     work_seconds: how long a whole gang trains. train: whether its pods ever end by themselves. save_seconds: between a
     pod's deletion and its end.
     """
 
     hands: Hands
+    own: Hands
     work_seconds: float = 2.0
     train: bool = True
     save_seconds: float = 0.5
@@ -75,12 +76,12 @@ class Kubelets:
     def _renew(self, name: str) -> None:
         spec = {"holderIdentity": name, "leaseDurationSeconds": 40, "renewTime": now(micro=True)}
         lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name}, "spec": spec}
-        if not self.hands.requests.send("POST", LEASES, lease).accepted:
+        if not self.own.requests.send("POST", LEASES, lease).accepted:
             merge = "application/merge-patch+json"
-            self.hands.requests.send("PATCH", f"{LEASES}/{name}", {"spec": spec}, content_type=merge)
+            self.own.requests.send("PATCH", f"{LEASES}/{name}", {"spec": spec}, content_type=merge)
 
     def _look_after_pods(self) -> None:
-        pods = self.hands.requests.send("GET", self.hands.path("pods")).body["items"]
+        pods = self.own.requests.send("GET", self.own.path("pods")).body["items"]
         on_nodes = [p for p in pods if p["spec"].get("nodeName") in self._nodes]
         for pod in on_nodes:
             self._look_after(pod, on_nodes)
@@ -92,12 +93,12 @@ class Kubelets:
         if "deletionTimestamp" in metadata:
             if self._seconds(metadata["uid"], "deleted") >= self.save_seconds:
                 if phase in ("Pending", "Running"):
-                    self.hands.end(pod, 143, last_words(143, *said))
-                self.hands.delete("pods", metadata["name"], gracePeriodSeconds=0)
+                    self.own.end(pod, 143, last_words(143, *said))
+                self.own.delete("pods", metadata["name"], gracePeriodSeconds=0)
         elif phase == "Pending":
-            self.hands.start(pod, "")
+            self.own.start(pod, "")
         elif phase == "Running" and self._is_done(pod, pods):
-            self.hands.end(pod, 0, last_words(0, *said, export_path="export"))
+            self.own.end(pod, 0, last_words(0, *said, export_path="export"))
 
     def _is_done(self, pod: dict[str, Any], pods: list[dict[str, Any]]) -> bool:
         labels = pod["metadata"]["labels"]
@@ -105,7 +106,7 @@ class Kubelets:
             return True
         job = labels["batch.kubernetes.io/job-name"]
         gang = [p for p in pods if p["metadata"]["labels"]["batch.kubernetes.io/job-name"] == job]
-        desired = int(self.hands.requests.send("GET", self.hands.path("jobs", job)).body["spec"]["completions"])
+        desired = int(self.own.requests.send("GET", self.own.path("jobs", job)).body["spec"]["completions"])
         whole = sum(1 for p in gang if p["status"].get("phase") in ("Running", "Succeeded")) == desired
         return self.train and whole and self._seconds(job, "whole") >= self.work_seconds
 
@@ -115,18 +116,19 @@ class Kubelets:
 
 
 @contextmanager
-def running(kubelets: Kubelets, plane: ControlPlane) -> Iterator[Kubelets]:
-    """The thread with a connection of its own, and the nodes gone afterwards."""
-    own = replace(kubelets, hands=replace(kubelets.hands, requests=Requests(plane)))
-    thread = threading.Thread(target=own.run, name="kubelets")
+def kubelets(plane: ControlPlane, hands: Hands, *, train: bool = True) -> Iterator[Kubelets]:
+    """The thread, and the nodes gone afterwards. Fails when it broke off."""
+    made = Kubelets(hands, replace(hands, requests=Requests(plane)), train=train)
+    thread = threading.Thread(target=made.run, name="kubelets")
     thread.start()
     try:
-        yield own
+        yield made
+        assert thread.is_alive()
     finally:
-        own._stopped.set()
+        made._stopped.set()
         thread.join(timeout=30)
-        for name in tuple(own._nodes):
-            kubelets.hands.requests.send("DELETE", f"/api/v1/nodes/{name}")
+        for name in tuple(made._nodes):
+            made.remove(name)
 
 
 def volumes(plane: ControlPlane, count: int) -> None:

@@ -10,7 +10,6 @@ from dpo_operator.api import crd
 from tests.apiserver import nodes
 from tests.apiserver.client import Requests
 from tests.apiserver.hands import Hands, wait_until
-from tests.apiserver.nodes import Kubelets
 from tests.apiserver.operator_process import OperatorProcess, running
 from tests.apiserver.podwatch import watching
 from tests.cluster.rig import fixture
@@ -56,7 +55,7 @@ def complete(hands: Hands, job: str, seconds: float = 90) -> None:
 def test_two_jobs_that_fit_only_alone_run_one_after_the_other(
     hands: Hands, plane: ControlPlane, operator: OperatorProcess
 ) -> None:
-    with nodes.running(Kubelets(hands), plane) as kubelets, watching(plane, hands) as seen:
+    with nodes.kubelets(plane, hands) as kubelets, watching(plane, hands) as seen:
         kubelets.add("gpu-1")
         kubelets.add("gpu-2")
         for name in ("one", "two"):
@@ -74,7 +73,7 @@ def test_two_jobs_that_fit_only_alone_run_one_after_the_other(
 
 def test_three_jobs_take_turns(hands: Hands, plane: ControlPlane, operator: OperatorProcess) -> None:
     jobs = ("one", "two", "three")
-    with nodes.running(Kubelets(hands), plane) as kubelets, watching(plane, hands) as seen:
+    with nodes.kubelets(plane, hands) as kubelets, watching(plane, hands) as seen:
         kubelets.add("gpu-1")
         kubelets.add("gpu-2")
         for name in jobs:
@@ -89,7 +88,7 @@ def test_three_jobs_take_turns(hands: Hands, plane: ControlPlane, operator: Oper
 def test_a_gang_without_all_of_its_nodes_gives_them_back(
     hands: Hands, plane: ControlPlane, operator: OperatorProcess
 ) -> None:
-    with nodes.running(Kubelets(hands), plane) as kubelets, watching(plane, hands) as seen:
+    with nodes.kubelets(plane, hands) as kubelets, watching(plane, hands) as seen:
         kubelets.add("gpu-1")
         hands.apply("large", **ONE_GPU, failurePolicy={"gangTimeoutSeconds": 10})
         begun = wait_until("half a gang", lambda: next((t for t, gang in seen.gangs if gang), 0))
@@ -115,7 +114,7 @@ def test_a_gang_without_all_of_its_nodes_gives_them_back(
 def test_the_turn_of_a_deleted_or_suspended_job_goes_to_the_next(
     hands: Hands, plane: ControlPlane, operator: OperatorProcess
 ) -> None:
-    with nodes.running(Kubelets(hands), plane) as kubelets, watching(plane, hands) as seen:
+    with nodes.kubelets(plane, hands) as kubelets, watching(plane, hands) as seen:
         kubelets.add("gpu-1")
         for name in ("gone", "paused"):
             hands.apply(name, **ONE_GPU)
@@ -143,7 +142,7 @@ def test_the_turn_of_a_deleted_or_suspended_job_goes_to_the_next(
 def test_an_operator_that_was_killed_knows_whose_turn_it_is(
     hands: Hands, plane: ControlPlane, operator: OperatorProcess
 ) -> None:
-    with nodes.running(Kubelets(hands), plane) as kubelets, watching(plane, hands) as seen:
+    with nodes.kubelets(plane, hands) as kubelets, watching(plane, hands) as seen:
         kubelets.add("gpu-1")
         hands.apply("holder", **ONE_GPU)
         wait_until("half a gang", lambda: "holder" in seen.ever())
@@ -164,7 +163,7 @@ def test_an_operator_that_was_killed_knows_whose_turn_it_is(
 def test_a_job_that_somebody_else_suspends_waits_and_counts_nothing(
     hands: Hands, plane: ControlPlane, operator: OperatorProcess
 ) -> None:
-    with nodes.running(Kubelets(hands, train=False), plane) as kubelets, watching(plane, hands) as seen:
+    with nodes.kubelets(plane, hands, train=False) as kubelets, watching(plane, hands) as seen:
         kubelets.add("gpu-1")
         kubelets.add("gpu-2")
         hands.apply("preempted", **ONE_GPU)
@@ -183,7 +182,7 @@ def test_a_job_that_somebody_else_suspends_waits_and_counts_nothing(
 def test_a_gang_that_loses_a_node_while_it_is_placed_waits_for_another(
     hands: Hands, plane: ControlPlane, operator: OperatorProcess
 ) -> None:
-    with nodes.running(Kubelets(hands), plane) as kubelets, watching(plane, hands) as seen:
+    with nodes.kubelets(plane, hands) as kubelets, watching(plane, hands) as seen:
         kubelets.add("gpu-1")
         hands.apply("unlucky", **ONE_GPU, failurePolicy={"gangTimeoutSeconds": 10, "maxRestarts": 0})
         wait_until("half a gang", lambda: seen.ever() == {"unlucky"})
@@ -197,7 +196,7 @@ def test_a_gang_that_loses_a_node_while_it_is_placed_waits_for_another(
 
 def test_yields_sooner_while_others_wait(hands: Hands, plane: ControlPlane, operator: OperatorProcess) -> None:
     """Three nodes can never be had; two can, as soon as the larger gang stops holding one of them."""
-    with nodes.running(Kubelets(hands), plane) as kubelets, watching(plane, hands) as seen:
+    with nodes.kubelets(plane, hands) as kubelets, watching(plane, hands) as seen:
         kubelets.add("gpu-1")
         kubelets.add("gpu-2")
         three = ONE_GPU | {"nodes": 3, "training": {"globalBatchSize": 3}}
@@ -210,5 +209,3 @@ def test_yields_sooner_while_others_wait(hands: Hands, plane: ControlPlane, oper
         assert hands.condition("too-large", "Running")[0] == "False"
         assert "GangTimedOut" in hands.events("too-large")
     assert seen.most_at_once() == 1
-
-

@@ -110,7 +110,8 @@ class Topology(ApiModel):
         description="Node label whose value all ranks share, such as that of a rack or of an NVLink domain.",
     )
     spread_by: LabelKey | None = Field(
-        default=None, description="Node label over whose values the ranks are spread evenly, such as that of a power feed."
+        default=None,
+        description="Node label over whose values the ranks are spread evenly, such as that of a power feed.",
     )
     required: StrictBool = Field(
         default=False, description="Wait for nodes that fit; false prefers them and takes others."

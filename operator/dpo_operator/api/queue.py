@@ -7,9 +7,7 @@ from pydantic import Field, StringConstraints
 from dpo_operator.api.base import ApiModel
 
 # Names that must fit a label's value.
-QueueName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=63)
-]
+QueueName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=63)]
 
 
 class Queue(ApiModel):
@@ -20,7 +18,8 @@ class Queue(ApiModel):
         "made and the pods use that project's scheduler.",
     )
     name: QueueName | None = Field(
-        default=None, description="Kueue: LocalQueue in the job's namespace. Volcano: queue; its own default where none is named."
+        default=None,
+        description="Kueue: LocalQueue in the job's namespace. Volcano: queue; its own default where none is named.",
     )
     priority_class: QueueName | None = Field(
         default=None,

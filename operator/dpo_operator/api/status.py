@@ -187,7 +187,9 @@ class DPOJobStatus(StatusModel):
         default=[], max_length=MAX_HISTORY, description="Newest restarts, newest last."
     )
     not_before: Time | None = Field(default=None, description="The next attempt is not made before this time.")
-    placement: Placement | None = Field(default=None, description="A gang that waits for nodes; absent once it has them.")
+    placement: Placement | None = Field(
+        default=None, description="A gang that waits for nodes; absent once it has them."
+    )
     conditions: list[Condition] = Field(
         default=[],
         description="Suspended, Prepared, Running, Restarting, Complete, Failed.",

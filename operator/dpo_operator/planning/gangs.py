@@ -85,20 +85,21 @@ def wait(
     job: DPOJob, status: DPOJobStatus, seen: Observed, child: ChildJob, pods: Sequence[ChildPod], at: Moment
 ) -> Plan:
     """The Job of the current attempt is suspended: by us until its turn, by a queue, or by somebody."""
-    assert status.phase is not None
+    phase = status.phase
+    assert phase is not None
     if has_run(status):
         message = (
-            f"Job {child.name} was suspended, and not by the operator; its pods stop after a save. {status.phase} goes on as attempt "
+            f"Job {child.name} was suspended, and not by the operator; its pods stop after a save. {phase} goes on as attempt "
             f"{status.attempt + 1}, which counts as no restart."
         )
         event = Event("Normal", c.QUEUED, message)
         return Plan(transitions.set_aside(status, at, message), events=(event,), requeue_after=0)
-    status = changed(status, workers=Workers(desired=pod_count(job, status.phase), ready=0))
+    status = changed(status, workers=Workers(desired=pod_count(job, phase), ready=0))
     leftovers = tuple(pod for pod in pods if not pod.ended)
     if leftovers:
         # They are going by themselves, unless their node is lost.
         return Plan(status, removals(Stale((), leftovers), status, seen), requeue_after=SETTLE_SECONDS)
-    if not takes_turns(job, status.phase):
+    if not takes_turns(job, phase):
         return Plan(transitions.waiting(status, at, c.QUEUED, _elsewhere(job, child)))
     placement = status.placement or Placement(waiting_since=at.now)
     status = changed(status, placement=placement)
@@ -107,7 +108,7 @@ def wait(
     if not seen.may_place:
         message = f"Job {child.name} waits for its turn: the pods of another job are being placed."
         return Plan(transitions.waiting(status, at, c.QUEUED, message), requeue_after=WAIT_SECONDS)
-    message = f"The {pod_count(job, status.phase)} pods of {child.name} are about to be placed."
+    message = f"The {pod_count(job, phase)} pods of {child.name} are about to be placed."
     status = transitions.waiting(status, at, c.PODS_PENDING, message)
     return Plan(status, (_set_suspend(child, False),), requeue_after=SETTLE_SECONDS)
 
@@ -116,7 +117,9 @@ def _elsewhere(job: DPOJob, child: ChildJob) -> str:
     """Who decides when a Job goes on that is not ours to resume."""
     queue = job.spec.queue
     if queue is None:
-        return f"Job {child.name} was suspended, and not by the operator; it goes on when its spec.suspend is false again."
+        return (
+            f"Job {child.name} was suspended, and not by the operator; it goes on when its spec.suspend is false again."
+        )
     where = f"kubectl -n {job.metadata.namespace} get workloads.kueue.x-k8s.io"
     return f"Job {child.name} waits until {queue.kind} admits it from queue {queue.name}: {where}"
 

@@ -207,9 +207,7 @@ def _succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Mo
 def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
     """Make what is missing for the current attempt: first what the pods mount, then the Job."""
     if obstacle := (
-        waiting.claim_obstacle(job, seen.claim)
-        or waiting.support_obstacle(job, seen)
-        or guarding.obstacle(job, seen)
+        waiting.claim_obstacle(job, seen.claim) or waiting.support_obstacle(job, seen) or guarding.obstacle(job, seen)
     ):
         return Plan(transitions.waiting(status, at, *obstacle), requeue_after=WAIT_SECONDS)
     if seen.refused:

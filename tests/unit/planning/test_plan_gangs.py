@@ -1,0 +1,217 @@
+"""Gangs: when they are placed, when they give their nodes back, and what counts for nothing."""
+
+from datetime import timedelta
+
+import pytest
+
+from dpo_operator.api import conditions as c
+from dpo_operator.api.status import Placement
+from dpo_operator.planning import gangs
+from dpo_operator.planning.actions import Create, Delete, SuspendJob
+from dpo_operator.planning.gangs import Stand
+from dpo_operator.planning.transitions import Moment, running, set_aside
+from tests.unit.planning.build import (
+    NOON,
+    a_child,
+    a_job,
+    a_pod,
+    a_status,
+    a_view,
+    condition,
+    decide,
+    ended,
+)
+
+pytestmark = pytest.mark.unit
+
+AT = Moment(NOON, 1)
+PENDING = {"pod_phase": "Pending", "node": "", "ready": False}
+UNSCHEDULED = PENDING | {"unscheduled": "0/2 nodes are available: 2 Insufficient nvidia.com/gpu."}
+
+
+def held(**fields):
+    return a_child(suspended=True, resource_version="7", **fields)
+
+
+def suspends(plan):
+    return [a.value for a in plan.actions if isinstance(a, SuspendJob)]
+
+
+def test_a_gang_is_made_suspended_and_a_single_pod_is_not():
+    for nodes, expected in ((2, True), (1, False)):
+        plan = decide(a_status(created=False), a_view(), a_job(nodes=nodes))
+        (create,) = (a for a in plan.actions if isinstance(a, Create))
+        assert create.manifest["spec"]["suspend"] is expected
+
+
+def test_its_turn_resumes_the_job_that_was_seen():
+    plan = decide(a_status(), a_view(held()))
+    (action,) = plan.actions
+    assert (action.name, action.uid, action.resource_version, action.value) == (
+        "pairs-train-1",
+        "uid-pairs-train-1",
+        "7",
+        False,
+    )
+    assert plan.status.placement == Placement(waiting_since=NOON)
+
+
+def test_out_of_turn_it_waits_and_says_so():
+    plan = decide(a_status(), a_view(held(), may_place=False, others_waiting=True))
+    assert plan.actions == ()
+    assert condition(plan.status, c.RUNNING) == ("False", c.QUEUED)
+    assert plan.requeue_after == gangs.WAIT_SECONDS
+    later = decide(plan.status, a_view(held(), may_place=False), now=NOON + timedelta(minutes=5))
+    assert later.status.placement.waiting_since == NOON
+
+
+@pytest.mark.parametrize(
+    ("others", "seconds", "expected"),
+    [(False, 299, []), (False, 300, [True]), (True, 59, []), (True, 60, [True])],
+)
+def test_a_partial_gang_gives_its_nodes_back(others, seconds, expected):
+    view = a_view(a_child(), a_pod(0), a_pod(1, **UNSCHEDULED), others_waiting=others, placing_seconds=seconds)
+    plan = decide(a_status(), view)
+    assert suspends(plan) == expected
+    if not expected:
+        assert plan.requeue_after == (60 if others else 300) - seconds
+        return
+    assert condition(plan.status, c.RUNNING) == ("False", c.GANG_TIMED_OUT)
+    assert "1 of 2 pods had a node" in plan.status.message
+    assert "2 Insufficient nvidia.com/gpu" in plan.status.message
+    assert [event.reason for event in plan.events] == [c.GANG_TIMED_OUT]
+    assert (plan.status.attempts.train, plan.status.restarts, plan.status.placement.timeouts) == (1, 0, 1)
+    assert NOON < plan.status.placement.not_before <= NOON + timedelta(seconds=10)
+
+
+def test_the_time_out_is_the_jobs_own():
+    job = a_job(failurePolicy={"gangTimeoutSeconds": 10})
+    view = a_view(a_child(), a_pod(0), a_pod(1, **UNSCHEDULED), placing_seconds=10)
+    assert suspends(decide(a_status(), view, job)) == [True]
+
+
+def test_a_whole_gang_has_all_the_time_it_wants():
+    """Its image may be pulled for an hour."""
+    waiting = {"pod_phase": "Pending", "ready": False}
+    view = a_view(a_child(), a_pod(0, **waiting), a_pod(1, **waiting), placing_seconds=9999)
+    plan = decide(a_status(placement=Placement(waiting_since=NOON)), view)
+    assert plan.actions == ()
+    assert plan.status.placement is None
+    assert gangs.stand(a_job(), plan.status, view, NOON) is Stand.OUT
+
+
+def test_missing_pods_count_as_pods_without_a_node():
+    plan = decide(a_status(), a_view(a_child(), a_pod(0), placing_seconds=300))
+    assert suspends(plan) == [True]
+    assert "1 of 2 pods exist" in plan.status.message
+
+
+def test_a_single_pod_waits_as_long_as_it_takes():
+    view = a_view(a_child(), a_pod(0, **UNSCHEDULED), placing_seconds=9999)
+    plan = decide(a_status(), view, a_job(nodes=1))
+    assert plan.actions == ()
+    assert condition(plan.status, c.RUNNING) == ("False", c.UNSCHEDULABLE)
+
+
+def test_pods_that_end_because_of_the_suspension_count_for_nothing():
+    going = a_pod(0, deleting=True)
+    plan = decide(a_status(), a_view(held(), going, ended(1, 143, deleting=True)))
+    assert (plan.actions, plan.status.attempts.train, plan.status.restarts) == ((), 1, 0)
+    plan = decide(a_status(), a_view(held(), ended(0, 143, deleting=True), ended(1, 75, deleting=True)))
+    assert suspends(plan) == [False]
+
+
+def test_a_job_that_failed_before_it_was_suspended_has_failed():
+    plan = decide(a_status(), a_view(held(failed=True), ended(0, 78), ended(1, 143, deleting=True)))
+    assert plan.status.is_final
+
+
+def test_a_pod_on_a_lost_node_is_removed_before_the_next_turn():
+    lost = a_pod(0, deleting=True, deleting_seconds=500, ready=False)
+    plan = decide(a_status(), a_view(held(), lost))
+    assert plan.actions == (Delete("Pod", lost.name, lost.uid, 0),)
+
+
+def test_a_time_out_is_waited_for_and_then_the_turn_asked_for():
+    placement = Placement(waiting_since=NOON, timeouts=1, not_before=NOON + timedelta(seconds=8))
+    status = a_status(placement=placement)
+    assert gangs.stand(a_job(), status, a_view(held()), NOON) is Stand.OUT
+    plan = decide(status, a_view(held()))
+    assert (plan.actions, plan.requeue_after) == ((), 8)
+    later = NOON + timedelta(seconds=8)
+    assert gangs.stand(a_job(), status, a_view(held()), later) is Stand.WAITING
+    assert suspends(decide(status, a_view(held()), now=later)) == [False]
+
+
+def test_somebody_suspends_a_gang_that_ran():
+    """Kueue does that when it preempts. What it saved is known by its attempt, so the next turn is another one."""
+    plan = decide(running(a_status(), AT), a_view(held(), a_pod(0, deleting=True), a_pod(1, deleting=True)))
+    assert (plan.status.attempts.train, plan.status.restarts, plan.status.restart_history) == (2, 0, [])
+    assert condition(plan.status, c.RUNNING) == ("False", c.QUEUED)
+    assert plan.actions == ()
+    assert plan.status.active_job is None
+    cleaning = decide(plan.status, a_view(held(), a_pod(0, deleting=True)))
+    assert [action.name for action in cleaning.actions] == ["pairs-train-1"]
+    again = decide(plan.status, a_view())
+    assert [action.name for action in again.actions] == ["pairs-train-2"]
+
+
+def test_a_gang_that_ran_and_lost_a_pod_restarts_instead_of_waiting():
+    status = running(a_status(), AT)
+    view = a_view(a_child(), a_pod(0), a_pod(1, **UNSCHEDULED), placing_seconds=300)
+    plan = decide(status, view)
+    assert suspends(plan) == []
+    assert (plan.status.attempts.train, plan.status.restarts, plan.status.restarts_count_towards_max) == (2, 1, 0)
+
+
+@pytest.mark.parametrize("kind", ["prepare", "export"])
+def test_other_phases_that_somebody_suspends_wait_for_them(kind):
+    plan = decide(a_status(kind), a_view(a_child(kind, suspended=True)))
+    assert plan.actions == ()
+    assert condition(plan.status, c.RUNNING) == ("False", c.QUEUED)
+
+
+def test_a_queue_decides_for_itself():
+    job = a_job(queue={"kind": "Kueue", "name": "team"})
+    plan = decide(a_status(), a_view(held()), job)
+    assert plan.actions == ()
+    assert condition(plan.status, c.RUNNING) == ("False", c.QUEUED)
+    assert "Kueue admits it from queue team" in plan.status.message
+    assert gangs.stand(job, plan.status, a_view(held()), NOON) is Stand.OUT
+    view = a_view(a_child(), a_pod(0), a_pod(1, **UNSCHEDULED), placing_seconds=9999)
+    assert decide(a_status(), view, job).actions == ()
+
+
+@pytest.mark.parametrize(
+    ("view", "expected"),
+    [
+        (a_view(), Stand.OUT),
+        (a_view(held()), Stand.WAITING),
+        (a_view(held(), a_pod(0, deleting=True)), Stand.PLACING),
+        (a_view(held(), a_pod(0, **PENDING)), Stand.WAITING),
+        (a_view(a_child()), Stand.PLACING),
+        (a_view(a_child(), a_pod(0), a_pod(1, **PENDING)), Stand.PLACING),
+        (a_view(a_child(), a_pod(0), a_pod(1)), Stand.OUT),
+        (a_view(a_child(failed=True), a_pod(0)), Stand.OUT),
+        (a_view(a_child(deleting=True), a_pod(0)), Stand.OUT),
+    ],
+    ids=["no job", "held", "giving back", "unplaced", "no pods", "half", "whole", "failed", "going"],
+)
+def test_how_a_job_stands_is_seen(view, expected):
+    assert gangs.stand(a_job(), a_status(), view, NOON) is expected
+    for job in (a_job(nodes=1), a_job(managedBy="example.org/other")):
+        assert gangs.stand(job, a_status(), view, NOON) is Stand.OUT
+
+
+def test_waits_grow_differ_and_end():
+    first = [gangs.backoff_seconds(f"uid-{i}", 1) for i in range(50)]
+    assert min(first) >= 5
+    assert max(first) <= 10
+    assert len(set(first)) > 25
+    assert [gangs.backoff_seconds("uid", n) <= gangs.LAST_BACKOFF_SECONDS for n in (5, 50, 5000)] == [True] * 3
+    assert gangs.backoff_seconds("uid", 50) >= gangs.LAST_BACKOFF_SECONDS / 2
+
+
+def test_set_aside_keeps_all_counters():
+    status = set_aside(running(a_status(restarts=3), AT), AT, "m")
+    assert (status.restarts, status.restarts_count_towards_max, status.attempts.train) == (3, 0, 2)
