@@ -38,7 +38,12 @@ class Hands:
 
     def path(self, kind: str, name: str = "") -> str:
         """URL path of objects of a plural."""
-        prefixes = {"jobs": "apis/batch/v1", "dpojobs": f"apis/{names.API_VERSION}", "": ""}
+        prefixes = {
+            "jobs": "apis/batch/v1",
+            "dpojobs": f"apis/{names.API_VERSION}",
+            "poddisruptionbudgets": "apis/policy/v1",
+            "networkpolicies": "apis/networking.k8s.io/v1",
+        }
         prefix = prefixes.get(kind, "api/v1")
         return f"/{prefix}/namespaces/{self.namespace}/{kind}" + (f"/{name}" if name else "")
 

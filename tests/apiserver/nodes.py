@@ -106,8 +106,9 @@ class Kubelets:
             return True
         job = labels["batch.kubernetes.io/job-name"]
         gang = [p for p in pods if p["metadata"]["labels"]["batch.kubernetes.io/job-name"] == job]
-        desired = int(self.own.requests.send("GET", self.own.path("jobs", job)).body["spec"]["completions"])
-        whole = sum(1 for p in gang if p["status"].get("phase") in ("Running", "Succeeded")) == desired
+        found = self.own.get("jobs", job)
+        started = sum(1 for p in gang if p["status"].get("phase") in ("Running", "Succeeded"))
+        whole = found is not None and started == found["spec"]["completions"]
         return self.train and whole and self._seconds(job, "whole") >= self.work_seconds
 
     def _seconds(self, what: str, fact: str) -> float:

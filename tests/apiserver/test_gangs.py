@@ -14,6 +14,7 @@ from tests.apiserver.operator_process import OperatorProcess, running
 from tests.apiserver.podwatch import watching
 from tests.cluster.rig import fixture
 from tests.cluster.rig.control_plane import ControlPlane
+from tests.cluster.rig.shell import wait_for
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.fault(19)]
 
@@ -25,7 +26,9 @@ def plane() -> Iterator[ControlPlane]:
     """A control plane with a scheduler, which the other tests of this tier do without."""
     with fixture.control_plane("gangs", scheduler=True) as plane:
         plane.apply(crd.crd())
-        plane.kubectl("wait", "--for=condition=Established", f"crd/{crd.NAME}", "--timeout=30s")
+        established = ("wait", "--for=condition=Established", f"crd/{crd.NAME}", "--timeout=10s")
+        # It fails at once when there is no condition at all yet.
+        wait_for("DPOJobs to be served", lambda: plane.kubectl(*established), timeout=30)
         nodes.volumes(plane, 30)
         yield plane
 

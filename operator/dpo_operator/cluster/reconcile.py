@@ -177,7 +177,7 @@ class Reconciler:
                     memory.refused = f"The API server refused to create {action.name}: {error.message}"
                 memory.dirty = True
                 raise
-            logger.info("%s: %s %s %s", key, type(action).__name__.lower(), action.kind, action.name)
+            logger.info("%s: %s %s %s", key, action.verb, action.kind, action.name)
         if decision.actions:
             memory.refused = ""
             # The next look must see what was just done, whether or not an event tells.

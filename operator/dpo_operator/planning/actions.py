@@ -1,7 +1,7 @@
 """The vocabulary of a plan."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from dpo_operator.api.status import DPOJobStatus
 
@@ -13,6 +13,7 @@ class Create:
     """Create an object; one of the same name that is not ours is an error, one that is ours is fine."""
 
     manifest: dict[str, Any]
+    verb: ClassVar[str] = "create"
 
     @property
     def kind(self) -> str:
@@ -33,6 +34,7 @@ class Delete:
     name: str
     uid: str
     grace_seconds: int | None = None
+    verb: ClassVar[str] = "delete"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,12 @@ class SuspendJob:
     uid: str
     resource_version: str
     value: bool
-    kind: Kind = "Job"
+    kind: ClassVar[Kind] = "Job"
+
+    @property
+    def verb(self) -> str:
+        """What is done, for people who read the log."""
+        return "suspend" if self.value else "resume"
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Patch:
 
     manifest: dict[str, Any]
     uid: str
+    verb: ClassVar[str] = "patch"
 
     @property
     def kind(self) -> str:

@@ -1,0 +1,223 @@
+"""DPOJobs by people who want something else than training: each asks for more than a tenant may have, or tries to break out
+of the place that a value goes to."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.apiserver.mutants import a_job
+
+MEBIBYTE = "x" * 2**20
+ELSEWHERE = "kube-system/secrets"
+EXPANSIONS = (
+    "$(PET_MASTER_ADDR)",
+    "$$(HOME)",
+    "$$$(HOME)",
+    "${IFS}`id`",
+    "; rm -rf / #",
+    "a\nLD_PRELOAD=/x.so",
+    "--flag",
+)
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """One attempt. refused: whether the API server itself must turn it down; others must turn out harmless.
+
+    faults: rows of the fault matrix that it belongs to.
+    """
+
+    id: str
+    spec: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    top: dict[str, Any] = field(default_factory=dict)
+    refused: bool = True
+
+    def job(self, name: str, namespace: str) -> dict[str, Any]:
+        """The DPOJob, under this name unless the attempt is about the name."""
+        job = a_job(name, **({"gpusPerNode": 0} | self.spec))
+        job["metadata"] |= {"namespace": namespace} | self.metadata
+        return job | self.top
+
+
+def _pod(**fields: Any) -> dict[str, Any]:
+    return {"pod": fields}
+
+
+def _env(name: str, value: str = "x") -> dict[str, Any]:
+    return _pod(env=[{"name": name, "value": value}])
+
+
+def _source(source: str) -> dict[str, Any]:
+    return {"data": {"train": {"source": source}}}
+
+
+def _model(**fields: Any) -> dict[str, Any]:
+    return {"model": {"name": "org/model"} | fields}
+
+
+def _volume(**fields: Any) -> dict[str, Any]:
+    return {"checkpoint": {"volume": fields}}
+
+
+def _names() -> list[Hostile]:
+    """Fault 45: names that are too long, that collide, or that are something else."""
+    wrong = {"45 characters": "a" * 45, "63 characters": "a" * 63, "253 characters": "a" * 253, "254": "a" * 254}
+    wrong |= {"dots": "..", "a path": "../../x", "a slash": "a/b", "upper case": "Job", "a digit first": "1a"}
+    wrong |= {"not ASCII": "jöb", "a line break": "a\nb", "an option": "-x", "an expansion": "$(HOME)", "a NUL": "a\0b"}
+    return [Hostile(f"name of {what}", metadata={"name": name}) for what, name in wrong.items()]
+
+
+def _references() -> list[Hostile]:
+    """References that name another namespace, or leave the folder."""
+    return [
+        Hostile("claim elsewhere", _volume(claimName=ELSEWHERE)),
+        Hostile("claim of dots", _volume(claimName="../x")),
+        Hostile("storage class with a path", _volume(storageClassName="a/b")),
+        Hostile("token elsewhere", _model(tokenSecretRef={"name": ELSEWHERE})),
+        Hostile(
+            "token with a namespace", _model(tokenSecretRef={"name": "a", "namespace": "kube-system"}), refused=False
+        ),
+        Hostile("token key with a path", _model(tokenSecretRef={"name": "a", "key": "../../etc/passwd"})),
+        Hostile("pull secret elsewhere", _pod(imagePullSecrets=[ELSEWHERE])),
+        Hostile("priority elsewhere", _pod(priorityClassName=ELSEWHERE)),
+        Hostile("runtime elsewhere", _pod(runtimeClassName=ELSEWHERE)),
+        Hostile("claim source of dots", _source("pvc://../x")),
+        Hostile("claim source elsewhere", _source("pvc://kube-system/../claim/x")),
+        Hostile("claim source that climbs", _source("pvc://claim/../../other")),
+        Hostile("model from a climbing claim", _model(name="pvc://claim/../../etc")),
+        Hostile("file of the node", _source("file:///etc/shadow")),
+        Hostile("metadata service", _source("http://169.254.169.254/latest/meta-data")),
+        Hostile("path in the container", _source("/var/run/secrets/x.jsonl"), refused=False),
+        Hostile("queue elsewhere", {"queue": {"kind": "Kueue", "name": ELSEWHERE}}),
+        Hostile("queue with a second label", {"queue": {"kind": "Kueue", "name": "a,b=c"}}),
+        Hostile("revision that is an option", _model(revision="--upload-pack=touch /x")),
+        Hostile("revision that climbs", _model(revision="../../main"), refused=False),
+    ]
+
+
+def _escalations() -> list[Hostile]:
+    """Fields of a pod template, in the hope that they are passed on. Whoever asks for no validation has them dropped."""
+    host = [{"name": "h", "hostPath": {"path": "/"}}]
+    fields: dict[str, Any] = {
+        "volumes": host,
+        "hostPID": True,
+        "hostIPC": True,
+        "privileged": True,
+        "securityContext": {"privileged": True, "runAsUser": 0},
+        "serviceAccountName": "admin",
+        "automountServiceAccountToken": True,
+        "nodeName": "control-plane",
+        "command": ["sh", "-c", "id"],
+        "args": ["--x"],
+        "initContainers": [{"name": "i", "image": "x"}],
+        "containers": [{"name": "c", "image": "x"}],
+        "envFrom": [{"secretRef": {"name": "all"}}],
+        "template": {"spec": {"hostNetwork": True}},
+        "schedulerName": "mine",
+        "labels": {"a": "b"},
+        "annotations": {"container.apparmor.security.beta.kubernetes.io/trainer": "unconfined"},
+    }
+    found = [Hostile(f"pod.{name}", _pod(**{name: value}), refused=False) for name, value in fields.items()]
+    path = {"hostPath": {"path": "/"}, "mountPath": "/host"}
+    return [
+        *found,
+        Hostile("volume on the node", _volume(**path), refused=False),
+        Hostile("status of its own", top={"status": {"state": "Complete", "phase": "export"}}, refused=False),
+        Hostile("labels of another job", metadata={"labels": {"dpo-operator.dev/job-uid": "x"}}, refused=False),
+        Hostile("annotations", metadata={"annotations": {"a/b": "c" * 1000, "d": "$(HOME)"}}, refused=False),
+        Hostile("labels that are none", metadata={"labels": {"a b": "c"}}),
+        Hostile("annotation key that is none", metadata={"annotations": {"a/b/c": "d"}}),
+        Hostile("annotation of 1 MiB", metadata={"annotations": {"a": MEBIBYTE}}),
+    ]
+
+
+def _environment() -> list[Hostile]:
+    reserved = (
+        "PATH",
+        "LD_PRELOAD",
+        "LD_LIBRARY_PATH",
+        "PYTHONPATH",
+        "PYTHONSTARTUP",
+        "RANK",
+        "WORLD_SIZE",
+        "MASTER_ADDR",
+    )
+    reserved += ("PET_NNODES", "DPO_JOB_FILE", "HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "http_proxy", "HOME")
+    reserved += ("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "TORCHELASTIC_RUN_ID")
+    names = ("A=B", "A B", "", "$(X)", "a-b", "é", "X" * 129)
+    nul = Hostile("env with a NUL", _env("NCCL_DEBUG", "a\0b"))
+    return [
+        *(Hostile(f"env {name}", _env(name)) for name in reserved),
+        *(Hostile(f"env name {name[:12]!r}", _env(name)) for name in names),
+        *(Hostile(f"env value {value!r}", _env("NCCL_DEBUG", value), refused=False) for value in EXPANSIONS),
+        nul,
+        Hostile("env of 1 MiB", _env("NCCL_DEBUG", MEBIBYTE)),
+        Hostile("env from a secret", _pod(env=[{"name": "A", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]), refused=False),
+        Hostile("1000 variables", _pod(env=[{"name": f"A{i}", "value": ""} for i in range(1000)])),
+    ]  # fmt: skip
+
+
+def _numbers() -> list[Hostile]:
+    values: tuple[Any, ...] = (0, -1, 1025, 2**31, 2**63, 10**30, 1.5, "2", True, [2])
+    return [
+        *(Hostile(f"{value!r} nodes", {"nodes": value}) for value in values),
+        Hostile("65 GPUs", {"gpusPerNode": 65}),
+        Hostile("endless epochs", {"training": {"epochs": 1e300}}),
+        Hostile("a rate of 1e308", {"training": {"learningRate": 1e308}}),
+        Hostile("a time to live that overflows", {"ttlSecondsAfterFinished": 2**62}),
+        Hostile("a size that overflows", _volume(size="9" * 40)),
+        Hostile("a negative size", _volume(size="-1Gi")),
+        Hostile("no memory at all", _pod(sharedMemory="0")),
+        Hostile("GPUs by the back door", _pod(resources={"limits": {"nvidia.com/gpu": 8}})),
+        Hostile("CPU as an RDMA device", _pod(network={"rdmaResource": "cpu"})),
+        Hostile("more CPU than there is", _pod(resources={"limits": {"cpu": "999999999999"}}), refused=False),
+        Hostile("less than nothing", _pod(resources={"limits": {"cpu": "-1"}})),
+    ]
+
+
+def _texts() -> list[Hostile]:
+    """Faults 47 and 48: too large, and full of what is special elsewhere."""
+    special = "\u202e\ufeff\U0001f600é\r\n\t\x01'\"\\{{ x.__class__ }}$(HOME)</script>"
+    return [
+        Hostile("template of 1 MiB", _model(chatTemplate=MEBIBYTE)),
+        Hostile("model of 1 MiB", _model(name=MEBIBYTE)),
+        Hostile("4 MiB in all", top={"spec": a_job()["spec"] | {"junk": MEBIBYTE * 4}}),
+        Hostile("template as large as allowed", _model(chatTemplate="é" * 32768), refused=False),
+        Hostile("template of special characters", _model(chatTemplate=special), refused=False),
+        Hostile("template with a NUL", _model(chatTemplate="a\0b"), refused=False),
+        Hostile("source with a NUL", _source("org/a\0b")),
+        Hostile("source with a space", _source("org/a b")),
+        Hostile("source that is not ASCII", _source("org/données"), refused=False),
+        Hostile("columns that are code", {"data": {"train": {"source": "a/b", "columns": {"prompt": "__import__('os')"}}}}, refused=False),
+        Hostile("project that climbs", {"tracking": {"wandb": {"project": "../../x"}}}),
+        Hostile("project that expands", {"tracking": {"wandb": {"project": "$(HOME)"}}}, refused=False),
+    ]  # fmt: skip
+
+
+def _images() -> list[Hostile]:
+    wrong = ("x y", "x;rm", "../../x", "-x", "x\n", "$(X)", "x|y", "", "/x", "x\\y", "unix://x?y", "é", "a" * 513)
+    return [
+        *(Hostile(f"image {image[:12]!r}", _pod(image=image)) for image in wrong),
+        Hostile("image of another registry", _pod(image="evil.example:5000/x@sha256:" + "0" * 64), refused=False),
+    ]
+
+
+def _places() -> list[Hostile]:
+    return [
+        Hostile("tolerates everything", _pod(tolerations=[{"operator": "Exists"}]), refused=False),
+        Hostile("toleration with code", _pod(tolerations=[{"key": "a;b", "operator": "Exists"}])),
+        Hostile("selector that is none", _pod(nodeSelector={"a b": "c"})),
+        Hostile("selector value that is none", _pod(nodeSelector={"a": "b c"})),
+        Hostile("selector of the control plane", _pod(nodeSelector={"node-role.kubernetes.io/control-plane": ""}), refused=False),
+        Hostile("topology key with code", _pod(topology={"packBy": "a b"})),
+        Hostile("interface with an expansion", _pod(network={"interface": "$(X)"})),
+        Hostile("interface list", _pod(network={"interface": "^lo,eth0"})),
+        Hostile("another manager", {"managedBy": "example.org/$(HOME)"}),
+        Hostile("another manager with line breaks", {"managedBy": "a/b\nc"}),
+    ]  # fmt: skip
+
+
+NAMES = tuple(_names())
+TEXTS = tuple(_texts())
+OTHERS = (*_references(), *_escalations(), *_environment(), *_numbers(), *_images(), *_places())
+ALL = (*NAMES, *TEXTS, *OTHERS)
