@@ -23,7 +23,10 @@ def free_port() -> int:
 
 @dataclass
 class OperatorProcess:
-    """One operator. It can be killed and started again; log: file that all of its lives write to."""
+    """One operator. It can be killed and started again; log: file that all of its lives write to.
+
+    environment: more variables.
+    """
 
     kubeconfig: Path
     namespace: str
@@ -31,6 +34,7 @@ class OperatorProcess:
     resync_seconds: float = 5.0
     metrics_port: int = field(default_factory=free_port)
     health_port: int = field(default_factory=free_port)
+    environment: dict[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -45,6 +49,7 @@ class OperatorProcess:
             "DPO_PROGRESS_SECONDS": "1",
             "DPO_LOG_FORMAT": "plain",
         }
+        environment |= self.environment
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "dpo_operator"], env=environment, stdout=log, stderr=log

@@ -70,6 +70,8 @@ def watching(plane: ControlPlane, hands: Hands) -> Iterator[PodWatch]:
     connection = requests._connection
     connection.request("GET", f"{hands.path('pods')}?watch=1&resourceVersion={version}&timeoutSeconds=600")
     response = connection.getresponse()
+    # Nothing may happen for as long as a gang waits.
+    connection.sock.settimeout(None)
 
     def follow() -> None:
         try:

@@ -1,11 +1,8 @@
-"""The chart on a real API: installed, upgraded, uninstalled, and the operator under the rights that it gives."""
+"""The chart on a real API: installed, upgraded and uninstalled. The rights that it gives are tested in test_rights."""
 
 import json
-import os
 import shutil
-import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,12 +18,11 @@ from tests.cluster.rig.binaries import binary
 from tests.cluster.rig.control_plane import ControlPlane, Endpoints
 from tests.cluster.rig.layout import Layout
 from tests.cluster.rig.shell import RigError
-from tests.contract.chart import CHART, NAMESPACE, render
+from tests.contract.chart import CHART, NAMESPACE
 
 pytestmark = pytest.mark.apiserver
 
 RELEASE = "dpo-operator"
-USER = f"system:serviceaccount:{NAMESPACE}:{RELEASE}"
 PROBE = """\
 apiVersion: v1
 kind: Pod
@@ -37,10 +33,10 @@ spec: {containers: [{name: c, image: x, securityContext: {privileged: true}}]}
 
 @pytest.fixture(scope="module")
 def plane() -> Iterator[ControlPlane]:
-    """An API with an audit log and a namespace that admits restricted pods alone."""
+    """An API with a namespace that admits restricted pods alone."""
     with fixture.in_use("chart"):
         remains.remove("chart")
-        plane = ControlPlane(Layout.of("chart"), Endpoints.on_loopback(), audit=True)
+        plane = ControlPlane(Layout.of("chart"), Endpoints.on_loopback())
         try:
             plane.start(scheduler=False)
             plane.kubectl("create", "namespace", NAMESPACE)
@@ -149,77 +145,3 @@ def test_users_rights_come_from_the_clusters_own_roles(installed: ControlPlane) 
     assert not may("editer", "update", "dpojobs/status")
     assert not may("editer", "patch", "dpojobs/status")
     installed.kubectl("delete", "rolebinding", "view", "edit", "-n", "default")
-
-
-@pytest.fixture
-def operator(installed: ControlPlane, tmp_path: Path) -> Iterator[Path]:
-    """The operator with its ServiceAccount's token and the chart's environment; yields the file of its log."""
-    token = installed.kubectl("create", "token", RELEASE, "-n", NAMESPACE, "--duration=1h").strip()
-    kubeconfig = yaml.safe_load(installed.kubeconfig.read_text(encoding="utf-8"))
-    kubeconfig["users"][0]["user"] = {"token": token}
-    file = tmp_path / "kubeconfig"
-    file.write_text(yaml.safe_dump(kubeconfig), encoding="utf-8")
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        ports = {"DPO_METRICS_PORT": str(one.getsockname()[1]), "DPO_HEALTH_PORT": str(two.getsockname()[1])}
-    environment = os.environ | render().environment | ports | {"KUBECONFIG": str(file)}
-    log = tmp_path / "operator.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dpo_operator"], env=environment, stdout=out, stderr=subprocess.STDOUT
-        )
-    try:
-        yield log
-    finally:
-        process.terminate()
-        process.wait(timeout=30)
-
-
-def used_rights(plane: ControlPlane) -> tuple[set[tuple[str, str, str]], list[str]]:
-    """(group, resource, verb) of the operator's requests, and those that were forbidden."""
-    used, forbidden = set(), []
-    for line in plane.audit_log.read_text(encoding="utf-8").splitlines():
-        event = json.loads(line)
-        target = event.get("objectRef")
-        if event["user"]["username"] != USER or not target or event["stage"] == "RequestReceived":
-            continue
-        resource = "/".join(part for part in (target.get("resource"), target.get("subresource")) if part)
-        used.add((target.get("apiGroup", ""), resource, event["verb"]))
-        if event.get("responseStatus", {}).get("code") == 403:
-            forbidden.append(f"{event['verb']} {event['requestURI']}")
-    return used, forbidden
-
-
-def test_the_operator_needs_what_it_is_given_and_nothing_else(installed: ControlPlane, operator: Path) -> None:
-    installed.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(a_job("steady")))
-    wait("the first phase's Job", lambda: get(installed, "job", "steady-prepare-1"))
-    wait("the status", lambda: get(installed, "dpojob", "steady").get("status", {}).get("state"))
-    events = wait(
-        "an event",
-        lambda: get(installed, "events", "--field-selector", "involvedObject.name=steady")["items"],
-    )
-    assert {event["involvedObject"]["kind"] for event in events} == {names.KIND}
-
-    # Suspended: its pods go. Finished and past its time to live: it goes itself.
-    installed.kubectl("patch", "dpojob", "steady", "--type=merge", "-p", '{"spec":{"suspend":true}}')
-    wait("the Job to go", lambda: get(installed, "jobs")["items"] == [])
-    unsupported = a_job("brief", adapter={"type": "qlora"}, ttlSecondsAfterFinished=0)
-    installed.kubectl("apply", "-f", "-", stdin=yaml.safe_dump(unsupported))
-    wait(
-        "the finished job to go",
-        lambda: "dpojob.dpo-operator.dev/brief" not in installed.kubectl("get", "dpojob", "-o", "name"),
-    )
-
-    used, forbidden = used_rights(installed)
-    assert forbidden == [], operator.read_text(errors="replace")
-    granted = {
-        (group, resource, verb)
-        for rule in render().one("ClusterRole", RELEASE)["rules"]
-        for group in rule["apiGroups"]
-        for resource in rule["resources"]
-        for verb in rule["verbs"]
-    }
-    assert used <= granted
-    # Needed when a name is taken, and when the node of a pod is lost; the cluster tier sees to that.
-    assert granted - used <= {("batch", "jobs", "get"), ("", "pods", "delete")}

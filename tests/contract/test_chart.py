@@ -49,6 +49,16 @@ def test_rights_are_the_golden_ones() -> None:
     assert [role["rules"] for role in rendered.all("Role")] == [golden, golden]
 
 
+@pytest.mark.parametrize(
+    ("queue", "group"), [("volcano", "scheduling.volcano.sh"), ("schedulerPlugins", "scheduling.x-k8s.io")]
+)
+def test_pod_groups_are_a_right_only_when_asked_for(queue: str, group: str) -> None:
+    golden = yaml.safe_load((GOLDEN / "rights.yaml").read_text(encoding="utf-8"))
+    rules = render(f"queues.{queue}.enabled=true").one("ClusterRole", "dpo-operator")["rules"]
+    added = [rule for rule in rules if rule not in golden]
+    assert added == [{"apiGroups": [group], "resources": ["podgroups"], "verbs": ["get", "create", "patch"]}]
+
+
 def test_no_right_is_dangerous() -> None:
     for role in (*render().all("ClusterRole"), *render("watchNamespaces={a}").all("Role")):
         for rule in role["rules"]:
@@ -94,20 +104,26 @@ def test_the_operator_understands_its_environment() -> None:
         "trainer.image.tag=v1",
         "trainer.image.pullPolicy=Always",
         "watchNamespaces={a,b}",
+        "monitoring.namespaces={prometheus,dpo-system}",
+        "queues.volcano.schedulerName=v",
+        "queues.schedulerPlugins.schedulerName=p",
     )
     config = Config.from_environment(rendered.environment)
     assert (config.image.name, config.image.pull_policy) == ("team/trainer:v1", "Always")
     assert (config.log_format, config.resync_seconds, config.progress_seconds, config.workers) == ("plain", 45, 7, 2)
     assert config.gpu_memory == 80 * 2**30
     assert config.namespaces == ("a", "b")
+    # The operator reads progress itself, so its namespace is always one of them.
+    assert config.metrics_namespaces == (NAMESPACE, "prometheus")
+    assert (config.schedulers.volcano, config.schedulers.plugins) == ("v", "p")
     ports = {port["name"]: port["containerPort"] for port in rendered.container["ports"]}
     assert (ports["metrics"], ports["health"]) == (config.metrics_port, config.health_port)
 
 
 def test_the_defaults_are_the_operators_own() -> None:
     environment = render().environment
-    only_image = {"DPO_TRAINER_IMAGE": environment["DPO_TRAINER_IMAGE"]}
-    assert Config.from_environment(environment) == Config.from_environment(only_image)
+    known = {name: environment[name] for name in ("DPO_TRAINER_IMAGE", "DPO_METRICS_NAMESPACES")}
+    assert Config.from_environment(environment) == Config.from_environment(known)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,8 @@ class Turns:
         """What was decided with the turn. resumes: whether the job's pods are to be placed now."""
         if key in self._claims and not resumes:
             self._claims.discard(key)
-            self._wake_next()
+            # Not itself: it has just been looked at.
+            self._wake_next(but=key)
 
     def forget(self, key: Key) -> None:
         """The job is gone."""
@@ -113,6 +114,6 @@ class Turns:
     def _others_wait(self, key: Key) -> bool:
         return any(other != key for other in self._fresh())
 
-    def _wake_next(self) -> None:
-        if self._is_free() and (first := self._next()) is not None:
+    def _wake_next(self, but: Key | None = None) -> None:
+        if self._is_free() and (first := self._next()) is not None and first != but:
             self.wake(first)

@@ -49,16 +49,21 @@ def stand(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime) -> S
     child = seen.job_of("train", status.attempts.train)
     if not ours or status.is_final or status.phase is None or not takes_turns(job, status.phase):
         return Stand.OUT
-    if child is None or child.finished or child.deleting:
+    if child is not None and (child.finished or child.deleting):
         return Stand.OUT
-    pods = seen.pods_of("train", status.attempts.train)
-    if not child.suspended:
+    if child is not None and not child.suspended:
+        pods = seen.pods_of("train", status.attempts.train)
         return Stand.OUT if is_placed(pods, pod_count(job, "train")) else Stand.PLACING
-    if any(pod.placed and not pod.ended for pod in pods):
+    if any(pod.phase == "train" and pod.placed and not pod.ended for pod in seen.pods):
         # Its nodes are not free yet.
         return Stand.PLACING
-    backing_off = status.placement is not None and _before(now, status.placement.not_before)
-    return Stand.OUT if job.spec.suspend or backing_off or has_run(status) else Stand.WAITING
+    if child is None:
+        # A gang that restarts asks before its next Job is there, or another would take the nodes that it had.
+        restarts_now = transitions.holds(status, c.RESTARTING) and not seen.refused
+        wants = restarts_now and not _before(now, status.not_before)
+    else:
+        wants = not has_run(status) and not (status.placement and _before(now, status.placement.not_before))
+    return Stand.WAITING if wants and not job.spec.suspend else Stand.OUT
 
 
 def order(status: DPOJobStatus, now: datetime) -> Order:

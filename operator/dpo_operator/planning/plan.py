@@ -78,7 +78,7 @@ def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
         status = status if job.spec.suspend else transitions.waiting(status, at, c.STOPPING_OLD_PODS, stale.describe())
         return Plan(status, removals(stale, status, seen), requeue_after=SETTLE_SECONDS)
     if job.spec.suspend:
-        return Plan(status)
+        return _stay_suspended(status, seen)
     return _advance(job, status, seen, at, settings)
 
 
@@ -146,6 +146,14 @@ def _suspend_or_resume(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
         return Plan(transitions.suspended(status, at), events=(event,), requeue_after=0)
     event = Event("Normal", c.RESUMED, f"spec.suspend is false; {status.phase} goes on as attempt {status.attempt}.")
     return Plan(transitions.resumed(status, at), events=(event,), requeue_after=0)
+
+
+def _stay_suspended(status: DPOJobStatus, seen: Observed) -> Plan:
+    """A Job that was made just before, and that no status tells of, becomes stale like any other."""
+    assert status.phase is not None
+    if seen.job_of(status.phase, status.attempt) is None:
+        return Plan(status)
+    return Plan(changed(status, attempts=status.attempts.next(status.phase)), requeue_after=0)
 
 
 def _deadline_passed(job: DPOJob, status: DPOJobStatus, at: Moment) -> bool:

@@ -203,6 +203,27 @@ def test_how_a_job_stands_is_seen(view, expected):
         assert gangs.stand(job, a_status(), view, NOON) is Stand.OUT
 
 
+def test_a_gang_that_restarts_asks_before_its_next_job_is_there():
+    status = decide(a_status(), a_view(a_child(), ended(0, 137), a_pod(1))).status
+    assert status.attempts.train == 2
+    going = a_view(a_child(failed=True), a_pod(1, deleting=True))
+    assert gangs.stand(a_job(), status, going, NOON) is Stand.PLACING
+    assert gangs.stand(a_job(), status, a_view(), NOON) is Stand.WAITING
+    assert gangs.order(status, NOON) < gangs.order(a_status(), NOON - timedelta(days=1))
+    # When a quota is in the way, others need not wait for it.
+    assert gangs.stand(a_job(), status, a_view(refused="exceeded quota"), NOON) is Stand.OUT
+
+
+def test_a_job_made_just_before_the_suspension_is_stopped_too():
+    """Its creation was not seen when spec.suspend was."""
+    job = a_job(suspend=True)
+    suspended = decide(a_status(created=False), a_view(), job).status
+    assert suspended.attempts.train == 1
+    noticed = decide(suspended, a_view(a_child(), a_pod(0)), job)
+    assert (noticed.status.attempts.train, noticed.status.state) == (2, "Suspended")
+    assert [action.name for action in decide(noticed.status, a_view(a_child()), job).actions] == ["pairs-train-1"]
+
+
 def test_waits_grow_differ_and_end():
     first = [gangs.backoff_seconds(f"uid-{i}", 1) for i in range(50)]
     assert min(first) >= 5
