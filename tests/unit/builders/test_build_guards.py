@@ -1,0 +1,143 @@
+"""PodDisruptionBudget and NetworkPolicies, read field by field."""
+
+import pytest
+
+from dpo_operator.api import names
+from dpo_operator.builders.guards import build_budget, build_guards, build_prepare_policy, build_rank_policy
+from dpo_operator.builders.job import build_child_job
+from dpo_operator.builders.pod import TrainerImage
+from dpo_operator.planning import guarding
+from dpo_operator.planning.actions import Create, Patch
+from dpo_operator.planning.observed import Guard
+from tests.unit.planning.build import UID, a_job, a_status, a_view, decide
+
+pytestmark = pytest.mark.unit
+
+OPERATORS = ("dpo-system", "prometheus")
+METADATA = "169.254.169.254/32"
+
+
+def labels_of(phase, job):
+    return build_child_job(job, phase, 1, TrainerImage("t:1"))["spec"]["template"]["metadata"]["labels"]
+
+
+def selects(selector, labels):
+    """Whether a label selector fits, as Kubernetes reads it."""
+    fits = selector.get("matchLabels", {}).items() <= labels.items()
+    return fits and all(
+        labels.get(e["key"]) in e["values"] and e["operator"] == "In" for e in selector.get("matchExpressions", ())
+    )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "evictions", "least"),
+    [(4, "OneAtATime", 3), (2, "OneAtATime", 1), (4, "Refuse", 4), (1, "Refuse", 1), (1, "OneAtATime", None)],
+)
+def test_drains_take_one_rank_at_a_time_or_none(nodes, evictions, least):
+    job = a_job(nodes=nodes, pod={"evictions": evictions})
+    budget = build_budget(job)
+    if least is None:
+        assert budget is None
+        return
+    assert budget["spec"]["minAvailable"] == least
+    assert "maxUnavailable" not in budget["spec"]
+    assert [phase for phase in names.PHASES if selects(budget["spec"]["selector"], labels_of(phase, job))] == ["train"]
+
+
+def test_each_phase_has_one_policy():
+    job = a_job()
+    policies = [build_prepare_policy(job, ()), build_rank_policy(job, ())]
+    for phase in names.PHASES:
+        assert sum(selects(p["spec"]["podSelector"], labels_of(phase, job)) for p in policies) == 1
+    other = a_job(metadata={"uid": "another"})
+    assert not any(selects(p["spec"]["podSelector"], labels_of("train", other)) for p in policies)
+    assert all(p["spec"]["policyTypes"] == ["Ingress", "Egress"] for p in policies)
+
+
+def test_ranks_talk_to_their_own_and_are_scraped():
+    job = a_job()
+    spec = build_rank_policy(job, OPERATORS)["spec"]
+    peers, scrape = spec["ingress"]
+    assert "ports" not in peers
+    (peer,) = peers["from"]
+    # Pods of the job's own namespace: without a namespaceSelector a podSelector sees no other.
+    assert set(peer) == {"podSelector"}
+    assert selects(peer["podSelector"], labels_of("train", job))
+    assert not selects(peer["podSelector"], labels_of("prepare", job))
+    assert scrape["ports"] == [{"protocol": "TCP", "port": 9400}]
+    (namespaces,) = scrape["from"]
+    (expression,) = namespaces["namespaceSelector"]["matchExpressions"]
+    assert (expression["key"], expression["values"]) == ("kubernetes.io/metadata.name", list(OPERATORS))
+
+
+def test_ranks_reach_nothing_outside():
+    own, dns = build_rank_policy(a_job(), OPERATORS)["spec"]["egress"]
+    assert own["to"][0]["podSelector"]["matchLabels"][names.LABEL_UID] == UID
+    assert {(p["protocol"], p["port"]) for p in dns["ports"]} == {("UDP", 53), ("TCP", 53)}
+
+
+def test_a_tracker_online_needs_https():
+    wandb = {"project": "p", "mode": "online", "apiKeySecretRef": {"name": "k"}}
+    egress = build_rank_policy(a_job(tracking={"wandb": wandb}), ())["spec"]["egress"]
+    assert egress[2]["ports"] == [{"protocol": "TCP", "port": 443}]
+    assert egress[2]["to"][0]["ipBlock"]["except"] == [METADATA]
+    assert len(build_rank_policy(a_job(tracking={"wandb": {"project": "p"}}), ())["spec"]["egress"]) == 2
+
+
+def test_prepare_downloads_and_gets_no_credentials_of_the_node():
+    spec = build_prepare_policy(a_job(), OPERATORS)["spec"]
+    anywhere = spec["egress"][0]
+    assert "ports" not in anywhere
+    assert anywhere["to"][0]["ipBlock"] == {"cidr": "0.0.0.0/0", "except": [METADATA]}
+    (scrape,) = spec["ingress"]
+    assert scrape["ports"][0]["port"] == 9400
+
+
+def test_isolation_can_be_turned_off():
+    kinds = [guard["kind"] for guard in build_guards(a_job(pod={"network": {"isolate": False}}), ())]
+    assert kinds == ["PodDisruptionBudget"]
+
+
+def test_all_guards_go_with_their_job():
+    for guard in build_guards(a_job(queue={"kind": "Volcano"}), ()):
+        assert guard["metadata"]["ownerReferences"][0]["uid"] == UID
+        assert guard["metadata"]["namespace"] == "default"
+
+
+def present(job, namespaces=OPERATORS, **fields):
+    return tuple(
+        Guard(
+            **{
+                "kind": g["kind"],
+                "name": g["metadata"]["name"],
+                "uid": f"uid-{g['metadata']['name']}",
+                "owner_uid": UID,
+                "digest": g["metadata"]["annotations"][names.ANNOTATION_DIGEST],
+            }
+            | fields
+        )
+        for g in build_guards(job, namespaces)
+    )
+
+
+def test_guards_are_made_before_any_pod_and_followed_when_settings_change():
+    job = a_job()
+    none = guarding.repairs(job, a_view(guards=()), OPERATORS)
+    assert [type(action) for action in none] == [Create, Create, Create]
+    assert guarding.repairs(job, a_view(guards=present(job)), OPERATORS) == ()
+    assert guarding.repairs(job, a_view(guards=None), OPERATORS) == ()
+    moved = guarding.repairs(job, a_view(guards=present(job)), ("elsewhere",))
+    assert [(type(a), a.kind, a.uid) for a in moved] == [
+        (Patch, "NetworkPolicy", "uid-pairs-prepare"),
+        (Patch, "NetworkPolicy", "uid-pairs-train"),
+    ]
+    resized = guarding.repairs(a_job(nodes=3), a_view(guards=present(job)), OPERATORS)
+    assert [(a.kind, a.manifest["spec"]["minAvailable"]) for a in resized] == [("PodDisruptionBudget", 2)]
+    plan = decide(a_status("prepare", created=False), a_view(guards=()))
+    assert [action.kind for action in plan.actions] == ["PodDisruptionBudget", "NetworkPolicy", "NetworkPolicy"]
+
+
+def test_a_guard_of_somebody_else_is_not_taken_over():
+    plan = decide(a_status("prepare", created=False), a_view(guards=present(a_job(), owner_uid="other")))
+    assert plan.actions == ()
+    assert "does not belong to this job" in plan.status.message

@@ -1,0 +1,158 @@
+"""Where pods are placed, how they are queued, and how they are connected."""
+
+import pytest
+
+from dpo_operator.api import names
+from dpo_operator.api.rules import violations
+from dpo_operator.builders.job import build_child_job
+from dpo_operator.builders.pod import TrainerImage
+from dpo_operator.builders.ports import ports_of
+from dpo_operator.builders.queue import Schedulers, build_pod_group
+from dpo_operator.builders.service import build_service
+from tests.unit.planning.build import UID, a_job
+
+pytestmark = pytest.mark.unit
+
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
+
+
+def child_of(phase="train", **spec):
+    return build_child_job(a_job(**spec), phase, 1, TrainerImage("t:1"), schedulers=Schedulers("v", "p"))
+
+
+def pod_of(phase="train", **spec):
+    return child_of(phase, **spec)["spec"]["template"]["spec"]
+
+
+def env_of(phase="train", **spec):
+    return {e["name"]: e.get("value") for e in pod_of(phase, **spec)["containers"][0]["env"]}
+
+
+def network(**fields):
+    return {"pod": {"network": fields}}
+
+
+def test_ranks_are_packed_and_still_on_nodes_of_their_own():
+    affinity = pod_of(pod={"topology": {"packBy": "rack"}})["affinity"]
+    assert affinity["podAntiAffinity"][REQUIRED][0]["topologyKey"] == "kubernetes.io/hostname"
+    (preferred,) = affinity["podAffinity"][PREFERRED]
+    assert preferred["podAffinityTerm"]["topologyKey"] == "rack"
+    assert preferred["podAffinityTerm"]["labelSelector"]["matchLabels"][names.LABEL_UID] == UID
+    affinity = pod_of(pod={"topology": {"packBy": "rack", "required": True}})["affinity"]
+    assert affinity["podAffinity"][REQUIRED][0]["topologyKey"] == "rack"
+
+
+@pytest.mark.parametrize(("required", "otherwise"), [(True, "DoNotSchedule"), (False, "ScheduleAnyway")])
+def test_ranks_are_spread(required, otherwise):
+    (spread,) = pod_of(pod={"topology": {"spreadBy": "zone", "required": required}})["topologySpreadConstraints"]
+    assert (spread["maxSkew"], spread["topologyKey"], spread["whenUnsatisfiable"]) == (1, "zone", otherwise)
+    assert spread["labelSelector"]["matchLabels"] == {names.LABEL_UID: UID, names.LABEL_PHASE: "train"}
+
+
+def test_only_training_is_placed_by_topology():
+    for phase in ("prepare", "export"):
+        pod = pod_of(phase, pod={"topology": {"packBy": "rack", "spreadBy": "zone"}})
+        assert not {"affinity", "topologySpreadConstraints"} & set(pod)
+
+
+def test_the_nodes_network_is_for_training_alone():
+    pod = pod_of(**network(hostNetwork=True))
+    assert (pod["hostNetwork"], pod["dnsPolicy"]) == (True, "ClusterFirstWithHostNet")
+    for phase in ("prepare", "export"):
+        assert "hostNetwork" not in pod_of(phase, **network(hostNetwork=True))
+    assert "hostNetwork" not in pod_of()
+
+
+def test_ports_on_the_nodes_network_are_the_jobs_own():
+    job = a_job(**network(hostNetwork=True))
+    ports = ports_of(job)
+    assert (ports_of(job, "prepare"), ports_of(a_job())) == ((29500, 9400), (29500, 9400))
+    container = pod_of(**network(hostNetwork=True))["containers"][0]
+    # The scheduler keeps pods apart that name the same port of the host.
+    assert {p["containerPort"] for p in container["ports"]} == set(ports)
+    env = env_of(**network(hostNetwork=True))
+    assert (env["PET_MASTER_PORT"], env["DPO_METRICS_PORT"]) == (str(ports.master), str(ports.metrics))
+    assert {p["port"] for p in build_service(job)["spec"]["ports"]} == set(ports)
+    assert env_of("prepare", **network(hostNetwork=True))["DPO_METRICS_PORT"] == "9400"
+
+
+def test_ports_differ_between_jobs_and_stay_out_of_the_way():
+    found = [ports_of(a_job(metadata={"uid": f"uid-{i}"}, **network(hostNetwork=True))) for i in range(200)]
+    assert all(20000 <= p.master < p.metrics < 29000 for p in found)
+    assert len(set(found)) > 190
+
+
+def test_rdma_is_requested_once_for_each_training_pod():
+    spec = {"gpusPerNode": 8} | network(rdmaResource="rdma/ib")
+    resources = pod_of(**spec)["containers"][0]["resources"]
+    assert resources["requests"]["rdma/ib"] == resources["limits"]["rdma/ib"] == "1"
+    assert "rdma/ib" not in str(pod_of("prepare", **spec))
+
+
+def test_the_interface_reaches_nccl_and_gloo():
+    env = env_of(**network(interface="ib0"))
+    assert (env["NCCL_SOCKET_IFNAME"], env["GLOO_SOCKET_IFNAME"]) == ("=ib0", "ib0")
+    assert "GLOO_SOCKET_IFNAME" not in env_of("export", **network(interface="ib0"))
+
+
+def test_kueue_finds_its_label_on_a_suspended_job():
+    queue = {"kind": "Kueue", "name": "team", "priorityClass": "high"}
+    for nodes in (1, 2):
+        job = child_of(nodes=nodes, queue=queue)
+        assert job["spec"]["suspend"] is True
+        assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team"
+        assert job["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] == "high"
+        assert "schedulerName" not in job["spec"]["template"]["spec"]
+    for phase in ("prepare", "export"):
+        job = child_of(phase, queue=queue)
+        assert job["spec"]["suspend"] is False
+        assert "kueue" not in str(job)
+    assert build_pod_group(a_job(queue=queue)) is None
+
+
+def test_volcano_finds_the_pod_group():
+    queue = {"kind": "Volcano", "name": "team", "priorityClass": "high"}
+    group = build_pod_group(a_job(queue=queue))
+    assert group["apiVersion"] == "scheduling.volcano.sh/v1beta1"
+    assert group["spec"] == {"minMember": 2, "queue": "team", "priorityClassName": "high"}
+    job = child_of(queue=queue)
+    template = job["spec"]["template"]
+    assert template["metadata"]["annotations"] == {"scheduling.k8s.io/group-name": group["metadata"]["name"]}
+    assert (template["spec"]["schedulerName"], job["spec"]["suspend"]) == ("v", False)
+
+
+def test_scheduler_plugins_find_the_pod_group():
+    queue = {"kind": "SchedulerPlugins"}
+    group = build_pod_group(a_job(queue=queue))
+    assert group["apiVersion"] == "scheduling.x-k8s.io/v1alpha1"
+    assert group["spec"] == {"minMember": 2, "scheduleTimeoutSeconds": 300}
+    template = child_of(queue=queue)["spec"]["template"]
+    assert template["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] == group["metadata"]["name"]
+    assert template["spec"]["schedulerName"] == "p"
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({"queue": {"kind": "Kueue"}}, "spec.queue"),
+        ({"queue": {"kind": "SchedulerPlugins", "name": "x"}}, "spec.queue"),
+        ({"queue": {"kind": "SchedulerPlugins", "priorityClass": "x"}}, "spec.queue"),
+        ({"pod": {"topology": {}}}, "spec.pod.topology"),
+        ({"pod": {"topology": {"packBy": "a", "spreadBy": "a"}}}, "spec.pod.topology"),
+        ({"pod": {"topology": {"packBy": "kubernetes.io/hostname"}}}, "spec.pod.topology"),
+        (network(rdmaResource="memory"), "spec.pod.network.rdmaResource"),
+        (network(rdmaResource="nvidia.com/gpu"), "spec.pod.network.rdmaResource"),
+        (
+            {"pod": {"network": {"rdmaResource": "rdma/ib"}, "resources": {"limits": {"rdma/ib": 2}}}},
+            "spec.pod.network.rdmaResource",
+        ),
+        (
+            {"pod": {"network": {"interface": "ib0"}, "env": [{"name": "NCCL_SOCKET_IFNAME", "value": "x"}]}},
+            "spec.pod.network.interface",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(spec, field):
+    (sentence,) = violations(a_job(**spec))
+    assert sentence.startswith(field)
