@@ -1,0 +1,43 @@
+"""Files of Go modules: the CRDs that other projects publish, and Kueue itself. Go keeps them outside the checkout, by version."""
+
+import json
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.cluster.rig.layout import cache_root, locked
+
+KUEUE = ("sigs.k8s.io/kueue", "v0.17.0")
+SCHEDULER_PLUGINS = ("sigs.k8s.io/scheduler-plugins", "v0.32.7")
+
+
+@cache
+def folder(module: str, version: str) -> Path:
+    """Where the module's files are, downloaded once."""
+    command = ["go", "mod", "download", "-json", f"{module}@{version}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, cwd="/")
+    return Path(json.loads(done.stdout)["Dir"])
+
+
+def documents(*files: Path) -> list[dict[str, Any]]:
+    """The YAML documents of these files."""
+    return [d for file in files for d in yaml.safe_load_all(file.read_text(encoding="utf-8")) if d]
+
+
+def kueue_binary() -> Path:
+    """Kueue's manager, built once from its module."""
+    module, version = KUEUE
+    binary = cache_root() / f"kueue-{version}" / "kueue"
+    with locked(cache_root() / "kueue.lock"):
+        if not binary.is_file():
+            unfinished = binary.with_name(".kueue")
+            command = ["go", "build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags=-s -w"]
+            command += ["-o", str(unfinished), "./cmd/kueue"]
+            source = folder(module, version)
+            subprocess.run(command, cwd=source, env=os.environ | {"CGO_ENABLED": "0"}, timeout=1500, check=True)
+            unfinished.rename(binary)
+    return binary
