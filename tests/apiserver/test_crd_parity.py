@@ -107,6 +107,7 @@ def combinations() -> Iterator[dict[str, Any]]:
     """Settings that the rules are about, in all their combinations within a rule's reach."""
     yield from losses()
     yield from data_and_tracking()
+    yield from failure_policies()
     for held_out, fraction, stopping in itertools.product((None, {"source": "x"}), (None, 0, 0.1), (None, {})):
         yield {
             "data": {"train": {"source": "t"}, "eval": held_out, "evalFraction": fraction},
@@ -189,6 +190,15 @@ def combinations() -> Iterator[dict[str, Any]]:
         *("HUGGING_FACE_HUB_TOKEN", "TORCHELASTIC_RUN_ID"),
     ):
         yield {"pod": {"env": [{"name": "A"}, {"name": name, "value": "v"}]}}
+
+
+def failure_policies() -> Iterator[dict[str, Any]]:
+    """What the failure policy's fields say about one another."""
+    for first, longest in itertools.product((None, 1, 60, 61), (None, 1, 59, 61)):
+        yield {"failurePolicy": {"backoffSeconds": first, "maxBackoffSeconds": longest}}
+    for codes, reasons, text in itertools.product((None, [], [70]), (None, [], ["Hang"]), (None, "NCCL")):
+        rule = {"exitCodes": codes, "reasons": reasons, "messageContains": text, "action": "Fail"}
+        yield {"failurePolicy": {"rules": [{"reasons": ["Hang"], "action": "Fail"}, rule]}}
 
 
 def test_every_rule_has_the_same_verdict(dpojobs: Requests) -> None:

@@ -287,12 +287,12 @@ def test_quota_is_told_and_heals(hands: Hands, alive: OperatorProcess, control_p
     wait_until("quota", lambda: (hands.get("resourcequotas", "no-jobs") or {}).get("status", {}).get("used"))
     try:
         hands.apply("refused")
-        wait_until("refusal", lambda: hands.condition("refused", "Running") == ("False", "RequestRefused"))
+        wait_until("refusal", lambda: hands.condition("refused", "Running") == ("False", "QuotaExceeded"))
         assert "exceeded quota: no-jobs" in hands.status("refused")["message"]
     finally:
         hands.delete("resourcequotas", "no-jobs")
     hands.pods("refused", "prepare", 1, 1)
-    wait_until("healing", lambda: hands.condition("refused", "Running")[1] != "RequestRefused")
+    wait_until("healing", lambda: hands.condition("refused", "Running")[1] != "QuotaExceeded")
 
 
 def test_missing_claim_is_waited_for(hands: Hands, alive: OperatorProcess, control_plane: ControlPlane) -> None:

@@ -142,6 +142,12 @@ def a_name_that_is_taken(life: Life) -> None:
     assert "does not belong to this job" in life.hands.status("taken")["message"]
 
 
+def pods_that_are_refused(life: Life) -> None:
+    """Kubernetes says why in events alone: they are read."""
+    life.hands.apply("unranked", pod={"priorityClassName": "nobody-made-it"})
+    wait_until("reason", lambda: life.hands.condition("unranked", "Running") == ("False", "PriorityClassNotFound"))
+
+
 def time_to_live(life: Life) -> None:
     """A finished DPOJob is deleted."""
     life.hands.apply("brief", adapter={"type": "qlora"}, gpusPerNode=1, ttlSecondsAfterFinished=0)
@@ -155,6 +161,7 @@ SCENARIO: tuple[Callable[[Life], None], ...] = (
     suspended_and_resumed,
     guards_that_somebody_changed,
     a_name_that_is_taken,
+    pods_that_are_refused,
     time_to_live,
 )
 

@@ -67,7 +67,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   verbs: [get, create, patch]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create]
+  # list: why pods are not made or do not start
+  verbs: [list, create]
 {{- if .Values.queues.volcano.enabled }}
 - apiGroups: [scheduling.volcano.sh]
   resources: [podgroups]

@@ -24,6 +24,8 @@ PART_OF = "dpo-operator"
 
 # Tells a guard (see builders/guards.py) that was made for other settings from one that is up to date.
 ANNOTATION_DIGEST = f"{GROUP}/digest"
+# Changed to make the Job controller try again to make pods.
+ANNOTATION_TRIED = f"{GROUP}/tried-again"
 
 # Kubernetes' own label and annotation that tell a pod of an Indexed Job its rank.
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"

@@ -44,7 +44,8 @@ class ApiError(Exception):
     @property
     def is_refusal(self) -> bool:
         """The request itself was judged and refused: invalid, forbidden by a quota, a policy or a webhook."""
-        return self.code in (400, 403, 422)
+        # A webhook that does not answer comes as an error of the server.
+        return self.code in (400, 403, 422) or "failed calling webhook" in self.message
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,15 @@ class Client:
                 return None
             raise
 
-    async def list(self, kind: str, namespace: str | None, label_selector: str = "") -> list[Json]:
+    async def list(
+        self, kind: str, namespace: str | None, label_selector: str = "", field_selector: str = ""
+    ) -> list[Json]:
         """All objects of a kind, page by page. Read from the storage, never from a cache."""
         items: list[Json] = []
         token = ""
         while True:
             query = {"limit": str(PAGE), "labelSelector": label_selector, "continue": token}
+            query["fieldSelector"] = field_selector
             path = RESOURCES[kind].path(namespace)
             page = await self.request("GET", path, query={k: v for k, v in query.items() if v})
             items += page.get("items") or []

@@ -17,6 +17,7 @@ from dpo_operator.cluster.keys import Key
 from dpo_operator.cluster.memory import JobMemory
 from dpo_operator.cluster.observe import observe, observe_guards
 from dpo_operator.cluster.progress import ProgressReader
+from dpo_operator.cluster.startup import Startup
 from dpo_operator.cluster.turns import Turns
 from dpo_operator.metrics import JobMetrics
 from dpo_operator.planning import gangs
@@ -24,6 +25,7 @@ from dpo_operator.planning.actions import Plan, SuspendJob
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.plan import Settings, plan, reject_unreadable
 from dpo_operator.planning.validate import Problems, read_job
+from dpo_operator.timings import Timings
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class Reconciler:
         self._reader = reader
         self._settings = settings
         self._metrics = metrics
+        self._timings = Timings(metrics.registry)
+        self._startups: dict[Key, Startup] = {}
         self._look_seconds = look_seconds
         self._memory: dict[Key, JobMemory] = {}
         self.turns = Turns()
@@ -79,7 +83,9 @@ class Reconciler:
         if raw["metadata"]["uid"] != memory.uid:
             # Another object of the same name: nothing that was known holds for it.
             memory = self._memory[key] = JobMemory(uid=raw["metadata"]["uid"], dirty=False)
+            self._startups.pop(key, None)
         status = DPOJobStatus.model_validate(raw.get("status") or {})
+        startup = self._startups.setdefault(key, Startup())
         job = read_job(raw)
         if isinstance(job, Problems):
             generation = int(raw["metadata"].get("generation", 1))
@@ -88,6 +94,7 @@ class Reconciler:
             self.turns.forget(key)
         else:
             seen = await observe(self._client, job, memory.pods, memory.refused)
+            seen = await startup.observe(self._client, job, status, seen)
             seen = await self._with_guards(job, status, seen, memory)
             seen = await self._with_progress(job, status, seen, memory)
             now = datetime.now(UTC)
@@ -95,10 +102,11 @@ class Reconciler:
             decision = plan(job, status, seen, now, self._settings)
             self.turns.settle(key, any(isinstance(a, SuspendJob) and not a.value for a in decision.actions))
         raw = await self._write(raw, decision, memory)
+        self._timings.written(key, status, decision.status, seen, datetime.now(UTC))
         self._metrics.update(key, raw, decision.status)
         memory.raw, memory.seen, memory.looked_at = raw, seen, time.monotonic()
         memory.due = decision.requeue_after is not None
-        await write.record(self._client, raw, decision.events)
+        await write.record(self._client, raw, decision.events + startup.announce(status, decision.status, seen))
         await self._apply(key, raw, decision, memory)
         return decision.requeue_after
 
@@ -186,6 +194,8 @@ class Reconciler:
     def forget(self, key: Key) -> None:
         """The job is gone."""
         self._memory.pop(key, None)
+        self._startups.pop(key, None)
+        self._timings.forget(key)
         self.turns.forget(key)
         self._metrics.forget(key)
 

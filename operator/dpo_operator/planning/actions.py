@@ -54,6 +54,16 @@ class SuspendJob:
 
 
 @dataclass(frozen=True)
+class TryAgain:
+    """Have the Job controller try at once to make the pods of this Job: left alone, it waits up to a minute after refusals."""
+
+    name: str
+    uid: str
+    kind: ClassVar[Kind] = "Job"
+    verb: ClassVar[str] = "try again"
+
+
+@dataclass(frozen=True)
 class Patch:
     """Give an object that is ours the annotations and the spec of this manifest, if it still is the one with this UID."""
 
@@ -72,7 +82,7 @@ class Patch:
         return str(self.manifest["metadata"]["name"])
 
 
-Action = Create | Delete | SuspendJob | Patch
+Action = Create | Delete | SuspendJob | TryAgain | Patch
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus, Placement, Workers
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.job import pod_count, takes_turns
-from dpo_operator.planning import failures, restarts, transitions
+from dpo_operator.planning import failures, refusals, restarts, transitions
 from dpo_operator.planning.actions import Event, Plan, SuspendJob
 from dpo_operator.planning.observed import ChildJob, ChildPod, Observed
 from dpo_operator.planning.stale import Stale, removals
@@ -139,6 +139,8 @@ def give_back(
     desired = pod_count(job, status.phase)
     placed = len({pod.index for pod in pods if pod.placed})
     why = next((pod.unscheduled for pod in pods if pod.unscheduled), "")
+    refused = None if why or len(pods) >= desired else refusals.job_notice(child, seen.notices)
+    why = why or (refused[1] if refused else "")
     why = why or f"{len(pods)} of {desired} pods exist: kubectl -n {job.metadata.namespace} describe job {child.name}"
     found = f"{placed} of {desired} pods had a node after {seen.placing_seconds:.0f} s ({why})."
     if has_run(status):

@@ -244,6 +244,24 @@ class Guard:
 
 
 @dataclass(frozen=True)
+class Notice:
+    """An event of Kubernetes about one of our objects. uid: of that object."""
+
+    uid: str
+    reason: str
+    message: str
+
+    @classmethod
+    def from_raw(cls, raw: Raw) -> "Notice":
+        """From the API server's answer."""
+        return cls(
+            uid=str(raw["involvedObject"].get("uid") or ""),
+            reason=raw.get("reason") or "",
+            message=raw.get("message") or "",
+        )
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything that was seen of one job.
 
@@ -253,6 +271,9 @@ class Observed:
     may_place: whether it's this job's turn to have its pods placed. others_waiting: whether other jobs wait for theirs.
     placing_seconds: how long some pods of a gang that has its turn have been without a node.
     guards: None when they were not looked at.
+
+    waiting_seconds: how long the attempt's pods have not all run. notices: Kubernetes' events about them, oldest first.
+    may_try_again: whether refused pods were left alone for long enough.
     """
 
     jobs: tuple[ChildJob, ...] = ()
@@ -266,6 +287,9 @@ class Observed:
     others_waiting: bool = False
     placing_seconds: float = 0.0
     guards: tuple[Guard, ...] | None = None
+    waiting_seconds: float = 0.0
+    notices: tuple[Notice, ...] = ()
+    may_try_again: bool = False
 
     def job_of(self, phase: str | None, attempt: int) -> ChildJob | None:
         """Job of an attempt."""

@@ -14,7 +14,17 @@ from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.builders.queue import DEFAULT_SCHEDULERS, Schedulers
 from dpo_operator.builders.service import build_service
 from dpo_operator.builders.volume import build_claim
-from dpo_operator.planning import failures, gangs, guarding, progress, recorded, restarts, transitions, waiting
+from dpo_operator.planning import (
+    failures,
+    gangs,
+    guarding,
+    progress,
+    recorded,
+    refusals,
+    restarts,
+    transitions,
+    waiting,
+)
 from dpo_operator.planning.actions import Create, Delete, Event, Plan
 from dpo_operator.planning.fit import predicted_not_to_fit
 from dpo_operator.planning.observed import ChildJob, ChildPod, Observed
@@ -220,7 +230,7 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
         return Plan(transitions.waiting(status, at, *obstacle), requeue_after=WAIT_SECONDS)
     if seen.refused:
         # Told, and tried again: a quota or a webhook may let it pass later.
-        status = transitions.waiting(status, at, c.REQUEST_REFUSED, seen.refused)
+        status = transitions.waiting(status, at, *refusals.refusal(seen.refused, c.REQUEST_REFUSED))
     if status.not_before is not None and at.now < status.not_before:
         left = status.not_before - at.now
         message = f"Attempt {status.attempt} starts at {status.not_before:%H:%M:%S} UTC."
@@ -271,8 +281,9 @@ def _watch(
         if given_back := gangs.give_back(job, status, seen, child, pods, at):
             return given_back
         obstacle = waiting.claim_obstacle(job, seen.claim)
-        obstacle = obstacle or waiting.pods_obstacle(job, child.name, pods, desired, seen.claim)
-        decision = Plan(transitions.waiting(status, at, *obstacle))
+        obstacle = obstacle or waiting.pods_obstacle(job, child, pods, desired, seen)
+        again = waiting.try_again(child, pods, desired, seen)
+        decision = Plan(transitions.waiting(status, at, *obstacle), again, requeue_after=waiting.look_again(seen))
         return gangs.with_time_left(decision, gangs.time_left(job, status, seen, pods))
     was_running = transitions.holds(status, c.RUNNING)
     status = progress.with_reading(transitions.running(status, at), seen.progress, at.now)

@@ -6,9 +6,17 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.volume import claim_name
-from dpo_operator.planning.observed import ChildPod, Claim, Observed
+from dpo_operator.planning import refusals
+from dpo_operator.planning.actions import TryAgain
+from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Observed
 
 Reason = tuple[str, str]
+
+# How long pods that do not run are left to explain themselves, and how often Kubernetes' events are read after that.
+LOOK_AFTER_SECONDS = 5.0
+LOOK_SECONDS = 10.0
+# How often the Job controller is made to try again, while it is refused pods.
+TRY_AGAIN_SECONDS = 20.0
 
 IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
@@ -59,16 +67,35 @@ def support_obstacle(job: DPOJob, seen: Observed) -> Reason | None:
     return None
 
 
-def pods_obstacle(job: DPOJob, child: str, pods: Sequence[ChildPod], desired: int, claim: Claim | None) -> Reason:
-    """What keeps the pods from running; the most telling of them first. child: name of their batch/v1 Job."""
+def look_again(seen: Observed) -> float:
+    """Seconds until pods that do not run are looked at again: what keeps them from it may be told by events alone."""
+    return LOOK_SECONDS if seen.waiting_seconds >= LOOK_AFTER_SECONDS else LOOK_AFTER_SECONDS - seen.waiting_seconds
+
+
+def try_again(child: ChildJob, pods: Sequence[ChildPod], desired: int, seen: Observed) -> tuple[TryAgain, ...]:
+    """What brings refused pods into being soon after the cause is gone, which nothing tells of."""
+    missing = len({pod.index for pod in pods}) < desired
+    refused = missing and refusals.job_notice(child, seen.notices) is not None
+    return (TryAgain(child.name, child.uid),) if refused and seen.may_try_again else ()
+
+
+def pods_obstacle(job: DPOJob, child: ChildJob, pods: Sequence[ChildPod], desired: int, seen: Observed) -> Reason:
+    """What keeps the pods from running; the most telling of them first. child: their batch/v1 Job."""
+    claim = seen.claim
     for pod in pods:
         if pod.waiting and pod.waiting[0] in IMAGE_REASONS:
             return c.IMAGE_PULL_FAILED, f"Pod {pod.name} can't get its image: {pod.waiting[0]}: {pod.waiting[1]}"
     for pod in pods:
         if pod.waiting and pod.waiting[0] in CONFIG_REASONS:
-            return c.CONTAINER_CONFIG_ERROR, (
+            secret = refusals.is_missing_secret(pod.waiting[1])
+            return c.SECRET_NOT_FOUND if secret else c.CONTAINER_CONFIG_ERROR, (
                 f"Pod {pod.name} can't start its container: {pod.waiting[0]}: {pod.waiting[1]}"
             )
+    if len({pod.index for pod in pods}) < desired and (refused := refusals.job_notice(child, seen.notices)):
+        return refused
+    for pod in pods:
+        if not (pod.running or pod.ended) and (told := refusals.pod_notice(pod, seen.notices)):
+            return told
     for pod in pods:
         if pod.unscheduled:
             reason = (
@@ -80,11 +107,11 @@ def pods_obstacle(job: DPOJob, child: str, pods: Sequence[ChildPod], desired: in
     if claim is not None and not claim.bound:
         # With volumeBindingMode WaitForFirstConsumer this is the usual course until the first pod has a node.
         return c.VOLUME_PENDING, f"PersistentVolumeClaim {claim.name} is not bound to a volume yet."
-    return c.PODS_PENDING, _starting(job, child, pods, desired)
+    return c.PODS_PENDING, _starting(job, child.name, pods, desired)
 
 
 def _starting(job: DPOJob, child: str, pods: Sequence[ChildPod], desired: int) -> str:
-    """Pods that are not there, or are being started. Kubernetes says why in events, which the operator can't read."""
+    """Pods that are not there, or are being started, and no event says why."""
     namespace = job.metadata.namespace
     started = sum(1 for pod in pods if pod.running or pod.ended)
     message = f"{started} of {desired} pods run; {len(pods)} exist."

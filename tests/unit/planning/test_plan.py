@@ -364,7 +364,7 @@ def test_config_map_of_another_owner_is_never_used():
         ),
         (
             a_pod(1, pod_phase="Pending", waiting=("CreateContainerConfigError", 'secret "hf" not found')),
-            c.CONTAINER_CONFIG_ERROR,
+            c.SECRET_NOT_FOUND,
             'secret "hf" not found',
         ),
         (a_pod(1, pod_phase="Pending", unscheduled="0/3 nodes: Insufficient nvidia.com/gpu"), c.UNSCHEDULABLE, "0/3"),
@@ -400,7 +400,7 @@ def test_what_only_kubernetes_events_tell_is_pointed_at(pods, parts):
 
 def test_refused_request_is_shown_and_tried_again():
     result = decide(a_status(created=False), a_view(refused="exceeded quota: gpus"))
-    assert condition(result.status, c.RUNNING) == ("False", c.REQUEST_REFUSED)
+    assert condition(result.status, c.RUNNING) == ("False", c.QUOTA_EXCEEDED)
     assert "exceeded quota" in result.status.message
     assert [action.kind for action in result.actions] == ["Job"]
 
