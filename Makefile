@@ -58,6 +58,10 @@ bench-checkpoints: $(VENV)/.ready ## how long training waits for checkpoints, be
 test: $(VENV)/.ready ## every tier of the tests, with all their set-up
 	@$(BIN)/python -m tests.run_tiers
 
+.PHONY: faults
+faults: $(VENV)/.ready ## inject every fault of the matrix for real; FAULTS="17 34" some of them; prints the table of docs/faults.md
+	@$(BIN)/python -m tests.faults $(FAULTS)
+
 .PHONY: lint
 lint: $(VENV)/.ready ## ruff, mypy and the import layers
 	@$(BIN)/ruff check .
