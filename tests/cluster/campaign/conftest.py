@@ -31,12 +31,6 @@ def installed(cluster: Cluster, shared: Path) -> Cluster:
 
 
 @pytest.fixture(scope="session")
-def spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """The tier's job, with a hang found early."""
-    return spec | {"failurePolicy": {"hangTimeoutSeconds": 15}}
-
-
-@pytest.fixture(scope="session")
 def undisturbed(installed: Cluster, spec: dict[str, Any]) -> Undisturbed:
     """The job that nothing happens to."""
     job = Job(installed, "undisturbed")

@@ -15,6 +15,8 @@ from tests.cluster.witness import Undisturbed, check, claim_uid, witness
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(900)]
 
 Spec = dict[str, Any]
+HANG_SECONDS = 20
+HANGS = {"failurePolicy": {"hangTimeoutSeconds": HANG_SECONDS}}
 
 
 def running(job: Job, phase: str) -> list[dict[str, Any]]:
@@ -116,15 +118,15 @@ def test_memory_runs_out(job: Job, spec: Spec) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_rank_is_stopped(job: Job, spec: Spec, undisturbed: Undisturbed, rank: int) -> None:
     with witness(job):
-        job.apply(spec)
+        job.apply(spec | HANGS)
         job.wait_for_checkpoint(4)
         volume = claim_uid(job)
         began = time.monotonic()
         job.cluster.signal_pod(job.pods("train")[rank]["metadata"]["name"], signal.SIGSTOP)
         status = job.wait(lambda s: s["attempts"]["train"] == 2, "attempt 2", timeout=60)
         decided = time.monotonic() - began
-        print(f"\nrank {rank} stopped → restart decided: {decided:.1f} s, hangTimeoutSeconds 15")
-        assert decided <= 15 + 10
+        print(f"\nrank {rank} stopped → restart decided: {decided:.1f} s, hangTimeoutSeconds {HANG_SECONDS}")
+        assert decided <= HANG_SECONDS + 10
         assert status["restartHistory"][0]["reason"] == "Hang"
         job.wait_for_state("Complete")
     check(job, undisturbed, restarts=1, counted=1, volume=volume)
@@ -159,7 +161,7 @@ def test_rank_is_starved(job: Job, spec: Spec, undisturbed: Undisturbed) -> None
 def test_rank_is_cut_off(job: Job, spec: Spec, undisturbed: Undisturbed) -> None:
     """Packets between the ranks are dropped, both ways; the operator still reaches both."""
     with witness(job):
-        job.apply(spec)
+        job.apply(spec | HANGS)
         job.wait_for_checkpoint(4)
         volume = claim_uid(job)
         first, second = job.pods("train")
