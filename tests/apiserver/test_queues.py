@@ -10,12 +10,11 @@ import pytest
 
 from dpo_operator.api import crd
 from tests.apiserver import gomodule
-from tests.apiserver.client import Requests
+from tests.apiserver.client import Requests, wait_until_served
 from tests.apiserver.hands import Hands, last_words, wait_until
 from tests.apiserver.operator_process import OperatorProcess, free_port, running
 from tests.cluster.rig import fixture
 from tests.cluster.rig.control_plane import ControlPlane
-from tests.cluster.rig.shell import wait_for
 
 pytestmark = pytest.mark.apiserver
 
@@ -33,8 +32,7 @@ def plane() -> Iterator[ControlPlane]:
         plugins = gomodule.folder(*gomodule.SCHEDULER_PLUGINS) / "config/crd/bases"
         plane.apply(*gomodule.documents(*sorted(kueue.glob("*.yaml")), plugins / POD_GROUPS), crd.crd())
         for name in (crd.NAME, "workloads.kueue.x-k8s.io", "podgroups.scheduling.x-k8s.io"):
-            established = ("wait", "--for=condition=Established", f"crd/{name}", "--timeout=10s")
-            wait_for(name, lambda words=established: plane.kubectl(*words), timeout=60)
+            wait_until_served(plane, name)
         for name in (SPACE, "kueue-system"):
             plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
             plane.wait_for_service_account(name)
