@@ -78,6 +78,8 @@ def kueue(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "leaderElection": {"leaderElect": False},
         "internalCertManagement": {"enable": False},
         "integrations": {"frameworks": ["batch/job"]},
+        # An API of its own, whose certificate it wants in another fixed place.
+        "featureGates": {"VisibilityOnDemand": False},
     }
     file, log = folder / "config.json", folder / "kueue.log"
     file.write_text(json.dumps(config))
@@ -85,8 +87,7 @@ def kueue(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iter
     script = (
         'mount -t tmpfs none /etc && mkdir -p /etc/kueue/metrics && ln -s "$0" /etc/kueue/metrics/certs && exec "$@"'
     )
-    visibility = f"--visibility-server-port={free_port()}"
-    manager = [str(gomodule.kueue_binary()), f"--config={file}", f"--kubeconfig={plane.kubeconfig}", visibility]
+    manager = [str(gomodule.kueue_binary()), f"--config={file}", f"--kubeconfig={plane.kubeconfig}"]
     command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, str(certificates), *manager]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
