@@ -131,6 +131,8 @@ def test_the_turn_of_a_deleted_or_suspended_job_goes_to_the_next(
         hands.apply("last", **ONE_GPU)
         wait_until("queue", lambda: hands.condition("last", "Running") == ("False", "Queued"))
         hands.patch("dpojobs", "paused", {"spec": {"suspend": True}})
+        # A second node before that would make its gang whole.
+        wait_until("turn of last", lambda: "last" in seen.ever())
         kubelets.add("gpu-2")
         complete(hands, "last")
         assert hands.status("paused")["state"] == "Suspended"
