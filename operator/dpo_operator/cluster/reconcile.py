@@ -174,7 +174,8 @@ class Reconciler:
                 await write.apply(self._client, key.namespace, raw["metadata"]["uid"], action)
             except ApiError as error:
                 if error.is_refusal or error.is_gone:
-                    memory.refused = f"The API server refused to create {action.name}: {error.message}"
+                    what = f"{action.verb} {action.kind} {action.name}"
+                    memory.refused = f"The API server refused to {what}: {error.message.strip()}"
                 memory.dirty = True
                 raise
             logger.info("%s: %s %s %s", key, action.verb, action.kind, action.name)
