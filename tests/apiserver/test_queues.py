@@ -16,7 +16,6 @@ from tests.apiserver.operator_process import OperatorProcess, free_port, running
 from tests.cluster.rig import fixture
 from tests.cluster.rig.control_plane import ControlPlane
 
-pytestmark = pytest.mark.apiserver
 
 SPACE = "queued"
 ONE_GPU = {"nodes": 2, "gpusPerNode": 1}
@@ -137,6 +136,8 @@ def reap(hands: Hands, job: str) -> None:
 
 
 # The first time, Kueue is built.
+@pytest.mark.campaign  # building Kueue takes minutes
+@pytest.mark.fault(19)
 @pytest.mark.timeout(2400)
 def test_kueue_admits_preempts_and_readmits(
     hands: Hands, operator: OperatorProcess, kueue: Path, plane: ControlPlane
@@ -186,6 +187,7 @@ def finish(hands: Hands, job: str, attempt: int) -> None:
     wait_until(f"end of {job}", lambda: hands.status(job).get("state") == "Complete")
 
 
+@pytest.mark.apiserver
 def test_a_pod_group_is_what_scheduler_plugins_want(hands: Hands, operator: OperatorProcess) -> None:
     hands.apply("grouped", **ONE_GPU, queue={"kind": "SchedulerPlugins"})
     path = f"/apis/scheduling.x-k8s.io/v1alpha1/namespaces/{SPACE}/podgroups/grouped-train"
@@ -205,6 +207,7 @@ def test_a_pod_group_is_what_scheduler_plugins_want(hands: Hands, operator: Oper
     wait_until("PodGroup to go", lambda: group() is None)
 
 
+@pytest.mark.apiserver
 def test_a_project_that_is_not_installed_is_told_of(hands: Hands, operator: OperatorProcess) -> None:
     hands.apply("lost", **ONE_GPU, queue={"kind": "Volcano"})
     wait_until("refusal", lambda: hands.condition("lost", "Running") == ("False", "RequestRefused"))
