@@ -15,13 +15,24 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True)
+class Election:
+    """Which Lease decides who acts. seconds: after its holder's death until another one leads, about."""
+
+    namespace: str
+    name: str
+    identity: str
+    seconds: float = 12.0
+
+
+@dataclass(frozen=True)
 class Config:
     """How this operator runs.
 
     namespaces: those that are watched; empty means all. ports: of the operator's own pod.
     resync_seconds: between two passes over all jobs, which heal what a watch missed.
     progress_seconds: between two readings of a training job. workers: jobs that are reconciled at the same time.
-    gpu_memory: bytes of each GPU in the cluster, for warnings; None: not known.
+    gpu_memory: bytes of each GPU in the cluster, for warnings; None: not known. election: None when this process is
+    the only one.
     """
 
     image: TrainerImage
@@ -33,6 +44,7 @@ class Config:
     progress_seconds: float = 3.0
     workers: int = 8
     gpu_memory: float | None = None
+    election: Election | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Config":
@@ -50,6 +62,7 @@ class Config:
             progress_seconds=_number(environment, "DPO_PROGRESS_SECONDS", 3, 0.5, 600),
             workers=int(_number(environment, "DPO_WORKERS", 8, 1, 256)),
             gpu_memory=_memory(environment, "DPO_GPU_MEMORY"),
+            election=_election(environment),
         )
 
 
@@ -74,6 +87,26 @@ def _memory(environment: Mapping[str, str], name: str) -> float | None:
         return to_bytes(text)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+def _election(environment: Mapping[str, str]) -> Election | None:
+    """On wherever the process knows its pod, unless it's switched off."""
+    namespace, pod = (environment.get(name, "").strip() for name in ("POD_NAMESPACE", "POD_NAME"))
+    match environment.get("DPO_LEADER_ELECTION", "").strip():
+        case "":
+            wanted = bool(namespace and pod)
+        case "true":
+            wanted = True
+        case "false":
+            wanted = False
+        case other:
+            raise ConfigError(f"DPO_LEADER_ELECTION: expected true or false, found {other!r}")
+    if not wanted:
+        return None
+    if not namespace or not pod:
+        raise ConfigError("DPO_LEADER_ELECTION: expected POD_NAMESPACE and POD_NAME, too, found them empty")
+    name = environment.get("DPO_LEASE_NAME", "").strip() or "dpo-operator"
+    return Election(namespace, name, pod, _number(environment, "DPO_LEASE_SECONDS", 12, 3, 300))
 
 
 def _pull_policy(environment: Mapping[str, str]) -> str:

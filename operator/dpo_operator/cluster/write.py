@@ -27,18 +27,21 @@ async def write_status(client: Client, raw: Json, status: DPOJobStatus) -> Json:
     return await client.request("PUT", path, body={**raw, "status": status.to_dict()})
 
 
-async def apply(client: Client, namespace: str, uid: str, action: Action) -> None:
-    """Carry out one action of the plan for the job with this UID. Doing it twice is the same as once."""
+async def apply(client: Client, namespace: str, uid: str, action: Action) -> Json | None:
+    """Carry out one action of the plan for the job with this UID. Doing it twice is the same as once.
+
+    Returns the object that was created, None when there is none or it was there before.
+    """
     if isinstance(action, Create):
-        await _create(client, namespace, uid, action)
-    else:
-        await _delete(client, namespace, action)
+        return await _create(client, namespace, uid, action)
+    await _delete(client, namespace, action)
+    return None
 
 
-async def _create(client: Client, namespace: str, uid: str, action: Create) -> None:
+async def _create(client: Client, namespace: str, uid: str, action: Create) -> Json | None:
     path = RESOURCES[action.kind].path(namespace)
     try:
-        await client.request("POST", path, body=action.manifest)
+        created = await client.request("POST", path, body=action.manifest)
     except ApiError as error:
         if error.reason != "AlreadyExists":
             raise
@@ -48,6 +51,8 @@ async def _create(client: Client, namespace: str, uid: str, action: Create) -> N
         if existing is not None and owner_uid(existing) not in (uid, owner_uid(action.manifest)):
             message = f"{action.kind} {action.name} exists and does not belong to this job; delete it or rename the job"
             raise ApiError(403, "NameConflict", message) from error
+        return None
+    return {"kind": action.kind, **created}
 
 
 async def _delete(client: Client, namespace: str, action: Delete) -> None:
