@@ -196,11 +196,12 @@ def test_every_write_is_refused_once(code: int, theatre: Stage, proxy: Proxy, pl
     name = f"refused-{code}"
     theatre.life(name, playing)
     theatre.ends_calmly(name, 120)
-    assert len(refused) > 8
+    # Status, events, three that pods mount, Jobs made and deleted.
+    assert len(refused) >= 7
 
 
 @pytest.mark.fault(8)
-@pytest.mark.parametrize("code", [410, 429, 500, 403])
+@pytest.mark.parametrize("code", [429, 500, 403])
 def test_refused_watch_comes_back(code: int, theatre: Stage, proxy: Proxy, playing: Kubelets) -> None:
     began = time.monotonic()
     fault = proxy.fail(lambda call: call.watch, code, times=6)

@@ -80,7 +80,10 @@ class Watches:
         newest = max((int(v) for v in versions if v.isdecimal()), default=0)
         if newest <= self._delivered.get(stream, 0):
             return
-        version, first, _ = self._missing.get(stream, (newest, now, now))
+        version, first, last = self._missing.get(stream, (newest, now, now))
+        if now - last > self._behind:
+            # What was missing has long not been seen; it may have been deleted without an event.
+            version, first = newest, now
         self._missing[stream] = (version, first, now)
 
     def ages(self) -> dict[str, float]:
