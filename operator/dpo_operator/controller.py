@@ -102,8 +102,9 @@ class Operator:
         """Stop at once. Whatever was under way goes on from the cluster's state at the next start."""
         if self._work is None:
             return
-        self._work.cancel()
-        await asyncio.gather(self._work, return_exceptions=True)
+        while not self._work.done():
+            self._work.cancel()
+            await asyncio.wait({self._work}, timeout=1)
         if self._queue is not None:
             await self._queue.close()
         if self._lease is not None:
@@ -224,7 +225,7 @@ class Operator:
                     await self._resync_once()
             except Exception as error:
                 # The next pass is the retry; this loop must not end.
-                logger.warning("resync: %s", error or type(error).__name__)
+                logger.warning("resync: %s", str(error) or type(error).__name__)
             await asyncio.sleep(self._config.resync_seconds)
 
     async def _resync_once(self) -> None:

@@ -162,7 +162,7 @@ class Client:
                 status, text = answer.status, await answer.read()
                 retry_after = answer.headers.get("Retry-After", "")
         except aiohttp.ClientError as error:
-            raise ConnectionError(f"{method} {path}: {error or type(error).__name__}") from error
+            raise ConnectionError(f"{method} {path}: {str(error) or type(error).__name__}") from error
         except TimeoutError as error:
             raise TimeoutError(f"{method} {path}: no answer within {time.monotonic() - began:.1f} s") from error
         finally:

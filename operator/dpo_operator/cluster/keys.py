@@ -163,7 +163,7 @@ class KeyQueue:
                 delay = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(count - 1, 10))
                 # A busy API server says how long it wants to be left alone.
                 delay = max(delay, getattr(error, "retry_after", 0.0))
-                logger.warning("%s: %s; trying again in %.1f s", key, error or type(error).__name__, delay)
+                logger.warning("%s: %s; trying again in %.1f s", key, str(error) or type(error).__name__, delay)
                 logger.debug("%s", key, exc_info=True)
             finally:
                 self._running.discard(key)

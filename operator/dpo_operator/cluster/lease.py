@@ -56,7 +56,7 @@ class Lease:
                     logger.info("leading as %s", self._identity)
                     return
             except (ApiError, OSError, TimeoutError) as error:
-                logger.warning("lease %s/%s: %s", self._namespace, self._name, error or type(error).__name__)
+                logger.warning("lease %s/%s: %s", self._namespace, self._name, str(error) or type(error).__name__)
             await asyncio.sleep(self._every / 2)
 
     async def keep(self) -> None:
@@ -71,7 +71,7 @@ class Lease:
                 if not await self._try():
                     raise LeaseLostError(f"another process holds the lease {self._namespace}/{self._name}")
             except (ApiError, OSError, TimeoutError) as error:
-                logger.warning("lease %s/%s: %s", self._namespace, self._name, error or type(error).__name__)
+                logger.warning("lease %s/%s: %s", self._namespace, self._name, str(error) or type(error).__name__)
 
     async def release(self) -> None:
         """Let another process lead at once. For an orderly end, when nothing is written any more."""
@@ -86,9 +86,8 @@ class Lease:
         """Take or renew the Lease; False while another process has it."""
         asked = self._clock()
         if self._held is None:
-            path = RESOURCES["Lease"].path(self._namespace, self._name)
             try:
-                found = await asyncio.wait_for(self._client.request("GET", path), self._every)
+                found = await self._request("GET")
             except ApiError as error:
                 if not error.is_gone:
                     raise
@@ -134,6 +133,8 @@ class Lease:
         metadata = found["metadata"] if found else {"name": self._name, "namespace": self._namespace}
         return {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
 
-    async def _request(self, method: str, body: Json) -> Json:
+    async def _request(self, method: str, body: Json | None = None) -> Json:
         path = RESOURCES["Lease"].path(self._namespace, None if method == "POST" else self._name)
-        return await asyncio.wait_for(self._client.request(method, path, body=body), self._every)
+        # Not wait_for, which may swallow a cancellation that comes at the same moment as the answer.
+        async with asyncio.timeout(self._every):
+            return await self._client.request(method, path, body=body)
