@@ -33,7 +33,7 @@ def operator(
     control_plane: ControlPlane, dpojobs: Requests, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OperatorProcess]:
     process = OperatorProcess(control_plane.kubeconfig, SPACE, tmp_path_factory.mktemp("guards") / "operator.log")
-    process.environment = {"DPO_METRICS_NAMESPACES": "dpo-system"}
+    process.settings = {"DPO_METRICS_NAMESPACES": "dpo-system"}
     with running(process):
         yield process
 
@@ -110,7 +110,7 @@ def test_a_new_operator_lets_other_namespaces_scrape(
 ) -> None:
     training(hands, "scraped")
     operator.stop()
-    operator.environment = {"DPO_METRICS_NAMESPACES": "dpo-system,prometheus"}
+    operator.settings = {"DPO_METRICS_NAMESPACES": "dpo-system,prometheus"}
     operator.start()
 
     def namespaces() -> list[str]:

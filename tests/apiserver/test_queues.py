@@ -16,7 +16,6 @@ from tests.apiserver.operator_process import OperatorProcess, free_port, running
 from tests.cluster.rig import fixture
 from tests.cluster.rig.control_plane import ControlPlane
 
-
 SPACE = "queued"
 ONE_GPU = {"nodes": 2, "gpusPerNode": 1}
 KUEUE_API = "kueue.x-k8s.io/v1beta2"

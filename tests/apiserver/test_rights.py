@@ -72,7 +72,7 @@ def life(plane: ControlPlane, settings: tuple[str, ...], tmp_path_factory: pytes
     file.write_text(yaml.safe_dump(kubeconfig), encoding="utf-8")
     process = OperatorProcess(file, "", folder / "operator.log")
     own = {"DPO_METRICS_PORT", "DPO_HEALTH_PORT", "DPO_RESYNC_SECONDS", "DPO_PROGRESS_SECONDS", "DPO_LOG_FORMAT"}
-    process.environment = {k: v for k, v in render(*settings).environment.items() if k not in own}
+    process.settings = {k: v for k, v in render(*settings).environment.items() if k not in own}
     with running(process):
         yield Life(Hands(Requests(plane), TEAM), process)
 
