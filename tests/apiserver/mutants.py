@@ -162,7 +162,17 @@ COMPLETE: dict[str, Any] = a_job(
             "retention": "Delete",
         },
     },
-    failurePolicy={"maxRestarts": 0, "windowSeconds": 600, "hangTimeoutSeconds": 60, "gangTimeoutSeconds": 60},
+    failurePolicy={
+        "maxRestarts": 0,
+        "windowSeconds": 600,
+        "hangTimeoutSeconds": 60,
+        "gangTimeoutSeconds": 60,
+        "backoffSeconds": 5,
+        "maxBackoffSeconds": 30,
+        "rules": [
+            {"exitCodes": [139], "reasons": ["SegmentationFault"], "messageContains": "NCCL", "action": "Restart"}
+        ],
+    },
     suspend=True,
     activeDeadlineSeconds=3600,
     ttlSecondsAfterFinished=0,

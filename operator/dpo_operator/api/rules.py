@@ -1,7 +1,8 @@
 """Rules over several fields, each in two forms: CEL for the API server, Python for `dpo run` and the operator.
 
 A contract test feeds the same jobs to both forms and wants the same answer. In CEL, a field of camelCase is
-`self.fieldName`; optional fields need `has()`. The rules of the losses and of the data have modules of their own.
+`self.fieldName`; optional fields need `has()`. The rules of the losses, the data and the failure policy have modules of
+their own.
 """
 
 import re
@@ -11,6 +12,7 @@ from dpo_operator.api import names
 from dpo_operator.api.pods import RESERVED_ENV, Toleration
 from dpo_operator.api.rule import Rule
 from dpo_operator.api.rules_data import DATA_RULES
+from dpo_operator.api.rules_failure import FAILURE_RULES
 from dpo_operator.api.rules_method import METHOD_RULES
 from dpo_operator.api.rules_pods import POD_RULES
 from dpo_operator.api.training import Adapter, AdapterType
@@ -57,6 +59,7 @@ SPEC_RULES: tuple[Rule, ...] = (
     *DATA_RULES,
     *METHOD_RULES,
     *POD_RULES,
+    *FAILURE_RULES,
     Rule(
         "earlyStopping",
         f"!has(self.earlyStopping) || {_EVALUATES}",

@@ -324,27 +324,3 @@ class Checkpoint(ApiModel):
         "each GPU's share of the state, 12 bytes for each parameter trained, divided by the number of GPUs. false: wait until it is committed.",
     )
     volume: Volume = Field(default=Volume(), description="The work volume.")
-
-
-class FailurePolicy(ApiModel):
-    """When to restart, and when to stop trying."""
-
-    max_restarts: StrictInt = Field(
-        default=5, ge=0, le=10_000, description="Counted restarts allowed within the window."
-    )
-    window_seconds: StrictInt = Field(
-        default=3600, ge=1, le=31_536_000, description="Restarts older than this are forgotten."
-    )
-    hang_timeout_seconds: StrictInt = Field(
-        default=300,
-        ge=10,
-        le=86_400,
-        description="Time without a finished step after which the ranks are restarted.",
-    )
-    gang_timeout_seconds: StrictInt = Field(
-        default=300,
-        ge=10,
-        le=86_400,
-        description="Time after which a gang that has not a node for each of its pods gives back those it has, and waits for another turn. "
-        "At most 60 while other jobs wait for theirs. It counts as no restart.",
-    )

@@ -12,6 +12,7 @@ from pydantic.alias_generators import to_camel
 from dpo_operator.api import names
 from dpo_operator.api.base import ApiModel
 from dpo_operator.api.data import Data
+from dpo_operator.api.failurepolicy import FailurePolicy
 from dpo_operator.api.method import Method
 from dpo_operator.api.pods import Pod
 from dpo_operator.api.queue import Queue
@@ -23,7 +24,6 @@ from dpo_operator.api.training import (
     EarlyStopping,
     Evaluation,
     Export,
-    FailurePolicy,
     Model,
     Tracking,
     Training,

@@ -15,6 +15,21 @@ DISRUPTIONS = {
     "DeletionByTaintManager": "NodeLost",
     "DeletionByPodGC": "NodeLost",
 }
+DISRUPTED = "Disrupted"
+# Reasons of a pod that Kubernetes ended before or beside its container, in the same words. Both lists bound what becomes a
+# restart's reason: the texts of other components must not become values of a metric's label.
+POD_REASONS = {
+    "Evicted": "Evicted",
+    "Preempting": "Preempted",
+    "Terminated": "NodeShutdown",
+    "NodeShutdown": "NodeShutdown",
+    "NodeAffinity": "RefusedByNode",
+    "UnexpectedAdmissionError": "RefusedByNode",
+    "NodeLost": "NodeLost",
+    "DeadlineExceeded": "PodDeadlineExceeded",
+}
+OUT_OF_RESOURCES = "OutOfResources"
+POD_FAILED = "PodFailed"
 NODE_LOST = "NodeLost"
 POD_DELETED = "PodDeleted"
 JOB_DELETED = "JobDeleted"
@@ -34,6 +49,7 @@ LATE_SECONDS = 60.0
 class Failure:
     """The cause of an attempt's end, in words for people.
 
+    reason: one of a bounded number. exit_code: of the container, None when there is none.
     distance: how far from the cause; 0 is a failure that no other one explains.
     finished_at: RFC 3339 by the node's clock. step: optimizer steps that were finished.
     """
@@ -44,6 +60,7 @@ class Failure:
     distance: int = 0
     finished_at: str = ""
     step: int = 0
+    exit_code: int | None = None
 
 
 # Distances: a failure of its own, a pod that was told to stop, a rank that lost its peer.
@@ -87,8 +104,10 @@ def classify(pod: ChildPod) -> Failure | None:
     if pod.exit is not None:
         return _exited(pod, pod.exit)
     if pod.pod_phase == "Failed":
-        reason = "Evicted" if pod.reason == "Evicted" else pod.reason or "PodFailed"
-        return Failure(reason, "infrastructure", f"{_where(pod)} was ended by Kubernetes: {pod.message or reason}")
+        said = ": ".join(words for words in (pod.reason, pod.message) if words)
+        return Failure(
+            _pod_reason(pod.reason), "infrastructure", f"{_where(pod)} was ended by Kubernetes: {said or 'no reason'}"
+        )
     if pod.deleting and pod.deleting_seconds > pod.grace_seconds + LATE_SECONDS:
         return Failure(
             NODE_LOST,
@@ -103,11 +122,21 @@ def _disrupted(pod: ChildPod) -> Failure | None:
     lost = is_on_lost_node(pod)
     if not pod.ended and not lost:
         return None
-    reason = DISRUPTIONS.get(pod.disruption, pod.disruption)
-    finished = pod.exit.finished_at if pod.exit else ""
+    reason = DISRUPTIONS.get(pod.disruption, DISRUPTED)
+    said = reason if pod.disruption in DISRUPTIONS else pod.disruption
     return Failure(
-        reason, "infrastructure", f"{_where(pod)} was taken away: {reason}", finished_at=finished, step=_step(pod)
+        reason,
+        "infrastructure",
+        f"{_where(pod)} was taken away: {said}",
+        finished_at=pod.exit.finished_at if pod.exit else "",
+        step=_step(pod),
+        exit_code=pod.exit.code if pod.exit else None,
     )
+
+
+def _pod_reason(reason: str) -> str:
+    # The kubelet's words are OutOfcpu, OutOfnvidia.com/gpu and so on.
+    return OUT_OF_RESOURCES if reason.startswith("OutOf") else POD_REASONS.get(reason, POD_FAILED)
 
 
 def is_on_lost_node(pod: ChildPod) -> bool:
@@ -136,6 +165,7 @@ def _exited(pod: ChildPod, end: Exit) -> Failure:
         distance=distance,
         finished_at=end.finished_at,
         step=_step(pod),
+        exit_code=end.code,
     )
 
 

@@ -1,12 +1,13 @@
 """What follows a failure: the next attempt, or the end of the job."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api.conditions import shorten
-from dpo_operator.api.exitcodes import ExitCode, info
+from dpo_operator.api.exitcodes import ExitCode, FailureClass, info
+from dpo_operator.api.failurepolicy import FailureAction, FailurePolicy, FailureRule
 from dpo_operator.api.status import MAX_HISTORY, MAX_HISTORY_MESSAGE, DPOJobStatus, Restart
-from dpo_operator.api.training import FailurePolicy
 from dpo_operator.planning import transitions
 from dpo_operator.planning.actions import Event, Plan
 from dpo_operator.planning.failures import Failure
@@ -15,40 +16,73 @@ from dpo_operator.planning.transitions import Moment
 # Training that fails again and again without getting further is broken, not unlucky (NVRx stops after three, too).
 MAX_RESTARTS_WITHOUT_PROGRESS = 3
 
-# The first restart is immediate; each further one within the memory waits twice as long.
-BACKOFF_MEMORY = timedelta(minutes=10)
-BACKOFF_CAP_SECONDS = 60.0
+# Without steps there is no progress to see, so restarts that a rule of the job leaves uncounted end after so many of a phase.
+MAX_UNCOUNTED_WITHOUT_STEPS = 10
+
 # A hub or object store that is down needs minutes, not seconds.
-SOURCE_BACKOFF_FACTOR = 10.0
-SOURCE_BACKOFF_CAP_SECONDS = 300.0
+SOURCE_BACKOFF_FACTOR = 5
 
 
 def after_failure(status: DPOJobStatus, failure: Failure, policy: FailurePolicy, at: Moment) -> Plan:
     """Count the failure, and decide on the next attempt. Nothing is created or deleted: that is the next plan's."""
     status = _with_progress(status, failure)
+    failure, by_rule = judged(failure, policy)
     if failure.failure_class == "configuration":
         return give_up(status, failure.reason, failure.message, at)
-    if failure.failure_class == "counted":
-        times = _within_window(status.counted_restart_times, policy, at.now)
-        if len(times) >= policy.max_restarts:
-            message = (
-                f"{failure.message} There were {len(times)} counted restarts within {policy.window_seconds} s, and "
-                f"failurePolicy.maxRestarts is {policy.max_restarts}."
-            )
-            return give_up(status, c.MAX_RESTARTS_EXCEEDED, message, at)
-        if status.phase == "train" and status.restarts_without_progress >= MAX_RESTARTS_WITHOUT_PROGRESS:
-            message = (
-                f"{failure.message} {status.restarts_without_progress} restarts did not get beyond step "
-                f"{status.best_step}, so another one would not help."
-            )
-            return give_up(status, c.NO_PROGRESS, message, at)
+    counted = failure.failure_class == "counted"
+    times = _within_window(status.counted_restart_times, policy, at.now)
+    if counted and len(times) >= policy.max_restarts:
+        message = (
+            f"{failure.message} There were {len(times)} counted restarts within {policy.window_seconds} s, and "
+            f"failurePolicy.maxRestarts is {policy.max_restarts}."
+        )
+        return give_up(status, c.MAX_RESTARTS_EXCEEDED, message, at)
+    if counted or by_rule:
+        if stuck := _stuck(status, counted=counted):
+            return give_up(status, c.NO_PROGRESS, f"{failure.message} {stuck}", at)
+        status = transitions.changed(status, restarts_without_progress=status.restarts_without_progress + 1)
+    if counted:
         status = transitions.changed(
             status,
             counted_restart_times=[*times, int(at.now.timestamp())],
             restarts_count_towards_max=status.restarts_count_towards_max + 1,
-            restarts_without_progress=status.restarts_without_progress + 1,
         )
-    return _restart(status, failure, at)
+    return _restart(status, failure, policy, at)
+
+
+def judged(failure: Failure, policy: FailurePolicy) -> tuple[Failure, bool]:
+    """The failure with the class that the first matching rule of the job gives it, and whether there is one."""
+    for number, rule in enumerate(policy.rules):
+        if not _matches(rule, failure):
+            continue
+        message = f"{failure.message} failurePolicy.rules[{number}] says {rule.action}."
+        return replace(failure, failure_class=_CLASSES[rule.action], message=message), True
+    return failure, False
+
+
+_CLASSES: dict[FailureAction, FailureClass] = {
+    FailureAction.FAIL: "configuration",
+    FailureAction.RESTART: "counted",
+    FailureAction.RESTART_UNCOUNTED: "infrastructure",
+}
+
+
+def _matches(rule: FailureRule, failure: Failure) -> bool:
+    return (
+        (not rule.exit_codes or failure.exit_code in rule.exit_codes)
+        and (not rule.reasons or failure.reason in rule.reasons)
+        and (rule.message_contains is None or rule.message_contains in failure.message)
+    )
+
+
+def _stuck(status: DPOJobStatus, *, counted: bool) -> str:
+    """Why another restart would not help, or nothing. counted: whether it would count, and so end by maxRestarts."""
+    done = status.restarts_without_progress
+    if status.phase == "train" and done >= MAX_RESTARTS_WITHOUT_PROGRESS:
+        return f"{done} restarts did not get beyond step {status.best_step}, so another one would not help."
+    if status.phase != "train" and not counted and done >= MAX_UNCOUNTED_WITHOUT_STEPS:
+        return f"{done} restarts did not get the {status.phase} phase done, so another one would not help."
+    return ""
 
 
 def give_up(status: DPOJobStatus, reason: str, message: str, at: Moment) -> Plan:
@@ -57,10 +91,10 @@ def give_up(status: DPOJobStatus, reason: str, message: str, at: Moment) -> Plan
     return Plan(failed, events=(Event("Warning", reason, shorten(message, 1000)),), requeue_after=0)
 
 
-def _restart(status: DPOJobStatus, failure: Failure, at: Moment) -> Plan:
+def _restart(status: DPOJobStatus, failure: Failure, policy: FailurePolicy, at: Moment) -> Plan:
     assert status.phase is not None
     counted = failure.failure_class == "counted"
-    delay = backoff_seconds(status.restart_history, failure.reason, at.now)
+    delay = backoff_seconds(status.restart_history, failure.reason, policy, at.now)
     record = Restart(
         time=at.now,
         phase=status.phase,
@@ -87,15 +121,21 @@ def _restart(status: DPOJobStatus, failure: Failure, at: Moment) -> Plan:
     return Plan(status, events=(Event("Warning", failure.reason, shorten(message, 1000)),), requeue_after=0)
 
 
-def backoff_seconds(history: list[Restart], reason: str, now: datetime) -> float:
+def backoff_seconds(history: list[Restart], reason: str, policy: FailurePolicy, now: datetime) -> float:
     """Wait before the next attempt, by the number of restarts of the last minutes.
 
-    0, 2, 4, 8 … 60 s; for an unreachable source 10, 20, 40 … 300 s.
+    By default 0, 2, 4, 8 … 60 s; for an unreachable source 10, 20, 40 … 300 s.
     """
-    recent = sum(1 for r in history if now - r.time < BACKOFF_MEMORY)
-    if reason == info(ExitCode.SOURCE_UNAVAILABLE).reason:
-        return float(min(SOURCE_BACKOFF_CAP_SECONDS, SOURCE_BACKOFF_FACTOR * 2**recent))
-    return float(min(BACKOFF_CAP_SECONDS, 2**recent)) if recent else 0.0
+    is_source = reason == info(ExitCode.SOURCE_UNAVAILABLE).reason
+    factor = SOURCE_BACKOFF_FACTOR if is_source else 1
+    first, longest = policy.backoff_seconds * factor, policy.max_backoff_seconds * factor
+    # As far back as the restarts that are remembered reach when each waits the longest time.
+    memory = timedelta(seconds=longest * MAX_HISTORY)
+    recent = sum(1 for r in history if now - r.time < memory)
+    if recent >= MAX_HISTORY:
+        return float(longest)
+    exponent = recent if is_source else recent - 1
+    return float(min(longest, first * 2**exponent)) if exponent >= 0 else 0.0
 
 
 def _with_progress(status: DPOJobStatus, failure: Failure) -> DPOJobStatus:

@@ -31,7 +31,7 @@ def test_every_exit_code_has_the_class_of_the_table(code):
         (ended(0, 137, disruption="TerminationByKubelet"), "Evicted", "infrastructure"),
         (ended(0, 65, disruption="EvictionByEvictionAPI"), "BadDataset", "configuration"),
         (a_pod(0, pod_phase="Failed", reason="Evicted", message="low on memory"), "Evicted", "infrastructure"),
-        (a_pod(0, pod_phase="Failed", reason="OutOfnvidia.com/gpu"), "OutOfnvidia.com/gpu", "infrastructure"),
+        (a_pod(0, pod_phase="Failed", reason="OutOfnvidia.com/gpu"), "OutOfResources", "infrastructure"),
         (a_pod(0, disruption="DeletionByTaintManager", deleting=True, ready=False), "NodeLost", "infrastructure"),
         (a_pod(0, deleting=True, deleting_seconds=200.0), "NodeLost", "infrastructure"),
     ],

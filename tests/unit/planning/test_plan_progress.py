@@ -4,8 +4,8 @@ from datetime import timedelta
 
 import pytest
 
+from dpo_operator.api.failurepolicy import FailurePolicy
 from dpo_operator.api.reports import DatasetReport, Progress
-from dpo_operator.api.training import FailurePolicy
 from dpo_operator.planning import transitions
 from dpo_operator.planning.failures import job_deleted
 from dpo_operator.planning.progress import duration, number, with_dataset, with_reading

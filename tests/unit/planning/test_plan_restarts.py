@@ -5,8 +5,8 @@ from datetime import timedelta
 import pytest
 
 from dpo_operator.api import conditions as c
+from dpo_operator.api.failurepolicy import FailurePolicy
 from dpo_operator.api.status import MAX_HISTORY, Restart, State
-from dpo_operator.api.training import FailurePolicy
 from dpo_operator.planning.failures import Failure
 from dpo_operator.planning.progress import progress_status
 from dpo_operator.planning.restarts import after_failure, backoff_seconds
@@ -118,7 +118,20 @@ def restarted(seconds_ago: float) -> Restart:
     ],
 )
 def test_backoff_grows_with_recent_restarts(history, reason, seconds):
-    assert backoff_seconds(history, reason, NOON) == seconds
+    assert backoff_seconds(history, reason, POLICY, NOON) == seconds
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(0, 0), (1, 10), (2, 20), (3, 25), (10, 25)])
+def test_backoff_is_the_jobs_to_set(count, seconds):
+    policy = FailurePolicy(backoff_seconds=10, max_backoff_seconds=25)
+    assert backoff_seconds([restarted(60)] * count, "InternalError", policy, NOON) == seconds
+    # Restarts as old as ten of the longest waits are forgotten.
+    assert backoff_seconds([restarted(251)] * count, "InternalError", policy, NOON) == 0
+
+
+def test_restarts_that_do_not_count_wait_too():
+    status = fail(fail(a_status(), EVICTION), EVICTION)
+    assert status.not_before == NOON + timedelta(seconds=2)
 
 
 def test_backoff_is_waited_for_and_told():
