@@ -54,9 +54,21 @@ bench-plan: $(VENV)/.ready ## what `dpo plan` predicts beside what training take
 bench-checkpoints: $(VENV)/.ready ## how long training waits for checkpoints, beside DeepSpeed's save_checkpoint; fails above 3.5%
 	@$(BIN)/python -m benchmarks.checkpoints $(BENCH)
 
+.PHONY: bench-operator
+bench-operator: $(VENV)/.ready ## the operator on a real API server: 100 jobs at once, a good job among 1,000 bad ones, time to see an exit
+	@$(BIN)/python -m benchmarks.operator $(BENCH)
+
+.PHONY: faults
+faults: $(VENV)/.ready ## the faults that take a minute or more each
+	@$(BIN)/python -m pytest -m campaign
+
 .PHONY: test
 test: $(VENV)/.ready ## every tier of the tests, with all their set-up
 	@$(BIN)/python -m tests.run_tiers
+
+.PHONY: faults
+faults: $(VENV)/.ready ## inject every fault of the matrix for real; FAULTS="17 34" some of them; prints the table of docs/faults.md
+	@$(BIN)/python -m tests.faults $(FAULTS)
 
 .PHONY: lint
 lint: $(VENV)/.ready ## ruff, mypy and the import layers

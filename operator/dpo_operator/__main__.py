@@ -22,8 +22,7 @@ def main() -> int:
     # A line for each event and each probe would drown what the operator itself has to say.
     for name in ("kopf.objects", "kopf.activities.probe", "aiohttp.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    asyncio.run(run(config))
-    return 0
+    return 0 if asyncio.run(run(config)) else 1
 
 
 if __name__ == "__main__":

@@ -16,6 +16,16 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True)
+class Election:
+    """Which Lease decides who acts. seconds: after its holder's death until another one leads, about."""
+
+    namespace: str
+    name: str
+    identity: str
+    seconds: float = 12.0
+
+
+@dataclass(frozen=True)
 class Config:
     """How this operator runs.
 
@@ -25,6 +35,7 @@ class Config:
     gpu_memory: bytes of each GPU in the cluster, for warnings; None: not known.
     metrics_namespaces: those from which trainer pods may be scraped; empty means all.
     schedulers: names of gang schedulers, for jobs that ask for one.
+    election: None when this process is the only one.
     """
 
     image: TrainerImage
@@ -38,6 +49,7 @@ class Config:
     gpu_memory: float | None = None
     metrics_namespaces: tuple[str, ...] = ()
     schedulers: Schedulers = DEFAULT_SCHEDULERS
+    election: Election | None = None
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Config":
@@ -60,6 +72,7 @@ class Config:
                 volcano=environment.get("DPO_VOLCANO_SCHEDULER", "").strip() or DEFAULT_SCHEDULERS.volcano,
                 plugins=environment.get("DPO_PLUGINS_SCHEDULER", "").strip() or DEFAULT_SCHEDULERS.plugins,
             ),
+            election=_election(environment),
         )
 
 
@@ -88,6 +101,26 @@ def _memory(environment: Mapping[str, str], name: str) -> float | None:
         return to_bytes(text)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+def _election(environment: Mapping[str, str]) -> Election | None:
+    """On wherever the process knows its pod, unless it's switched off."""
+    namespace, pod = (environment.get(name, "").strip() for name in ("POD_NAMESPACE", "POD_NAME"))
+    match environment.get("DPO_LEADER_ELECTION", "").strip():
+        case "":
+            wanted = bool(namespace and pod)
+        case "true":
+            wanted = True
+        case "false":
+            wanted = False
+        case other:
+            raise ConfigError(f"DPO_LEADER_ELECTION: expected true or false, found {other!r}")
+    if not wanted:
+        return None
+    if not namespace or not pod:
+        raise ConfigError("DPO_LEADER_ELECTION: expected POD_NAMESPACE and POD_NAME, too, found them empty")
+    name = environment.get("DPO_LEASE_NAME", "").strip() or "dpo-operator"
+    return Election(namespace, name, pod, _number(environment, "DPO_LEASE_SECONDS", 12, 3, 300))
 
 
 def _pull_policy(environment: Mapping[str, str]) -> str:

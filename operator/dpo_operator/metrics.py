@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 from dpo_operator.api.status import DPOJobStatus, Restart, State
 from dpo_operator.cluster.keys import Key
+from dpo_operator.metrics_process import ProcessMetrics
 
 LABELS = ("namespace", "dpojob")
 
@@ -56,6 +57,7 @@ class JobMetrics(Collector):
         build.labels(_version()).set(1)
         for outcome in ("success", "error"):
             self._seconds.labels("reconcile", outcome)
+        self.process = ProcessMetrics(self.registry)
         self.registry.register(self)
 
     @contextmanager

@@ -8,8 +8,15 @@ from typing import Any
 
 from dpo_operator.api import names
 from tests.cluster.rig.control_plane import ControlPlane
+from tests.cluster.rig.shell import wait_for
 
 JOBS = f"/apis/{names.API_VERSION}/namespaces/default/{names.PLURAL}"
+
+
+def wait_until_served(plane: ControlPlane, name: str) -> None:
+    """Until a CRD is served. kubectl's own wait fails at once when the CRD has no condition at all yet."""
+    words = ("wait", "--for=condition=Established", f"crd/{name}", "--timeout=10s")
+    wait_for(f"{name} to be served", lambda: plane.kubectl(*words), timeout=60)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from dpo_operator.api import crd
-from tests.apiserver.client import Requests
+from tests.apiserver.client import Requests, wait_until_served
 from tests.cluster.rig import fixture
 from tests.cluster.rig.control_plane import ControlPlane
 
@@ -21,5 +21,5 @@ def control_plane() -> Iterator[ControlPlane]:
 def dpojobs(control_plane: ControlPlane) -> Requests:
     """A client of that API, once it serves DPOJobs."""
     control_plane.apply(crd.crd())
-    control_plane.kubectl("wait", "--for=condition=Established", f"crd/{crd.NAME}", "--timeout=30s")
+    wait_until_served(control_plane, crd.NAME)
     return Requests(control_plane)

@@ -1,7 +1,6 @@
 """Files of Go modules: the CRDs that other projects publish, and Kueue itself. Go keeps them outside the checkout, by version."""
 
 import json
-import os
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -38,6 +37,7 @@ def kueue_binary() -> Path:
             command = ["go", "build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags=-s -w"]
             command += ["-o", str(unfinished), "./cmd/kueue"]
             source = folder(module, version)
-            subprocess.run(command, cwd=source, env=os.environ | {"CGO_ENABLED": "0"}, timeout=1500, check=True)
+            binary.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(command, cwd=source, timeout=1500, check=True)
             unfinished.rename(binary)
     return binary

@@ -32,29 +32,54 @@ class OperatorProcess:
     namespace: str
     log: Path
     resync_seconds: float = 5.0
+    settings: dict[str, str] = field(default_factory=dict)
     metrics_port: int = field(default_factory=free_port)
     health_port: int = field(default_factory=free_port)
-    environment: dict[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start, and wait until it's healthy."""
-        environment = os.environ | {
-            "KUBECONFIG": str(self.kubeconfig),
-            "DPO_TRAINER_IMAGE": "registry.example/trainer:1",
-            "WATCH_NAMESPACES": self.namespace,
-            "DPO_METRICS_PORT": str(self.metrics_port),
-            "DPO_HEALTH_PORT": str(self.health_port),
-            "DPO_RESYNC_SECONDS": str(self.resync_seconds),
-            "DPO_PROGRESS_SECONDS": "1",
-            "DPO_LOG_FORMAT": "plain",
-        }
-        environment |= self.environment
+        environment = (
+            os.environ
+            | {
+                "KUBECONFIG": str(self.kubeconfig),
+                "DPO_TRAINER_IMAGE": "registry.example/trainer:1",
+                "WATCH_NAMESPACES": self.namespace,
+                "DPO_METRICS_PORT": str(self.metrics_port),
+                "DPO_HEALTH_PORT": str(self.health_port),
+                "DPO_RESYNC_SECONDS": str(self.resync_seconds),
+                "DPO_PROGRESS_SECONDS": "1",
+                "DPO_LOG_FORMAT": "plain",
+            }
+            | self.settings
+        )
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "dpo_operator"], env=environment, stdout=log, stderr=log
             )
         wait_until("healthy operator", self._healthy, seconds=90)
+
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process is not None
+        return self._process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal and wait for nothing."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def exit_status(self, seconds: float = 30) -> int:
+        """Wait until it ends by itself. Returns its exit status."""
+        process, self._process = self._process, None
+        assert process is not None
+        return process.wait(timeout=seconds)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the liveness probe passes now."""
+        return self._process is not None and self._process.poll() is None and self._healthy()
 
     def _healthy(self) -> bool:
         assert self._process is not None

@@ -32,6 +32,7 @@ CHANGES: dict[str, Any] = {
     "nodes": 1,
     "gpusPerNode": 2,
     "pod": {"sharedMemory": "1Gi"},
+    "queue": {"name": "other"},
     "checkpoint": {"keepLast": 9},
     "managedBy": "example.org/third",
 }

@@ -103,11 +103,29 @@ def data_and_tracking() -> Iterator[dict[str, Any]]:
         yield {"training": {"optimizer": optimizer, "device": device}, "gpusPerNode": gpus}
 
 
+def placement() -> Iterator[dict[str, Any]]:
+    """Queues, topology and network."""
+    named = (None, "team")
+    for kind, name, priority in itertools.product(("Kueue", "Volcano", "SchedulerPlugins"), named, named):
+        yield {"queue": {"kind": kind, "name": name, "priorityClass": priority}}
+    keys = (None, "a", "b", "kubernetes.io/hostname")
+    for pack, spread in itertools.product(keys, keys):
+        yield {"pod": {"topology": {"packBy": pack, "spreadBy": spread}}}
+    for resource in ("rdma/ib", "cpu", "nvidia.com/gpu"):
+        for resources in ({}, {"requests": {"rdma/ib": 1}}, {"limits": {"rdma/ib": "1", "cpu": "1"}}):
+            yield {"pod": {"network": {"rdmaResource": resource}, "resources": resources}}
+    for interface, name in itertools.product(
+        (None, "ib0"), ("NCCL_DEBUG", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME_")
+    ):
+        yield {"pod": {"network": {"interface": interface}, "env": [{"name": name, "value": "x"}]}}
+
+
 def combinations() -> Iterator[dict[str, Any]]:
     """Settings that the rules are about, in all their combinations within a rule's reach."""
     yield from losses()
     yield from data_and_tracking()
     yield from failure_policies()
+    yield from placement()
     for held_out, fraction, stopping in itertools.product((None, {"source": "x"}), (None, 0, 0.1), (None, {})):
         yield {
             "data": {"train": {"source": "t"}, "eval": held_out, "evalFraction": fraction},

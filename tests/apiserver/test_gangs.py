@@ -8,13 +8,12 @@ import pytest
 
 from dpo_operator.api import crd
 from tests.apiserver import nodes
-from tests.apiserver.client import Requests
+from tests.apiserver.client import Requests, wait_until_served
 from tests.apiserver.hands import Hands, wait_until
 from tests.apiserver.operator_process import OperatorProcess, running
 from tests.apiserver.podwatch import watching
 from tests.cluster.rig import fixture
 from tests.cluster.rig.control_plane import ControlPlane
-from tests.cluster.rig.shell import wait_for
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.fault(19)]
 
@@ -26,9 +25,7 @@ def plane() -> Iterator[ControlPlane]:
     """A control plane with a scheduler, which the other tests of this tier do without."""
     with fixture.control_plane("gangs", scheduler=True) as plane:
         plane.apply(crd.crd())
-        established = ("wait", "--for=condition=Established", f"crd/{crd.NAME}", "--timeout=10s")
-        # It fails at once when there is no condition at all yet.
-        wait_for("DPOJobs to be served", lambda: plane.kubectl(*established), timeout=30)
+        wait_until_served(plane, crd.NAME)
         nodes.volumes(plane, 30)
         yield plane
 
@@ -134,6 +131,8 @@ def test_the_turn_of_a_deleted_or_suspended_job_goes_to_the_next(
         hands.apply("last", **ONE_GPU)
         wait_until("queue", lambda: hands.condition("last", "Running") == ("False", "Queued"))
         hands.patch("dpojobs", "paused", {"spec": {"suspend": True}})
+        # A second node before that would make its gang whole.
+        wait_until("turn of last", lambda: "last" in seen.ever())
         kubelets.add("gpu-2")
         complete(hands, "last")
         assert hands.status("paused")["state"] == "Suspended"

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from dpo_operator.api import names
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.cluster.client import Client
 from dpo_operator.cluster.keys import Key
@@ -20,7 +19,8 @@ from dpo_operator.cluster.reconcile import Reconciler
 from dpo_operator.metrics import JobMetrics
 from dpo_operator.planning.plan import Settings
 from tests.apiserver.client import Requests
-from tests.apiserver.hands import Hands, last_words
+from tests.apiserver.hands import Hands
+from tests.apiserver.scripted import ending, play_kubelet
 from tests.cluster.rig.control_plane import ControlPlane
 
 pytestmark = pytest.mark.apiserver
@@ -95,45 +95,7 @@ async def live(hands: Hands, name: str, at: int, after: bool) -> int:
     return client.writes
 
 
-def play_kubelet(hands: Hands, name: str) -> None:
-    """Each pod starts, then ends: the second rank of the first attempt at training is killed, all else succeeds."""
-    pods = hands.children("pods", name)
-    for pod in pods:
-        labels = pod["metadata"]["labels"]
-        phase, attempt = labels[names.LABEL_PHASE], int(labels[names.LABEL_ATTEMPT])
-        state = pod["status"].get("phase")
-        if state == "Pending":
-            hands.start(pod, "")
-        elif state == "Running" and all_run(pods, phase):
-            doomed = (phase, attempt) == ("train", 1)
-            if not doomed:
-                hands.end(pod, 0, last_words(0, phase, attempt, export_path="export"))
-            elif labels[names.COMPLETION_INDEX] == "1":
-                hands.end(pod, 137)
-
-
-def all_run(pods: list[dict[str, Any]], phase: str) -> bool:
-    own = [p for p in pods if p["metadata"]["labels"][names.LABEL_PHASE] == phase]
-    return len(own) == (2 if phase == "train" else 1) and all(p["status"].get("phase") != "Pending" for p in own)
-
-
-def ending(hands: Hands, name: str) -> dict[str, Any]:
-    """What must be the same for all: status without times, names and UIDs; and the children."""
-    status = hands.status(name)
-    return {
-        "state": status["state"],
-        "attempts": status["attempts"],
-        "restarts": (status["restarts"], status["restartsCountTowardsMax"]),
-        "history": [(r["phase"], r["attempt"], r["reason"]) for r in status["restartHistory"]],
-        "conditions": [(c["type"], c["status"], c["reason"]) for c in status["conditions"]],
-        "children": [
-            (kind, child["metadata"]["name"].removeprefix(name))
-            for kind in ("jobs", "services", "configmaps", "persistentvolumeclaims")
-            for child in hands.children(kind, name)
-        ],
-    }
-
-
+@pytest.mark.fault(1)
 def test_death_at_every_write_changes_nothing(hands: Hands) -> None:
     async def scenario() -> tuple[int, list[str]]:
         writes = await live(hands, "crash-none", 0, False)

@@ -9,13 +9,12 @@ import pytest
 import yaml
 
 from dpo_operator.api import crd, names
-from tests.apiserver.client import Requests
+from tests.apiserver.client import Requests, wait_until_served
 from tests.apiserver.hands import Hands, wait_until
 from tests.apiserver.operator_process import OperatorProcess, running
 from tests.cluster.rig import fixture, remains
 from tests.cluster.rig.control_plane import ControlPlane, Endpoints
 from tests.cluster.rig.layout import Layout
-from tests.cluster.rig.shell import wait_for
 from tests.contract.chart import NAMESPACE, render
 
 pytestmark = pytest.mark.apiserver
@@ -56,8 +55,7 @@ def plane(settings: tuple[str, ...]) -> Iterator[ControlPlane]:
                 plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
                 plane.wait_for_service_account(name)
             plane.apply(*(o for o in render(*settings).objects if o["kind"] in INSTALLED))
-            established = ("wait", "--for=condition=Established", f"crd/{crd.NAME}", "--timeout=10s")
-            wait_for("DPOJobs to be served", lambda: plane.kubectl(*established), timeout=30)
+            wait_until_served(plane, crd.NAME)
             yield plane
         finally:
             remains.remove("rights")
@@ -74,7 +72,7 @@ def life(plane: ControlPlane, settings: tuple[str, ...], tmp_path_factory: pytes
     file.write_text(yaml.safe_dump(kubeconfig), encoding="utf-8")
     process = OperatorProcess(file, "", folder / "operator.log")
     own = {"DPO_METRICS_PORT", "DPO_HEALTH_PORT", "DPO_RESYNC_SECONDS", "DPO_PROGRESS_SECONDS", "DPO_LOG_FORMAT"}
-    process.environment = {k: v for k, v in render(*settings).environment.items() if k not in own}
+    process.settings = {k: v for k, v in render(*settings).environment.items() if k not in own}
     with running(process):
         yield Life(Hands(Requests(plane), TEAM), process)
 

@@ -78,7 +78,7 @@ def said(hands: Hands, job: str, reason: str, *words: str, seconds: float = SAID
     wait_until(reason, lambda: hands.condition(job, "Running") == ("False", reason), seconds=seconds)
     message = hands.status(job)["message"]
     assert [word for word in words if word not in message] == [], message
-    (event,) = wait_until("event", lambda: [e for e in warnings(hands, job) if e["reason"] == reason], seconds=10)
+    (event,) = wait_until("event", lambda: [e for e in warnings(hands, job) if e["reason"] == reason], seconds=seconds)
     assert [word for word in words if word not in event["message"]] == []
 
 

@@ -43,7 +43,8 @@ class Rendered:
 
     @property
     def environment(self) -> dict[str, str]:
-        return {variable["name"]: variable["value"] for variable in self.container["env"]}
+        """Without what only a pod knows."""
+        return {variable["name"]: variable["value"] for variable in self.container["env"] if "value" in variable}
 
 
 def helm(*words: str) -> str:

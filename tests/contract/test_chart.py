@@ -45,8 +45,16 @@ def test_the_crd_can_come_from_elsewhere() -> None:
 def test_rights_are_the_golden_ones() -> None:
     golden = yaml.safe_load((GOLDEN / "rights.yaml").read_text(encoding="utf-8"))
     assert render().one("ClusterRole", "dpo-operator")["rules"] == golden
+    lease = yaml.safe_load((GOLDEN / "lease-rights.yaml").read_text(encoding="utf-8"))
+    assert [role["rules"] for role in render().all("Role")] == [lease]
     rendered = render("watchNamespaces={team-a,team-b}")
-    assert [role["rules"] for role in rendered.all("Role")] == [golden, golden]
+    assert {
+        (role["metadata"]["namespace"], role["metadata"]["name"]): role["rules"] for role in rendered.all("Role")
+    } == {
+        (NAMESPACE, "dpo-operator-lease"): lease,
+        ("team-a", "dpo-operator"): golden,
+        ("team-b", "dpo-operator"): golden,
+    }
 
 
 @pytest.mark.parametrize(
@@ -87,7 +95,7 @@ def test_chosen_namespaces_get_roles_and_nothing_is_cluster_wide() -> None:
         "RoleBinding",
         "ServiceAccount",
     }
-    assert [role["metadata"]["namespace"] for role in rendered.all("Role")] == ["team-a", "team-b"]
+    assert {role["metadata"]["namespace"] for role in rendered.all("Role")} == {NAMESPACE, "team-a", "team-b"}
     for binding in rendered.all("RoleBinding"):
         assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "dpo-operator", "namespace": NAMESPACE}]
     assert rendered.environment["WATCH_NAMESPACES"] == "team-a,team-b"
@@ -149,9 +157,24 @@ def test_images(settings: tuple[str, ...], operator: str, trainer: str) -> None:
     assert rendered.environment["DPO_TRAINER_IMAGE"] == trainer
 
 
-def test_one_operator_at_a_time() -> None:
+def test_one_of_several_operators_acts() -> None:
     spec = render().one("Deployment")["spec"]
-    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    assert (spec["replicas"], spec["strategy"]["type"]) == (1, "RollingUpdate")
+    assert render().all("PodDisruptionBudget") == []
+    several = render("operator.replicas=2")
+    assert several.one("Deployment")["spec"]["replicas"] == 2
+    budget = several.one("PodDisruptionBudget")["spec"]
+    labels = several.one("Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert budget["maxUnavailable"] == 1
+    assert budget["selector"]["matchLabels"].items() <= labels.items()
+    pod = several.one("Deployment")["spec"]["template"]["spec"]
+    assert "podAntiAffinity" in pod["affinity"]
+    known = {"POD_NAME": "pod-1", "POD_NAMESPACE": NAMESPACE}
+    from_pod = [v["name"] for v in several.container["env"] if "valueFrom" in v]
+    assert set(from_pod) == set(known)
+    election = Config.from_environment(several.environment | known).election
+    assert election is not None
+    assert (election.namespace, election.name, election.identity) == (NAMESPACE, "dpo-operator", "pod-1")
 
 
 def test_the_operators_pod_is_restricted() -> None:
@@ -243,6 +266,7 @@ def test_dashboards_are_config_maps_for_the_sidecar() -> None:
         ("operater.workers=2", "additional properties 'operater' not allowed"),
         ("operator.image.name=x", "additional properties 'name' not allowed"),
         ("operator.workers=0", "minimum"),
+        ("operator.replicas=0", "minimum"),
         ("operator.workers=two", "want integer"),
         ("operator.gpuMemory=80gb", "does not match pattern"),
         ("operator.logFormat=xml", "value must be one of 'json', 'plain'"),

@@ -1,33 +1,45 @@
-"""Requests to the API server, JSON in and JSON out.
+"""Requests to the API server, JSON in and JSON out."""
 
-The generated models of the client library are passed by: building them for every pod of every list costs more than
-all decisions together, and reconciling needs the plain objects.
-"""
-
+import asyncio
 import json
-import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any
 
-from kubernetes.aio import config as kube_config
-from kubernetes.aio.client.api_client import ApiClient
-from kubernetes.aio.client.configuration import Configuration
+import aiohttp
 
 from dpo_operator.api import names
+from dpo_operator.cluster.access import Access
 
 Json = dict[str, Any]
 REQUEST_SECONDS = 30.0
 PAGE = 500
+READS = frozenset({"GET", "HEAD"})
+JSON_BODY = {"Content-Type": "application/json"}
+MERGE_PATCH = {"Content-Type": "application/merge-patch+json"}
+
+# Seconds during which this process may still write.
+Fence = Callable[[], float]
+# Method, URL path and HTTP status of every answer; status 0 where none came.
+Heard = Callable[[str, str, int], None]
+
+
+class FencedError(Exception):
+    """A write that was not sent: another process may be the leader by now."""
 
 
 class ApiError(Exception):
-    """The API server's refusal. code: HTTP status. reason: Kubernetes' word for it, such as AlreadyExists."""
+    """The API server's refusal.
 
-    def __init__(self, code: int, reason: str, message: str) -> None:
+    code: HTTP status. reason: Kubernetes' word for it, such as AlreadyExists. retry_after: seconds that it asks to wait.
+    """
+
+    def __init__(self, code: int, reason: str, message: str, retry_after: float = 0.0) -> None:
         super().__init__(f"{code} {reason}: {message}")
         self.code = code
+        self.retry_after = retry_after
         self.reason = reason
         self.message = message
 
@@ -71,6 +83,7 @@ RESOURCES: dict[str, Resource] = {
     "Event": Resource("api/v1", "events"),
     "PodDisruptionBudget": Resource("apis/policy/v1", "poddisruptionbudgets"),
     "NetworkPolicy": Resource("apis/networking.k8s.io/v1", "networkpolicies"),
+    "Lease": Resource("apis/coordination.k8s.io/v1", "leases"),
 }
 
 
@@ -82,26 +95,25 @@ def resource_of(manifest: Json) -> Resource:
 
 
 class Client:
-    """A connection to one API server. Close it, or use it as a context manager."""
+    """A connection to one API server. Close it, or use it as a context manager.
 
-    def __init__(self, api: ApiClient) -> None:
-        self._api = api
+    fence: asked before every write is queued and again when its connection is at hand; without one, writes are free.
+    """
+
+    def __init__(self, access: Access, *, fence: Fence | None = None, heard: Heard | None = None) -> None:
+        self._access = access
+        self._fence = fence
+        self._heard = heard
+        gate = aiohttp.TraceConfig()
+        # The last moments before a request is written to a connection, new or used before.
+        gate.on_connection_create_end.append(self._at_the_gate)
+        gate.on_connection_reuseconn.append(self._at_the_gate)
+        self._session = access.open(trace_configs=[gate])
 
     @classmethod
     async def connect(cls) -> "Client":
-        """Use $KUBECONFIG when it's set, else the pod's service account, else ~/.kube/config."""
-        configuration = Configuration()
-        default = Path.home() / ".kube" / "config"
-        if path := os.environ.get("KUBECONFIG"):
-            await kube_config.load_kube_config(config_file=path, client_configuration=configuration)  # type: ignore[no-untyped-call]
-        elif "KUBERNETES_SERVICE_HOST" in os.environ:
-            kube_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
-        else:
-            await kube_config.load_kube_config(config_file=str(default), client_configuration=configuration)  # type: ignore[no-untyped-call]
-        api = ApiClient(configuration)
-        # Shown as the manager of fields and in audit logs.
-        api.user_agent = names.PART_OF
-        return cls(api)
+        """A client without a fence, for the API server that Access.load finds."""
+        return cls(await Access.load())
 
     async def __aenter__(self) -> "Client":
         return self
@@ -113,7 +125,7 @@ class Client:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._api.close()  # type: ignore[no-untyped-call]
+        await self._session.close()
 
     async def get(self, kind: str | Resource, namespace: str, name: str) -> Json | None:
         """One object, None when it does not exist. Read from the storage, never from a cache."""
@@ -148,27 +160,59 @@ class Client:
 
         A PATCH is a JSON merge patch.
         """
-        content_type = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        serialized = await self._api.param_serialize(
-            method,
-            path,
-            query_params=list((query or {}).items()),
-            header_params={"Accept": "application/json", "Content-Type": content_type},
-            body=body,
-            auth_settings=["BearerToken"],
-        )
-        answer = await self._api.call_api(*serialized, _request_timeout=REQUEST_SECONDS)
-        text = await answer.read()  # type: ignore[no-untyped-call]
-        if 200 <= answer.status < 300:
+        began = time.monotonic()
+        limit = min(REQUEST_SECONDS, self._may_send(method))
+        data = None if body is None else json.dumps(body)
+        status = 0
+        try:
+            # An answer that comes after the right to write ended could be to a request of another leader's time.
+            async with (
+                asyncio.timeout(limit),
+                self._session.request(
+                    method,
+                    self._access.server + path,
+                    data=data,
+                    params=query,
+                    headers=None if body is None else MERGE_PATCH if method == "PATCH" else JSON_BODY,
+                    trace_request_ctx=method,
+                ) as answer,
+            ):
+                status, text = answer.status, await answer.read()
+                retry_after = answer.headers.get("Retry-After", "")
+        except aiohttp.ClientError as error:
+            raise ConnectionError(f"{method} {path}: {str(error) or type(error).__name__}") from error
+        except TimeoutError as error:
+            raise TimeoutError(f"{method} {path}: no answer within {time.monotonic() - began:.1f} s") from error
+        finally:
+            if self._heard is not None:
+                self._heard(method, path, status)
+        if 200 <= status < 300:
             parsed: Json = json.loads(text)
             return parsed
-        raise _refusal(answer.status, text)
+        if status == 401 and await self._access.reload():
+            return await self.request(method, path, body, query)
+        raise _refusal(status, text, retry_after)
+
+    def _may_send(self, method: str) -> float:
+        """Seconds for a request. Raises FencedError when a write may not be sent at all."""
+        if self._fence is None or method in READS:
+            return REQUEST_SECONDS
+        if (left := self._fence()) <= 0:
+            raise FencedError("not the leader: nothing is written")
+        return left
+
+    async def _at_the_gate(self, session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+        self._may_send(str(context.trace_request_ctx))
 
 
-def _refusal(code: int, text: bytes) -> ApiError:
+def _refusal(code: int, text: bytes, retry_after: str) -> ApiError:
     """From a metav1.Status, or from whatever a proxy in between says."""
     try:
+        wait = min(60.0, max(0.0, float(retry_after)))
+    except ValueError:
+        wait = 0.0
+    try:
         status = json.loads(text)
-        return ApiError(code, str(status.get("reason") or "Unknown"), str(status.get("message") or ""))
+        return ApiError(code, str(status.get("reason") or "Unknown"), str(status.get("message") or ""), wait)
     except (ValueError, AttributeError):
-        return ApiError(code, "Unknown", text[:500].decode(errors="replace"))
+        return ApiError(code, "Unknown", text[:500].decode(errors="replace"), wait)

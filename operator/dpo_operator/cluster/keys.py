@@ -1,14 +1,24 @@
-"""A queue of job keys: each key once, never worked on twice at the same time, errors with a growing delay."""
+"""A queue of job keys: each key once, never worked on twice at the same time, errors with a growing delay.
+
+Two lanes keep what is hopeless from delaying what is not. Within a lane the namespaces take turns.
+"""
 
 import asyncio
 import logging
+import time
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Literal
 
 logger = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 60.0
+# While both lanes have keys, one of so many is taken from the slow one.
+SLOW_TURN = 4
+
+LaneName = Literal["normal", "slow"]
 
 
 @dataclass(frozen=True, order=True)
@@ -22,17 +32,61 @@ class Key:
         return f"{self.namespace}/{self.name}"
 
 
+class Lane:
+    """Keys that wait, with the time since when; the namespaces take turns."""
+
+    def __init__(self) -> None:
+        self._namespaces: OrderedDict[str, deque[Key]] = OrderedDict()
+        self._since: dict[Key, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._since)
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._since
+
+    def put(self, key: Key, since: float) -> None:
+        """Append a key that is not in the lane."""
+        self._namespaces.setdefault(key.namespace, deque()).append(key)
+        self._since[key] = since
+
+    def take(self) -> Key:
+        """The next namespace's oldest key."""
+        namespace, keys = next(iter(self._namespaces.items()))
+        key = keys.popleft()
+        del self._since[key]
+        if keys:
+            self._namespaces.move_to_end(namespace)
+        else:
+            del self._namespaces[namespace]
+        return key
+
+    def remove(self, key: Key) -> float:
+        """Take a key out of its place; returns since when it waited."""
+        keys = self._namespaces[key.namespace]
+        keys.remove(key)
+        if not keys:
+            del self._namespaces[key.namespace]
+        return self._since.pop(key)
+
+    def times(self) -> list[float]:
+        """Since when each key has waited. A copy, because the metrics are served by another thread."""
+        return list(self._since.values())
+
+
 class KeyQueue:
     """Runs a handler for keys.
 
     A key that is added while it waits is not added again; one that is added while it's handled is handled once more
-    afterwards. The handler returns the seconds after which it wants to see the key again, or None.
+    afterwards. The handler returns the seconds after which it wants to see the key again, or None. Keys whose last
+    handling failed, and those that are added as slow, wait in the slow lane.
     """
 
     def __init__(self, handle: Callable[[Key], Awaitable[float | None]], workers: int) -> None:
         self._handle = handle
-        self._ready: asyncio.Queue[Key] = asyncio.Queue()
-        self._waiting: set[Key] = set()
+        self._lanes: dict[LaneName, Lane] = {"normal": Lane(), "slow": Lane()}
+        self._turn = 0
+        self._something = asyncio.Semaphore(0)
         self._running: set[Key] = set()
         self._again: set[Key] = set()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
@@ -44,24 +98,38 @@ class KeyQueue:
         """Whether every worker still works."""
         return not any(task.done() for task in self._tasks)
 
-    def __len__(self) -> int:
-        return len(self._waiting)
+    def depth(self, lane: LaneName) -> int:
+        """Keys that wait in a lane."""
+        return len(self._lanes[lane])
 
-    def add(self, key: Key) -> None:
-        """Handle a key as soon as a worker is free."""
+    def oldest_seconds(self, lane: LaneName) -> float:
+        """How long the key has waited that waits longest, 0 when none does."""
+        times = self._lanes[lane].times()
+        return time.monotonic() - min(times) if times else 0.0
+
+    def add(self, key: Key, *, slow: bool = False) -> None:
+        """Handle a key as soon as a worker is free. slow: it has time."""
         if timer := self._timers.pop(key, None):
             timer.cancel()
         if key in self._running:
             self._again.add(key)
-        elif key not in self._waiting:
-            self._waiting.add(key)
-            self._ready.put_nowait(key)
+            return
+        slow = slow or key in self._errors
+        if key in self._lanes["normal"] or (slow and key in self._lanes["slow"]):
+            return
+        if key in self._lanes["slow"]:
+            # News of a key that had time.
+            self._lanes["normal"].put(key, self._lanes["slow"].remove(key))
+            return
+        self._lanes["slow" if slow else "normal"].put(key, time.monotonic())
+        self._something.release()
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Handle a key later, unless it's due sooner anyway."""
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
-        if key in self._waiting or (timer is not None and timer.when() <= loop.time() + seconds):
+        waits = any(key in lane for lane in self._lanes.values())
+        if waits or (timer is not None and timer.when() <= loop.time() + seconds):
             return
         if timer is not None:
             timer.cancel()
@@ -75,10 +143,17 @@ class KeyQueue:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _next(self) -> Key:
+        normal, slow = self._lanes["normal"], self._lanes["slow"]
+        if normal and slow:
+            self._turn = (self._turn + 1) % SLOW_TURN
+            return slow.take() if self._turn == 0 else normal.take()
+        return (normal or slow).take()
+
     async def _work(self) -> None:
         while True:
-            key = await self._ready.get()
-            self._waiting.discard(key)
+            await self._something.acquire()
+            key = self._next()
             self._running.add(key)
             try:
                 delay = await self._handle(key)
@@ -86,7 +161,9 @@ class KeyQueue:
             except Exception as error:
                 count = self._errors[key] = self._errors.get(key, 0) + 1
                 delay = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(count - 1, 10))
-                logger.warning("%s: %s; trying again in %.1f s", key, error or type(error).__name__, delay)
+                # A busy API server says how long it wants to be left alone.
+                delay = max(delay, getattr(error, "retry_after", 0.0))
+                logger.warning("%s: %s; trying again in %.1f s", key, str(error) or type(error).__name__, delay)
                 logger.debug("%s", key, exc_info=True)
             finally:
                 self._running.discard(key)

@@ -1,13 +1,16 @@
 """What the operator remembers between two looks at a job. All of it may be lost: a restart only starts the clocks anew."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_operator.api.reports import Progress
 from dpo_operator.api.status import DPOJobStatus
-from dpo_operator.planning.observed import Observed
+from dpo_operator.api.types import DPOJob
+from dpo_operator.planning.observed import Claim, Observed, Support
+from dpo_operator.planning.validate import Problems, read_job
 
 Clock = Callable[[], float]
 
@@ -61,11 +64,44 @@ class StallDetector:
 
 
 @dataclass
+class Parsed:
+    """What was last read of a job in typed form; reading it again costs more than deciding."""
+
+    _job: tuple[object, DPOJob | Problems] | None = None
+    _status: tuple[str, DPOJobStatus] | None = None
+
+    def job(self, raw: dict[str, Any]) -> DPOJob | Problems:
+        """The job of an object; it can't change without its generation or a deletion."""
+        metadata = raw["metadata"]
+        mark = (metadata["uid"], metadata.get("generation"), metadata.get("deletionTimestamp"))
+        if self._job is None or self._job[0] != mark:
+            self._job = (mark, read_job(raw))
+        return self._job[1]
+
+    def status(self, raw: dict[str, Any]) -> DPOJobStatus:
+        """The status of an object in the version that it has."""
+        version = str(raw["metadata"]["resourceVersion"])
+        if self._status is None or self._status[0] != version:
+            self._status = (version, DPOJobStatus.model_validate(raw.get("status") or {}))
+        return self._status[1]
+
+
+@dataclass
+class Furniture:
+    """Claim, Service and ConfigMap as they were last read, at a time by the monotonic clock."""
+
+    claim: Claim | None
+    support: tuple[Support, ...]
+    read_at: float
+
+
+@dataclass
 class JobMemory:
     """Memory of one job.
 
-    raw, seen: the last full look. refused: the API server's last refusal. written: resourceVersion of our last status.
-    guards_at: when the guards were last looked at, 0 for never. dirty: something happened since the last full look. due: that look asked for another one.
+    raw, seen: the last full look. refused: the API server's last refusal. written: resourceVersions of our last statuses.
+    dirty: something happened since the last full look. due: that look asked for another one. versions: of the Jobs and
+    pods that it saw. guards_at: when the guards were last looked at, 0 for never. furniture: what changes so rarely that not every look reads it.
     """
 
     uid: str = ""
@@ -77,6 +113,9 @@ class JobMemory:
     looked_at: float = 0.0
     guards_at: float = 0.0
     refused: str = ""
-    written: str = ""
+    written: deque[str] = field(default_factory=lambda: deque(maxlen=16))
     dirty: bool = True
     due: bool = True
+    versions: frozenset[str] = frozenset()
+    furniture: Furniture | None = None
+    parsed: Parsed = field(default_factory=Parsed)

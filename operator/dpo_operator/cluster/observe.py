@@ -1,7 +1,9 @@
 """Fresh reads of everything that belongs to one job. Nothing here writes."""
 
 import asyncio
-from collections.abc import Hashable
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dpo_operator.api import names
@@ -9,33 +11,40 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.guards import build_guards
 from dpo_operator.builders.volume import claim_name
 from dpo_operator.cluster.client import Client, resource_of
-from dpo_operator.cluster.memory import Stopwatch
+from dpo_operator.cluster.memory import Furniture, JobMemory, Stopwatch
 from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Guard, Observed, Support, owner_uid
 
 Json = dict[str, Any]
 
 
-async def observe(client: Client, job: DPOJob, stopwatch: Stopwatch, refused: str = "") -> Observed:
-    """Jobs, pods, claim, Service and ConfigMap of a job, as the API server holds them now."""
-    namespace, name, uid = job.metadata.namespace, job.metadata.name, job.metadata.uid
+# Kind and objects of a list that was just read.
+Shown = Callable[[str, str, Sequence[Json]], None]
+
+
+async def observe(client: Client, job: DPOJob, memory: JobMemory, *, max_age: float, shown: Shown) -> Observed:
+    """Jobs and pods of a job as the API server holds them now, with its claim, Service and ConfigMap.
+
+    max_age: seconds for which the last read of those three is good enough.
+    """
+    namespace, uid = job.metadata.namespace, job.metadata.uid
     selector = f"{names.LABEL_UID}={uid}"
-    jobs, pods, claim, service, config = await asyncio.gather(
+    jobs, pods, furniture = await asyncio.gather(
         client.list("Job", namespace, selector),
         client.list("Pod", namespace, selector),
-        client.get("PersistentVolumeClaim", namespace, claim_name(job)),
-        client.get("Service", namespace, names.service_name(name)),
-        client.get("ConfigMap", namespace, names.config_name(name)),
+        _furniture(client, job, memory.furniture, max_age),
     )
-    clock = _Clock(stopwatch)
+    shown("Job", namespace, jobs)
+    shown("Pod", namespace, pods)
+    memory.furniture = furniture
+    memory.versions = frozenset(str(raw["metadata"]["resourceVersion"]) for raw in (*jobs, *pods))
+    clock = _Clock(memory.pods)
     seen = Observed(
         # Labels can be copied by anyone who may create a Job; ownership is what counts.
         jobs=tuple(clock.job(raw) for raw in jobs if owner_uid(raw) == uid),
         pods=tuple(clock.pod(raw) for raw in pods),
-        claim=Claim.from_raw(claim) if claim else None,
-        support=tuple(
-            Support(kind, owner_uid(raw)) for kind, raw in (("Service", service), ("ConfigMap", config)) if raw
-        ),
-        refused=refused,
+        claim=furniture.claim,
+        support=furniture.support,
+        refused=memory.refused,
     )
     clock.forget_the_rest()
     return seen
@@ -49,6 +58,40 @@ async def observe_guards(client: Client, job: DPOJob) -> tuple[Guard, ...]:
         *(client.get(resource_of(guard), namespace, guard["metadata"]["name"]) for guard in wanted)
     )
     return tuple(Guard.from_raw(raw) for raw in found if raw is not None)
+
+
+async def _furniture(client: Client, job: DPOJob, known: Furniture | None, max_age: float) -> Furniture:
+    namespace, name = job.metadata.namespace, job.metadata.name
+    now = time.monotonic()
+    if known is not None and now - known.read_at < max_age:
+        if known.claim is not None and known.claim.bound:
+            return known
+        # Pods wait for a claim that is not bound, and no event tells of it.
+        claim = await client.get("PersistentVolumeClaim", namespace, claim_name(job))
+        return replace(known, claim=Claim.from_raw(claim) if claim else None)
+    claim, service, config = await asyncio.gather(
+        client.get("PersistentVolumeClaim", namespace, claim_name(job)),
+        client.get("Service", namespace, names.service_name(name)),
+        client.get("ConfigMap", namespace, names.config_name(name)),
+    )
+    return Furniture(
+        Claim.from_raw(claim) if claim else None,
+        tuple(Support(kind, owner_uid(raw)) for kind, raw in (("Service", service), ("ConfigMap", config)) if raw),
+        now,
+    )
+
+
+def with_created(seen: Observed, raw: Json) -> Observed:
+    """What was seen, and an object that was made since."""
+    match raw["kind"]:
+        case "Job":
+            return replace(seen, jobs=(*seen.jobs, ChildJob.from_raw(raw)))
+        case "PersistentVolumeClaim":
+            return replace(seen, claim=Claim.from_raw(raw))
+        case "Service" | "ConfigMap" as kind:
+            return replace(seen, support=(*seen.support, Support(kind, owner_uid(raw))))
+        case _:
+            return replace(seen, guards=(*(seen.guards or ()), Guard.from_raw(raw)))
 
 
 class _Clock:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -14,23 +15,29 @@ from dpo_operator.builders.ports import ports_of
 from dpo_operator.cluster import write
 from dpo_operator.cluster.client import ApiError, Client
 from dpo_operator.cluster.keys import Key
-from dpo_operator.cluster.memory import JobMemory
-from dpo_operator.cluster.observe import observe, observe_guards
+from dpo_operator.cluster.memory import Furniture, JobMemory
+from dpo_operator.cluster.observe import Shown, observe, observe_guards, with_created
 from dpo_operator.cluster.progress import ProgressReader
 from dpo_operator.cluster.startup import Startup
 from dpo_operator.cluster.turns import Turns
 from dpo_operator.metrics import JobMetrics
 from dpo_operator.planning import gangs
-from dpo_operator.planning.actions import Plan, SuspendJob
+from dpo_operator.planning.actions import Create, Plan, SuspendJob
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.plan import Settings, plan, reject_unreadable
-from dpo_operator.planning.validate import Problems, read_job
+from dpo_operator.planning.validate import Problems
 from dpo_operator.timings import Timings
 
 logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 GUARD_SECONDS = 300.0
+# Decisions that follow from one another on the same reads: accept, make what pods mount, make the Job, note it.
+MAX_ROUNDS = 5
+
+
+def _unheard(kind: str, namespace: str, items: Sequence[Json]) -> None:
+    """For those who follow no watches."""
 
 
 class Reconciler:
@@ -44,6 +51,7 @@ class Reconciler:
         metrics: JobMetrics,
         *,
         look_seconds: float = 30.0,
+        shown: Shown = _unheard,
     ) -> None:
         self._client = client
         self._reader = reader
@@ -52,13 +60,22 @@ class Reconciler:
         self._timings = Timings(metrics.registry)
         self._startups: dict[Key, Startup] = {}
         self._look_seconds = look_seconds
+        self._shown = shown
         self._memory: dict[Key, JobMemory] = {}
         self.turns = Turns()
 
     def changed(self, key: Key, resource_version: str | None = None) -> bool:
         """Note that something happened to a job; False when it was only our own status write coming back."""
         memory = self._memory.setdefault(key, JobMemory())
-        if resource_version is not None and resource_version == memory.written:
+        if resource_version is not None and resource_version in memory.written:
+            return False
+        memory.dirty = True
+        return True
+
+    def child_changed(self, key: Key, resource_version: str) -> bool:
+        """Note that a Job or pod of a job changed; False when the last look saw it in this very version."""
+        memory = self._memory.setdefault(key, JobMemory())
+        if resource_version in memory.versions:
             return False
         memory.dirty = True
         return True
@@ -84,31 +101,48 @@ class Reconciler:
             # Another object of the same name: nothing that was known holds for it.
             memory = self._memory[key] = JobMemory(uid=raw["metadata"]["uid"], dirty=False)
             self._startups.pop(key, None)
-        status = DPOJobStatus.model_validate(raw.get("status") or {})
         startup = self._startups.setdefault(key, Startup())
-        job = read_job(raw)
+        seen: Observed | None = None
+        for _ in range(MAX_ROUNDS):
+            before = memory.parsed.status(raw)
+            decision, seen = await self._decide(key, raw, seen, memory)
+            raw = await self._write(raw, decision, memory)
+            self._timings.written(key, before, decision.status, seen, datetime.now(UTC))
+            self._metrics.update(key, raw, decision.status)
+            memory.raw, memory.seen, memory.looked_at = raw, seen, time.monotonic()
+            memory.due = decision.requeue_after is not None
+            await write.record(self._client, raw, decision.events + startup.announce(before, decision.status, seen))
+            seen = await self._apply(key, raw, decision, seen, memory)
+            # What follows from this on the same reads is done at once; after anything else the next pass reads anew.
+            goes_on = decision.requeue_after == 0 or any(isinstance(a, Create) for a in decision.actions)
+            if memory.dirty or not goes_on:
+                break
+        return decision.requeue_after
+
+    async def _decide(
+        self, key: Key, raw: Json, seen: Observed | None, memory: JobMemory
+    ) -> tuple[Plan, Observed | None]:
+        """The next decision. seen: what was seen before in this pass; None: nothing that still holds."""
+        status, job = memory.parsed.status(raw), memory.parsed.job(raw)
         if isinstance(job, Problems):
             generation = int(raw["metadata"].get("generation", 1))
-            decision = reject_unreadable(status, job, generation=generation, now=datetime.now(UTC))
-            seen = None
             self.turns.forget(key)
-        else:
-            seen = await observe(self._client, job, memory.pods, memory.refused)
-            seen = await startup.observe(self._client, job, status, seen)
+            return reject_unreadable(status, job, generation=generation, now=datetime.now(UTC)), None
+        if status.phase is None and not status.is_final:
+            # Whether a job is accepted depends on its spec alone.
+            return plan(job, status, Observed(), datetime.now(UTC), self._settings), None
+        if seen is None:
+            # While an attempt's Job is there nothing is made from these, so that an older look is good enough.
+            max_age = self._look_seconds if status.active_job is not None else 0.0
+            seen = await observe(self._client, job, memory, max_age=max_age, shown=self._shown)
+            seen = await self._startups[key].observe(self._client, job, status, seen)
             seen = await self._with_guards(job, status, seen, memory)
-            seen = await self._with_progress(job, status, seen, memory)
-            now = datetime.now(UTC)
-            seen = self._with_turn(key, job, status, seen, memory, now)
-            decision = plan(job, status, seen, now, self._settings)
-            self.turns.settle(key, any(isinstance(a, SuspendJob) and not a.value for a in decision.actions))
-        raw = await self._write(raw, decision, memory)
-        self._timings.written(key, status, decision.status, seen, datetime.now(UTC))
-        self._metrics.update(key, raw, decision.status)
-        memory.raw, memory.seen, memory.looked_at = raw, seen, time.monotonic()
-        memory.due = decision.requeue_after is not None
-        await write.record(self._client, raw, decision.events + startup.announce(status, decision.status, seen))
-        await self._apply(key, raw, decision, memory)
-        return decision.requeue_after
+        seen = await self._with_progress(job, status, seen, memory)
+        now = datetime.now(UTC)
+        seen = self._with_turn(key, job, status, seen, memory, now)
+        decision = plan(job, status, seen, now, self._settings)
+        self.turns.settle(key, any(isinstance(a, SuspendJob) and not a.value for a in decision.actions))
+        return decision, seen
 
     async def _tick(self, key: Key, memory: JobMemory) -> tuple[bool, float | None]:
         """Follow a running job with one request to its rank 0 and none to the API server, unless there is news.
@@ -117,8 +151,7 @@ class Reconciler:
         """
         if memory.raw is None or memory.seen is None:
             return False, None
-        status = DPOJobStatus.model_validate(memory.raw.get("status") or {})
-        job = read_job(memory.raw)
+        status, job = memory.parsed.status(memory.raw), memory.parsed.job(memory.raw)
         if isinstance(job, Problems) or not conditions.is_true(status.conditions, conditions.RUNNING):
             return False, None
         seen = await self._with_progress(job, status, memory.seen, memory)
@@ -170,26 +203,37 @@ class Reconciler:
         return replace(seen, may_place=turn.may_place, others_waiting=turn.others_waiting, placing_seconds=seconds)
 
     async def _write(self, raw: Json, decision: Plan, memory: JobMemory) -> Json:
-        if decision.status == DPOJobStatus.model_validate(raw.get("status") or {}):
+        if decision.status == memory.parsed.status(raw):
             return raw
         written = await write.write_status(self._client, raw, decision.status)
-        memory.written = written["metadata"]["resourceVersion"]
+        memory.written.append(str(written["metadata"]["resourceVersion"]))
         return written
 
-    async def _apply(self, key: Key, raw: Json, decision: Plan, memory: JobMemory) -> None:
+    async def _apply(
+        self, key: Key, raw: Json, decision: Plan, seen: Observed | None, memory: JobMemory
+    ) -> Observed | None:
+        """Carry a decision out. Returns what is seen now, None when that must be read."""
         for action in decision.actions:
             try:
-                await write.apply(self._client, key.namespace, raw["metadata"]["uid"], action)
+                made = await write.apply(self._client, key.namespace, raw["metadata"]["uid"], action)
             except ApiError as error:
                 if error.is_refusal or error.is_gone:
-                    memory.refused = f"The API server refused to create {action.name}: {error.message}"
-                memory.dirty = True
+                    what = f"{action.verb} {action.kind} {action.name}"
+                    memory.refused = f"The API server refused to {what}: {error.message.strip()}"
+                memory.dirty, memory.furniture = True, None
                 raise
             logger.info("%s: %s %s %s", key, action.verb, action.kind, action.name)
+            if made is None or seen is None:
+                # The next look must see what was just done, whether or not an event tells.
+                seen, memory.dirty = None, True
+                continue
+            seen = with_created(seen, made)
+            if action.kind == "Job":
+                memory.versions |= {str(made["metadata"]["resourceVersion"])}
         if decision.actions:
             memory.refused = ""
-            # The next look must see what was just done, whether or not an event tells.
-            memory.dirty = True
+            memory.furniture = Furniture(seen.claim, seen.support, time.monotonic()) if seen else None
+        return replace(seen, refused=memory.refused) if seen else None
 
     def forget(self, key: Key) -> None:
         """The job is gone."""

@@ -5,7 +5,7 @@ looked at every job; until then nobody gets a turn.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from dpo_operator.cluster.keys import Key
@@ -13,8 +13,8 @@ from dpo_operator.planning.gangs import Order, Stand
 
 # A job that can't be looked at does not keep all others from training for ever.
 FIRST_LOOKS_SECONDS = 120.0
-# A waiting job is looked at every few seconds; one that was not is passed over.
-FRESH_SECONDS = 60.0
+# A waiting job is looked at several times within this; one that was not is passed over.
+FRESH_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,12 @@ class Turns:
         if is_new:
             for holder in self._placing | self._claims:
                 self.wake(holder)
-        first = self._next()
-        if key in self._claims or (self._is_free() and first == key):
+        # Among thousands that wait, the first is looked for only when there is a turn to give.
+        first = self._next() if self._is_free() else None
+        if key in self._claims or first == key:
             self._claims.add(key)
             return Turn(True, self._others_wait(key))
-        if first is not None and first != key and self._is_free():
+        if first is not None:
             self.wake(first)
         return Turn(False, True)
 
@@ -103,16 +104,16 @@ class Turns:
         known = not self._unseen or self._clock() - self._begun > FIRST_LOOKS_SECONDS
         return known and not self._placing and not self._claims
 
-    def _fresh(self) -> dict[Key, Order]:
+    def _fresh(self) -> Iterator[tuple[Order, Key]]:
         oldest = self._clock() - FRESH_SECONDS
-        return {key: order for key, (order, looked_at) in self._waiting.items() if looked_at >= oldest}
+        return ((order, key) for key, (order, looked_at) in self._waiting.items() if looked_at >= oldest)
 
     def _next(self) -> Key | None:
-        waiting = self._fresh()
-        return min(waiting, key=lambda key: (waiting[key], key), default=None)
+        _, first = min(self._fresh(), default=(None, None))
+        return first
 
     def _others_wait(self, key: Key) -> bool:
-        return any(other != key for other in self._fresh())
+        return any(other != key for _, other in self._fresh())
 
     def _wake_next(self, but: Key | None = None) -> None:
         if self._is_free() and (first := self._next()) is not None and first != but:

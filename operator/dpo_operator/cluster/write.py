@@ -27,11 +27,14 @@ async def write_status(client: Client, raw: Json, status: DPOJobStatus) -> Json:
     return await client.request("PUT", path, body={**raw, "status": status.to_dict()})
 
 
-async def apply(client: Client, namespace: str, uid: str, action: Action) -> None:
-    """Carry out one action of the plan for the job with this UID. Doing it twice is the same as once."""
+async def apply(client: Client, namespace: str, uid: str, action: Action) -> Json | None:
+    """Carry out one action of the plan for the job with this UID. Doing it twice is the same as once.
+
+    Returns the object that was created, None when there is none or it was there before.
+    """
     match action:
         case Create():
-            await _create(client, namespace, uid, action)
+            return await _create(client, namespace, uid, action)
         case Delete():
             await _delete(client, namespace, action)
         case SuspendJob():
@@ -44,12 +47,13 @@ async def apply(client: Client, namespace: str, uid: str, action: Action) -> Non
         case Patch():
             metadata = {"uid": action.uid, "annotations": action.manifest["metadata"].get("annotations") or {}}
             await _patch(client, namespace, action, {"metadata": metadata, "spec": action.manifest["spec"]})
+    return None
 
 
-async def _create(client: Client, namespace: str, uid: str, action: Create) -> None:
+async def _create(client: Client, namespace: str, uid: str, action: Create) -> Json | None:
     resource = resource_of(action.manifest)
     try:
-        await client.request("POST", resource.path(namespace), body=action.manifest)
+        created = await client.request("POST", resource.path(namespace), body=action.manifest)
     except ApiError as error:
         if error.reason != "AlreadyExists":
             raise
@@ -59,6 +63,8 @@ async def _create(client: Client, namespace: str, uid: str, action: Create) -> N
         if existing is not None and owner_uid(existing) not in (uid, owner_uid(action.manifest)):
             message = f"{action.kind} {action.name} exists and does not belong to this job; delete it or rename the job"
             raise ApiError(403, "NameConflict", message) from error
+        return None
+    return {"kind": action.kind, **created}
 
 
 async def _delete(client: Client, namespace: str, action: Delete) -> None:

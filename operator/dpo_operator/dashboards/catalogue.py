@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_operator.metrics import JobMetrics
+from dpo_operator.timings import Timings
 
 # Named as text: only the project's own tools need the trainer's code, the operator's image does not have it.
 TRAINER_MODULE = "dpo_trainer.telemetry.prometheus"
@@ -32,7 +33,9 @@ class Metric:
 def catalogue() -> list[Metric]:
     """Metrics of the operator and the trainer, by name within each."""
     trainer = importlib.import_module(TRAINER_MODULE).TrainerMetrics(rank_zero=True)
-    sources = (("operator", JobMetrics().registry), ("trainer", trainer.registry))
+    operator = JobMetrics()
+    Timings(operator.registry)
+    sources = (("operator", operator.registry), ("trainer", trainer.registry))
     return [m for source, registry in sources for m in sorted(_metrics(registry, source), key=lambda m: m.name)]
 
 

@@ -22,7 +22,7 @@ from dpo_operator.planning.stale import Stale, removals
 from dpo_operator.planning.transitions import Moment, changed
 
 # How often a waiting gang is looked at, whether or not it's told that its turn has come.
-WAIT_SECONDS = 10.0
+WAIT_SECONDS = 30.0
 SETTLE_SECONDS = 1.0
 # How long a gang may try while others wait: long enough for a scheduler, which needs seconds.
 YIELD_SECONDS = 60.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from tests.cluster.rig.cgroups import Group
 from tests.cluster.rig.control_plane import ControlPlane
 from tests.cluster.rig.namespaces import Namespace
 from tests.cluster.rig.processes import Process, recorded, spawn, stop
-from tests.cluster.rig.shell import RigError, wait_for
+from tests.cluster.rig.shell import RigError, run, wait_for
 
 KUBELET_ROOT = Path("/var/lib/kubelet")
 NODE_TYPE_LABEL = "dpo-operator.dev/node-type"
@@ -169,6 +170,17 @@ class Node:
         if not found:
             raise RigError(f"{self.name} runs no container {container_id}")
         return found[0]
+
+    @staticmethod
+    def enter_network(pid: int, *words: str) -> str:
+        """Run a command of this machine in the network of a pod, given one of its processes."""
+        return run(["nsenter", "--target", str(pid), "--net", *words])
+
+    def stop_everything(self, number: signal.Signals) -> None:
+        """Signal the kubelet, containerd, its shims and all containers: SIGSTOP freezes the node, SIGCONT thaws it."""
+        for pid in [self.process("kubelet").pid, self.process("containerd").pid, *self.pods.members()]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def signal_container(self, container_id: str, number: signal.Signals, *, whole: bool) -> None:
         """Signal a container's first process or, with whole, all of its processes, below the kubelet's nose."""

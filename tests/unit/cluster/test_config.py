@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpo_operator.config import Config, ConfigError
+from dpo_operator.config import Config, ConfigError, Election
 
 pytestmark = pytest.mark.unit
 
@@ -31,6 +31,8 @@ def test_namespaces_are_a_list():
         ({"DPO_TRAINER_IMAGE": " "}, "DPO_TRAINER_IMAGE: expected"),
         ({"DPO_METRICS_PORT": "http"}, "found 'http'"),
         ({"DPO_RESYNC_SECONDS": "0"}, "from 1 to 3600, found '0'"),
+        ({"DPO_LEADER_ELECTION": "yes"}, "expected true or false, found 'yes'"),
+        ({"DPO_LEADER_ELECTION": "true"}, "POD_NAMESPACE and POD_NAME"),
         ({"DPO_LOG_FORMAT": "xml"}, "expected json or plain, found 'xml'"),
         ({"DPO_GPU_MEMORY": "80gb"}, "DPO_GPU_MEMORY: expected an amount of memory such as 80Gi, found '80gb'"),
         ({"DPO_TRAINER_IMAGE_PULL_POLICY": "Sometimes"}, "found 'Sometimes'"),
@@ -39,3 +41,10 @@ def test_namespaces_are_a_list():
 def test_bad_value_is_named_with_what_was_expected(environment, part):
     with pytest.raises(ConfigError, match=part):
         Config.from_environment(LEAST | environment)
+
+
+def test_election_needs_to_know_the_pod():
+    pod = {"POD_NAMESPACE": "system", "POD_NAME": "operator-1"}
+    assert Config.from_environment(LEAST).election is None
+    assert Config.from_environment(LEAST | pod).election == Election("system", "dpo-operator", "operator-1")
+    assert Config.from_environment(LEAST | pod | {"DPO_LEADER_ELECTION": "false"}).election is None

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from dpo_operator.cluster.client import ApiError
 from dpo_operator.cluster.keys import Key, KeyQueue
 
 pytestmark = pytest.mark.unit
@@ -143,3 +144,93 @@ def test_sooner_of_two_delays_wins():
         await until(lambda: count == 2, seconds=1)
 
     run(scenario, handle)
+
+
+def test_good_key_does_not_wait_for_hopeless_ones():
+    done = []
+
+    async def handle(key):
+        done.append(key)
+
+    async def scenario(queue):
+        for index in range(1000):
+            queue.add(Key("default", f"bad-{index}"), slow=True)
+        queue.add(A)
+        assert (queue.depth("slow"), queue.depth("normal")) == (1000, 1)
+        assert queue.oldest_seconds("slow") >= 0
+        await until(lambda: len(done) == 1001)
+
+    run(scenario, handle, workers=1)
+    assert done.index(A) <= 1
+
+
+def test_hopeless_keys_get_their_turn():
+    done = []
+
+    async def handle(key):
+        done.append(key)
+
+    async def scenario(queue):
+        for index in range(100):
+            queue.add(Key("default", f"good-{index}"))
+        queue.add(B, slow=True)
+        await until(lambda: len(done) == 101)
+
+    run(scenario, handle, workers=1)
+    assert done.index(B) == 3
+
+
+def test_namespaces_take_turns():
+    done = []
+
+    async def handle(key):
+        done.append(key)
+
+    async def scenario(queue):
+        for index in range(50):
+            queue.add(Key("crowd", f"job-{index}"))
+        queue.add(Key("quiet", "job"))
+        await until(lambda: len(done) == 51)
+
+    run(scenario, handle, workers=1)
+    assert done.index(Key("quiet", "job")) == 1
+
+
+def test_news_of_a_key_that_had_time_bring_it_forward_and_failures_put_it_back():
+    done = []
+    broken = True
+
+    async def handle(key):
+        done.append(key)
+        if key == B and broken:
+            raise RuntimeError("refused")
+
+    async def scenario(queue):
+        nonlocal broken
+        queue.add(A, slow=True)
+        queue.add(A)
+        assert (queue.depth("slow"), queue.depth("normal")) == (0, 1)
+        queue.add(B)
+        await until(lambda: len(done) == 2)
+        queue.add(B)
+        assert (queue.depth("slow"), queue.depth("normal")) == (1, 0)
+        broken = False
+        await until(lambda: len(done) == 3)
+
+    run(scenario, handle, workers=1)
+
+
+def test_busy_server_is_left_alone_for_as_long_as_it_asks():
+    times = []
+
+    async def handle(_):
+        times.append(asyncio.get_running_loop().time())
+        if len(times) == 1:
+            raise ApiError(429, "TooManyRequests", "busy", retry_after=1.5)
+
+    async def scenario(queue):
+        queue.add(A)
+        await until(lambda: len(times) == 2)
+
+    run(scenario, handle, workers=1)
+    assert times[1] - times[0] > 1.4

@@ -1,0 +1,94 @@
+"""How the API server is reached: its address, certificates, and a token that is read anew.
+
+One place for this operator's own requests and for kopf's watches. The client library reads the configuration and runs
+login plugins; its generated requests and models are passed by: they cost more than all decisions together.
+"""
+
+import os
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from kubernetes.aio import config as kube_config
+from kubernetes.aio.client.configuration import Configuration
+
+from dpo_operator.api import names
+
+CONNECTIONS = 64
+IDLE_SECONDS = 60.0
+# A refused token is read anew at most this often.
+RELOAD_SECONDS = 10.0
+
+Send = Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
+
+
+class Access:
+    """Where the API server is and who this process is there."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self._configuration = configuration
+        self._reloaded = time.monotonic()
+
+    @classmethod
+    async def load(cls) -> "Access":
+        """Use $KUBECONFIG when it's set, else the pod's service account, else ~/.kube/config."""
+        configuration = Configuration()
+        await _load(configuration)
+        return cls(configuration)
+
+    @property
+    def server(self) -> str:
+        """URL of the API server."""
+        return str(self._configuration.host).rstrip("/")
+
+    async def reload(self) -> bool:
+        """Read the credentials again after the server refused them; False when that was done a moment ago."""
+        if time.monotonic() - self._reloaded < RELOAD_SECONDS:
+            return False
+        self._reloaded = time.monotonic()
+        await _load(self._configuration)
+        return True
+
+    def open(self, **options: Any) -> aiohttp.ClientSession:
+        """A new set of connections. options: more arguments of aiohttp's session."""
+        connector = aiohttp.TCPConnector(limit=CONNECTIONS, ssl=self._tls(), keepalive_timeout=IDLE_SECONDS)
+        return aiohttp.ClientSession(
+            connector=connector,
+            # Shown as the manager of fields and in audit logs.
+            headers={"Accept": "application/json", "User-Agent": names.PART_OF},
+            middlewares=(self._authorize,),
+            proxy=self._configuration.proxy,
+            trust_env=True,
+            **options,
+        )
+
+    async def _authorize(self, request: aiohttp.ClientRequest, send: Send) -> aiohttp.ClientResponse:
+        # Asked for each request: a service account's token is replaced while the pod runs.
+        if token := await self._configuration.get_api_key_with_prefix("BearerToken"):
+            request.headers["Authorization"] = str(token)
+        return await send(request)
+
+    def _tls(self) -> ssl.SSLContext:
+        settings = self._configuration
+        context = ssl.create_default_context(cafile=settings.ssl_ca_cert, cadata=settings.ca_cert_data)
+        if settings.cert_file:
+            context.load_cert_chain(settings.cert_file, settings.key_file)
+        if settings.disable_strict_ssl_verification:
+            context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        if not settings.verify_ssl:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+async def _load(configuration: Configuration) -> None:
+    default = Path.home() / ".kube" / "config"
+    if path := os.environ.get("KUBECONFIG"):
+        await kube_config.load_kube_config(config_file=path, client_configuration=configuration)  # type: ignore[no-untyped-call]
+    elif "KUBERNETES_SERVICE_HOST" in os.environ:
+        kube_config.load_incluster_config(client_configuration=configuration)  # type: ignore[no-untyped-call]
+    else:
+        await kube_config.load_kube_config(config_file=str(default), client_configuration=configuration)  # type: ignore[no-untyped-call]

@@ -1,0 +1,90 @@
+"""Inject every fault of the matrix for real, and print what came of it: `make faults`.
+
+`python -m tests.faults 17 34` runs the tests of some rows. With --write, docs/faults.md is written from the result.
+"""
+
+import argparse
+import sys
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from tests.faults import page
+from tests.faults.matrix import ROWS
+
+
+@dataclass
+class Recorder:
+    """A pytest plugin: which rows each test injects, and how it ended.
+
+    wanted: rows whose tests are run; empty means all.
+    """
+
+    wanted: frozenset[int]
+    rows: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    results: dict[str, page.Result] = field(default_factory=dict)
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item], config: pytest.Config) -> None:
+        kept, left = [], []
+        for item in items:
+            rows = tuple(int(row) for marker in item.iter_markers("fault") for row in marker.args)
+            fits = bool(rows) and (not self.wanted or bool(self.wanted & set(rows)))
+            (kept if fits else left).append(item)
+            if fits:
+                self.rows[item.nodeid] = rows
+        # The tiers share nothing, and a cluster takes memory: one after the other.
+        items[:] = kept
+        config.hook.pytest_deselected(items=left)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        known = self.results.get(report.nodeid, page.Result(True, 0.0))
+        passed = known.passed and report.outcome == "passed"
+        self.results[report.nodeid] = page.Result(passed, known.seconds + report.duration)
+
+    def by_row(self) -> dict[int, dict[str, page.Result]]:
+        """Tests of each row, and how they ended; a test that did not run failed."""
+        found: dict[int, dict[str, page.Result]] = defaultdict(dict)
+        for test, rows in self.rows.items():
+            for row in rows:
+                found[row][page.function(test)] = page.merged(
+                    found[row].get(page.function(test)), self.results.get(test, page.Result(False, 0.0))
+                )
+        return found
+
+
+def main() -> int:
+    """Exit status 0 when every test passed and every row that was asked for has one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("rows", nargs="*", type=int, help="rows of the matrix; default: all")
+    parser.add_argument("--write", action="store_true", help="write docs/faults.md")
+    parser.add_argument("--pytest", default="", help="more arguments for pytest")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.rows) - set(ROWS):
+        parser.error(f"expected rows from {min(ROWS)} to {max(ROWS)}, found {sorted(unknown)}")
+    recorder = Recorder(frozenset(arguments.rows))
+    begun = time.monotonic()
+    code = pytest.main(["-q", "-rf", "-m", "fault", *arguments.pytest.split()], plugins=[recorder])
+    found = recorder.by_row()
+    table = Table("#", "fault", "must be true", "tests", "result", "s")
+    for number in sorted(recorder.wanted or ROWS):
+        tests, row = found.get(number, {}), ROWS[number]
+        names = "\n".join(name.rpartition("::")[2] for name in tests) or "none"
+        seconds = f"{sum(result.seconds for result in tests.values()):.0f}"
+        table.add_row(str(number), row.fault, row.expected, names, page.verdict(tests), seconds)
+    Console(width=None if sys.stdout.isatty() else 180).print(table)
+    held = sum(page.verdict(found.get(number, {})) == "held" for number in recorder.wanted or ROWS)
+    print(
+        f"{held} of {len(recorder.wanted or ROWS)} rows held, {len(recorder.results)} tests, {time.monotonic() - begun:.0f} s"
+    )
+    if arguments.write:
+        Path("docs/faults.md").write_text(page.render(found), encoding="utf-8")
+    return int(code) or int(held < len(recorder.wanted or ROWS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
