@@ -28,7 +28,10 @@ METHODS = sorted((DOCS / "methods").glob("*.md"))
 PAGES = [
     REPOSITORY / "README.md",
     *METHODS,
-    *(DOCS / f"{name}.md" for name in ("data", "adapters", "planning", "training", "checkpoints", "checkpoint-tools")),
+    *(
+        DOCS / f"{name}.md"
+        for name in ("data", "adapters", "planning", "training", "checkpoints", "checkpoint-tools", "failures")
+    ),
 ]
 JOBS = sorted((REPOSITORY / "examples").glob("methods/*.yaml"))
 NOT_IN_TABLES = {"README", "combined"}
