@@ -15,6 +15,9 @@ Reason = tuple[str, str]
 # How long pods that do not run are left to explain themselves, and how often Kubernetes' events are read after that.
 LOOK_AFTER_SECONDS = 5.0
 LOOK_SECONDS = 10.0
+# Who waits for long is one of many, and its looks are a cluster's load.
+LONG_SECONDS = 300.0
+LATE_LOOK_SECONDS = 30.0
 # How often the Job controller is made to try again, while it is refused pods.
 TRY_AGAIN_SECONDS = 20.0
 
@@ -69,7 +72,9 @@ def support_obstacle(job: DPOJob, seen: Observed) -> Reason | None:
 
 def look_again(seen: Observed) -> float:
     """Seconds until pods that do not run are looked at again: what keeps them from it may be told by events alone."""
-    return LOOK_SECONDS if seen.waiting_seconds >= LOOK_AFTER_SECONDS else LOOK_AFTER_SECONDS - seen.waiting_seconds
+    if seen.waiting_seconds < LOOK_AFTER_SECONDS:
+        return LOOK_AFTER_SECONDS - seen.waiting_seconds
+    return LOOK_SECONDS if seen.waiting_seconds < LONG_SECONDS else LATE_LOOK_SECONDS
 
 
 def try_again(child: ChildJob, pods: Sequence[ChildPod], desired: int, seen: Observed) -> tuple[TryAgain, ...]:
