@@ -6,6 +6,8 @@ timers, daemons) are not used: they add finalizers, with which a dead operator b
 
 import asyncio
 import logging
+import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +37,8 @@ SILENT_WATCH_SECONDS = 70.0
 WATCH_SECONDS = 300
 # Pods and their Job change in bursts; one look serves a whole burst.
 BURST_SECONDS = 0.05
+# The process ends within this time once it has begun to stop.
+STOP_SECONDS = 10.0
 WATCHED = ("Job", "Pod")
 
 
@@ -102,6 +106,10 @@ class Operator:
         """Stop at once. Whatever was under way goes on from the cluster's state at the next start."""
         if self._work is None:
             return
+        # After an error in one of its watches kopf waits for the others, which wait for credentials for ever.
+        end = threading.Timer(STOP_SECONDS, os._exit, (1,))
+        end.daemon = True
+        end.start()
         while not self._work.done():
             self._work.cancel()
             await asyncio.wait({self._work}, timeout=1)
