@@ -6,7 +6,8 @@ from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.guards import build_guards
+from dpo_operator.builders.config import config_name
+from dpo_operator.builders.guards import build_guards, build_open_budget
 from dpo_operator.builders.volume import claim_name
 from dpo_operator.cluster.client import Client, resource_of
 from dpo_operator.cluster.memory import Stopwatch
@@ -24,7 +25,7 @@ async def observe(client: Client, job: DPOJob, stopwatch: Stopwatch, refused: st
         client.list("Pod", namespace, selector),
         client.get("PersistentVolumeClaim", namespace, claim_name(job)),
         client.get("Service", namespace, names.service_name(name)),
-        client.get("ConfigMap", namespace, names.config_name(name)),
+        client.get("ConfigMap", namespace, config_name(job)),
     )
     clock = _Clock(stopwatch)
     seen = Observed(
@@ -43,7 +44,8 @@ async def observe(client: Client, job: DPOJob, stopwatch: Stopwatch, refused: st
 
 async def observe_guards(client: Client, job: DPOJob) -> tuple[Guard, ...]:
     """The job's guards that exist."""
-    wanted = build_guards(job, ())
+    wanted = [*build_guards(job, ()), build_open_budget(job)]
+    wanted = list({(guard["kind"], guard["metadata"]["name"]): guard for guard in wanted}.values())
     namespace = job.metadata.namespace
     found = await asyncio.gather(
         *(client.get(resource_of(guard), namespace, guard["metadata"]["name"]) for guard in wanted)

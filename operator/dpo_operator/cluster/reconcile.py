@@ -19,7 +19,7 @@ from dpo_operator.cluster.observe import observe, observe_guards
 from dpo_operator.cluster.progress import ProgressReader
 from dpo_operator.cluster.turns import Turns
 from dpo_operator.metrics import JobMetrics
-from dpo_operator.planning import gangs
+from dpo_operator.planning import gangs, resizing, retrying
 from dpo_operator.planning.actions import Plan, SuspendJob
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.plan import Settings, plan, reject_unreadable
@@ -83,7 +83,8 @@ class Reconciler:
         job = read_job(raw)
         if isinstance(job, Problems):
             generation = int(raw["metadata"].get("generation", 1))
-            decision = reject_unreadable(status, job, generation=generation, now=datetime.now(UTC))
+            retry = retrying.token_of(raw["metadata"].get("annotations") or {})
+            decision = reject_unreadable(status, job, generation=generation, now=datetime.now(UTC), retry=retry)
             seen = None
             self.turns.forget(key)
         else:
@@ -94,7 +95,13 @@ class Reconciler:
             seen = self._with_turn(key, job, status, seen, memory, now)
             decision = plan(job, status, seen, now, self._settings)
             self.turns.settle(key, any(isinstance(a, SuspendJob) and not a.value for a in decision.actions))
-        raw = await self._write(raw, decision, memory)
+        try:
+            raw = await self._write(raw, decision, memory)
+        except ApiError as error:
+            if not error.is_gone:
+                raise
+            self.forget(key)
+            return None
         self._metrics.update(key, raw, decision.status)
         memory.raw, memory.seen, memory.looked_at = raw, seen, time.monotonic()
         memory.due = decision.requeue_after is not None
@@ -136,11 +143,13 @@ class Reconciler:
         if not due and seen.job_of(status.phase, status.attempt) is not None:
             return seen
         memory.guards_at = time.monotonic()
-        return replace(seen, guards=await observe_guards(self._client, job))
+        guards = await observe_guards(self._client, resizing.as_running(job, status, seen))
+        return replace(seen, guards=guards)
 
     async def _with_progress(self, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory) -> Observed:
         if status.phase is None or status.is_final:
             return seen
+        job = resizing.as_running(job, status, seen)
         pods = seen.pods_of(status.phase, status.attempt)
         first = next((p for p in pods if p.index == 0 and p.running and not p.deleting), None)
         port = ports_of(job, status.phase).metrics
@@ -153,7 +162,7 @@ class Reconciler:
     def _with_turn(
         self, key: Key, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory, now: datetime
     ) -> Observed:
-        stand = gangs.stand(job, status, seen, now)
+        stand = gangs.stand(resizing.as_running(job, status, seen), status, seen, now)
         turn = self.turns.look(key, stand, gangs.order(status, now))
         # Since the Job was resumed: the next one that is, or the same one later, starts this clock anew.
         fact = (status.attempts.train, status.placement.timeouts if status.placement else 0)
@@ -173,6 +182,8 @@ class Reconciler:
             try:
                 await write.apply(self._client, key.namespace, raw["metadata"]["uid"], action)
             except ApiError as error:
+                if error.is_terminating:
+                    return
                 if error.is_refusal or error.is_gone:
                     memory.refused = f"The API server refused to create {action.name}: {error.message}"
                 memory.dirty = True

@@ -87,12 +87,38 @@ def _restart(status: DPOJobStatus, failure: Failure, at: Moment) -> Plan:
     return Plan(status, events=(Event("Warning", failure.reason, shorten(message, 1000)),), requeue_after=0)
 
 
+def planned(status: DPOJobStatus, reason: str, message: str, step: int, at: Moment) -> Plan:
+    """The next attempt without a failure: it's told like a restart, counts against nothing, and begins at once."""
+    assert status.phase is not None
+    record = Restart(
+        time=at.now,
+        phase=status.phase,
+        attempt=status.attempt,
+        reason=reason,
+        failure_class="planned",
+        step=step,
+        message=shorten(message, MAX_HISTORY_MESSAGE),
+    )
+    status = transitions.changed(
+        transitions.stopped(status),
+        attempts=status.attempts.next(status.phase),
+        active_job=None,
+        not_before=None,
+        restarts=status.restarts + 1,
+        restart_history=[*status.restart_history, record][-MAX_HISTORY:],
+        message=shorten(message),
+    )
+    status = transitions.mark(status, at, c.RUNNING, False, reason, message)
+    status = transitions.mark(status, at, c.RESTARTING, True, reason, message)
+    return Plan(status, events=(Event("Normal", reason, shorten(message, 1000)),), requeue_after=0)
+
+
 def backoff_seconds(history: list[Restart], reason: str, now: datetime) -> float:
     """Wait before the next attempt, by the number of restarts of the last minutes.
 
     0, 2, 4, 8 … 60 s; for an unreachable source 10, 20, 40 … 300 s.
     """
-    recent = sum(1 for r in history if now - r.time < BACKOFF_MEMORY)
+    recent = sum(1 for r in history if now - r.time < BACKOFF_MEMORY and r.failure_class != "planned")
     if reason == info(ExitCode.SOURCE_UNAVAILABLE).reason:
         return float(min(SOURCE_BACKOFF_CAP_SECONDS, SOURCE_BACKOFF_FACTOR * 2**recent))
     return float(min(BACKOFF_CAP_SECONDS, 2**recent)) if recent else 0.0
