@@ -8,6 +8,7 @@ from dpo_operator.api import crd
 from tests.apiserver.client import Requests
 from tests.cluster.rig import fixture
 from tests.cluster.rig.control_plane import ControlPlane
+from tests.cluster.rig.shell import wait_for
 
 
 @pytest.fixture(scope="session")
@@ -21,5 +22,7 @@ def control_plane() -> Iterator[ControlPlane]:
 def dpojobs(control_plane: ControlPlane) -> Requests:
     """A client of that API, once it serves DPOJobs."""
     control_plane.apply(crd.crd())
-    control_plane.kubectl("wait", "--for=condition=Established", f"crd/{crd.NAME}", "--timeout=30s")
+    # kubectl refuses to wait for a condition of what has none yet.
+    established = ("wait", "--for=condition=Established", f"crd/{crd.NAME}", "--timeout=10s")
+    wait_for("DPOJobs to be served", lambda: control_plane.kubectl(*established), timeout=30)
     return Requests(control_plane)
