@@ -39,7 +39,7 @@ CHANGES: dict[str, Any] = {
     "checkpoint.volume.claimName": "other",
     "checkpoint.volume.storageClassName": "other",
     "checkpoint.volume.accessMode": "ReadWriteOnce",
-    "checkpoint.volume.retention": "Delete",
+    "checkpoint.volume.retention": "Retain",
     "managedBy": "example.org/third",
 }
 ALLOWED: dict[str, Any] = {
