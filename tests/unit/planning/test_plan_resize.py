@@ -13,13 +13,15 @@ from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.builders.config import config_name
 from dpo_operator.builders.job import build_child_job
-from dpo_operator.planning.actions import Create, Delete
-from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Observed, Size, Support, owner_uid
+from dpo_operator.planning import guarding
+from dpo_operator.planning.actions import Create, Delete, Patch
+from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Guard, Observed, Size, Support, owner_uid
 from dpo_operator.planning.plan import plan
 from dpo_operator.planning.validate import read_job
 from tests.unit.planning.build import (
     NOON,
     SETTINGS,
+    UID,
     a_child,
     a_claim,
     a_job,
@@ -160,3 +162,11 @@ def test_a_size_that_can_not_be_told_is_no_other_one() -> None:
     assert decide(a_status(), a_view(replace(TWO, size=None), *RUNNING[1:]), a_job(nodes=5)).status.restarts == 0
     assert not Size(2, None).differs(Size(2, 8))
     assert Size.parse("2x") is None
+
+
+def test_the_budget_of_a_gang_does_not_hold_a_single_pod() -> None:
+    gangs_own = Guard("PodDisruptionBudget", names.budget_name("pairs"), "uid-budget", UID, "of two nodes")
+    (patch,) = [a for a in guarding.repairs(a_job(nodes=1), a_view(guards=(gangs_own,)), ()) if isinstance(a, Patch)]
+    assert (patch.uid, patch.manifest["spec"]["minAvailable"]) == ("uid-budget", 0)
+    never = guarding.repairs(a_job(nodes=1), a_view(guards=()), ())
+    assert "PodDisruptionBudget" not in [action.kind for action in never]
