@@ -281,6 +281,17 @@ def _missing_support(job: DPOJob, seen: Observed) -> tuple[Create, ...]:
     return tuple(Create(manifest) for manifest in missing)
 
 
+def _patience(job: DPOJob, status: DPOJobStatus, seen: Observed) -> float:
+    """How long an attempt at training may show no progress, seconds. Loading a large model is no hang."""
+    policy, last = job.spec.failure_policy, status.progress
+    works = seen.progress is not None and seen.progress.last_step_at is not None
+    if last is not None and last.attempt == status.attempt:
+        works = works or last.step > (last.resumed_from_step or 0)
+    if works:
+        return policy.hang_timeout_seconds
+    return max(policy.hang_timeout_seconds, policy.start_timeout_seconds)
+
+
 def _watch(
     job: DPOJob,
     status: DPOJobStatus,
@@ -306,7 +317,7 @@ def _watch(
         return gangs.with_time_left(decision, gangs.time_left(job, status, seen, pods))
     was_running = transitions.holds(status, c.RUNNING)
     status = progress.with_reading(transitions.running(status, at), seen.progress, at.now)
-    timeout = job.spec.failure_policy.hang_timeout_seconds
+    timeout = _patience(job, status, seen)
     if status.phase == "train" and seen.stalled_seconds is not None and seen.stalled_seconds >= timeout:
         step = status.progress.step if status.progress else 0
         failure = failures.hang(next(iter(pods), None), seen.stalled_seconds, step)
