@@ -17,7 +17,7 @@ from tests.apiserver.operator_process import OperatorProcess
 from tests.apiserver.proxy import GONE, Call, Proxy
 from tests.apiserver.scripted import Kubelets, kubelets
 
-pytestmark = pytest.mark.apiserver
+pytestmark = pytest.mark.campaign
 
 
 @pytest.fixture(scope="module")

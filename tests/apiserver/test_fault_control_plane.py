@@ -47,7 +47,7 @@ def shifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-@pytest.mark.apiserver
+@pytest.mark.campaign
 @pytest.mark.fault(41)
 @pytest.mark.parametrize("hours", [-1, 1])
 def test_clock_that_is_an_hour_wrong_changes_no_time_out(theatre: Stage, shifted: Path, hours: int) -> None:
@@ -61,7 +61,7 @@ def test_clock_that_is_an_hour_wrong_changes_no_time_out(theatre: Stage, shifted
         assert not playing.violations
 
 
-@pytest.mark.apiserver
+@pytest.mark.campaign
 @pytest.mark.fault(9)
 def test_storage_that_stands_still_loses_nothing(theatre: Stage) -> None:
     with behind_a_proxy(theatre, "still") as (_, operator), kubelets(theatre.plane, NAMESPACE) as playing:
@@ -86,7 +86,7 @@ def stand_still(theatre: Stage, name: str, playing: object, seconds: float) -> N
     theatre.ends_calmly(name, 120)
 
 
-@pytest.mark.apiserver
+@pytest.mark.campaign
 @pytest.mark.fault(9)
 def test_old_snapshot_of_the_storage_invents_no_state(theatre: Stage) -> None:
     with behind_a_proxy(theatre, "snapshot") as (_, operator), kubelets(theatre.plane, NAMESPACE) as playing:
@@ -124,7 +124,7 @@ def healed(theatre: Stage) -> bool:
     return theatre.hands().status("snapshot").get("state") == "Complete"
 
 
-@pytest.mark.apiserver
+@pytest.mark.campaign
 @pytest.mark.fault(3)
 def test_silent_watches_fail_the_probe_while_the_work_goes_on(theatre: Stage) -> None:
     with behind_a_proxy(theatre, "silent") as (proxy, operator), kubelets(theatre.plane, NAMESPACE) as playing:

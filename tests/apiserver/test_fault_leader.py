@@ -48,7 +48,7 @@ def leads(operator: OperatorProcess) -> bool:
     return "dpojob_operator_leader 1.0" in operator.metrics()
 
 
-@pytest.mark.apiserver
+@pytest.mark.campaign
 def test_standby_writes_nothing_and_an_orderly_end_hands_over_at_once(theatre: Stage, two: Pair) -> None:
     (first, leader), (second, standby) = two
     with kubelets(theatre.plane, NAMESPACE) as playing:
@@ -64,7 +64,7 @@ def test_standby_writes_nothing_and_an_orderly_end_hands_over_at_once(theatre: S
         assert not playing.violations
 
 
-@pytest.mark.apiserver
+@pytest.mark.campaign
 def test_killed_leader_is_replaced(theatre: Stage, two: Pair) -> None:
     (_, leader), (_, standby) = two
     with kubelets(theatre.plane, NAMESPACE) as playing:
@@ -99,7 +99,7 @@ def pause_and_resume(theatre: Stage, two: Pair, name: str, seconds: float) -> No
     assert late == []
 
 
-@pytest.mark.apiserver
+@pytest.mark.campaign
 @pytest.mark.fault(11)
 def test_paused_leader_writes_nothing_after_its_time(theatre: Stage, two: Pair) -> None:
     pause_and_resume(theatre, two, "paused", 10)
@@ -111,7 +111,7 @@ def test_leader_paused_for_90_seconds_writes_nothing_after(theatre: Stage, two: 
     pause_and_resume(theatre, two, "long-paused", 90)
 
 
-@pytest.mark.apiserver
+@pytest.mark.campaign
 @pytest.mark.fault(2, 11)
 def test_leader_goes_on_after_an_outage_that_nobody_used(theatre: Stage, two: Pair) -> None:
     (_, leader), (_, standby) = two

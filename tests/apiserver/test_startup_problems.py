@@ -17,7 +17,7 @@ from tests.cluster.rig import fixture
 from tests.cluster.rig.control_plane import ControlPlane
 from tests.cluster.rig.shell import wait_for
 
-pytestmark = pytest.mark.apiserver
+pytestmark = pytest.mark.campaign  # it waits for the back-off of controllers
 
 # Bounds of what is promised: said within, and healed within after the cause is gone, seconds.
 SAID = 30.0
