@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Literal
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api.conditions import shorten
@@ -92,59 +93,56 @@ def give_up(status: DPOJobStatus, reason: str, message: str, at: Moment) -> Plan
 
 
 def _restart(status: DPOJobStatus, failure: Failure, policy: FailurePolicy, at: Moment) -> Plan:
-    assert status.phase is not None
     counted = failure.failure_class == "counted"
     delay = backoff_seconds(status.restart_history, failure.reason, policy, at.now)
-    record = Restart(
-        time=at.now,
-        phase=status.phase,
-        attempt=status.attempt,
-        reason=failure.reason,
-        failure_class="counted" if counted else "infrastructure",
-        step=failure.step if status.phase == "train" else 0,
-        message=shorten(failure.message, MAX_HISTORY_MESSAGE),
-    )
-    status = transitions.changed(
-        status,
-        attempts=status.attempts.next(status.phase),
-        active_job=None,
-        restarts=status.restarts + 1,
-        restart_history=[*status.restart_history, record][-MAX_HISTORY:],
-        not_before=at.now + timedelta(seconds=delay) if delay else None,
-        message=shorten(failure.message),
-    )
-    status = transitions.stopped(status)
     counting = "counts against maxRestarts" if counted else "does not count against maxRestarts"
-    message = f"{failure.message} All pods restart as attempt {status.attempt}; this {counting}."
-    status = transitions.mark(status, at, c.RUNNING, False, failure.reason, failure.message)
-    status = transitions.mark(status, at, c.RESTARTING, True, failure.reason, message)
-    return Plan(status, events=(Event("Warning", failure.reason, shorten(message, 1000)),), requeue_after=0)
+    restarted = _next_attempt(
+        status, failure.reason, failure.message, failure.step, at, "counted" if counted else "infrastructure", delay
+    )
+    message = f"{failure.message} All pods restart as attempt {restarted.attempt}; this {counting}."
+    return _told(restarted, "Warning", failure.reason, message, at)
 
 
 def planned(status: DPOJobStatus, reason: str, message: str, step: int, at: Moment) -> Plan:
     """The next attempt without a failure: it's told like a restart, counts against nothing, and begins at once."""
+    return _told(_next_attempt(status, reason, message, step, at, "planned"), "Normal", reason, message, at)
+
+
+def _next_attempt(
+    status: DPOJobStatus,
+    reason: str,
+    message: str,
+    step: int,
+    at: Moment,
+    kind: Literal["infrastructure", "counted", "planned"],
+    delay: float = 0.0,
+) -> DPOJobStatus:
+    """The status with the end of the current attempt in its history, and the next one as the current."""
     assert status.phase is not None
     record = Restart(
         time=at.now,
         phase=status.phase,
         attempt=status.attempt,
         reason=reason,
-        failure_class="planned",
-        step=step,
+        failure_class=kind,
+        step=step if status.phase == "train" else 0,
         message=shorten(message, MAX_HISTORY_MESSAGE),
     )
     status = transitions.changed(
         transitions.stopped(status),
         attempts=status.attempts.next(status.phase),
         active_job=None,
-        not_before=None,
         restarts=status.restarts + 1,
         restart_history=[*status.restart_history, record][-MAX_HISTORY:],
+        not_before=at.now + timedelta(seconds=delay) if delay else None,
         message=shorten(message),
     )
-    status = transitions.mark(status, at, c.RUNNING, False, reason, message)
+    return transitions.mark(status, at, c.RUNNING, False, reason, message)
+
+
+def _told(status: DPOJobStatus, kind: Literal["Normal", "Warning"], reason: str, message: str, at: Moment) -> Plan:
     status = transitions.mark(status, at, c.RESTARTING, True, reason, message)
-    return Plan(status, events=(Event("Normal", reason, shorten(message, 1000)),), requeue_after=0)
+    return Plan(status, events=(Event(kind, reason, shorten(message, 1000)),), requeue_after=0)
 
 
 def backoff_seconds(history: list[Restart], reason: str, policy: FailurePolicy, now: datetime) -> float:
