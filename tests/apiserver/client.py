@@ -51,9 +51,14 @@ class Requests:
     def send(self, method: str, path: str, body: Any = None, *, content_type: str = "application/json") -> Answer:
         """One request; the answer's body must be JSON."""
         data = None if body is None else json.dumps(body)
-        self._connection.request(method, path, data, {"Content-Type": content_type, "Accept": "application/json"})
-        response = self._connection.getresponse()
-        return Answer(response.status, json.loads(response.read()))
+        try:
+            self._connection.request(method, path, data, {"Content-Type": content_type, "Accept": "application/json"})
+            response = self._connection.getresponse()
+            return Answer(response.status, json.loads(response.read()))
+        except BaseException:
+            # What comes next must not find half a request on the connection: closed, it is opened anew.
+            self._connection.close()
+            raise
 
     def dry_run(self, job: dict[str, Any]) -> Answer:
         """Create a DPOJob without storing it, as strictly as kubectl asks for by default."""

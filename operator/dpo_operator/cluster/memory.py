@@ -2,7 +2,6 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,27 +9,10 @@ from dpo_operator.api import names
 from dpo_operator.api.reports import Progress
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
+from dpo_operator.cluster.startup import Startup
+from dpo_operator.cluster.stopwatch import Clock, Stopwatch
 from dpo_operator.planning.observed import Claim, Observed, Support
 from dpo_operator.planning.validate import Problems, read_job
-
-Clock = Callable[[], float]
-
-
-@dataclass
-class Stopwatch:
-    """How long facts have been seen, by this machine's monotonic clock: no other clock can be trusted for time-outs."""
-
-    clock: Clock = time.monotonic
-    _since: dict[Hashable, float] = field(default_factory=dict)
-
-    def seconds(self, fact: Hashable) -> float:
-        """Time since a fact was first asked for, seconds."""
-        return self.clock() - self._since.setdefault(fact, self.clock())
-
-    def keep(self, facts: Iterable[Hashable]) -> None:
-        """Forget all facts but these."""
-        kept = set(facts)
-        self._since = {fact: since for fact, since in self._since.items() if fact in kept}
 
 
 @dataclass
@@ -110,6 +92,7 @@ class JobMemory:
     pods: Stopwatch = field(default_factory=Stopwatch)
     stall: StallDetector = field(default_factory=StallDetector)
     placing: Stopwatch = field(default_factory=Stopwatch)
+    startup: Startup = field(default_factory=Startup)
     raw: dict[str, Any] | None = None
     seen: Observed | None = None
     looked_at: float = 0.0

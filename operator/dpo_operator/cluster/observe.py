@@ -12,7 +12,8 @@ from dpo_operator.builders.config import config_name
 from dpo_operator.builders.guards import build_guards, build_open_budget
 from dpo_operator.builders.volume import claim_name
 from dpo_operator.cluster.client import Client, resource_of
-from dpo_operator.cluster.memory import Furniture, JobMemory, Stopwatch
+from dpo_operator.cluster.memory import Furniture, JobMemory
+from dpo_operator.cluster.stopwatch import Stopwatch
 from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Guard, Observed, Support, owner_uid
 
 Json = dict[str, Any]

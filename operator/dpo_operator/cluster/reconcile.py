@@ -18,7 +18,6 @@ from dpo_operator.cluster.keys import Key
 from dpo_operator.cluster.memory import Furniture, JobMemory
 from dpo_operator.cluster.observe import Shown, observe, observe_guards, with_created
 from dpo_operator.cluster.progress import ProgressReader
-from dpo_operator.cluster.startup import Startup
 from dpo_operator.cluster.turns import Turns
 from dpo_operator.metrics import JobMetrics
 from dpo_operator.planning import gangs, resizing, retrying
@@ -58,7 +57,6 @@ class Reconciler:
         self._settings = settings
         self._metrics = metrics
         self._timings = Timings(metrics.registry)
-        self._startups: dict[Key, Startup] = {}
         self._look_seconds = look_seconds
         self._shown = shown
         self._memory: dict[Key, JobMemory] = {}
@@ -100,8 +98,6 @@ class Reconciler:
         if raw["metadata"]["uid"] != memory.uid:
             # Another object of the same name: nothing that was known holds for it.
             memory = self._memory[key] = JobMemory(uid=raw["metadata"]["uid"], dirty=False)
-            self._startups.pop(key, None)
-        startup = self._startups.setdefault(key, Startup())
         seen: Observed | None = None
         for _ in range(MAX_ROUNDS):
             before = memory.parsed.status(raw)
@@ -117,7 +113,9 @@ class Reconciler:
             self._metrics.update(key, raw, decision.status)
             memory.raw, memory.seen, memory.looked_at = raw, seen, time.monotonic()
             memory.due = decision.requeue_after is not None
-            await write.record(self._client, raw, decision.events + startup.announce(before, decision.status, seen))
+            await write.record(
+                self._client, raw, decision.events + memory.startup.announce(before, decision.status, seen)
+            )
             seen = await self._apply(key, raw, decision, seen, memory)
             # What follows from this on the same reads is done at once; after anything else the next pass reads anew.
             goes_on = decision.requeue_after == 0 or any(isinstance(a, Create) for a in decision.actions)
@@ -138,15 +136,18 @@ class Reconciler:
         if status.phase is None and not status.is_final:
             # Whether a job is accepted depends on its spec alone.
             return plan(job, status, Observed(), datetime.now(UTC), self._settings), None
+        is_fresh = seen is None
         if seen is None:
             # While an attempt's Job is there nothing is made from these, so that an older look is good enough.
             max_age = self._look_seconds if status.active_job is not None else 0.0
             seen = await observe(self._client, job, memory, max_age=max_age, shown=self._shown)
-            seen = await self._startups[key].observe(self._client, job, status, seen)
-            seen = await self._with_guards(job, status, seen, memory)
-        seen = await self._with_progress(job, status, seen, memory)
+        running = resizing.as_running(job, status, seen)
+        if is_fresh:
+            seen = await memory.startup.observe(self._client, running, status, seen)
+            seen = await self._with_guards(running, status, seen, memory)
+        seen = await self._with_progress(running, status, seen, memory)
         now = datetime.now(UTC)
-        seen = self._with_turn(key, job, status, seen, memory, now)
+        seen = self._with_turn(key, running, status, seen, memory, now)
         decision = plan(job, status, seen, now, self._settings)
         self.turns.settle(key, any(isinstance(a, SuspendJob) and not a.value for a in decision.actions))
         return decision, seen
@@ -161,7 +162,8 @@ class Reconciler:
         status, job = memory.parsed.status(memory.raw), memory.parsed.job(memory.raw)
         if isinstance(job, Problems) or not conditions.is_true(status.conditions, conditions.RUNNING):
             return False, None
-        seen = await self._with_progress(job, status, memory.seen, memory)
+        running = resizing.as_running(job, status, memory.seen)
+        seen = await self._with_progress(running, status, memory.seen, memory)
         decision = plan(job, status, seen, datetime.now(UTC), self._settings)
         if memory.dirty or decision.actions or decision.events or decision.requeue_after is None:
             return False, None
@@ -184,13 +186,11 @@ class Reconciler:
         if not due and seen.job_of(status.phase, status.attempt) is not None:
             return seen
         memory.guards_at = time.monotonic()
-        guards = await observe_guards(self._client, resizing.as_running(job, status, seen))
-        return replace(seen, guards=guards)
+        return replace(seen, guards=await observe_guards(self._client, job))
 
     async def _with_progress(self, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory) -> Observed:
         if status.phase is None or status.is_final:
             return seen
-        job = resizing.as_running(job, status, seen)
         pods = seen.pods_of(status.phase, status.attempt)
         first = next((p for p in pods if p.index == 0 and p.running and not p.deleting), None)
         port = ports_of(job, status.phase).metrics
@@ -203,7 +203,7 @@ class Reconciler:
     def _with_turn(
         self, key: Key, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory, now: datetime
     ) -> Observed:
-        stand = gangs.stand(resizing.as_running(job, status, seen), status, seen, now)
+        stand = gangs.stand(job, status, seen, now)
         turn = self.turns.look(key, stand, gangs.order(status, now))
         # Since the Job was resumed: the next one that is, or the same one later, starts this clock anew.
         fact = (status.attempts.train, status.placement.timeouts if status.placement else 0)
@@ -249,7 +249,6 @@ class Reconciler:
     def forget(self, key: Key) -> None:
         """The job is gone."""
         self._memory.pop(key, None)
-        self._startups.pop(key, None)
         self._timings.forget(key)
         self.turns.forget(key)
         self._metrics.forget(key)

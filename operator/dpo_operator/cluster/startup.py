@@ -10,7 +10,7 @@ from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.job import pod_count
 from dpo_operator.cluster.client import Client
-from dpo_operator.cluster.memory import Clock, Stopwatch
+from dpo_operator.cluster.stopwatch import Clock, Stopwatch
 from dpo_operator.planning.actions import Event
 from dpo_operator.planning.announcing import REPEAT_SECONDS, obstacle_event
 from dpo_operator.planning.observed import Notice, Observed

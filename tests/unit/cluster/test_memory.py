@@ -2,7 +2,8 @@
 
 import pytest
 
-from dpo_operator.cluster.memory import StallDetector, Stopwatch
+from dpo_operator.cluster.memory import StallDetector
+from dpo_operator.cluster.stopwatch import Stopwatch
 from dpo_operator.planning.progress import progress_status
 from tests.unit.planning.build import NOON, a_reading, a_status
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from dpo_operator.api import conditions as c
-from dpo_operator.cluster.memory import Stopwatch
 from dpo_operator.cluster.startup import PODS_AT_ONCE, Startup
+from dpo_operator.cluster.stopwatch import Stopwatch
 from dpo_operator.planning.announcing import REPEAT_SECONDS
 from dpo_operator.planning.transitions import Moment, running
 from dpo_operator.planning.transitions import waiting as waits
