@@ -18,6 +18,7 @@ from dpo_operator.planning import (
     failures,
     gangs,
     guarding,
+    hangs,
     progress,
     recorded,
     refusals,
@@ -288,13 +289,13 @@ def _watch(
     was_running = transitions.holds(status, c.RUNNING)
     status = progress.with_reading(transitions.running(status, at), seen.progress, at.now)
     timeout = job.spec.failure_policy.hang_timeout_seconds
-    if status.phase == "train" and seen.stalled_seconds is not None and seen.stalled_seconds >= timeout:
-        step = status.progress.step if status.progress else 0
-        failure = failures.hang(next(iter(pods), None), seen.stalled_seconds, step)
+    if failure := hangs.hang(status, seen, pods, timeout):
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     events = () if was_running else (Event("Normal", c.RUNNING, status.message),)
     missing = (*_missing_support(job, seen), *guarding.repairs(job, seen, settings.metrics_namespaces))
-    return Plan(status, missing, events, requeue_after=settings.progress_seconds)
+    return Plan(
+        status, missing, events, requeue_after=min(settings.progress_seconds, hangs.seconds_left(seen, timeout))
+    )
 
 
 def _ends_by_itself(child: ChildJob, seen: Observed) -> bool:
