@@ -101,7 +101,7 @@ def test_sigterm_saves_the_last_step_and_the_next_run_loses_none(tmp_path: Path)
     second.until(lambda: (s := second.status()) and s.step >= last + 2)
     assert second.status().resumed_from_step == last
     # Killed this time: SIGKILL to one rank is the pod's exit code, and the launcher says which rank it was.
-    os.kill(_rank(second.process.pid, 1), signal.SIGKILL)
+    os.kill(rank_of(second.process.pid, 1), signal.SIGKILL)
     code, words = second.end()
 
     assert (code, words.reason, words.rank) == (137, "Killed", 1), second.text()
@@ -120,7 +120,7 @@ def test_a_hang_leaves_the_stacks_of_all_ranks_within_the_time_that_a_failed_att
     document = _document(tmp_path)
     pod = Launch(tmp_path, 1, document)
     pod.until(lambda: (s := pod.status()) and s.step >= 2)
-    rank_1 = _rank(pod.process.pid, 1)
+    rank_1 = rank_of(pod.process.pid, 1)
     os.kill(rank_1, signal.SIGSTOP)
     stopped = pod.until(pod.status).step
     # The other rank waits for it in a collective.
@@ -203,7 +203,8 @@ def _ranks(launcher: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
 
 
-def _rank(launcher: int, local_rank: int) -> int:
+def rank_of(launcher: int, local_rank: int) -> int:
+    """Process id of a launcher's rank."""
     wanted = b"LOCAL_RANK=%d\0" % local_rank
     return next(pid for pid in _ranks(launcher) if wanted in Path(f"/proc/{pid}/environ").read_bytes())
 

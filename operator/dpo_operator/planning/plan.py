@@ -23,6 +23,7 @@ from dpo_operator.planning import (
     recorded,
     refusals,
     restarts,
+    stragglers,
     transitions,
     waiting,
 )
@@ -291,7 +292,8 @@ def _watch(
     timeout = job.spec.failure_policy.hang_timeout_seconds
     if failure := hangs.hang(status, seen, pods, timeout):
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
-    events = () if was_running else (Event("Normal", c.RUNNING, status.message),)
+    status, slow = stragglers.noticed(job, status, seen.progress, pods, at)
+    events = slow if was_running else (Event("Normal", c.RUNNING, status.message), *slow)
     missing = (*_missing_support(job, seen), *guarding.repairs(job, seen, settings.metrics_namespaces))
     return Plan(
         status, missing, events, requeue_after=min(settings.progress_seconds, hangs.seconds_left(seen, timeout))

@@ -85,6 +85,7 @@ def next_phase(status: DPOJobStatus, phase: names.Phase, at: Moment) -> DPOJobSt
         active_job=None,
         not_before=None,
         restarts_without_progress=0,
+        straggler=None,
         message=message,
     )
     if holds(status, c.RESTARTING):
@@ -112,7 +113,7 @@ def stopped(status: DPOJobStatus) -> DPOJobStatus:
     if progress is not None:
         idle = {"activity": None, "eta": None, "eta_seconds": None, "pairs_per_second": None}
         progress = progress.model_copy(update=idle)
-    return changed(status, progress=progress, workers=status.workers.model_copy(update={"ready": 0}))
+    return changed(status, progress=progress, straggler=None, workers=status.workers.model_copy(update={"ready": 0}))
 
 
 def failed(status: DPOJobStatus, reason: str, message: str, at: Moment) -> DPOJobStatus:
