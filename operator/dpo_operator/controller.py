@@ -6,7 +6,9 @@ timers, daemons) are not used: they add finalizers, with which a dead operator b
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import kopf
@@ -21,6 +23,7 @@ from dpo_operator.cluster.progress import ProgressReader
 from dpo_operator.cluster.reconcile import Reconciler
 from dpo_operator.cluster.watches import Stream, Watches, hearing
 from dpo_operator.config import Config
+from dpo_operator.kopf_settings import SILENT_WATCH_SECONDS, configure
 from dpo_operator.metrics import JobMetrics
 from dpo_operator.planning.plan import Settings
 from dpo_operator.planning.validate import Problems, read_job, validate
@@ -29,23 +32,12 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
-# A watch that says nothing, not even a bookmark (one a minute), is taken for dead.
-SILENT_WATCH_SECONDS = 70.0
-# Every watch is renewed by the server after this long, so that none lives on unnoticed in a broken connection.
-WATCH_SECONDS = 300
 # Pods and their Job change in bursts; one look serves a whole burst.
 BURST_SECONDS = 0.05
+# The process ends within this time once it has begun to stop.
+STOP_SECONDS = 10.0
 WATCHED = ("Job", "Pod")
 FIRST_LIST_SECONDS = 5.0
-
-
-class Backoffs:
-    """Seconds between kopf's attempts at a request: for ever, because an outage or a right that is missing may end."""
-
-    def __iter__(self) -> Iterator[float]:
-        yield from (0.5, 1.0, 2.0)
-        while True:
-            yield 4.0
 
 
 class Operator:
@@ -103,6 +95,10 @@ class Operator:
         """Stop at once. Whatever was under way goes on from the cluster's state at the next start."""
         if self._work is None:
             return
+        # After an error in one of its watches kopf waits for the others, which wait for credentials for ever.
+        end = threading.Timer(STOP_SECONDS, os._exit, (1,))
+        end.daemon = True
+        end.start()
         while not self._work.done():
             self._work.cancel()
             await asyncio.wait({self._work}, timeout=1)
@@ -308,21 +304,6 @@ def build_registry(operator: Operator) -> kopf.OperatorRegistry:
 
         kopf.on.event(group, version, RESOURCES[kind].plural, registry=registry, id=f"child-{kind}")(child_event)
     return registry
-
-
-def configure(settings: kopf.OperatorSettings) -> None:
-    """kopf as it's used here: watches that notice their death, and nothing written by kopf itself."""
-    settings.posting.enabled = False
-    # No lists and watches of namespaces and CRDs: those rights are not needed.
-    settings.scanning.disabled = True
-    settings.watching.inactivity_timeout = SILENT_WATCH_SECONDS
-    settings.watching.server_timeout = WATCH_SECONDS
-    settings.watching.client_timeout = WATCH_SECONDS + 30
-    settings.watching.connect_timeout = 10
-    settings.watching.label_selectors["batch", "v1", "jobs"] = names.LABEL_JOB
-    settings.watching.label_selectors["", "v1", "pods"] = names.LABEL_JOB
-    settings.networking.request_timeout = 30
-    settings.networking.error_backoffs = Backoffs()
 
 
 async def run(config: Config) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -29,6 +29,7 @@ class ProcessMetrics(Collector):
         )
         self._queue: KeyQueue | None = None
         self._ages: Callable[[], dict[str, float]] = dict
+        ProcessCollector(registry=registry)
         registry.register(self)
 
     def requested(self, method: str, path: str, status: int) -> None:

@@ -1,5 +1,6 @@
 """The same life for every job: what stands in for the kubelets, and what must be the same at the end."""
 
+import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -10,6 +11,9 @@ from dpo_operator.api import names
 from tests.apiserver.client import Requests
 from tests.apiserver.hands import Hands, last_words
 from tests.cluster.rig.control_plane import ControlPlane
+
+# In the name of a ConfigMap: of the job file, which has the job's name and UID in it.
+DIGEST = re.compile(r"(?<=-config)-[0-9a-f]{10}$")
 
 
 def play_kubelet(hands: Hands, name: str) -> None:
@@ -44,7 +48,7 @@ def ending(hands: Hands, name: str) -> dict[str, Any]:
         "history": [(r["phase"], r["attempt"], r["reason"]) for r in status["restartHistory"]],
         "conditions": [(c["type"], c["status"], c["reason"]) for c in status["conditions"]],
         "children": [
-            (kind, child["metadata"]["name"].removeprefix(name))
+            (kind, DIGEST.sub("", child["metadata"]["name"].removeprefix(name)))
             for kind in ("jobs", "services", "configmaps", "persistentvolumeclaims")
             for child in hands.children(kind, name)
         ],

@@ -29,11 +29,17 @@ CHANGES: dict[str, Any] = {
     "earlyStopping": {"patience": 9},
     "export": {"checkpoint": "last"},
     "tracking": {"wandb": {"project": "other"}},
-    "nodes": 1,
-    "gpusPerNode": 2,
     "pod": {"sharedMemory": "1Gi"},
-    "queue": {"name": "other"},
-    "checkpoint": {"keepLast": 9},
+    "queue": {"kind": "Kueue", "name": "other"},
+    "checkpoint.everySteps": 7,
+    "checkpoint.keepLast": 9,
+    "checkpoint.keepBest": 9,
+    "checkpoint.requireRecordedDigest": True,
+    "checkpoint.async": False,
+    "checkpoint.volume.claimName": "other",
+    "checkpoint.volume.storageClassName": "other",
+    "checkpoint.volume.accessMode": "ReadWriteOnce",
+    "checkpoint.volume.retention": "Retain",
     "managedBy": "example.org/third",
 }
 ALLOWED: dict[str, Any] = {
@@ -41,7 +47,19 @@ ALLOWED: dict[str, Any] = {
     "activeDeadlineSeconds": None,
     "ttlSecondsAfterFinished": 60,
     "failurePolicy": {"maxRestarts": 9},
+    "cleanPodPolicy": "All",
+    "nodes": 3,
+    "gpusPerNode": 2,
 }
+
+
+def nested(path: str, value: Any) -> dict[str, Any]:
+    """A field of a part, by its path."""
+    *parts, last = path.split(".")
+    found: dict[str, Any] = {last: value}
+    for part in reversed(parts):
+        found = {part: found}
+    return found
 
 
 @pytest.fixture
@@ -56,12 +74,12 @@ def stored(dpojobs: Requests) -> Iterator[Requests]:
 def test_each_field_may_change_or_not() -> None:
     assert set(CHANGES) == set(rules.IMMUTABLE_FIELDS)
     every = {field.alias or name for name, field in DPOJobSpec.model_fields.items()}
-    assert set(CHANGES) | set(ALLOWED) == every
+    assert {field.partition(".")[0] for field in CHANGES} | set(ALLOWED) == every
 
 
 @pytest.mark.parametrize("field", sorted(CHANGES))
 def test_what_decides_the_result_can_not_change(stored: Requests, field: str) -> None:
-    answer = stored.merge("a-job", {"spec": {field: CHANGES[field]}})
+    answer = stored.merge("a-job", {"spec": nested(field, CHANGES[field])})
     assert not answer.accepted
     assert f"spec.{field}: Invalid value" in answer.message
     assert crd.IMMUTABLE_MESSAGE in answer.message
@@ -71,6 +89,14 @@ def test_what_decides_the_result_can_not_change(stored: Requests, field: str) ->
 def test_what_steers_the_operator_can_change(stored: Requests, field: str) -> None:
     answer = stored.merge("a-job", {"spec": {field: ALLOWED[field]}})
     assert answer.accepted, answer.message
+
+
+@pytest.mark.parametrize(("size", "accepted"), [("2000Gi", True), ("2Ti", True), ("1Mi", False)])
+def test_a_volume_may_grow(stored: Requests, size: str, accepted: bool) -> None:
+    answer = stored.merge("a-job", {"spec": nested(rules.VOLUME_SIZE, size)})
+    assert answer.accepted == accepted, answer.message
+    assert accepted or f"spec.{rules.VOLUME_SIZE}: Invalid value" in answer.message
+    assert accepted or crd.GROWING_MESSAGE in answer.message
 
 
 def test_an_optional_part_can_not_be_taken_away(stored: Requests) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from tests.apiserver.client import Requests
 from tests.apiserver.faults import Stage, behind_a_proxy, duplicated, stage, writes_by_kind
-from tests.apiserver.hands import wait_until
+from tests.apiserver.hands import Hands, wait_until
 from tests.apiserver.operator_process import OperatorProcess
 from tests.apiserver.proxy import GONE, Call, Proxy
 from tests.apiserver.scripted import Kubelets, kubelets
@@ -203,18 +204,14 @@ def test_every_write_is_refused_once(code: int, theatre: Stage, proxy: Proxy, pl
 @pytest.mark.fault(8)
 @pytest.mark.parametrize("code", [429, 500, 403])
 def test_refused_watch_comes_back(code: int, theatre: Stage, proxy: Proxy, playing: Kubelets) -> None:
-    began = time.monotonic()
     fault = proxy.fail(lambda call: call.watch, code, times=6)
     proxy.cut()
     wait_until("refusals", lambda: fault.happened == fault.times, 30)
-    wait_until(
-        "all watches",
-        lambda: (
-            {c.resource for c in proxy.calls if c.watch and c.status == 200 and c.at > began}
-            == {"dpojobs", "jobs", "pods"}
-        ),
-        30,
-    )
+
+    def newest() -> dict[str, int]:
+        return {call.resource: call.status for call in proxy.calls if call.watch}
+
+    wait_until("all watches", lambda: newest() == {"dpojobs": 200, "jobs": 200, "pods": 200}, 30)
     theatre.life(f"watched-{code}", playing)
     theatre.ends_calmly(f"watched-{code}")
 
@@ -244,3 +241,27 @@ def test_absent_controllers_clean_up_later(theatre: Stage, proxy: Proxy, playing
     finally:
         controllers.signal(signal.SIGCONT)
     theatre.ends_calmly("stuck")
+
+
+def test_namespace_that_is_forbidden_does_not_stop_the_others(theatre: Stage, playing: Kubelets) -> None:
+    other = "other-tests"
+    theatre.plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": other}})
+    theatre.plane.wait_for_service_account(other)
+    namespaces = f"{other},fault-tests"
+    with behind_a_proxy(theatre, "namespaces", WATCH_NAMESPACES=namespaces) as (proxy, operator):
+        forbidden = proxy.fail(lambda call: f"/namespaces/{other}/" in call.path, 403, times=1_000_000)
+        proxy.cut()
+        # Long enough for kopf to have given up, had it a number of attempts.
+        wait_until("refusals", lambda: forbidden.happened > 30, 60)
+        theatre.life("allowed", playing)
+        theatre.ends_calmly("allowed")
+        assert operator.healthy
+        assert "dpojob_operator_unreadable_namespaces 1.0" in operator.metrics()
+        # The right comes back.
+        forbidden.times = 0
+        there = Hands(Requests(theatre.plane), other)
+        there.apply("back")
+        began = time.monotonic()
+        there.pods("back", "prepare", 1, 1)
+        assert time.monotonic() - began < 15
+        wait_until("metric", lambda: "dpojob_operator_unreadable_namespaces 0.0" in operator.metrics())

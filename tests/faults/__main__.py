@@ -1,6 +1,6 @@
 """Inject every fault of the matrix for real, and print what came of it: `make faults`.
 
-`python -m tests.faults 17 34` runs the tests of some rows. With --write, docs/faults.md is written from the result.
+`python -m tests.faults 17 34` runs the tests of some rows. With --write nothing is run, and docs/faults.md is written anew.
 """
 
 import argparse
@@ -61,13 +61,17 @@ def main() -> int:
     """Exit status 0 when every test passed and every row that was asked for has one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", nargs="*", type=int, help="rows of the matrix; default: all")
-    parser.add_argument("--write", action="store_true", help="write docs/faults.md")
+    parser.add_argument("--write", action="store_true", help="only write docs/faults.md")
     parser.add_argument("--pytest", default="", help="more arguments for pytest")
     arguments = parser.parse_args()
     if unknown := set(arguments.rows) - set(ROWS):
         parser.error(f"expected rows from {min(ROWS)} to {max(ROWS)}, found {sorted(unknown)}")
     recorder = Recorder(frozenset(arguments.rows))
     begun = time.monotonic()
+    if arguments.write:
+        code = pytest.main(["-q", "-m", "fault", "--collect-only"], plugins=[recorder])
+        Path("docs/faults.md").write_text(page.render(recorder.by_row()), encoding="utf-8")
+        return int(code)
     code = pytest.main(["-q", "-rf", "-m", "fault", *arguments.pytest.split()], plugins=[recorder])
     found = recorder.by_row()
     table = Table("#", "fault", "must be true", "tests", "result", "s")
@@ -81,8 +85,6 @@ def main() -> int:
     print(
         f"{held} of {len(recorder.wanted or ROWS)} rows held, {len(recorder.results)} tests, {time.monotonic() - begun:.0f} s"
     )
-    if arguments.write:
-        Path("docs/faults.md").write_text(page.render(found), encoding="utf-8")
     return int(code) or int(held < len(recorder.wanted or ROWS))
 
 

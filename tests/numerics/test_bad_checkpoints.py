@@ -20,7 +20,7 @@ from tests.numerics.corruptions import CORRUPTIONS, MANIFEST, Trap, change
 from tests.numerics.interruptions import folder, job, train_until
 from tests.numerics.ranks import RankFailed, on_ranks
 
-pytestmark = pytest.mark.numerics
+pytestmark = [pytest.mark.numerics, pytest.mark.fault(29)]
 
 DOCUMENT = job(every_steps=2, precision="fp32")
 

@@ -11,7 +11,7 @@ from dpo_trainer.checkpoint.full import open_newest
 from tests.numerics.interruptions import STEPS, curve, folder, job, train_until
 from tests.numerics.ranks import RankFailed, on_ranks
 
-pytestmark = pytest.mark.numerics
+pytestmark = [pytest.mark.numerics, pytest.mark.fault(38)]
 
 LINES = list(range(1, STEPS + 1))
 

@@ -14,7 +14,7 @@ from tests.numerics.interruptions import curve, folder, job, train_until
 from tests.numerics.jobs import some_pairs
 from tests.numerics.ranks import RankFailed, on_ranks
 
-pytestmark = pytest.mark.numerics
+pytestmark = [pytest.mark.numerics, pytest.mark.fault(30)]
 
 SHARD = ["shard-opened", "shard-half", "shard-written", "shard-synced"]
 BEFORE = [

@@ -9,7 +9,7 @@ from dpo_trainer.workdir import WorkDir
 from tests.numerics.jobs import a_job, make_model, some_pairs, train_on_rank
 from tests.numerics.ranks import on_ranks
 
-pytestmark = pytest.mark.numerics
+pytestmark = [pytest.mark.numerics, pytest.mark.fault(32)]
 
 PAIRS, STEPS = 21, 9
 LORA = {"type": "lora", "rank": 4, "alpha": 16, "dropout": 0.2, "targetModules": ["q_proj", "v_proj"]}

@@ -14,7 +14,9 @@ RUNNING = "Running"
 RESTARTING = "Restarting"
 COMPLETE = "Complete"
 FAILED = "Failed"
-TYPES = (SUSPENDED, PREPARED, RUNNING, RESTARTING, COMPLETE, FAILED)
+# Only where there is something to say.
+RESIZED = "Resized"
+TYPES = (SUSPENDED, PREPARED, RUNNING, RESTARTING, COMPLETE, FAILED, RESIZED)
 
 # Reasons of the operator's own decisions. A failed trainer's reasons come from the exit-code table.
 INVALID_SPEC = "InvalidSpec"
@@ -63,6 +65,9 @@ SUSPENDED_BY_SPEC = "SuspendedBySpec"
 RESUMED = "Resumed"
 RESTARTED = "Restarted"
 NOT_SUSPENDED = "NotSuspended"
+RETRIED = "Retried"
+RETRY_IGNORED = "RetryIgnored"
+RESIZE_REFUSED = "ResizeRefused"
 
 # Kubernetes' bound on a condition's message; shorter here, because the status holds several.
 MAX_MESSAGE = 2048

@@ -83,6 +83,7 @@ _REWRITTEN = frozenset(
 )
 
 IMMUTABLE_MESSAGE = "can't change once the DPOJob exists; make another DPOJob"
+GROWING_MESSAGE = "can only grow once the DPOJob exists: a volume can't shrink"
 
 
 def crd() -> Schema:
@@ -123,6 +124,7 @@ def spec_schema() -> Schema:
     schema["x-kubernetes-validations"] = [
         *(_validation(rule.cel, rule.message, f".{rule.field}") for rule in rules.SPEC_RULES),
         *(_immutable(field, required=field in schema["required"]) for field in rules.IMMUTABLE_FIELDS),
+        _growing(rules.VOLUME_SIZE),
     ]
     return schema
 
@@ -173,6 +175,12 @@ def _immutable(field: str, *, required: bool) -> Schema:
     if not required:
         same = f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || {same})"
     return _validation(same, IMMUTABLE_MESSAGE, f".{field}")
+
+
+def _growing(field: str) -> Schema:
+    """A transition rule: a quantity may become larger."""
+    rule = f"quantity(self.{field}).compareTo(quantity(oldSelf.{field})) >= 0"
+    return _validation(rule, GROWING_MESSAGE, f".{field}")
 
 
 def _node(schema: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:

@@ -55,6 +55,13 @@ class FailurePolicy(ApiModel):
         le=86_400,
         description="Time without a finished step after which the ranks are restarted.",
     )
+    start_timeout_seconds: StrictInt = Field(
+        default=1800,
+        ge=10,
+        le=86_400,
+        description="The same before an attempt's first finished work, while it loads: time without any news after which the ranks are "
+        "restarted; hangTimeoutSeconds where that is longer.",
+    )
     gang_timeout_seconds: StrictInt = Field(
         default=300,
         ge=10,

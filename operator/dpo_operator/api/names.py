@@ -27,6 +27,12 @@ ANNOTATION_DIGEST = f"{GROUP}/digest"
 # Changed to make the Job controller try again to make pods.
 ANNOTATION_TRIED = f"{GROUP}/tried-again"
 
+# Set by a user, or by `kubectl dpo retry`: another value than before lets a failed job go on.
+ANNOTATION_RETRY = f"{GROUP}/retry"
+
+# Of a batch/v1 Job: nodes and GPUs of each that it was made for, whatever an admission webhook makes of its resources.
+ANNOTATION_SIZE = f"{GROUP}/size"
+
 # Kubernetes' own label and annotation that tell a pod of an Indexed Job its rank.
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 
@@ -55,14 +61,17 @@ ENV_TOKEN_FILE = "DPO_TOKEN_FILE"  # noqa: S105
 ENV_RECORDED_CHECKPOINTS = "DPO_RECORDED_CHECKPOINTS"
 ENV_WANDB_KEY_FILE = "DPO_WANDB_KEY_FILE"
 
+# Extended resource of the GPUs.
+GPU = "nvidia.com/gpu"
+
 METRICS_PORT = 9400
 METRICS_PORT_NAME = "metrics"
 MASTER_PORT = 29500
 
 
-def config_name(job: str) -> str:
-    """ConfigMap with the job file."""
-    return f"{job}-config"
+def config_name(job: str, digest: str) -> str:
+    """ConfigMap with a job file. digest: of the file; another spec has another one."""
+    return f"{job}-config-{digest[:10]}"
 
 
 def service_name(job: str) -> str:

@@ -14,7 +14,12 @@ NEUTRAL_TRAINING = frozenset(
 NEUTRAL_CHECKPOINT = frozenset({"everySteps", "keepLast", "keepBest", "async", "volume"})
 
 # Parts of spec that change nothing of the result. Over another number of ranks sums are made in another order.
-_NEUTRAL_PARTS = frozenset({"nodes", "gpusPerNode", "failurePolicy", "pod", "queue", "suspend"})
+_NEUTRAL_PARTS = frozenset(
+    {
+        "nodes", "gpusPerNode", "failurePolicy", "pod", "queue", "suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished",
+        "cleanPodPolicy", "managedBy",
+    }
+)  # fmt: skip
 
 
 def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

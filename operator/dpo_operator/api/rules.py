@@ -8,14 +8,16 @@ their own.
 import re
 from collections.abc import Callable
 
+from pydantic import BaseModel
+
 from dpo_operator.api import names
-from dpo_operator.api.pods import RESERVED_ENV, Toleration
+from dpo_operator.api.pods import RESERVED_ENV, Toleration, Volume
 from dpo_operator.api.rule import Rule
 from dpo_operator.api.rules_data import DATA_RULES
 from dpo_operator.api.rules_failure import FAILURE_RULES
 from dpo_operator.api.rules_method import METHOD_RULES
 from dpo_operator.api.rules_pods import POD_RULES
-from dpo_operator.api.training import Adapter, AdapterType
+from dpo_operator.api.training import Adapter, AdapterType, Checkpoint
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 
 # Zero of any unit, and thousandths of a byte.
@@ -40,6 +42,11 @@ def _tolerable(toleration: Toleration) -> bool:
 def _unused(adapter: Adapter) -> bool:
     """Whether nothing is said about adapters but their type."""
     return adapter.model_copy(update={"type": AdapterType.NONE}) == _NO_ADAPTER
+
+
+def _aliases(model: type[BaseModel], besides: str) -> tuple[str, ...]:
+    """Names of a part's fields in YAML, without one."""
+    return tuple(str(field.alias) for name, field in model.model_fields.items() if name != besides)
 
 
 def _evaluates(spec: DPOJobSpec) -> bool:
@@ -177,8 +184,8 @@ SPEC_RULES: tuple[Rule, ...] = (
     ),
 )
 
-# What may change while a job runs steers the operator alone: suspend, activeDeadlineSeconds, ttlSecondsAfterFinished
-# and failurePolicy. All else decides what is computed.
+# What may change while a job exists steers the operator alone, or the size of the gang, which goes on from the last
+# checkpoint. All else decides what is computed. The volume's size has a rule of its own: it may grow.
 IMMUTABLE_FIELDS: tuple[str, ...] = (
     "model",
     "data",
@@ -189,13 +196,14 @@ IMMUTABLE_FIELDS: tuple[str, ...] = (
     "earlyStopping",
     "export",
     "tracking",
-    "nodes",
-    "gpusPerNode",
     "pod",
     "queue",
-    "checkpoint",
+    *(f"checkpoint.{field}" for field in _aliases(Checkpoint, besides="volume")),
+    *(f"checkpoint.volume.{field}" for field in _aliases(Volume, besides="size")),
     "managedBy",
 )
+VOLUME_SIZE = "checkpoint.volume.size"
+
 
 NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 NAME_MESSAGE = (

@@ -10,7 +10,7 @@ from typing import Literal
 from pydantic import Field
 
 from dpo_operator.api.conditions import Condition, StatusModel, Time
-from dpo_operator.api.names import Phase
+from dpo_operator.api.names import ANNOTATION_RETRY, Phase
 from dpo_operator.api.reports import MAX_RECORDED
 
 MAX_HISTORY = 10
@@ -53,8 +53,8 @@ class Restart(StatusModel):
     phase: Phase = Field(description="Phase that was running.")
     attempt: int = Field(ge=0, description="Attempt that ended.")
     reason: str = Field(description="CamelCase reason.")
-    failure_class: Literal["infrastructure", "counted"] = Field(
-        description="infrastructure: does not count against maxRestarts."
+    failure_class: Literal["infrastructure", "counted", "planned"] = Field(
+        description="infrastructure: does not count against maxRestarts. planned: no failure, such as a change of nodes."
     )
     step: int = Field(default=0, ge=0, description="Optimizer steps finished before it ended.")
     message: str = Field(default="", description="What happened, and to which pod.")
@@ -225,12 +225,15 @@ class DPOJobStatus(StatusModel):
         default=None, description="A rank that is much slower than the others now; it is told of and left alone."
     )
     volume: VolumeStatus | None = Field(default=None, description="Where the job's files are.")
+    retried: str = Field(
+        default="", max_length=256, description=f"Value of the annotation {ANNOTATION_RETRY} that was acted on last."
+    )
     export: ExportStatus | None = Field(default=None, description="The trained model.")
     final_metrics: FinalMetrics | None = Field(default=None, description="Values at the end of training.")
 
     @property
     def is_final(self) -> bool:
-        """Whether the job completed or failed; it never runs again."""
+        """Whether the job completed or failed; it runs again only when a failed one is retried."""
         return self.state in (State.COMPLETE, State.FAILED)
 
     @property

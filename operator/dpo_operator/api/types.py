@@ -70,6 +70,11 @@ class DPOJobSpec(ApiModel):
     ttl_seconds_after_finished: StrictInt | None = Field(
         default=None, ge=0, le=315_360_000, description="Delete the DPOJob this long after it finished."
     )
+    clean_pod_policy: Literal["Running", "All", "None"] = Field(
+        default="Running",
+        description="What is deleted when the job ends. Running: pods that still run, so that the logs of the others stay. All: all "
+        "pods. None: nothing, unless the deadline ended the job.",
+    )
     managed_by: str = Field(
         default=names.MANAGER,
         min_length=1,
@@ -141,6 +146,7 @@ class ObjectMeta(BaseModel):
     namespace: str = "default"
     uid: str = ""
     generation: StrictInt = 1
+    annotations: dict[str, str] = {}
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
 

@@ -1,5 +1,6 @@
 """The job file that every trainer container reads, as a ConfigMap."""
 
+import hashlib
 import json
 
 from dpo_operator.api import names
@@ -8,20 +9,32 @@ from dpo_operator.builders.common import Manifest, build_metadata
 
 JOB_FILE_KEY = "job.json"
 
+# What steers the operator alone. It may change at any time, and no new file is needed for it.
+_OPERATORS_OWN = {"suspend", "active_deadline_seconds", "ttl_seconds_after_finished", "clean_pod_policy", "managed_by"}
+
+
+def job_file(job: DPOJob) -> str:
+    """The job with all its defaults as JSON."""
+    spec = job.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_OPERATORS_OWN)
+    metadata = job.metadata.model_dump(mode="json", by_alias=True, include={"name", "namespace", "uid"})
+    document = {"apiVersion": job.api_version, "kind": job.kind, "metadata": metadata, "spec": spec}
+    return json.dumps(document, sort_keys=True, ensure_ascii=False)
+
+
+def config_name(job: DPOJob) -> str:
+    """ConfigMap with the job as it is now: a job whose size changes gets another one, and running pods keep theirs."""
+    return names.config_name(job.metadata.name, hashlib.sha256(job_file(job).encode()).hexdigest())
+
 
 def build_config_map(job: DPOJob) -> Manifest:
-    """Immutable ConfigMap with the job and all its defaults.
+    """Immutable ConfigMap with the job file.
 
     It's JSON on a mounted file, never arguments or a shell, so that no character in a field has a meaning on the way.
     """
-    metadata = {"name", "namespace", "uid", "generation"}
-    document = job.model_dump(
-        mode="json", by_alias=True, exclude_none=True, include={"api_version", "kind", "spec"}
-    ) | {"metadata": job.metadata.model_dump(mode="json", by_alias=True, include=metadata)}
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": build_metadata(job, names.config_name(job.metadata.name)),
+        "metadata": build_metadata(job, config_name(job)),
         "immutable": True,
-        "data": {JOB_FILE_KEY: json.dumps(document, sort_keys=True, ensure_ascii=False)},
+        "data": {JOB_FILE_KEY: job_file(job)},
     }

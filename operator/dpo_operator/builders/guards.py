@@ -36,8 +36,16 @@ def build_budget(job: DPOJob) -> Manifest | None:
     """
     refuses = job.spec.pod.evictions == "Refuse"
     least = job.spec.nodes - (0 if refuses else 1)
-    if least == 0:
-        return None
+    return _budget(job, least) if least > 0 else None
+
+
+def build_open_budget(job: DPOJob) -> Manifest:
+    """PodDisruptionBudget in the place of one that a single pod does not need, left by a larger size."""
+    return _with_digest(_budget(job, 0))
+
+
+def _budget(job: DPOJob, least: int) -> Manifest:
+    refuses = job.spec.pod.evictions == "Refuse"
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",

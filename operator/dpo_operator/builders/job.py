@@ -43,10 +43,12 @@ def build_child_job(
         "template": build_pod_template(job, phase, attempt, image, recorded),
     }
     name = names.child_job_name(job.metadata.name, phase, attempt)
-    manifest = {
+    manifest: Manifest = {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": build_metadata(job, name, phase=phase, attempt=attempt),
         "spec": spec,
     }
+    if phase == "train":
+        manifest["metadata"]["annotations"] = {names.ANNOTATION_SIZE: f"{job.spec.nodes}x{job.spec.gpus_per_node}"}
     return queue.in_queue(job, phase, manifest, schedulers)

@@ -9,7 +9,7 @@ from dpo_operator.api.pods import ResourceList
 from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.common import build_labels
-from dpo_operator.builders.config import JOB_FILE_KEY
+from dpo_operator.builders.config import JOB_FILE_KEY, config_name
 from dpo_operator.builders.environment import TEMPORARY, build_environment
 from dpo_operator.builders.placement import placement
 from dpo_operator.builders.ports import container_ports
@@ -18,7 +18,6 @@ from dpo_operator.builders.volume import claim_name
 CONTAINER = "trainer"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - NCCL looks for it there
 TRAINER_UID = 65532
-GPU = "nvidia.com/gpu"
 # Time for the ranks to write a checkpoint after SIGTERM.
 GRACE_SECONDS = 120
 # How long a pod stays on a node that stopped answering; Kubernetes' own default is 300.
@@ -113,7 +112,7 @@ def _resources(job: DPOJob, phase: names.Phase) -> dict[str, Any]:
     wanted: ResourceList = job.spec.pod.resources if phase == "train" else job.spec.pod.prepare_resources
     requests, limits = dict(wanted.requests), dict(wanted.limits)
     if phase == "train" and job.spec.gpus_per_node > 0:
-        requests[GPU] = limits[GPU] = str(job.spec.gpus_per_node)
+        requests[names.GPU] = limits[names.GPU] = str(job.spec.gpus_per_node)
     if phase == "train" and (rdma := job.spec.pod.network.rdma_resource) is not None:
         requests[rdma] = limits[rdma] = "1"
     return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
@@ -125,7 +124,7 @@ def _volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
         {
             "name": "config",
             "configMap": {
-                "name": names.config_name(job.metadata.name),
+                "name": config_name(job),
                 "items": [{"key": JOB_FILE_KEY, "path": names.JOB_FILE.rpartition("/")[2]}],
             },
         },
@@ -176,5 +175,5 @@ def _tolerations(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
     ]
     # For every phase: a cluster may have no node without a taint. GPUs are for those that train.
     own = [t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in job.spec.pod.tolerations]
-    gpu = [{"key": GPU, "operator": "Exists"}] if phase == "train" else []
+    gpu = [{"key": names.GPU, "operator": "Exists"}] if phase == "train" else []
     return [*lost_node, *gpu, *own]

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from dpo_operator.api import exitcodes, hardware, names
 from dpo_operator.api.types import DPOJob
-from dpo_operator.cli import jobfile, local, modelsource, planview
+from dpo_operator.cli import cluster, jobfile, local, modelsource, planview
 from dpo_operator.sizing import proposal, quantity
 from dpo_operator.sizing.work import Pairs
 
@@ -188,6 +188,40 @@ def export(
         if value is not None
     ]
     _trainer("export-checkpoint", *options, *(["--merge"] if merge else []), "--", str(checkpoint))
+
+
+Name = Annotated[str, typer.Argument(help="Name of the DPOJob.")]
+Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Default: that of kubectl's context.")]
+Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig.")]
+Kubeconfig = Annotated[str | None, typer.Option(help="File, as for kubectl.")]
+
+
+@app.command()
+def suspend(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
+    """Stop a DPOJob's pods after a save, and keep all else."""
+    _steer(lambda kubectl: kubectl.suspend(name), namespace, context, kubeconfig)
+
+
+@app.command()
+def resume(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
+    """Let a suspended DPOJob go on; one that failed is retried."""
+    _steer(lambda kubectl: kubectl.resume(name), namespace, context, kubeconfig)
+
+
+@app.command()
+def retry(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
+    """Let a failed DPOJob go on from its last checkpoint."""
+    _steer(lambda kubectl: kubectl.retry(name), namespace, context, kubeconfig)
+
+
+def _steer(
+    what: Callable[[cluster.Kubectl], str], namespace: str | None, context: str | None, kubeconfig: str | None
+) -> None:
+    try:
+        console.print(escape(what(cluster.Kubectl(namespace, context, kubeconfig))), soft_wrap=True)
+    except cluster.ClusterError as error:
+        console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(1) from error
 
 
 def _trainer(*arguments: str) -> None:

@@ -54,6 +54,11 @@ class ApiError(Exception):
         return self.code == 409
 
     @property
+    def is_terminating(self) -> bool:
+        """The namespace is being deleted: nothing can be made in it any more, and nothing has to be."""
+        return self.code == 403 and "because it is being terminated" in self.message
+
+    @property
     def is_refusal(self) -> bool:
         """The request itself was judged and refused: invalid, forbidden by a quota, a policy or a webhook."""
         # A webhook that does not answer comes as an error of the server.

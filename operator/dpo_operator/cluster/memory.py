@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.cluster.heartbeats import Heartbeats
@@ -40,9 +41,10 @@ class Parsed:
     _status: tuple[str, DPOJobStatus] | None = None
 
     def job(self, raw: dict[str, Any]) -> DPOJob | Problems:
-        """The job of an object; it can't change without its generation or a deletion."""
+        """The job of an object; it changes with its generation, its deletion, or an annotation that asks for a retry."""
         metadata = raw["metadata"]
-        mark = (metadata["uid"], metadata.get("generation"), metadata.get("deletionTimestamp"))
+        retry = (metadata.get("annotations") or {}).get(names.ANNOTATION_RETRY)
+        mark = (metadata["uid"], metadata.get("generation"), metadata.get("deletionTimestamp"), retry)
         if self._job is None or self._job[0] != mark:
             self._job = (mark, read_job(raw))
         return self._job[1]

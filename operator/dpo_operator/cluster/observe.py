@@ -8,7 +8,8 @@ from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.guards import build_guards
+from dpo_operator.builders.config import config_name
+from dpo_operator.builders.guards import build_guards, build_open_budget
 from dpo_operator.builders.volume import claim_name
 from dpo_operator.cluster.client import Client, resource_of
 from dpo_operator.cluster.memory import Furniture, JobMemory, Stopwatch
@@ -52,7 +53,8 @@ async def observe(client: Client, job: DPOJob, memory: JobMemory, *, max_age: fl
 
 async def observe_guards(client: Client, job: DPOJob) -> tuple[Guard, ...]:
     """The job's guards that exist."""
-    wanted = build_guards(job, ())
+    wanted = [*build_guards(job, ()), build_open_budget(job)]
+    wanted = list({(guard["kind"], guard["metadata"]["name"]): guard for guard in wanted}.values())
     namespace = job.metadata.namespace
     found = await asyncio.gather(
         *(client.get(resource_of(guard), namespace, guard["metadata"]["name"]) for guard in wanted)
@@ -72,7 +74,7 @@ async def _furniture(client: Client, job: DPOJob, known: Furniture | None, max_a
     claim, service, config = await asyncio.gather(
         client.get("PersistentVolumeClaim", namespace, claim_name(job)),
         client.get("Service", namespace, names.service_name(name)),
-        client.get("ConfigMap", namespace, names.config_name(name)),
+        client.get("ConfigMap", namespace, config_name(job)),
     )
     return Furniture(
         Claim.from_raw(claim) if claim else None,

@@ -19,7 +19,7 @@ from dpo_operator.cluster.progress import ProgressReader
 from dpo_operator.cluster.startup import Startup
 from dpo_operator.cluster.turns import Turns
 from dpo_operator.metrics import JobMetrics
-from dpo_operator.planning import gangs
+from dpo_operator.planning import gangs, resizing, retrying
 from dpo_operator.planning.actions import Create, Plan, SuspendJob
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.plan import Settings, plan, reject_unreadable
@@ -104,7 +104,13 @@ class Reconciler:
         for _ in range(MAX_ROUNDS):
             before = memory.parsed.status(raw)
             decision, seen = await self._decide(key, raw, seen, memory)
-            raw = await self._write(raw, decision, memory)
+            try:
+                raw = await self._write(raw, decision, memory)
+            except ApiError as error:
+                if not error.is_gone:
+                    raise
+                self.forget(key)
+                return None
             self._timings.written(key, before, decision.status, seen, datetime.now(UTC))
             self._metrics.update(key, raw, decision.status)
             memory.raw, memory.seen, memory.looked_at = raw, seen, time.monotonic()
@@ -125,8 +131,9 @@ class Reconciler:
         status, job = memory.parsed.status(raw), memory.parsed.job(raw)
         if isinstance(job, Problems):
             generation = int(raw["metadata"].get("generation", 1))
+            retry = retrying.token_of(raw["metadata"].get("annotations") or {})
             self.turns.forget(key)
-            return reject_unreadable(status, job, generation=generation, now=datetime.now(UTC)), None
+            return reject_unreadable(status, job, generation=generation, now=datetime.now(UTC), retry=retry), None
         if status.phase is None and not status.is_final:
             # Whether a job is accepted depends on its spec alone.
             return plan(job, status, Observed(), datetime.now(UTC), self._settings), None
@@ -177,17 +184,19 @@ class Reconciler:
         if not due and seen.job_of(status.phase, status.attempt) is not None:
             return seen
         memory.guards_at = time.monotonic()
-        return replace(seen, guards=await observe_guards(self._client, job))
+        guards = await observe_guards(self._client, resizing.as_running(job, status, seen))
+        return replace(seen, guards=guards)
 
     async def _with_progress(self, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory) -> Observed:
         if status.phase is None or status.is_final:
             return seen
+        job = resizing.as_running(job, status, seen)
         return await memory.heartbeats.observe(self._reader, job, status, seen)
 
     def _with_turn(
         self, key: Key, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory, now: datetime
     ) -> Observed:
-        stand = gangs.stand(job, status, seen, now)
+        stand = gangs.stand(resizing.as_running(job, status, seen), status, seen, now)
         turn = self.turns.look(key, stand, gangs.order(status, now))
         # Since the Job was resumed: the next one that is, or the same one later, starts this clock anew.
         fact = (status.attempts.train, status.placement.timeouts if status.placement else 0)
@@ -210,6 +219,8 @@ class Reconciler:
             try:
                 made = await write.apply(self._client, key.namespace, raw["metadata"]["uid"], action)
             except ApiError as error:
+                if error.is_terminating:
+                    return None
                 if error.is_refusal or error.is_gone:
                     what = f"{action.verb} {action.kind} {action.name}"
                     memory.refused = f"The API server refused to {what}: {error.message.strip()}"

@@ -129,7 +129,7 @@ async def record(client: Client, raw: Json, events: tuple[Event, ...]) -> None:
         try:
             await client.request("POST", RESOURCES["Event"].path(metadata["namespace"]), body=body)
         except ApiError as error:
-            if error.reason != "AlreadyExists":
+            if error.reason != "AlreadyExists" and not error.is_terminating:
                 logger.warning(
                     "%s/%s: event %s was not written: %s", metadata["namespace"], metadata["name"], event.reason, error
                 )

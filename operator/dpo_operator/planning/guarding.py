@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.guards import build_guards
+from dpo_operator.builders.guards import build_guards, build_open_budget
 from dpo_operator.planning.actions import Create, Patch
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.waiting import Reason
@@ -17,7 +17,14 @@ def repairs(job: DPOJob, seen: Observed, metrics_namespaces: Sequence[str]) -> t
         return ()
     present = {(guard.kind, guard.name): guard for guard in seen.guards}
     actions: list[Create | Patch] = []
-    for wanted in build_guards(job, metrics_namespaces):
+    manifests = build_guards(job, metrics_namespaces)
+    spare = build_open_budget(job)
+    if ("PodDisruptionBudget", spare["metadata"]["name"]) in present and all(
+        m["kind"] != spare["kind"] for m in manifests
+    ):
+        # One pod alone would never be let go by the budget of a gang.
+        manifests = (*manifests, spare)
+    for wanted in manifests:
         found = present.get((wanted["kind"], wanted["metadata"]["name"]))
         if found is None:
             actions.append(Create(wanted))

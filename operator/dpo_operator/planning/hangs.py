@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.types import DPOJob
 from dpo_operator.planning.actions import Event
 from dpo_operator.planning.failures import HANG, Failure
 from dpo_operator.planning.observed import ChildPod, Observed
@@ -23,6 +24,17 @@ def hang(status: DPOJobStatus, seen: Observed, pods: Sequence[ChildPod], timeout
     what = f"{', '.join(hung)} did not answer" if hung else "all pods run"
     message = f"train attempt {status.attempt}: no step was finished for {stalled:.0f} s after step {step}; {what}. {stacks(status)}"
     return Failure(HANG, "counted", message, step=step)
+
+
+def patience(job: DPOJob, status: DPOJobStatus, seen: Observed) -> float:
+    """How long an attempt at training may show no progress, seconds. Loading a large model is no hang."""
+    policy, last = job.spec.failure_policy, status.progress
+    works = seen.progress is not None and seen.progress.last_step_at is not None
+    if last is not None and last.attempt == status.attempt:
+        works = works or last.step > (last.resumed_from_step or 0)
+    if works:
+        return policy.hang_timeout_seconds
+    return max(policy.hang_timeout_seconds, policy.start_timeout_seconds)
 
 
 def stacks(status: DPOJobStatus) -> str:

@@ -61,8 +61,30 @@ def _identity(raw: Raw) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Size:
+    """How large an attempt at training is: pods, and GPUs of each; None where that can't be told."""
+
+    nodes: int
+    gpus: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> "Size | None":
+        """From its text form, such as 2x8; None for any other text."""
+        nodes, _, gpus = text.partition("x")
+        return cls(int(nodes), int(gpus)) if nodes.isdecimal() and gpus.isdecimal() else None
+
+    def __str__(self) -> str:
+        return f"{self.nodes}x{self.gpus}"
+
+    def differs(self, other: "Size") -> bool:
+        """Whether they are known to differ."""
+        gpus_differ = self.gpus is not None and other.gpus is not None and self.gpus != other.gpus
+        return self.nodes != other.nodes or gpus_differ
+
+
+@dataclass(frozen=True)
 class ChildJob(Labelled):
-    """A batch/v1 Job of ours."""
+    """A batch/v1 Job of ours. size: None where it can't be told."""
 
     complete: bool = False
     failed: bool = False
@@ -70,6 +92,7 @@ class ChildJob(Labelled):
     failed_seconds: float = 0.0
     suspended: bool = False
     resource_version: str = ""
+    size: Size | None = None
 
     @property
     def finished(self) -> bool:
@@ -88,7 +111,21 @@ class ChildJob(Labelled):
             failed_seconds=failed_seconds,
             suspended=bool(raw.get("spec", {}).get("suspend")),
             resource_version=raw["metadata"].get("resourceVersion") or "",
+            size=_size(raw),
         )
+
+
+def _size(raw: Raw) -> Size | None:
+    """What the Job was made for. An earlier version did not write it down: then it's what the Job asks for, if that can be told."""
+    recorded = (raw["metadata"].get("annotations") or {}).get(names.ANNOTATION_SIZE)
+    if recorded is not None:
+        return Size.parse(recorded)
+    spec = raw.get("spec", {})
+    nodes = _int(spec.get("completions"))
+    containers = spec.get("template", {}).get("spec", {}).get("containers") or ()
+    if nodes is None or not containers:
+        return None
+    return Size(nodes, _int(((containers[0].get("resources") or {}).get("limits") or {}).get(names.GPU)))
 
 
 @dataclass(frozen=True)
@@ -219,7 +256,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Support:
-    """A Service or ConfigMap of the job's name, by kind and owner."""
+    """The job's Service, or the ConfigMap for its spec as it is now, by kind and owner."""
 
     kind: str
     owner_uid: str | None

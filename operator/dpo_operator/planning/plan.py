@@ -15,6 +15,7 @@ from dpo_operator.builders.queue import DEFAULT_SCHEDULERS, Schedulers
 from dpo_operator.builders.service import build_service
 from dpo_operator.builders.volume import build_claim
 from dpo_operator.planning import (
+    ending,
     failures,
     gangs,
     guarding,
@@ -22,12 +23,14 @@ from dpo_operator.planning import (
     progress,
     recorded,
     refusals,
+    resizing,
     restarts,
+    retrying,
     stragglers,
     transitions,
     waiting,
 )
-from dpo_operator.planning.actions import Create, Delete, Event, Plan
+from dpo_operator.planning.actions import Create, Event, Plan
 from dpo_operator.planning.fit import predicted_not_to_fit
 from dpo_operator.planning.observed import ChildJob, ChildPod, Observed
 from dpo_operator.planning.stale import find_stale, removals
@@ -76,7 +79,9 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
 def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
     """Rules are tried in order; the first that applies wins."""
     if status.is_final:
-        return _after_the_end(job, status, seen, at)
+        return ending.after_the_end(job, status, seen, at)
+    if answer := retrying.before_the_end(job, status):
+        return answer
     if status.phase is None:
         return _accept(job, status, at)
     if job.spec.suspend != transitions.holds(status, c.SUSPENDED):
@@ -94,9 +99,10 @@ def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     return _advance(job, status, seen, at, settings)
 
 
-def _advance(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
-    """Rules for the current attempt, when nothing older is left."""
+def _advance(spec: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
+    """Rules for the current attempt, when nothing older is left. spec: the job, whose attempt may be of another size."""
     assert status.phase is not None
+    job = resizing.as_running(spec, status, seen)
     child, pods = seen.job_of(status.phase, status.attempt), seen.pods_of(status.phase, status.attempt)
     desired = pod_count(job, status.phase)
     if (child is not None and child.complete) or _all_succeeded(pods, desired):
@@ -112,6 +118,13 @@ def _advance(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, sett
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     if child is None:
         return _create(job, status, seen, at, settings)
+    refused = ""
+    if resizing.is_due(spec, child):
+        refused = resizing.refusal(spec, seen)
+        if not refused:
+            return resizing.resize(status, spec, child, at)
+    else:
+        status = resizing.agreed(status, at)
     watched = changed(status, active_job=ActiveJob(name=child.name, uid=child.uid), not_before=None)
     if set_aside:
         decision = gangs.wait(job, watched, seen, child, pods, at)
@@ -120,7 +133,7 @@ def _advance(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, sett
     if status.active_job is None:
         created = Event("Normal", "Created", f"Job {child.name} runs the {status.phase} phase.")
         decision = replace(decision, events=(created, *decision.events))
-    return decision
+    return resizing.refuse(decision, child, refused, at) if refused else decision
 
 
 def _accept(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
@@ -135,14 +148,20 @@ def _reject(status: DPOJobStatus, problems: Problems, at: Moment) -> Plan:
     return restarts.give_up(status, problems.reason, problems.describe(), at)
 
 
-def reject_unreadable(status: DPOJobStatus, problems: Problems, *, generation: int, now: datetime) -> Plan:
+def reject_unreadable(
+    status: DPOJobStatus, problems: Problems, *, generation: int, now: datetime, retry: str = ""
+) -> Plan:
     """Plan for a spec that this operator can't read.
 
     A job that already runs is left alone: an older operator after a roll-back must not stop what a newer one started.
+    retry: token of a user who asks to look at a failed job again.
     """
     at = Moment(now.replace(microsecond=0), generation)
     if status.is_final:
-        return Plan(status)
+        if not retrying.is_asked(retry, status):
+            return Plan(status)
+        event = Event("Warning", problems.reason, c.shorten(problems.describe(), 1000))
+        return Plan(changed(status, retried=retry), events=(event,))
     if status.phase is not None:
         message = f"This version of the operator can't read the spec and leaves the job alone. {problems.describe()}"
         if status.message == c.shorten(message):
@@ -289,7 +308,7 @@ def _watch(
         return gangs.with_time_left(decision, gangs.time_left(job, status, seen, pods))
     was_running = transitions.holds(status, c.RUNNING)
     status = progress.with_reading(transitions.running(status, at), seen.progress, at.now)
-    timeout = job.spec.failure_policy.hang_timeout_seconds
+    timeout = hangs.patience(job, status, seen)
     if failure := hangs.hang(status, seen, pods, timeout):
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     status, slow = stragglers.noticed(job, status, seen.progress, pods, at)
@@ -298,25 +317,3 @@ def _watch(
     return Plan(
         status, missing, events, requeue_after=min(settings.progress_seconds, hangs.seconds_left(seen, timeout))
     )
-
-
-def _ends_by_itself(child: ChildJob, seen: Observed) -> bool:
-    """Whether a Job is finished, or will be without the operator: deleting it would take its pods' logs away.
-
-    Kubernetes stops the other pods of a Job with a failed one, and its view of a Job lags behind the pods.
-    """
-    pods = seen.pods_of(child.phase, child.attempt)
-    failing = any(pod.ended and not pod.succeeded for pod in pods)
-    return child.finished or failing or (bool(pods) and all(pod.ended for pod in pods))
-
-
-def _after_the_end(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment) -> Plan:
-    """A finished job keeps its ended pods for their logs, and stops what still runs."""
-    ttl = job.spec.ttl_seconds_after_finished
-    if ttl is not None and status.completion_time and (at.now - status.completion_time).total_seconds() >= ttl:
-        return Plan(status, (Delete("DPOJob", job.metadata.name, job.metadata.uid),))
-    running = tuple(j for j in seen.jobs if not j.deleting and not _ends_by_itself(j, seen))
-    parents = {(j.phase, j.attempt) for j in seen.jobs}
-    orphans = tuple(p for p in seen.pods if not p.ended and not p.deleting and (p.phase, p.attempt) not in parents)
-    deletes = [Delete("Job", j.name, j.uid) for j in running] + [Delete("Pod", p.name, p.uid) for p in orphans]
-    return Plan(status, tuple(deletes))

@@ -121,6 +121,32 @@ def _restart(status: DPOJobStatus, failure: Failure, policy: FailurePolicy, at: 
     return Plan(status, events=(Event("Warning", failure.reason, shorten(message, 1000)),), requeue_after=0)
 
 
+def planned(status: DPOJobStatus, reason: str, message: str, step: int, at: Moment) -> Plan:
+    """The next attempt without a failure: it's told like a restart, counts against nothing, and begins at once."""
+    assert status.phase is not None
+    record = Restart(
+        time=at.now,
+        phase=status.phase,
+        attempt=status.attempt,
+        reason=reason,
+        failure_class="planned",
+        step=step,
+        message=shorten(message, MAX_HISTORY_MESSAGE),
+    )
+    status = transitions.changed(
+        transitions.stopped(status),
+        attempts=status.attempts.next(status.phase),
+        active_job=None,
+        not_before=None,
+        restarts=status.restarts + 1,
+        restart_history=[*status.restart_history, record][-MAX_HISTORY:],
+        message=shorten(message),
+    )
+    status = transitions.mark(status, at, c.RUNNING, False, reason, message)
+    status = transitions.mark(status, at, c.RESTARTING, True, reason, message)
+    return Plan(status, events=(Event("Normal", reason, shorten(message, 1000)),), requeue_after=0)
+
+
 def backoff_seconds(history: list[Restart], reason: str, policy: FailurePolicy, now: datetime) -> float:
     """Wait before the next attempt, by the number of restarts of the last minutes.
 
@@ -131,7 +157,7 @@ def backoff_seconds(history: list[Restart], reason: str, policy: FailurePolicy, 
     first, longest = policy.backoff_seconds * factor, policy.max_backoff_seconds * factor
     # As far back as the restarts that are remembered reach when each waits the longest time.
     memory = timedelta(seconds=longest * MAX_HISTORY)
-    recent = sum(1 for r in history if now - r.time < memory)
+    recent = sum(1 for r in history if r.failure_class != "planned" and now - r.time < memory)
     if recent >= MAX_HISTORY:
         return float(longest)
     exponent = recent if is_source else recent - 1

@@ -71,7 +71,10 @@ def _grace(pod: ChildPod, status: DPOJobStatus) -> int | None:
     if pod.deleting and pod.deleting_seconds > limit:
         return 0
     failed = any(
-        r.phase == pod.phase and r.attempt == pod.attempt and r.reason != failures.JOB_DELETED
+        r.phase == pod.phase
+        and r.attempt == pod.attempt
+        and r.reason != failures.JOB_DELETED
+        and r.failure_class != "planned"
         for r in status.restart_history
     )
     return FAILED_GRACE_SECONDS if failed and not pod.ended else None

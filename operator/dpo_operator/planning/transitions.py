@@ -85,6 +85,8 @@ def next_phase(status: DPOJobStatus, phase: names.Phase, at: Moment) -> DPOJobSt
         active_job=None,
         not_before=None,
         restarts_without_progress=0,
+        # Attempts of each phase count from 1: what prepare reported must not pass for a reading of training.
+        progress=None if phase == "train" else status.progress,
         straggler=None,
         message=message,
     )

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.config import config_name
 from dpo_operator.builders.volume import claim_name
 from dpo_operator.planning import refusals
 from dpo_operator.planning.actions import TryAgain
@@ -62,7 +63,7 @@ def support_obstacle(job: DPOJob, seen: Observed) -> Reason | None:
         if support.owner_uid != job.metadata.uid:
             name = names.service_name(job.metadata.name)
             if support.kind == "ConfigMap":
-                name = names.config_name(job.metadata.name)
+                name = config_name(job)
             return c.NAME_CONFLICT, (
                 f"{support.kind} {name} exists and does not belong to this job (UID {job.metadata.uid}). Delete it, or "
                 f"give the job another name."

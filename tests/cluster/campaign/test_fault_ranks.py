@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.rig.cgroups import throttled
 from tests.cluster.rig.shell import RigError
 from tests.cluster.scenario import Job
 from tests.cluster.witness import Undisturbed, check, claim_uid, witness
@@ -130,31 +129,6 @@ def test_rank_is_stopped(job: Job, spec: Spec, undisturbed: Undisturbed, rank: i
         assert status["restartHistory"][0]["reason"] == "Hang"
         job.wait_for_state("Complete")
     check(job, undisturbed, restarts=1, counted=1, volume=volume)
-    stacks = sorted((job.work_folder() / "stacks" / "attempt-1").iterdir())
-    assert stacks, "no stacks on the volume"
-    assert any("File " in path.read_text() for path in stacks)
-
-
-@pytest.mark.fault(36)
-def test_rank_is_starved(job: Job, spec: Spec, undisturbed: Undisturbed) -> None:
-    """A fifth of a core for one rank: it's named in an event and a metric, and nothing restarts."""
-    long = spec | {
-        "data": spec["data"] | {"train": spec["data"]["train"] | {"limit": 256}},
-        "training": spec["training"] | {"epochs": 3},
-    }
-    job.apply(long | {"failurePolicy": {"hangTimeoutSeconds": 120}})
-    job.wait_for_step(3)
-    slow = job.pods("train")[1]
-    node, container = job.cluster.container(slow["metadata"]["name"], namespace=job.namespace, container=None)
-    with throttled(node.container_pid(container), 0.15):
-        deadline = time.monotonic() + 240
-        while "Straggler" not in (shown := job.describe()):
-            assert time.monotonic() < deadline, shown
-            time.sleep(1)
-        assert slow["metadata"]["name"] in shown
-        assert job.cluster.prometheus_query(f'max(dpo_train_rank_slowdown_ratio{{dpojob="{job.name}"}}) > 1.4')
-    status = job.wait_for_state("Complete", timeout=400)
-    assert status["restarts"] == 0
 
 
 @pytest.mark.fault(37)

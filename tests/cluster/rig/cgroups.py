@@ -10,7 +10,6 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,23 +139,3 @@ def remove_folder(folder: Path) -> None:
         else:
             return
     raise RigError(f"{folder} is still in use")
-
-
-@contextlib.contextmanager
-def throttled(pid: int, share: float) -> Iterator[None]:
-    """Give the control group of a process, such as a container's, this share of one core for a while."""
-    rows = [line.split(":", 2) for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()]
-    found = hierarchies()
-    tree, file, value, unlimited = found.v1.get("cpu"), "cpu.cfs_quota_us", f"{share * 100_000:.0f}", "-1"
-    if tree is None:
-        tree, file, value, unlimited = found.trees[0], "cpu.max", f"{share * 100_000:.0f} 100000", "max 100000"
-    path = next(
-        path for _, controllers, path in rows if "cpu" in controllers.split(",") or (not found.v1 and not controllers)
-    )
-    limit = tree / path.lstrip("/") / file
-    limit.write_text(value)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            limit.write_text(unlimited)

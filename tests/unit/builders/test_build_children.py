@@ -223,7 +223,7 @@ def test_job_file_is_a_job_that_the_trainer_can_read():
     document = json.loads(config["data"]["job.json"])
     assert DPOJob.model_validate(document) == job
     assert (document["spec"]["method"]["beta"], document["spec"]["training"]["globalBatchSize"]) == (0.2, 128)
-    assert document["metadata"] == {"name": "pairs", "namespace": "default", "uid": UID, "generation": 1}
+    assert document["metadata"] == {"name": "pairs", "namespace": "default", "uid": UID}
 
 
 def test_claim_of_the_job_follows_its_settings():

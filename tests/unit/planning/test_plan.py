@@ -243,6 +243,19 @@ def test_hang_restarts_and_shortens_the_goodbye():
     assert {action.grace_seconds for action in decide(hung.status, view).actions if action.kind == "Pod"} == {10}
 
 
+def test_loading_a_large_model_is_no_hang():
+    loading = a_view(a_child(), a_pod(0), a_pod(1), progress=a_reading(0, last_step_at=None), stalled_seconds=1799.0)
+    assert decide(a_status(), loading).status.restarts == 0
+    assert decide(a_status(), replace(loading, stalled_seconds=1800.0)).status.restarts == 1
+
+
+def test_silent_rank_that_had_worked_is_hung():
+    working = a_view(a_child(), a_pod(0), a_pod(1), progress=a_reading(3), stalled_seconds=0.0)
+    status = decide(a_status(), working).status
+    silent = replace(working, progress=None, stalled_seconds=300.0)
+    assert decide(status, silent).status.restart_history[0].reason == "Hang"
+
+
 def test_prepare_may_take_as_long_as_it_needs():
     view = a_view(a_child("prepare"), a_pod(0, "prepare"), stalled_seconds=9999.0)
     assert decide(a_status("prepare"), view).status.restarts == 0

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from dpo_operator.api import conditions as c
-from dpo_operator.api.status import Placement
+from dpo_operator.api.status import Placement, ProgressStatus
 from dpo_operator.planning import gangs
 from dpo_operator.planning.actions import Create, Delete, SuspendJob
 from dpo_operator.planning.gangs import Stand
@@ -236,3 +236,12 @@ def test_waits_grow_differ_and_end():
 def test_set_aside_keeps_all_counters():
     status = set_aside(running(a_status(restarts=3), AT), AT, "m")
     assert (status.restarts, status.restarts_count_towards_max, status.attempts.train) == (3, 0, 2)
+
+
+def test_what_prepare_reported_does_not_pass_for_training():
+    """Both are attempt 1: a gang that waits for its first turn has not run."""
+    preparing = a_status("prepare", progress=ProgressStatus(attempt=1, activity="tokenizing"))
+    training = decide(preparing, a_view(a_child("prepare", complete=True))).status
+    waiting = decide(training, a_view(a_child("prepare", complete=True), held(), may_place=False))
+    assert waiting.status.attempts.train == 1
+    assert condition(waiting.status, c.RUNNING)[1] == c.QUEUED

@@ -23,7 +23,7 @@ from dpo_trainer.checkpoint.writer import Writer
 from dpo_trainer.errors import TrainerError
 from tests.filesystems import fill, kind, server_is_gone, set_writable, small_file_system, unmount
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.fault(27, 28)]
 
 PARTS, ELEMENTS = 4, 400_000
 NEEDED = readable(PARTS * ELEMENTS * 4 + 5000)[:3]

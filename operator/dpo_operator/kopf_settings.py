@@ -1,0 +1,72 @@
+"""kopf as it's used here: watches that notice their death, nothing written by kopf, nothing computed for handlers that
+are not used."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import kopf
+
+from dpo_operator.api import names
+
+# A watch that says nothing, not even a bookmark (one a minute), is taken for dead.
+SILENT_WATCH_SECONDS = 70.0
+# Every watch is renewed by the server after this long, so that none lives on unnoticed in a broken connection.
+WATCH_SECONDS = 300
+
+
+class Backoffs:
+    """Seconds between kopf's attempts at a request: for ever, because an outage or a right that is missing may end."""
+
+    def __iter__(self) -> Iterator[float]:
+        yield from (0.5, 1.0, 2.0)
+        while True:
+            yield 4.0
+
+
+class NoDiffs(kopf.DiffBaseStorage):
+    """For each event kopf copies the whole object twice to find changes that no handler here asks for."""
+
+    def build(self, *, body: Any, extra_fields: Any = None) -> Any:
+        return {}
+
+    def fetch(self, *, body: Any) -> Any:
+        return None
+
+    def store(self, *, body: Any, patch: Any, essence: Any) -> None:
+        pass
+
+
+class NoProgress(kopf.ProgressStorage):
+    """Handlers of events have no progress to be remembered."""
+
+    def fetch(self, *, key: Any, body: Any) -> Any:
+        return None
+
+    def store(self, *, key: Any, record: Any, body: Any, patch: Any) -> None:
+        pass
+
+    def purge(self, *, key: Any, body: Any, patch: Any) -> None:
+        pass
+
+    def touch(self, *, body: Any, patch: Any, value: Any) -> None:
+        pass
+
+    def clear(self, *, essence: Any) -> Any:
+        return essence
+
+
+def configure(settings: kopf.OperatorSettings) -> None:
+    """Set everything up before kopf begins to watch."""
+    settings.posting.enabled = False
+    # No lists and watches of namespaces and CRDs: those rights are not needed.
+    settings.scanning.disabled = True
+    settings.watching.inactivity_timeout = SILENT_WATCH_SECONDS
+    settings.watching.server_timeout = WATCH_SECONDS
+    settings.watching.client_timeout = WATCH_SECONDS + 30
+    settings.watching.connect_timeout = 10
+    settings.watching.label_selectors["batch", "v1", "jobs"] = names.LABEL_JOB
+    settings.watching.label_selectors["", "v1", "pods"] = names.LABEL_JOB
+    settings.networking.request_timeout = 30
+    settings.networking.error_backoffs = Backoffs()
+    settings.persistence.diffbase_storage = NoDiffs()
+    settings.persistence.progress_storage = NoProgress()

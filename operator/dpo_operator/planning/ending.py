@@ -1,0 +1,45 @@
+"""What happens to a job that completed or failed: its pods go or stay, and after a while it goes itself."""
+
+from dpo_operator.api import conditions as c
+from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.types import DPOJob
+from dpo_operator.planning import retrying
+from dpo_operator.planning.actions import Action, Delete, Plan
+from dpo_operator.planning.observed import ChildJob, Observed
+from dpo_operator.planning.transitions import Moment
+
+
+def after_the_end(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment) -> Plan:
+    """A retry comes first: what is to be deleted for its age may be wanted again."""
+    if retrying.is_asked(retrying.token_of(job.metadata.annotations), status):
+        return retrying.after_the_end(job, status, at)
+    ttl = job.spec.ttl_seconds_after_finished
+    if ttl is not None and status.completion_time and (at.now - status.completion_time).total_seconds() >= ttl:
+        return Plan(status, (Delete("DPOJob", job.metadata.name, job.metadata.uid),))
+    return Plan(status, _cleaned(job, status, seen))
+
+
+def _cleaned(job: DPOJob, status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
+    """By cleanPodPolicy. Pods go with their Job, and with their whole grace period."""
+    policy = job.spec.clean_pod_policy
+    failed = c.find(status.conditions, c.FAILED)
+    past_deadline = failed is not None and failed.status == "True" and failed.reason == c.DEADLINE_EXCEEDED
+    if policy == "None" and not past_deadline:
+        return ()
+    everything = policy == "All"
+    jobs = [j for j in seen.jobs if not j.deleting and (everything or not _ends_by_itself(j, seen))]
+    parents = {(j.phase, j.attempt) for j in seen.jobs}
+    orphans = [
+        p for p in seen.pods if not p.deleting and (everything or not p.ended) and (p.phase, p.attempt) not in parents
+    ]
+    return tuple([Delete("Job", j.name, j.uid) for j in jobs] + [Delete("Pod", p.name, p.uid) for p in orphans])
+
+
+def _ends_by_itself(child: ChildJob, seen: Observed) -> bool:
+    """Whether a Job is finished, or will be without the operator: deleting it would take its pods' logs away.
+
+    Kubernetes stops the other pods of a Job with a failed one, and its view of a Job lags behind the pods.
+    """
+    pods = seen.pods_of(child.phase, child.attempt)
+    failing = any(pod.ended and not pod.succeeded for pod in pods)
+    return child.finished or failing or (bool(pods) and all(pod.ended for pod in pods))

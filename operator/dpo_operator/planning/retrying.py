@@ -1,0 +1,71 @@
+"""A failed job goes on when its user asks for it with an annotation. Each new value of the annotation is one retry."""
+
+from dpo_operator.api import conditions as c
+from dpo_operator.api import names
+from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.types import DPOJob
+from dpo_operator.planning import transitions
+from dpo_operator.planning.actions import Event, Plan
+from dpo_operator.planning.transitions import Moment, changed
+
+# As long as the status keeps; what comes after it makes no other token.
+MAX_TOKEN = 256
+
+
+def token_of(annotations: dict[str, str]) -> str:
+    """Value of the annotation, empty without one."""
+    return annotations.get(names.ANNOTATION_RETRY, "")[:MAX_TOKEN]
+
+
+def is_asked(token: str, status: DPOJobStatus) -> bool:
+    """Whether there is a value that was not acted on yet."""
+    return token not in ("", status.retried)
+
+
+def after_the_end(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
+    """Answer to a new token on a job that ended."""
+    token = token_of(job.metadata.annotations)
+    if transitions.holds(status, c.COMPLETE):
+        return _ignored(status, token, "The job is complete: there is nothing to retry.")
+    status = changed(status, retried=token)
+    if status.phase is None:
+        # It never began: its spec is looked at again, perhaps by a newer version of the operator.
+        status = _cleared(status, "The spec is validated again.", at)
+        return Plan(status, events=(Event("Normal", c.RETRIED, status.message),), requeue_after=0)
+    status = changed(status, attempts=status.attempts.next(status.phase))
+    message = f"The failed job was retried; {status.phase} goes on as attempt {status.attempt}."
+    status = transitions.mark(_cleared(status, message, at), at, c.RUNNING, False, c.PENDING, message)
+    return Plan(status, events=(Event("Normal", c.RETRIED, message),), requeue_after=0)
+
+
+def before_the_end(job: DPOJob, status: DPOJobStatus) -> Plan | None:
+    """Answer to a new token on a job that did not fail: it must not act long after it was meant. None without one."""
+    token = token_of(job.metadata.annotations)
+    if not is_asked(token, status):
+        return None
+    if status.phase is None:
+        # It came with the manifest, perhaps copied from a job that was retried.
+        return Plan(changed(status, retried=token), requeue_after=0)
+    return _ignored(status, token, "The job has not failed: there is nothing to retry.")
+
+
+def _ignored(status: DPOJobStatus, token: str, why: str) -> Plan:
+    return Plan(changed(status, retried=token), events=(Event("Warning", c.RETRY_IGNORED, why),), requeue_after=0)
+
+
+def _cleared(status: DPOJobStatus, message: str, at: Moment) -> DPOJobStatus:
+    """The status without its failure and with what limits the job counted from zero."""
+    suspended = transitions.holds(status, c.SUSPENDED)
+    status = changed(
+        status,
+        active_job=None,
+        not_before=None,
+        placement=None,
+        completion_time=None,
+        counted_restart_times=[],
+        restarts_without_progress=0,
+        active_seconds=0,
+        active_since=None if suspended else at.now,
+        message=message,
+    )
+    return transitions.mark(status, at, c.FAILED, False, c.RETRIED, message)
