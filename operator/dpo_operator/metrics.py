@@ -112,6 +112,8 @@ class JobMetrics(Collector):
             ("dpojob_final_reward_accuracy_ratio", "reward_accuracy"),
         ):
             yield _family(name, "Value at the end of training.", (), _finals(jobs, attribute))
+        text = "A rank that is much slower than the others now: how many times as long it takes for the same work."
+        yield _family("dpojob_straggler_ratio", text, ("rank",), _stragglers(jobs))
         restarts = CounterMetricFamily(
             "dpojob_restarts", "Restarts of a job since the operator knows it.", labels=(*LABELS, "reason")
         )
@@ -171,6 +173,11 @@ def _workers(jobs: Jobs) -> Rows:
 def _progress(jobs: Jobs) -> Rows:
     found = [(labels, r.status.progress) for labels, r in jobs]
     return [(labels, p.step / p.max_steps) for labels, p in found if p is not None and p.max_steps > 0]
+
+
+def _stragglers(jobs: Jobs) -> Rows:
+    found = [(labels, r.status.straggler) for labels, r in jobs]
+    return [((*labels, str(slow.rank)), float(slow.ratio)) for labels, slow in found if slow is not None]
 
 
 def _finals(jobs: Jobs, attribute: str) -> Rows:

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from dpo_operator.api import names
 from dpo_operator.api.reports import Progress, Termination
+from dpo_operator.planning.stale import FAILED_GRACE_SECONDS
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.telemetry.metrics_file import read_metrics
 from tests.numerics.interruptions import curve, folder, job, train_until
@@ -99,10 +101,7 @@ def test_sigterm_saves_the_last_step_and_the_next_run_loses_none(tmp_path: Path)
     second.until(lambda: (s := second.status()) and s.step >= last + 2)
     assert second.status().resumed_from_step == last
     # Killed this time: SIGKILL to one rank is the pod's exit code, and the launcher says which rank it was.
-    rank_1 = next(
-        pid for pid in _ranks(second.process.pid) if b"LOCAL_RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()
-    )
-    os.kill(rank_1, signal.SIGKILL)
+    os.kill(rank_of(second.process.pid, 1), signal.SIGKILL)
     code, words = second.end()
 
     assert (code, words.reason, words.rank) == (137, "Killed", 1), second.text()
@@ -114,6 +113,38 @@ def test_sigterm_saves_the_last_step_and_the_next_run_loses_none(tmp_path: Path)
     folder(whole)
     on_ranks(2, _some_steps, document, whole, last + 2)
     assert curve(tmp_path)[: last + 2] == curve(whole)[: last + 2]
+
+
+@pytest.mark.fault(34)
+def test_a_hang_leaves_the_stacks_of_all_ranks_within_the_time_that_a_failed_attempt_has(tmp_path: Path):
+    document = _document(tmp_path)
+    pod = Launch(tmp_path, 1, document)
+    pod.until(lambda: (s := pod.status()) and s.step >= 2)
+    rank_1 = rank_of(pod.process.pid, 1)
+    os.kill(rank_1, signal.SIGSTOP)
+    stopped = pod.until(pod.status).step
+    # The other rank waits for it in a collective.
+    time.sleep(2)
+    assert pod.status().step <= stopped + 1
+
+    pod.process.send_signal(signal.SIGTERM)
+    begun = time.monotonic()
+    folder = tmp_path / names.STACKS / "attempt-1"
+    for rank in (0, 1):
+        path = folder / f"rank-{rank}.txt"
+        pod_has = lambda path=path: path.is_file() and "in forward_backward" in path.read_text()  # noqa: E731
+        while not pod_has():
+            assert time.monotonic() - begun < FAILED_GRACE_SECONDS, pod.text()
+            time.sleep(0.05)
+    assert "rank 1 is stopped (state T)" in (folder / "rank-1.txt").read_text()
+    code, words = pod.end()
+
+    assert "stacks of rank 0:" in pod.text()
+    assert "stacks of rank 1:" in pod.text()
+    # Set going again, the ranks save what they have, and no step is lost.
+    assert (code, words.outcome) == (143, "Stopped"), pod.text()
+    last = read_metrics(tmp_path / "metrics.jsonl")[-1]["step"]
+    assert [step for step, _ in layout.committed(tmp_path / "checkpoints")] == [last]
 
 
 def test_a_wrong_job_ends_with_its_code_and_message(tmp_path: Path):
@@ -170,6 +201,12 @@ def _some_steps(document: dict[str, Any], root: Path, steps: int) -> dict[str, A
 
 def _ranks(launcher: int) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()]
+
+
+def rank_of(launcher: int, local_rank: int) -> int:
+    """Process id of a launcher's rank."""
+    wanted = b"LOCAL_RANK=%d\0" % local_rank
+    return next(pid for pid in _ranks(launcher) if wanted in Path(f"/proc/{pid}/environ").read_bytes())
 
 
 def _free_port() -> int:

@@ -6,9 +6,7 @@ Heavy modules are imported by the phase that needs them: the metrics server has 
 """
 
 import argparse
-import faulthandler
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dpo_trainer import launch
 
         return launch.run(arguments.job_file, arguments.work_dir)
-    # A stack dump of every thread, also of one that hangs inside a collective, on `kill -USR1`.
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    from dpo_trainer import stacks
+
+    stacks.register()
     from dpo_trainer import phases
 
     return phases.run(arguments.command, arguments.job_file, arguments.work_dir)

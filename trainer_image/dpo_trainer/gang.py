@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from dpo_operator.api.exitcodes import ExitCode, info
+from dpo_trainer.stacks import Stacks
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -21,13 +22,16 @@ class Patience:
 
     notice: a sibling of a failed rank may say that it lost its peer, before SIGTERM. end: after that, before SIGKILL.
     dump: after a stop signal, before the stacks of ranks that are still there are dumped. How long a save may take is
-        Kubernetes' grace period to decide; the dump only shows where a rank hangs.
+        Kubernetes' grace period to decide; the dump only shows where a rank hangs, or what a long save does. With collect it
+        fits the 10 s that the operator leaves to the pods of an attempt that failed.
+    collect: for the dump.
     together: a rank that stopped in order (143) does so with all others; one that has not by then is ended.
     """
 
     notice: float = 5.0
     end: float = 10.0
-    dump: float = 20.0
+    dump: float = 5.0
+    collect: float = 1.0
     together: float = 120.0
 
 
@@ -36,11 +40,13 @@ class Gang:
     """The ranks of this pod, from their start until all have ended.
 
     command: argv of every rank. environments: one for each local rank. say: prints a line.
+    stacks: takes the stacks of ranks that hang.
     """
 
     command: Sequence[str]
     environments: Sequence[Mapping[str, str]]
     say: Callable[[str], None]
+    stacks: Stacks
     patience: Patience = Patience()
     codes: dict[int, int] = field(default_factory=dict)
     failed: int | None = None
@@ -68,6 +74,9 @@ class Gang:
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in previous.items():
                 signal.signal(number, handler)
+            # Of ranks that ended between the request and the look.
+            self.stacks.collect(range(len(self.environments)))
+            self.stacks.finish()
 
     @property
     def culprit(self) -> int | None:
@@ -140,18 +149,22 @@ class Gang:
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         self._stop_sent = True
         self._signal(signal.Signals(number))
-        self._after(self.patience.dump, self._dump)
+        self._after(self.patience.dump, self._dump_late)
 
     def _forward_dump(self, _number: int, _frame: FrameType | None) -> None:
-        self._signal(signal.SIGUSR1)
+        self._dump("SIGUSR1")
 
-    def _dump(self) -> None:
-        if self._running:
-            ranks = sorted(self._running.values())
-            self.say(
-                f"launch: local ranks {ranks} are still there {self.patience.dump:.0f} s after the signal; their stacks:"
-            )
-            self._signal(signal.SIGUSR1)
+    def _dump_late(self) -> None:
+        self._dump(f"not ended {self.patience.dump:.0f} s after the signal")
+
+    def _dump(self, why: str) -> None:
+        asked = dict(self._running)
+        if asked:
+            self.stacks.request(asked, why)
+            self._after(self.patience.collect, lambda: self._collect(asked))
+
+    def _collect(self, asked: Mapping[int, int]) -> None:
+        self.stacks.collect(sorted(asked.values()), missed=self._running.values())
 
     def _signal(self, number: signal.Signals) -> None:
         for pid in list(self._running):

@@ -19,6 +19,8 @@ from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode, info
 from dpo_trainer.devices import has_gpu
 from dpo_trainer.gang import Gang, Patience, exit_code
+from dpo_trainer.stacks import ENV_STACKS_FILE, Stacks
+from dpo_trainer.workdir import WorkDir
 
 if TYPE_CHECKING:
     from dpo_operator.api.reports import Termination
@@ -105,15 +107,18 @@ def run(job_file: Path, work_dir: Path, command: Sequence[str] | None = None, pa
     words = Path(tempfile.mkdtemp(prefix="dpo-words-"))
     try:
         cores = cpu_limit(Path("/sys/fs/cgroup"))
+        ranks = {local_rank: world.rank(local_rank) for local_rank in range(world.processes)}
+        stacks = Stacks(words, WorkDir(work_dir), _attempt(), ranks, _say)
         environments = [
             {
                 **os.environ,
                 **world.variables(local_rank, os.environ, cores=cores),
                 names.ENV_TERMINATION_LOG: str(words / str(local_rank)),
+                ENV_STACKS_FILE: str(stacks.file(local_rank)),
             }
             for local_rank in range(world.processes)
         ]
-        gang = Gang(command, environments, _say, patience or Patience())
+        gang = Gang(command, environments, _say, stacks, patience or Patience())
         try:
             gang.run()
         except OSError as error:  # no memory or no process number for another rank; those that run end with this one

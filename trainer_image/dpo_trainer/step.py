@@ -12,6 +12,7 @@ from dpo_trainer.examples import Examples
 from dpo_trainer.figures import Totals, means, sums
 from dpo_trainer.objective import Objective
 from dpo_trainer.outcome import StopRequest
+from dpo_trainer.pace import Pace
 from dpo_trainer.sampler import IntArray
 
 
@@ -41,10 +42,12 @@ def forward_backward(
     budget: Budget,
     kl_budget: Budget,
     is_first: bool,
+    pace: Pace | None = None,
 ) -> StepSums:
     """Gradient of one step's mean loss. Collective.
 
     budget: of a forward and backward pass. kl_budget: of a pass without gradients. is_first: compute first_loss.
+    pace: compares the ranks' speed on the way.
     """
     kl = reference_point(engine, examples, budget=kl_budget, indices=pairs) if objective.needs_kl else None
     units = objective.units(torch.from_numpy(examples.data.lengths[pairs, 1:]))
@@ -65,7 +68,10 @@ def forward_backward(
                 found["first_loss"] = (objective.first_loss(logps) * counts).sum()
         tokens, truncated = tokens + batch.tokens, truncated + batch.truncated
         totals.add(found, engine.world.device)
-    figures = totals.over_ranks(engine.sum, stop=stop.is_set(), tokens=tokens, truncated=truncated)
+    speed = pace.share() if pace else {}
+    figures = totals.over_ranks(engine.sum, stop=stop.is_set(), tokens=tokens, truncated=truncated, **speed)
+    if pace:
+        pace.heard(figures)
     metrics = means(figures, None if kl is None else kl.item())
     looked_at = figures["looked_at"] or math.nan
     metrics["entropy"], metrics["mean_token_accuracy"] = figures["entropy"] / looked_at, figures["hits"] / looked_at

@@ -20,6 +20,7 @@ from dpo_trainer.milestones import Milestones
 from dpo_trainer.modeldigest import known_digests, model_digest
 from dpo_trainer.objective import Objective
 from dpo_trainer.outcome import Outcome, Stopped, StopRequest, StopWhen
+from dpo_trainer.pace import Pace
 from dpo_trainer.reference import References
 from dpo_trainer.sampler import Plan
 from dpo_trainer.samples import Samples
@@ -111,6 +112,7 @@ def _run(
         telemetry.ended(before["finished"])
         return Outcome("Succeeded", before["finished"])
     tokens_seen = int(before.get("train", {}).get("num_tokens", 0))
+    pace = Pace(world)
     bad = BadNumbers(training.non_finite, list(before.get("skipped", [])))
     # A save that fails in the background ends the run as a signal does: at a step that all ranks agree on.
     asked = StopWhen(stop, lambda: checkpoints.failed)
@@ -176,6 +178,7 @@ def _run(
                     budget=spec.micro_batch,
                     kl_budget=spec.eval_batch,
                     is_first=step == 1,
+                    pace=pace,
                 )
             if sums.broken:
                 wrong = f"the loss of {sums.broken} of {len(pairs)} pairs"
@@ -223,6 +226,7 @@ def _run(
             truncated=sums.truncated,
             metrics=metrics if step % training.log_every_steps == 0 or step == total_steps else None,
             utilization=throughput.utilization(train.data.lengths[pairs], seconds) if throughput else None,
+            slowest=pace.slowest,
             gpu_memory_peak=torch.cuda.max_memory_allocated() if world.device.type == "cuda" else None,
         )
 

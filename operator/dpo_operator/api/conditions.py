@@ -51,6 +51,8 @@ GANG_TIMED_OUT = "GangTimedOut"
 
 # Reasons of events that only warn.
 PREDICTED_NOT_TO_FIT = "PredictedNotToFit"
+HEARTBEAT_SILENT = "HeartbeatSilent"
+STRAGGLER = "Straggler"
 
 # Reasons of the ordinary course.
 ACCEPTED = "Accepted"

@@ -47,6 +47,8 @@ TOKEN_FILE = "/etc/dpo-token/token"  # noqa: S105 - a path, not a secret
 WANDB_KEY_FILE = "/etc/dpo-wandb/key"
 CLAIMS_DIR = "/claims"
 TERMINATION_LOG = "/dev/termination-log"
+# In the job's folder on the volume: stacks of ranks that hung, attempt-N/rank-R.txt.
+STACKS = "stacks"
 
 # How a container learns what is not in the job file.
 ENV_JOB_FILE = "DPO_JOB_FILE"

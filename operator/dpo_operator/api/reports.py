@@ -65,6 +65,13 @@ class Metrics(_Report):
     reward_rejected: float | None = None
 
 
+class SlowestRank(_Report):
+    """The rank that takes longest for the same work."""
+
+    rank: int = Field(ge=0, le=2**20)
+    ratio: float = Field(ge=0, le=1e6, description="How many times as long as the median of the other ranks.")
+
+
 class Progress(_Report):
     """Body of GET /status on every trainer pod; rank 0's is the one that counts."""
 
@@ -91,6 +98,7 @@ class Progress(_Report):
     )
     resumed_from_step: int | None = None
     world_size: int = 1
+    slowest: SlowestRank | None = None
 
 
 class TokenReport(_Report):

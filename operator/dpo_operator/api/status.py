@@ -119,6 +119,19 @@ class Workers(StatusModel):
     ready: int = Field(default=0, ge=0, description="Pods that run.")
 
 
+class StragglerStatus(StatusModel):
+    """A rank that is much slower than the others."""
+
+    attempt: int = Field(ge=1, description="Attempt at training.")
+    rank: int = Field(ge=0, description="Rank among all processes.")
+    ratio: str = Field(
+        max_length=16, description="How many times as long as the others' median it takes for the same work."
+    )
+    pod: str = Field(default="", description="Its pod.")
+    node: str = Field(default="", description="Node of that pod.")
+    since: Time = Field(description="When it was noticed.")
+
+
 class ExportStatus(StatusModel):
     """The trained model."""
 
@@ -208,6 +221,9 @@ class DPOJobStatus(StatusModel):
         description="Checkpoints that were told of, oldest first; the next attempt goes on from one of them.",
     )
     workers: Workers = Field(default=Workers(), description="Pods of the current phase.")
+    straggler: StragglerStatus | None = Field(
+        default=None, description="A rank that is much slower than the others now; it is told of and left alone."
+    )
     volume: VolumeStatus | None = Field(default=None, description="Where the job's files are.")
     retried: str = Field(
         default="", max_length=256, description=f"Value of the annotation {ANNOTATION_RETRY} that was acted on last."

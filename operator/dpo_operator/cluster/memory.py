@@ -1,49 +1,17 @@
 """What the operator remembers between two looks at a job. All of it may be lost: a restart only starts the clocks anew."""
 
-import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_operator.api import names
-from dpo_operator.api.reports import Progress
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
+from dpo_operator.cluster.heartbeats import Heartbeats
 from dpo_operator.cluster.startup import Startup
-from dpo_operator.cluster.stopwatch import Clock, Stopwatch
+from dpo_operator.cluster.stopwatch import Stopwatch
 from dpo_operator.planning.observed import Claim, Observed, Support
 from dpo_operator.planning.validate import Problems, read_job
-
-
-@dataclass
-class StallDetector:
-    """How long rank 0's progress has stood still.
-
-    A pod that could never be reached tells nothing (a NetworkPolicy may be in the way), so the clock starts with the
-    first answer of an attempt, or with an answer that the status remembers.
-    """
-
-    clock: Clock = time.monotonic
-    _attempt: int = -1
-    _mark: object = None
-    _since: float | None = None
-
-    def stalled_seconds(self, status: DPOJobStatus, read: Progress | None) -> float | None:
-        """Seconds without a change, or None when that can't be told. read: the newest answer, None when there was none."""
-        now = self.clock()
-        if status.attempt != self._attempt:
-            self._attempt, self._mark, self._since = status.attempt, None, None
-        if read is not None and read.attempt == status.attempt:
-            mark = (read.phase, read.step, read.last_step_at, read.activity)
-            if mark != self._mark or self._since is None:
-                self._mark, self._since = mark, now
-        elif self._since is None and status.progress is not None and status.progress.attempt == status.attempt:
-            self._since = now
-        return None if self._since is None else now - self._since
-
-    def reset(self) -> None:
-        """Forget everything: not all ranks run."""
-        self._attempt = -1
 
 
 @dataclass
@@ -90,7 +58,7 @@ class JobMemory:
 
     uid: str = ""
     pods: Stopwatch = field(default_factory=Stopwatch)
-    stall: StallDetector = field(default_factory=StallDetector)
+    heartbeats: Heartbeats = field(default_factory=Heartbeats)
     placing: Stopwatch = field(default_factory=Stopwatch)
     startup: Startup = field(default_factory=Startup)
     raw: dict[str, Any] | None = None

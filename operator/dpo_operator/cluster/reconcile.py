@@ -10,8 +10,6 @@ from typing import Any
 from dpo_operator.api import conditions, names
 from dpo_operator.api.status import DPOJobStatus, State
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.job import pod_count
-from dpo_operator.builders.ports import ports_of
 from dpo_operator.cluster import write
 from dpo_operator.cluster.client import ApiError, Client
 from dpo_operator.cluster.keys import Key
@@ -113,9 +111,9 @@ class Reconciler:
             self._metrics.update(key, raw, decision.status)
             memory.raw, memory.seen, memory.looked_at = raw, seen, time.monotonic()
             memory.due = decision.requeue_after is not None
-            await write.record(
-                self._client, raw, decision.events + memory.startup.announce(before, decision.status, seen)
-            )
+            startup = memory.startup.announce(before, decision.status, seen)
+            said = decision.events + startup + memory.heartbeats.announce()
+            await write.record(self._client, raw, said)
             seen = await self._apply(key, raw, decision, seen, memory)
             # What follows from this on the same reads is done at once; after anything else the next pass reads anew.
             goes_on = decision.requeue_after == 0 or any(isinstance(a, Create) for a in decision.actions)
@@ -165,7 +163,8 @@ class Reconciler:
         running = resizing.as_running(job, status, memory.seen)
         seen = await self._with_progress(running, status, memory.seen, memory)
         decision = plan(job, status, seen, datetime.now(UTC), self._settings)
-        if memory.dirty or decision.actions or decision.events or decision.requeue_after is None:
+        news = decision.actions or decision.events or memory.heartbeats.has_news
+        if memory.dirty or news or decision.requeue_after is None:
             return False, None
         if (decision.status.phase, decision.status.attempts) != (status.phase, status.attempts):
             return False, None
@@ -191,14 +190,7 @@ class Reconciler:
     async def _with_progress(self, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory) -> Observed:
         if status.phase is None or status.is_final:
             return seen
-        pods = seen.pods_of(status.phase, status.attempt)
-        first = next((p for p in pods if p.index == 0 and p.running and not p.deleting), None)
-        port = ports_of(job, status.phase).metrics
-        read = await self._reader.read(first.ip, port) if first and first.ip else None
-        if sum(1 for p in pods if p.running) < pod_count(job, status.phase):
-            memory.stall.reset()
-            return replace(seen, progress=read, stalled_seconds=None)
-        return replace(seen, progress=read, stalled_seconds=memory.stall.stalled_seconds(status, read))
+        return await memory.heartbeats.observe(self._reader, job, status, seen)
 
     def _with_turn(
         self, key: Key, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory, now: datetime

@@ -177,13 +177,6 @@ def _grace_ran_out(pod: ChildPod) -> bool:
     return pod.deleting and pod.deleting_seconds >= pod.grace_seconds - GRACE_SLACK_SECONDS
 
 
-def hang(pod: ChildPod | None, stalled_seconds: float, step: int) -> Failure:
-    """Failure of an attempt whose ranks run and do nothing."""
-    where = _where(pod) if pod else "rank 0"
-    message = f"no step was finished for {stalled_seconds:.0f} s after step {step}; {where} still runs"
-    return Failure(HANG, "counted", message, step=step)
-
-
 def job_deleted(name: str) -> Failure:
     """Failure of an attempt whose Job somebody deleted."""
     return Failure(JOB_DELETED, "infrastructure", f"Job {name} was deleted, and not by the operator")

@@ -302,8 +302,9 @@ class Notice:
 class Observed:
     """Everything that was seen of one job.
 
-    progress: rank 0's answer, None when it gave none. stalled_seconds: time since progress last changed, None while
-    that can't be told. refused: the API server's refusal of the last write, for people.
+    progress: rank 0's answer, or another rank's when it gave none, None when nobody did. stalled_seconds: time since progress
+    last changed, None while that can't be told. hung: node ranks whose process takes no connection.
+    refused: the API server's refusal of the last write, for people.
 
     may_place: whether it's this job's turn to have its pods placed. others_waiting: whether other jobs wait for theirs.
     placing_seconds: how long some pods of a gang that has its turn have been without a node.
@@ -319,6 +320,7 @@ class Observed:
     support: tuple[Support, ...] = field(default=())
     progress: Progress | None = None
     stalled_seconds: float | None = None
+    hung: tuple[int, ...] = ()
     refused: str = ""
     may_place: bool = True
     others_waiting: bool = False

@@ -19,12 +19,14 @@ from dpo_operator.planning import (
     failures,
     gangs,
     guarding,
+    hangs,
     progress,
     recorded,
     refusals,
     resizing,
     restarts,
     retrying,
+    stragglers,
     transitions,
     waiting,
 )
@@ -281,17 +283,6 @@ def _missing_support(job: DPOJob, seen: Observed) -> tuple[Create, ...]:
     return tuple(Create(manifest) for manifest in missing)
 
 
-def _patience(job: DPOJob, status: DPOJobStatus, seen: Observed) -> float:
-    """How long an attempt at training may show no progress, seconds. Loading a large model is no hang."""
-    policy, last = job.spec.failure_policy, status.progress
-    works = seen.progress is not None and seen.progress.last_step_at is not None
-    if last is not None and last.attempt == status.attempt:
-        works = works or last.step > (last.resumed_from_step or 0)
-    if works:
-        return policy.hang_timeout_seconds
-    return max(policy.hang_timeout_seconds, policy.start_timeout_seconds)
-
-
 def _watch(
     job: DPOJob,
     status: DPOJobStatus,
@@ -317,11 +308,12 @@ def _watch(
         return gangs.with_time_left(decision, gangs.time_left(job, status, seen, pods))
     was_running = transitions.holds(status, c.RUNNING)
     status = progress.with_reading(transitions.running(status, at), seen.progress, at.now)
-    timeout = _patience(job, status, seen)
-    if status.phase == "train" and seen.stalled_seconds is not None and seen.stalled_seconds >= timeout:
-        step = status.progress.step if status.progress else 0
-        failure = failures.hang(next(iter(pods), None), seen.stalled_seconds, step)
+    timeout = hangs.patience(job, status, seen)
+    if failure := hangs.hang(status, seen, pods, timeout):
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
-    events = () if was_running else (Event("Normal", c.RUNNING, status.message),)
+    status, slow = stragglers.noticed(job, status, seen.progress, pods, at)
+    events = slow if was_running else (Event("Normal", c.RUNNING, status.message), *slow)
     missing = (*_missing_support(job, seen), *guarding.repairs(job, seen, settings.metrics_namespaces))
-    return Plan(status, missing, events, requeue_after=settings.progress_seconds)
+    return Plan(
+        status, missing, events, requeue_after=min(settings.progress_seconds, hangs.seconds_left(seen, timeout))
+    )

@@ -87,6 +87,7 @@ def next_phase(status: DPOJobStatus, phase: names.Phase, at: Moment) -> DPOJobSt
         restarts_without_progress=0,
         # Attempts of each phase count from 1: what prepare reported must not pass for a reading of training.
         progress=None if phase == "train" else status.progress,
+        straggler=None,
         message=message,
     )
     if holds(status, c.RESTARTING):
@@ -114,7 +115,7 @@ def stopped(status: DPOJobStatus) -> DPOJobStatus:
     if progress is not None:
         idle = {"activity": None, "eta": None, "eta_seconds": None, "pairs_per_second": None}
         progress = progress.model_copy(update=idle)
-    return changed(status, progress=progress, workers=status.workers.model_copy(update={"ready": 0}))
+    return changed(status, progress=progress, straggler=None, workers=status.workers.model_copy(update={"ready": 0}))
 
 
 def failed(status: DPOJobStatus, reason: str, message: str, at: Moment) -> DPOJobStatus:

@@ -16,6 +16,8 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import Termination
 from dpo_trainer.gang import Gang, Patience
 from dpo_trainer.launch import KEEP_FREED, World, cpu_limit
+from dpo_trainer.stacks import Stacks
+from dpo_trainer.workdir import WorkDir
 
 pytestmark = pytest.mark.unit
 
@@ -43,7 +45,7 @@ class Pod:
         self.log = folder / "termination.json"
         body = (
             "import sys; from pathlib import Path; from dpo_trainer import gang, launch\n"
-            "patience = gang.Patience(notice=0.5, end=1.0, dump=0.5, together=1.0)\n"
+            "patience = gang.Patience(notice=0.5, end=1.0, dump=0.5, collect=0.5, together=1.0)\n"
             f"sys.exit(launch.run(Path('job'), Path({str(folder)!r}), [sys.executable, {str(path)!r}], patience))"
         )
         self.process = subprocess.Popen(
@@ -259,10 +261,11 @@ def test_on_cpus_freed_memory_is_kept_unless_something_else_is_set():
     assert allocator(NVIDIA_VISIBLE_DEVICES="all") == {}
 
 
-def test_a_rank_that_stops_alone_takes_the_others_with_it():
+def test_a_rank_that_stops_alone_takes_the_others_with_it(tmp_path: Path):
     script = "import os, time; os._exit(143) if os.environ['R'] == '0' else time.sleep(60)"
     environments = [{**os.environ, "R": str(rank)} for rank in range(2)]
-    gang = Gang([sys.executable, "-c", script], environments, print, Patience(together=0.5, end=1.0))
+    stacks = Stacks(tmp_path, WorkDir(tmp_path), 1, {0: 0, 1: 1}, print)
+    gang = Gang([sys.executable, "-c", script], environments, print, stacks, Patience(together=0.5, end=1.0))
     gang.run()
 
     assert gang.codes == {0: 143, 1: -signal.SIGTERM}

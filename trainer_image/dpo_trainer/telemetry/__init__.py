@@ -12,7 +12,7 @@ from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.names import Phase
-from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Metrics, Progress
+from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Metrics, Progress, SlowestRank
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.trust import remember
@@ -185,11 +185,13 @@ class Telemetry:
         metrics: Mapping[str, float] | None = None,
         gpu_memory_peak: int | None = None,
         utilization: float | None = None,
+        slowest: SlowestRank | None = None,
     ) -> None:
         """An optimizer step is finished.
 
         pairs, tokens, truncated: of all ranks. seconds: of this step. metrics: reduced over all ranks; None for a step
         that is not logged. gpu_memory_peak: bytes, of this rank. utilization: share of the GPUs' peak, where known.
+        slowest: of all ranks, where known.
         """
         now = time.time()
         self._marks.append((time.monotonic(), pairs))
@@ -199,6 +201,8 @@ class Telemetry:
         if elapsed > 0:
             fields["pairs_per_second"] = sum(count for _, count in list(self._marks)[1:]) / elapsed
             fields["eta_seconds"] = max(0, self.progress.max_steps - step) * elapsed / done
+        if slowest is not None:
+            fields["slowest"] = slowest
         if metrics is not None:
             fields["train"] = _summary(metrics, self.progress.train)
         self._update(**fields)
@@ -214,6 +218,8 @@ class Telemetry:
         algorithm.truncated.inc(truncated)
         if utilization is not None:
             algorithm.utilization.set(utilization)
+        if slowest is not None:
+            algorithm.slowest(slowest.rank, slowest.ratio)
         algorithm.last_step.set(now)
         if metrics is None:
             return

@@ -151,6 +151,12 @@ class _Algorithm:
             "dpo_train_model_flops_utilization_ratio",
             "Model FLOPs of the newest step as a share of what all GPUs could do meanwhile; NaN on CPUs and unknown GPUs.",
         )
+        self._slowest: int | None = None
+        self._slowdown = gauge(
+            "dpo_train_rank_slowdown_ratio",
+            "How many times as long the slowest rank takes for the same work as the median of the others; that rank alone.",
+            ("rank",),
+        )
         self.truncated = counter("dpo_train_truncated_pairs", "Pairs trained on that were cut to data.maxLength.")
         self.nonfinite = counter("dpo_train_nonfinite_steps", "Steps whose loss or gradient was NaN or infinite.")
         self.skipped = counter("dpo_train_skipped_steps", "Steps left out by training.nonFinite.")
@@ -185,6 +191,13 @@ class _Algorithm:
             "Reward accuracy of the pairs whose longer answer has so many tokens: le_64 is 64 at most, gt_1024 more than 1024.",
             ("bucket",),
         )
+
+    def slowest(self, rank: int, ratio: float) -> None:
+        """The slowest rank now."""
+        if rank != self._slowest:
+            self._slowdown.clear()
+            self._slowest = rank
+        self._slowdown.labels(str(rank)).set(ratio)
 
     def values(self, split: str, metrics: Mapping[str, float]) -> None:
         """Set the gauges of TRL keys without a prefix; keys without a gauge are passed over."""

@@ -43,6 +43,8 @@ class TelemetryServer:
 
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
+    # While this process is stopped the kernel takes connections for it, which tells the operator that it hangs.
+    request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], handler: type[http.server.BaseHTTPRequestHandler]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET

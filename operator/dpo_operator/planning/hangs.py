@@ -1,0 +1,67 @@
+"""Ranks that run and do nothing, and ranks that only say nothing."""
+
+from collections.abc import Sequence
+
+from dpo_operator.api import conditions as c
+from dpo_operator.api import names
+from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.types import DPOJob
+from dpo_operator.planning.actions import Event
+from dpo_operator.planning.failures import HANG, Failure
+from dpo_operator.planning.observed import ChildPod, Observed
+
+# How long rank 0's pod may say nothing before that is worth a warning.
+SILENT_SECONDS = 30.0
+
+
+def hang(status: DPOJobStatus, seen: Observed, pods: Sequence[ChildPod], timeout: float) -> Failure | None:
+    """Failure of an attempt at training whose ranks have finished no step for so long, or None."""
+    stalled = seen.stalled_seconds
+    if status.phase != "train" or stalled is None or stalled < timeout:
+        return None
+    step = status.progress.step if status.progress and status.progress.attempt == status.attempt else 0
+    hung = [_place(pod) for pod in pods if pod.index in seen.hung]
+    what = f"{', '.join(hung)} did not answer" if hung else "all pods run"
+    message = f"train attempt {status.attempt}: no step was finished for {stalled:.0f} s after step {step}; {what}. {stacks(status)}"
+    return Failure(HANG, "counted", message, step=step)
+
+
+def patience(job: DPOJob, status: DPOJobStatus, seen: Observed) -> float:
+    """How long an attempt at training may show no progress, seconds. Loading a large model is no hang."""
+    policy, last = job.spec.failure_policy, status.progress
+    works = seen.progress is not None and seen.progress.last_step_at is not None
+    if last is not None and last.attempt == status.attempt:
+        works = works or last.step > (last.resumed_from_step or 0)
+    if works:
+        return policy.hang_timeout_seconds
+    return max(policy.hang_timeout_seconds, policy.start_timeout_seconds)
+
+
+def stacks(status: DPOJobStatus) -> str:
+    """Where to read what the ranks of the current attempt were doing when they were stopped."""
+    folder = f"{names.STACKS}/attempt-{status.attempt}"
+    volume = status.volume
+    place = f"{folder} in folder {volume.folder} of claim {volume.claim_name}" if volume else f"{folder} on the volume"
+    return f"Stacks of the ranks go to the pods' logs and to {place}."
+
+
+def seconds_left(seen: Observed, timeout: float) -> float:
+    """Time until a stall that goes on is a hang."""
+    return max(0.5, timeout - (seen.stalled_seconds or 0.0))
+
+
+def silent_event(pod: ChildPod, how: str, seconds: float, step: int | None) -> Event:
+    """A warning about rank 0's pod. how: it keeps silent. step: that other ranks have reached, None when nobody says so."""
+    message = f"Rank 0 {how} for {seconds:.0f} s: {_place(pod)}. "
+    if step is not None:
+        message += f"Other ranks go on (step {step}), so nothing is restarted."
+    else:
+        message += (
+            "Nor does any other rank that was asked, so a hang would not be noticed. Let the operator reach port "
+            f"{names.METRICS_PORT_NAME} of the job's pods."
+        )
+    return Event("Warning", c.HEARTBEAT_SILENT, message)
+
+
+def _place(pod: ChildPod) -> str:
+    return f"pod {pod.name} on node {pod.node or 'unknown'}"

@@ -1,0 +1,50 @@
+"""A rank that is much slower than the others: all wait for it, so users are told. Nothing is done about it."""
+
+from collections.abc import Sequence
+
+from dpo_operator.api import conditions as c
+from dpo_operator.api.reports import Progress
+from dpo_operator.api.status import DPOJobStatus, StragglerStatus
+from dpo_operator.api.types import DPOJob
+from dpo_operator.planning.actions import Event
+from dpo_operator.planning.observed import ChildPod
+from dpo_operator.planning.transitions import Moment, changed
+
+# A rank that takes so many times as long as the others' median is one; below the second number it is one no longer.
+RATIO, CALM_RATIO = 1.5, 1.25
+# A change of the ratio that is worth a write.
+NEWS = 1.25
+
+
+def noticed(
+    job: DPOJob, status: DPOJobStatus, read: Progress | None, pods: Sequence[ChildPod], at: Moment
+) -> tuple[DPOJobStatus, tuple[Event, ...]]:
+    """The status with the rank that is much slower, if any, and one event for each time that one becomes so."""
+    known = status.straggler
+    if known is not None and known.attempt != status.attempt:
+        known, status = None, changed(status, straggler=None)
+    if status.phase != "train" or read is None or (read.phase, read.attempt) != ("train", status.attempt):
+        return status, ()
+    found = read.slowest
+    if known is not None and found is not None and found.rank == known.rank and found.ratio >= CALM_RATIO:
+        before = float(known.ratio)
+        if not before / NEWS <= found.ratio <= before * NEWS:
+            status = changed(status, straggler=known.model_copy(update={"ratio": f"{found.ratio:.1f}"}))
+        return status, ()
+    if found is None or found.ratio < RATIO or found.rank >= job.spec.world_size:
+        return (status if known is None else changed(status, straggler=None)), ()
+    pod = next((pod for pod in pods if pod.index == found.rank // job.spec.processes_per_node), None)
+    straggler = StragglerStatus(
+        attempt=status.attempt,
+        rank=found.rank,
+        ratio=f"{found.ratio:.1f}",
+        pod=pod.name if pod else "",
+        node=pod.node if pod else "",
+        since=at.now,
+    )
+    message = (
+        f"Rank {straggler.rank} (pod {straggler.pod or 'unknown'} on node {straggler.node or 'unknown'}) takes "
+        f"{straggler.ratio} times as long as the other ranks for the same work, and they wait for it. Look for a CPU limit, a slow "
+        f"GPU or another load there."
+    )
+    return changed(status, straggler=straggler), (Event("Warning", c.STRAGGLER, message),)

@@ -1,0 +1,54 @@
+"""What is decided about ranks that hang or keep silent."""
+
+from dataclasses import replace
+
+import pytest
+
+from dpo_operator.api import conditions as c
+from dpo_operator.planning.hangs import silent_event
+from tests.unit.planning.build import UID, a_child, a_job, a_pod, a_reading, a_status, a_view, decide
+
+pytestmark = [pytest.mark.unit, pytest.mark.fault(34)]
+
+JOB = a_job(failurePolicy={"hangTimeoutSeconds": 60})
+VIEW = a_view(a_child(), a_pod(0), a_pod(1), progress=a_reading(12), stalled_seconds=1.0)
+
+
+def test_event_says_which_pod_did_not_answer_and_where_the_stacks_are():
+    before = decide(a_status(), VIEW, JOB).status
+    hung = decide(before, replace(VIEW, stalled_seconds=60.0, progress=None, hung=(1,)), JOB)
+    (event,) = hung.events
+    assert (event.type, event.reason) == ("Warning", "Hang")
+    assert (
+        "no step was finished for 60 s after step 12; pod pairs-train-1-1 on node gpu-1 did not answer."
+        in event.message
+    )
+    assert f"to the pods' logs and to stacks/attempt-1 in folder {UID} of claim pairs-work." in event.message
+    # The history has room for all of it.
+    assert hung.status.restart_history[0].message in event.message
+
+
+def test_hang_before_the_first_step_of_a_later_attempt_does_not_show_the_step_of_the_one_before():
+    before = decide(a_status(), VIEW, JOB).status
+    view = a_view(a_child(attempt=2), a_pod(0, attempt=2), a_pod(1, attempt=2), stalled_seconds=60.0)
+    second = a_status(attempt=2, progress=before.progress)
+    assert "after step 0; all pods run." in decide(second, view, JOB).events[0].message
+
+
+def test_a_job_is_looked_at_the_moment_its_time_runs_out():
+    assert decide(a_status(), VIEW, JOB).requeue_after == 3.0
+    assert decide(a_status(), replace(VIEW, stalled_seconds=58.5), JOB).requeue_after == 1.5
+    assert decide(a_status(), replace(VIEW, stalled_seconds=59.9), JOB).requeue_after == 0.5
+
+
+@pytest.mark.fault(35)
+def test_silence_alone_is_said_in_words():
+    assert silent_event(a_pod(0), "could not be reached", 31.2, 40) == silent_event(
+        a_pod(0), "could not be reached", 31.4, 40
+    )
+    event = silent_event(a_pod(0), "has not answered", 31.2, 40)
+    assert event.reason == c.HEARTBEAT_SILENT
+    assert event.message == (
+        "Rank 0 has not answered for 31 s: pod pairs-train-1-0 on node gpu-0. Other ranks go on (step 40), so nothing is "
+        "restarted."
+    )
