@@ -65,6 +65,14 @@ class Metrics(_Report):
     reward_rejected: float | None = None
 
 
+class VolumeReport(_Report):
+    """The file system that the work folder is on, bytes."""
+
+    total: int = Field(ge=1, le=2**63 - 1)
+    free: int = Field(ge=0, le=2**63 - 1, description="What the trainer may still write.")
+    checkpoint: int | None = Field(default=None, ge=0, le=2**63 - 1, description="Size of the newest checkpoint.")
+
+
 class Progress(_Report):
     """Body of GET /status on every trainer pod; rank 0's is the one that counts."""
 
@@ -90,6 +98,7 @@ class Progress(_Report):
         description="Checkpoints on the volume that this or an earlier attempt committed.",
     )
     resumed_from_step: int | None = None
+    volume: VolumeReport | None = Field(default=None, description="None where the file system does not say.")
     world_size: int = 1
 
 

@@ -10,6 +10,7 @@ from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.planning.observed import Observed
 
 Clock = Callable[[], float]
+EXPANSION_RETRY_SECONDS = 600.0
 
 
 @dataclass
@@ -60,6 +61,20 @@ class StallDetector:
         self._attempt = -1
 
 
+@dataclass(frozen=True)
+class RefusedExpansion:
+    """A claim that could not grow. It's tried again after a while: a StorageClass may have been changed."""
+
+    size: str
+    why: str
+    at: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it's too soon to ask again."""
+        return time.monotonic() - self.at < EXPANSION_RETRY_SECONDS
+
+
 @dataclass
 class JobMemory:
     """Memory of one job.
@@ -77,6 +92,7 @@ class JobMemory:
     looked_at: float = 0.0
     guards_at: float = 0.0
     refused: str = ""
+    expansion: RefusedExpansion | None = None
     written: str = ""
     dirty: bool = True
     due: bool = True

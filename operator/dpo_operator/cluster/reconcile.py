@@ -14,13 +14,13 @@ from dpo_operator.builders.ports import ports_of
 from dpo_operator.cluster import write
 from dpo_operator.cluster.client import ApiError, Client
 from dpo_operator.cluster.keys import Key
-from dpo_operator.cluster.memory import JobMemory
+from dpo_operator.cluster.memory import JobMemory, RefusedExpansion
 from dpo_operator.cluster.observe import observe, observe_guards
 from dpo_operator.cluster.progress import ProgressReader
 from dpo_operator.cluster.turns import Turns
 from dpo_operator.metrics import JobMetrics
 from dpo_operator.planning import gangs, resizing, retrying
-from dpo_operator.planning.actions import Plan, SuspendJob
+from dpo_operator.planning.actions import ExpandClaim, Plan, SuspendJob
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.plan import Settings, plan, reject_unreadable
 from dpo_operator.planning.validate import Problems, read_job
@@ -89,6 +89,8 @@ class Reconciler:
             self.turns.forget(key)
         else:
             seen = await observe(self._client, job, memory.pods, memory.refused)
+            if (refusal := memory.expansion) is not None and refusal.is_fresh:
+                seen = replace(seen, expansion_refused=(refusal.size, refusal.why))
             seen = await self._with_guards(job, status, seen, memory)
             seen = await self._with_progress(job, status, seen, memory)
             now = datetime.now(UTC)
@@ -184,6 +186,9 @@ class Reconciler:
             except ApiError as error:
                 if error.is_terminating:
                     return
+                if isinstance(action, ExpandClaim) and error.is_refusal:
+                    memory.expansion = RefusedExpansion(action.size, error.message)
+                    continue
                 if error.is_refusal or error.is_gone:
                     memory.refused = f"The API server refused to create {action.name}: {error.message}"
                 memory.dirty = True

@@ -8,7 +8,7 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.cluster.client import RESOURCES, ApiError, Client, resource_of
-from dpo_operator.planning.actions import Action, Create, Delete, Event, Patch, SuspendJob
+from dpo_operator.planning.actions import Action, Create, Delete, Event, ExpandClaim, Patch, SuspendJob
 from dpo_operator.planning.observed import owner_uid
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,9 @@ async def apply(client: Client, namespace: str, uid: str, action: Action) -> Non
         case Patch():
             metadata = {"uid": action.uid, "annotations": action.manifest["metadata"].get("annotations") or {}}
             await _patch(client, namespace, action, {"metadata": metadata, "spec": action.manifest["spec"]})
+        case ExpandClaim():
+            spec = {"resources": {"requests": {"storage": action.size}}}
+            await _patch(client, namespace, action, {"metadata": {"uid": action.uid}, "spec": spec})
 
 
 async def _create(client: Client, namespace: str, uid: str, action: Create) -> None:
@@ -75,7 +78,7 @@ async def _delete(client: Client, namespace: str, action: Delete) -> None:
             raise
 
 
-async def _patch(client: Client, namespace: str, action: SuspendJob | Patch, body: Json) -> None:
+async def _patch(client: Client, namespace: str, action: SuspendJob | Patch | ExpandClaim, body: Json) -> None:
     resource = resource_of(action.manifest) if isinstance(action, Patch) else RESOURCES[action.kind]
     path = resource.path(namespace, action.name)
     try:
