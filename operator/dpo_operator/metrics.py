@@ -99,6 +99,11 @@ class JobMetrics(Collector):
             _conditions(jobs),
         )
         yield _family("dpojob_workers", "Pods of the current phase.", ("state",), _workers(jobs))
+        for name, text, attribute in (
+            ("dpojob_volume_capacity_bytes", "Size of the file system that a job's files are on.", "capacity_bytes"),
+            ("dpojob_volume_free_bytes", "Room that is left on it, as of the last change by 5%.", "free_bytes"),
+        ):
+            yield _family(name, text, (), _volumes(jobs, attribute))
         yield _family("dpojob_progress_ratio", "Share of the optimizer steps that are finished.", (), _progress(jobs))
         for name, text, attribute in (
             ("dpojob_start_timestamp_seconds", "When a job was accepted.", "start_time"),
@@ -178,6 +183,11 @@ def _progress(jobs: Jobs) -> Rows:
 def _stragglers(jobs: Jobs) -> Rows:
     found = [(labels, r.status.straggler) for labels, r in jobs]
     return [((*labels, str(slow.rank)), float(slow.ratio)) for labels, slow in found if slow is not None]
+
+
+def _volumes(jobs: Jobs, attribute: str) -> Rows:
+    found = [(labels, getattr(r.status.volume, attribute, None)) for labels, r in jobs]
+    return [(labels, size) for labels, size in found if size is not None]
 
 
 def _finals(jobs: Jobs, attribute: str) -> Rows:

@@ -57,8 +57,12 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   resources: [pods]
   verbs: [list, watch, delete]
 - apiGroups: [""]
-  resources: [configmaps, persistentvolumeclaims, services]
+  resources: [configmaps, services]
   verbs: [get, create]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  # patch: spec.checkpoint.volume.size that grows
+  verbs: [get, create, patch]
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, create, patch]

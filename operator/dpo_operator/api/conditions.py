@@ -16,7 +16,9 @@ COMPLETE = "Complete"
 FAILED = "Failed"
 # Only where there is something to say.
 RESIZED = "Resized"
-TYPES = (SUSPENDED, PREPARED, RUNNING, RESTARTING, COMPLETE, FAILED, RESIZED)
+VOLUME_TOO_SMALL = "VolumeTooSmall"
+VOLUME_NEARLY_FULL = "VolumeNearlyFull"
+TYPES = (SUSPENDED, PREPARED, RUNNING, RESTARTING, COMPLETE, FAILED, RESIZED, VOLUME_TOO_SMALL, VOLUME_NEARLY_FULL)
 
 # Reasons of the operator's own decisions. A failed trainer's reasons come from the exit-code table.
 INVALID_SPEC = "InvalidSpec"
@@ -68,6 +70,15 @@ NOT_SUSPENDED = "NotSuspended"
 RETRIED = "Retried"
 RETRY_IGNORED = "RetryIgnored"
 RESIZE_REFUSED = "ResizeRefused"
+
+# Reasons about the volume, of conditions and events.
+CLAIM_SMALLER = "ClaimSmaller"
+CLAIM_REUSED = "ClaimReused"
+EXPANSION_REQUESTED = "ExpansionRequested"
+EXPANSION_REFUSED = "ExpansionRefused"
+LARGE_ENOUGH = "LargeEnough"
+LOW_SPACE = "LowSpace"
+ENOUGH_SPACE = "EnoughSpace"
 
 # Kubernetes' bound on a condition's message; shorter here, because the status holds several.
 MAX_MESSAGE = 2048

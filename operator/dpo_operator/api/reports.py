@@ -72,6 +72,14 @@ class SlowestRank(_Report):
     ratio: float = Field(ge=0, le=1e6, description="How many times as long as the median of the other ranks.")
 
 
+class VolumeReport(_Report):
+    """The file system that the work folder is on, bytes."""
+
+    total: int = Field(ge=1, le=2**63 - 1)
+    free: int = Field(ge=0, le=2**63 - 1, description="What the trainer may still write.")
+    checkpoint: int | None = Field(default=None, ge=0, le=2**63 - 1, description="Size of the newest checkpoint.")
+
+
 class Progress(_Report):
     """Body of GET /status on every trainer pod; rank 0's is the one that counts."""
 
@@ -97,6 +105,7 @@ class Progress(_Report):
         description="Checkpoints on the volume that this or an earlier attempt committed.",
     )
     resumed_from_step: int | None = None
+    volume: VolumeReport | None = Field(default=None, description="None where the file system does not say.")
     world_size: int = 1
     slowest: SlowestRank | None = None
 

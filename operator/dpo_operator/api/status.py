@@ -157,6 +157,10 @@ class VolumeStatus(StatusModel):
     claim_name: str = Field(description="PersistentVolumeClaim.")
     claim_uid: str = Field(default="", description="Its UID; another one means that the job's files are gone.")
     folder: str = Field(description="Folder of this job on the volume: its UID.")
+    capacity_bytes: int | None = Field(default=None, ge=0, description="Size of the file system, as rank 0 sees it.")
+    free_bytes: int | None = Field(
+        default=None, ge=0, description="Room that was left on it. Written when it changed by 5% of the size."
+    )
 
 
 class ActiveJob(StatusModel):

@@ -1,5 +1,6 @@
 """What the operator remembers between two looks at a job. All of it may be lost: a restart only starts the clocks anew."""
 
+import time
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from dpo_operator.cluster.startup import Startup
 from dpo_operator.cluster.stopwatch import Stopwatch
 from dpo_operator.planning.observed import Claim, Observed, Support
 from dpo_operator.planning.validate import Problems, read_job
+
+EXPANSION_RETRY_SECONDS = 600.0
 
 
 @dataclass
@@ -47,6 +50,20 @@ class Furniture:
     read_at: float
 
 
+@dataclass(frozen=True)
+class RefusedExpansion:
+    """A claim that could not grow. It's tried again after a while: a StorageClass may have been changed."""
+
+    size: str
+    why: str
+    at: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it's too soon to ask again."""
+        return time.monotonic() - self.at < EXPANSION_RETRY_SECONDS
+
+
 @dataclass
 class JobMemory:
     """Memory of one job.
@@ -66,6 +83,7 @@ class JobMemory:
     looked_at: float = 0.0
     guards_at: float = 0.0
     refused: str = ""
+    expansion: RefusedExpansion | None = None
     written: deque[str] = field(default_factory=lambda: deque(maxlen=16))
     dirty: bool = True
     due: bool = True

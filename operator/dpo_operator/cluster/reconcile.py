@@ -13,13 +13,13 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.cluster import write
 from dpo_operator.cluster.client import ApiError, Client
 from dpo_operator.cluster.keys import Key
-from dpo_operator.cluster.memory import Furniture, JobMemory
+from dpo_operator.cluster.memory import Furniture, JobMemory, RefusedExpansion
 from dpo_operator.cluster.observe import Shown, observe, observe_guards, with_created
 from dpo_operator.cluster.progress import ProgressReader
 from dpo_operator.cluster.turns import Turns
 from dpo_operator.metrics import JobMetrics
 from dpo_operator.planning import gangs, resizing, retrying
-from dpo_operator.planning.actions import Create, Plan, SuspendJob
+from dpo_operator.planning.actions import Create, ExpandClaim, Plan, SuspendJob
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.plan import Settings, plan, reject_unreadable
 from dpo_operator.planning.validate import Problems
@@ -139,6 +139,8 @@ class Reconciler:
             # While an attempt's Job is there nothing is made from these, so that an older look is good enough.
             max_age = self._look_seconds if status.active_job is not None else 0.0
             seen = await observe(self._client, job, memory, max_age=max_age, shown=self._shown)
+        if (refusal := memory.expansion) is not None and refusal.is_fresh:
+            seen = replace(seen, expansion_refused=(refusal.size, refusal.why))
         running = resizing.as_running(job, status, seen)
         if is_fresh:
             seen = await memory.startup.observe(self._client, running, status, seen)
@@ -220,6 +222,10 @@ class Reconciler:
             except ApiError as error:
                 if error.is_terminating:
                     return None
+                if isinstance(action, ExpandClaim) and error.is_refusal:
+                    memory.expansion = RefusedExpansion(action.size, error.message)
+                    seen, memory.dirty = None, True
+                    continue
                 if error.is_refusal or error.is_gone:
                     what = f"{action.verb} {action.kind} {action.name}"
                     memory.refused = f"The API server refused to {what}: {error.message.strip()}"

@@ -8,7 +8,7 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.cluster.client import RESOURCES, ApiError, Client, resource_of
-from dpo_operator.planning.actions import Action, Create, Delete, Event, Patch, SuspendJob, TryAgain
+from dpo_operator.planning.actions import Action, Create, Delete, Event, ExpandClaim, Patch, SuspendJob, TryAgain
 from dpo_operator.planning.observed import owner_uid
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,9 @@ async def apply(client: Client, namespace: str, uid: str, action: Action) -> Jso
         case Patch():
             metadata = {"uid": action.uid, "annotations": action.manifest["metadata"].get("annotations") or {}}
             await _patch(client, namespace, action, {"metadata": metadata, "spec": action.manifest["spec"]})
+        case ExpandClaim():
+            spec = {"resources": {"requests": {"storage": action.size}}}
+            await _patch(client, namespace, action, {"metadata": {"uid": action.uid}, "spec": spec})
     return None
 
 
@@ -85,7 +88,9 @@ async def _delete(client: Client, namespace: str, action: Delete) -> None:
             raise
 
 
-async def _patch(client: Client, namespace: str, action: SuspendJob | TryAgain | Patch, body: Json) -> None:
+async def _patch(
+    client: Client, namespace: str, action: SuspendJob | TryAgain | Patch | ExpandClaim, body: Json
+) -> None:
     resource = resource_of(action.manifest) if isinstance(action, Patch) else RESOURCES[action.kind]
     path = resource.path(namespace, action.name)
     try:

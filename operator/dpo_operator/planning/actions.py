@@ -82,7 +82,18 @@ class Patch:
         return str(self.manifest["metadata"]["name"])
 
 
-Action = Create | Delete | SuspendJob | TryAgain | Patch
+@dataclass(frozen=True)
+class ExpandClaim:
+    """Ask for more room on exactly the claim with this UID. A refusal is told, and is no error. size: as in the spec."""
+
+    name: str
+    uid: str
+    size: str
+    kind: ClassVar[str] = "PersistentVolumeClaim"
+    verb: ClassVar[str] = "expand"
+
+
+Action = Create | Delete | SuspendJob | TryAgain | Patch | ExpandClaim
 
 
 @dataclass(frozen=True)

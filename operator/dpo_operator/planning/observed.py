@@ -227,7 +227,10 @@ def _exit(terminated: Raw | None) -> Exit | None:
 
 @dataclass(frozen=True)
 class Claim:
-    """A PersistentVolumeClaim. made_for: job that the operator made it for, from its labels."""
+    """A PersistentVolumeClaim. made_for, made_for_uid: job that the operator made it for, from its labels.
+
+    requested, capacity: what is asked for and what there is, quantities; empty where that is not known.
+    """
 
     name: str
     uid: str
@@ -236,6 +239,10 @@ class Claim:
     access_modes: tuple[str, ...] = ()
     owner_uid: str | None = None
     made_for: str | None = None
+    made_for_uid: str | None = None
+    requested: str = ""
+    capacity: str = ""
+    storage_class: str = ""
 
     @classmethod
     def from_raw(cls, raw: Raw) -> "Claim":
@@ -251,6 +258,10 @@ class Claim:
             access_modes=tuple(raw.get("spec", {}).get("accessModes") or ()),
             owner_uid=owner_uid(raw),
             made_for=labels.get(names.LABEL_JOB) if ours else None,
+            made_for_uid=labels.get(names.LABEL_UID) if ours else None,
+            requested=str(((raw.get("spec", {}).get("resources") or {}).get("requests") or {}).get("storage", "")),
+            capacity=str((raw.get("status", {}).get("capacity") or {}).get("storage", "")),
+            storage_class=raw.get("spec", {}).get("storageClassName") or "",
         )
 
 
@@ -308,7 +319,7 @@ class Observed:
 
     may_place: whether it's this job's turn to have its pods placed. others_waiting: whether other jobs wait for theirs.
     placing_seconds: how long some pods of a gang that has its turn have been without a node.
-    guards: None when they were not looked at.
+    guards: None when they were not looked at. expansion_refused: the size that the claim was to get, and why not.
 
     waiting_seconds: how long the attempt's pods have not all run. notices: Kubernetes' events about them, oldest first.
     may_try_again: whether refused pods were left alone for long enough.
@@ -329,6 +340,7 @@ class Observed:
     waiting_seconds: float = 0.0
     notices: tuple[Notice, ...] = ()
     may_try_again: bool = False
+    expansion_refused: tuple[str, str] | None = None
 
     def job_of(self, phase: str | None, attempt: int) -> ChildJob | None:
         """Job of an attempt."""

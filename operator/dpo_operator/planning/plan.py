@@ -28,6 +28,7 @@ from dpo_operator.planning import (
     retrying,
     stragglers,
     transitions,
+    volumes,
     waiting,
 )
 from dpo_operator.planning.actions import Create, Event, Plan
@@ -68,7 +69,7 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
     at = Moment(now.replace(microsecond=0), job.metadata.generation)
     if not status.is_final:
         status = recorded.with_told(status, seen)
-    decision = _decide(job, status, seen, at, settings)
+    decision = volumes.followed(_decide(job, status, seen, at, settings), job, status, seen, at)
     due = _next_deadline(job, decision.status, at)
     if due is not None:
         sooner = due if decision.requeue_after is None else min(due, decision.requeue_after)

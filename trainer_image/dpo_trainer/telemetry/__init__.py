@@ -21,6 +21,7 @@ from dpo_trainer.telemetry.metrics_file import INITIAL_LOSS, MetricsFile, initia
 from dpo_trainer.telemetry.prometheus import TrainerMetrics
 from dpo_trainer.telemetry.server import TelemetryServer, bind_address
 from dpo_trainer.telemetry.tensorboard import TensorBoardFile
+from dpo_trainer.telemetry.volume import VolumeWatch
 from dpo_trainer.telemetry.wandb import WandBRun
 from dpo_trainer.workdir import WorkDir
 
@@ -60,6 +61,7 @@ class Telemetry:
         self._tensorboard: TensorBoardFile | None = None
         self._wandb: WandBRun | None = None
         self._server: TelemetryServer | None = None
+        self._volume: VolumeWatch | None = None
         self._marks: deque[tuple[float, int]] = deque(maxlen=_WINDOW + 1)
         self._initial_loss: float | None = None
         self._began, self._blocked = time.monotonic(), 0.0
@@ -94,6 +96,8 @@ class Telemetry:
         except (OSError, OverflowError, ValueError) as error:
             self.warning("NoMetrics", f"no /metrics and /status on {address} port {text}: {error}")
             return None
+        if self.rank == 0:
+            self._volume = VolumeWatch(self._work)
         if self.rank == 0 and "KUBERNETES_SERVICE_HOST" not in os.environ:
             self._show.say(f"metrics and status: http://{address}:{self._server.port}/metrics and /status")
         return self._server.port
@@ -351,6 +355,8 @@ class Telemetry:
             self._tensorboard.close()
         if self._wandb is not None:
             self._wandb.close(exit_code)
+        if self._volume is not None:
+            self._volume.close()
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -379,7 +385,9 @@ class Telemetry:
             self._progress = self._progress.model_copy(update=fields)
 
     def _status(self) -> str:
-        return self.progress.model_dump_json()
+        # Only here: a termination message has no room to spare.
+        room = self._volume.newest if self._volume is not None else None
+        return self.progress.model_copy(update={"volume": room}).model_dump_json()
 
 
 def _summary(metrics: Mapping[str, float], earlier: Metrics) -> Metrics:

@@ -1,0 +1,142 @@
+"""What a job's claim gives beside what its spec asks for: size, reuse, and room that is left.
+
+None of it stops a job. A claim that is too small is expanded where that is ours to do, and told of where it is not.
+"""
+
+from dataclasses import replace
+
+from dpo_operator.api import conditions as c
+from dpo_operator.api.conditions import shorten
+from dpo_operator.api.reports import VolumeReport
+from dpo_operator.api.status import DPOJobStatus, State
+from dpo_operator.api.types import DPOJob
+from dpo_operator.planning import transitions, waiting
+from dpo_operator.planning.actions import Action, Event, ExpandClaim, Plan
+from dpo_operator.planning.observed import Claim, Observed
+from dpo_operator.planning.transitions import Moment, changed
+from dpo_operator.sizing.quantity import gibibytes, to_bytes
+
+# The room that is left is written again when it changed by this share of the volume.
+WORTH_WRITING = 0.05
+# A volume is nearly full below this share, or below the size of one more checkpoint; and no longer with some more.
+NEARLY_FULL = 0.1
+RELIEF = 1.1
+
+Found = tuple[DPOJobStatus, tuple[Event, ...]]
+
+
+def followed(decision: Plan, job: DPOJob, before: DPOJobStatus, seen: Observed, at: Moment) -> Plan:
+    """A decision with what there is to do and to say about the volume. before: the status that was decided on."""
+    status, claim = decision.status, seen.claim
+    # A failed job's volume can still grow: that may be what its retry needs.
+    if status.state is State.COMPLETE or status.phase is None or claim is None or waiting.claim_obstacle(job, claim):
+        return decision
+    events: list[Event] = []
+    if before.volume is None and status.volume is not None and (reused := _reused(job, claim)):
+        events.append(reused)
+    status, told, actions = _sized(job, status, claim, seen, at)
+    events += told
+    read = seen.progress
+    if read is not None and (read.phase, read.attempt) == (status.phase, status.attempt) and read.volume is not None:
+        status, told = with_room(status, read.volume, at)
+        events += told
+    return replace(decision, status=status, events=(*decision.events, *events), actions=(*decision.actions, *actions))
+
+
+def _reused(job: DPOJob, claim: Claim) -> Event | None:
+    """The event for a claim that an earlier job of this name left."""
+    volume = job.spec.checkpoint.volume
+    if volume.claim_name is not None or claim.made_for_uid in (None, job.metadata.uid):
+        return None
+    differs = []
+    if _is_smaller(volume.size, claim.requested):
+        differs.append(f"size {volume.size} (it has {claim.requested})")
+    if volume.storage_class_name not in (None, claim.storage_class):
+        differs.append(f"storageClassName {volume.storage_class_name} (it has {claim.storage_class or 'none'})")
+    if volume.access_mode is not None and volume.access_mode not in claim.access_modes:
+        differs.append(f"accessMode {volume.access_mode} (it has {', '.join(claim.access_modes)})")
+    if volume.retention == "Delete":
+        differs.append("retention Delete (it stays when the DPOJob is deleted)")
+    message = (
+        f"PersistentVolumeClaim {claim.name} of an earlier job of this name is used again, in a folder of its own."
+    )
+    if differs:
+        message += f" Of checkpoint.volume these do not apply: {'; '.join(differs)}."
+    return Event("Warning" if differs else "Normal", c.CLAIM_REUSED, message)
+
+
+def _sized(
+    job: DPOJob, status: DPOJobStatus, claim: Claim, seen: Observed, at: Moment
+) -> tuple[DPOJobStatus, tuple[Event, ...], tuple[Action, ...]]:
+    """Compare sizes; ask for more on a claim that was made for the job's name, which its owner may not have touched."""
+    volume = job.spec.checkpoint.volume
+    asked, there = volume.size, claim.capacity or claim.requested
+    if not there or not _is_smaller(there, asked):
+        if not transitions.holds(status, c.VOLUME_TOO_SMALL):
+            return status, (), ()
+        return *_told(status, at, False, c.LARGE_ENOUGH, f"PersistentVolumeClaim {claim.name} has {there}."), ()
+    message = f"PersistentVolumeClaim {claim.name} has {there}, and checkpoint.volume.size is {asked}"
+    if volume.claim_name is not None:
+        message += "; a claim that you bring is yours to expand. The job goes on with what is there."
+        return *_told(status, at, True, c.CLAIM_SMALLER, message), ()
+    if not _is_smaller(claim.requested, asked):
+        message += "; more was asked for, and the storage has not given it yet."
+        return *_told(status, at, True, c.EXPANSION_REQUESTED, message), ()
+    if not claim.bound:
+        # Kubernetes changes the size of bound claims alone.
+        return status, (), ()
+    if seen.expansion_refused is not None and seen.expansion_refused[0] == asked:
+        message += f", but it can't be expanded: {seen.expansion_refused[1]}. The job goes on with what is there."
+        return *_told(status, at, True, c.EXPANSION_REFUSED, message), ()
+    expand = (ExpandClaim(claim.name, claim.uid, asked),)
+    if transitions.holds(status, c.VOLUME_TOO_SMALL):
+        # Asked once more after a refusal, or for more than before: the answer is what is worth telling.
+        return status, (), expand
+    return *_told(status, at, True, c.EXPANSION_REQUESTED, f"{message}; more is asked for."), expand
+
+
+def with_room(status: DPOJobStatus, read: VolumeReport, at: Moment) -> Found:
+    """The status with a reading of the file system, written rarely; the condition changes as soon as it has to."""
+    volume = status.volume
+    if volume is None:
+        return status, ()
+    was_full = transitions.holds(status, c.VOLUME_NEARLY_FULL)
+    needed = max(read.total * NEARLY_FULL, read.checkpoint or 0)
+    is_full = read.free < needed * (RELIEF if was_full else 1.0)
+    news = (
+        volume.capacity_bytes != read.total
+        or volume.free_bytes is None
+        or abs(volume.free_bytes - read.free) >= WORTH_WRITING * read.total
+    )
+    if news or is_full != was_full:
+        kept = volume.model_copy(update={"capacity_bytes": read.total, "free_bytes": read.free})
+        status = changed(status, volume=kept)
+    if is_full == was_full:
+        return status, ()
+    message = f"{gibibytes(read.free)} of {gibibytes(read.total)} are free on PersistentVolumeClaim {volume.claim_name}"
+    if not is_full:
+        return _told(status, at, False, c.ENOUGH_SPACE, f"{message}.", c.VOLUME_NEARLY_FULL)
+    if read.checkpoint:
+        message += f", and a checkpoint takes {gibibytes(read.checkpoint)}"
+    message += ". Raise checkpoint.volume.size, or remove other files; a save that does not fit fails."
+    return _told(status, at, True, c.LOW_SPACE, message, c.VOLUME_NEARLY_FULL)
+
+
+def _told(
+    status: DPOJobStatus, at: Moment, value: bool, reason: str, message: str, type_: str = c.VOLUME_TOO_SMALL
+) -> Found:
+    """The status with a condition, and an event when its reason is another one than before."""
+    before = c.find(status.conditions, type_)
+    status = transitions.mark(status, at, type_, value, reason, message)
+    if before is not None and before.reason == reason:
+        return status, ()
+    asked = reason == c.EXPANSION_REQUESTED or not value
+    return status, (Event("Normal" if asked else "Warning", reason, shorten(message, 1000)),)
+
+
+def _is_smaller(one: str, other: str) -> bool:
+    """Whether a quantity is below another; no when either can't be read."""
+    try:
+        return to_bytes(one) < to_bytes(other)
+    except ValueError:
+        return False

@@ -1,0 +1,209 @@
+"""Claims of jobs against a real API server: they grow where the StorageClass lets them, and nothing is lost silently."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dpo_operator.api import names
+from tests.apiserver.client import Requests
+from tests.apiserver.hands import Hands, wait_until
+from tests.apiserver.operator_process import OperatorProcess, running
+from tests.apiserver.test_operator_life import Rank
+from tests.cluster.rig.control_plane import ControlPlane
+
+pytestmark = pytest.mark.apiserver
+
+NAMESPACE = "volumes"
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def hands(control_plane: ControlPlane, dpojobs: Requests) -> Hands:
+    control_plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
+    for name, grows in (("growing", True), ("fixed", False)):
+        kind = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": name}}
+        control_plane.apply(kind | {"provisioner": "example.org/nobody", "allowVolumeExpansion": grows})
+    return Hands(dpojobs, NAMESPACE)
+
+
+@pytest.fixture(scope="module")
+def operator(
+    hands: Hands, control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OperatorProcess]:
+    log: Path = tmp_path_factory.mktemp("volumes") / "operator.log"
+    with running(OperatorProcess(control_plane.kubeconfig, NAMESPACE, log)) as process:
+        yield process
+
+
+def bind(plane: ControlPlane, hands: Hands, claim: str, *, size: str, kind: str) -> None:
+    """What a provisioner does: a volume for the claim."""
+    found = wait_until(f"claim {claim}", lambda: hands.get("persistentvolumeclaims", claim))
+    spec = {
+        "capacity": {"storage": size}, "accessModes": found["spec"]["accessModes"], "storageClassName": kind,
+        "claimRef": {"namespace": NAMESPACE, "name": claim, "uid": found["metadata"]["uid"]},
+        "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": f"/nonexistent/{claim}"},
+    }  # fmt: skip
+    plane.apply({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": claim}, "spec": spec})
+    wait_until("bound claim", lambda: hands.get("persistentvolumeclaims", claim)["status"]["phase"] == "Bound")
+
+
+def volume(kind: str, size: str = "1Gi", **more: str) -> dict[str, Any]:
+    return {"volume": {"size": size, "storageClassName": kind} | more}
+
+
+def grow(hands: Hands, job: str, size: str) -> None:
+    hands.patch("dpojobs", job, {"spec": {"checkpoint": {"volume": {"size": size}}}})
+
+
+@pytest.mark.fault(26, 42)
+def test_a_claim_is_waited_for_and_grows_with_the_spec(
+    hands: Hands, operator: OperatorProcess, control_plane: ControlPlane
+) -> None:
+    hands.apply("grows", nodes=1, checkpoint=volume("growing"))
+    wait_until("pending volume", lambda: hands.condition("grows", "Running") == ("False", "VolumePending"))
+    bind(control_plane, hands, "grows-work", size="1Gi", kind="growing")
+    (pod,) = hands.pods("grows", "prepare", 1, 1)
+    wait_until("healing", lambda: hands.condition("grows", "Running")[1] != "VolumePending")
+    assert hands.condition("grows", "VolumeTooSmall") == ("", "")
+    grow(hands, "grows", "2Gi")
+    wait_until("request", lambda: _requested(hands, "grows-work") == "2Gi")
+    wait_until("condition", lambda: hands.condition("grows", "VolumeTooSmall") == ("True", "ExpansionRequested"))
+    # What a resizer does in the end.
+    hands.patch("persistentvolumeclaims", "grows-work/status", {"status": {"capacity": {"storage": "2Gi"}}})
+    wait_until("size", lambda: hands.condition("grows", "VolumeTooSmall") == ("False", "LargeEnough"))
+    about = ("ExpansionRequested", "LargeEnough", "ExpansionRefused")
+    wait_until("event", lambda: "LargeEnough" in hands.events("grows"))
+    assert [e for e in hands.events("grows") if e in about] == ["ExpansionRequested", "LargeEnough"]
+    assert hands.pods("grows", "prepare", 1, 1)[0]["metadata"]["uid"] == pod["metadata"]["uid"]
+
+
+def _requested(hands: Hands, claim: str) -> str:
+    found = hands.get("persistentvolumeclaims", claim)
+    assert found is not None
+    return str(found["spec"]["resources"]["requests"]["storage"])
+
+
+@pytest.mark.fault(42)
+def test_a_storage_class_that_refuses_stops_nothing(
+    hands: Hands, operator: OperatorProcess, control_plane: ControlPlane
+) -> None:
+    hands.apply("stays", nodes=1, checkpoint=volume("fixed"))
+    bind(control_plane, hands, "stays-work", size="1Gi", kind="fixed")
+    hands.pods("stays", "prepare", 1, 1)
+    grow(hands, "stays", "2Gi")
+    wait_until("refusal", lambda: hands.condition("stays", "VolumeTooSmall") == ("True", "ExpansionRefused"))
+    (condition,) = [c for c in hands.status("stays")["conditions"] if c["type"] == "VolumeTooSmall"]
+    assert "storageclass that provisions the pvc must support resize" in condition["message"]
+    assert _requested(hands, "stays-work") == "1Gi"
+    hands.run_phase("stays", "prepare")
+    hands.pods("stays", "train", 1, 1)
+    assert hands.status("stays")["restarts"] == 0
+    wait_until("event", lambda: "ExpansionRefused" in hands.events("stays"))
+    assert hands.events("stays").count("ExpansionRefused") == 1
+    assert "trying again" not in "".join(line for line in operator.log.read_text().splitlines() if "stays" in line)
+
+
+def test_a_retained_claim_is_used_again_by_the_next_job_of_the_name(
+    hands: Hands, operator: OperatorProcess, control_plane: ControlPlane
+) -> None:
+    old = hands.apply("twice", nodes=1, checkpoint=volume("growing", "2Gi"))
+    bind(control_plane, hands, "twice-work", size="2Gi", kind="growing")
+    hands.pods("twice", "prepare", 1, 1)
+    hands.delete("dpojobs", "twice")
+    wait_until("no pods", lambda: not hands.children("pods", "twice"))
+    hands.apply("twice", nodes=1, checkpoint=volume("fixed", "1Gi", retention="Delete"))
+    (pod,) = hands.pods("twice", "prepare", 1, 1)
+    said = [e for e in _events(hands, "twice") if e["reason"] == "ClaimReused"]
+    assert len(said) == 1
+    for words in ("size 1Gi (it has 2Gi)", "storageClassName fixed (it has growing)", "retention Delete"):
+        assert words in said[0]["message"]
+    (mount,) = [m for m in pod["spec"]["containers"][0]["volumeMounts"] if m["name"] == "work"]
+    assert mount["subPath"] == pod["metadata"]["labels"][names.LABEL_UID] != old["metadata"]["uid"]
+    hands.delete("dpojobs", "twice")
+    wait_until("no pods", lambda: not hands.children("pods", "twice"))
+    assert hands.get("persistentvolumeclaims", "twice-work") is not None
+
+
+def _events(hands: Hands, job: str) -> list[dict[str, Any]]:
+    path = f"{hands.path('events')}?fieldSelector=involvedObject.name={job},involvedObject.kind={names.KIND}"
+    found: list[dict[str, Any]] = hands.requests.send("GET", path).body["items"]
+    return found
+
+
+@pytest.mark.fault(33)
+def test_two_jobs_on_one_claim_have_folders_of_their_own(
+    hands: Hands, operator: OperatorProcess, control_plane: ControlPlane
+) -> None:
+    spec = {
+        "accessModes": ["ReadWriteMany"],
+        "resources": {"requests": {"storage": "1Gi"}},
+        "storageClassName": "fixed",
+    }
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim"}
+    control_plane.apply(claim | {"metadata": {"name": "shared", "namespace": NAMESPACE}, "spec": spec})
+    folders = set()
+    for job in ("one", "other"):
+        uid = hands.apply(job, nodes=1, checkpoint={"volume": {"claimName": "shared", "size": "5Gi"}})["metadata"][
+            "uid"
+        ]
+        (pod,) = hands.pods(job, "prepare", 1, 1)
+        mounts = pod["spec"]["containers"][0]["volumeMounts"]
+        folders |= {m["subPath"] for m in mounts if m["name"] == "work"}
+        assert hands.status(job)["volume"]["folder"] == uid
+        wait_until("warning", lambda job=job: hands.condition(job, "VolumeTooSmall") == ("True", "ClaimSmaller"))
+    assert len(folders) == 2
+    # What a user brought is not ours to change or to delete.
+    assert _requested(hands, "shared") == "1Gi"
+    for job in ("one", "other"):
+        hands.delete("dpojobs", job)
+    assert hands.get("persistentvolumeclaims", "shared") is not None
+
+
+def test_a_volume_that_fills_up_is_told_before_a_save_fails(
+    hands: Hands, operator: OperatorProcess, control_plane: ControlPlane
+) -> None:
+    hands.apply("fills", nodes=1)
+    (pod,) = hands.pods("fills", "prepare", 1, 1)
+    room = {"total": 100 * GIB, "free": 50 * GIB}
+    rank = Rank("127.0.0.31", phase="prepare", max_steps=0, volume=room)
+    try:
+        hands.start(pod, rank.ip)
+        wait_until("size", lambda: hands.status("fills")["volume"].get("freeBytes") == 50 * GIB)
+        assert hands.condition("fills", "VolumeNearlyFull") == ("", "")
+        rank.progress["volume"] = room | {"free": 49 * GIB}
+        rank.progress["step"] = 1
+        wait_until("news", lambda: hands.status("fills").get("progress", {}).get("step") == 1)
+        assert hands.status("fills")["volume"]["freeBytes"] == 50 * GIB
+        rank.progress["volume"] = room | {"free": 20 * GIB, "checkpoint": 30 * GIB}
+        wait_until("warning", lambda: hands.condition("fills", "VolumeNearlyFull") == ("True", "LowSpace"))
+    finally:
+        rank.close()
+    wait_until("event", lambda: "LowSpace" in hands.events("fills"))
+    labels = 'dpojob="fills",namespace="volumes"'
+    wait_until("metric", lambda: f"dpojob_volume_free_bytes{{{labels}}} {20 * GIB:.11e}" in _plain(operator.metrics()))
+    hands.delete("dpojobs", "fills")
+
+
+def _plain(text: str) -> str:
+    """Metrics with every value in one form."""
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return "\n".join(f"{name} {float(value):.11e}" for name, _, value in lines)
+
+
+@pytest.mark.fault(25)
+def test_a_lost_claim_ends_the_job_and_no_new_one_is_made(hands: Hands, operator: OperatorProcess) -> None:
+    hands.apply("loses", nodes=1)
+    hands.run_phase("loses", "prepare")
+    (pod,) = hands.pods("loses", "train", 1, 1)
+    hands.start(pod)
+    wait_until("training", lambda: hands.status("loses").get("state") == "Training")
+    hands.delete("persistentvolumeclaims", "loses-work")
+    wait_until("end", lambda: hands.condition("loses", "Failed") == ("True", "VolumeLost"), seconds=60)
+    assert hands.get("persistentvolumeclaims", "loses-work") is None
+    # Not even when it is asked to go on: that would be a silent step 0.
+    hands.patch("dpojobs", "loses", {"metadata": {"annotations": {names.ANNOTATION_RETRY: "x"}}})
+    wait_until("answer", lambda: hands.status("loses").get("retried") == "x")
+    wait_until("end", lambda: hands.condition("loses", "Failed") == ("True", "VolumeLost"))
+    assert hands.get("persistentvolumeclaims", "loses-work") is None
