@@ -3,6 +3,7 @@
 import http.client
 import json
 import ssl
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from dpo_operator.api import names
 from tests.cluster.rig.control_plane import ControlPlane
 from tests.cluster.rig.shell import wait_for
 
+# The server ends a connection on which nothing was asked for 90 s.
+IDLE_SECONDS = 30.0
 JOBS = f"/apis/{names.API_VERSION}/namespaces/default/{names.PLURAL}"
 
 
@@ -47,10 +50,14 @@ class Requests:
         self._connection = http.client.HTTPSConnection(
             plane.endpoints.address, plane.endpoints.apiserver, context=context, timeout=30
         )
+        self._used_at = time.monotonic()
 
     def send(self, method: str, path: str, body: Any = None, *, content_type: str = "application/json") -> Answer:
         """One request; the answer's body must be JSON."""
         data = None if body is None else json.dumps(body)
+        if time.monotonic() - self._used_at > IDLE_SECONDS:
+            self._connection.close()
+        self._used_at = time.monotonic()
         try:
             self._connection.request(method, path, data, {"Content-Type": content_type, "Accept": "application/json"})
             response = self._connection.getresponse()

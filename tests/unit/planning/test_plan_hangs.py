@@ -10,7 +10,7 @@ from tests.unit.planning.build import UID, a_child, a_job, a_pod, a_reading, a_s
 
 pytestmark = [pytest.mark.unit, pytest.mark.fault(34)]
 
-JOB = a_job(failurePolicy={"hangTimeoutSeconds": 60})
+JOB = a_job(failurePolicy={"hangTimeoutSeconds": 60, "startTimeoutSeconds": 60})
 VIEW = a_view(a_child(), a_pod(0), a_pod(1), progress=a_reading(12), stalled_seconds=1.0)
 
 
