@@ -29,6 +29,10 @@ from tests.cluster.rig.control_plane import ControlPlane
 from tests.cluster.rig.shell import wait_for
 
 JOBS, BAD_JOBS, EXITS = 100, 1000, 20
+# What a job leaves for the garbage collector.
+KINDS = ("dpojobs", "jobs", "pods", "services", "networkpolicies", "poddisruptionbudgets")
+# What the first phase of a job gets.
+PREPARING = ("persistentvolumeclaims", "configmaps", "networkpolicies", "jobs")
 UNSUPPORTED = {"training": {"globalBatchSize": 2, "offload": "nvme"}}
 
 
@@ -144,7 +148,7 @@ def many_at_once(bench: Bench, times: int) -> list[Figure]:
             applying.append(time.monotonic() - began)
 
             def complete(hands: Hands = hands) -> bool:
-                return all(count(hands, kind) >= JOBS for kind in ("jobs", "services", "persistentvolumeclaims"))
+                return all(count(hands, kind) >= JOBS for kind in PREPARING)
 
             wait_until("children", complete, 120)
             until.append(time.monotonic() - began)
@@ -174,7 +178,7 @@ def empty(bench: Bench, namespace: str) -> None:
     """Delete all jobs, so that what is left of them does not slow the next measurement."""
     bench.plane.kubectl("-n", namespace, "delete", "dpojobs", "--all", "--wait=false")
     hands = bench.hands(namespace)
-    wait_until("empty namespace", lambda: count(hands, "dpojobs") == count(hands, "jobs") == 0, 120)
+    wait_until("empty namespace", lambda: not any(count(hands, kind) for kind in KINDS), 180)
 
 
 def good_among_bad(bench: Bench) -> list[Figure]:

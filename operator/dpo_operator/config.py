@@ -45,7 +45,7 @@ class Config:
     log_format: LogFormat = "json"
     resync_seconds: float = 30.0
     progress_seconds: float = 3.0
-    workers: int = 8
+    workers: int = 5
     gpu_memory: float | None = None
     metrics_namespaces: tuple[str, ...] = ()
     schedulers: Schedulers = DEFAULT_SCHEDULERS
@@ -65,7 +65,7 @@ class Config:
             log_format=_log_format(environment),
             resync_seconds=_number(environment, "DPO_RESYNC_SECONDS", 30, 1, 3600),
             progress_seconds=_number(environment, "DPO_PROGRESS_SECONDS", 3, 0.5, 600),
-            workers=int(_number(environment, "DPO_WORKERS", 8, 1, 256)),
+            workers=int(_number(environment, "DPO_WORKERS", 5, 1, 256)),
             gpu_memory=_memory(environment, "DPO_GPU_MEMORY"),
             metrics_namespaces=_list(environment, "DPO_METRICS_NAMESPACES"),
             schedulers=Schedulers(

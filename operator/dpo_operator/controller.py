@@ -32,8 +32,9 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
-# Pods and their Job change in bursts; one look serves a whole burst.
+# Pods and their Job change in bursts; one look serves a whole burst. While many keys wait, those that begin go first.
 BURST_SECONDS = 0.05
+LONGEST_BURST_SECONDS = 2.0
 # The process ends within this time once it has begun to stop.
 STOP_SECONDS = 10.0
 WATCHED = ("Job", "Pod")
@@ -181,7 +182,7 @@ class Operator:
         self._watched[key] = version
         if deleted:
             self._watched.pop(key, None)
-        if self._queue is not None and self._reconciler.changed(key, version):
+        if self._queue is not None and self._reconciler.changed(key, version, None if deleted else dict(raw)):
             self._queue.add(key, slow=_is_hopeless(raw))
 
     def on_child(self, kind: str, raw: Mapping[str, Any]) -> None:
@@ -193,7 +194,8 @@ class Operator:
             return
         key = Key(str(metadata["namespace"]), str(name))
         if self._reconciler.child_changed(key, str(metadata["resourceVersion"])):
-            self._queue.add_after(key, BURST_SECONDS)
+            crowd = 1 + self._queue.depth("normal")
+            self._queue.add_after(key, min(LONGEST_BURST_SECONDS, BURST_SECONDS * crowd))
 
     def _delivered(self, kind: str, metadata: Mapping[str, Any]) -> None:
         self.watches.delivered(self._stream(kind, str(metadata["namespace"])), str(metadata["resourceVersion"]))

@@ -84,10 +84,11 @@ def test_the_api_server_keeps_every_word_of_the_guards(hands: Hands, operator: O
     """A field that it does not know would be dropped without a word."""
     wandb = {"project": "p", "mode": "online", "apiKeySecretRef": {"name": "k"}}
     raw = hands.apply("worded", tracking={"wandb": wandb})
-    hands.pods("worded", "prepare", 1, 1)
+    hands.run_phase("worded", "prepare")
+    hands.pods("worded", "train", 1, 2)
     job = DPOJob.model_validate({key: raw[key] for key in ("apiVersion", "kind", "metadata", "spec")})
     kinds = {"PodDisruptionBudget": "poddisruptionbudgets", "NetworkPolicy": "networkpolicies"}
-    guards = build_guards(job, ("dpo-system",))
+    guards = [guard for phase in ("prepare", "train") for guard in build_guards(job, phase, ("dpo-system",))]
     assert len(guards) == 3
     for guard in guards:
         stored = hands.get(kinds[guard["kind"]], guard["metadata"]["name"])
@@ -98,7 +99,7 @@ def test_the_api_server_keeps_every_word_of_the_guards(hands: Hands, operator: O
 
 def test_guards_go_with_their_job(hands: Hands, operator: OperatorProcess) -> None:
     hands.apply("short")
-    hands.pods("short", "prepare", 1, 1)
+    training(hands, "short")
     assert [len(hands.children(kind, "short")) for kind in ("poddisruptionbudgets", "networkpolicies")] == [1, 2]
     hands.delete("dpojobs", "short")
     for kind in ("poddisruptionbudgets", "networkpolicies"):

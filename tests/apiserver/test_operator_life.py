@@ -104,7 +104,7 @@ def test_whole_life(hands: Hands, alive: OperatorProcess) -> None:
     assert status["finalMetrics"]["loss"] == "0.3100"
     assert hands.condition("life", "Complete") == ("True", "Exported")
     assert hands.events("life") == [
-        "Accepted", "Created", "Running", "Prepared", "PredictedNotToFit", "Created", "Running", "Trained", "Created", "Running",
+        "Created", "Running", "Prepared", "PredictedNotToFit", "Created", "Running", "Trained", "Created", "Running",
         "Complete",
     ]  # fmt: skip
     for kind in ("jobs", "pods", "services", "configmaps"):

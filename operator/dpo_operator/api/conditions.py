@@ -57,7 +57,6 @@ HEARTBEAT_SILENT = "HeartbeatSilent"
 STRAGGLER = "Straggler"
 
 # Reasons of the ordinary course.
-ACCEPTED = "Accepted"
 PREPARING = "Preparing"
 PREPARE_SUCCEEDED = "PrepareSucceeded"
 PODS_RUNNING = "PodsRunning"

@@ -123,7 +123,7 @@ def spec_schema() -> Schema:
     schema = structural(DPOJobSpec.model_json_schema(by_alias=True))
     schema["x-kubernetes-validations"] = [
         *(_validation(rule.cel, rule.message, f".{rule.field}") for rule in rules.SPEC_RULES),
-        *(_immutable(field, required=field in schema["required"]) for field in rules.IMMUTABLE_FIELDS),
+        *(_immutable(field, present=_is_always_there(schema, field)) for field in rules.IMMUTABLE_FIELDS),
         _growing(rules.VOLUME_SIZE),
     ]
     return schema
@@ -169,10 +169,22 @@ def _validation(rule: str, message: str, path: str) -> Schema:
     return {"rule": rule, "message": message, "fieldPath": path}
 
 
-def _immutable(field: str, *, required: bool) -> Schema:
-    """A transition rule; a field that is added or taken away has changed too."""
+def _is_always_there(schema: Schema, field: str) -> bool:
+    """Whether each part of a dotted field is required or has a default."""
+    for part in field.split("."):
+        if part not in schema.get("required", ()) and "default" not in schema["properties"][part]:
+            return False
+        schema = schema["properties"][part]
+    return True
+
+
+def _immutable(field: str, *, present: bool) -> Schema:
+    """A transition rule; a field that is added or taken away has changed too.
+
+    present: it can't be. Every look at a field costs the API server at each write of the status, too.
+    """
     same = f"self.{field} == oldSelf.{field}"
-    if not required:
+    if not present:
         same = f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || {same})"
     return _validation(same, IMMUTABLE_MESSAGE, f".{field}")
 

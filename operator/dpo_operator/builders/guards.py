@@ -20,11 +20,12 @@ NAMESPACE_NAME = "kubernetes.io/metadata.name"
 METADATA_ADDRESSES = ("169.254.169.254/32", "fd00:ec2::254/128")
 
 
-def build_guards(job: DPOJob, metrics_namespaces: Sequence[str]) -> tuple[Manifest, ...]:
-    """All guards of a job. metrics_namespaces: those from which /metrics and /status may be read; none means all."""
-    guards = [build_budget(job), build_pod_group(job)]
+def build_guards(job: DPOJob, phase: names.Phase, metrics_namespaces: Sequence[str]) -> tuple[Manifest, ...]:
+    """What guards the pods of a phase. metrics_namespaces: those from which /metrics and /status may be read; none: all."""
+    guards = [build_budget(job), build_pod_group(job)] if phase == "train" else []
     if job.spec.pod.network.isolate:
-        guards += [build_prepare_policy(job, metrics_namespaces), build_rank_policy(job, metrics_namespaces)]
+        build_policy = build_prepare_policy if phase == "prepare" else build_rank_policy
+        guards.append(build_policy(job, metrics_namespaces))
     return tuple(_with_digest(guard) for guard in guards if guard is not None)
 
 

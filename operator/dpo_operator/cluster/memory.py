@@ -70,7 +70,9 @@ class JobMemory:
 
     raw, seen: the last full look. refused: the API server's last refusal. written: resourceVersions of our last statuses.
     dirty: something happened since the last full look. due: that look asked for another one. versions: of the Jobs and
-    pods that it saw. guards_at: when the guards were last looked at, 0 for never. furniture: what changes so rarely that not every look reads it.
+    pods that it saw. guards_at: when the guards were last looked at, 0 for never. furniture: what changes so rarely that
+    not every look reads it. told: the job as a watch showed it, while that is as good as a read. made: phase and attempt of
+    the last Job that was created.
     """
 
     uid: str = ""
@@ -83,6 +85,8 @@ class JobMemory:
     looked_at: float = 0.0
     guards_at: float = 0.0
     refused: str = ""
+    told: dict[str, Any] | None = None
+    made: tuple[names.Phase | None, int] = (None, 0)
     expansion: RefusedExpansion | None = None
     written: deque[str] = field(default_factory=lambda: deque(maxlen=16))
     dirty: bool = True

@@ -52,9 +52,19 @@ async def observe(client: Client, job: DPOJob, memory: JobMemory, *, max_age: fl
     return seen
 
 
-async def observe_guards(client: Client, job: DPOJob) -> tuple[Guard, ...]:
-    """The job's guards that exist."""
-    wanted = [*build_guards(job, ()), build_open_budget(job)]
+async def observe_newborn(client: Client, job: DPOJob, memory: JobMemory) -> Observed:
+    """A job whose acceptance was just written: of what carries its UID nothing can exist, and only a claim may be there.
+
+    An object of somebody else that has one of the names is found when ours is to be made.
+    """
+    claim = await client.get("PersistentVolumeClaim", job.metadata.namespace, claim_name(job))
+    memory.furniture = Furniture(Claim.from_raw(claim) if claim else None, (), time.monotonic())
+    return Observed(claim=memory.furniture.claim, guards=())
+
+
+async def observe_guards(client: Client, job: DPOJob, phase: names.Phase) -> tuple[Guard, ...]:
+    """The guards of a phase that exist."""
+    wanted = [*build_guards(job, phase, ()), *([build_open_budget(job)] if phase == "train" else [])]
     wanted = list({(guard["kind"], guard["metadata"]["name"]): guard for guard in wanted}.values())
     namespace = job.metadata.namespace
     found = await asyncio.gather(

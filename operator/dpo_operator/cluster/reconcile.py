@@ -14,7 +14,7 @@ from dpo_operator.cluster import write
 from dpo_operator.cluster.client import ApiError, Client
 from dpo_operator.cluster.keys import Key
 from dpo_operator.cluster.memory import Furniture, JobMemory, RefusedExpansion
-from dpo_operator.cluster.observe import Shown, observe, observe_guards, with_created
+from dpo_operator.cluster.observe import Shown, observe, observe_guards, observe_newborn, with_created
 from dpo_operator.cluster.progress import ProgressReader
 from dpo_operator.cluster.turns import Turns
 from dpo_operator.metrics import JobMetrics
@@ -60,11 +60,16 @@ class Reconciler:
         self._memory: dict[Key, JobMemory] = {}
         self.turns = Turns()
 
-    def changed(self, key: Key, resource_version: str | None = None) -> bool:
-        """Note that something happened to a job; False when it was only our own status write coming back."""
+    def changed(self, key: Key, resource_version: str | None = None, told: Json | None = None) -> bool:
+        """Note that something happened to a job; False when it was only our own status write coming back.
+
+        told: the job as a watch gave it.
+        """
         memory = self._memory.setdefault(key, JobMemory())
         if resource_version is not None and resource_version in memory.written:
             return False
+        # One without a status is accepted or refused, and only in this very version. Everything else is read anew.
+        memory.told = told if told is not None and not told.get("status") else None
         memory.dirty = True
         return True
 
@@ -89,7 +94,8 @@ class Reconciler:
     async def _pass(self, key: Key, memory: JobMemory) -> float | None:
         # Cleared before the reads: what happens during them is another reason to look.
         memory.dirty = False
-        raw = await self._client.get(names.KIND, key.namespace, key.name)
+        raw, memory.told = memory.told, None
+        raw = raw or await self._client.get(names.KIND, key.namespace, key.name)
         if raw is None:
             self.forget(key)
             return None
@@ -97,9 +103,12 @@ class Reconciler:
             # Another object of the same name: nothing that was known holds for it.
             memory = self._memory[key] = JobMemory(uid=raw["metadata"]["uid"], dirty=False)
         seen: Observed | None = None
+        newborn = False
         for _ in range(MAX_ROUNDS):
             before = memory.parsed.status(raw)
-            decision, seen = await self._decide(key, raw, seen, memory)
+            decision, seen = await self._decide(key, raw, seen, memory, newborn=newborn)
+            # Whoever writes the acceptance is the first to make anything for the job.
+            newborn = before.start_time is None and decision.status.phase is not None
             try:
                 raw = await self._write(raw, decision, memory)
             except ApiError as error:
@@ -115,14 +124,17 @@ class Reconciler:
             said = decision.events + startup + memory.heartbeats.announce()
             await write.record(self._client, raw, said)
             seen = await self._apply(key, raw, decision, seen, memory)
-            # What follows from this on the same reads is done at once; after anything else the next pass reads anew.
-            goes_on = decision.requeue_after == 0 or any(isinstance(a, Create) for a in decision.actions)
+            # What follows from this on the same reads is done at once; after anything else the next pass reads anew. What
+            # there is to say of a new Job is said with its pods, which exist a moment later.
+            goes_on = decision.requeue_after == 0 or any(
+                isinstance(a, Create) and a.kind != "Job" for a in decision.actions
+            )
             if memory.dirty or not goes_on:
                 break
         return decision.requeue_after
 
     async def _decide(
-        self, key: Key, raw: Json, seen: Observed | None, memory: JobMemory
+        self, key: Key, raw: Json, seen: Observed | None, memory: JobMemory, *, newborn: bool
     ) -> tuple[Plan, Observed | None]:
         """The next decision. seen: what was seen before in this pass; None: nothing that still holds."""
         status, job = memory.parsed.status(raw), memory.parsed.job(raw)
@@ -135,9 +147,12 @@ class Reconciler:
             # Whether a job is accepted depends on its spec alone.
             return plan(job, status, Observed(), datetime.now(UTC), self._settings), None
         is_fresh = seen is None
-        if seen is None:
+        if seen is None and newborn:
+            seen, memory.guards_at = await observe_newborn(self._client, job, memory), time.monotonic()
+        elif seen is None:
             # While an attempt's Job is there nothing is made from these, so that an older look is good enough.
-            max_age = self._look_seconds if status.active_job is not None else 0.0
+            has_job = status.active_job is not None or memory.made == (status.phase, status.attempt)
+            max_age = self._look_seconds if has_job else 0.0
             seen = await observe(self._client, job, memory, max_age=max_age, shown=self._shown)
         if (refusal := memory.expansion) is not None and refusal.is_fresh:
             seen = replace(seen, expansion_refused=(refusal.size, refusal.why))
@@ -183,11 +198,13 @@ class Reconciler:
         """Guards change with the operator's settings and with the job's: before each attempt, and now and then."""
         if status.phase is None or status.is_final:
             return seen
+        if seen.guards is not None:
+            return seen
         due = not memory.guards_at or time.monotonic() - memory.guards_at >= GUARD_SECONDS
         if not due and seen.job_of(status.phase, status.attempt) is not None:
             return seen
         memory.guards_at = time.monotonic()
-        return replace(seen, guards=await observe_guards(self._client, job))
+        return replace(seen, guards=await observe_guards(self._client, job, status.phase))
 
     async def _with_progress(self, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory) -> Observed:
         if status.phase is None or status.is_final:
@@ -238,7 +255,7 @@ class Reconciler:
                 continue
             seen = with_created(seen, made)
             if action.kind == "Job":
-                memory.versions |= {str(made["metadata"]["resourceVersion"])}
+                memory.made = (decision.status.phase, decision.status.attempt)
         if decision.actions:
             memory.refused = ""
             memory.furniture = Furniture(seen.claim, seen.support, time.monotonic()) if seen else None

@@ -11,13 +11,15 @@ from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.waiting import Reason
 
 
-def repairs(job: DPOJob, seen: Observed, metrics_namespaces: Sequence[str]) -> tuple[Create | Patch, ...]:
-    """What makes the guards right; nothing when they were not looked at."""
+def repairs(
+    job: DPOJob, phase: names.Phase, seen: Observed, metrics_namespaces: Sequence[str]
+) -> tuple[Create | Patch, ...]:
+    """What makes the guards of a phase right; nothing when they were not looked at."""
     if seen.guards is None:
         return ()
     present = {(guard.kind, guard.name): guard for guard in seen.guards}
     actions: list[Create | Patch] = []
-    manifests = build_guards(job, metrics_namespaces)
+    manifests = build_guards(job, phase, metrics_namespaces)
     spare = build_open_budget(job)
     if ("PodDisruptionBudget", spare["metadata"]["name"]) in present and all(
         m["kind"] != spare["kind"] for m in manifests

@@ -127,6 +127,9 @@ def _advance(spec: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, set
     else:
         status = resizing.agreed(status, at)
     watched = changed(status, active_job=ActiveJob(name=child.name, uid=child.uid), not_before=None)
+    if status.volume is None and seen.claim is not None:
+        claim = VolumeStatus(claim_name=seen.claim.name, claim_uid=seen.claim.uid, folder=job.metadata.uid)
+        watched = changed(watched, volume=claim)
     if set_aside:
         decision = gangs.wait(job, watched, seen, child, pods, at)
     else:
@@ -140,8 +143,7 @@ def _advance(spec: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, set
 def _accept(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
     if problems := validate(job):
         return _reject(status, problems, at)
-    accepted = transitions.accepted(status, at)
-    return Plan(accepted, events=(Event("Normal", c.ACCEPTED, accepted.message),), requeue_after=0)
+    return Plan(transitions.accepted(status, at), requeue_after=0)
 
 
 def _reject(status: DPOJobStatus, problems: Problems, at: Moment) -> Plan:
@@ -246,6 +248,8 @@ def _succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Mo
 
 def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
     """Make what is missing for the current attempt: first what the pods mount, then the Job."""
+    phase = status.phase
+    assert phase is not None
     if obstacle := (
         waiting.claim_obstacle(job, seen.claim) or waiting.support_obstacle(job, seen) or guarding.obstacle(job, seen)
     ):
@@ -257,29 +261,23 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
         left = status.not_before - at.now
         message = f"Attempt {status.attempt} starts at {status.not_before:%H:%M:%S} UTC."
         return Plan(transitions.waiting(status, at, c.BACKING_OFF, message), requeue_after=left / timedelta(seconds=1))
-    missing = (*_missing_support(job, seen), *guarding.repairs(job, seen, settings.metrics_namespaces))
+    missing = (*_missing_support(job, phase, seen), *guarding.repairs(job, phase, seen, settings.metrics_namespaces))
     if missing:
         return Plan(status, missing, requeue_after=0)
-    if status.volume is None and seen.claim is not None:
-        status = changed(
-            status,
-            volume=VolumeStatus(claim_name=seen.claim.name, claim_uid=seen.claim.uid, folder=job.metadata.uid),
-        )
-    assert status.phase is not None
     recorded_now = recorded.handed_back(status)
-    child = build_child_job(job, status.phase, status.attempt, settings.image, recorded_now, settings.schedulers)
-    status = changed(status, workers=Workers(desired=pod_count(job, status.phase), ready=0))
+    child = build_child_job(job, phase, status.attempt, settings.image, recorded_now, settings.schedulers)
     return Plan(status, (Create(child),), requeue_after=WAIT_SECONDS)
 
 
-def _missing_support(job: DPOJob, seen: Observed) -> tuple[Create, ...]:
+def _missing_support(job: DPOJob, phase: names.Phase, seen: Observed) -> tuple[Create, ...]:
+    """What the pods mount, and for ranks the Service by which they find one another."""
     present = {support.kind for support in seen.support}
     missing = []
     if seen.claim is None:
         missing.append(build_claim(job))
     if "ConfigMap" not in present:
         missing.append(build_config_map(job))
-    if "Service" not in present:
+    if phase == "train" and "Service" not in present:
         missing.append(build_service(job))
     return tuple(Create(manifest) for manifest in missing)
 
@@ -294,8 +292,9 @@ def _watch(
     settings: Settings,
 ) -> Plan:
     """The attempt's Job is there: follow its pods."""
-    assert status.phase is not None
-    desired = pod_count(job, status.phase)
+    phase = status.phase
+    assert phase is not None
+    desired = pod_count(job, phase)
     # A pod whose process has ended runs, too, until Kubernetes says how: a failed one was dealt with before.
     started = len({pod.index for pod in pods if pod.running or pod.ended})
     status = changed(gangs.placed(status, pods, desired), workers=Workers(desired=desired, ready=started))
@@ -314,7 +313,7 @@ def _watch(
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     status, slow = stragglers.noticed(job, status, seen.progress, pods, at)
     events = slow if was_running else (Event("Normal", c.RUNNING, status.message), *slow)
-    missing = (*_missing_support(job, seen), *guarding.repairs(job, seen, settings.metrics_namespaces))
+    missing = (*_missing_support(job, phase, seen), *guarding.repairs(job, phase, seen, settings.metrics_namespaces))
     return Plan(
         status, missing, events, requeue_after=min(settings.progress_seconds, hangs.seconds_left(seen, timeout))
     )

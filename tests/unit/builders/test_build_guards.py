@@ -94,17 +94,20 @@ def test_prepare_downloads_and_gets_no_credentials_of_the_node():
 
 
 def test_isolation_can_be_turned_off():
-    kinds = [guard["kind"] for guard in build_guards(a_job(pod={"network": {"isolate": False}}), ())]
+    kinds = [guard["kind"] for guard in build_guards(a_job(pod={"network": {"isolate": False}}), "train", ())]
     assert kinds == ["PodDisruptionBudget"]
 
 
 def test_all_guards_go_with_their_job():
-    for guard in build_guards(a_job(queue={"kind": "Volcano"}), ()):
+    job = a_job(queue={"kind": "Volcano"})
+    guards = [guard for phase in ("prepare", "train", "export") for guard in build_guards(job, phase, ())]
+    assert len(guards) == 5
+    for guard in guards:
         assert guard["metadata"]["ownerReferences"][0]["uid"] == UID
         assert guard["metadata"]["namespace"] == "default"
 
 
-def present(job, namespaces=OPERATORS, **fields):
+def present(job, phase="train", namespaces=OPERATORS, **fields):
     return tuple(
         Guard(
             **{
@@ -116,25 +119,27 @@ def present(job, namespaces=OPERATORS, **fields):
             }
             | fields
         )
-        for g in build_guards(job, namespaces)
+        for g in build_guards(job, phase, namespaces)
     )
 
 
 def test_guards_are_made_before_any_pod_and_followed_when_settings_change():
     job = a_job()
-    none = guarding.repairs(job, a_view(guards=()), OPERATORS)
-    assert [type(action) for action in none] == [Create, Create, Create]
-    assert guarding.repairs(job, a_view(guards=present(job)), OPERATORS) == ()
-    assert guarding.repairs(job, a_view(guards=None), OPERATORS) == ()
-    moved = guarding.repairs(job, a_view(guards=present(job)), ("elsewhere",))
-    assert [(type(a), a.kind, a.uid) for a in moved] == [
-        (Patch, "NetworkPolicy", "uid-pairs-prepare"),
-        (Patch, "NetworkPolicy", "uid-pairs-train"),
-    ]
-    resized = guarding.repairs(a_job(nodes=3), a_view(guards=present(job)), OPERATORS)
+    none = guarding.repairs(job, "train", a_view(guards=()), OPERATORS)
+    assert [type(action) for action in none] == [Create, Create]
+    for phase in ("prepare", "train", "export"):
+        assert guarding.repairs(job, phase, a_view(guards=present(job, phase)), OPERATORS) == ()
+        assert guarding.repairs(job, phase, a_view(guards=None), OPERATORS) == ()
+        name = "prepare" if phase == "prepare" else "train"
+        (moved,) = guarding.repairs(job, phase, a_view(guards=present(job, phase)), ("elsewhere",))
+        assert (type(moved), moved.kind, moved.uid) == (Patch, "NetworkPolicy", f"uid-pairs-{name}")
+    resized = guarding.repairs(a_job(nodes=3), "train", a_view(guards=present(job)), OPERATORS)
     assert [(a.kind, a.manifest["spec"]["minAvailable"]) for a in resized] == [("PodDisruptionBudget", 2)]
-    plan = decide(a_status("prepare", created=False), a_view(guards=()))
-    assert [action.kind for action in plan.actions] == ["PodDisruptionBudget", "NetworkPolicy", "NetworkPolicy"]
+    kinds = {
+        phase: [a.kind for a in decide(a_status(phase, created=False), a_view(guards=())).actions]
+        for phase in ("prepare", "train")
+    }
+    assert kinds == {"prepare": ["NetworkPolicy"], "train": ["PodDisruptionBudget", "NetworkPolicy"]}
 
 
 def test_a_guard_of_somebody_else_is_not_taken_over():

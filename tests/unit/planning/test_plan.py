@@ -36,18 +36,20 @@ def test_new_job_is_accepted_before_anything_is_made():
     assert result.actions == ()
     assert (result.status.phase, result.status.attempts.prepare, result.status.start_time) == ("prepare", 1, NOON)
     assert result.status.state is State.PENDING
-    assert [event.reason for event in result.events] == ["Accepted"]
+    assert result.events == ()
     assert result.requeue_after == 0
 
 
 def test_accepted_job_gets_what_pods_mount_and_then_its_job():
     accepted = decide(DPOJobStatus(), a_view(claim=None, support=())).status
     first = decide(accepted, a_view(claim=None, support=()))
-    assert [action.kind for action in first.actions] == ["PersistentVolumeClaim", "ConfigMap", "Service"]
+    assert [action.kind for action in first.actions] == ["PersistentVolumeClaim", "ConfigMap"]
+    training = decide(a_status(created=False), a_view(support=()))
+    assert [action.kind for action in training.actions] == ["ConfigMap", "Service"]
     second = decide(accepted, a_view())
     assert [action.name for action in second.actions] == ["pairs-prepare-1"]
-    assert second.status.volume.claim_uid == "uid-claim"
-    assert second.status.volume.folder == UID
+    third = decide(second.status, a_view(a_child("prepare")))
+    assert (third.status.volume.claim_uid, third.status.volume.folder) == ("uid-claim", UID)
 
 
 @pytest.mark.parametrize(
