@@ -21,12 +21,11 @@ from rich.console import Console
 from rich.table import Table
 
 from dpo_operator.api import crd
-from tests.apiserver.client import Requests
+from tests.apiserver.client import Requests, wait_until_served
 from tests.apiserver.hands import Hands, wait_until
 from tests.apiserver.operator_process import OperatorProcess, running
 from tests.cluster.rig import fixture
 from tests.cluster.rig.control_plane import ControlPlane
-from tests.cluster.rig.shell import wait_for
 
 JOBS, BAD_JOBS, EXITS = 100, 1000, 20
 # What a job leaves for the garbage collector.
@@ -243,8 +242,7 @@ def measured(times: int) -> list[Figure]:
     found: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder, fixture.control_plane("bench-operator") as plane:
         plane.apply(crd.crd())
-        words = ("get", f"crd/{crd.NAME}", "-o", "jsonpath={.status.conditions[?(@.type=='Established')].status}")
-        wait_for("the CRD", lambda: plane.kubectl(*words) == "True", timeout=30, every=0.1)
+        wait_until_served(plane, crd.NAME)
         bench = Bench(plane, Path(folder))
         parts: list[Callable[[], list[Figure]]] = [
             lambda: many_at_once(bench, times),

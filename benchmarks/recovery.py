@@ -105,19 +105,12 @@ def one_round(job: Job, watch: Watch, fault: Callable[[], float]) -> Round:
     return Round(decided - began, trains - began)
 
 
-def kill(job: Job) -> float:
+def signal_rank(job: Job, number: signal.Signals) -> float:
+    """Send a signal to all processes of rank 1's pod."""
     pod = job.pods("train")[1]["metadata"]["name"]
     node, container = job.cluster.container(pod, namespace=job.namespace, container=None)
     began = time.monotonic()
-    node.signal_container(container, signal.SIGKILL, whole=True)
-    return began
-
-
-def stop(job: Job) -> float:
-    pod = job.pods("train")[1]["metadata"]["name"]
-    node, container = job.cluster.container(pod, namespace=job.namespace, container=None)
-    began = time.monotonic()
-    node.signal_container(container, signal.SIGSTOP, whole=True)
+    node.signal_container(container, number, whole=True)
     return began
 
 
@@ -140,7 +133,7 @@ def measure(cluster: Cluster, times: int) -> dict[str, list[float]]:
             },
             "checkpoint": {"everySteps": 10, "volume": {"size": "1Gi", "retention": "Delete"}},
             "failurePolicy": {
-                "hangTimeoutSeconds": HANG_TIMEOUT_SECONDS, "maxRestarts": 10_000, "backoffSeconds": 0,
+                "hangTimeoutSeconds": HANG_TIMEOUT_SECONDS, "maxRestarts": 100, "backoffSeconds": 1, "maxBackoffSeconds": 1,
             },
             "nodes": 2,
             "gpusPerNode": 1,
@@ -150,11 +143,11 @@ def measure(cluster: Cluster, times: int) -> dict[str, list[float]]:
     try:
         with watching(job) as watch:
             for _ in range(times):
-                killed = one_round(job, watch, lambda: kill(job))
+                killed = one_round(job, watch, lambda: signal_rank(job, signal.SIGKILL))
                 found["exit"].append(killed.decided)
                 found["kill"].append(killed.trains)
             for _ in range(times):
-                found["stop"].append(one_round(job, watch, lambda: stop(job)).decided)
+                found["stop"].append(one_round(job, watch, lambda: signal_rank(job, signal.SIGSTOP)).decided)
             for _ in range(times):
                 lost: list[str] = []
                 try:
@@ -189,9 +182,7 @@ def main() -> int:
     if arguments.inputs is None:
         parser.error("no real inputs beside the checkout; name their folder with --inputs")
     with fixture.cluster("recovery", shape=Shape(gpus=(0, 1, 1, 1))) as cluster:
-        scenario.install(cluster)
-        models, data = arguments.inputs / "models", arguments.inputs / "data"
-        scenario.provide_inputs(cluster, {"stories260K": models / "stories260K", "hh": data / "hh_helpful_base"})
+        scenario.install_with_inputs(cluster, arguments.inputs)
         found = measure(cluster, arguments.times)
     table = Table("seconds", "median", "worst", "bar", title=f"Recovery, {arguments.times} rounds each")
     for key, text, bar in ROWS:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_operator.api import crd
-from tests.apiserver.client import Requests
+from tests.apiserver.client import Requests, wait_until_served
 from tests.apiserver.hands import Hands, wait_until
 from tests.apiserver.operator_process import OperatorProcess, running
 from tests.apiserver.proxy import Call, Proxy
@@ -86,8 +86,7 @@ def stage(name: str, folder: Path) -> Iterator[Stage]:
     """A control plane with the CRD and an empty namespace, and the figures of a life without a fault."""
     with fixture.control_plane(name) as plane:
         plane.apply(crd.crd(), {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
-        words = ("get", f"crd/{crd.NAME}", "-o", "jsonpath={.status.conditions[?(@.type=='Established')].status}")
-        wait_for("the CRD", lambda: plane.kubectl(*words) == "True", timeout=30, every=0.1)
+        wait_until_served(plane, crd.NAME)
         made = Stage(plane, folder)
         with behind_a_proxy(made, "calm") as (proxy, _), kubelets(plane, NAMESPACE) as playing:
             made.life("calm", playing)

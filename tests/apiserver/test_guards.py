@@ -98,7 +98,6 @@ def test_the_api_server_keeps_every_word_of_the_guards(hands: Hands, operator: O
 
 
 def test_guards_go_with_their_job(hands: Hands, operator: OperatorProcess) -> None:
-    hands.apply("short")
     training(hands, "short")
     assert [len(hands.children(kind, "short")) for kind in ("poddisruptionbudgets", "networkpolicies")] == [1, 2]
     hands.delete("dpojobs", "short")

@@ -64,6 +64,14 @@ def provide_inputs(cluster: Cluster, folders: dict[str, Path], *, namespace: str
     )
 
 
+def install_with_inputs(cluster: Cluster, shared: Path) -> None:
+    """The operator running, and a claim `inputs` of the real model and pairs that the tests train with."""
+    install(cluster)
+    provide_inputs(
+        cluster, {"stories260K": shared / "models" / "stories260K", "hh": shared / "data" / "hh_helpful_base"}
+    )
+
+
 def shared_folder() -> Path | None:
     """Folder with real models and data, where there is one."""
     folder = Path(os.environ.get("DPO_SHARED", REPOSITORY.parent / "shared"))
@@ -134,6 +142,14 @@ class Job:
     def wait_for_state(self, state: str, timeout: float = 240.0) -> dict[str, Any]:
         """Wait for a state such as Complete."""
         return self.wait(lambda s: s.get("state") == state, f"state {state}", timeout)
+
+    def wait_for_failure(self, timeout: float = 120.0) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Wait until the job has failed; its status and its condition Failed."""
+        deadline = time.monotonic() + timeout
+        while (status := self.status).get("state") != "Failed":
+            assert time.monotonic() < deadline, self.describe()
+            time.sleep(0.3)
+        return status, next(c for c in status["conditions"] if c["type"] == "Failed")
 
     def describe(self) -> str:
         """`kubectl describe`, for people."""

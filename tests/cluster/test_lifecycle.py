@@ -62,12 +62,7 @@ def test_operator_goes_away(job: Job, spec: dict[str, Any]) -> None:
 def test_bad_dataset(job: Job, spec: dict[str, Any]) -> None:
     """All eight odd rows get a reason, the job fails in prepare, and no pod ever asked for a GPU."""
     job.apply(spec | {"data": {"train": {"source": "pvc://inputs/hh/odd.jsonl"}, "maxLength": 256}})
-    deadline = time.monotonic() + 120
-    while job.status.get("state") != "Failed":
-        assert time.monotonic() < deadline, job.describe()
-        time.sleep(0.5)
-    status = job.status
-    failed = next(c for c in status["conditions"] if c["type"] == "Failed")
+    _, failed = job.wait_for_failure()
     assert failed["status"] == "True"
     assert failed["reason"] == "BadDataset"
     assert "row 0" in failed["message"]
@@ -97,10 +92,6 @@ def test_volume_is_retained(job: Job, spec: dict[str, Any]) -> None:
 def test_what_is_not_implemented_is_said(job: Job, spec: dict[str, Any]) -> None:
     """A job that the API accepts and this version can't run fails with a condition, before any pod exists."""
     job.apply(spec | {"training": spec["training"] | {"offload": "nvme"}})
-    deadline = time.monotonic() + 30
-    while job.status.get("state") != "Failed":
-        assert time.monotonic() < deadline, job.describe()
-        time.sleep(0.2)
-    failed = next(c for c in job.status["conditions"] if c["type"] == "Failed")
+    _, failed = job.wait_for_failure(30)
     assert "spec.training.offload" in failed["message"]
     assert job.pods("prepare") == []

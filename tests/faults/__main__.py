@@ -37,7 +37,6 @@ class Recorder:
             (kept if fits else left).append(item)
             if fits:
                 self.rows[item.nodeid] = rows
-        # The tiers share nothing, and a cluster takes memory: one after the other.
         items[:] = kept
         config.hook.pytest_deselected(items=left)
 

@@ -23,10 +23,7 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def installed(cluster: Cluster, shared: Path) -> Cluster:
     """The cluster with the operator running and a claim `inputs` of models and data."""
-    scenario.install(cluster)
-    scenario.provide_inputs(
-        cluster, {"stories260K": shared / "models" / "stories260K", "hh": shared / "data" / "hh_helpful_base"}
-    )
+    scenario.install_with_inputs(cluster, shared)
     return cluster
 
 

@@ -1,7 +1,6 @@
 """What a job needs is missing, goes away or is deleted; the operator is upgraded or removed under it."""
 
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 
 from tests.cluster import scenario
 from tests.cluster.rig.cluster import Cluster
+from tests.cluster.rig.shell import wait_for
 from tests.cluster.scenario import RELEASE, SYSTEM_NAMESPACE, Job, training_records
 from tests.cluster.witness import Undisturbed, check, check_losses, children, claim_uid, witness
 
@@ -27,13 +27,6 @@ def wait_for_reason(job: Job, reason: str, timeout: float = SOON) -> str:
             return str(found[0]["message"])
         assert time.monotonic() < deadline, f"no {reason}\n{job.describe()}"
         time.sleep(0.3)
-
-
-def wait_for(what: str, look: Callable[[], Any], timeout: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not look():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.5)
 
 
 def events(job: Job, reason: str) -> int:
@@ -107,11 +100,7 @@ def test_outsider_deletes_the_claim(job: Job, spec: Spec) -> None:
     job.wait_for_checkpoint(4)
     job.cluster.kubectl("delete", "pvc", f"{job.name}-work", "--wait=false")
     job.cluster.kubectl("delete", "job", "--selector", f"dpo-operator.dev/job={job.name}", "--wait=false")
-    deadline = time.monotonic() + 120
-    while (status := job.status).get("state") != "Failed":
-        assert time.monotonic() < deadline, job.describe()
-        time.sleep(0.5)
-    (failed,) = (c for c in status["conditions"] if c["type"] == "Failed")
+    _, failed = job.wait_for_failure()
     assert failed["reason"] == "VolumeLost"
 
 
@@ -177,7 +166,7 @@ def test_chart_is_uninstalled(job: Job, spec: Spec) -> None:
         assert job.get()["metadata"].get("finalizers") is None
         assert all(pod["status"]["phase"] in ("Running", "Succeeded") for pod in job.pods("train"))
         job.cluster.kubectl("delete", "dpojob", job.name, timeout=30)
-        wait_for("children to go", lambda: not children(job) and not job.pods("train"))
+        wait_for("children to go", lambda: not children(job) and not job.pods("train"), timeout=60)
     finally:
         scenario.install(job.cluster)
 
@@ -197,8 +186,12 @@ def test_job_is_deleted(job: Job, spec: Spec, cascade: str) -> None:
             time.sleep(5)
             assert any(child.startswith("job") for child in children(job))
         else:
-            wait_for("children to go", lambda: [c for c in children(job) if "persistentvolumeclaim" not in c] == [])
-            wait_for("pods to go", lambda: not job.pods("train"))
+            wait_for(
+                "children to go",
+                lambda: [c for c in children(job) if "persistentvolumeclaim" not in c] == [],
+                timeout=60,
+            )
+            wait_for("pods to go", lambda: not job.pods("train"), timeout=60)
             print(f"\ndeleted ({cascade}) → all gone: {time.monotonic() - began:.1f} s")
             assert time.monotonic() - began <= 60
         assert job.cluster.get("pvc", claim)["status"]["phase"] == "Bound"

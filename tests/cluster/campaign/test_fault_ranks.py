@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.rig.shell import RigError
+from tests.cluster.rig.shell import RigError, wait_for
 from tests.cluster.scenario import Job
 from tests.cluster.witness import Undisturbed, check, claim_uid, witness
 
@@ -28,11 +28,8 @@ def running(job: Job, phase: str) -> list[dict[str, Any]]:
 
 
 def wait_for_running(job: Job, phase: str, count: int = 1, timeout: float = 120) -> list[dict[str, Any]]:
-    deadline = time.monotonic() + timeout
-    while len(found := running(job, phase)) < count:
-        assert time.monotonic() < deadline, job.describe()
-        time.sleep(0.1)
-    return found
+    wait_for(f"{count} running pods of {phase}", lambda: len(running(job, phase)) >= count, timeout=timeout, every=0.1)
+    return running(job, phase)
 
 
 def kill(job: Job, pod: dict[str, Any]) -> None:
@@ -101,11 +98,7 @@ def test_memory_runs_out(job: Job, spec: Spec) -> None:
             "failurePolicy": {"maxRestarts": 1},
         }
     )
-    deadline = time.monotonic() + 240
-    while (status := job.status).get("state") != "Failed":
-        assert time.monotonic() < deadline, job.describe()
-        time.sleep(0.5)
-    (failed,) = (c for c in status["conditions"] if c["type"] == "Failed")
+    status, failed = job.wait_for_failure(240)
     assert failed["reason"] == "MaxRestartsExceeded"
     assert "OOMKilled" in failed["message"]
     assert status["restartsCountTowardsMax"] == 1
