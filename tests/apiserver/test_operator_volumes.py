@@ -115,7 +115,7 @@ def test_a_retained_claim_is_used_again_by_the_next_job_of_the_name(
     wait_until("no pods", lambda: not hands.children("pods", "twice"))
     hands.apply("twice", nodes=1, checkpoint=volume("fixed", "1Gi", retention="Delete"))
     (pod,) = hands.pods("twice", "prepare", 1, 1)
-    said = [e for e in _events(hands, "twice") if e["reason"] == "ClaimReused"]
+    said = wait_until("event", lambda: [e for e in _events(hands, "twice") if e["reason"] == "ClaimReused"])
     assert len(said) == 1
     for words in ("size 1Gi (it has 2Gi)", "storageClassName fixed (it has growing)", "retention Delete"):
         assert words in said[0]["message"]
@@ -151,7 +151,7 @@ def test_two_jobs_on_one_claim_have_folders_of_their_own(
         (pod,) = hands.pods(job, "prepare", 1, 1)
         mounts = pod["spec"]["containers"][0]["volumeMounts"]
         folders |= {m["subPath"] for m in mounts if m["name"] == "work"}
-        assert hands.status(job)["volume"]["folder"] == uid
+        wait_until("volume", lambda job=job, uid=uid: hands.status(job).get("volume", {}).get("folder") == uid)
         wait_until("warning", lambda job=job: hands.condition(job, "VolumeTooSmall") == ("True", "ClaimSmaller"))
     assert len(folders) == 2
     # What a user brought is not ours to change or to delete.
@@ -170,7 +170,7 @@ def test_a_volume_that_fills_up_is_told_before_a_save_fails(
     rank = Rank("127.0.0.31", phase="prepare", max_steps=0, volume=room)
     try:
         hands.start(pod, rank.ip)
-        wait_until("size", lambda: hands.status("fills")["volume"].get("freeBytes") == 50 * GIB)
+        wait_until("size", lambda: hands.status("fills").get("volume", {}).get("freeBytes") == 50 * GIB)
         assert hands.condition("fills", "VolumeNearlyFull") == ("", "")
         rank.progress["volume"] = room | {"free": 49 * GIB}
         rank.progress["step"] = 1

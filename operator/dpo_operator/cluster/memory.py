@@ -70,8 +70,8 @@ class JobMemory:
 
     raw, seen: the last full look. refused: the API server's last refusal. written: resourceVersions of our last statuses.
     dirty: something happened since the last full look. due: that look asked for another one. versions: of the Jobs and
-    pods that it saw. guards_at: when the guards were last looked at, 0 for never. furniture: what changes so rarely that
-    not every look reads it. told: the job as a watch showed it, while that is as good as a read. made: phase and attempt of
+    pods that it saw. guarded, guards_at: of which phase the guards were looked at, and when. furniture: what changes so
+    rarely that not every look reads it. told: the job as a watch showed it, while that is as good as a read. made: phase and attempt of
     the last Job that was created.
     """
 
@@ -84,6 +84,7 @@ class JobMemory:
     seen: Observed | None = None
     looked_at: float = 0.0
     guards_at: float = 0.0
+    guarded: names.Phase | None = None
     refused: str = ""
     told: dict[str, Any] | None = None
     made: tuple[names.Phase | None, int] = (None, 0)

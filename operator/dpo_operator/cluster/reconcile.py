@@ -148,7 +148,8 @@ class Reconciler:
             return plan(job, status, Observed(), datetime.now(UTC), self._settings), None
         is_fresh = seen is None
         if seen is None and newborn:
-            seen, memory.guards_at = await observe_newborn(self._client, job, memory), time.monotonic()
+            seen = await observe_newborn(self._client, job, memory)
+            memory.guarded, memory.guards_at = status.phase, time.monotonic()
         elif seen is None:
             # While an attempt's Job is there nothing is made from these, so that an older look is good enough.
             has_job = status.active_job is not None or memory.made == (status.phase, status.attempt)
@@ -159,7 +160,7 @@ class Reconciler:
         running = resizing.as_running(job, status, seen)
         if is_fresh:
             seen = await memory.startup.observe(self._client, running, status, seen)
-            seen = await self._with_guards(running, status, seen, memory)
+        seen = await self._with_guards(running, status, seen, memory)
         seen = await self._with_progress(running, status, seen, memory)
         now = datetime.now(UTC)
         seen = self._with_turn(key, running, status, seen, memory, now)
@@ -195,15 +196,14 @@ class Reconciler:
         return True, decision.requeue_after
 
     async def _with_guards(self, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory) -> Observed:
-        """Guards change with the operator's settings and with the job's: before each attempt, and now and then."""
+        """Guards change with the phase, with the operator's settings and with the job's: before each attempt, and now and then."""
         if status.phase is None or status.is_final:
             return seen
-        if seen.guards is not None:
+        known = memory.guarded == status.phase and time.monotonic() - memory.guards_at < GUARD_SECONDS
+        # Those that this pass looked at or made, or those of an attempt whose Job is there.
+        if known and (seen.guards is not None or seen.job_of(status.phase, status.attempt) is not None):
             return seen
-        due = not memory.guards_at or time.monotonic() - memory.guards_at >= GUARD_SECONDS
-        if not due and seen.job_of(status.phase, status.attempt) is not None:
-            return seen
-        memory.guards_at = time.monotonic()
+        memory.guarded, memory.guards_at = status.phase, time.monotonic()
         return replace(seen, guards=await observe_guards(self._client, job, status.phase))
 
     async def _with_progress(self, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory) -> Observed:
