@@ -94,11 +94,16 @@ def trains_as(attempt: int) -> Callable[[Status], bool]:
     return fits
 
 
+def saved(status: Status) -> bool:
+    """Whether the current attempt has committed a checkpoint."""
+    return bool((status.get("checkpoint") or {}).get("attempt") == status["attempts"]["train"])
+
+
 def one_round(job: Job, watch: Watch, fault: Callable[[], float]) -> Round:
     """fault: injects it, and returns the monotonic time at which it began."""
-    _, status = watch.wait(lambda s: (s.get("checkpoint") or {}).get("step", 0) > 0, "checkpoint")
+    # A job whose attempts save nothing is given up after three of them.
+    _, status = watch.wait(saved, "checkpoint of the current attempt")
     attempt = status["attempts"]["train"]
-    watch.wait(trains_as(attempt), f"step of attempt {attempt}")
     began = fault()
     decided, _ = watch.wait(lambda s: s["attempts"]["train"] > attempt, "decision")
     trains, _ = watch.wait(trains_as(attempt + 1), f"step of attempt {attempt + 1}")

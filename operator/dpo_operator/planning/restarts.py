@@ -125,7 +125,7 @@ def _next_attempt(
         attempt=status.attempt,
         reason=reason,
         failure_class=kind,
-        step=step if status.phase == "train" else 0,
+        step=max(step, _read_step(status)) if status.phase == "train" else 0,
         message=shorten(message, MAX_HISTORY_MESSAGE),
     )
     status = transitions.changed(
@@ -162,12 +162,16 @@ def backoff_seconds(history: list[Restart], reason: str, policy: FailurePolicy, 
     return float(min(longest, first * 2**exponent)) if exponent >= 0 else 0.0
 
 
+def _read_step(status: DPOJobStatus) -> int:
+    """The step that the current attempt was last seen at: a killed process has no last words."""
+    return status.progress.step if status.progress and status.progress.attempt == status.attempt else 0
+
+
 def _with_progress(status: DPOJobStatus, failure: Failure) -> DPOJobStatus:
     """The status with the furthest step that is known of, from the pods' last words or the last reading."""
     if status.phase != "train":
         return status
-    read = status.progress.step if status.progress and status.progress.attempt == status.attempt else 0
-    step = max(failure.step, read)
+    step = max(failure.step, _read_step(status))
     if step <= status.best_step:
         return status
     return transitions.changed(status, best_step=step, restarts_without_progress=0)

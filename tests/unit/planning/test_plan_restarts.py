@@ -157,3 +157,9 @@ def test_policy_can_change_while_the_job_runs():
     view = a_view(a_child(), a_pod(0), ended(1, 70))
     strict = decide(a_status(), view, a_job(failurePolicy={"maxRestarts": 0}))
     assert condition(strict.status, c.FAILED) == ("True", c.MAX_RESTARTS_EXCEEDED)
+
+
+def test_the_history_shows_the_last_step_that_was_seen_when_a_killed_pod_tells_none():
+    status = a_status(progress=progress_status(a_reading(12), NOON))
+    killed = decide(status, a_view(a_child(failed=True), a_pod(0), ended(1, code=137)))
+    assert [(r.step, r.reason) for r in killed.status.restart_history] == [(12, "Killed")]
