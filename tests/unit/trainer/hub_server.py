@@ -75,7 +75,10 @@ def serving(repos: dict[str, Repo]) -> Iterator[Hub]:
             if revision not in ("", "main", COMMIT):
                 self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
             elif action in ("", "revision"):
-                siblings = [{"rfilename": path, **_entry(path, data)} for path, data in repo.files.items()]
+                siblings = [
+                    {"rfilename": path, "blobId": _blob(data), **_entry(path, data)}
+                    for path, data in repo.files.items()
+                ]
                 self._json(
                     {"id": name, "sha": COMMIT, "siblings": siblings, "tags": [], "downloads": 0, "private": False}
                 )
@@ -162,11 +165,16 @@ def _refusal(repo: Repo | None, authorization: str | None) -> tuple[int, str] | 
 
 
 def _entry(path: str, data: bytes) -> dict[str, object]:
-    entry: dict[str, object] = {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+    entry: dict[str, object] = {"type": "file", "path": path, "size": len(data), "oid": _blob(data)}
     if path.endswith((".safetensors", ".parquet")):
         sha256 = hashlib.sha256(data).hexdigest()
         entry["lfs"] = {"sha256": sha256, "oid": sha256, "size": len(data), "pointerSize": 134}
     return entry
+
+
+def _blob(data: bytes) -> str:
+    """Git's name of a file's content."""
+    return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
 
 
 def _form(body: bytes) -> list[str]:
