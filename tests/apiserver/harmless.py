@@ -13,7 +13,7 @@ Json = dict[str, Any]
 EXPANDED = re.compile(r"(?<!\$)(?:\$\$)*\$\(")
 OBJECT_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 VOLUMES = {"persistentVolumeClaim", "configMap", "emptyDir", "secret"}
-MOUNTS = (names.WORK_DIR, "/etc/dpo", TEMPORARY, "/dev/shm", "/etc/dpo-token", "/etc/dpo-wandb")
+MOUNTS = (names.WORK_DIR, "/etc/dpo", TEMPORARY, "/dev/shm", "/etc/dpo-token", "/etc/dpo-wandb", names.CACHE_DIR)
 POD_FIELDS = {
     "restartPolicy", "automountServiceAccountToken", "enableServiceLinks", "terminationGracePeriodSeconds", "securityContext",
     "containers", "volumes", "tolerations", "priorityClassName", "imagePullSecrets", "nodeSelector", "runtimeClassName", "affinity",
@@ -89,7 +89,8 @@ def container_problems(container: Json, job: Json) -> list[str]:
         claims = mount["mountPath"].startswith(f"{names.CLAIMS_DIR}/") and ".." not in mount["mountPath"]
         if mount["mountPath"] not in MOUNTS and not claims:
             found.append(f"mount {mount['mountPath']}")
-        if mount.get("subPath", job["metadata"]["uid"]) != job["metadata"]["uid"]:
+        folder = names.CACHE_FOLDER if mount["mountPath"] == names.CACHE_DIR else job["metadata"]["uid"]
+        if mount.get("subPath", job["metadata"]["uid"]) != folder:
             found.append(f"folder {mount['subPath']}")
     asked = {variable["name"] for variable in job["spec"]["pod"].get("env", [])}
     seen: list[str] = []

@@ -72,6 +72,7 @@ def _references() -> list[Hostile]:
     return [
         Hostile("claim elsewhere", _volume(claimName=ELSEWHERE)),
         Hostile("claim of dots", _volume(claimName="../x")),
+        Hostile("cache elsewhere", {"cache": {"claimName": ELSEWHERE}}),
         Hostile("storage class with a path", _volume(storageClassName="a/b")),
         Hostile("token elsewhere", _model(tokenSecretRef={"name": ELSEWHERE})),
         Hostile(

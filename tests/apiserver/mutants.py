@@ -162,6 +162,7 @@ COMPLETE: dict[str, Any] = a_job(
             "retention": "Delete",
         },
     },
+    cache={"claimName": "models"},
     failurePolicy={
         "maxRestarts": 0,
         "windowSeconds": 600,

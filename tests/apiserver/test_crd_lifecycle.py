@@ -40,6 +40,7 @@ CHANGES: dict[str, Any] = {
     "checkpoint.volume.storageClassName": "other",
     "checkpoint.volume.accessMode": "ReadWriteOnce",
     "checkpoint.volume.retention": "Retain",
+    "cache": {"claimName": "other"},
     "managedBy": "example.org/third",
 }
 ALLOWED: dict[str, Any] = {

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ LOOK_AT = 64
 class Snapshot:
     """A repository at one commit.
 
-    sizes: bytes of each file. sha256: hex digests that the hub knows, of its large files alone.
+    sizes: bytes of each file. sha256: hex digests that the hub knows, of its large files alone. git_sha1: of the others, git's digest
+        of a blob.
     """
 
     repo: str
     commit: str
     sizes: dict[str, int]
     sha256: dict[str, str]
+    git_sha1: dict[str, str] = field(default_factory=dict)
 
 
 def snapshot(source: HubSource, token: str | None) -> Snapshot:
@@ -41,7 +43,10 @@ def snapshot(source: HubSource, token: str | None) -> Snapshot:
     )
     files = info.siblings or []
     sha256 = {file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None}
-    return Snapshot(source.repo, str(info.sha), {file.rfilename: int(file.size or 0) for file in files}, sha256)
+    blobs = {
+        file.rfilename: file.blob_id for file in files if file.lfs is None and file.blob_id and file.size is not None
+    }
+    return Snapshot(source.repo, str(info.sha), {file.rfilename: int(file.size or 0) for file in files}, sha256, blobs)
 
 
 def download(found: Snapshot, names: Sequence[str], folder: Path, token: str | None) -> None:

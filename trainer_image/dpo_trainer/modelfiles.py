@@ -14,6 +14,7 @@ from typing import Any
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer import hub
+from dpo_trainer.cache import Cache
 from dpo_trainer.errors import TrainerError, input_not_found, invalid_configuration, volume_error
 from dpo_trainer.files import sha256
 from dpo_trainer.sources import FileSource, HubSource, Source
@@ -121,11 +122,13 @@ def fetch(
     names: Sequence[str],
     folder: Path,
     token: str | None,
-    progress: Callable[[float], None] = lambda _: None,
+    cache: Cache | None = None,
+    progress: Callable[[str, float], None] = lambda *_: None,
 ) -> None:
     """Copy or download files of a model into a folder; a download goes on where an earlier one stopped.
 
-    progress: called with the share of bytes that are there.
+    cache: where other jobs may have left the files, and where they go for others. None means that there is none.
+    progress: called with what is being done and the share of bytes that are there.
     Raises TrainerError; VOLUME_ERROR before anything is written when the files do not fit.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,12 +143,16 @@ def fetch(
     done = 0
     for name in names:
         if model.snapshot is not None:
-            hub.download(model.snapshot, [name], folder, token)
+            if cache is None:
+                hub.download(model.snapshot, [name], folder, token)
+            else:
+                share = done / max(1, total)
+                cache.fetch(model.snapshot, name, folder, token, lambda text, share=share: progress(text, share))  # type: ignore[misc]
         elif isinstance(model.source, FileSource):
             with model.source.open(name) as source, (folder / name).open("wb") as target:
                 shutil.copyfileobj(source, target, 4 << 20)
         done += model.sizes[name]
-        progress(done / max(1, total))
+        progress("fetching the model's files", done / max(1, total))
 
 
 def sha256_of(folder: Path, names: Iterable[str]) -> dict[str, str]:

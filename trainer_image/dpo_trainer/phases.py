@@ -105,7 +105,10 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
         telemetry.activity(f"{text} ({share:.0%})")
         telemetry.alive()
 
-    found: DatasetReport = prepare.run(job, work, claims=claims, token=_token(), progress=progress)
+    cache = os.environ.get(names.ENV_CACHE_DIR)
+    found: DatasetReport = prepare.run(
+        job, work, claims=claims, token=_token(), progress=progress, cache=Path(cache) if cache else None
+    )
     if work.data_report.is_file():
         for text in json.loads(work.data_report.read_text(encoding="utf-8"))["warnings"]:
             telemetry.warning("Dataset", text)

@@ -21,6 +21,7 @@ from dpo_operator.api.modelshape import ModelShape
 from dpo_operator.api.reports import DatasetReport, TokenReport
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer import datareport, datastats, hub, mixture, modelcheck, modelfiles, prepared, rows, sources
+from dpo_trainer.cache import Cache
 from dpo_trainer.dataset import PairDataset
 from dpo_trainer.errors import TrainerError, invalid_configuration, volume_error
 from dpo_trainer.splits import Reading, Split, check_filters, read_split
@@ -32,11 +33,14 @@ log = logging.getLogger(__name__)
 Progress = Callable[[str, float], None]
 
 
-def run(job: DPOJob, work: WorkDir, *, claims: Path, token: str | None, progress: Progress) -> DatasetReport:
+def run(
+    job: DPOJob, work: WorkDir, *, claims: Path, token: str | None, progress: Progress, cache: Path | None = None
+) -> DatasetReport:
     """Fill the work folder for training: model, tokenized pairs, dropped.jsonl and, last, prepared.json.
 
     claims: folder in which claims are mounted by name. token: of the hub; None means anonymous, or the login of this machine.
     progress: called with what is being done and the share of the phase that is done, 0 to 1.
+    cache: folder of model files that other jobs use too.
     A folder that was prepared from the same model and data settings, and whose files are intact, is kept as it is.
     Raises TrainerError with the exit code of the cause.
     """
@@ -47,21 +51,27 @@ def run(job: DPOJob, work: WorkDir, *, claims: Path, token: str | None, progress
         report = prepared.finished(work, key)
         if report is None:
             prepared.refuse_other_run(work, key)
-            report = _prepare(job.spec, work, key, claims, token, progress)
+            report = _prepare(job.spec, work, key, claims, token, progress, cache and Cache(cache))
         _check_watched(job.spec, work)
         progress("prepared", 1.0)
         return report
 
 
 def _prepare(
-    spec: DPOJobSpec, work: WorkDir, key: str, claims: Path, token: str | None, progress: Progress
+    spec: DPOJobSpec,
+    work: WorkDir,
+    key: str,
+    claims: Path,
+    token: str | None,
+    progress: Progress,
+    cache: Cache | None,
 ) -> DatasetReport:
     work.prepared.unlink(missing_ok=True)
     staging = work.root / "model.partial"
     progress("reading the model's configuration", 0.02)
     model = modelfiles.listing(sources.resolve(spec.model.name, spec.model.revision, claims=claims), token)
     small = modelfiles.small_files(model.sizes, model.label)
-    modelfiles.fetch(model, small, staging, token)
+    modelfiles.fetch(model, small, staging, token, cache, lambda text, _: progress(text, 0.02))
     weights = modelfiles.weight_files(staging, model.sizes, model.label)
     config = modelcheck.check_config(staging, model.label)
     if spec.model.chat_template is not None:
@@ -88,7 +98,7 @@ def _prepare(
     if evaluation is not None:
         evaluation.save(work.eval_data)
 
-    modelfiles.fetch(model, weights, staging, token, lambda share: progress("fetching the weights", 0.5 + 0.4 * share))
+    modelfiles.fetch(model, weights, staging, token, cache, lambda text, share: progress(text, 0.5 + 0.4 * share))
     checked = modelcheck.check_weights(staging, weights, model.label)
     progress("checking the weights", 0.9)
     digests = modelfiles.sha256_of(staging, [*small, *weights])

@@ -46,6 +46,9 @@ WORK_DIR = "/work"
 TOKEN_FILE = "/etc/dpo-token/token"  # noqa: S105 - a path, not a secret
 WANDB_KEY_FILE = "/etc/dpo-wandb/key"
 CLAIMS_DIR = "/claims"
+CACHE_DIR = "/cache"
+# Folder on the cache's claim: nothing else that may lie on it is mounted.
+CACHE_FOLDER = "dpo-cache"
 TERMINATION_LOG = "/dev/termination-log"
 # In the job's folder on the volume: stacks of ranks that hung, attempt-N/rank-R.txt.
 STACKS = "stacks"
@@ -57,6 +60,7 @@ ENV_ATTEMPT = "DPO_ATTEMPT"
 ENV_METRICS_PORT = "DPO_METRICS_PORT"
 ENV_TERMINATION_LOG = "DPO_TERMINATION_LOG"
 ENV_CLAIMS_DIR = "DPO_CLAIMS_DIR"
+ENV_CACHE_DIR = "DPO_CACHE_DIR"
 ENV_TOKEN_FILE = "DPO_TOKEN_FILE"  # noqa: S105
 ENV_RECORDED_CHECKPOINTS = "DPO_RECORDED_CHECKPOINTS"
 ENV_WANDB_KEY_FILE = "DPO_WANDB_KEY_FILE"

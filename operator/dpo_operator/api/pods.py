@@ -29,6 +29,15 @@ class Volume(ApiModel):
     )
 
 
+class Cache(ApiModel):
+    """Model files of a hub that jobs of a namespace share, so that each is downloaded once."""
+
+    claim_name: ObjectName = Field(
+        description="Existing PersistentVolumeClaim of the job's namespace, ReadWriteMany, or ReadWriteOnce for jobs on one node. Only the prepare "
+        "pod mounts it. Whoever can write to it could change what other jobs read, so each file is checked against the hub's digest when it is taken."
+    )
+
+
 class Toleration(ApiModel):
     """A pod toleration, as in core/v1."""
 

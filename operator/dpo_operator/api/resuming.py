@@ -17,7 +17,7 @@ NEUTRAL_CHECKPOINT = frozenset({"everySteps", "keepLast", "keepBest", "async", "
 _NEUTRAL_PARTS = frozenset(
     {
         "nodes", "gpusPerNode", "failurePolicy", "pod", "queue", "suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished",
-        "cleanPodPolicy", "managedBy",
+        "cleanPodPolicy", "managedBy", "cache",
     }
 )  # fmt: skip
 

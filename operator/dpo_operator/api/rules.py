@@ -200,6 +200,7 @@ IMMUTABLE_FIELDS: tuple[str, ...] = (
     "queue",
     *(f"checkpoint.{field}" for field in _aliases(Checkpoint, besides="volume")),
     *(f"checkpoint.volume.{field}" for field in _aliases(Volume, besides="size")),
+    "cache",
     "managedBy",
 )
 VOLUME_SIZE = "checkpoint.volume.size"

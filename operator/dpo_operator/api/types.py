@@ -14,7 +14,7 @@ from dpo_operator.api.base import ApiModel
 from dpo_operator.api.data import Data
 from dpo_operator.api.failurepolicy import FailurePolicy
 from dpo_operator.api.method import Method
-from dpo_operator.api.pods import Pod
+from dpo_operator.api.pods import Cache, Pod
 from dpo_operator.api.queue import Queue
 from dpo_operator.api.training import (
     Adapter,
@@ -57,6 +57,9 @@ class DPOJobSpec(ApiModel):
         description="Queue that decides when training pods are placed. Default: the operator places one gang at a time.",
     )
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="Checkpoints and the volume they are on.")
+    cache: Cache | None = Field(
+        default=None, description="Claim that keeps a hub's model files for several jobs. Default: each job downloads."
+    )
     failure_policy: FailurePolicy = Field(default=FailurePolicy(), description="When to restart.")
     suspend: StrictBool = Field(
         default=False, description="Stop the pods (after a save) and keep everything else; false goes on."

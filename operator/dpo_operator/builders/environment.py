@@ -59,6 +59,8 @@ def _prepare(job: DPOJob) -> dict[str, str]:
         names.ENV_CLAIMS_DIR: names.CLAIMS_DIR,
         "HF_HOME": f"{names.WORK_DIR}/.cache/huggingface",
     }
+    if job.spec.cache is not None:
+        variables[names.ENV_CACHE_DIR] = names.CACHE_DIR
     if job.spec.model.token_secret_ref is not None:
         variables[names.ENV_TOKEN_FILE] = names.TOKEN_FILE
     return variables

@@ -83,6 +83,8 @@ def _container(
             {"name": f"claim-{i}", "mountPath": f"{names.CLAIMS_DIR}/{claim}", "readOnly": True}
             for i, claim in enumerate(source_claims(job))
         ]
+        if job.spec.cache is not None:
+            mounts.append({"name": "cache", "mountPath": names.CACHE_DIR, "subPath": names.CACHE_FOLDER})
         if job.spec.model.token_secret_ref is not None:
             mounts.append({"name": "token", "mountPath": names.TOKEN_FILE.rpartition("/")[0], "readOnly": True})
     if phase == "train" and _wandb_key(job) is not None:
@@ -140,6 +142,8 @@ def _volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
         {"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": claim}}
         for i, claim in enumerate(source_claims(job))
     ]
+    if (cache := job.spec.cache) is not None:
+        volumes.append({"name": "cache", "persistentVolumeClaim": {"claimName": cache.claim_name}})
     if (token := job.spec.model.token_secret_ref) is not None:
         volumes.append(_secret_file("token", token, names.TOKEN_FILE))
     return volumes

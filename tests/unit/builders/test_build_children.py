@@ -187,6 +187,26 @@ def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
     assert not [m for m in mounts_of("train", **spec) if m.startswith("/claims")]
 
 
+def test_the_cache_is_mounted_in_prepare_alone():
+    cache = {"claimName": "models"}
+    # Its folder alone, so that what else lies on the claim, such as other jobs' work, isn't there.
+    assert mounts_of("prepare", cache=cache)["/cache"] == {
+        "name": "cache",
+        "mountPath": "/cache",
+        "subPath": "dpo-cache",
+    }
+    (volume,) = [v for v in pod_of("prepare", cache=cache)["volumes"] if v["name"] == "cache"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "models"}
+    assert env_of("prepare", cache=cache)["DPO_CACHE_DIR"] == "/cache"
+    for phase in ("train", "export"):
+        pod = pod_of(phase, cache=cache)
+        assert not [v for v in pod["volumes"] if v.get("persistentVolumeClaim", {}).get("claimName") == "models"]
+        assert "/cache" not in mounts_of(phase, cache=cache)
+        assert "DPO_CACHE_DIR" not in env_of(phase, cache=cache)
+    assert "/cache" not in mounts_of("prepare")
+    assert "DPO_CACHE_DIR" not in env_of("prepare")
+
+
 def test_job_has_a_folder_of_its_own_on_the_volume():
     for phase in names.PHASES:
         assert mounts_of(phase)["/work"]["subPath"] == UID

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,17 +17,22 @@ TOKEN = "hf_right"
 
 @dataclass
 class Repo:
-    """A repository. access: open, private (404 without the token), gated (403, with or without it) or down (503)."""
+    """A repository. access: open, private (404 without the token), gated (403, with or without it) or down (503).
+
+    sent: what is sent instead of the files that are listed.
+    """
 
     files: dict[str, bytes]
     access: str = "open"
+    sent: dict[str, bytes] | None = None
 
 
 @dataclass
 class Hub:
-    """Repositories by "models/<id>" or "datasets/<id>", and the requests that came."""
+    """Repositories by "models/<id>" or "datasets/<id>", and the requests that came. slow: seconds that a file takes."""
 
     repos: dict[str, Repo]
+    slow: float = 0.0
     url: str = ""
     requests: list[str] = field(default_factory=list)
 
@@ -75,7 +81,10 @@ def serving(repos: dict[str, Repo]) -> Iterator[Hub]:
             if revision not in ("", "main", COMMIT):
                 self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
             elif action in ("", "revision"):
-                siblings = [{"rfilename": path, **_entry(path, data)} for path, data in repo.files.items()]
+                siblings = [
+                    {"rfilename": path, "blobId": _blob(data), **_entry(path, data)}
+                    for path, data in repo.files.items()
+                ]
                 self._json(
                     {"id": name, "sha": COMMIT, "siblings": siblings, "tags": [], "downloads": 0, "private": False}
                 )
@@ -108,12 +117,14 @@ def serving(repos: dict[str, Repo]) -> Iterator[Hub]:
             elif path not in repo.files:
                 self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             else:
-                data = repo.files[path]
+                data = (repo.sent or repo.files)[path]
                 headers = {
                     "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
                     "X-Repo-Commit": COMMIT,
                     "Accept-Ranges": "bytes",
                 }
+                if self.command == "GET":
+                    time.sleep(hub.slow)
                 self._send(200, data, headers)
 
         def _json(self, value: object) -> None:
@@ -126,7 +137,8 @@ def serving(repos: dict[str, Repo]) -> Iterator[Hub]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(body)
+                with suppress(ConnectionError):  # a client that was killed
+                    self.wfile.write(body)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     hub.url = f"http://127.0.0.1:{server.server_port}"
@@ -162,11 +174,16 @@ def _refusal(repo: Repo | None, authorization: str | None) -> tuple[int, str] | 
 
 
 def _entry(path: str, data: bytes) -> dict[str, object]:
-    entry: dict[str, object] = {"type": "file", "path": path, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+    entry: dict[str, object] = {"type": "file", "path": path, "size": len(data), "oid": _blob(data)}
     if path.endswith((".safetensors", ".parquet")):
         sha256 = hashlib.sha256(data).hexdigest()
         entry["lfs"] = {"sha256": sha256, "oid": sha256, "size": len(data), "pointerSize": 134}
     return entry
+
+
+def _blob(data: bytes) -> str:
+    """Git's name of a file's content."""
+    return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
 
 
 def _form(body: bytes) -> list[str]:

@@ -1,0 +1,86 @@
+"""Jobs that share a cache, each in a process of its own; HF_ENDPOINT and HF_HOME are set by who starts it.
+
+    python -m tests.unit.trainer.cache_worker prepare|fetch JOBS CACHE FOLDER LONGEST_WAIT
+
+prepare: the whole phase. fetch: a configuration and the weights alone. Each job leaves FOLDER/<number>.json: its exit code and message,
+its warnings, and the activities that it showed. Processes are forked after the libraries were loaded, so that they begin together.
+"""
+
+import importlib
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from dpo_trainer import cache as caches
+from dpo_trainer import modelfiles, sources
+from dpo_trainer.errors import TrainerError
+from dpo_trainer.workdir import WorkDir
+
+MODEL = "org/tiny"
+FILES = ("config.json", "model.safetensors")
+
+
+class Warnings(logging.Handler):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+def work(mode: str, number: int, cache: Path, folder: Path) -> None:
+    warnings = Warnings()
+    logging.getLogger("dpo_trainer").addHandler(warnings)
+    activities: list[str] = []
+    own = folder / f"job-{number}"
+    code, message = 0, ""
+    try:
+        if mode == "fetch":
+            listed = modelfiles.listing(sources.HubSource(MODEL, None), None)
+            modelfiles.fetch(listed, FILES, own, None, caches.Cache(cache), lambda text, _: activities.append(text))
+        else:
+            from dpo_operator.api.types import DPOJob
+            from dpo_trainer import prepare
+
+            data = {"train": {"source": str(folder / "pairs.jsonl")}, "maxLength": 512}
+            job = DPOJob.model_validate({"metadata": {"name": "j"}, "spec": {"model": {"name": MODEL}, "data": data}})
+            prepare.run(
+                job,
+                WorkDir(own),
+                claims=folder,
+                token=None,
+                cache=cache,
+                progress=lambda text, _: activities.append(text),
+            )
+    except TrainerError as error:
+        code, message = int(error.exit_code), str(error)
+    result = {"code": code, "message": message, "warnings": warnings.said, "activities": activities}
+    (folder / f"{number}.json").write_text(json.dumps(result))
+
+
+def main(mode: str, jobs: int, cache: Path, folder: Path, longest_wait: float) -> int:
+    for module in ("huggingface_hub.hf_api", *(("dpo_trainer.prepare", "transformers") if mode == "prepare" else ())):
+        importlib.import_module(module)
+    sources.FIRST_WAIT_SECONDS = 0.01
+    caches.LONGEST_WAIT_SECONDS = longest_wait
+    children = []
+    for number in range(jobs):
+        child = os.fork()
+        if child == 0:
+            try:
+                work(mode, number, cache, folder)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), float(sys.argv[5])))
