@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from dpo_operator.api import names
 from tests.apiserver.client import Requests
 from tests.apiserver.mutants import a_job
+from tests.cluster.rig.control_plane import ControlPlane
 
 T = TypeVar("T")
 NAMESPACE = "operator-tests"
@@ -138,3 +139,21 @@ class Hands:
         self.run_phase(job, "train", train)
         self.run_phase(job, "export", export_path="export")
         wait_until(f"end of {job}", lambda: self.status(job).get("state") == "Complete")
+
+
+def make_storage_class(plane: ControlPlane, name: str, *, grows: bool) -> None:
+    """A StorageClass whose claims nobody provides but `bind`."""
+    kind = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": name}}
+    plane.apply(kind | {"provisioner": "example.org/nobody", "allowVolumeExpansion": grows})
+
+
+def bind(plane: ControlPlane, hands: Hands, claim: str, *, size: str, kind: str) -> None:
+    """What a provisioner does: a volume for the claim."""
+    found = wait_until(f"claim {claim}", lambda: hands.get("persistentvolumeclaims", claim))
+    spec = {
+        "capacity": {"storage": size}, "accessModes": found["spec"]["accessModes"], "storageClassName": kind,
+        "claimRef": {"namespace": hands.namespace, "name": claim, "uid": found["metadata"]["uid"]},
+        "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": f"/nonexistent/{claim}"},
+    }  # fmt: skip
+    plane.apply({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": claim}, "spec": spec})
+    wait_until("bound claim", lambda: hands.get("persistentvolumeclaims", claim)["status"]["phase"] == "Bound")

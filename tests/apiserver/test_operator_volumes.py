@@ -8,7 +8,7 @@ import pytest
 
 from dpo_operator.api import names
 from tests.apiserver.client import Requests
-from tests.apiserver.hands import Hands, wait_until
+from tests.apiserver.hands import Hands, bind, make_storage_class, wait_until
 from tests.apiserver.operator_process import OperatorProcess, running
 from tests.apiserver.test_operator_life import Rank
 from tests.cluster.rig.control_plane import ControlPlane
@@ -23,8 +23,7 @@ GIB = 2**30
 def hands(control_plane: ControlPlane, dpojobs: Requests) -> Hands:
     control_plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
     for name, grows in (("growing", True), ("fixed", False)):
-        kind = {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": name}}
-        control_plane.apply(kind | {"provisioner": "example.org/nobody", "allowVolumeExpansion": grows})
+        make_storage_class(control_plane, name, grows=grows)
     return Hands(dpojobs, NAMESPACE)
 
 
@@ -35,18 +34,6 @@ def operator(
     log: Path = tmp_path_factory.mktemp("volumes") / "operator.log"
     with running(OperatorProcess(control_plane.kubeconfig, NAMESPACE, log)) as process:
         yield process
-
-
-def bind(plane: ControlPlane, hands: Hands, claim: str, *, size: str, kind: str) -> None:
-    """What a provisioner does: a volume for the claim."""
-    found = wait_until(f"claim {claim}", lambda: hands.get("persistentvolumeclaims", claim))
-    spec = {
-        "capacity": {"storage": size}, "accessModes": found["spec"]["accessModes"], "storageClassName": kind,
-        "claimRef": {"namespace": NAMESPACE, "name": claim, "uid": found["metadata"]["uid"]},
-        "persistentVolumeReclaimPolicy": "Retain", "hostPath": {"path": f"/nonexistent/{claim}"},
-    }  # fmt: skip
-    plane.apply({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": claim}, "spec": spec})
-    wait_until("bound claim", lambda: hands.get("persistentvolumeclaims", claim)["status"]["phase"] == "Bound")
 
 
 def volume(kind: str, size: str = "1Gi", **more: str) -> dict[str, Any]:
