@@ -18,12 +18,16 @@ INPUTS_CLAIM = "inputs"
 
 
 def install(cluster: Cluster) -> None:
-    """Install or upgrade the chart with the images of this checkout, and wait for the operator."""
+    """Install or upgrade the chart with the images of this checkout, and wait for the operator.
+
+    It runs on the CPU node, as where GPU nodes are tainted: a lost GPU node takes ranks alone.
+    """
     cluster.helm(
         "upgrade", "--install", RELEASE, REPOSITORY / "charts" / "dpo-operator",
         "--namespace", SYSTEM_NAMESPACE, "--create-namespace",
         "--set", "operator.image.repository=dpo-operator,operator.image.tag=dev,operator.image.pullPolicy=IfNotPresent",
         "--set", "trainer.image.repository=dpo-trainer,trainer.image.tag=dev,trainer.image.pullPolicy=IfNotPresent",
+        "--set", r"nodeSelector.kubernetes\.io/hostname=n1",
         "--wait", "--timeout", "120s",
     )  # fmt: skip
 

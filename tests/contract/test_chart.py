@@ -214,7 +214,11 @@ def test_placement_reaches_the_pod() -> None:
     template = rendered.one("Deployment")["spec"]["template"]
     pod = template["spec"]
     assert pod["nodeSelector"] == {"disk": "ssd"}
-    assert pod["tolerations"] == [{"key": "infra", "operator": "Exists"}]
+    assert pod["tolerations"][0] == {"key": "infra", "operator": "Exists"}
+    assert [(t["key"], t["tolerationSeconds"]) for t in pod["tolerations"][1:]] == [
+        ("node.kubernetes.io/not-ready", 15),
+        ("node.kubernetes.io/unreachable", 15),
+    ]
     assert pod["priorityClassName"] == "high"
     assert pod["imagePullSecrets"] == [{"name": "pull"}]
     assert pod["affinity"] == {"nodeAffinity": {"x": "y"}}

@@ -52,8 +52,12 @@ def _is_finished_phase(job: ChildJob, status: DPOJobStatus) -> bool:
 
 
 def removals(stale: Stale, status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
-    """Deletions that take stale objects away; none for what is already going in its own time."""
-    actions: list[Action] = [Delete("Job", job.name, job.uid) for job in stale.jobs if not job.deleting]
+    """Deletions that take stale objects away; none for what is already going in its own time.
+
+    Pods come before their Job, with which they would get their whole grace period: a kubelet that has begun with that may
+    keep to it. The Job makes no others meanwhile.
+    """
+    actions: list[Action] = []
     parents = {(job.phase, job.attempt) for job in seen.jobs}
     for pod in stale.pods:
         grace = _grace(pod, status)
@@ -62,6 +66,7 @@ def removals(stale: Stale, status: DPOJobStatus, seen: Observed) -> tuple[Action
         elif not pod.deleting and (grace is not None or (pod.phase, pod.attempt) not in parents):
             # Without a Job, nobody else would ever delete it.
             actions.append(Delete("Pod", pod.name, pod.uid, grace))
+    actions += [Delete("Job", job.name, job.uid) for job in stale.jobs if not job.deleting]
     return tuple(actions)
 
 

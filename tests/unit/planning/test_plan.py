@@ -166,8 +166,9 @@ def test_old_attempt_goes_before_the_new_one_is_made():
     status = decide(a_status(), a_view(a_child(), a_pod(0), ended(1, 137))).status
     going = decide(status, a_view(a_child(), a_pod(0), ended(1, 137)))
     assert going.actions == (
-        Delete("Job", "pairs-train-1", "uid-pairs-train-1"),
+        # The pod first: with its Job it would get its whole grace period.
         Delete("Pod", "pairs-train-1-0", "uid-pairs-train-1-0", 10),
+        Delete("Job", "pairs-train-1", "uid-pairs-train-1"),
     )
     assert going.requeue_after == 1.0
     # The Job is gone, one pod is still saving or stuck: nothing is made.
