@@ -35,6 +35,7 @@ STATUS: dict[str, Any] = {
     "attempts": {"prepare": 1, "train": 2},
     "workers": {"desired": 2, "ready": 2},
     "progress": {"attempt": 2, "step": 3, "maxSteps": 10},
+    "volume": {"claimName": "w", "claimUid": "u", "folder": "f", "capacityBytes": 10**11, "freeBytes": 10**10},
 }
 RESTART = Restart(
     time="2026-01-01T00:00:00Z", phase="train", attempt=1, reason="Killed", failure_class="counted", step=1

@@ -175,6 +175,15 @@ def _speed() -> Row:
                 minimum=0,
             ),
             Panel(
+                "Slowest rank",
+                "How many times as long the slowest rank takes for the same work as the median of the others; all wait for "
+                "it. From 1.5 on an event names it and its node. 0: nothing to compare yet.",
+                (Query(f"{newest('dpo_train_rank_slowdown_ratio', by='rank')} or vector(0)", "rank {{rank}}"),),
+                minimum=0,
+                steps=((None, "blue"), (1.5, "red")),
+                line=True,
+            ),
+            Panel(
                 "Throughput",
                 "Pairs trained on each second, all ranks together.",
                 (Query(rate("dpo_train_pairs_total"), "pairs"),),
@@ -218,6 +227,16 @@ def _speed() -> Row:
                     ),
                 ),
                 unit="s",
+                minimum=0,
+            ),
+            Panel(
+                "Room on the volume",
+                "What may still be written of the claim's file system. A save that does not fit fails; an event comes before.",
+                (
+                    Query(newest("dpojob_volume_free_bytes"), "free"),
+                    Query(newest("dpojob_volume_capacity_bytes"), "size"),
+                ),
+                unit="bytes",
                 minimum=0,
             ),
             Panel(
