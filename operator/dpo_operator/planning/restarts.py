@@ -27,6 +27,10 @@ SOURCE_BACKOFF_FACTOR = 5
 def after_failure(status: DPOJobStatus, failure: Failure, policy: FailurePolicy, at: Moment) -> Plan:
     """Count the failure, and decide on the next attempt. Nothing is created or deleted: that is the next plan's."""
     status = _with_progress(status, failure)
+    # More is said after it.
+    failure = replace(
+        failure, message=failure.message.rstrip() + ("" if failure.message.rstrip()[-1:] in ".!?" else ".")
+    )
     failure, by_rule = judged(failure, policy)
     if failure.failure_class == "configuration":
         return give_up(status, failure.reason, failure.message, at)
