@@ -55,16 +55,17 @@ bench-checkpoints: $(VENV)/.ready ## how long training waits for checkpoints, be
 	@$(BIN)/python -m benchmarks.checkpoints $(BENCH)
 
 .PHONY: bench-operator
-bench-operator: $(VENV)/.ready ## the operator on a real API server: 100 jobs at once, a good job among 1,000 bad ones, time to see an exit
+bench-operator: $(VENV)/.ready ## the operator on a real API server: 100 jobs at once, a good job among 1,000 bad ones, time to see an exit; then bench-recovery
 	@$(BIN)/python -m benchmarks.operator $(BENCH)
-
-.PHONY: test
-test: $(VENV)/.ready ## every tier of the tests, with all their set-up
-	@$(BIN)/python -m tests.run_tiers
+	@$(BIN)/python -m benchmarks.recovery $(BENCH)
 
 .PHONY: bench-recovery
 bench-recovery: $(VENV)/.ready ## a real cluster: ranks killed and stopped, nodes lost; how soon the job trains again (30 min)
 	@$(BIN)/python -m benchmarks.recovery $(BENCH)
+
+.PHONY: test
+test: $(VENV)/.ready ## every tier of the tests, with all their set-up
+	@$(BIN)/python -m tests.run_tiers
 
 .PHONY: faults
 faults: $(VENV)/.ready ## inject every fault of the matrix for real; FAULTS="17 34" some of them; prints the table of docs/faults.md

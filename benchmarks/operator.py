@@ -28,6 +28,8 @@ from tests.cluster.rig import fixture
 from tests.cluster.rig.control_plane import ControlPlane
 
 JOBS, BAD_JOBS, EXITS = 100, 1000, 20
+# Good jobs that are timed, without and with the bad ones.
+TIMES = 10
 # What a job leaves for the garbage collector.
 KINDS = ("dpojobs", "jobs", "pods", "services", "networkpolicies", "poddisruptionbudgets")
 # What the first phase of a job gets.
@@ -191,12 +193,12 @@ def good_among_bad(bench: Bench) -> list[Figure]:
         return time.monotonic() - began
 
     with running(operator):
-        alone = statistics.median(children_of(f"alone-{i}") for i in range(5))
+        alone = statistics.median(children_of(f"alone-{i}") for i in range(TIMES))
         # Written while the operator is stopped, so that all of them come at once, and the good one is the last.
         operator.stop()
         applied(bench, hands.namespace, {f"bad-{i}": UNSUPPORTED for i in range(BAD_JOBS)})
         operator.start()
-        crowded = [children_of(f"good-{i}") for i in range(5)]
+        crowded = [children_of(f"good-{i}") for i in range(TIMES)]
         began = time.monotonic()
         refused = Requests(bench.plane)
 
@@ -257,7 +259,7 @@ def measured(times: int) -> list[Figure]:
 def main() -> int:
     """Exit status 1 when a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--times", type=int, default=3, help="runs with 100 jobs; default: %(default)s")
+    parser.add_argument("--times", type=int, default=10, help="runs with 100 jobs; default: %(default)s")
     arguments = parser.parse_args()
     figures = measured(arguments.times)
     Console().print(table(figures))
