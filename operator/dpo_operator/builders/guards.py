@@ -22,7 +22,10 @@ METADATA_ADDRESSES = ("169.254.169.254/32", "fd00:ec2::254/128")
 
 def build_guards(job: DPOJob, phase: names.Phase, metrics_namespaces: Sequence[str]) -> tuple[Manifest, ...]:
     """What guards the pods of a phase. metrics_namespaces: those from which /metrics and /status may be read; none: all."""
-    guards = [build_budget(job), build_pod_group(job)] if phase == "train" else []
+    guards = [build_budget(job)] if phase == "train" else []
+    if phase != "export":
+        # Before the ranks', so that a queue that is not installed is told of before the model is downloaded.
+        guards.append(build_pod_group(job))
     if job.spec.pod.network.isolate:
         build_policy = build_prepare_policy if phase == "prepare" else build_rank_policy
         guards.append(build_policy(job, metrics_namespaces))

@@ -101,7 +101,7 @@ def test_isolation_can_be_turned_off():
 def test_all_guards_go_with_their_job():
     job = a_job(queue={"kind": "Volcano"})
     guards = [guard for phase in ("prepare", "train", "export") for guard in build_guards(job, phase, ())]
-    assert len(guards) == 5
+    assert len(guards) == 6
     for guard in guards:
         assert guard["metadata"]["ownerReferences"][0]["uid"] == UID
         assert guard["metadata"]["namespace"] == "default"
