@@ -1,8 +1,8 @@
 """The operator under the chart's own rights, through all that can happen to a job: it needs each of them, and no other."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -218,11 +218,10 @@ def requests_of_the_operator(plane: ControlPlane) -> tuple[set[Right], list[str]
 def test_every_right_is_used_and_none_is_missed(plane: ControlPlane, life: Life, settings: tuple[str, ...]) -> None:
     for step in SCENARIO:
         step(life)
-    end = time.monotonic() + 20
-    # The log is written after the answer, and a restarted job's old pods are dealt with in their own time.
-    while (found := requests_of_the_operator(plane))[0] != granted(settings) and time.monotonic() < end:
-        time.sleep(0.5)
-    used, forbidden = found
+    with suppress(AssertionError):  # what is missing is told below
+        # The log is written after the answer, and a restarted job's old pods are dealt with in their own time.
+        wait_until("use of all", lambda: requests_of_the_operator(plane)[0] == granted(settings), 20)
+    used, forbidden = requests_of_the_operator(plane)
     assert forbidden == [], life.operator.log.read_text(errors="replace")[-4000:]
     assert used == granted(settings)
 

@@ -44,7 +44,8 @@ class Heartbeats:
 
     async def observe(self, reader: ProgressReader, job: DPOJob, status: DPOJobStatus, seen: Observed) -> Observed:
         """What was seen, with the newest progress of the current attempt and the time without any."""
-        assert status.phase is not None
+        if status.phase is None or status.is_final:
+            return seen
         pods = seen.pods_of(status.phase, status.attempt)
         if (status.phase, status.attempt) != self._attempt:
             self._forget(status)

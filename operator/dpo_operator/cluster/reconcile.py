@@ -161,7 +161,7 @@ class Reconciler:
         if is_fresh:
             seen = await memory.startup.observe(self._client, running, status, seen)
         seen = await self._with_guards(running, status, seen, memory)
-        seen = await self._with_progress(running, status, seen, memory)
+        seen = await memory.heartbeats.observe(self._reader, running, status, seen)
         now = datetime.now(UTC)
         seen = self._with_turn(key, running, status, seen, memory, now)
         decision = plan(job, status, seen, now, self._settings)
@@ -179,7 +179,7 @@ class Reconciler:
         if isinstance(job, Problems) or not conditions.is_true(status.conditions, conditions.RUNNING):
             return False, None
         running = resizing.as_running(job, status, memory.seen)
-        seen = await self._with_progress(running, status, memory.seen, memory)
+        seen = await memory.heartbeats.observe(self._reader, running, status, memory.seen)
         decision = plan(job, status, seen, datetime.now(UTC), self._settings)
         news = decision.actions or decision.events or memory.heartbeats.has_news
         if memory.dirty or news or decision.requeue_after is None:
@@ -205,11 +205,6 @@ class Reconciler:
             return seen
         memory.guarded, memory.guards_at = status.phase, time.monotonic()
         return replace(seen, guards=await observe_guards(self._client, job, status.phase))
-
-    async def _with_progress(self, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory) -> Observed:
-        if status.phase is None or status.is_final:
-            return seen
-        return await memory.heartbeats.observe(self._reader, job, status, seen)
 
     def _with_turn(
         self, key: Key, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory, now: datetime

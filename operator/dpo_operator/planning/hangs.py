@@ -9,6 +9,7 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.planning.actions import Event
 from dpo_operator.planning.failures import HANG, Failure
 from dpo_operator.planning.observed import ChildPod, Observed
+from dpo_operator.planning.progress import last_step
 
 # How long rank 0's pod may say nothing before that is worth a warning.
 SILENT_SECONDS = 30.0
@@ -19,11 +20,11 @@ def hang(status: DPOJobStatus, seen: Observed, pods: Sequence[ChildPod], timeout
     stalled = seen.stalled_seconds
     if status.phase != "train" or stalled is None or stalled < timeout:
         return None
-    step = status.progress.step if status.progress and status.progress.attempt == status.attempt else 0
+    step = last_step(status)
     hung = [_place(pod) for pod in pods if pod.index in seen.hung]
     what = f"{', '.join(hung)} did not answer" if hung else "all pods run"
     message = f"train attempt {status.attempt}: no step was finished for {stalled:.0f} s after step {step}; {what}. {stacks(status)}"
-    return Failure(HANG, "counted", message, step=step)
+    return Failure(HANG, "counted", message)
 
 
 def patience(job: DPOJob, status: DPOJobStatus, seen: Observed) -> float:

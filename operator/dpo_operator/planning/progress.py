@@ -18,6 +18,11 @@ WRITE_INTERVAL = timedelta(seconds=5)
 MAX_DROP_REASONS = 32
 
 
+def last_step(status: DPOJobStatus) -> int:
+    """The step that the current attempt was last seen at, 0 before its first reading."""
+    return status.progress.step if status.progress and status.progress.attempt == status.attempt else 0
+
+
 def number(value: float | None) -> str | None:
     """Four digits after the point, or in exponent form where that would show nothing."""
     if value is None:

@@ -47,10 +47,9 @@ def refusal(job: DPOJob, seen: Observed) -> str:
 
 def resize(status: DPOJobStatus, job: DPOJob, child: ChildJob, at: Moment) -> Plan:
     """The next attempt, in the new size. The pods of this one stop with their whole grace period, and so save first."""
-    step = status.progress.step if status.progress and status.progress.attempt == status.attempt else 0
     message = f"Training goes on in size {wanted_size(job)} (nodes x GPUs of each) instead of {child.size}."
     status = transitions.mark(status, at, c.RESIZED, True, c.RESIZED, message)
-    return restarts.planned(status, c.RESIZED, message, step, at)
+    return restarts.planned(status, c.RESIZED, message, at)
 
 
 def refuse(decision: Plan, child: ChildJob, why: str, at: Moment) -> Plan:

@@ -12,6 +12,7 @@ from dpo_operator.api.status import MAX_HISTORY, MAX_HISTORY_MESSAGE, DPOJobStat
 from dpo_operator.planning import transitions
 from dpo_operator.planning.actions import Event, Plan
 from dpo_operator.planning.failures import Failure
+from dpo_operator.planning.progress import last_step
 from dpo_operator.planning.transitions import Moment
 
 # Training that fails again and again without getting further is broken, not unlucky (NVRx stops after three, too).
@@ -26,11 +27,9 @@ SOURCE_BACKOFF_FACTOR = 5
 
 def after_failure(status: DPOJobStatus, failure: Failure, policy: FailurePolicy, at: Moment) -> Plan:
     """Count the failure, and decide on the next attempt. Nothing is created or deleted: that is the next plan's."""
+    # A killed process has no last words, and more is said after its message.
+    failure = replace(failure, step=max(failure.step, last_step(status)), message=_sentence(failure.message))
     status = _with_progress(status, failure)
-    # More is said after it.
-    failure = replace(
-        failure, message=failure.message.rstrip() + ("" if failure.message.rstrip()[-1:] in ".!?" else ".")
-    )
     failure, by_rule = judged(failure, policy)
     if failure.failure_class == "configuration":
         return give_up(status, failure.reason, failure.message, at)
@@ -107,9 +106,11 @@ def _restart(status: DPOJobStatus, failure: Failure, policy: FailurePolicy, at: 
     return _told(restarted, "Warning", failure.reason, message, at)
 
 
-def planned(status: DPOJobStatus, reason: str, message: str, step: int, at: Moment) -> Plan:
+def planned(status: DPOJobStatus, reason: str, message: str, at: Moment) -> Plan:
     """The next attempt without a failure: it's told like a restart, counts against nothing, and begins at once."""
-    return _told(_next_attempt(status, reason, message, step, at, "planned"), "Normal", reason, message, at)
+    return _told(
+        _next_attempt(status, reason, message, last_step(status), at, "planned"), "Normal", reason, message, at
+    )
 
 
 def _next_attempt(
@@ -129,7 +130,7 @@ def _next_attempt(
         attempt=status.attempt,
         reason=reason,
         failure_class=kind,
-        step=max(step, _read_step(status)) if status.phase == "train" else 0,
+        step=step if status.phase == "train" else 0,
         message=shorten(message, MAX_HISTORY_MESSAGE),
     )
     status = transitions.changed(
@@ -166,19 +167,19 @@ def backoff_seconds(history: list[Restart], reason: str, policy: FailurePolicy, 
     return float(min(longest, first * 2**exponent)) if exponent >= 0 else 0.0
 
 
-def _read_step(status: DPOJobStatus) -> int:
-    """The step that the current attempt was last seen at: a killed process has no last words."""
-    return status.progress.step if status.progress and status.progress.attempt == status.attempt else 0
+def _sentence(text: str) -> str:
+    """A text with an end."""
+    text = text.rstrip()
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _with_progress(status: DPOJobStatus, failure: Failure) -> DPOJobStatus:
-    """The status with the furthest step that is known of, from the pods' last words or the last reading."""
+    """The status with the furthest step that is known of."""
     if status.phase != "train":
         return status
-    step = max(failure.step, _read_step(status))
-    if step <= status.best_step:
+    if failure.step <= status.best_step:
         return status
-    return transitions.changed(status, best_step=step, restarts_without_progress=0)
+    return transitions.changed(status, best_step=failure.step, restarts_without_progress=0)
 
 
 def _within_window(times: list[int], policy: FailurePolicy, now: datetime) -> list[int]:

@@ -5,84 +5,19 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.reports import Termination
 from dpo_trainer.gang import Gang, Patience
 from dpo_trainer.launch import KEEP_FREED, World, cpu_limit
 from dpo_trainer.stacks import Stacks
 from dpo_trainer.workdir import WorkDir
+from tests.unit.trainer.launched import Pod, wait_for
 
 pytestmark = pytest.mark.unit
-
-PRELUDE = """
-import json, os, signal, sys, time
-from pathlib import Path
-rank = int(os.environ["LOCAL_RANK"])
-out = Path(os.environ["OUT"])
-def leave(code, message=""):
-    from dpo_trainer import outcome
-    outcome.write_termination(Path(os.environ["DPO_TERMINATION_LOG"]), outcome.termination("train", 1, code, message, rank=rank))
-    os._exit(code)
-def others(): # all ranks have got as far as this
-    (out / f"here-{rank}").touch()
-    while len(list(out.glob("here-*"))) < int(os.environ["LOCAL_WORLD_SIZE"]): time.sleep(0.01)
-"""
-
-
-class Pod:
-    """A launcher in a process of its own, whose ranks run a script."""
-
-    def __init__(self, folder: Path, script: str, ranks: int, **environment: str) -> None:
-        path = folder / "rank.py"
-        path.write_text(PRELUDE + textwrap.dedent(script))
-        self.log = folder / "termination.json"
-        body = (
-            "import sys; from pathlib import Path; from dpo_trainer import gang, launch\n"
-            "patience = gang.Patience(notice=0.5, end=1.0, dump=0.5, collect=0.5, together=1.0)\n"
-            f"sys.exit(launch.run(Path('job'), Path({str(folder)!r}), [sys.executable, {str(path)!r}], patience))"
-        )
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", body],
-            env={
-                **os.environ,
-                "OUT": str(folder),
-                "PET_NPROC_PER_NODE": str(ranks),
-                "DPO_TERMINATION_LOG": str(self.log),
-                **environment,
-            },
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def wait(self) -> tuple[int, str, Termination | None]:
-        """Exit code, what was said, and the last words."""
-        said = self.process.communicate(timeout=60)[1]
-        words = Termination.from_text(self.log.read_text()) if self.log.exists() else None
-        return self.process.returncode, said, words
-
-
-@pytest.fixture
-def started(tmp_path: Path) -> Iterator[list[Pod]]:
-    pods: list[Pod] = []
-    yield pods
-    for pod in pods:
-        if pod.process.poll() is None:
-            pod.process.kill()
-            pod.process.wait()
-
-
-def wait_for(condition, seconds: float = 30.0) -> None:  # type: ignore[no-untyped-def]
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "did not happen in time"
-        time.sleep(0.02)
 
 
 def test_ranks_get_torchruns_variables(tmp_path: Path, started: list[Pod]):

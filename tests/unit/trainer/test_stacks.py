@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from dpo_trainer import stacks
 from dpo_trainer.stacks import MAX_BYTES, Stacks
 from dpo_trainer.workdir import WorkDir
-from tests.unit.trainer.test_launch import Pod, wait_for
+from tests.unit.trainer.launched import Pod, wait_for
 
 pytestmark = pytest.mark.unit
 
@@ -40,16 +39,6 @@ def works():
     while True: time.sleep(0.01)
 works()
 """
-
-
-@pytest.fixture
-def started() -> Iterator[list[Pod]]:
-    pods: list[Pod] = []
-    yield pods
-    for pod in pods:
-        if pod.process.poll() is None:
-            pod.process.kill()
-            pod.process.wait()
 
 
 def begun(folder: Path, pods: list[Pod], script: str, ranks: int = 2, **environment: str) -> Pod:

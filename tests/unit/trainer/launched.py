@@ -1,0 +1,63 @@
+"""Launchers in processes of their own, with scripts as ranks."""
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+from dpo_operator.api.reports import Termination
+
+PRELUDE = """
+import json, os, signal, sys, time
+from pathlib import Path
+rank = int(os.environ["LOCAL_RANK"])
+out = Path(os.environ["OUT"])
+def leave(code, message=""):
+    from dpo_trainer import outcome
+    outcome.write_termination(Path(os.environ["DPO_TERMINATION_LOG"]), outcome.termination("train", 1, code, message, rank=rank))
+    os._exit(code)
+def others(): # all ranks have got as far as this
+    (out / f"here-{rank}").touch()
+    while len(list(out.glob("here-*"))) < int(os.environ["LOCAL_WORLD_SIZE"]): time.sleep(0.01)
+"""
+
+
+class Pod:
+    """A launcher in a process of its own, whose ranks run a script."""
+
+    def __init__(self, folder: Path, script: str, ranks: int, **environment: str) -> None:
+        path = folder / "rank.py"
+        path.write_text(PRELUDE + textwrap.dedent(script))
+        self.log = folder / "termination.json"
+        body = (
+            "import sys; from pathlib import Path; from dpo_trainer import gang, launch\n"
+            "patience = gang.Patience(notice=0.5, end=1.0, dump=0.5, collect=0.5, together=1.0)\n"
+            f"sys.exit(launch.run(Path('job'), Path({str(folder)!r}), [sys.executable, {str(path)!r}], patience))"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", body],
+            env={
+                **os.environ,
+                "OUT": str(folder),
+                "PET_NPROC_PER_NODE": str(ranks),
+                "DPO_TERMINATION_LOG": str(self.log),
+                **environment,
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def wait(self) -> tuple[int, str, Termination | None]:
+        """Exit code, what was said, and the last words."""
+        said = self.process.communicate(timeout=60)[1]
+        words = Termination.from_text(self.log.read_text()) if self.log.exists() else None
+        return self.process.returncode, said, words
+
+
+def wait_for(condition, seconds: float = 30.0) -> None:  # type: ignore[no-untyped-def]
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.02)
