@@ -109,6 +109,7 @@ def suspended_and_resumed(life: Life) -> None:
     wait_until("no job", lambda: not life.hands.children("jobs", "paused"))
     life.hands.patch("dpojobs", "paused", {"spec": {"suspend": False}})
     life.hands.pods("paused", "prepare", 2, 1)
+    wait_until("note of it", lambda: life.hands.status("paused").get("activeJob", {}).get("name") == "paused-prepare-2")
     # Pods that have lost their Job: nobody but the operator deletes them.
     life.hands.delete("jobs", "paused-prepare-2", propagationPolicy="Orphan")
     life.hands.pods("paused", "prepare", 3, 1)

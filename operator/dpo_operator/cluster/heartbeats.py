@@ -18,6 +18,8 @@ from dpo_operator.planning.observed import ChildPod, Observed
 
 # Pods that are asked when rank 0's is silent. Steps are taken together, so one that answers is enough.
 OTHERS = 3
+# A pod that can't be reached costs a connection's time-out each time, so it's asked again after a wait that doubles, seconds.
+FIRST_WAIT, LONGEST_WAIT = 3.0, 30.0
 
 Answer = Progress | Silence
 
@@ -36,6 +38,7 @@ class Heartbeats:
     _attempt: tuple[Phase | None, int] = (None, 0)
     _marks: dict[int, object] = field(default_factory=dict)
     _hung: set[int] = field(default_factory=set)
+    _waits: dict[int, tuple[float, float]] = field(default_factory=dict)
     _furthest: int = 0
     _moved_at: float | None = None
     _silent_since: float | None = None
@@ -49,7 +52,9 @@ class Heartbeats:
         pods = seen.pods_of(status.phase, status.attempt)
         if (status.phase, status.attempt) != self._attempt:
             self._forget(status)
-        asked = [pod for pod in pods if pod.running and not pod.deleting and pod.ip]
+        # After a failure the attempt is over, whatever the others say; one that is gone, too, would only delay that.
+        failed = any(pod.ended and not pod.succeeded for pod in pods)
+        asked = [] if failed else [pod for pod in pods if pod.running and not pod.deleting and pod.ip]
         answers = await self._ask(reader, status, asked, ports_of(job, status.phase).metrics)
         told = {index: answer for index, answer in answers.items() if isinstance(answer, Progress)}
         read = told.get(0) or max(told.values(), key=lambda progress: progress.step, default=None)
@@ -78,8 +83,11 @@ class Heartbeats:
         """Answers by node rank; none without rank 0's pod."""
 
         async def ask(some: Sequence[ChildPod]) -> dict[int, Answer]:
-            answers = await asyncio.gather(*(reader.read(pod.ip, port) for pod in some))
-            return {pod.index: _current(answer, status) for pod, answer in zip(some, answers, strict=True)}
+            due = [pod for pod in some if self._waits.get(pod.index, (0.0, 0.0))[0] <= self.clock()]
+            answers = await asyncio.gather(*(reader.read(pod.ip, port) for pod in due))
+            told = {pod.index: _current(answer, status) for pod, answer in zip(due, answers, strict=True)}
+            self._put_off(told)
+            return {pod.index: Silence.UNREACHABLE for pod in some} | told
 
         if not pods or pods[0].index != 0:
             return {}
@@ -88,6 +96,14 @@ class Heartbeats:
             return await ask([*first, *others])
         answers = await ask(first)
         return answers if isinstance(answers[0], Progress) else answers | await ask(others)
+
+    def _put_off(self, told: dict[int, Answer]) -> None:
+        """When to ask these pods again. A process that is known to hang answers as one that can't be reached, too."""
+        for index, answer in told.items():
+            _, waited = self._waits.pop(index, (0.0, 0.0))
+            if answer is Silence.UNREACHABLE and index not in self._hung:
+                wait = min(2 * waited, LONGEST_WAIT) or FIRST_WAIT
+                self._waits[index] = (self.clock() + wait, wait)
 
     def _stalled(self, status: DPOJobStatus, answers: dict[int, Answer]) -> float | None:
         """Seconds without a change, or None when that can't be told."""
@@ -131,7 +147,7 @@ class Heartbeats:
     def _forget(self, status: DPOJobStatus) -> None:
         """All clocks start anew: another attempt, or not all ranks run."""
         self._attempt = (status.phase, status.attempt)
-        self._marks, self._hung, self._furthest = {}, set(), 0
+        self._marks, self._hung, self._waits, self._furthest = {}, set(), {}, 0
         self._moved_at, self._silent_since, self._said, self._news = None, None, False, ()
 
 

@@ -148,7 +148,8 @@ class ChildPod(Labelled):
     """A trainer pod.
 
     disruption: reason of the DisruptionTarget condition (eviction, preemption, lost node). waiting: reason and message
-    of a container that can't start. unscheduled: the scheduler's message.
+    of a container that can't start. unscheduled: the scheduler's message. orphan: without a Job, as after a deletion of its
+    Job alone.
     """
 
     index: int = 0
@@ -165,6 +166,7 @@ class ChildPod(Labelled):
     grace_seconds: int = 30
     deleting_seconds: float = 0.0
     failed_seconds: float = 0.0
+    orphan: bool = False
 
     @property
     def succeeded(self) -> bool:
@@ -211,6 +213,7 @@ class ChildPod(Labelled):
             grace_seconds=metadata.get("deletionGracePeriodSeconds") or 0,
             deleting_seconds=deleting_seconds,
             failed_seconds=failed_seconds,
+            orphan=owner_uid(raw) is None,
         )
 
 

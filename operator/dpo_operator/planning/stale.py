@@ -30,14 +30,18 @@ class Stale:
 
 
 def find_stale(status: DPOJobStatus, seen: Observed) -> Stale:
-    """Everything but the current attempt and the finished Jobs of the phases before it, which keep their logs."""
+    """Everything but the current attempt and the finished Jobs of the phases before it, which keep their logs.
+
+    A pod that lost its Job belongs to no attempt, not even to one whose Job is made anew under the same name.
+    """
     kept = {job.uid for job in seen.jobs if _is_current(job, status) or _is_finished_phase(job, status)}
     jobs = tuple(job for job in seen.jobs if job.uid not in kept)
     kept_attempts = {(job.phase, job.attempt) for job in seen.jobs if job.uid in kept}
     pods = tuple(
         pod
         for pod in seen.pods
-        if not _is_current(pod, status) and not ((pod.phase, pod.attempt) in kept_attempts and pod.ended)
+        if pod.orphan
+        or (not _is_current(pod, status) and not ((pod.phase, pod.attempt) in kept_attempts and pod.ended))
     )
     return Stale(jobs, pods)
 
@@ -63,7 +67,7 @@ def removals(stale: Stale, status: DPOJobStatus, seen: Observed) -> tuple[Action
         grace = _grace(pod, status)
         if pod.deleting and grace is not None and grace < pod.grace_seconds:
             actions.append(Delete("Pod", pod.name, pod.uid, grace))
-        elif not pod.deleting and (grace is not None or (pod.phase, pod.attempt) not in parents):
+        elif not pod.deleting and (grace is not None or pod.orphan or (pod.phase, pod.attempt) not in parents):
             # Without a Job, nobody else would ever delete it.
             actions.append(Delete("Pod", pod.name, pod.uid, grace))
     actions += [Delete("Job", job.name, job.uid) for job in stale.jobs if not job.deleting]

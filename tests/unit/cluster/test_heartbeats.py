@@ -13,11 +13,11 @@ from dataclasses import replace
 import pytest
 
 from dpo_operator.api import conditions as c
-from dpo_operator.cluster.heartbeats import OTHERS, Heartbeats
+from dpo_operator.cluster.heartbeats import LONGEST_WAIT, OTHERS, Heartbeats
 from dpo_operator.cluster.progress import ProgressReader, Silence
 from dpo_operator.planning.hangs import SILENT_SECONDS
 from dpo_operator.planning.progress import progress_status
-from tests.unit.planning.build import NOON, a_child, a_job, a_pod, a_reading, a_status, a_view
+from tests.unit.planning.build import NOON, a_child, a_job, a_pod, a_reading, a_status, a_view, ended
 
 pytestmark = pytest.mark.unit
 
@@ -196,7 +196,7 @@ def test_rank_0_silent_while_others_go_on_is_a_warning_and_no_stall():
         in event.message
     )
     # After an answer, the next silence is news again.
-    cluster.look(3, r0=a_reading(60))
+    cluster.look(LONGEST_WAIT, r0=a_reading(60))
     assert cluster.asked == [0, 1]
     cluster.look(3, r0=UNREACHABLE, r1=a_reading(61))
     cluster.look(SILENT_SECONDS, r1=a_reading(62))
@@ -252,6 +252,38 @@ def test_few_pods_of_a_large_gang_are_asked():
     cluster = Cluster(64)
     cluster.look(**{f"r{index}": HUNG for index in range(64)})
     assert cluster.asked == list(range(1 + OTHERS))
+
+
+@pytest.mark.fault(35)
+def test_pods_that_can_not_be_reached_are_asked_less_and_less_often():
+    cluster = Cluster()
+    times = []
+    for _ in range(200):
+        cluster.look(1, r0=UNREACHABLE, r1=UNREACHABLE)
+        times += [cluster.now] if cluster.asked else []
+    gaps = [later - sooner for sooner, later in zip(times, times[1:], strict=False)]
+    assert gaps == sorted(gaps)
+    assert (gaps[0], gaps[-1]) == (3, LONGEST_WAIT)
+    # Once it answers, it is asked every time.
+    cluster.look(LONGEST_WAIT, r0=a_reading(1))
+    cluster.look(1)
+    assert cluster.asked == [0]
+
+
+def test_a_process_that_hangs_is_asked_every_time():
+    cluster = Cluster(1)
+    cluster.look(r0=HUNG)
+    for _ in range(10):
+        cluster.look(1, r0=UNREACHABLE)
+        assert cluster.asked == [0]
+
+
+@pytest.mark.parametrize(("code", "asked"), [(137, []), (0, [0])])
+def test_nobody_is_asked_for_an_attempt_that_failed(code: int, asked: list[int]):
+    cluster = Cluster()
+    cluster.seen = a_view(a_child(), a_pod(), ended(1, code))
+    cluster.look(r0=a_reading(1))
+    assert cluster.asked == asked
 
 
 def test_prepare_warns_of_nothing():

@@ -215,6 +215,17 @@ def test_orphaned_pod_of_an_old_attempt_is_deleted():
     assert result.actions == (Delete("Pod", "pairs-train-1-0", "uid-pairs-train-1-0", None),)
 
 
+def test_pod_that_lost_its_job_is_deleted_even_when_that_job_is_made_again():
+    orphan = a_pod(0, orphan=True)
+    deletion = Delete("Pod", orphan.name, orphan.uid, None)
+    # Its Job was deleted alone before the status told of it: the same name is free, and the pod is nobody's.
+    assert decide(a_status(created=False), a_view(orphan)).actions == (deletion,)
+    assert decide(a_status(), a_view(orphan)).actions == (deletion,)
+    assert decide(a_status(), a_view(a_child(), orphan, a_pod(0, name="new", uid="new"))).actions == (deletion,)
+    gone = decide(a_status(created=False), a_view())
+    assert [action.name for action in gone.actions] == ["pairs-train-1"]
+
+
 @pytest.mark.parametrize(
     ("pod", "grace"),
     [
