@@ -78,6 +78,11 @@ class Hands:
         found: list[dict[str, Any]] = self.requests.send("GET", path).body["items"]
         return sorted(found, key=lambda item: str(item["metadata"]["name"]))
 
+    def all(self, kind: str) -> list[dict[str, Any]]:
+        """Every object of a kind."""
+        found: list[dict[str, Any]] = self.requests.send("GET", self.path(kind)).body["items"]
+        return found
+
     def status(self, job: str) -> dict[str, Any]:
         """Status of a DPOJob."""
         found = self.get("dpojobs", job)

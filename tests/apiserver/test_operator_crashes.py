@@ -28,7 +28,7 @@ pytestmark = pytest.mark.apiserver
 CRASHES = "operator-crashes"
 # Writes of a life with one restart: 5 children and 2 more attempts, about twice as many statuses and events.
 MOST_WRITES = 60
-AT_ONCE = 12
+AT_ONCE = 40
 
 
 class DeathError(Exception):

@@ -1,5 +1,6 @@
 """One cluster for all tests of this tier, with the chart installed and real inputs on a claim."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def spec() -> dict[str, Any]:
 @pytest.fixture
 def job(installed: Cluster, request: pytest.FixtureRequest) -> Iterator[Job]:
     """A job named after the test, deleted afterwards."""
-    name = str(request.node.name).removeprefix("test_").replace("_", "-")[:40].strip("-")
+    name = re.sub("[^a-z0-9]+", "-", str(request.node.name).removeprefix("test_"))[:40].strip("-")
     made = Job(installed, name)
     yield made
     made.delete()

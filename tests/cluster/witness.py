@@ -104,7 +104,7 @@ def ending(job: Job) -> dict[str, Any]:
         "dataset": status["dataset"],
         "steps": status["finalMetrics"]["step"],
         "export": status["export"],
-        "children": sorted({_kind_of(child) for child in children(job)}),
+        "children": sorted({_kind_of(child, job.name) for child in children(job)}),
     }
 
 
@@ -117,9 +117,10 @@ def children(job: Job) -> list[str]:
     return found.split()
 
 
-def _kind_of(child: str) -> str:
+def _kind_of(child: str, job: str) -> str:
+    """The kind, and of a Job the phase; neither the job's name nor the attempt."""
     kind, _, name = child.partition("/")
-    return f"{kind} {name.rstrip('0123456789')}" if kind.startswith("job") else kind
+    return f"{kind} {name.removeprefix(job).rstrip('0123456789')}" if kind.startswith("job") else kind
 
 
 def check(
