@@ -107,6 +107,7 @@ def one_round(job: Job, watch: Watch, fault: Callable[[], float]) -> Round:
     began = fault()
     decided, _ = watch.wait(lambda s: s["attempts"]["train"] > attempt, "decision")
     trains, _ = watch.wait(trains_as(attempt + 1), f"step of attempt {attempt + 1}")
+    print(f"attempt {attempt}: decided after {decided - began:.1f} s, trains after {trains - began:.1f} s", flush=True)
     return Round(decided - began, trains - began)
 
 
