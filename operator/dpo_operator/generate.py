@@ -16,7 +16,7 @@ import yaml
 
 from dpo_operator import reference
 from dpo_operator.api import crd
-from dpo_operator.dashboards import dashboard_queries, job
+from dpo_operator.dashboards import dashboard_queries, fleet, job
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CRD_FILE = Path("crds/dpo-operator.dev_dpojobs.yaml")
@@ -37,6 +37,7 @@ def files(root: Path = REPOSITORY) -> dict[Path, str]:
         CRD_FILE: f"# {NOTICE}api/.\n{_yaml(crd.crd())}",
         CHART / "templates" / "crd.yaml": _chart_crd(),
         CHART / "dashboards" / "dpo-job.json": json.dumps(job.dashboard(), indent=2) + "\n",
+        CHART / "dashboards" / "dpo-operator.json": json.dumps(fleet.dashboard(), indent=2) + "\n",
         CHART / "README.md": reference.with_values_table(readme, schema, values),
         Path("docs/reference/dpojob.md"): reference.dpojob_page(),
         Path("docs/reference/exit-codes.md"): reference.exit_codes_page(),

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dpo_operator.dashboards import dashboard_queries
+from dpo_operator.dashboards import dashboard_queries, operator_queries
 from tests.cluster import scenario
 from tests.cluster.scenario import Job
 
@@ -44,7 +44,7 @@ def test_end_to_end(job: Job, spec: dict[str, Any], undisturbed: dict[int, dict[
 
     for query in FIRST_METRICS:
         assert job.cluster.prometheus_query(query.format(name=job.name)), f"no data for {query}"
-    empty = unanswered(job, dashboard_queries(job.namespace, job.name))
+    empty = unanswered(job, [*dashboard_queries(job.namespace, job.name), *operator_queries()])
     assert not empty, "panels without data: " + "\n".join(empty)
 
     status = job.wait_for_state("Complete")

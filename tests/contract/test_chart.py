@@ -255,12 +255,14 @@ def test_monitors_stay_within_the_chosen_namespaces() -> None:
 
 
 def test_dashboards_are_config_maps_for_the_sidecar() -> None:
-    made = render("dashboards.namespace=grafana", "dashboards.annotations.folder=DPO").one("ConfigMap")
-    assert made["metadata"]["labels"]["grafana_dashboard"] == "1"
-    assert made["metadata"]["namespace"] == "grafana"
-    assert made["metadata"]["annotations"] == {"folder": "DPO"}
-    ((file, text),) = made["data"].items()
-    assert json.loads(text) == json.loads((CHART / "dashboards" / file).read_text(encoding="utf-8"))
+    found = render("dashboards.namespace=grafana", "dashboards.annotations.folder=DPO").all("ConfigMap")
+    assert len(found) == len(list((CHART / "dashboards").glob("*.json"))) == 2
+    for made in found:
+        assert made["metadata"]["labels"]["grafana_dashboard"] == "1"
+        assert made["metadata"]["namespace"] == "grafana"
+        assert made["metadata"]["annotations"] == {"folder": "DPO"}
+        ((file, text),) = made["data"].items()
+        assert json.loads(text) == json.loads((CHART / "dashboards" / file).read_text(encoding="utf-8"))
     assert render("dashboards.enabled=false").all("ConfigMap") == []
 
 

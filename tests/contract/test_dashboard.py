@@ -1,4 +1,4 @@
-"""The dashboard: its queries are PromQL over metrics that exist, and Grafana gets what it expects."""
+"""The dashboards: their queries are PromQL over metrics that exist, and Grafana gets what it expects."""
 
 import itertools
 import json
@@ -13,7 +13,7 @@ import yaml
 
 from dpo_operator.api.names import GROUP, LABEL_JOB
 from dpo_operator.api.status import State
-from dpo_operator.dashboards import dashboard_queries, fill_in, job
+from dpo_operator.dashboards import dashboard_queries, fill_in, fleet, job, operator_queries
 from dpo_operator.dashboards.catalogue import catalogue, series_names
 from dpo_operator.dashboards.panels import annotation_expressions, expressions
 from tests.cluster.rig.binaries import binary
@@ -21,9 +21,15 @@ from tests.cluster.rig.binaries import binary
 pytestmark = pytest.mark.contract
 
 DASHBOARD = job.dashboard()
-PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+BOTH = pytest.mark.parametrize("dashboard", [DASHBOARD, fleet.dashboard()], ids=lambda made: made["uid"])
 QUERIES = dashboard_queries("team-a", "helpful")
 ANNOTATIONS = [fill_in(query, "team-a", "helpful", "1m") for query in annotation_expressions(DASHBOARD)]
+
+OPERATOR_QUERIES = operator_queries()
+
+
+def panels(dashboard: dict[str, Any]) -> list[dict[str, Any]]:
+    return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
 def check(queries: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -41,9 +47,10 @@ def names_in(query: str) -> set[str]:
 
 
 def test_every_query_is_promql(tmp_path: Path) -> None:
-    result = check([*QUERIES, *ANNOTATIONS], tmp_path)
+    queries = [*QUERIES, *ANNOTATIONS, *OPERATOR_QUERIES]
+    result = check(queries, tmp_path)
     assert result.returncode == 0, result.stderr
-    assert f"{len(QUERIES) + len(ANNOTATIONS)} rules found" in result.stdout
+    assert f"{len(queries)} rules found" in result.stdout
 
 
 def test_promtool_would_find_an_error(tmp_path: Path) -> None:
@@ -51,7 +58,7 @@ def test_promtool_would_find_an_error(tmp_path: Path) -> None:
     assert check(["sum(rate(dpo_train_pairs_total[1m])"], tmp_path).returncode != 0
 
 
-@pytest.mark.parametrize("query", [*QUERIES, *ANNOTATIONS])
+@pytest.mark.parametrize("query", [*QUERIES, *ANNOTATIONS, *OPERATOR_QUERIES])
 def test_every_query_names_metrics_that_the_code_exports(query: str) -> None:
     used = names_in(query)
     assert used
@@ -68,7 +75,7 @@ def test_every_query_is_about_one_job() -> None:
 
 def test_labels_in_queries_are_labels_of_the_metrics() -> None:
     by_name = {name: metric for metric in catalogue() for name in metric.series}
-    for query in QUERIES:
+    for query in (*QUERIES, *OPERATOR_QUERIES):
         for grouped in re.findall(r"by \(([a-z_]+)\)", query):
             known = {label for name in names_in(query) for label in by_name[name].labels}
             # le is every histogram's; pod comes from the scrape.
@@ -82,34 +89,37 @@ def test_names_follow_prometheus_conventions() -> None:
         assert not set(metric.labels) & {"job", "instance", "step"}, metric.name
 
 
-def test_every_panel_says_what_it_shows() -> None:
-    for panel in PANELS:
+@BOTH
+def test_every_panel_says_what_it_shows(dashboard: dict[str, Any]) -> None:
+    for panel in panels(dashboard):
         assert panel["description"].endswith("."), panel["title"]
         assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
         assert panel["targets"], panel["title"]
         assert panel["type"] in ("stat", "gauge", "timeseries"), panel["title"]
 
 
-def test_panels_do_not_overlap() -> None:
+@BOTH
+def test_panels_do_not_overlap(dashboard: dict[str, Any]) -> None:
     def cells(panel: dict[str, Any]) -> Iterator[tuple[int, int]]:
         at = panel["gridPos"]
         assert at["x"] + at["w"] <= 24
         return itertools.product(range(at["x"], at["x"] + at["w"]), range(at["y"], at["y"] + at["h"]))
 
-    taken = [cell for panel in DASHBOARD["panels"] for cell in cells(panel)]
+    taken = [cell for panel in dashboard["panels"] for cell in cells(panel)]
     assert len(taken) == len(set(taken))
-    assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
-def test_every_variable_is_declared() -> None:
-    declared = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
-    assert declared == {"datasource", "namespace", "dpojob"}
-    used = set(re.findall(r"\$\{?(\w+)", json.dumps(DASHBOARD)))
+@BOTH
+def test_every_variable_is_declared(dashboard: dict[str, Any]) -> None:
+    declared = {variable["name"] for variable in dashboard["templating"]["list"]}
+    assert declared == {"datasource"} | ({"namespace", "dpojob"} if dashboard is DASHBOARD else set())
+    used = set(re.findall(r"\$\{?(\w+)", json.dumps(dashboard)))
     assert used - {"__rate_interval", "__interval"} == declared
 
 
 def test_what_a_user_wants_to_see_is_there() -> None:
-    titles = {panel["title"] for panel in PANELS}
+    titles = {panel["title"] for panel in panels(DASHBOARD)}
     assert titles >= {
         "State",
         "Progress",
@@ -123,6 +133,15 @@ def test_what_a_user_wants_to_see_is_there() -> None:
     assert titles >= {"Reward accuracy", "Time of a step", "Throughput", "Gradient norm", "Learning rate"}
     shown = {name for query in expressions(DASHBOARD) for name in names_in(query)}
     assert {"dpo_train_loss", "dpo_train_reward", "dpo_train_reward_margin", "dpo_eval_reward_margin"} <= shown
+
+
+def test_what_an_administrator_wants_to_see_is_there() -> None:
+    shown = {name for query in OPERATOR_QUERIES for name in names_in(query)}
+    # All that the operator exports of itself, but for its version, which only selects.
+    own = {m.name for m in catalogue() if m.name.startswith("dpojob_operator_")} - {"dpojob_operator_build_info"}
+    assert {name for name in own if not any(series.startswith(name) for series in shown)} == set()
+    assert any("dpojob_detection_seconds" in name for name in shown)
+    assert any("dpojob_recovery_seconds" in name for name in shown)
 
 
 def test_the_labels_of_the_scrape_are_the_labels_of_the_queries() -> None:

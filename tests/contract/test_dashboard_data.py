@@ -17,9 +17,10 @@ from prometheus_client import CollectorRegistry, start_http_server
 from dpo_operator.api.reports import CheckpointRef
 from dpo_operator.api.status import DPOJobStatus, Restart
 from dpo_operator.cluster.keys import Key
-from dpo_operator.dashboards import dashboard_queries, fill_in, job
+from dpo_operator.dashboards import dashboard_queries, fill_in, job, operator_queries
 from dpo_operator.dashboards.panels import annotation_expressions
 from dpo_operator.metrics import JobMetrics
+from dpo_operator.timings import Timings
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.workdir import WorkDir
 from tests.cluster.rig.binaries import binary
@@ -109,6 +110,8 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a Prometheus that has watched a short run; labels and honoring are those of the chart's monitors."""
     folder: Path = tmp_path_factory.mktemp("prometheus")
     operator = JobMetrics()
+    Timings(operator.registry)
+    operator.process.follow(None, lambda: {"pods": 1.0})
     raw = {"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"model": {"name": "org/model"}}}
     operator.update(Key(TENANT, NAME), raw, DPOJobStatus.model_validate(STATUS))
     trainer = Telemetry("train", 2, WorkDir(folder / "work"), world_size=2)
@@ -161,6 +164,8 @@ def train(trainer: Telemetry, operator: JobMetrics, raw: dict[str, Any]) -> None
         with trainer.timed("policy"):
             time.sleep(0.25)
         metrics = TRAIN | {"grad_norm": 1.0, "learning_rate": 5e-7, "entropy": 1.5}
+        with operator.timed("reconcile"):
+            operator.process.requested("GET", "/api/v1/namespaces/team-a/pods", 200)
         trainer.step(step, epoch=step / 16, seconds=0.25, pairs=8, tokens=800, metrics=metrics)
     trainer.evaluation(STEPS, EVAL)
     saved = CheckpointRef(step=STEPS, path="checkpoints/x", digest="a" * 64, attempt=2, time=time.time())
@@ -174,6 +179,14 @@ def test_every_query_returns_data(prometheus: str, query: str) -> None:
     result = ask(prometheus, query)
     assert result
     assert all(sample["value"][1] != "NaN" for sample in result)
+
+
+@pytest.mark.parametrize("query", operator_queries(interval="10s"))
+def test_every_query_about_the_operator_returns_data(prometheus: str, query: str) -> None:
+    result = ask(prometheus, query)
+    assert result
+    # Nothing failed here: the quantiles of how soon that is seen and mended are no numbers.
+    assert "dpojob_detection" in query or "dpojob_recovery" in query or result[0]["value"][1] != "NaN"
 
 
 @pytest.mark.parametrize("query", dashboard_queries(TENANT, "other-job", interval="10s"))

@@ -1,6 +1,6 @@
 """Grafana dashboards as code: plain dictionaries, written to the chart by `python -m dpo_operator.generate`."""
 
-from dpo_operator.dashboards import job
+from dpo_operator.dashboards import fleet, job
 from dpo_operator.dashboards.panels import Json, expressions
 
 
@@ -12,6 +12,11 @@ def dashboard_queries(namespace: str, name: str, *, interval: str = "1m") -> lis
     return [fill_in(query, namespace, name, interval) for query in expressions(job.dashboard())]
 
 
+def operator_queries(*, interval: str = "1m") -> list[str]:
+    """PromQL of every panel of the operator's dashboard; an interval as above."""
+    return [fill_in(query, "", "", interval) for query in expressions(fleet.dashboard())]
+
+
 def fill_in(query: str, namespace: str, name: str, interval: str) -> str:
     """Replace Grafana's variables as Grafana does."""
     values = {"$namespace": namespace, "$dpojob": name, "$__rate_interval": interval, "$__interval": interval}
@@ -20,4 +25,4 @@ def fill_in(query: str, namespace: str, name: str, interval: str) -> str:
     return query
 
 
-__all__ = ["Json", "dashboard_queries", "fill_in"]
+__all__ = ["Json", "dashboard_queries", "fill_in", "operator_queries"]

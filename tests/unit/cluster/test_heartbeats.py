@@ -1,6 +1,7 @@
 """Signs of life of the ranks: how silence is read from real sockets, and when it means a hang."""
 
 import asyncio
+import itertools
 import os
 import signal
 import socket
@@ -261,7 +262,7 @@ def test_pods_that_can_not_be_reached_are_asked_less_and_less_often():
     for _ in range(200):
         cluster.look(1, r0=UNREACHABLE, r1=UNREACHABLE)
         times += [cluster.now] if cluster.asked else []
-    gaps = [later - sooner for sooner, later in zip(times, times[1:], strict=False)]
+    gaps = [later - sooner for sooner, later in itertools.pairwise(times)]
     assert gaps == sorted(gaps)
     assert (gaps[0], gaps[-1]) == (3, LONGEST_WAIT)
     # Once it answers, it is asked every time.
