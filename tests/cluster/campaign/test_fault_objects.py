@@ -8,6 +8,7 @@ import pytest
 
 from tests.cluster import scenario
 from tests.cluster.rig.cluster import Cluster
+from tests.cluster.rig.manifests import STORAGE_CLASS
 from tests.cluster.rig.shell import wait_for
 from tests.cluster.scenario import RELEASE, SYSTEM_NAMESPACE, Job, training_records
 from tests.cluster.witness import Undisturbed, check, check_losses, children, claim_uid, witness
@@ -107,18 +108,16 @@ def test_outsider_deletes_the_claim(job: Job, spec: Spec) -> None:
 @pytest.mark.fault(33)
 def test_two_jobs_on_one_claim(installed: Cluster, spec: Spec, undisturbed: Undisturbed) -> None:
     """One after the other for the GPUs, side by side on the volume; neither sees the other's files."""
-    claim = {
+    claim: dict[str, Any] = {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
         "metadata": {"name": "common", "namespace": "default"},
     }
     claim["spec"] = {
         "accessModes": ["ReadWriteMany"],
-        "storageClassName": "",
+        "storageClassName": STORAGE_CLASS,
         "resources": {"requests": {"storage": "1Gi"}},
     }
-    template = installed.get("pv")["items"][0]["spec"]
-    claim["spec"]["storageClassName"] = template.get("storageClassName", "")
     installed.apply(claim)
     jobs = [Job(installed, "common-a"), Job(installed, "common-b")]
     volume = {"claimName": "common", "size": "1Gi", "retention": "Retain"}
