@@ -157,7 +157,8 @@ def _exited(pod: ChildPod, end: Exit) -> Failure:
     elif end.code == ExitCode.SIGTERM or (end.code == ExitCode.SIGKILL and _grace_ran_out(pod)):
         failure_class, distance = "infrastructure", STOPPED
     said = end.termination
-    own_words = said.message.strip() if said else ""
+    # A launcher that outlives its child only knows that it was killed; the kernel's reason tells more.
+    own_words = said.message.strip() if said and reason != OOM_KILLED else ""
     return Failure(
         reason,
         failure_class,

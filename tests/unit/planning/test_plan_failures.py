@@ -108,6 +108,9 @@ def test_failed_job_without_a_failed_pod_lost_it_to_somebody():
 
 def test_out_of_memory_says_what_to_change():
     assert "pod.resources.limits.memory" in classify(ended(0, ExitCode.SIGKILL, reason="OOMKilled")).message
+    # A launcher that lives on only knows that its child was killed.
+    told = ended(0, ExitCode.SIGKILL, reason="OOMKilled", text=last_words(137, "killed by signal 9"))
+    assert "pod.resources.limits.memory" in classify(told).message
 
 
 def test_log_tail_instead_of_a_report_is_no_error():
