@@ -146,6 +146,8 @@ def test_an_operator_that_was_killed_knows_whose_turn_it_is(
 ) -> None:
     with nodes.kubelets(plane, hands) as kubelets, watching(plane, hands) as seen:
         kubelets.add("gpu-1")
+        # No operator of ours will ever look after this one: nobody waits for that.
+        hands.apply("foreign", **ONE_GPU, managedBy="example.org/somebody")
         hands.apply("holder", **ONE_GPU)
         wait_until("half a gang", lambda: "holder" in seen.ever())
         hands.apply("waiting", **ONE_GPU)
@@ -156,10 +158,50 @@ def test_an_operator_that_was_killed_knows_whose_turn_it_is(
             time.sleep(2)
             assert seen.ever() == {"holder"}
         kubelets.add("gpu-2")
-        complete(hands, "holder")
-        complete(hands, "waiting")
+        complete(hands, "holder", seconds=45)
+        complete(hands, "waiting", seconds=45)
     assert seen.order() == ["holder", "waiting"]
     assert seen.most_at_once() == 1
+
+
+@pytest.mark.fault(24)
+def test_a_gang_that_may_not_begin_keeps_nobody_waiting(
+    hands: Hands, plane: ControlPlane, operator: OperatorProcess
+) -> None:
+    """A policy forbids to resume one job's Job; it's the older one, so its turn comes first each time."""
+    deny(plane, hands.namespace, "barred-train-1")
+    with nodes.kubelets(plane, hands) as kubelets, watching(plane, hands) as seen:
+        kubelets.add("gpu-1")
+        kubelets.add("gpu-2")
+        hands.apply("barred", **ONE_GPU)
+        wait_until("reason", lambda: hands.condition("barred", "Running") == ("False", "AdmissionDenied"), 60)
+        assert "not today" in hands.status("barred")["message"]
+        hands.apply("free", **ONE_GPU)
+        complete(hands, "free")
+        assert seen.ever() == {"free"}
+        assert hands.events("barred").count("AdmissionDenied") == 1
+        plane.kubectl("delete", "validatingadmissionpolicybinding", "barred")
+        complete(hands, "barred")
+    assert hands.status("barred")["restarts"] == 0
+
+
+def deny(plane: ControlPlane, namespace: str, job: str) -> None:
+    """Let nobody resume a Job of this name."""
+    group = {"apiVersion": "admissionregistration.k8s.io/v1"}
+    rule = {"apiGroups": ["batch"], "apiVersions": ["v1"], "resources": ["jobs"], "operations": ["UPDATE"]}
+    only = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}, "resourceRules": [rule]}
+    expression = f"object.metadata.name != '{job}' || object.spec.suspend || !oldObject.spec.suspend"
+    validation = {"expression": expression, "message": "not today"}
+    policy = {"matchConstraints": only, "validations": [validation]}
+    plane.apply(
+        group | {"kind": "ValidatingAdmissionPolicy", "metadata": {"name": "barred"}, "spec": policy},
+        group
+        | {
+            "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": "barred"},
+            "spec": {"policyName": "barred", "validationActions": ["Deny"]},
+        },
+    )
 
 
 def test_a_job_that_somebody_else_suspends_waits_and_counts_nothing(
@@ -196,6 +238,7 @@ def test_a_gang_that_loses_a_node_while_it_is_placed_waits_for_another(
     assert hands.status("unlucky")["restartsCountTowardsMax"] == 0
 
 
+@pytest.mark.campaign  # a minute of waiting
 def test_yields_sooner_while_others_wait(hands: Hands, plane: ControlPlane, operator: OperatorProcess) -> None:
     """Three nodes can never be had; two can, as soon as the larger gang stops holding one of them."""
     with nodes.kubelets(plane, hands) as kubelets, watching(plane, hands) as seen:

@@ -227,6 +227,13 @@ def test_every_right_is_used_and_none_is_missed(plane: ControlPlane, life: Life,
     assert used == granted(settings)
 
 
+def test_a_queue_that_the_chart_was_installed_without_is_told_of(life: Life, settings: tuple[str, ...]) -> None:
+    life.hands.apply("queued", queue={"kind": "Volcano"})
+    wait_until("reason", lambda: life.hands.condition("queued", "Running") == ("False", "RequestRefused"))
+    assert "set queues.volcano.enabled" in life.hands.status("queued")["message"]
+    assert life.hands.events("queued").count("RequestRefused") == 1
+
+
 def test_the_rights_fit_on_a_screen(plane: ControlPlane, settings: tuple[str, ...]) -> None:
     shown = plane.kubectl("auth", "can-i", "--list", f"--as={USER}", "-n", TEAM).splitlines()
     everybodys = plane.kubectl("auth", "can-i", "--list", "--as=system:serviceaccount:other:other", "-n", TEAM)

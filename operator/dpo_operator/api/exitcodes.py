@@ -84,7 +84,9 @@ TABLE: dict[ExitCode, ExitCodeInfo] = {
     ),
     ExitCode.SIGKILL: ExitCodeInfo("Killed", "counted", "Killed by SIGKILL: out of memory, or by the node."),
     ExitCode.SIGTERM: ExitCodeInfo(
-        "Terminated", "infrastructure", "Asked to stop (drain, preemption); the state was saved first."
+        "Terminated",
+        "infrastructure",
+        "Asked to stop (drain, preemption); the state was saved first. Counted where nobody asked and nothing was saved.",
     ),
 }
 

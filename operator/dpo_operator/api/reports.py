@@ -4,7 +4,7 @@ Both are small JSON documents. Times are seconds since the epoch (UTC); log-prob
 """
 
 import json
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +18,13 @@ MAX_RECORDED = 12
 MAX_TERMINATION_BYTES = 4096
 
 
+# Pods belong to tenants: what they say has bounds within which every later computation and the API server can take it.
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Amount = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+# The year 9999, seconds since the epoch.
+LATEST = 253_402_300_799
+
+
 class _Report(BaseModel):
     model_config = ConfigDict(extra="ignore", populate_by_name=True, alias_generator=None)
 
@@ -25,11 +32,11 @@ class _Report(BaseModel):
 class CheckpointRef(_Report):
     """A committed checkpoint."""
 
-    step: int = Field(ge=0, description="Optimizer steps that the checkpoint contains.")
+    step: Count = Field(description="Optimizer steps that the checkpoint contains.")
     path: str = Field(description="Folder, relative to the job's work folder.")
     digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the manifest, hex.")
-    attempt: int = Field(ge=1, description="Attempt that wrote it.")
-    time: float = Field(description="When it was committed.")
+    attempt: int = Field(ge=1, le=2**53, description="Attempt that wrote it.")
+    time: float = Field(ge=0, le=LATEST, allow_inf_nan=False, description="When it was committed.")
 
 
 class CheckpointRecord(_Report):
@@ -86,16 +93,16 @@ class Progress(_Report):
     phase: Phase
     attempt: int = Field(ge=1)
     activity: str = Field(default="", description="What is being done now, such as 'reference log-probs'.")
-    step: int = 0
-    max_steps: int = 0
-    epoch: float = 0.0
+    step: Count = 0
+    max_steps: Count = 0
+    epoch: Amount = 0.0
     started_at: float = 0.0
     last_step_at: float | None = Field(
         default=None,
         description="End of the newest finished optimizer step (or unit of work before the first).",
     )
-    eta_seconds: float | None = None
-    pairs_per_second: float | None = None
+    eta_seconds: Amount | None = None
+    pairs_per_second: Amount | None = None
     train: Metrics = Metrics()
     eval: Metrics = Metrics()
     checkpoint: CheckpointRef | None = None
@@ -104,7 +111,7 @@ class Progress(_Report):
         max_length=MAX_RECORDED,
         description="Checkpoints on the volume that this or an earlier attempt committed.",
     )
-    resumed_from_step: int | None = None
+    resumed_from_step: Count | None = None
     volume: VolumeReport | None = Field(default=None, description="None where the file system does not say.")
     world_size: int = 1
     slowest: SlowestRank | None = None
@@ -122,10 +129,10 @@ class TokenReport(_Report):
 class DatasetReport(_Report):
     """What prepare found, in numbers that fit a status, and what the job's needs are estimated from."""
 
-    train_pairs: int
-    eval_pairs: int
-    dropped: dict[str, int] = Field(default_factory=dict, description="Dropped rows by reason.")
-    truncated_pairs: int = 0
+    train_pairs: Count
+    eval_pairs: Count
+    dropped: dict[str, Count] = Field(default_factory=dict, description="Dropped rows by reason.")
+    truncated_pairs: Count = 0
     tokens: TokenReport | None = None
     model: ModelShape | None = Field(default=None, description="None where config.json does not say enough.")
 

@@ -52,6 +52,7 @@ class Heartbeats:
         pods = seen.pods_of(status.phase, status.attempt)
         if (status.phase, status.attempt) != self._attempt:
             self._forget(status)
+            self._waits = {}
         # After a failure the attempt is over, whatever the others say; one that is gone, too, would only delay that.
         failed = any(pod.ended and not pod.succeeded for pod in pods)
         asked = [] if failed else [pod for pod in pods if pod.running and not pod.deleting and pod.ip]
@@ -147,7 +148,7 @@ class Heartbeats:
     def _forget(self, status: DPOJobStatus) -> None:
         """All clocks start anew: another attempt, or not all ranks run."""
         self._attempt = (status.phase, status.attempt)
-        self._marks, self._hung, self._waits, self._furthest = {}, set(), {}, 0
+        self._marks, self._hung, self._furthest = {}, set(), 0
         self._moved_at, self._silent_since, self._said, self._news = None, None, False, ()
 
 

@@ -11,7 +11,7 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import config_name
 from dpo_operator.builders.guards import build_guards, build_open_budget
 from dpo_operator.builders.volume import claim_name
-from dpo_operator.cluster.client import Client, resource_of
+from dpo_operator.cluster.client import ApiError, Client, resource_of
 from dpo_operator.cluster.memory import Furniture, JobMemory
 from dpo_operator.cluster.stopwatch import Stopwatch
 from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Guard, Observed, Support, owner_uid
@@ -40,10 +40,11 @@ async def observe(client: Client, job: DPOJob, memory: JobMemory, *, max_age: fl
     memory.furniture = furniture
     memory.versions = frozenset(str(raw["metadata"]["resourceVersion"]) for raw in (*jobs, *pods))
     clock = _Clock(memory.pods)
+    # Labels can be copied by anyone who may create a Job; ownership is what counts.
+    foreign = {raw["metadata"]["uid"] for raw in jobs if owner_uid(raw) != uid}
     seen = Observed(
-        # Labels can be copied by anyone who may create a Job; ownership is what counts.
-        jobs=tuple(clock.job(raw) for raw in jobs if owner_uid(raw) == uid),
-        pods=tuple(clock.pod(raw) for raw in pods),
+        jobs=tuple(clock.job(raw) for raw in jobs if raw["metadata"]["uid"] not in foreign),
+        pods=tuple(clock.pod(raw) for raw in pods if owner_uid(raw) not in foreign),
         claim=furniture.claim,
         support=furniture.support,
         refused=memory.refused,
@@ -67,10 +68,18 @@ async def observe_guards(client: Client, job: DPOJob, phase: names.Phase) -> tup
     wanted = [*build_guards(job, phase, ()), *([build_open_budget(job)] if phase == "train" else [])]
     wanted = list({(guard["kind"], guard["metadata"]["name"]): guard for guard in wanted}.values())
     namespace = job.metadata.namespace
-    found = await asyncio.gather(
-        *(client.get(resource_of(guard), namespace, guard["metadata"]["name"]) for guard in wanted)
-    )
+    found = await asyncio.gather(*(_guard(client, guard, namespace) for guard in wanted))
     return tuple(Guard.from_raw(raw) for raw in found if raw is not None)
+
+
+async def _guard(client: Client, wanted: Json, namespace: str) -> Json | None:
+    try:
+        return await client.get(resource_of(wanted), namespace, wanted["metadata"]["name"])
+    except ApiError as error:
+        # Of a queue that the operator was installed without; making it fails in the same way, and that is told.
+        if error.code == 403 and wanted["kind"] == "PodGroup":
+            return None
+        raise
 
 
 async def _furniture(client: Client, job: DPOJob, known: Furniture | None, max_age: float) -> Furniture:

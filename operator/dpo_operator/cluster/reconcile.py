@@ -144,7 +144,8 @@ class Reconciler:
             self.turns.forget(key)
             return reject_unreadable(status, job, generation=generation, now=datetime.now(UTC), retry=retry), None
         if status.phase is None and not status.is_final:
-            # Whether a job is accepted depends on its spec alone.
+            # Whether a job is accepted depends on its spec alone. One that never will be keeps nobody waiting.
+            self.turns.look(key, gangs.Stand.OUT, gangs.order(status, datetime.now(UTC)))
             return plan(job, status, Observed(), datetime.now(UTC), self._settings), None
         is_fresh = seen is None
         if seen is None and newborn:

@@ -30,7 +30,9 @@ def _cleaned(job: DPOJob, status: DPOJobStatus, seen: Observed) -> tuple[Action,
     jobs = [j for j in seen.jobs if not j.deleting and (everything or not _ends_by_itself(j, seen))]
     parents = {(j.phase, j.attempt) for j in seen.jobs}
     orphans = [
-        p for p in seen.pods if not p.deleting and (everything or not p.ended) and (p.phase, p.attempt) not in parents
+        p
+        for p in seen.pods
+        if not p.deleting and (everything or not p.ended) and (p.orphan or (p.phase, p.attempt) not in parents)
     ]
     return tuple([Delete("Job", j.name, j.uid) for j in jobs] + [Delete("Pod", p.name, p.uid) for p in orphans])
 

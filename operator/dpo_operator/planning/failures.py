@@ -1,5 +1,6 @@
 """Why an attempt ended: one cause, found among the ends of all its pods."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -28,6 +29,8 @@ POD_REASONS = {
     "NodeLost": "NodeLost",
     "DeadlineExceeded": "PodDeadlineExceeded",
 }
+# A kubelet's words when the pod itself uses more than it may, and not the node as a whole.
+_OWN_LIMIT = re.compile(r"exceed(s|ed) (the|its) .*limit", re.IGNORECASE)
 OUT_OF_RESOURCES = "OutOfResources"
 POD_FAILED = "PodFailed"
 NODE_LOST = "NodeLost"
@@ -106,9 +109,11 @@ def classify(pod: ChildPod) -> Failure | None:
     if pod.pod_phase == "Failed":
         said = ": ".join(words for words in (pod.reason, pod.message) if words)
         return Failure(
-            _pod_reason(pod.reason), "infrastructure", f"{_where(pod)} was ended by Kubernetes: {said or 'no reason'}"
+            _pod_reason(pod.reason),
+            _class_of_eviction(pod),
+            f"{_where(pod)} was ended by Kubernetes: {said or 'no reason'}",
         )
-    if pod.deleting and pod.deleting_seconds > pod.grace_seconds + LATE_SECONDS:
+    if _is_late(pod):
         return Failure(
             NODE_LOST,
             "infrastructure",
@@ -118,20 +123,29 @@ def classify(pod: ChildPod) -> Failure | None:
 
 
 def _disrupted(pod: ChildPod) -> Failure | None:
-    """A disrupted pod that still runs is saving its state, unless its node is lost."""
-    lost = is_on_lost_node(pod)
-    if not pod.ended and not lost:
+    """A disrupted pod that still runs is saving its state, unless its node is lost or it can't be stopped."""
+    if not pod.ended and not is_on_lost_node(pod) and not _is_late(pod):
         return None
     reason = DISRUPTIONS.get(pod.disruption, DISRUPTED)
     said = reason if pod.disruption in DISRUPTIONS else pod.disruption
     return Failure(
         reason,
-        "infrastructure",
-        f"{_where(pod)} was taken away: {said}",
+        _class_of_eviction(pod),
+        f"{_where(pod)} was taken away: {': '.join(words for words in (said, pod.message) if words)}",
         finished_at=pod.exit.finished_at if pod.exit else "",
         step=_step(pod),
         exit_code=pod.exit.code if pod.exit else None,
     )
+
+
+def _is_late(pod: ChildPod) -> bool:
+    """Whether a deleted pod should long be gone."""
+    return pod.deleting and pod.deleting_seconds > pod.grace_seconds + LATE_SECONDS
+
+
+def _class_of_eviction(pod: ChildPod) -> FailureClass:
+    """Pods that outgrow a limit of their own would do so on every node, again and again."""
+    return "counted" if _OWN_LIMIT.search(pod.message) else "infrastructure"
 
 
 def _pod_reason(reason: str) -> str:
@@ -154,8 +168,11 @@ def _exited(pod: ChildPod, end: Exit) -> Failure:
         meaning = "Killed for using more memory than its limit. Raise pod.resources.limits.memory, or lower training.microBatchSize or data.maxLength."
     elif failure_class == "secondary":
         failure_class, distance = "counted", SECONDARY
-    elif end.code == ExitCode.SIGTERM or (end.code == ExitCode.SIGKILL and _grace_ran_out(pod)):
+    elif _was_told_to_stop(pod, end) or (end.code == ExitCode.SIGKILL and _grace_ran_out(pod)):
         failure_class, distance = "infrastructure", STOPPED
+    elif end.code == ExitCode.SIGTERM:
+        # Nobody who is known asked it to stop, and nothing says that it saved: that could go on for ever.
+        failure_class = "counted"
     said = end.termination
     # A launcher that outlives its child only knows that it was killed; the kernel's reason tells more.
     own_words = said.message.strip() if said and reason != OOM_KILLED else ""
@@ -168,6 +185,12 @@ def _exited(pod: ChildPod, end: Exit) -> Failure:
         step=_step(pod),
         exit_code=end.code,
     )
+
+
+def _was_told_to_stop(pod: ChildPod, end: Exit) -> bool:
+    """Whether a pod ended by SIGTERM did so because it was deleted, or after its save; else it could do so for ever."""
+    stopped = end.termination is not None and end.termination.outcome == "Stopped"
+    return end.code == ExitCode.SIGTERM and (pod.deleting or stopped)
 
 
 def _grace_ran_out(pod: ChildPod) -> bool:

@@ -60,7 +60,7 @@ def stand(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime) -> S
     if child is None:
         # A gang that restarts asks before its next Job is there, or another would take the nodes that it had.
         restarts_now = transitions.holds(status, c.RESTARTING) and not seen.refused
-        wants = restarts_now and not _before(now, status.not_before)
+        wants = restarts_now and not restarts.waits(job.spec.failure_policy, status, now)
     else:
         wants = not has_run(status) and not (status.placement and _before(now, status.placement.not_before))
     return Stand.WAITING if wants and not job.spec.suspend else Stand.OUT
@@ -83,7 +83,18 @@ def has_run(status: DPOJobStatus) -> bool:
 
 
 def _before(now: datetime, time: datetime | None) -> bool:
-    return time is not None and now < time
+    return transitions.is_ahead(time, now, LAST_BACKOFF_SECONDS)
+
+
+def _seconds_until(time: datetime | None, at: Moment) -> float:
+    return (time - at.now).total_seconds() if time is not None else 0.0
+
+
+def _later(job: DPOJob, placement: Placement, at: Moment) -> Placement:
+    """The wait with the time from which the gang asks again, later each time."""
+    timeouts = placement.timeouts + 1
+    seconds = round(backoff_seconds(job.metadata.uid, timeouts))
+    return placement.model_copy(update={"timeouts": timeouts, "not_before": at.now + timedelta(seconds=seconds)})
 
 
 def wait(
@@ -108,14 +119,26 @@ def wait(
         return Plan(transitions.waiting(status, at, c.QUEUED, _elsewhere(job, child)))
     placement = status.placement or Placement(waiting_since=at.now)
     status = changed(status, placement=placement)
-    if placement.not_before is not None and at.now < placement.not_before:
-        return Plan(status, requeue_after=(placement.not_before - at.now).total_seconds())
+    if _before(at.now, placement.not_before):
+        return Plan(status, requeue_after=_seconds_until(placement.not_before, at))
+    if seen.refused and placement.not_before is None:
+        return _ask_again_later(job, status, placement, seen.refused, at)
     if not seen.may_place:
         message = f"Job {child.name} waits for its turn: the pods of another job are being placed."
         return Plan(transitions.waiting(status, at, c.QUEUED, message), requeue_after=WAIT_SECONDS)
     message = f"The {pod_count(job, phase)} pods of {child.name} are about to be placed."
+    # Whoever is refused now has no wait behind it, and gets a new one.
+    status = changed(status, placement=placement.model_copy(update={"not_before": None}))
     status = transitions.waiting(status, at, c.PODS_PENDING, message)
     return Plan(status, (_set_suspend(child, False),), requeue_after=SETTLE_SECONDS)
+
+
+def _ask_again_later(job: DPOJob, status: DPOJobStatus, placement: Placement, refused: str, at: Moment) -> Plan:
+    """The API server would not let the gang begin: what stands in its way must not keep others from their turn."""
+    reason, message = refusals.refusal(refused, c.REQUEST_REFUSED)
+    placement = _later(job, placement, at)
+    status = transitions.waiting(changed(status, placement=placement), at, reason, message)
+    return Plan(status, requeue_after=_seconds_until(placement.not_before, at))
 
 
 def _elsewhere(job: DPOJob, child: ChildJob) -> str:
@@ -148,10 +171,8 @@ def give_back(
         failure = failures.Failure(failures.GANG_INCOMPLETE, "infrastructure", f"Job {child.name}: {found}")
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     before = status.placement or Placement(waiting_since=at.now)
-    timeouts = before.timeouts + 1
-    not_before = at.now + timedelta(seconds=round(backoff_seconds(job.metadata.uid, timeouts)))
-    message = f"{found} The gang gives its nodes back and asks for another turn at {not_before:%H:%M:%S} UTC."
-    placement = before.model_copy(update={"timeouts": timeouts, "not_before": not_before})
+    placement = _later(job, before, at)
+    message = f"{found} The gang gives its nodes back and asks for another turn at {placement.not_before:%H:%M:%S} UTC."
     status = changed(status, placement=placement, workers=Workers(desired=desired, ready=0))
     status = transitions.waiting(status, at, c.GANG_TIMED_OUT, message)
     event = Event("Warning", c.GANG_TIMED_OUT, message)

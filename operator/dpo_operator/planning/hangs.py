@@ -16,24 +16,30 @@ SILENT_SECONDS = 30.0
 
 
 def hang(status: DPOJobStatus, seen: Observed, pods: Sequence[ChildPod], timeout: float) -> Failure | None:
-    """Failure of an attempt at training whose ranks have finished no step for so long, or None."""
+    """Failure of an attempt whose ranks have finished no step for so long, or None.
+
+    The other phases have no steps, and a download may be quiet for hours: only a process that does not answer is hung.
+    """
     stalled = seen.stalled_seconds
-    if status.phase != "train" or stalled is None or stalled < timeout:
-        return None
-    step = last_step(status)
     hung = [_place(pod) for pod in pods if pod.index in seen.hung]
+    if stalled is None or stalled < timeout or (status.phase != "train" and not hung):
+        return None
+    if status.phase != "train":
+        where = f"{status.phase} attempt {status.attempt}"
+        return Failure(HANG, "counted", f"{where}: {hung[0]} did not answer for {stalled:.0f} s.")
+    step = last_step(status)
     what = f"{', '.join(hung)} did not answer" if hung else "all pods run"
     message = f"train attempt {status.attempt}: no step was finished for {stalled:.0f} s after step {step}; {what}. {stacks(status)}"
     return Failure(HANG, "counted", message)
 
 
 def patience(job: DPOJob, status: DPOJobStatus, seen: Observed) -> float:
-    """How long an attempt at training may show no progress, seconds. Loading a large model is no hang."""
+    """How long an attempt may show no progress, seconds. Loading a large model is no hang."""
     policy, last = job.spec.failure_policy, status.progress
     works = seen.progress is not None and seen.progress.last_step_at is not None
     if last is not None and last.attempt == status.attempt:
         works = works or last.step > (last.resumed_from_step or 0)
-    if works:
+    if works and status.phase == "train":
         return policy.hang_timeout_seconds
     return max(policy.hang_timeout_seconds, policy.start_timeout_seconds)
 
@@ -47,8 +53,9 @@ def stacks(status: DPOJobStatus) -> str:
 
 
 def seconds_left(seen: Observed, timeout: float) -> float:
-    """Time until a stall that goes on is a hang."""
-    return max(0.5, timeout - (seen.stalled_seconds or 0.0))
+    """Time until a stall that goes on is a hang; infinite for one that is none, however long it is."""
+    left = timeout - (seen.stalled_seconds or 0.0)
+    return max(0.5, left) if left > 0 else float("inf")
 
 
 def silent_event(pod: ChildPod, how: str, seconds: float, step: int | None) -> Event:

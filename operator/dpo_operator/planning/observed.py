@@ -350,5 +350,6 @@ class Observed:
         return next((j for j in self.jobs if j.belongs_to(phase, attempt)), None)
 
     def pods_of(self, phase: str | None, attempt: int) -> tuple[ChildPod, ...]:
-        """Pods of an attempt, by rank."""
-        return tuple(sorted((p for p in self.pods if p.belongs_to(phase, attempt)), key=lambda p: (p.index, p.name)))
+        """Pods of an attempt's Job, by rank."""
+        found = (p for p in self.pods if p.belongs_to(phase, attempt) and not p.orphan)
+        return tuple(sorted(found, key=lambda p: (p.index, p.name)))

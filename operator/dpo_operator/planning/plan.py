@@ -34,7 +34,7 @@ from dpo_operator.planning import (
 from dpo_operator.planning.actions import Create, Event, Plan
 from dpo_operator.planning.fit import predicted_not_to_fit
 from dpo_operator.planning.observed import ChildJob, ChildPod, Observed
-from dpo_operator.planning.stale import find_stale, removals
+from dpo_operator.planning.stale import find_stale, removals, stray_removals
 from dpo_operator.planning.transitions import Moment, changed
 from dpo_operator.planning.validate import Problems, validate
 
@@ -97,7 +97,8 @@ def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
         return Plan(status, removals(stale, status, seen), requeue_after=SETTLE_SECONDS)
     if job.spec.suspend:
         return _stay_suspended(status, seen)
-    return _advance(job, status, seen, at, settings)
+    decision = _advance(job, status, seen, at, settings)
+    return replace(decision, actions=(*decision.actions, *stray_removals(status, seen)))
 
 
 def _advance(spec: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
@@ -137,7 +138,11 @@ def _advance(spec: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, set
     if status.active_job is None:
         created = Event("Normal", "Created", f"Job {child.name} runs the {status.phase} phase.")
         decision = replace(decision, events=(created, *decision.events))
-    return resizing.refuse(decision, child, refused, at) if refused else decision
+    if refused:
+        # What was looked at is the ConfigMap of the size that is asked for; this attempt's own is another.
+        actions = tuple(action for action in decision.actions if action.kind != "ConfigMap")
+        decision = resizing.refuse(replace(decision, actions=actions), child, refused, at)
+    return decision
 
 
 def _accept(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
@@ -257,7 +262,7 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     if seen.refused:
         # Told, and tried again: a quota or a webhook may let it pass later.
         status = transitions.waiting(status, at, *refusals.refusal(seen.refused, c.REQUEST_REFUSED))
-    if status.not_before is not None and at.now < status.not_before:
+    if status.not_before is not None and restarts.waits(job.spec.failure_policy, status, at.now):
         left = status.not_before - at.now
         message = f"Attempt {status.attempt} starts at {status.not_before:%H:%M:%S} UTC."
         return Plan(transitions.waiting(status, at, c.BACKING_OFF, message), requeue_after=left / timedelta(seconds=1))

@@ -110,7 +110,7 @@ def with_reading(status: DPOJobStatus, read: Progress | None, now: datetime, *, 
         or (new.step == new.max_steps and new.step != old.step)
     )
     moved = old is not None and _shown(old) != _shown(new)
-    due = old is None or old.updated_time is None or now - old.updated_time >= WRITE_INTERVAL
+    due = old is None or old.updated_time is None or abs(now - old.updated_time) >= WRITE_INTERVAL
     if news or (moved and due):
         return changed(status, progress=new, checkpoint=checkpoint)
     return status

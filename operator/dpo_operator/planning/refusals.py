@@ -30,6 +30,8 @@ _COMBINED = re.compile(r"^\(combined from similar events\): ")
 
 def refusal(message: str, otherwise: str) -> Reason:
     """Why a request was refused. otherwise: reason of a refusal whose words are not known."""
+    if 'resource "podgroups"' in message:
+        message += ". The operator was installed without this queue: set queues.volcano.enabled or queues.schedulerPlugins.enabled of its chart."
     return next((reason for words, reason in _REFUSALS if words in message), otherwise), message
 
 

@@ -167,6 +167,11 @@ def backoff_seconds(history: list[Restart], reason: str, policy: FailurePolicy, 
     return float(min(longest, first * 2**exponent)) if exponent >= 0 else 0.0
 
 
+def waits(policy: FailurePolicy, status: DPOJobStatus, now: datetime) -> bool:
+    """Whether the next attempt is not due yet."""
+    return transitions.is_ahead(status.not_before, now, policy.max_backoff_seconds * SOURCE_BACKOFF_FACTOR)
+
+
 def _sentence(text: str) -> str:
     """A text with an end."""
     text = text.rstrip()

@@ -32,7 +32,8 @@ class Stale:
 def find_stale(status: DPOJobStatus, seen: Observed) -> Stale:
     """Everything but the current attempt and the finished Jobs of the phases before it, which keep their logs.
 
-    A pod that lost its Job belongs to no attempt, not even to one whose Job is made anew under the same name.
+    A pod that lost its Job belongs to no attempt, not even to one whose Job is made anew under the same name. Once that Job
+    is there it's in nobody's way.
     """
     kept = {job.uid for job in seen.jobs if _is_current(job, status) or _is_finished_phase(job, status)}
     jobs = tuple(job for job in seen.jobs if job.uid not in kept)
@@ -40,10 +41,24 @@ def find_stale(status: DPOJobStatus, seen: Observed) -> Stale:
     pods = tuple(
         pod
         for pod in seen.pods
-        if pod.orphan
+        if (pod.orphan and not _runs(status, seen))
         or (not _is_current(pod, status) and not ((pod.phase, pod.attempt) in kept_attempts and pod.ended))
     )
     return Stale(jobs, pods)
+
+
+def stray_removals(status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
+    """Deletions of pods without a Job that carry the labels of an attempt which has its own."""
+    if not _runs(status, seen):
+        return ()
+    strays = (pod for pod in seen.pods if pod.orphan and not pod.deleting and _is_current(pod, status))
+    return tuple(Delete("Pod", pod.name, pod.uid) for pod in strays)
+
+
+def _runs(status: DPOJobStatus, seen: Observed) -> bool:
+    """Whether the Job that the status tells of is there."""
+    child = seen.job_of(status.phase, status.attempt)
+    return child is not None and status.active_job is not None and child.uid == status.active_job.uid
 
 
 def _is_current(child: ChildJob | ChildPod, status: DPOJobStatus) -> bool:

@@ -17,6 +17,14 @@ class Moment:
     generation: int
 
 
+def is_ahead(time: datetime | None, now: datetime, longest: float) -> bool:
+    """Whether a time that was set at most so many seconds ahead is still to come.
+
+    One further away was set by another clock, or by this one before it was put right: it's not waited for.
+    """
+    return time is not None and 0 < (time - now).total_seconds() <= longest
+
+
 def changed(status: DPOJobStatus, **fields: Any) -> DPOJobStatus:
     """The status with some fields replaced."""
     return status.model_copy(update=fields)

@@ -226,6 +226,19 @@ def test_pod_that_lost_its_job_is_deleted_even_when_that_job_is_made_again():
     assert [action.name for action in gone.actions] == ["pairs-train-1"]
 
 
+def test_a_stray_pod_is_in_nobodys_way_while_the_attempts_own_job_is_there():
+    running = decide(a_status(), a_view(a_child(), a_pod(0), a_pod(1))).status
+    stray = a_pod(0, name="stray", uid="stray", orphan=True)
+    seen = a_view(a_child(), a_pod(0), a_pod(1), stray)
+    assert decide(running, seen).actions == (Delete("Pod", "stray", "stray", None),)
+    assert decide(running, seen).status == running
+    going = replace(stray, deleting=True)
+    failed = decide(running, a_view(a_child(), a_pod(0), ended(1, 137), going))
+    assert failed.status.restart_history[0].reason == "Killed"
+    # Its end is nobody's failure.
+    assert decide(running, a_view(a_child(), a_pod(0), a_pod(1), ended(0, 1, orphan=True))).status.restarts == 0
+
+
 @pytest.mark.parametrize(
     ("pod", "grace"),
     [

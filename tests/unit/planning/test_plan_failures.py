@@ -1,5 +1,7 @@
 """Which end of which pod is the cause of a failure."""
 
+from dataclasses import replace
+
 import pytest
 
 from dpo_operator.api.exitcodes import TABLE, ExitCode
@@ -11,7 +13,8 @@ pytestmark = pytest.mark.unit
 
 @pytest.mark.parametrize("code", list(TABLE), ids=lambda c: c.name)
 def test_every_exit_code_has_the_class_of_the_table(code):
-    failure = classify(ended(0, code, text=last_words(code, "what the trainer said")))
+    outcome = "Stopped" if code == ExitCode.SIGTERM else "Failed"
+    failure = classify(ended(0, code, text=last_words(code, "what the trainer said", outcome=outcome)))
     expected = "counted" if TABLE[code].failure_class == "secondary" else TABLE[code].failure_class
     assert (failure.reason, failure.failure_class) == (TABLE[code].reason, expected)
     assert "what the trainer said" in failure.message
@@ -104,6 +107,36 @@ def test_failed_job_without_a_failed_pod_lost_it_to_somebody():
     assert (failure.reason, failure.failure_class) == ("PodDeleted", "infrastructure")
     assert not is_settled(failure, a_child(failed=True, failed_seconds=1.0), [a_pod(0)])
     assert is_settled(failure, a_child(failed=True, failed_seconds=10.0), [a_pod(0)])
+
+
+@pytest.mark.parametrize("disruption", ["EvictionByEvictionAPI", "PreemptionByScheduler", "TerminationByKubelet"])
+def test_an_evicted_pod_that_can_not_be_stopped_is_given_up(disruption: str):
+    pod = a_pod(0, deleting=True, disruption=disruption, deleting_seconds=170.0)
+    assert classify(pod) is None
+    assert classify(replace(pod, deleting_seconds=190.0)).failure_class == "infrastructure"
+
+
+@pytest.mark.parametrize(
+    ("message", "failure_class"),
+    [
+        ("Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ", "counted"),
+        ('Container trainer exceeded its local ephemeral storage limit "1Gi". ', "counted"),
+        ('Usage of EmptyDir volume "tmp" exceeds the limit "1Gi". ', "counted"),
+        ("The node was low on resource: ephemeral-storage. Threshold quantity: 1, available: 0. ", "infrastructure"),
+    ],
+)
+def test_a_pod_that_outgrew_its_own_limit_counts(message: str, failure_class: str):
+    evicted = ended(0, 137, disruption="TerminationByKubelet", message=message)
+    assert classify(evicted).failure_class == failure_class
+    assert message.strip() in classify(evicted).message
+    assert classify(a_pod(0, pod_phase="Failed", reason="Evicted", message=message)).failure_class == failure_class
+
+
+def test_an_end_by_sigterm_that_nobody_asked_for_counts_unless_it_saved():
+    assert classify(ended(0, 143)).failure_class == "counted"
+    assert classify(ended(0, 143, deleting=True)).failure_class == "infrastructure"
+    saved = last_words(143, outcome="Stopped")
+    assert classify(ended(0, 143, text=saved)).failure_class == "infrastructure"
 
 
 def test_out_of_memory_says_what_to_change():

@@ -143,6 +143,34 @@ def test_a_time_out_is_waited_for_and_then_the_turn_asked_for():
     assert suspends(decide(status, a_view(held()), now=later)) == [False]
 
 
+@pytest.mark.fault(24)
+def test_a_gang_that_may_not_begin_says_why_and_keeps_nobody_waiting():
+    denied = 'The API server refused to patch Job pairs-train-1: admission webhook "x" denied the request: no'
+    asked = decide(a_status(), a_view(held()))
+    assert suspends(asked) == [False]
+    refused = decide(asked.status, a_view(held(), refused=denied))
+    assert refused.actions == ()
+    assert condition(refused.status, c.RUNNING) == ("False", c.ADMISSION_DENIED)
+    assert "no" in refused.status.message
+    assert 0 < refused.requeue_after <= 10
+    assert gangs.stand(a_job(), refused.status, a_view(held(), refused=denied), NOON) is Stand.OUT
+    # After its wait it tries once, and is refused for longer.
+    later = NOON + timedelta(seconds=10)
+    again = decide(refused.status, a_view(held(), refused=denied), now=later)
+    assert suspends(again) == [False]
+    twice = decide(again.status, a_view(held(), refused=denied), now=later)
+    assert twice.actions == ()
+    assert twice.status.placement.timeouts == 2
+
+
+@pytest.mark.fault(41)
+def test_a_wait_that_another_clock_set_is_not_waited_for():
+    placement = Placement(waiting_since=NOON, timeouts=1, not_before=NOON + timedelta(hours=1))
+    status = a_status(placement=placement)
+    assert gangs.stand(a_job(), status, a_view(held()), NOON) is Stand.WAITING
+    assert suspends(decide(status, a_view(held()))) == [False]
+
+
 def test_somebody_suspends_a_gang_that_ran():
     """Kueue does that when it preempts. What it saved is known by its attempt, so the next turn is another one."""
     plan = decide(running(a_status(), AT), a_view(held(), a_pod(0, deleting=True), a_pod(1, deleting=True)))

@@ -41,6 +41,20 @@ def test_a_job_is_looked_at_the_moment_its_time_runs_out():
     assert decide(a_status(), replace(VIEW, stalled_seconds=59.9), JOB).requeue_after == 0.5
 
 
+@pytest.mark.parametrize("phase", ["prepare", "export"])
+def test_other_phases_hang_when_their_process_does_not_answer(phase: str):
+    view = a_view(a_child(phase), a_pod(0, phase), stalled_seconds=60.0, hung=(0,))
+    status = a_status(phase=phase)
+    assert decide(status, replace(view, stalled_seconds=59.0), JOB).status.restarts == 0
+    hung = decide(status, view, JOB)
+    (record,) = hung.status.restart_history
+    assert (record.reason, record.failure_class) == ("Hang", "counted")
+    assert record.message == f"{phase} attempt 1: pod pairs-{phase}-1-0 on node gpu-0 did not answer for 60 s."
+    # A download may be quiet for hours, as long as somebody answers; it's not looked at more often for that.
+    quiet = decide(status, replace(view, stalled_seconds=86400.0, hung=()), JOB)
+    assert (quiet.status.restarts, quiet.requeue_after) == (0, 3.0)
+
+
 @pytest.mark.fault(35)
 def test_silence_alone_is_said_in_words():
     assert silent_event(a_pod(0), "could not be reached", 31.2, 40) == silent_event(

@@ -1,17 +1,22 @@
 """Numbers in the status."""
 
+import json
 from datetime import timedelta
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from dpo_operator.api.failurepolicy import FailurePolicy
 from dpo_operator.api.reports import DatasetReport, Progress
+from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.planning import transitions
 from dpo_operator.planning.failures import job_deleted
 from dpo_operator.planning.progress import duration, number, with_dataset, with_reading
 from dpo_operator.planning.restarts import after_failure
 from dpo_operator.planning.transitions import Moment
-from tests.unit.planning.build import NOON, a_reading, a_status
+from tests.unit.planning.build import NOON, a_child, a_pod, a_reading, a_status, a_view, decide, ended
 
 pytestmark = pytest.mark.unit
 
@@ -119,3 +124,40 @@ def test_many_reasons_of_dropped_rows_stay_bounded():
     dataset = with_dataset(a_status("prepare"), report).dataset
     assert (len(dataset.dropped), dataset.dropped_rows) == (32, sum(range(100)))
     assert "reason-99" in dataset.dropped
+
+
+NUMBERS = st.one_of(st.integers(), st.floats(), st.just(10**30), st.just(-1))
+METRICS = st.fixed_dictionaries({}, optional=dict.fromkeys(("loss", "reward_margin", "reward_accuracy"), NUMBERS))
+FIELDS = ("step", "max_steps", "epoch", "last_step_at", "eta_seconds", "pairs_per_second", "resumed_from_step")
+CHECKPOINTS = st.fixed_dictionaries(
+    {"step": NUMBERS, "path": st.text(), "digest": st.just("a" * 64), "attempt": st.just(1), "time": NUMBERS}
+)
+READINGS = st.fixed_dictionaries(
+    {"phase": st.just("train"), "attempt": st.just(1)},
+    optional=dict.fromkeys(FIELDS, NUMBERS)
+    | {"activity": st.text(), "train": METRICS, "eval": METRICS, "checkpoint": CHECKPOINTS},
+)
+
+
+@settings(max_examples=500)
+@given(READINGS)
+def test_whatever_a_pod_says_is_refused_or_can_be_written(said):
+    """A tenant's pod that sends absurd numbers must not keep its job from being looked after, suspended or ended."""
+    try:
+        read = Progress.model_validate_json(json.dumps(said))
+    except ValidationError:
+        return
+    shown = decide(a_status(), a_view(a_child(), a_pod(0), a_pod(1), progress=read)).status
+    assert DPOJobStatus.model_validate(shown.to_dict()) == shown
+    assert all(abs(value) < 2**63 for value in whole_numbers(shown.to_dict()))
+    text = json.dumps({"phase": "train", "attempt": 1, "outcome": "Failed", "exit_code": 70, "progress": said})
+    decide(a_status(), a_view(a_child(), ended(0, 70, text=text), a_pod(1)))
+
+
+def whole_numbers(found):
+    """All integers of a document: the API server's have 64 bits."""
+    if isinstance(found, dict):
+        found = list(found.values())
+    if isinstance(found, list):
+        return [number for part in found for number in whole_numbers(part)]
+    return [found] if isinstance(found, int) else []

@@ -112,6 +112,10 @@ def test_nodes_that_can_not_share_the_volume_do_not_stop_the_attempt() -> None:
     again = decide(decision.status, seen, a_job(generation=2, nodes=2))
     assert again.events == ()
     assert again.status == decision.status
+    # The ConfigMap that was looked for is that of the larger size; the attempt mounts its own, which is there.
+    other = replace(seen, support=())
+    kinds = {action.kind for action in decide(decision.status, other, a_job(generation=2, nodes=2)).actions}
+    assert "ConfigMap" not in kinds
     back = decide(decision.status, seen, a_job(generation=3, nodes=1))
     assert condition(back.status, c.RESIZED) == ("True", "Resized")
 

@@ -144,6 +144,12 @@ def test_backoff_is_waited_for_and_told():
     assert decide(waiting.status, a_view(), now=NOON + timedelta(seconds=2)).actions[0].name == "pairs-train-3"
 
 
+@pytest.mark.fault(41)
+def test_a_wait_that_another_clock_set_is_not_waited_for():
+    early = a_status(created=False, not_before=NOON + timedelta(hours=1))
+    assert [action.kind for action in decide(early, a_view()).actions] == ["Job"]
+
+
 def test_restarting_ends_when_all_pods_of_the_new_attempt_run():
     status = fail(a_status())
     half = decide(status, a_view(a_child(attempt=2), a_pod(0, attempt=2), a_pod(1, attempt=2, pod_phase="Pending")))
