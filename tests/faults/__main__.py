@@ -1,6 +1,7 @@
 """Inject every fault of the matrix for real, and print what came of it: `make faults`.
 
-`python -m tests.faults 17 34` runs the tests of some rows. With --write nothing is run, and docs/faults.md is written anew.
+`python -m tests.faults 17 34` runs the tests of some rows. docs/faults.md gets the results and the day; with --write nothing is
+run, and the page only gets the tests as they are now.
 """
 
 import argparse
@@ -8,6 +9,7 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,8 @@ from rich.table import Table
 
 from tests.faults import page
 from tests.faults.matrix import ROWS
+
+PAGE = Path("docs/faults.md")
 
 
 @dataclass
@@ -56,6 +60,12 @@ class Recorder:
         return found
 
 
+def write(tests: dict[int, dict[str, page.Result]], results: dict[int, str]) -> None:
+    """docs/faults.md, with what it said before of rows that have no new result."""
+    before = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
+    PAGE.write_text(page.render(tests, page.last_results(before) | results), encoding="utf-8")
+
+
 def main() -> int:
     """Exit status 0 when every test passed and every row that was asked for has one."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -69,7 +79,7 @@ def main() -> int:
     begun = time.monotonic()
     if arguments.write:
         code = pytest.main(["-q", "-m", "fault", "--collect-only"], plugins=[recorder])
-        Path("docs/faults.md").write_text(page.render(recorder.by_row()), encoding="utf-8")
+        write(recorder.by_row(), {})
         return int(code)
     code = pytest.main(["-q", "-rf", "-m", "fault", *arguments.pytest.split()], plugins=[recorder])
     found = recorder.by_row()
@@ -80,6 +90,12 @@ def main() -> int:
         seconds = f"{sum(result.seconds for result in tests.values()):.0f}"
         table.add_row(str(number), row.fault, row.expected, names, page.verdict(tests), seconds)
     Console(width=None if sys.stdout.isatty() else 180).print(table)
+    # Only some rows' tests were collected; the names of the others' are found without running anything.
+    everything = Recorder(frozenset())
+    pytest.main(["-q", "-m", "fault", "--collect-only"], plugins=[everything])
+    today = datetime.now(UTC).date()
+    verdicts = {number: f"{page.verdict(found.get(number, {}))}, {today}" for number in recorder.wanted or ROWS}
+    write(everything.by_row(), verdicts)
     held = sum(page.verdict(found.get(number, {})) == "held" for number in recorder.wanted or ROWS)
     print(
         f"{held} of {len(recorder.wanted or ROWS)} rows held, {len(recorder.results)} tests, {time.monotonic() - begun:.0f} s"

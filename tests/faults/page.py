@@ -1,9 +1,13 @@
 """The page docs/faults.md, and the verdict on a row."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from tests.faults.matrix import INVARIANTS, ROWS
+
+
+NOT_RUN = "not run as a whole yet"
 
 
 @dataclass(frozen=True)
@@ -31,23 +35,29 @@ def verdict(tests: Mapping[str, Result]) -> str:
     return "held" if all(result.passed for result in tests.values()) else "BROKEN"
 
 
-def render(tests: Mapping[int, Iterable[str]]) -> str:
-    """The page. tests: of each row."""
+def last_results(text: str) -> dict[int, str]:
+    """What the page says of the last run of each row."""
+    rows = re.finditer(r"^\| (\d+) \|.*\| ([a-zA-Z ]+, [0-9-]+) \|$", text, flags=re.MULTILINE)
+    return {int(row[1]): row[2] for row in rows}
+
+
+def render(tests: Mapping[int, Iterable[str]], results: Mapping[int, str]) -> str:
+    """The page. tests: of each row. results: of the last run of each row, with its day."""
     lines = [
         "# Faults",
         "",
-        "What is broken on purpose, and the tests that do it: `make faults` runs them all and prints this table with the result of each row, "
-        '`make faults FAULTS="17 34"` some rows. Each test injects its fault for real: into an operator and a real API server, or into a '
+        "What is broken on purpose, the tests that do it, and what came of it last: `make faults` runs them all, prints this table and writes "
+        'it here, `make faults FAULTS="17 34"` some rows. Each test injects its fault for real: into an operator and a real API server, or into a '
         "cluster of real kubelets with the real images. Those in `tests/cluster/campaign` are too long for each run of `make test`.",
         "",
         "After each fault these are checked, as far as the fault concerns them:",
         "",
         *(f"- **{letter}**: {text}" for letter, text in INVARIANTS.items()),
         "",
-        "| # | Fault | Must be true | Tests |",
-        "|---|---|---|---|",
+        "| # | Fault | Must be true | Tests | Result |",
+        "|---|---|---|---|---|",
     ]
     for number, row in ROWS.items():
         names = "<br>".join(f"`{name}`" for name in sorted(tests.get(number, ())))
-        lines.append(f"| {number} | {row.fault} | {row.expected} | {names or 'none'} |")
+        lines.append(f"| {number} | {row.fault} | {row.expected} | {names or 'none'} | {results.get(number, NOT_RUN)} |")
     return "\n".join([*lines, ""])
