@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from tests.faults.matrix import INVARIANTS, ROWS
 
-
 NOT_RUN = "not run as a whole yet"
 
 
@@ -59,5 +58,7 @@ def render(tests: Mapping[int, Iterable[str]], results: Mapping[int, str]) -> st
     ]
     for number, row in ROWS.items():
         names = "<br>".join(f"`{name}`" for name in sorted(tests.get(number, ())))
-        lines.append(f"| {number} | {row.fault} | {row.expected} | {names or 'none'} | {results.get(number, NOT_RUN)} |")
+        lines.append(
+            f"| {number} | {row.fault} | {row.expected} | {names or 'none'} | {results.get(number, NOT_RUN)} |"
+        )
     return "\n".join([*lines, ""])
