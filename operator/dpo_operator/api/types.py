@@ -68,7 +68,7 @@ class DPOJobSpec(ApiModel):
         default=None,
         ge=1,
         le=31_536_000,
-        description="Fail the job when it has run this long; suspended time does not count.",
+        description="Fail the job when it has run this long; time in which it is suspended or waits in a queue does not count.",
     )
     ttl_seconds_after_finished: StrictInt | None = Field(
         default=None, ge=0, le=315_360_000, description="Delete the DPOJob this long after it finished."

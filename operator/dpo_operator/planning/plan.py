@@ -128,6 +128,7 @@ def _advance(spec: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, set
     else:
         status = resizing.agreed(status, at)
     watched = changed(status, active_job=ActiveJob(name=child.name, uid=child.uid), not_before=None)
+    watched = transitions.clocked(watched, at, suspended=set_aside)
     if status.volume is None and seen.claim is not None:
         claim = VolumeStatus(claim_name=seen.claim.name, claim_uid=seen.claim.uid, folder=job.metadata.uid)
         watched = changed(watched, volume=claim)

@@ -176,6 +176,15 @@ def set_aside(status: DPOJobStatus, at: Moment, message: str) -> DPOJobStatus:
     return mark(stopped(status), at, c.RUNNING, False, c.QUEUED, message)
 
 
+def clocked(status: DPOJobStatus, at: Moment, *, suspended: bool) -> DPOJobStatus:
+    """The status with its active time stopped or going on. suspended: the Job of the attempt is, by a queue or until its turn."""
+    if suspended and status.active_since is not None:
+        return changed(status, active_seconds=active_seconds(status, at.now), active_since=None)
+    if not suspended and status.active_since is None:
+        return changed(status, active_since=at.now)
+    return status
+
+
 def active_seconds(status: DPOJobStatus, now: datetime) -> int:
     """Time since the job was accepted, without suspended time, seconds."""
     running = (now - status.active_since).total_seconds() if status.active_since else 0.0

@@ -163,6 +163,21 @@ def test_a_gang_that_may_not_begin_says_why_and_keeps_nobody_waiting():
     assert twice.status.placement.timeouts == 2
 
 
+@pytest.mark.parametrize("queue", [None, {"kind": "Kueue", "name": "q"}])
+def test_time_in_a_queue_is_no_time_of_the_job(queue):
+    job = a_job(activeDeadlineSeconds=3600, **({"queue": queue} if queue else {}))
+    begun = a_status().active_since
+    queued = decide(a_status(), a_view(held(), may_place=False), job).status
+    assert (queued.active_since, queued.active_seconds) == (None, (NOON - begun).total_seconds())
+    later = NOON + timedelta(hours=5)
+    still = decide(queued, a_view(held(), may_place=False), job, now=later).status
+    assert not still.is_final
+    goes_on = decide(still, a_view(a_child(), a_pod(0), a_pod(1)), job, now=later).status
+    assert (goes_on.active_since, goes_on.active_seconds) == (later, queued.active_seconds)
+    end = later + timedelta(seconds=3600 - queued.active_seconds)
+    assert decide(goes_on, a_view(a_child(), a_pod(0), a_pod(1)), job, now=end).status.is_final
+
+
 @pytest.mark.fault(41)
 def test_a_wait_that_another_clock_set_is_not_waited_for():
     placement = Placement(waiting_since=NOON, timeouts=1, not_before=NOON + timedelta(hours=1))
