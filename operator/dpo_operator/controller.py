@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,6 +40,7 @@ LONGEST_BURST_SECONDS = 2.0
 STOP_SECONDS = 10.0
 WATCHED = ("Job", "Pod")
 FIRST_LIST_SECONDS = 5.0
+REMEMBERED_VERSIONS = 16
 
 
 class Operator:
@@ -47,7 +49,8 @@ class Operator:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._metrics = JobMetrics()
-        self._watched: dict[Key, str] = {}
+        # The last versions that the watch delivered: it may tell old news after the newest.
+        self._watched: dict[Key, deque[str]] = {}
         self._missed: dict[Key, str] = {}
         self._passes_missed = 0
         self._queue: KeyQueue | None = None
@@ -179,7 +182,7 @@ class Operator:
         metadata = raw["metadata"]
         key, version = _key(metadata), str(metadata["resourceVersion"])
         self._delivered(names.KIND, metadata)
-        self._watched[key] = version
+        self._watched.setdefault(key, deque(maxlen=REMEMBERED_VERSIONS)).append(version)
         if deleted:
             self._watched.pop(key, None)
         if self._queue is not None and self._reconciler.changed(key, version, None if deleted else dict(raw)):
@@ -249,7 +252,7 @@ class Operator:
                 continue
             self._reconciler.changed(key)
             self._queue.add(key, slow=key in listed and _is_hopeless(listed[key]))
-        missed = {key: version for key, version in versions.items() if self._watched.get(key) != version}
+        missed = {key: version for key, version in versions.items() if version not in self._watched.get(key, ())}
         # Between a write and its event some versions are always missing; twice the same one means a deaf watch.
         twice = sum(1 for key, version in missed.items() if self._missed.get(key) == version)
         self._metrics.unobserved.set(twice)

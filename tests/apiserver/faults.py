@@ -58,6 +58,12 @@ class Stage:
         self.hands().apply(name)
         kubelets.play(name)
 
+    def clear(self) -> None:
+        """Delete all jobs."""
+        hands = self.hands()
+        for job in hands.all("dpojobs"):
+            hands.delete("dpojobs", job["metadata"]["name"])
+
     def ends_calmly(self, name: str, seconds: float = 60) -> None:
         """Wait for the end of a life, which has to be that of one without a fault."""
 

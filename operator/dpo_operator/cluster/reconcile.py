@@ -68,8 +68,9 @@ class Reconciler:
         memory = self._memory.setdefault(key, JobMemory())
         if resource_version is not None and resource_version in memory.written:
             return False
-        # One without a status is accepted or refused, and only in this very version. Everything else is read anew.
-        memory.told = told if told is not None and not told.get("status") else None
+        # One that was never looked at and has no status is accepted or refused, and only in this very version. Everything
+        # else is read anew: a watch may tell old news once more.
+        memory.told = told if told is not None and not told.get("status") and not memory.uid else None
         memory.dirty = True
         return True
 
