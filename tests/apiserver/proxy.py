@@ -77,6 +77,7 @@ class Proxy:
         self._lists: dict[str, dict[str, bytes]] = {}
         self._faults: list[Fault] = []
         self._held: set[str] = set()
+        self._silenced: set[Call] = set()
         self._watches: list[tuple[Call, socket.socket]] = []
         self._lock = threading.Lock()
         pair = plane.authority.issue("proxy", "proxy", hosts=["IP:127.0.0.1"])
@@ -126,13 +127,15 @@ class Proxy:
     def hold(self, *resources: str) -> None:
         """From now on no watch of these says anything; its connection stays open."""
         self._held |= set(resources)
+        with self._lock:
+            self._silenced |= {call for call, _ in self._watches if call.resource in resources}
 
     def release(self) -> None:
         """Watches that are opened from now on work; the silent ones stay silent."""
         self._held.clear()
 
     def is_held(self, call: Call) -> bool:
-        return call.resource in self._held
+        return call.resource in self._held or call in self._silenced
 
     def cut(self, *resources: str) -> None:
         """Close open watches, of all resources when none is named."""
@@ -251,7 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.close_connection = True
         with self.proxy.watching(call, self.connection):
-            stalled = False
+            stalled = self.proxy.is_held(call)
             while line := answer.readline():
                 stalled = stalled or self.proxy.is_held(call)
                 if stalled:
