@@ -203,7 +203,8 @@ def test_a_pod_group_is_what_scheduler_plugins_want(hands: Hands, operator: Oper
         assert pod["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] == found["metadata"]["name"]
         assert pod["spec"]["schedulerName"] == "scheduler-plugins-scheduler"
     hands.delete("dpojobs", "grouped")
-    wait_until("PodGroup to go", lambda: group() is None)
+    # The garbage collector learns of a new kind within half a minute, and of what is left to do after that.
+    wait_until("PodGroup to go", lambda: group() is None, 120)
 
 
 @pytest.mark.apiserver
