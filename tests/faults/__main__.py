@@ -8,8 +8,10 @@ import argparse
 import sys
 import time
 from collections import defaultdict
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -60,8 +62,14 @@ class Recorder:
         return found
 
 
-def write(tests: dict[int, dict[str, page.Result]], results: dict[int, str]) -> None:
-    """docs/faults.md, with what it said before of rows that have no new result."""
+def write(results: dict[int, str]) -> None:
+    """docs/faults.md with the tests of all rows, and with what it said before of rows that have no new result."""
+    everything = Recorder(frozenset())
+    with redirect_stdout(StringIO()) as said:
+        code = pytest.main(["-q", "-m", "fault", "--collect-only"], plugins=[everything])
+    if code != pytest.ExitCode.OK:
+        raise SystemExit(f"the tests could not be collected:\n{said.getvalue()}")
+    tests = everything.by_row()
     before = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
     PAGE.write_text(page.render(tests, page.last_results(before) | results), encoding="utf-8")
 
@@ -78,9 +86,8 @@ def main() -> int:
     recorder = Recorder(frozenset(arguments.rows))
     begun = time.monotonic()
     if arguments.write:
-        code = pytest.main(["-q", "-m", "fault", "--collect-only"], plugins=[recorder])
-        write(recorder.by_row(), {})
-        return int(code)
+        write({})
+        return 0
     code = pytest.main(["-q", "-rf", "-m", "fault", *arguments.pytest.split()], plugins=[recorder])
     if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         return int(code)  # nothing is known of any row
@@ -92,12 +99,9 @@ def main() -> int:
         seconds = f"{sum(result.seconds for result in tests.values()):.0f}"
         table.add_row(str(number), row.fault, row.expected, names, page.verdict(tests), seconds)
     Console(width=None if sys.stdout.isatty() else 180).print(table)
-    # Only some rows' tests were collected; the names of the others' are found without running anything.
-    everything = Recorder(frozenset())
-    pytest.main(["-q", "-m", "fault", "--collect-only"], plugins=[everything])
     today = datetime.now(UTC).date()
     verdicts = {number: f"{page.verdict(found.get(number, {}))}, {today}" for number in recorder.wanted or ROWS}
-    write(everything.by_row(), verdicts)
+    write(verdicts)
     held = sum(page.verdict(found.get(number, {})) == "held" for number in recorder.wanted or ROWS)
     print(
         f"{held} of {len(recorder.wanted or ROWS)} rows held, {len(recorder.results)} tests, {time.monotonic() - begun:.0f} s"
