@@ -110,7 +110,11 @@ def test_repeated_and_reordered_events_cause_no_write_more(theatre: Stage, proxy
     since = len(proxy.calls)
     theatre.life("echo", playing)
     theatre.ends_calmly("echo")
-    assert writes_by_kind(own(proxy, since, "echo")) == theatre.calm_writes
+    # A rank whose peer was killed is deleted by us or by its Job's controller, whoever comes first.
+    found, calm = writes_by_kind(own(proxy, since, "echo")), theatre.calm_writes.copy()
+    assert found.pop("DELETE pods", 0) <= 2
+    calm.pop("DELETE pods", None)
+    assert found == calm
     time.sleep(3)
     quiet = len(proxy.calls)
     theatre.hands().patch("dpojobs", "echo", {"metadata": {"labels": {"touched": "yes"}}})
@@ -135,9 +139,10 @@ def test_old_lists_delete_nothing_of_a_new_job_of_the_name(theatre: Stage, proxy
     proxy.replay("dpojobs", "jobs", "pods")
     hands.delete("dpojobs", "reborn")
     wait_until("deletion", lambda: hands.get("dpojobs", "reborn") is None and not hands.children("jobs", "reborn"))
+    since = len(proxy.calls)
     new = hands.apply("reborn")
     time.sleep(4)
-    assert not [c for c in proxy.calls[-200:] if c.method == "DELETE" and c.status == 200 and "reborn" in c.path]
+    assert not [c for c in proxy.calls[since:] if c.method == "DELETE" and c.status == 200 and "reborn" in c.path]
     proxy.replayed.clear()
     playing.play("reborn")
     theatre.ends_calmly("reborn")
