@@ -20,6 +20,7 @@ MAX_TERMINATION_BYTES = 4096
 
 # Pods belong to tenants: what they say has bounds within which every later computation and the API server can take it.
 Count = Annotated[int, Field(ge=0, le=2**53)]
+Number = Annotated[int, Field(ge=1, le=2**53)]
 Amount = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
 # The year 9999, seconds since the epoch.
 LATEST = 253_402_300_799
@@ -35,15 +36,15 @@ class CheckpointRef(_Report):
     step: Count = Field(description="Optimizer steps that the checkpoint contains.")
     path: str = Field(description="Folder, relative to the job's work folder.")
     digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the manifest, hex.")
-    attempt: int = Field(ge=1, le=2**53, description="Attempt that wrote it.")
+    attempt: Number = Field(description="Attempt that wrote it.")
     time: float = Field(ge=0, le=LATEST, allow_inf_nan=False, description="When it was committed.")
 
 
 class CheckpointRecord(_Report):
     """What proves later that a checkpoint is the one that was committed."""
 
-    step: int = Field(ge=0, le=2**53, description="Optimizer steps that the checkpoint contains.")
-    attempt: int = Field(ge=1, le=2**53, description="Attempt that wrote it.")
+    step: Count = Field(description="Optimizer steps that the checkpoint contains.")
+    attempt: Number = Field(description="Attempt that wrote it.")
     digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the manifest, hex.")
 
     @property

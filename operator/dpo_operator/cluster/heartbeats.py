@@ -54,7 +54,7 @@ class Heartbeats:
             self._forget(status)
             self._waits = {}
         # After a failure the attempt is over, whatever the others say; one that is gone, too, would only delay that.
-        failed = any(pod.ended and not pod.succeeded for pod in pods)
+        failed = any(pod.failed for pod in pods)
         asked = [] if failed else [pod for pod in pods if pod.running and not pod.deleting and pod.ip]
         answers = await self._ask(reader, status, asked, ports_of(job, status.phase).metrics)
         told = {index: answer for index, answer in answers.items() if isinstance(answer, Progress)}

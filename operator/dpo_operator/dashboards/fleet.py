@@ -1,6 +1,7 @@
 """The dashboard of the operator: what all jobs do, how soon it sees and mends, and whether it hears and is heard."""
 
 from dpo_operator.dashboards.panels import Json, Panel, Query, Row, build_dashboard
+from dpo_operator.dashboards.queries import quantile, rate
 
 UID = "dpo-operator"
 # Of what every scraped process exports, the operator's own.
@@ -19,14 +20,9 @@ def dashboard() -> Json:
     )
 
 
-def _rate(counter: str, by: str) -> str:
-    return f"sum by ({by}) (rate({counter}[$__rate_interval]))"
-
-
 def _quantiles(histogram: str, selector: str = "") -> tuple[Query, Query]:
     """Median and 99th percentile over what was observed lately."""
-    buckets = _rate(f"{histogram}_bucket{selector}", "le")
-    return Query(f"histogram_quantile(0.5, {buckets})", "p50"), Query(f"histogram_quantile(0.99, {buckets})", "p99")
+    return Query(quantile(0.5, histogram, selector), "p50"), Query(quantile(0.99, histogram, selector), "p99")
 
 
 def _jobs() -> Row:
@@ -81,7 +77,7 @@ def _promptness() -> Row:
 
 
 def _work() -> Row:
-    reconcile = '{handler="reconcile"}'
+    reconcile = 'handler="reconcile"'
     return Row(
         "Work",
         (
@@ -109,13 +105,13 @@ def _work() -> Row:
             Panel(
                 "Errors",
                 "Errors for each second, by kind; each is tried again after a delay that grows. The log tells which job's.",
-                (Query(f"{_rate('dpojob_operator_handler_errors_total', 'kind')} or vector(0)", "{{kind}}"),),
+                (Query(f"{rate('dpojob_operator_handler_errors_total', 'kind', '')} or vector(0)", "{{kind}}"),),
                 minimum=0,
             ),
             Panel(
                 "Reconciles",
                 "Passes for each second by how they ended.",
-                (Query(_rate(f"dpojob_operator_handler_seconds_count{reconcile}", "outcome"), "{{outcome}}"),),
+                (Query(rate("dpojob_operator_handler_seconds_count", "outcome", reconcile), "{{outcome}}"),),
                 minimum=0,
                 colors={"error": "red", "success": "green"},
             ),
@@ -123,7 +119,7 @@ def _work() -> Row:
                 "Requests",
                 "Requests to the API server for each second, watches aside, by answer; 0: none came, 409: somebody else wrote "
                 "first, 429: the API server asks for patience.",
-                (Query(_rate("dpojob_operator_api_requests_total", "code"), "{{code}}"),),
+                (Query(rate("dpojob_operator_api_requests_total", "code", ""), "{{code}}"),),
                 minimum=0,
                 stack=True,
             ),

@@ -9,12 +9,12 @@ def newest(metric: str, by: str = "") -> str:
     return f"max by ({by}) ({metric}{{{JOB}}})" if by else f"max({metric}{{{JOB}}})"
 
 
-def rate(counter: str, by: str = "") -> str:
-    """A counter's increase for each second."""
-    total = f"rate({counter}{{{JOB}}}[$__rate_interval])"
+def rate(counter: str, by: str = "", selector: str = JOB) -> str:
+    """A counter's increase for each second. selector: the series that are added up; all of them when empty."""
+    total = f"rate({counter}{f'{{{selector}}}' if selector else ''}[$__rate_interval])"
     return f"sum by ({by}) ({total})" if by else f"sum({total})"
 
 
-def quantile(share: float, histogram: str) -> str:
-    """A quantile over all pods."""
-    return f"histogram_quantile({share}, {rate(histogram + '_bucket', by='le')})"
+def quantile(share: float, histogram: str, selector: str = JOB) -> str:
+    """A quantile over all series that the selector finds."""
+    return f"histogram_quantile({share}, {rate(histogram + '_bucket', 'le', selector)})"

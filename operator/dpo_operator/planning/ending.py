@@ -43,5 +43,5 @@ def _ends_by_itself(child: ChildJob, seen: Observed) -> bool:
     Kubernetes stops the other pods of a Job with a failed one, and its view of a Job lags behind the pods.
     """
     pods = seen.pods_of(child.phase, child.attempt)
-    failing = any(pod.ended and not pod.succeeded for pod in pods)
+    failing = any(pod.failed for pod in pods)
     return child.finished or failing or (bool(pods) and all(pod.ended for pod in pods))

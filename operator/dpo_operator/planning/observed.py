@@ -179,6 +179,11 @@ class ChildPod(Labelled):
         return self.exit is not None or self.pod_phase in ("Succeeded", "Failed")
 
     @property
+    def failed(self) -> bool:
+        """Whether it ended, and is not known to have succeeded."""
+        return self.ended and not self.succeeded
+
+    @property
     def running(self) -> bool:
         """Whether the trainer's process runs."""
         return self.pod_phase == "Running" and self.exit is None

@@ -47,12 +47,12 @@ def progress_status(read: Progress, now: datetime) -> ProgressStatus:
     return ProgressStatus(
         attempt=read.attempt,
         activity=read.activity[:128] or None,
-        step=max(0, read.step),
-        max_steps=max(0, read.max_steps),
+        step=read.step,
+        max_steps=read.max_steps,
         percent=f"{100 * read.step // read.max_steps}%" if read.max_steps > 0 else None,
         epoch=f"{read.epoch:.2f}",
         eta=duration(read.eta_seconds) if read.eta_seconds is not None else None,
-        eta_seconds=max(0, round(read.eta_seconds)) if read.eta_seconds is not None else None,
+        eta_seconds=round(read.eta_seconds) if read.eta_seconds is not None else None,
         pairs_per_second=number(read.pairs_per_second),
         **_metrics(train),
         **{
