@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from dpo_operator.api.quantity import to_bytes
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.builders.queue import DEFAULT_SCHEDULERS, Schedulers
-from dpo_operator.sizing.quantity import to_bytes
 
 LogFormat = Literal["json", "plain"]
 

@@ -81,6 +81,12 @@ def _references() -> list[Hostile]:
         Hostile("token key with a path", _model(tokenSecretRef={"name": "a", "key": "../../etc/passwd"})),
         Hostile("pull secret elsewhere", _pod(imagePullSecrets=[ELSEWHERE])),
         Hostile("priority elsewhere", _pod(priorityClassName=ELSEWHERE)),
+        Hostile("priority of the system", _pod(priorityClassName="system-node-critical")),
+        Hostile(
+            "queue's priority of the system", {"queue": {"kind": "Volcano", "priorityClass": "system-cluster-critical"}}
+        ),
+        Hostile("chain of file systems", _source("s3://b::file:///etc/passwd")),
+        Hostile("claim whose name is none", _source("pvc://a..b/x")),
         Hostile("runtime elsewhere", _pod(runtimeClassName=ELSEWHERE)),
         Hostile("claim source of dots", _source("pvc://../x")),
         Hostile("claim source elsewhere", _source("pvc://kube-system/../claim/x")),
@@ -144,7 +150,16 @@ def _environment() -> list[Hostile]:
         "MASTER_ADDR",
     )
     reserved += ("PET_NNODES", "DPO_JOB_FILE", "HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "http_proxy", "HOME")
-    reserved += ("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "TORCHELASTIC_RUN_ID")
+    reserved += ("NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "TORCHELASTIC_RUN_ID", "HTTPS_Proxy", "All_Proxy")
+    reserved += (
+        "OPENSSL_CONF",
+        "BASH_ENV",
+        "GIT_SSH_COMMAND",
+        "GCONV_PATH",
+        "NVIDIA_MOFED",
+        "NVIDIA_DRIVER_CAPABILITIES",
+    )
+    reserved += ("AMD_VISIBLE_DEVICES", "HF_TOKEN_PATH", "KUBERNETES_SERVICE_HOST", "TORCH_DEVICE_BACKEND_AUTOLOAD")
     names = ("A=B", "A B", "", "$(X)", "a-b", "é", "X" * 129)
     nul = Hostile("env with a NUL", _env("NCCL_DEBUG", "a\0b"))
     return [
@@ -170,10 +185,20 @@ def _numbers() -> list[Hostile]:
         Hostile("a negative size", _volume(size="-1Gi")),
         Hostile("no memory at all", _pod(sharedMemory="0")),
         Hostile("GPUs by the back door", _pod(resources={"limits": {"nvidia.com/gpu": 8}})),
+        Hostile("GPUs while preparing", _pod(prepareResources={"limits": {"nvidia.com/gpu": 8}})),
+        Hostile("a slice of a GPU", _pod(resources={"limits": {"nvidia.com/mig-1g.5gb": 1}})),
+        Hostile("a GPU as an RDMA device", _pod(network={"rdmaResource": "amd.com/gpu"})),
+        Hostile("a part of a byte", _pod(sharedMemory="0.3")),
+        Hostile("a resource of nobody", _pod(resources={"limits": {"pods": 1}})),
+        Hostile("more asked for than allowed", _pod(resources={"requests": {"cpu": 4}, "limits": {"cpu": 2}})),
         Hostile("CPU as an RDMA device", _pod(network={"rdmaResource": "cpu"})),
         Hostile("more CPU than there is", _pod(resources={"limits": {"cpu": "999999999999"}}), refused=False),
         Hostile("less than nothing", _pod(resources={"limits": {"cpu": "-1"}})),
     ]
+
+
+def _conditions(value: str, count: int) -> list[dict[str, Any]]:
+    return [{"column": "c", "operator": "In", "values": [value] * count}] * 32
 
 
 def _texts() -> list[Hostile]:
@@ -186,6 +211,9 @@ def _texts() -> list[Hostile]:
         Hostile("template as large as allowed", _model(chatTemplate="é" * 32768), refused=False),
         Hostile("template of special characters", _model(chatTemplate=special), refused=False),
         Hostile("template with a NUL", _model(chatTemplate="a\0b"), refused=False),
+        Hostile("conditions as large as allowed", {"data": {"train": {"source": "a/b"}, "filters": {"where": _conditions("é" * 512, 40)}}}, refused=False),
+        Hostile("conditions too large for a file", {"data": {"train": {"source": "a/b"}, "filters": {"where": _conditions("x" * 1024, 37)}}}, refused=False),
+        Hostile("environment too large for a file", _pod(env=[{"name": f"A{i}", "value": "\U0001f600" * 4096} for i in range(64)]), refused=False),
         Hostile("source with a NUL", _source("org/a\0b")),
         Hostile("source with a space", _source("org/a b")),
         Hostile("source that is not ASCII", _source("org/données"), refused=False),

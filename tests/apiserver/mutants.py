@@ -136,7 +136,10 @@ COMPLETE: dict[str, Any] = a_job(
         "image": "registry.example/trainer@sha256:" + "0" * 64,
         "imagePullPolicy": "Always",
         "imagePullSecrets": ["pull"],
-        "resources": {"requests": {"cpu": 8, "memory": "64Gi", "example.org/fpga": 1}, "limits": {"memory": "64Gi"}},
+        "resources": {
+            "requests": {"cpu": 8, "memory": "64Gi", "example.org/fpga": 1},
+            "limits": {"memory": "64Gi", "example.org/fpga": 1},
+        },
         "prepareResources": {"requests": {"cpu": "500m"}, "limits": {}},
         "nodeSelector": {"topology.kubernetes.io/zone": "a"},
         "tolerations": [

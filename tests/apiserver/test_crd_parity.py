@@ -120,6 +120,39 @@ def placement() -> Iterator[dict[str, Any]]:
         yield {"pod": {"network": {"interface": interface}, "env": [{"name": name, "value": "x"}]}}
 
 
+def resources() -> Iterator[dict[str, Any]]:
+    """Names and amounts of what a container asks for."""
+    names = (
+        *(
+            "cpu",
+            "memory",
+            "foo",
+            "pods",
+            "nvidia.com/gpu",
+            "amd.com/gpu",
+            "nvidia.com/gpu.shared",
+            "nvidia.com/mig-1g.5gb",
+        ),
+        *("nvidia.com/hostdev", "rdma/ib", "requests.a/b", "kubernetes.io/batteries", "hugepages-2Mi", "hugepages-x"),
+        *("hugepages-2Mi/x", "a..b/c", "-a/b", f"{'a' * 244}/b", f"{'a' * 245}/b", f"a/{'b' * 63}", f"a/{'b' * 64}"),
+    )
+    for name, part in itertools.product(names, ("resources", "prepareResources")):
+        yield {"pod": {part: {"requests": {name: 1}}}}
+        yield {"pod": {part: {"limits": {name: 1}}}}
+        yield {"pod": {part: {"requests": {name: "1"}, "limits": {name: 1, "memory": "1Gi"}}}}
+    for name in (*names, "x" * 254):
+        yield {"pod": {"network": {"rdmaResource": name}}}
+        yield {"pod": {"nodeSelector": {name: "x"}}}
+        yield {"pod": {"tolerations": [{"key": name, "operator": "Exists"}]}}
+        yield {"pod": {"topology": {"packBy": name}}}
+    amounts = (1, 2, "1", "2", "0.5", "500m", "1k", "1000", "1Ki", "0.001", "1m", "0.3", "300m", "1.024k")
+    for name, asked, most in itertools.product(("cpu", "a/b", "hugepages-2Mi"), amounts, amounts):
+        yield {"pod": {"resources": {"requests": {name: asked}, "limits": {name: most}}}}
+    for name in ("system-node-critical", "system", "my-system-", "a..b", "a.b"):
+        yield {"pod": {"priorityClassName": name, "runtimeClassName": name}}
+        yield {"queue": {"kind": "Volcano", "priorityClass": name}}
+
+
 def combinations() -> Iterator[dict[str, Any]]:
     """Settings that the rules are about, in all their combinations within a rule's reach."""
     yield from losses()
@@ -136,7 +169,7 @@ def combinations() -> Iterator[dict[str, Any]]:
     ):
         volume = {"claimName": claim, "storageClassName": storage, "accessMode": mode, "retention": retention}
         yield {"nodes": nodes, "checkpoint": {"volume": volume}}
-    for size in ("0", "0.0", "0Gi", "00.5Gi", "10", "10m", "1M", "1.0Mi"):
+    for size in ("0", "0.0", "0Gi", "00.5Gi", "10", "10m", "1M", "1.0Mi", "0.1", "1.5", "1.5k"):
         yield {"checkpoint": {"volume": {"size": size}}}
         yield {"pod": {"sharedMemory": size}}
     for source in (
@@ -153,6 +186,14 @@ def combinations() -> Iterator[dict[str, Any]]:
             "pvc://c/..",
         ),
         *("pvc://c/../x", "pvc://c/a..b", "pvc://c/...", "x/pvc://c", "pvc://c?x"),
+        *(
+            "pvc://a..b/x",
+            f"pvc://{'a' * 253}/x",
+            f"pvc://{'a' * 254}/x",
+            "s3://b::file:///x",
+            "gs://b/k::x",
+            "org/a::b",
+        ),
     ):
         yield {"model": {"name": source}}
         yield {"data": {"train": {"source": source}}}
@@ -176,9 +217,7 @@ def combinations() -> Iterator[dict[str, Any]]:
         yield {"gpusPerNode": gpus, "training": {"device": device}, "adapter": {"type": adapter}}
     for length, prompt in itertools.product((8, 16), (None, 1, 7, 8, 15, 16, 17)):
         yield {"data": {"train": {"source": "t"}, "maxLength": length, "maxPromptLength": prompt}}
-    for part, resource in itertools.product(("requests", "limits"), ("cpu", "nvidia.com/gpu", "rdma/ib")):
-        yield {"pod": {"resources": {part: {resource: 1}}}}
-        yield {"pod": {"prepareResources": {part: {resource: 1}}}}
+    yield from resources()
     for name in (
         *(
             "NCCL_DEBUG",

@@ -31,8 +31,8 @@ MOST_WRITES = 60
 AT_ONCE = 40
 
 
-class DeathError(Exception):
-    """The operator's process is gone."""
+class DeathError(BaseException):
+    """The operator's process is gone; it handles this error no more than it would a SIGKILL."""
 
 
 class MortalClient(Client):
@@ -121,3 +121,34 @@ def test_death_at_every_write_changes_nothing(hands: Hands) -> None:
     assert expected["restarts"] == (1, 1)
     different = {name: end for name in jobs if (end := ending(hands, name)) != expected}
     assert not different
+
+
+class BrokenClient(Client):
+    """A client with a defect that shows when pods are looked at."""
+
+    async def list(self, kind: str, *args: Any, **options: Any) -> list[dict[str, Any]]:
+        if kind == "Pod":
+            raise KeyError("a defect")
+        return await super().list(kind, *args, **options)
+
+
+def test_an_error_of_its_own_is_told_on_the_job(hands: Hands) -> None:
+    async def scenario() -> None:
+        hands.apply("defect")
+        client, reader = await BrokenClient.connect(), ProgressReader()
+        reconciler = Reconciler(client, reader, Settings(TrainerImage("t:1")), JobMetrics(), look_seconds=0)
+        key = Key(hands.namespace, "defect")
+        try:
+            await reconciler.reconcile(key)
+            for _ in range(3):
+                with pytest.raises(KeyError):
+                    await reconciler.reconcile(key)
+        finally:
+            await reader.close()
+            await client.close()
+
+    asyncio.run(scenario())
+    path = f"{hands.path('events')}?fieldSelector=involvedObject.name=defect,reason=OperatorError"
+    (event,) = hands.requests.send("GET", path).body["items"]
+    assert event["type"] == "Warning"
+    assert "KeyError: 'a defect'" in event["message"]

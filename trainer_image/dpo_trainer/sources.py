@@ -93,7 +93,10 @@ def resolve(source: str, revision: str | None = None, *, claims: Path) -> Source
         raise invalid_configuration(
             f"{source}: expected a hub id, a path, pvc://claim/path, s3:// or gs://, found {scheme}://"
         )
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:
+        raise input_not_found(f"{source}: no such user, or one without a home; write the path from / on") from error
     explicit = source.startswith(("/", "./", "../", "~")) or source in (".", "..")
     if explicit or _exists(path, source):
         if not explicit:

@@ -15,14 +15,13 @@ ResourceQuantity = Annotated[
     BeforeValidator(lambda value: str(value) if type(value) is int else value),
     Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
 ]
+SUBDOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 # DNS names of Kubernetes objects. No "/" fits, so a reference can never name another namespace.
-ObjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+ObjectName = Annotated[str, StringConstraints(pattern=f"^{SUBDOMAIN}$", max_length=253)]
+# Of a label, a taint or a resource; Kubernetes takes 253 characters before the "/" and 63 after it.
 LabelKey = Annotated[
     str,
-    StringConstraints(
-        pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
-        max_length=317,
-    ),
+    StringConstraints(pattern=f"^({SUBDOMAIN}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$", max_length=253),
 ]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)]
 # A hub id, a path, a URL of an object store, or pvc://claim/path. Control characters and spaces fit nowhere in them.

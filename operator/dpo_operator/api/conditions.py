@@ -55,6 +55,7 @@ GANG_TIMED_OUT = "GangTimedOut"
 PREDICTED_NOT_TO_FIT = "PredictedNotToFit"
 HEARTBEAT_SILENT = "HeartbeatSilent"
 STRAGGLER = "Straggler"
+OPERATOR_ERROR = "OperatorError"
 
 # Reasons of the ordinary course.
 PREPARING = "Preparing"

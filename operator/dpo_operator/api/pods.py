@@ -52,12 +52,13 @@ class Toleration(ApiModel):
     )
 
 
-# What decides which code a process loads, or what the operator itself sets, is not the job's to change.
-# NVIDIA_VISIBLE_DEVICES could ask the container runtime for GPUs that the scheduler gave to somebody else.
+# What decides which code a process loads, or what the operator itself sets, is not the job's to change. Libraries read
+# *_PROXY in any case. Those of the container runtime could ask for devices that the scheduler gave to somebody else.
 RESERVED_ENV = (
-    r"^(LD_.*|PYTHON.*|PATH|HOME|.*_PROXY|.*_proxy|HF_ENDPOINT|HF_HUB_OFFLINE|HF_TOKEN|HUGGING_FACE_HUB_TOKEN|PET_.*|DPO_.*|"
-    r"TORCHELASTIC_.*|MASTER_.*|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|GROUP_RANK|NVIDIA_VISIBLE_DEVICES|"
-    r"CUDA_VISIBLE_DEVICES|CUDA_INJECTION.*)$"
+    r"^(LD_.*|PYTHON.*|PATH|HOME|ENV|BASH_ENV|GIT_.*|OPENSSL_.*|GCONV_PATH|GLIBC_TUNABLES|LOCPATH|.*_[Pp][Rr][Oo][Xx][Yy]|"
+    r"HF_ENDPOINT|HF_HUB_OFFLINE|HF_TOKEN.*|HF_MODULES_CACHE|HUGGING.*|TORCH_DEVICE_BACKEND_AUTOLOAD|TORCHELASTIC_.*|PET_.*|DPO_.*|"
+    r"KUBERNETES_.*|MASTER_.*|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|GROUP_RANK|.*_VISIBLE_DEVICES|CUDA_INJECTION.*|"
+    r"NVIDIA_([A-SU-Z].*|T[A-EG-Z].*))$"
 )
 
 
@@ -68,7 +69,7 @@ class EnvVar(ApiModel):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         min_length=1,
         max_length=128,
-        description="Name. Variables that choose code or that the operator sets (LD_*, PYTHON*, PATH, *_PROXY, HF_ENDPOINT, RANK, MASTER_*, …) are refused.",
+        description="Name. Variables that choose code or that the operator sets (LD_*, PYTHON*, PATH, *_PROXY, HF_ENDPOINT, RANK, MASTER_*, NVIDIA_*, …) are refused.",
     )
     value: str = Field(
         default="", max_length=4096, pattern=r"^[^\x00]*$", description="Value, taken literally; no NUL fits in it."

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from dpo_operator.api.base import ApiModel
+from dpo_operator.api.base import SUBDOMAIN, ApiModel
 
 # Names that must fit a label's value.
-QueueName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", min_length=1, max_length=63)]
+QueueName = Annotated[str, StringConstraints(pattern=f"^{SUBDOMAIN}$", min_length=1, max_length=63)]
 
 
 class Queue(ApiModel):

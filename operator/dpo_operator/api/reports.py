@@ -3,7 +3,6 @@
 Both are small JSON documents. Times are seconds since the epoch (UTC); log-probabilities and rewards are in nats.
 """
 
-import json
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -171,6 +170,7 @@ class Termination(_Report):
         if not text:
             return None
         try:
-            return cls.model_validate(json.loads(text))
+            # Not json.loads: it gives up on deep nesting with an error of its own, and lets half of a surrogate pair pass.
+            return cls.model_validate_json(text)
         except ValueError:
             return None

@@ -20,8 +20,8 @@ from dpo_operator.api.rules_pods import POD_RULES
 from dpo_operator.api.training import Adapter, AdapterType, Checkpoint
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 
-# Zero of any unit, and thousandths of a byte.
-NO_SIZE = "^[0.]+[A-Za-z]*$|m$"
+# Zero of any unit, and parts of a byte.
+NO_SIZE = "^[0.]+[A-Za-z]*$|m$|[.][0-9]+$"
 
 
 def _size_rule(field: str, read: Callable[[DPOJobSpec], str]) -> Rule:
@@ -160,12 +160,6 @@ SPEC_RULES: tuple[Rule, ...] = (
         "are trained and they would mean nothing",
     ),
     Rule(
-        "pod.resources",
-        "!self.pod.resources.requests.exists(k, k == 'nvidia.com/gpu') && !self.pod.resources.limits.exists(k, k == 'nvidia.com/gpu')",
-        lambda s: "nvidia.com/gpu" not in s.pod.resources.requests and "nvidia.com/gpu" not in s.pod.resources.limits,
-        "must not name nvidia.com/gpu; set gpusPerNode",
-    ),
-    Rule(
         "pod.tolerations",
         "self.pod.tolerations.all(t, (t.operator != 'Exists' || !has(t.value) || t.value == '') && "
         "(has(t.key) || t.operator == 'Exists') && "
@@ -178,9 +172,10 @@ SPEC_RULES: tuple[Rule, ...] = (
         "pod.env",
         f"!self.pod.env.exists(e, e.name.matches('{RESERVED_ENV}'))",
         lambda s: not any(re.search(RESERVED_ENV, e.name) for e in s.pod.env),
-        "must not set a variable that chooses code or that the operator sets: LD_*, PYTHON*, PATH, HOME, *_PROXY, HF_ENDPOINT, "
-        "HF_HUB_OFFLINE, HF_TOKEN, HUGGING_FACE_HUB_TOKEN, PET_*, DPO_*, TORCHELASTIC_*, MASTER_*, RANK, LOCAL_RANK, GROUP_RANK, "
-        "WORLD_SIZE, LOCAL_WORLD_SIZE, NVIDIA_VISIBLE_DEVICES, CUDA_VISIBLE_DEVICES, CUDA_INJECTION*",
+        "must not set a variable that chooses what is loaded, that asks for devices, or that the operator sets: LD_*, PYTHON*, PATH, HOME, "
+        "ENV, BASH_ENV, GIT_*, OPENSSL_*, GCONV_PATH, GLIBC_TUNABLES, LOCPATH, *_PROXY, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN*, "
+        "HF_MODULES_CACHE, HUGGING*, TORCH_DEVICE_BACKEND_AUTOLOAD, TORCHELASTIC_*, PET_*, DPO_*, KUBERNETES_*, MASTER_*, RANK, "
+        "LOCAL_RANK, GROUP_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, *_VISIBLE_DEVICES, CUDA_INJECTION*, NVIDIA_* but NVIDIA_TF32_OVERRIDE",
     ),
 )
 

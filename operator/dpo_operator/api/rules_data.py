@@ -3,29 +3,33 @@
 import re
 from collections.abc import Callable
 
+from dpo_operator.api.base import SUBDOMAIN
 from dpo_operator.api.data import Condition, Dataset
 from dpo_operator.api.method import MethodName
 from dpo_operator.api.rule import Rule
 from dpo_operator.api.types import DPOJobSpec
 
-OBJECT_STORE = r"^(s3|gs)://[^/]+(/.*)?$"
-ON_CLAIM = r"^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?(/.*)?$"
+OBJECT_STORE = "^(s3|gs)://[^/]+(/.*)?$"
+ON_CLAIM = f"^pvc://{SUBDOMAIN}(/.*)?$"
+# A name that no claim can have, and what the library that reads object stores takes for a chain of file systems.
+ODD_URL = "^pvc://[^/]{254}|::"
 PARENT_FOLDER = "/[.][.](/|$)"
 NUMBER = "[-+]?([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][-+]?[0-9]{1,3})?"
 
-_URL_MESSAGE = "a URL must be pvc://claim/path with a claim of the job's namespace and no '..', s3://bucket/path or gs://bucket/path"
+_URL_MESSAGE = "a URL must be pvc://claim/path with a claim of the job's namespace and no '..', s3://bucket/path or gs://bucket/path, without '::'"
 
 
 def _readable_cel(source: str) -> str:
     stores = f"{source}.matches('{OBJECT_STORE}')"
     claims = f"({source}.matches('{ON_CLAIM}') && !{source}.matches('{PARENT_FOLDER}'))"
-    return f"(!{source}.contains('://') || {stores} || {claims})"
+    return f"(!{source}.contains('://') || (!{source}.matches('{ODD_URL}') && ({stores} || {claims})))"
 
 
 def _readable(source: str) -> bool:
     """Whether a source is no URL, or one that prepare can read."""
     on_claim = re.search(ON_CLAIM, source) and not re.search(PARENT_FOLDER, source)
-    return "://" not in source or bool(re.search(OBJECT_STORE, source) or on_claim)
+    known = re.search(OBJECT_STORE, source) or on_claim
+    return "://" not in source or bool(known and not re.search(ODD_URL, source))
 
 
 def _fits_cel(method: str, row_format: str) -> str:

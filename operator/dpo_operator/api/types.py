@@ -152,6 +152,7 @@ class ObjectMeta(BaseModel):
     annotations: dict[str, str] = {}
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
+    finalizers: list[str] = []
 
 
 class DPOJob(BaseModel):

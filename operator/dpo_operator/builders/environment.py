@@ -36,6 +36,9 @@ def build_environment(
         # Libraries put caches into a home.
         "HOME": TEMPORARY,
     }
+    if phase != "train" or job.spec.gpus_per_node == 0:
+        # Without this, an image could ask a container runtime for all GPUs of the node, whoever they were given to.
+        common["NVIDIA_VISIBLE_DEVICES"] = "void"
     if phase == "prepare":
         return _variables(common | _prepare(job))
     offline = {"HF_HUB_OFFLINE": "1"}

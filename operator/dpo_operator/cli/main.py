@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from dpo_operator.api import exitcodes, hardware, names
+from dpo_operator.api.quantity import to_bytes
 from dpo_operator.api.types import DPOJob
 from dpo_operator.cli import cluster, jobfile, local, modelsource, planview
-from dpo_operator.sizing import proposal, quantity
+from dpo_operator.sizing import proposal
 from dpo_operator.sizing.work import Pairs
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Align a language model on your own GPUs.")
@@ -132,12 +133,12 @@ def plan(
 
 def _device(job: DPOJob, gpu: str | None, memory: str | None, flops: float | None) -> hardware.Device:
     """What a rank runs on. Raises ValueError."""
-    limit = None if memory is None else quantity.to_bytes(memory)
+    limit = None if memory is None else to_bytes(memory)
     if job.spec.gpus_per_node == 0:
         if gpu is not None:
             raise ValueError(f"--gpu: {gpu} has no use for a job without GPUs (spec.gpusPerNode is 0)")
         pod = job.spec.pod.resources.limits.get("memory")
-        return hardware.cpu(flops, limit if pod is None or limit is not None else quantity.to_bytes(pod))
+        return hardware.cpu(flops, limit if pod is None or limit is not None else to_bytes(pod))
     gpu = gpu.lower() if gpu is not None else None
     if gpu is not None and gpu not in hardware.GPUS:
         raise ValueError(f"--gpu: expected one of {', '.join(hardware.GPUS)}, found {gpu!r}")

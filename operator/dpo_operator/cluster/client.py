@@ -167,7 +167,8 @@ class Client:
         """
         began = time.monotonic()
         limit = min(REQUEST_SECONDS, self._may_send(method))
-        data = None if body is None else json.dumps(body)
+        # As short as it can be: with escapes, what a user may store could be too long to send back.
+        data = None if body is None else json.dumps(body, ensure_ascii=False).encode(errors="replace")
         status = 0
         try:
             # An answer that comes after the right to write ended could be to a request of another leader's time.
@@ -192,7 +193,10 @@ class Client:
             if self._heard is not None:
                 self._heard(method, path, status)
         if 200 <= status < 300:
-            parsed: Json = json.loads(text)
+            try:
+                parsed: Json = json.loads(text)
+            except ValueError as error:
+                raise ConnectionError(f"{method} {path}: an answer that is no JSON") from error
             return parsed
         if status == 401 and await self._access.reload():
             return await self.request(method, path, body, query)

@@ -11,7 +11,7 @@ from dpo_operator.api import conditions, names
 from dpo_operator.api.status import DPOJobStatus, State
 from dpo_operator.api.types import DPOJob
 from dpo_operator.cluster import write
-from dpo_operator.cluster.client import ApiError, Client
+from dpo_operator.cluster.client import ApiError, Client, FencedError
 from dpo_operator.cluster.keys import Key
 from dpo_operator.cluster.memory import Furniture, JobMemory, RefusedExpansion
 from dpo_operator.cluster.observe import Shown, observe, observe_guards, observe_newborn, with_created
@@ -19,7 +19,7 @@ from dpo_operator.cluster.progress import ProgressReader
 from dpo_operator.cluster.turns import Turns
 from dpo_operator.metrics import JobMetrics
 from dpo_operator.planning import gangs, resizing, retrying
-from dpo_operator.planning.actions import Create, ExpandClaim, Plan, SuspendJob
+from dpo_operator.planning.actions import Create, Event, ExpandClaim, Plan, SuspendJob
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.plan import Settings, plan, reject_unreadable
 from dpo_operator.planning.validate import Problems
@@ -85,12 +85,26 @@ class Reconciler:
     async def reconcile(self, key: Key) -> float | None:
         """Do what the job needs now. Returns the seconds until it needs another look, None when an event will tell."""
         memory = self._memory.setdefault(key, JobMemory())
-        with self._metrics.timed("reconcile"):
-            if not memory.dirty and time.monotonic() - memory.looked_at < self._look_seconds:
-                done, delay = await self._tick(key, memory)
-                if done:
-                    return delay
-            return await self._pass(key, memory)
+        try:
+            with self._metrics.timed("reconcile"):
+                if not memory.dirty and time.monotonic() - memory.looked_at < self._look_seconds:
+                    done, delay = await self._tick(key, memory)
+                    if done:
+                        return delay
+                return await self._pass(key, memory)
+        except (ApiError, FencedError, OSError):
+            raise
+        except Exception as error:
+            await self._confess(key, error)
+            raise
+
+    async def _confess(self, key: Key, error: Exception) -> None:
+        """An error of the operator's own, told where the job's user looks; once for each version of the job."""
+        logger.exception("%s", key)
+        if raw := await self._client.get(names.KIND, key.namespace, key.name):
+            message = f"The operator can't go on with this job and tries again: {type(error).__name__}: {error}"
+            event = Event("Warning", conditions.OPERATOR_ERROR, conditions.shorten(message, 1000))
+            await write.record(self._client, raw, (event,))
 
     async def _pass(self, key: Key, memory: JobMemory) -> float | None:
         # Cleared before the reads: what happens during them is another reason to look.

@@ -20,11 +20,13 @@ COMPONENT = "dpo-operator"
 async def write_status(client: Client, raw: Json, status: DPOJobStatus) -> Json:
     """Write the status and return the object as it then is.
 
-    The resourceVersion that was read is the precondition: whoever decided on older facts gets a conflict (ApiError).
+    The resourceVersion that was read is the precondition: whoever decided on older facts gets a conflict (ApiError). The
+    spec is not sent: a write of the status changes nothing else.
     """
     metadata = raw["metadata"]
     path = RESOURCES[names.KIND].path(metadata["namespace"], metadata["name"], "status")
-    return await client.request("PUT", path, body={**raw, "status": status.to_dict()})
+    body = {key: value for key, value in raw.items() if key != "spec"} | {"status": status.to_dict()}
+    return await client.request("PUT", path, body=body)
 
 
 async def apply(client: Client, namespace: str, uid: str, action: Action) -> Json | None:
@@ -108,7 +110,7 @@ async def record(client: Client, raw: Json, events: tuple[Event, ...]) -> None:
     for event in events:
         # The name is made from what is said about which version, so that a repeated request says it once.
         said = f"{metadata['uid']}/{metadata['resourceVersion']}/{event.reason}/{event.message}"
-        digest = hashlib.sha256(said.encode()).hexdigest()[:16]
+        digest = hashlib.sha256(said.encode(errors="replace")).hexdigest()[:16]
         body = {
             "apiVersion": "v1",
             "kind": "Event",

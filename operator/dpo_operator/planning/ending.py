@@ -1,4 +1,4 @@
-"""What happens to a job that completed or failed: its pods go or stay, and after a while it goes itself."""
+"""What happens to a job that completed or failed, or that is being deleted: its pods go or stay, and after a while it goes itself."""
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api.status import DPOJobStatus
@@ -7,6 +7,9 @@ from dpo_operator.planning import retrying
 from dpo_operator.planning.actions import Action, Delete, Plan
 from dpo_operator.planning.observed import ChildJob, Observed
 from dpo_operator.planning.transitions import Moment
+
+# Finalizer of Kubernetes while it takes the owner out of what an object made.
+ORPHANING = "orphan"
 
 
 def after_the_end(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment) -> Plan:
@@ -17,6 +20,16 @@ def after_the_end(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment)
     if ttl is not None and status.completion_time and (at.now - status.completion_time).total_seconds() >= ttl:
         return Plan(status, (Delete("DPOJob", job.metadata.name, job.metadata.uid),))
     return Plan(status, _cleaned(job, status, seen))
+
+
+def going(job: DPOJob, status: DPOJobStatus, seen: Observed) -> Plan:
+    """A job that is being deleted and is still there, because somebody's finalizer holds it: nothing of it runs on.
+
+    When all that it made was to be left alone (`--cascade=orphan`), it is.
+    """
+    if ORPHANING in job.metadata.finalizers:
+        return Plan(status)
+    return Plan(status, tuple(Delete("Job", child.name, child.uid) for child in seen.jobs if not child.deleting))
 
 
 def _cleaned(job: DPOJob, status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import hardware
+from dpo_operator.api.quantity import gibibytes, to_bytes
 from dpo_operator.api.reports import DatasetReport
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.planning.actions import Event
 from dpo_operator.sizing import proposal
-from dpo_operator.sizing.quantity import gibibytes, to_bytes
 from dpo_operator.sizing.work import Pairs
 
 # A memory limit is less than a job's estimate only by more than this, because estimates are off by some percent.

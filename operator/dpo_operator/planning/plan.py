@@ -64,8 +64,10 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
     now: UTC. The decision is written to the status before anything follows from it, so the operator may stop at any
     point and go on from what it finds.
     """
-    if job.spec.managed_by != names.MANAGER or job.metadata.deletion_timestamp is not None:
+    if job.spec.managed_by != names.MANAGER:
         return Plan(status)
+    if job.metadata.deletion_timestamp is not None:
+        return ending.going(job, status, seen)
     at = Moment(now.replace(microsecond=0), job.metadata.generation)
     if not status.is_final:
         status = recorded.with_told(status, seen)

@@ -10,8 +10,11 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api.rules import violations
 from dpo_operator.api.support import unsupported
 from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.config import job_file
 
 MAX_PROBLEMS = 10
+# The API server takes ConfigMaps of up to 1 MiB.
+MAX_JOB_FILE_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -49,4 +52,7 @@ def validate(job: DPOJob) -> Problems | None:
         return Problems(c.INVALID_SPEC, tuple(broken))
     if missing := unsupported(job.spec):
         return Problems(c.UNSUPPORTED, tuple(missing))
+    if (size := len(job_file(job).encode())) > MAX_JOB_FILE_BYTES:
+        sentence = f"spec: has {size:,} bytes as the file that the pods read, and at most {MAX_JOB_FILE_BYTES:,} fit"
+        return Problems(c.INVALID_SPEC, (sentence,))
     return None

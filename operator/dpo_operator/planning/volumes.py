@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api.conditions import shorten
+from dpo_operator.api.quantity import gibibytes, to_bytes
 from dpo_operator.api.reports import VolumeReport
 from dpo_operator.api.status import DPOJobStatus, State
 from dpo_operator.api.types import DPOJob
@@ -14,7 +15,6 @@ from dpo_operator.planning import transitions, waiting
 from dpo_operator.planning.actions import Action, Event, ExpandClaim, Plan
 from dpo_operator.planning.observed import Claim, Observed
 from dpo_operator.planning.transitions import Moment, changed
-from dpo_operator.sizing.quantity import gibibytes, to_bytes
 
 # The room that is left is written again when it changed by this share of the volume.
 WORTH_WRITING = 0.05

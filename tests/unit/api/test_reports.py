@@ -53,3 +53,17 @@ def test_a_long_message_keeps_its_beginning() -> None:
 @given(st.one_of(st.none(), st.text(), st.binary().map(repr)))
 def test_foreign_text_is_not_ours(text: str | None) -> None:
     assert Termination.from_text(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 4096,
+        '{"a":' * 800,
+        '{"phase":"train","attempt":1,"outcome":"Failed","exit_code":1,"message":"a\\ud800b"}',
+        '{"phase":"train","attempt":1,"outcome":"Failed","exit_code":NaN}',
+    ],
+    ids=["deep", "deep objects", "half a surrogate pair", "no JSON number"],
+)
+def test_text_that_json_parsers_differ_about_is_not_ours(text: str) -> None:
+    assert Termination.from_text(text) is None

@@ -1,5 +1,6 @@
 """Manifests, read field by field."""
 
+import itertools
 import json
 
 import pytest
@@ -110,6 +111,12 @@ def test_ranks_find_each_other():
     assert pod_of("train")["subdomain"] == "pairs-train"
     assert env_of("train", nodes=1)["PET_MASTER_ADDR"] == "127.0.0.1"
     assert env_of("train", gpusPerNode=0)["PET_NPROC_PER_NODE"] == "1"
+
+
+def test_only_pods_with_gpus_see_any():
+    for phase, gpus in itertools.product(("prepare", "train", "export"), (0, 8)):
+        hidden = env_of(phase, gpusPerNode=gpus).get("NVIDIA_VISIBLE_DEVICES") == "void"
+        assert hidden == (phase != "train" or gpus == 0)
 
 
 def test_service_selects_the_training_pods_of_this_job_alone():

@@ -146,7 +146,7 @@ def test_a_wrong_configuration_is_one_sentence(tmp_path: Path, config: str, word
     [
         ({}, ["--gpu", "h100"], "--gpu: h100 has no use for a job without GPUs"),
         ({"gpusPerNode": 1}, ["--gpu", "banana"], "--gpu: expected one of h200, h100"),
-        ({"gpusPerNode": 1}, ["--gpu-memory", "80gb"], "expected an amount of memory such as 80Gi"),
+        ({"gpusPerNode": 1}, ["--gpu-memory", "80gb"], "expected an amount such as 80Gi"),
         ({"model": {"name": "s3://bucket/model"}}, [], "s3://bucket/model is not read here"),
     ],
 )

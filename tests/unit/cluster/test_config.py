@@ -34,7 +34,7 @@ def test_namespaces_are_a_list():
         ({"DPO_LEADER_ELECTION": "yes"}, "expected true or false, found 'yes'"),
         ({"DPO_LEADER_ELECTION": "true"}, "POD_NAMESPACE and POD_NAME"),
         ({"DPO_LOG_FORMAT": "xml"}, "expected json or plain, found 'xml'"),
-        ({"DPO_GPU_MEMORY": "80gb"}, "DPO_GPU_MEMORY: expected an amount of memory such as 80Gi, found '80gb'"),
+        ({"DPO_GPU_MEMORY": "80gb"}, "DPO_GPU_MEMORY: expected an amount such as 80Gi, found '80gb'"),
         ({"DPO_TRAINER_IMAGE_PULL_POLICY": "Sometimes"}, "found 'Sometimes'"),
     ],
 )

@@ -452,12 +452,23 @@ def test_deleted_config_map_comes_back_while_the_job_runs():
     assert isinstance(result.actions[0], Create)
 
 
+GOING = {"deletionTimestamp": "2026-01-01T12:00:00Z"}
+
+
 @pytest.mark.parametrize(
     "job",
-    [a_job(managedBy="example.com/another"), a_job(metadata={"deletionTimestamp": "2026-01-01T12:00:00Z"})],
-    ids=["managed by another", "being deleted"],
+    [a_job(managedBy="example.com/another"), a_job(metadata=GOING | {"finalizers": ["orphan"]})],
+    ids=["managed by another", "being deleted alone"],
 )
 def test_job_that_is_not_ours_to_act_on_is_left_alone(job):
     status = a_status()
     result = decide(status, a_view(a_child(), ended(0, 70), a_pod(1)), job)
     assert (result.status, result.actions, result.events) == (status, (), ())
+
+
+def test_deleted_job_that_a_finalizer_holds_trains_no_longer():
+    job = a_job(metadata=GOING | {"finalizers": ["example.org/keep"]})
+    result = decide(a_status(), a_view(a_child(), a_pod(0), a_pod(1)), job)
+    assert result.status == a_status()
+    assert [(a.verb, a.kind, a.uid) for a in result.actions] == [("delete", "Job", a_child().uid)]
+    assert decide(a_status(), a_view(a_child(deleting=True), a_pod(0)), job).actions == ()

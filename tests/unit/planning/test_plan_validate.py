@@ -6,7 +6,7 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api.status import DPOJobStatus, State
 from dpo_operator.planning.plan import reject_unreadable
 from dpo_operator.planning.validate import Problems, read_job
-from tests.unit.planning.build import NOON, a_job, a_status, condition
+from tests.unit.planning.build import NOON, a_job, a_status, a_view, condition, decide
 
 pytestmark = pytest.mark.unit
 
@@ -33,6 +33,14 @@ def test_problem_names_the_field_and_what_was_found(spec, path):
     assert isinstance(problems, Problems)
     assert path in problems.describe()
     assert "found" in problems.describe()
+
+
+def test_a_job_that_is_too_large_for_its_file_fails_at_once():
+    where = [{"column": "c", "operator": "In", "values": ["x" * 1024] * 37}] * 32
+    job = a_job(data={"train": {"source": "org/pairs"}, "filters": {"where": where}})
+    result = decide(DPOJobStatus(), a_view(), job)
+    assert condition(result.status, c.FAILED) == ("True", c.INVALID_SPEC)
+    assert "at most 1,000,000 fit" in result.status.message
 
 
 def test_unreadable_new_job_fails():

@@ -6,9 +6,9 @@ import pytest
 import yaml
 
 from dpo_operator.api import rules, support
+from dpo_operator.api.quantity import gibibytes, to_bytes
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_operator.sizing.proposal import Job, Option, fastest, lines, smallest_change
-from dpo_operator.sizing.quantity import gibibytes, to_bytes
 from tests.unit.sizing.build import qwen
 
 pytestmark = pytest.mark.unit
@@ -86,7 +86,7 @@ def test_quantities(text: str, size: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "80 Gi", "80gb", "-1Gi", "1e9", "Gi"])
 def test_what_is_no_quantity(text: str) -> None:
-    with pytest.raises(ValueError, match="expected an amount of memory such as 80Gi, found"):
+    with pytest.raises(ValueError, match="expected an amount such as 80Gi, found"):
         to_bytes(text)
 
 

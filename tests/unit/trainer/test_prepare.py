@@ -332,6 +332,7 @@ def test_a_sharded_model_from_a_claim(place):
 def test_a_missing_model_and_missing_data(place):
     assert "no such file or folder" in place.refused(ExitCode.INPUT_NOT_FOUND, model={"name": "./no/model"})
     assert "no such file or folder" in place.refused(ExitCode.INPUT_NOT_FOUND, train={"source": "/no/data.jsonl"})
+    assert "no such user" in place.refused(ExitCode.INPUT_NOT_FOUND, train={"source": "~nobody-here/data.jsonl"})
 
 
 def test_damaged_weights_are_refused(place):
