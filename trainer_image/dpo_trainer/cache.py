@@ -1,4 +1,4 @@
-"""A folder of a hub's model files that several jobs share, so that each file is downloaded once.
+"""A folder of a hub's files that several jobs share, so that each file is downloaded once.
 
 Whoever can write to the folder may put anything there, so nothing in it is believed. A file is copied into the job's own folder
 and the copy's digest is compared with the one that the hub gives; it is never linked, so a later change reaches no job. No
@@ -57,12 +57,12 @@ class Cache:
     def fetch(
         self, found: hub.Snapshot, name: str, folder: Path, token: str | None, waiting: Callable[[str], None]
     ) -> None:
-        """Put a file of a model into a folder, from the cache, or from the hub and then into the cache too.
+        """Put a file of a repository into a folder, from the cache, or from the hub and then into the cache too.
 
         waiting: called again and again, with what is waited for.
         Raises TrainerError as hub.download does, and SOURCE_UNAVAILABLE for a download that has not the hub's digest.
         """
-        if "/" in name or name not in found.sizes or not (name in found.sha256 or name in found.git_sha1):
+        if name not in found.sizes or not (name in found.sha256 or name in found.git_sha1):
             hub.download(found, [name], folder, token)  # nothing to check a copy by
             return
         if is_right(folder / name, found, name):
@@ -88,7 +88,7 @@ class Cache:
         """Descriptor of the folder of a repository's commit; None when there is none and none can be made."""
         try:
             place = stack.enter_context(_opened(os.open(self.root, _FOLDER)))
-            for part in ("models", quote(found.repo, safe=""), quote(found.commit, safe="")):
+            for part in (f"{found.kind}s", quote(found.repo, safe=""), quote(found.commit, safe="")):
                 if self.writes:
                     with suppress(FileExistsError):
                         os.mkdir(part, dir_fd=place)
@@ -100,18 +100,20 @@ class Cache:
 
     def _take(self, place: int, found: hub.Snapshot, name: str, folder: Path) -> bool:
         """Copy a file out of the cache. False when the cache has not the right one."""
-        copy = folder / f".{name}.copy"
+        target_path = folder / name
+        copy = target_path.with_name(f".{target_path.name}.copy")
         try:
-            with _readable(place, name) as source:
+            with _readable(place, _flat(name)) as source:
                 size = os.fstat(source.fileno()).st_size
                 if size != found.sizes[name]:
                     raise _NotTheFileError(f"it has {size} bytes instead of {found.sizes[name]}")
+                copy.parent.mkdir(parents=True, exist_ok=True)
                 remove(copy)  # left by a crash
                 with create(copy) as target:
                     _copy(source, target, size)
             if not is_right(copy, found, name):
                 raise _NotTheFileError("its digest is not the hub's")
-            copy.replace(folder / name)
+            copy.replace(target_path)
         except FileNotFoundError:
             return False
         except _NotTheFileError as error:
@@ -132,7 +134,7 @@ class Cache:
         until = time.monotonic() + LONGEST_WAIT_SECONDS
         try:
             lock = stack.enter_context(
-                _opened(os.open(f".{name}.lock", _FILE | os.O_RDWR | os.O_CREAT, 0o666, dir_fd=place))
+                _opened(os.open(f".{_flat(name)}.lock", _FILE | os.O_RDWR | os.O_CREAT, 0o666, dir_fd=place))
             )
             while not _locked(lock):
                 if time.monotonic() > until:
@@ -147,16 +149,17 @@ class Cache:
 
     def _put(self, place: int, name: str, file: Path) -> None:
         """Copy a checked file into the cache; the caller holds its lock. The name appears when all of it is on the disk."""
-        partial = f".{name}.partial"
+        kept = _flat(name)
+        partial = f".{kept}.partial"
         try:
-            for old in (partial, name):  # left by a job that was killed; not the hub's file
+            for old in (partial, kept):  # left by a job that was killed; not the hub's file
                 with suppress(FileNotFoundError):
                     os.unlink(old, dir_fd=place)
             flags = _FILE | os.O_WRONLY | os.O_CREAT | os.O_EXCL
             with file.open("rb") as source, os.fdopen(os.open(partial, flags, 0o666, dir_fd=place), "wb") as target:
                 _copy(source, target, os.fstat(source.fileno()).st_size)
                 os.fsync(target.fileno())
-            os.rename(partial, name, src_dir_fd=place, dst_dir_fd=place)
+            os.rename(partial, kept, src_dir_fd=place, dst_dir_fd=place)
             os.fsync(place)
         except OSError as error:
             with suppress(OSError):
@@ -184,6 +187,11 @@ def is_right(path: Path, found: hub.Snapshot, name: str) -> bool:
             return hashlib.file_digest(file, "sha256").hexdigest() == found.sha256[name]
         digest = hashlib.sha1(f"blob {found.sizes[name]}\0".encode(), usedforsecurity=False)
         return hashlib.file_digest(file, lambda: digest).hexdigest() == found.git_sha1[name]
+
+
+def _flat(name: str) -> str:
+    """Name under which a file is kept: the repository's folders are part of it, so that none can be replaced by a link."""
+    return quote(name, safe="")
 
 
 @contextmanager

@@ -1,10 +1,10 @@
 """The Hugging Face hub: what a repository holds, its files, its datasets. No code from a repository is ever run."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dpo_operator.api.data import Dataset
 from dpo_operator.api.exitcodes import ExitCode
@@ -29,6 +29,11 @@ class Snapshot:
     sizes: dict[str, int]
     sha256: dict[str, str]
     git_sha1: dict[str, str] = field(default_factory=dict)
+    kind: Literal["model", "dataset"] = "model"
+
+
+# Puts a file of a repository into a folder, under its name.
+Fetch = Callable[[Snapshot, str, Path], None]
 
 
 def snapshot(source: HubSource, token: str | None) -> Snapshot:
@@ -41,16 +46,21 @@ def snapshot(source: HubSource, token: str | None) -> Snapshot:
     info = retrying(
         lambda: HfApi(token=token).model_info(source.repo, revision=source.revision, files_metadata=True), source.label
     )
+    return _snapshot(source.repo, info, "model")
+
+
+def _snapshot(repo: str, info: Any, kind: Literal["model", "dataset"]) -> Snapshot:
     files = info.siblings or []
     sha256 = {file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None}
     blobs = {
         file.rfilename: file.blob_id for file in files if file.lfs is None and file.blob_id and file.size is not None
     }
-    return Snapshot(source.repo, str(info.sha), {file.rfilename: int(file.size or 0) for file in files}, sha256, blobs)
+    sizes = {file.rfilename: int(file.size or 0) for file in files}
+    return Snapshot(repo, str(info.sha), sizes, sha256, blobs, kind)
 
 
 def download(found: Snapshot, names: Sequence[str], folder: Path, token: str | None) -> None:
-    """Download files of a model into a folder, going on where an interrupted download stopped.
+    """Download files of a repository into a folder, going on where an interrupted download stopped.
 
     Raises TrainerError: ACCESS_DENIED, INPUT_NOT_FOUND or SOURCE_UNAVAILABLE.
     """
@@ -59,7 +69,7 @@ def download(found: Snapshot, names: Sequence[str], folder: Path, token: str | N
     for name in names:
         retrying(
             lambda name=name: hf_hub_download(  # type: ignore[misc]
-                found.repo, name, revision=found.commit, local_dir=folder, token=token
+                found.repo, name, repo_type=found.kind, revision=found.commit, local_dir=folder, token=token
             ),
             f"{found.repo}/{name}",
         )
@@ -89,9 +99,12 @@ class HubRows:
                 yield dict(zip(names, values, strict=True))
 
 
-def dataset(source: HubSource, spec: Dataset, conditions: set[str], cache: Path, token: str | None) -> HubRows:
+def dataset(
+    source: HubSource, spec: Dataset, conditions: set[str], cache: Path, token: str | None, fetch: Fetch | None = None
+) -> HubRows:
     """Download one split of a hub dataset into a cache folder.
 
+    fetch: gets the files from where other jobs may have left them. Without it, they are downloaded.
     conditions: columns that filters read, besides those of the formats. Other columns are not decoded, unless the first rows
         fit no format without them, so that a message can name all columns.
     Raises TrainerError: ACCESS_DENIED, INPUT_NOT_FOUND, SOURCE_UNAVAILABLE, INVALID_CONFIGURATION, BAD_DATASET, or
@@ -100,11 +113,22 @@ def dataset(source: HubSource, spec: Dataset, conditions: set[str], cache: Path,
     import datasets
     from huggingface_hub import HfApi
 
-    info = retrying(lambda: HfApi(token=token).dataset_info(source.repo, revision=source.revision), source.label)
+    info = retrying(
+        lambda: HfApi(token=token).dataset_info(
+            source.repo, revision=source.revision, files_metadata=fetch is not None
+        ),
+        source.label,
+    )
     datasets.disable_progress_bars()
 
     def load() -> Any:
         try:
+            if fetch is not None:
+                found = _snapshot(source.repo, info, "dataset")
+                builder = datasets.load_dataset_builder(
+                    source.repo, spec.config, revision=info.sha, token=token, cache_dir=str(cache)
+                )
+                _provide(found, builder.config.data_files or {}, fetch)
             return datasets.load_dataset(
                 source.repo, spec.config, split=spec.split, revision=info.sha, token=token, cache_dir=str(cache)
             )
@@ -117,6 +141,24 @@ def dataset(source: HubSource, spec: Dataset, conditions: set[str], cache: Path,
     if detect(narrow.select(range(min(LOOK_AT, len(narrow)))), spec.columns) is not None:
         table = narrow
     return HubRows(str(info.sha), columns, table)
+
+
+def _provide(found: Snapshot, data_files: dict[str, list[str]], fetch: Fetch) -> None:
+    """Put a dataset's files where load_dataset looks before it downloads them: huggingface_hub's own cache.
+
+    data_files: URLs by split.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    of_repo = f"hf://datasets/{found.repo}@{found.commit}/"
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=found.repo, repo_type="dataset")
+    snapshot = folder / "snapshots" / found.commit
+    urls = dict.fromkeys(url for split in data_files.values() for url in split)
+    for name in (url.removeprefix(of_repo) for url in urls if url.startswith(of_repo)):
+        if name in found.sizes:
+            fetch(found, name, snapshot)
+    discard_download_state(snapshot)
 
 
 def _explained(error: Exception, source: HubSource, spec: Dataset) -> Exception:

@@ -40,7 +40,7 @@ def run(
 
     claims: folder in which claims are mounted by name. token: of the hub; None means anonymous, or the login of this machine.
     progress: called with what is being done and the share of the phase that is done, 0 to 1.
-    cache: folder of model files that other jobs use too.
+    cache: folder of the hub's files that other jobs use too.
     A folder that was prepared from the same model and data settings, and whose files are intact, is kept as it is.
     Raises TrainerError with the exit code of the cause.
     """
@@ -81,7 +81,7 @@ def _prepare(
     limits = Limits(spec.data.max_length, spec.data.max_prompt_length, spec.data.truncation)
     tokenizer = PairTokenizer(loaded, limits, modelcheck.end_tokens(staging, config, model.label))
 
-    splits, inputs = _read_data(spec, work, tokenizer, claims, token, progress)
+    splits, inputs = _read_data(spec, work, tokenizer, claims, token, progress, cache)
     mixed = mixture.mix(spec.data, spec.training.seed, {name: split.dataset for name, split in splits.items()})
     train, evaluation = mixed.train, mixed.evaluation
     for name, count in mixed.used.items():
@@ -138,7 +138,13 @@ def _prepare(
 
 
 def _read_data(
-    spec: DPOJobSpec, work: WorkDir, tokenizer: PairTokenizer, claims: Path, token: str | None, progress: Progress
+    spec: DPOJobSpec,
+    work: WorkDir,
+    tokenizer: PairTokenizer,
+    claims: Path,
+    token: str | None,
+    progress: Progress,
+    cache: Cache | None,
 ) -> tuple[dict[str, Split], dict[str, Any]]:
     """Tokenized splits by name, and what was read, for prepared.json."""
     data = spec.data
@@ -156,7 +162,8 @@ def _read_data(
                 progress(f"reading and tokenizing the {name} pairs", start + width * share)
 
             at(0.0)
-            found, facts = _rows(dataset, data, _cache(work), claims, token, at)
+            fetch = cache and _shared(cache, token, lambda text, start=start: progress(text, start))  # type: ignore[misc]
+            found, facts = _rows(dataset, data, _cache(work), claims, token, at, fetch)
             split = read_split(name, found, dataset, reading)
             log.info("%s: %d of %d rows kept (%s)", name, len(split.dataset), split.rows, split.format)
             splits[name] = split
@@ -170,14 +177,25 @@ def _read_data(
     return splits, inputs
 
 
+def _shared(cache: Cache, token: str | None, waiting: Callable[[str], None]) -> hub.Fetch:
+    """Gets files of a hub's dataset from the cache that jobs share."""
+    return lambda found, name, folder: cache.fetch(found, name, folder, token, waiting)
+
+
 def _rows(
-    spec: Dataset, data: Data, cache: Path, claims: Path, token: str | None, progress: Callable[[float], None]
+    spec: Dataset,
+    data: Data,
+    cache: Path,
+    claims: Path,
+    token: str | None,
+    progress: Callable[[float], None],
+    fetch: hub.Fetch | None,
 ) -> tuple[rows.Rows, dict[str, Any]]:
     source = sources.resolve(spec.source, spec.revision, claims=claims)
     facts = {"source": spec.source, "kind": _kind(source), "weight": spec.weight}
     if isinstance(source, sources.HubSource):
         conditions = {condition.column for condition in data.filters.where}
-        table = hub.dataset(source, spec, conditions, cache, token)
+        table = hub.dataset(source, spec, conditions, cache, token, fetch)
         return table, facts | {"split": spec.split, "config": spec.config, "commit": table.commit}
     return rows.FileRows(source, progress), facts | {
         "files": {name: source.sizes[name] for name in rows.data_files(source)}

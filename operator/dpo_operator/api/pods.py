@@ -30,7 +30,7 @@ class Volume(ApiModel):
 
 
 class Cache(ApiModel):
-    """Model files of a hub that jobs of a namespace share, so that each is downloaded once."""
+    """Files of a hub, of models and of datasets, that jobs of a namespace share, so that each is downloaded once."""
 
     claim_name: ObjectName = Field(
         description="Existing PersistentVolumeClaim of the job's namespace, ReadWriteMany, or ReadWriteOnce for jobs on one node. Only the prepare "

@@ -58,7 +58,7 @@ class DPOJobSpec(ApiModel):
     )
     checkpoint: Checkpoint = Field(default=Checkpoint(), description="Checkpoints and the volume they are on.")
     cache: Cache | None = Field(
-        default=None, description="Claim that keeps a hub's model files for several jobs. Default: each job downloads."
+        default=None, description="Claim that keeps a hub's files for several jobs. Default: each job downloads."
     )
     failure_policy: FailurePolicy = Field(default=FailurePolicy(), description="When to restart.")
     suspend: StrictBool = Field(

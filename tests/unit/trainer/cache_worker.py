@@ -13,12 +13,15 @@ import os
 import sys
 from pathlib import Path
 
+import huggingface_hub
+
 from dpo_trainer import cache as caches
 from dpo_trainer import modelfiles, sources
 from dpo_trainer.errors import TrainerError
 from dpo_trainer.workdir import WorkDir
 
 MODEL = "org/tiny"
+DATASET = "org/pairs"
 FILES = ("config.json", "model.safetensors")
 
 
@@ -47,7 +50,9 @@ def work(mode: str, number: int, cache: Path, folder: Path) -> None:
             from dpo_operator.api.types import DPOJob
             from dpo_trainer import prepare
 
-            data = {"train": {"source": str(folder / "pairs.jsonl")}, "maxLength": 512}
+            # Each prepare pod has its own.
+            huggingface_hub.constants.HF_HUB_CACHE = str(own / "hub")
+            data = {"train": {"source": DATASET}, "maxLength": 512}
             job = DPOJob.model_validate({"metadata": {"name": "j"}, "spec": {"model": {"name": MODEL}, "data": data}})
             prepare.run(
                 job,
@@ -64,7 +69,10 @@ def work(mode: str, number: int, cache: Path, folder: Path) -> None:
 
 
 def main(mode: str, jobs: int, cache: Path, folder: Path, longest_wait: float) -> int:
-    for module in ("huggingface_hub.hf_api", *(("dpo_trainer.prepare", "transformers") if mode == "prepare" else ())):
+    for module in (
+        "huggingface_hub.hf_api",
+        *(("dpo_trainer.prepare", "transformers", "datasets") if mode == "prepare" else ()),
+    ):
         importlib.import_module(module)
     sources.FIRST_WAIT_SECONDS = 0.01
     caches.LONGEST_WAIT_SECONDS = longest_wait

@@ -25,11 +25,12 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).resolve().parents[3]
 TAKEN = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+DATA = "data/train-00000-of-00001.jsonl"
 
 
 @dataclass
 class Site:
-    """A hub with one model, a cache and a folder for the jobs."""
+    """A hub with one model and one dataset, a cache and a folder for the jobs."""
 
     hub: Hub
     folder: Path
@@ -84,8 +85,8 @@ def site(tmp_path) -> Iterator[Site]:
     (tmp_path / "cache").mkdir()
     (tmp_path / "jobs").mkdir()
     rows = [{"prompt": f"Q{i}", "chosen": "yes", "rejected": "no"} for i in range(4)]
-    (tmp_path / "jobs" / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with serving({"models/org/tiny": Repo(files)}) as hub:
+    data = {DATA: "".join(json.dumps(row) + "\n" for row in rows).encode(), "README.md": b"# pairs\n"}
+    with serving({"models/org/tiny": Repo(files), "datasets/org/pairs": Repo(data)}) as hub:
         yield Site(hub, tmp_path / "jobs", tmp_path / "cache", files)
 
 
@@ -93,7 +94,10 @@ def test_ten_jobs_at_once_download_each_file_once(site):
     site.hub.slow = 1.0
     results = site.run("prepare", 10)
     assert [(found["code"], found["message"], found["warnings"]) for found in results] == [(0, "", [])] * 10
-    assert site.downloads() == dict.fromkeys(TAKEN, 1)
+    downloads = site.downloads()
+    # The library that reads datasets asks each time whether the description changed.
+    del downloads["README.md"]
+    assert downloads == dict.fromkeys((*TAKEN, DATA.rpartition("/")[2]), 1)
     assert any("waiting for another job" in " ".join(found["activities"]) for found in results)
     for number in range(10):
         model = site.folder / f"job-{number}" / "model"
@@ -102,6 +106,21 @@ def test_ten_jobs_at_once_download_each_file_once(site):
             assert (model / name).read_bytes() == site.files[name]
             assert not os.path.samefile(model / name, site.kept / name)
             assert (model / name).stat().st_nlink == 1
+        prepared = json.loads((site.folder / f"job-{number}" / "prepared.json").read_text())
+        assert (prepared["report"]["train_pairs"], prepared["inputs"]["train"]["commit"]) == (4, COMMIT)
+
+
+def test_data_that_were_changed_are_downloaded_anew(site):
+    assert site.run("prepare")[0]["warnings"] == []
+    site.downloads()
+    kept = site.cache / "datasets" / "org%2Fpairs" / COMMIT / "data%2Ftrain-00000-of-00001.jsonl"
+    right = kept.read_bytes()
+    kept.write_bytes(right.replace(b"yes", b"bad"))
+    (found,) = site.run("prepare")
+    assert f"the cache's {DATA} of org/pairs is not the hub's file" in found["warnings"][0]
+    assert site.downloads()[DATA.rpartition("/")[2]] == 1
+    assert kept.read_bytes() == right
+    assert found["code"] == 0
 
 
 def test_a_job_takes_all_from_the_cache_and_keeps_it(site):
