@@ -155,6 +155,33 @@ def test_operator_is_upgraded(job: Job, spec: Spec, undisturbed: Undisturbed) ->
     assert len(seen.lives()) == 2
 
 
+def _leader(cluster: Cluster) -> str:
+    """Pod that holds the operator's Lease."""
+    return str(cluster.get("lease", RELEASE, "--namespace", SYSTEM_NAMESPACE)["spec"].get("holderIdentity"))
+
+
+@pytest.mark.fault(11)
+def test_leader_is_lost(job: Job, spec: Spec, undisturbed: Undisturbed) -> None:
+    """Two replicas, and the one that leads is killed in mid-run: the other takes over, and no trainer pod is touched."""
+    helm = ("upgrade", RELEASE, scenario.REPOSITORY / "charts" / "dpo-operator", "--namespace", SYSTEM_NAMESPACE)
+    wait = ("--reuse-values", "--wait", "--timeout", "90s")
+    try:
+        with witness(job) as seen:
+            job.cluster.helm(*helm, *wait, "--set", "operator.replicas=2")
+            job.apply(spec)
+            job.wait_for_step(4)
+            volume, before = claim_uid(job), _leader(job.cluster)
+            job.cluster.kubectl("delete", "pod", before, "--namespace", SYSTEM_NAMESPACE, "--grace-period=0", "--force")
+            began = time.monotonic()
+            wait_for("another leader", lambda: _leader(job.cluster) not in ("", "None", before), timeout=40)
+            print(f"\nleader killed → another leads: {time.monotonic() - began:.1f} s")
+            job.wait_for_state("Complete")
+        check(job, undisturbed, restarts=0, counted=0, volume=volume)
+        assert len(seen.lives()) == 2
+    finally:
+        job.cluster.helm(*helm, *wait, "--set", "operator.replicas=1")
+
+
 @pytest.mark.fault(13)
 def test_chart_is_uninstalled(job: Job, spec: Spec) -> None:
     """The job and its CRD stay, its pods run on; without an operator it can be deleted, and leaves nothing."""
