@@ -54,7 +54,7 @@ class Requests:
 
     def send(self, method: str, path: str, body: Any = None, *, content_type: str = "application/json") -> Answer:
         """One request; the answer's body must be JSON."""
-        data = None if body is None else json.dumps(body)
+        data = None if body is None else json.dumps(body, ensure_ascii=False).encode()
         if time.monotonic() - self._used_at > IDLE_SECONDS:
             self._connection.close()
         self._used_at = time.monotonic()

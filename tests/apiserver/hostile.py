@@ -197,8 +197,13 @@ def _numbers() -> list[Hostile]:
     ]
 
 
-def _conditions(value: str, count: int) -> list[dict[str, Any]]:
-    return [{"column": "c", "operator": "In", "values": [value] * count}] * 32
+def _where(value: str, count: int) -> dict[str, Any]:
+    condition = {"column": "c", "operator": "In", "values": [value] * count}
+    return {"data": {"train": {"source": "a/b"}, "filters": {"where": [condition] * 32}}}
+
+
+def _variables(count: int) -> dict[str, Any]:
+    return _pod(env=[{"name": f"A{i}", "value": "\U0001f600" * 4096} for i in range(count)])
 
 
 def _texts() -> list[Hostile]:
@@ -211,9 +216,8 @@ def _texts() -> list[Hostile]:
         Hostile("template as large as allowed", _model(chatTemplate="é" * 32768), refused=False),
         Hostile("template of special characters", _model(chatTemplate=special), refused=False),
         Hostile("template with a NUL", _model(chatTemplate="a\0b"), refused=False),
-        Hostile("conditions as large as allowed", {"data": {"train": {"source": "a/b"}, "filters": {"where": _conditions("é" * 512, 40)}}}, refused=False),
-        Hostile("conditions too large for a file", {"data": {"train": {"source": "a/b"}, "filters": {"where": _conditions("x" * 1024, 37)}}}, refused=False),
-        Hostile("environment too large for a file", _pod(env=[{"name": f"A{i}", "value": "\U0001f600" * 4096} for i in range(64)]), refused=False),
+        Hostile("conditions as large as fit", _where("é" * 512, 29), refused=False),
+        Hostile("environment as large as fits", _variables(58), refused=False),
         Hostile("source with a NUL", _source("org/a\0b")),
         Hostile("source with a space", _source("org/a b")),
         Hostile("source that is not ASCII", _source("org/données"), refused=False),
@@ -246,6 +250,12 @@ def _places() -> list[Hostile]:
     ]  # fmt: skip
 
 
+# Every field is within its bounds, and the whole fits no ConfigMap: the API server stores it, and the operator turns it down.
+TOO_LARGE = (
+    Hostile("conditions too large together", _where("x" * 1024, 37)),
+    Hostile("long conditions too large together", _where("é" * 512, 40)),
+    Hostile("environment too large", _variables(64)),
+)
 NAMES = tuple(_names())
 TEXTS = tuple(_texts())
 OTHERS = (*_references(), *_escalations(), *_environment(), *_numbers(), *_images(), *_places())

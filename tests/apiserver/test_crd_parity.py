@@ -147,7 +147,9 @@ def resources() -> Iterator[dict[str, Any]]:
         yield {"pod": {"topology": {"packBy": name}}}
     amounts = (1, 2, "1", "2", "0.5", "500m", "1k", "1000", "1Ki", "0.001", "1m", "0.3", "300m", "1.024k")
     for name, asked, most in itertools.product(("cpu", "a/b", "hugepages-2Mi"), amounts, amounts):
-        yield {"pod": {"resources": {"requests": {name: asked}, "limits": {name: most}}}}
+        wanted = {"requests": {name: asked}, "limits": {name: most}}
+        yield {"pod": {"resources": wanted, "prepareResources": {}}}
+        yield {"pod": {"resources": {}, "prepareResources": wanted}}
     for name in ("system-node-critical", "system", "my-system-", "a..b", "a.b"):
         yield {"pod": {"priorityClassName": name, "runtimeClassName": name}}
         yield {"queue": {"kind": "Volcano", "priorityClass": name}}

@@ -88,6 +88,16 @@ def test_what_is_accepted_is_harmless(hands: Hands, operator: OperatorProcess) -
         assert "finalizers" not in job["metadata"]
 
 
+@pytest.mark.fault(47)
+def test_what_is_too_large_together_fails_at_once(hands: Hands, operator: OperatorProcess) -> None:
+    for i, attempt in enumerate(hostile.TOO_LARGE):
+        assert create(hands, attempt, f"large-{i}").accepted, attempt.id
+    for i, attempt in enumerate(hostile.TOO_LARGE):
+        wait_until(f"end of {attempt.id}", lambda i=i: hands.status(f"large-{i}").get("state") == "Failed")
+        assert hands.condition(f"large-{i}", "Failed") == ("True", "InvalidSpec")
+        assert not any(hands.children(kind, f"large-{i}") for kind in KINDS)
+
+
 KIND_OF = {
     "jobs": "Job",
     "services": "Service",

@@ -48,7 +48,8 @@ def training(*roots: Path) -> Iterator[list[Launch]]:
 def load(core: int, processes: int) -> Iterator[None]:
     """Others that keep one core busy."""
     command = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"]
-    busy = [subprocess.Popen(command) for _ in range(processes)]
+    # In sessions of their own: some kernels share a core among sessions first, and one session would be one competitor.
+    busy = [subprocess.Popen(command, start_new_session=True) for _ in range(processes)]
     try:
         yield
     finally:
