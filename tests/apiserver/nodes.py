@@ -13,7 +13,7 @@ from typing import Any
 
 from dpo_operator.api import names
 from tests.apiserver.client import Requests
-from tests.apiserver.hands import Hands, last_words
+from tests.apiserver.hands import Hands, last_words, wait_until
 from tests.cluster.rig.control_plane import ControlPlane
 
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
@@ -57,6 +57,11 @@ class Kubelets:
         )
         assert answer.accepted, answer.message
         self._nodes.add(name)
+        # A new node is tainted until a controller has seen that it's ready.
+        wait_until(f"{name} to take pods", lambda: not self._taints(name))
+
+    def _taints(self, name: str) -> list[dict[str, Any]]:
+        return list(self.hands.requests.send("GET", f"/api/v1/nodes/{name}").body["spec"].get("taints") or [])
 
     def remove(self, name: str) -> None:
         """The machine is taken out of the cluster."""
