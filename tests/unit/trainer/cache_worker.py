@@ -1,8 +1,8 @@
 """Jobs that share a cache, each in a process of its own; HF_ENDPOINT and HF_HOME are set by who starts it.
 
-    python -m tests.unit.trainer.cache_worker prepare|fetch JOBS CACHE FOLDER LONGEST_WAIT
+    python -m tests.unit.trainer.cache_worker prepare|prepare-hub|fetch JOBS CACHE FOLDER LONGEST_WAIT
 
-prepare: the whole phase. fetch: a configuration and the weights alone. Each job leaves FOLDER/<number>.json: its exit code and message,
+prepare: the whole phase, with data from a file or from the hub. fetch: a configuration and the weights alone. Each job leaves FOLDER/<number>.json: its exit code and message,
 its warnings, and the activities that it showed. Processes are forked after the libraries were loaded, so that they begin together.
 """
 
@@ -52,7 +52,8 @@ def work(mode: str, number: int, cache: Path, folder: Path) -> None:
 
             # Each prepare pod has its own.
             huggingface_hub.constants.HF_HUB_CACHE = str(own / "hub")
-            data = {"train": {"source": DATASET}, "maxLength": 512}
+            source = DATASET if mode == "prepare-hub" else str(folder / "pairs.jsonl")
+            data = {"train": {"source": source}, "maxLength": 512}
             job = DPOJob.model_validate({"metadata": {"name": "j"}, "spec": {"model": {"name": MODEL}, "data": data}})
             prepare.run(
                 job,
@@ -71,7 +72,7 @@ def work(mode: str, number: int, cache: Path, folder: Path) -> None:
 def main(mode: str, jobs: int, cache: Path, folder: Path, longest_wait: float) -> int:
     for module in (
         "huggingface_hub.hf_api",
-        *(("dpo_trainer.prepare", "transformers", "datasets") if mode == "prepare" else ()),
+        *(() if mode == "fetch" else ("dpo_trainer.prepare", "transformers", "datasets")),
     ):
         importlib.import_module(module)
     sources.FIRST_WAIT_SECONDS = 0.01

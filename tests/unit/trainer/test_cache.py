@@ -85,7 +85,9 @@ def site(tmp_path) -> Iterator[Site]:
     (tmp_path / "cache").mkdir()
     (tmp_path / "jobs").mkdir()
     rows = [{"prompt": f"Q{i}", "chosen": "yes", "rejected": "no"} for i in range(4)]
-    data = {DATA: "".join(json.dumps(row) + "\n" for row in rows).encode(), "README.md": b"# pairs\n"}
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "jobs" / "pairs.jsonl").write_text(lines)
+    data = {DATA: lines.encode(), "README.md": b"# pairs\n"}
     with serving({"models/org/tiny": Repo(files), "datasets/org/pairs": Repo(data)}) as hub:
         yield Site(hub, tmp_path / "jobs", tmp_path / "cache", files)
 
@@ -94,10 +96,7 @@ def test_ten_jobs_at_once_download_each_file_once(site):
     site.hub.slow = 1.0
     results = site.run("prepare", 10)
     assert [(found["code"], found["message"], found["warnings"]) for found in results] == [(0, "", [])] * 10
-    downloads = site.downloads()
-    # The library that reads datasets asks each time whether the description changed.
-    del downloads["README.md"]
-    assert downloads == dict.fromkeys((*TAKEN, DATA.rpartition("/")[2]), 1)
+    assert site.downloads() == dict.fromkeys(TAKEN, 1)
     assert any("waiting for another job" in " ".join(found["activities"]) for found in results)
     for number in range(10):
         model = site.folder / f"job-{number}" / "model"
@@ -106,17 +105,23 @@ def test_ten_jobs_at_once_download_each_file_once(site):
             assert (model / name).read_bytes() == site.files[name]
             assert not os.path.samefile(model / name, site.kept / name)
             assert (model / name).stat().st_nlink == 1
+
+
+def test_data_are_downloaded_once_and_anew_when_they_were_changed(site):
+    site.hub.slow = 1.0
+    assert [found["warnings"] for found in site.run("prepare-hub", 3)] == [[]] * 3
+    downloads = site.downloads()
+    # The library that reads datasets asks each time whether the description changed.
+    del downloads["README.md"]
+    assert downloads == dict.fromkeys((*TAKEN, DATA.rpartition("/")[2]), 1)
+    for number in range(3):
         prepared = json.loads((site.folder / f"job-{number}" / "prepared.json").read_text())
         assert (prepared["report"]["train_pairs"], prepared["inputs"]["train"]["commit"]) == (4, COMMIT)
-
-
-def test_data_that_were_changed_are_downloaded_anew(site):
-    assert site.run("prepare")[0]["warnings"] == []
-    site.downloads()
+    site.hub.slow = 0.0
     kept = site.cache / "datasets" / "org%2Fpairs" / COMMIT / "data%2Ftrain-00000-of-00001.jsonl"
     right = kept.read_bytes()
     kept.write_bytes(right.replace(b"yes", b"bad"))
-    (found,) = site.run("prepare")
+    (found,) = site.run("prepare-hub")
     assert f"the cache's {DATA} of org/pairs is not the hub's file" in found["warnings"][0]
     assert site.downloads()[DATA.rpartition("/")[2]] == 1
     assert kept.read_bytes() == right
