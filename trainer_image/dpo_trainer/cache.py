@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.5
 # A file takes minutes. A lock that is held for longer is held by somebody who means harm, or who hangs.
 LONGEST_WAIT_SECONDS = 3600.0
+# File systems take 255 bytes, and a lock's name is longer than its file's.
+LONGEST_NAME = 200
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Without O_NONBLOCK, opening a pipe that somebody put there would wait for ever.
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -191,7 +193,8 @@ def is_right(path: Path, found: hub.Snapshot, name: str) -> bool:
 
 def _flat(name: str) -> str:
     """Name under which a file is kept: the repository's folders are part of it, so that none can be replaced by a link."""
-    return quote(name, safe="")
+    flat = quote(name, safe="")
+    return flat if len(flat) <= LONGEST_NAME else hashlib.sha256(name.encode()).hexdigest()
 
 
 @contextmanager

@@ -2,16 +2,19 @@
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from dpo_operator.api.data import Dataset
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.errors import TrainerError, bad_dataset, input_not_found, invalid_configuration
 from dpo_trainer.formats import columns_read, detect
-from dpo_trainer.sources import HubSource, no_space, retrying
+from dpo_trainer.sources import GATED, HubSource, no_space, retrying
 
+# Files of a dataset that are fetched at the same time: some have thousands of small ones.
+AT_ONCE = 8
 # Rows that are looked at to decide which columns to decode.
 LOOK_AT = 64
 
@@ -50,13 +53,20 @@ def snapshot(source: HubSource, token: str | None) -> Snapshot:
 
 
 def _snapshot(repo: str, info: Any, kind: Literal["model", "dataset"]) -> Snapshot:
-    files = info.siblings or []
+    # Names become paths; git has none that lead elsewhere, but what answers as a hub may.
+    files = [file for file in info.siblings or [] if _is_plain(file.rfilename)]
     sha256 = {file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None}
     blobs = {
         file.rfilename: file.blob_id for file in files if file.lfs is None and file.blob_id and file.size is not None
     }
     sizes = {file.rfilename: int(file.size or 0) for file in files}
     return Snapshot(repo, str(info.sha), sizes, sha256, blobs, kind)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name leads to a place below the folder that it's put into."""
+    path = PurePosixPath(name)
+    return str(path) == name and not path.is_absolute() and ".." not in path.parts and not set(name) & {"\\", "\0"}
 
 
 def download(found: Snapshot, names: Sequence[str], folder: Path, token: str | None) -> None:
@@ -124,7 +134,8 @@ def dataset(
     def load() -> Any:
         try:
             if fetch is not None:
-                found = _snapshot(source.repo, info, "dataset")
+                # Its URLs have the repository's own name; a job may have an older one.
+                found = _snapshot(info.id, info, "dataset")
                 builder = datasets.load_dataset_builder(
                     source.repo, spec.config, revision=info.sha, token=token, cache_dir=str(cache)
                 )
@@ -133,7 +144,9 @@ def dataset(
                 source.repo, spec.config, split=spec.split, revision=info.sha, token=token, cache_dir=str(cache)
             )
         except (ValueError, RuntimeError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
-            raise _explained(error, source, spec) from error
+            if (known := _explained(error, source, spec)) is None:
+                raise
+            raise known from error
 
     table = retrying(load, source.label)
     columns = tuple(table.column_names)
@@ -155,16 +168,17 @@ def _provide(found: Snapshot, data_files: dict[str, list[str]], fetch: Fetch) ->
     folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=found.repo, repo_type="dataset")
     snapshot = folder / "snapshots" / found.commit
     urls = dict.fromkeys(url for split in data_files.values() for url in split)
-    for name in (url.removeprefix(of_repo) for url in urls if url.startswith(of_repo)):
-        if name in found.sizes:
-            fetch(found, name, snapshot)
+    names = [name for url in urls if (name := url.removeprefix(of_repo)) in found.sizes]
+    with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
+        for _ in pool.map(lambda name: fetch(found, name, snapshot), names):
+            pass
     discard_download_state(snapshot)
 
 
-def _explained(error: Exception, source: HubSource, spec: Dataset) -> Exception:
-    """TrainerError for an error that load_dataset has for a wrong dataset; the error itself when it is none of those."""
+def _explained(error: Exception, source: HubSource, spec: Dataset) -> TrainerError | None:
+    """TrainerError for an error that load_dataset has for a wrong dataset; None when it is none of those."""
     from datasets.data_files import EmptyDatasetError
-    from datasets.exceptions import DataFilesNotFoundError, DatasetBuildError
+    from datasets.exceptions import DataFilesNotFoundError, DatasetBuildError, DatasetNotFoundError
 
     text = (str(error).strip().splitlines() or [""])[0][:300]
     if isinstance(error, RuntimeError) and "script" in text:
@@ -181,9 +195,11 @@ def _explained(error: Exception, source: HubSource, spec: Dataset) -> Exception:
         )
     if isinstance(error, ValueError) and ("split" in text.lower() or "slice" in text.lower()):
         return input_not_found(f"{source.label}: no split {spec.split}; {text}")
+    if isinstance(error, DatasetNotFoundError) and "is a gated dataset" in text:
+        return TrainerError(ExitCode.ACCESS_DENIED, f"{source.label}: {GATED}")
     if isinstance(error, DataFilesNotFoundError | EmptyDatasetError):
         return input_not_found(f"{source.label}: the repository has no data files that can be read; name files instead")
     if isinstance(error, DatasetBuildError) and no_space(error) is None:
         cause = str(error.__cause__ or error).strip()[:300]
         return bad_dataset(f"{source.label}: the repository's files can't be read as a dataset: {cause}")
-    return error
+    return None

@@ -33,7 +33,7 @@ def run(command: str, job_file: Path, work_dir: Path) -> int:
     attempt = 1
     try:
         attempt = attempt_from_environment()
-        job = read_job(job_file)
+        job = read_job(job_file, begun=phase != "prepare")
         telemetry = Telemetry(
             phase,
             attempt,
@@ -66,9 +66,10 @@ def _say(words: Termination) -> None:
     print(f"{words.phase}: {words.reason}: {words.message}", file=sys.stderr, flush=True)
 
 
-def read_job(path: Path) -> DPOJob:
+def read_job(path: Path, *, begun: bool = False) -> DPOJob:
     """The job file, checked by the types, the rules and what this version can do.
 
+    begun: an earlier attempt got through this. A rule that a later version of the image has must not end it half way.
     Raises TrainerError or pydantic's ValidationError.
     """
     try:
@@ -78,7 +79,9 @@ def read_job(path: Path) -> DPOJob:
     except ValueError as error:
         raise invalid_configuration(f"{path}: expected a DPOJob as JSON, found {error}") from error
     job = DPOJob.model_validate(document)
-    if broken := rules.violations(job):
+    if (broken := rules.violations(job)) and begun:
+        print(f"newer rules would refuse this job: {'; '.join(broken)}", file=sys.stderr, flush=True)
+    elif broken:
         raise invalid_configuration("\n".join(broken))
     if missing := support.unsupported(job.spec):
         raise TrainerError(ExitCode.UNSUPPORTED, "\n".join(missing))

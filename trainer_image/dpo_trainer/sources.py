@@ -31,6 +31,10 @@ T = TypeVar("T")
 ATTEMPTS = 4
 FIRST_WAIT_SECONDS = 1.0
 
+GATED = (
+    "the repository is gated: accept its terms on its page, with the account whose token the job uses, and set model.tokenSecretRef "
+    "(HF_TOKEN for dpo run)"
+)
 _OBJECT_STORES = {"s3": "s3", "gs": "gcs"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
@@ -132,26 +136,32 @@ def explain(error: BaseException, label: str) -> TrainerError | None:
 
     Libraries wrap errors, so the causes are looked through too.
     """
-    seen: BaseException | None = error if no_space(error) is None else None
-    while seen is not None:
+    if no_space(error) is not None:
+        return None
+    for seen in _causes(error):
         if isinstance(seen, TrainerError):
             return seen
         found = _explain_one(seen, label)
         if found is not None:
             code, message = found
             return TrainerError(code, f"{label}: {message}")
-        seen = seen.__cause__ or seen.__context__
     return None
 
 
 def no_space(error: BaseException) -> OSError | None:
     """The OSError of a full volume among an error and its causes; None when it is not one."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return next((seen for seen in _causes(error) if isinstance(seen, OSError) and seen.errno in full), None)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and what it came from, each once: some are their own cause."""
+    found: list[BaseException] = []
     seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT):
-            return seen
+    while seen is not None and not any(seen is one for one in found):
+        found.append(seen)
         seen = seen.__cause__ or seen.__context__
-    return None
+    return found
 
 
 def _explain_one(error: BaseException, label: str) -> tuple[ExitCode, str] | None:
@@ -159,10 +169,7 @@ def _explain_one(error: BaseException, label: str) -> tuple[ExitCode, str] | Non
 
     status = _status(error)
     if isinstance(error, hub.GatedRepoError):
-        return ExitCode.ACCESS_DENIED, (
-            "the repository is gated: accept its terms on its page, with the account whose token the job uses, and set "
-            "model.tokenSecretRef (HF_TOKEN for dpo run)"
-        )
+        return ExitCode.ACCESS_DENIED, GATED
     # s3fs turns refusals into PermissionErrors that name no file; one that names a file is this machine's own.
     refused = isinstance(error, PermissionError) and error.filename is None
     if status in (401, 403) or refused or type(error).__name__ == "NoCredentialsError":

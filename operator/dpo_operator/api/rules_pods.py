@@ -14,7 +14,7 @@ SYSTEM = "system-"
 EXTENDED = "^[^/]{1,244}/"
 RESOURCE = f"^(cpu|memory|ephemeral-storage|hugepages-[0-9]+[KMG]i)$|{EXTENDED}"
 # Kubernetes' own names, and GPUs, which the operator asks for.
-NOT_THEIRS = "^requests[.]|kubernetes[.]io/|/(gpu|mig-)"
+NOT_THEIRS = "^requests[.]|kubernetes[.]io/|/(gpu([.]shared)?$|mig-)"
 NOT_SHARED = "/|^hugepages-"
 WHOLE = "^[0-9]+$"
 # What pod.network.interface sets.
@@ -53,7 +53,9 @@ def _all_known(wanted: ResourceList) -> bool:
 def _countable(wanted: ResourceList) -> bool:
     whole = all(re.search(WHOLE, value) for key, value in wanted.limits.items() if "/" in key)
     return whole and all(
-        wanted.limits.get(key) == value for key, value in wanted.requests.items() if re.search(NOT_SHARED, key)
+        key in wanted.limits and amount(wanted.limits[key]) == amount(value)
+        for key, value in wanted.requests.items()
+        if re.search(NOT_SHARED, key)
     )
 
 
@@ -66,8 +68,7 @@ def _resource_rules(field: str, read: Callable[[DPOJobSpec], ResourceList]) -> t
     """What Kubernetes would refuse of a pod only when the Job makes it, which may be hours later; and GPUs."""
     requests, limits = f"self.{field}.requests", f"self.{field}.limits"
     known = f"k.matches('{RESOURCE}') && !k.matches('{NOT_THEIRS}')"
-    same = f"(k in {limits} && string({limits}[k]) == string({requests}[k]))"
-    enough = f"quantity(string({limits}[k])).compareTo(quantity(string({requests}[k]))) >= 0"
+    compared = f"quantity(string({limits}[k])).compareTo(quantity(string({requests}[k])))"
     return (
         Rule(
             field,
@@ -78,13 +79,13 @@ def _resource_rules(field: str, read: Callable[[DPOJobSpec], ResourceList]) -> t
         Rule(
             field,
             f"{limits}.all(k, !k.contains('/') || string({limits}[k]).matches('{WHOLE}')) && "
-            f"{requests}.all(k, !k.matches('{NOT_SHARED}') || {same})",
+            f"{requests}.all(k, !k.matches('{NOT_SHARED}') || (k in {limits} && {compared} == 0))",
             lambda s: _countable(read(s)),
             "extended resources and huge pages can't be shared: limits must name them, in whole numbers, and requests the same or nothing",
         ),
         Rule(
             field,
-            f"{requests}.all(k, !(k in {limits}) || {enough})",
+            f"{requests}.all(k, !(k in {limits}) || {compared} >= 0)",
             lambda s: _within_limits(read(s)),
             "requests must not be above limits",
         ),

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -31,6 +32,8 @@ Json = dict[str, Any]
 GUARD_SECONDS = 300.0
 # Decisions that follow from one another on the same reads: accept, make what pods mount, make the Job, note it.
 MAX_ROUNDS = 5
+# Errors that come from outside, and that trying again may mend.
+TROUBLE = (ApiError, FencedError, OSError)
 
 
 def _unheard(kind: str, namespace: str, items: Sequence[Json]) -> None:
@@ -92,15 +95,20 @@ class Reconciler:
                     if done:
                         return delay
                 return await self._pass(key, memory)
-        except (ApiError, FencedError, OSError):
-            raise
         except Exception as error:
-            await self._confess(key, error)
+            if key in self._memory:
+                # What was not done is looked at again, not only how far rank 0 is.
+                self._memory[key].dirty = True
+            if not isinstance(error, TROUBLE):
+                # A turn that was given for a decision that did not come.
+                self.turns.settle(key, False)
+                logger.exception("%s", key)
+                with suppress(*TROUBLE):
+                    await self._confess(key, error)
             raise
 
     async def _confess(self, key: Key, error: Exception) -> None:
-        """An error of the operator's own, told where the job's user looks; once for each version of the job."""
-        logger.exception("%s", key)
+        """An error of the operator's own, told where the job's user looks."""
         if raw := await self._client.get(names.KIND, key.namespace, key.name):
             message = f"The operator can't go on with this job and tries again: {type(error).__name__}: {error}"
             event = Event("Warning", conditions.OPERATOR_ERROR, conditions.shorten(message, 1000))

@@ -17,7 +17,8 @@ TOKEN = "hf_right"
 
 @dataclass
 class Repo:
-    """A repository. access: open, private (404 without the token), gated (403, with or without it) or down (503).
+    """A repository. access: open, private (404 without the token), gated (403 for its files, with or without it), closed (403 for its
+    list too) or down (503).
 
     sent: what is sent instead of the files that are listed.
     """
@@ -68,7 +69,7 @@ def serving(repos: dict[str, Repo]) -> Iterator[Hub]:
             hub.requests.append(f"{self.command} {path}")
             kind, name, rest, is_api = _parse(path)
             repo = hub.repos.get(f"{kind}/{name}")
-            if refusal := _refusal(repo, self.headers.get("Authorization")):
+            if refusal := _refusal(repo, self.headers.get("Authorization"), is_api):
                 self._send(refusal[0], b"", {"X-Error-Code": refusal[1], "X-Error-Message": refusal[1]})
             elif is_api:
                 self._api(repo, f"{name}", rest, body)
@@ -160,13 +161,13 @@ def _parse(path: str) -> tuple[str, str, str, bool]:
     return kind, "/".join(parts[:2]), "/".join(parts[2:]), is_api
 
 
-def _refusal(repo: Repo | None, authorization: str | None) -> tuple[int, str] | None:
+def _refusal(repo: Repo | None, authorization: str | None, is_api: bool) -> tuple[int, str] | None:
     known = authorization == f"Bearer {TOKEN}"
     if repo is None:
         return (404, "RepoNotFound") if known else (401, "RepoNotFound")
     if repo.access == "down":
         return 503, "Unavailable"
-    if repo.access == "gated":
+    if repo.access == "closed" or (repo.access == "gated" and not is_api):
         return 403, "GatedRepo"
     if repo.access == "private" and not known:
         return 401, "RepoNotFound"

@@ -25,7 +25,9 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).resolve().parents[3]
 TAKEN = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
-DATA = "data/train-00000-of-00001.jsonl"
+DATA = "data/train.jsonl"
+# One whose name with its folders is too long for a file's.
+LONG = f"data/train-{'é' * 60}.jsonl"
 
 
 @dataclass
@@ -87,7 +89,7 @@ def site(tmp_path) -> Iterator[Site]:
     rows = [{"prompt": f"Q{i}", "chosen": "yes", "rejected": "no"} for i in range(4)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "jobs" / "pairs.jsonl").write_text(lines)
-    data = {DATA: lines.encode(), "README.md": b"# pairs\n"}
+    data = {DATA: lines.encode(), LONG: lines.encode(), "README.md": b"# pairs\n"}
     with serving({"models/org/tiny": Repo(files), "datasets/org/pairs": Repo(data)}) as hub:
         yield Site(hub, tmp_path / "jobs", tmp_path / "cache", files)
 
@@ -113,12 +115,12 @@ def test_data_are_downloaded_once_and_anew_when_they_were_changed(site):
     downloads = site.downloads()
     # The library that reads datasets asks each time whether the description changed.
     del downloads["README.md"]
-    assert downloads == dict.fromkeys((*TAKEN, DATA.rpartition("/")[2]), 1)
+    assert downloads == dict.fromkeys((*TAKEN, *(name.rpartition("/")[2] for name in (DATA, LONG))), 1)
     for number in range(3):
         prepared = json.loads((site.folder / f"job-{number}" / "prepared.json").read_text())
-        assert (prepared["report"]["train_pairs"], prepared["inputs"]["train"]["commit"]) == (4, COMMIT)
+        assert (prepared["report"]["train_pairs"], prepared["inputs"]["train"]["commit"]) == (8, COMMIT)
     site.hub.slow = 0.0
-    kept = site.cache / "datasets" / "org%2Fpairs" / COMMIT / "data%2Ftrain-00000-of-00001.jsonl"
+    kept = site.cache / "datasets" / "org%2Fpairs" / COMMIT / "data%2Ftrain.jsonl"
     right = kept.read_bytes()
     kept.write_bytes(right.replace(b"yes", b"bad"))
     (found,) = site.run("prepare-hub")

@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
+from dpo_trainer.hub import _snapshot
+from dpo_trainer.sources import explain
 from tests.unit.trainer.hub_server import COMMIT
 
 pytestmark = pytest.mark.unit
@@ -53,6 +56,32 @@ def test_only_safetensors_configuration_and_tokenizer_are_downloaded(results):
 
 
 @pytest.mark.parametrize(
+    ("name", "plain"),
+    [
+        *(("a.json", True), ("data/train 1.parquet", True), ("é/x", True), ("a..b", True)),
+        *(
+            ("../x", False),
+            ("a/../x", False),
+            ("/x", False),
+            ("a//b", False),
+            ("./a", False),
+            ("a\\b", False),
+            ("", False),
+        ),
+    ],
+)
+def test_names_that_lead_elsewhere_are_not_listed(name, plain):
+    info = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename=name, size=1, blob_id="0", lfs=None)])
+    assert (name in _snapshot("org/name", info, "dataset").sizes) == plain
+
+
+def test_an_error_that_is_its_own_cause_is_looked_through_once():
+    error = ValueError("odd")
+    error.__cause__ = error
+    assert explain(error, "x") is None
+
+
+@pytest.mark.parametrize(
     ("name", "pairs"), [("slice", 3), ("limit", 3), ("configured", 5), ("private", 10), ("scored", 4)]
 )
 def test_parts_of_a_dataset(results, name, pairs):
@@ -65,7 +94,10 @@ def test_parts_of_a_dataset(results, name, pairs):
     [
         ("private without token", ExitCode.ACCESS_DENIED, "tokenSecretRef"),
         ("private data without token", ExitCode.ACCESS_DENIED, "org/private: access was refused"),
-        ("gated", ExitCode.ACCESS_DENIED, "org/gated: the repository is gated: accept its terms"),
+        ("gated", ExitCode.ACCESS_DENIED, "org/gated/config.json: the repository is gated: accept its terms"),
+        ("closed", ExitCode.ACCESS_DENIED, "org/closed: the repository is gated: accept its terms"),
+        ("gated data", ExitCode.ACCESS_DENIED, "org/gated: the repository is gated: accept its terms"),
+        ("closed data", ExitCode.ACCESS_DENIED, "org/closed: the repository is gated: accept its terms"),
         ("unknown", ExitCode.INPUT_NOT_FOUND, "org/unknown: not found"),
         ("unknown revision", ExitCode.INPUT_NOT_FOUND, "org/tiny@v9: the repository has no such revision"),
         ("unknown data revision", ExitCode.INPUT_NOT_FOUND, "org/pairs@v9: the repository has no such revision"),

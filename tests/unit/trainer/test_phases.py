@@ -44,7 +44,6 @@ def changed(**spec: object) -> dict:
         ("not json", 78, "expected a DPOJob as JSON"),
         (changed(nodes=0), 78, "spec.nodes: Input should be greater than or equal to 1 (found 0)"),
         (changed(surprise=1), 78, "spec.surprise: Extra inputs are not permitted"),
-        (changed(nodes=99), 78, "spec.training.globalBatchSize: must be at least"),
         (
             changed(training={"offload": "nvme"}),
             64,
@@ -60,6 +59,24 @@ def test_a_wrong_job_file(tmp_path: Path, command: str, job: object, code: int, 
     assert message in words.message
     assert message in said
     assert "Traceback" not in said
+
+
+BROKEN_RULE = "spec.training.globalBatchSize: must be at least"
+
+
+def test_a_job_that_breaks_a_rule_is_refused_before_it_begins(tmp_path: Path):
+    found, _, words = trainer(tmp_path, "prepare", changed(nodes=99))
+
+    assert (found, words.exit_code) == (78, 78)
+    assert BROKEN_RULE in words.message
+
+
+def test_a_job_that_a_later_version_would_refuse_goes_on(tmp_path: Path):
+    found, said, words = trainer(tmp_path, "export", changed(nodes=99))
+
+    assert f"newer rules would refuse this job: {BROKEN_RULE}" in said
+    # It ends for another reason: there's nothing to export yet.
+    assert (found, BROKEN_RULE in words.message) == (66, False)
 
 
 def test_a_missing_job_file_is_named(tmp_path: Path):
