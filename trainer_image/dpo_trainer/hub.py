@@ -131,24 +131,19 @@ def dataset(
     )
     datasets.disable_progress_bars()
 
-    def load() -> Any:
+    def ask(load: Callable[..., Any], **options: Any) -> Any:
         try:
-            if fetch is not None:
-                # Its URLs have the repository's own name; a job may have an older one.
-                found = _snapshot(info.id, info, "dataset")
-                builder = datasets.load_dataset_builder(
-                    source.repo, spec.config, revision=info.sha, token=token, cache_dir=str(cache)
-                )
-                _provide(found, builder.config.data_files or {}, fetch)
-            return datasets.load_dataset(
-                source.repo, spec.config, split=spec.split, revision=info.sha, token=token, cache_dir=str(cache)
-            )
+            return load(source.repo, spec.config, revision=info.sha, token=token, cache_dir=str(cache), **options)
         except (ValueError, RuntimeError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
             if (known := _explained(error, source, spec)) is None:
                 raise
             raise known from error
 
-    table = retrying(load, source.label)
+    if fetch is not None:
+        builder = retrying(lambda: ask(datasets.load_dataset_builder), source.label)
+        # Its URLs have the repository's own name; a job may have an older one.
+        _provide(_snapshot(info.id, info, "dataset"), builder.config.data_files or {}, fetch)
+    table = retrying(lambda: ask(datasets.load_dataset, split=spec.split), source.label)
     columns = tuple(table.column_names)
     narrow = table.select_columns(list(columns_read(columns, spec.columns, conditions)))
     if detect(narrow.select(range(min(LOOK_AT, len(narrow)))), spec.columns) is not None:
@@ -170,8 +165,7 @@ def _provide(found: Snapshot, data_files: dict[str, list[str]], fetch: Fetch) ->
     urls = dict.fromkeys(url for split in data_files.values() for url in split)
     names = [name for url in urls if (name := url.removeprefix(of_repo)) in found.sizes]
     with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
-        for _ in pool.map(lambda name: fetch(found, name, snapshot), names):
-            pass
+        list(pool.map(lambda name: fetch(found, name, snapshot), names))  # raises what one of them raised
     discard_download_state(snapshot)
 
 

@@ -12,6 +12,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,8 +162,11 @@ def _read_data(
             def at(share: float, name: str = name, start: float = start, width: float = width) -> None:
                 progress(f"reading and tokenizing the {name} pairs", start + width * share)
 
+            def waiting(text: str, start: float = start) -> None:
+                progress(text, start)
+
             at(0.0)
-            fetch = cache and _shared(cache, token, lambda text, start=start: progress(text, start))  # type: ignore[misc]
+            fetch = partial(cache.fetch, token=token, waiting=waiting) if cache is not None else None
             found, facts = _rows(dataset, data, _cache(work), claims, token, at, fetch)
             split = read_split(name, found, dataset, reading)
             log.info("%s: %d of %d rows kept (%s)", name, len(split.dataset), split.rows, split.format)
@@ -175,11 +179,6 @@ def _read_data(
         prepared.sync(dropped)
     check_filters({name: (dataset, splits[name]) for name, dataset in training.items()}, data)
     return splits, inputs
-
-
-def _shared(cache: Cache, token: str | None, waiting: Callable[[str], None]) -> hub.Fetch:
-    """Gets files of a hub's dataset from the cache that jobs share."""
-    return lambda found, name, folder: cache.fetch(found, name, folder, token, waiting)
 
 
 def _rows(

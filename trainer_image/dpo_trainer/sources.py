@@ -20,6 +20,7 @@ from typing import IO, Any, TypeVar
 
 import tenacity
 
+from dpo_operator.api.base import SUBDOMAIN
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.errors import TrainerError, input_not_found, invalid_configuration
 
@@ -37,7 +38,7 @@ GATED = (
 )
 _OBJECT_STORES = {"s3": "s3", "gs": "gcs"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
-_CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+_CLAIM = re.compile(SUBDOMAIN)
 _FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".gz")
 
 

@@ -2,8 +2,9 @@
 
     python -m tests.unit.trainer.cache_worker prepare|prepare-hub|fetch JOBS CACHE FOLDER LONGEST_WAIT
 
-prepare: the whole phase, with data from a file or from the hub. fetch: a configuration and the weights alone. Each job leaves FOLDER/<number>.json: its exit code and message,
-its warnings, and the activities that it showed. Processes are forked after the libraries were loaded, so that they begin together.
+prepare: the whole phase, with data from a file or from the hub. fetch: a configuration and the weights alone. Each job leaves
+FOLDER/<number>.json: its exit code and message, its warnings, and the activities that it showed. Processes are forked after the
+libraries were loaded, so that they begin together.
 """
 
 import importlib
