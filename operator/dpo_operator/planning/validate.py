@@ -53,6 +53,6 @@ def validate(job: DPOJob) -> Problems | None:
     if missing := unsupported(job.spec):
         return Problems(c.UNSUPPORTED, tuple(missing))
     if (size := len(job_file(job).encode())) > MAX_JOB_FILE_BYTES:
-        sentence = f"spec: has {size:,} bytes as the file that the pods read, and at most {MAX_JOB_FILE_BYTES:,} fit"
+        sentence = f"spec: has {size:,} bytes as the file that the pods read, and at most {MAX_JOB_FILE_BYTES:,} fit: shorten data.filters.where or pod.env"
         return Problems(c.INVALID_SPEC, (sentence,))
     return None
