@@ -25,10 +25,13 @@ def soon(look, seconds: float = 10.0):
 
 
 def a_checkpoint(work: WorkDir, step: int, *sizes: int) -> None:
-    folder = work.checkpoints / f"step-{step:08d}"
-    folder.mkdir(parents=True)
+    """One that appears whole, by its rename, as a save's does."""
+    staged = work.root / f"staged-{step}"
+    staged.mkdir(parents=True)
     for number, size in enumerate(sizes):
-        (folder / f"rank-{number:05d}.safetensors").write_bytes(b"x" * size)
+        (staged / f"rank-{number:05d}.safetensors").write_bytes(b"x" * size)
+    work.checkpoints.mkdir(exist_ok=True)
+    staged.rename(work.checkpoints / f"step-{step:08d}")
 
 
 def test_room_and_the_newest_checkpoints_size_are_read(tmp_path: Path):
