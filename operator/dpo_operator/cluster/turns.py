@@ -13,7 +13,7 @@ from dpo_operator.planning.gangs import Order, Stand
 
 # A job that can't be looked at does not keep all others from training for ever.
 FIRST_LOOKS_SECONDS = 120.0
-# A waiting job is looked at several times within this; one that was not is passed over.
+# A job that waits or is being placed is looked at several times within this; one that was not is passed over.
 FRESH_SECONDS = 120.0
 
 
@@ -40,9 +40,9 @@ class Turns:
         self._clock = clock
         self._begun = clock()
         self._unseen: set[Key] = set()
-        # Seen with a resumed Job; and given the turn, after which its Job may be resumed at any moment.
-        self._placing: set[Key] = set()
-        self._claims: set[Key] = set()
+        # When it was looked at: a job with a resumed Job; one that was given the turn, whose Job may be resumed at any moment.
+        self._placing: dict[Key, float] = {}
+        self._claims: dict[Key, float] = {}
         self._waiting: dict[Key, tuple[Order, float]] = {}
 
     def expect(self, keys: Iterable[Key]) -> None:
@@ -58,22 +58,22 @@ class Turns:
             return self._ask(key, order)
         had = self._leave(key)
         if stand is Stand.PLACING:
-            self._placing.add(key)
+            self._placing[key] = self._clock()
         elif had or all_known:
             self._wake_next()
         return Turn(stand is Stand.PLACING, self._others_wait(key))
 
     def _ask(self, key: Key, order: Order) -> Turn:
-        self._placing.discard(key)
+        self._placing.pop(key, None)
         is_new = key not in self._waiting
         self._waiting[key] = (order, self._clock())
         if is_new:
-            for holder in self._placing | self._claims:
+            for holder in {*self._placing, *self._claims}:
                 self.wake(holder)
         # Among thousands that wait, the first is looked for only when there is a turn to give.
         first = self._next() if self._is_free() else None
         if key in self._claims or first == key:
-            self._claims.add(key)
+            self._claims[key] = self._clock()
             return Turn(True, self._others_wait(key))
         if first is not None:
             self.wake(first)
@@ -82,7 +82,7 @@ class Turns:
     def settle(self, key: Key, resumes: bool) -> None:
         """What was decided with the turn. resumes: whether the job's pods are to be placed now."""
         if key in self._claims and not resumes:
-            self._claims.discard(key)
+            del self._claims[key]
             # Not itself: it has just been looked at.
             self._wake_next(but=key)
 
@@ -96,13 +96,15 @@ class Turns:
         """Forget a job's part. Returns whether it had the turn."""
         self._waiting.pop(key, None)
         had = key in self._placing or key in self._claims
-        self._placing.discard(key)
-        self._claims.discard(key)
+        self._placing.pop(key, None)
+        self._claims.pop(key, None)
         return had
 
     def _is_free(self) -> bool:
         known = not self._unseen or self._clock() - self._begun > FIRST_LOOKS_SECONDS
-        return known and not self._placing and not self._claims
+        oldest = self._clock() - FRESH_SECONDS
+        held = any(looked_at >= oldest for looked_at in (*self._placing.values(), *self._claims.values()))
+        return known and not held
 
     def _fresh(self) -> Iterator[tuple[Order, Key]]:
         oldest = self._clock() - FRESH_SECONDS

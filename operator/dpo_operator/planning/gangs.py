@@ -39,8 +39,9 @@ class Stand(Enum):
     PLACING = "placing"
 
 
-# Restarting gangs first, since they held nodes before; then by the time of waiting.
-Order = tuple[bool, datetime]
+# Gangs that had no turn in vain yet: restarting ones first, since they held nodes before. Then all that had, restarting or
+# not. Among each, by the time of asking: whatever never fits goes behind all others again after each of its turns.
+Order = tuple[int, datetime]
 
 
 def stand(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime) -> Stand:
@@ -68,7 +69,11 @@ def stand(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime) -> S
 
 def order(status: DPOJobStatus, now: datetime) -> Order:
     """Its place among those that wait; the smallest goes first."""
-    return not transitions.holds(status, c.RESTARTING), status.placement.waiting_since if status.placement else now
+    placement = status.placement
+    if placement is not None and placement.timeouts:
+        return 2, placement.not_before or placement.waiting_since
+    rank = 0 if transitions.holds(status, c.RESTARTING) else 1
+    return rank, placement.waiting_since if placement else now
 
 
 def is_placed(pods: Sequence[ChildPod], desired: int) -> bool:
@@ -165,9 +170,10 @@ def give_back(
     refused = None if why or len(pods) >= desired else refusals.job_notice(child, seen.notices)
     why = why or (refused[1] if refused else "")
     why = why or f"{len(pods)} of {desired} pods exist: kubectl -n {job.metadata.namespace} describe job {child.name}"
-    found = f"{placed} of {desired} pods had a node after {seen.placing_seconds:.0f} s ({why})."
-    if has_run(status):
-        # The Job can't go on under the same number.
+    seconds = seen.placing_seconds if takes_turns(job, status.phase) else seen.waiting_seconds
+    found = f"{placed} of {desired} pods had a node after {seconds:.0f} s ({why})."
+    if has_run(status) or not takes_turns(job, status.phase):
+        # The Job can't go on under the same number, or it's a queue that decides when it goes on.
         failure = failures.Failure(failures.GANG_INCOMPLETE, "infrastructure", f"Job {child.name}: {found}")
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     before = status.placement or Placement(waiting_since=at.now)
@@ -180,11 +186,14 @@ def give_back(
 
 
 def time_left(job: DPOJob, status: DPOJobStatus, seen: Observed, pods: Sequence[ChildPod]) -> float:
-    """Seconds until a gang has to give its nodes back; infinite for one that has them all, or takes no turns."""
+    """Seconds until a gang has to give its nodes back; infinite for one that has them all, and in a queue for one without any."""
     assert status.phase is not None
-    if not takes_turns(job, status.phase) or is_placed(pods, pod_count(job, status.phase)):
+    if is_placed(pods, pod_count(job, status.phase)):
         return float("inf")
     limit = float(job.spec.failure_policy.gang_timeout_seconds)
+    if not takes_turns(job, status.phase):
+        # Queues can count what nodes have together, and admit a gang that does not fit on any of them.
+        return limit - seen.waiting_seconds if any(pod.placed for pod in pods) else float("inf")
     return (min(limit, YIELD_SECONDS) if seen.others_waiting else limit) - seen.placing_seconds
 
 

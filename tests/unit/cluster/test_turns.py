@@ -15,7 +15,7 @@ A, B, C = (Key("ns", name) for name in "abc")
 
 
 def since(minutes: int = 0, *, restarting: bool = False) -> Order:
-    return not restarting, NOON + timedelta(minutes=minutes)
+    return 0 if restarting else 1, NOON + timedelta(minutes=minutes)
 
 
 class Hall:
@@ -142,6 +142,22 @@ def test_a_waiting_job_that_is_never_looked_at_again_is_passed_over(hall: Hall):
     hall.leave(A)
     hall.time = FRESH_SECONDS + 1
     assert hall.ask(C, since(1))
+
+
+def test_a_holder_that_can_not_be_looked_at_any_more_is_passed_over(hall: Hall):
+    hall.place(A)
+    assert not hall.ask(B)
+    hall.time = FRESH_SECONDS - 1
+    hall.place(A)
+    hall.time = FRESH_SECONDS + 1
+    assert not hall.ask(B)
+    hall.time = 2 * FRESH_SECONDS
+    assert hall.ask(B)
+    # Its resumption was asked for, and then it could not be looked at either.
+    hall.turns.settle(B, True)
+    assert not hall.ask(C)
+    hall.time = 3 * FRESH_SECONDS + 1
+    assert hall.ask(C)
 
 
 def test_the_holder_learns_that_others_wait(hall: Hall):

@@ -9,7 +9,7 @@ from dpo_operator.api.status import Placement, ProgressStatus
 from dpo_operator.planning import gangs
 from dpo_operator.planning.actions import Create, Delete, SuspendJob
 from dpo_operator.planning.gangs import Stand
-from dpo_operator.planning.transitions import Moment, running, set_aside
+from dpo_operator.planning.transitions import Moment, mark, running, set_aside
 from tests.unit.planning.build import (
     NOON,
     a_child,
@@ -255,6 +255,46 @@ def test_a_gang_that_restarts_asks_before_its_next_job_is_there():
     assert gangs.order(status, NOON) < gangs.order(a_status(), NOON - timedelta(days=1))
     # When a quota is in the way, others need not wait for it.
     assert gangs.stand(a_job(), status, a_view(refused="exceeded quota"), NOON) is Stand.OUT
+
+
+def test_gangs_that_had_a_turn_in_vain_come_last_and_by_the_time_of_asking():
+    def order(*, restarting=False, since=0, timeouts=0, again=None):
+        placement = Placement(
+            waiting_since=NOON + timedelta(minutes=since),
+            timeouts=timeouts,
+            not_before=None if again is None else NOON + timedelta(minutes=again),
+        )
+        status = a_status(placement=placement)
+        if restarting:
+            status = mark(status, AT, c.RESTARTING, True, "Killed")
+        return gangs.order(status, NOON)
+
+    queue = [
+        order(restarting=True, since=9),
+        order(since=3),
+        order(since=5),
+        order(since=0, timeouts=7, again=10),
+        order(restarting=True, since=1, timeouts=1, again=11),
+        order(since=2, timeouts=1, again=12),
+    ]
+    assert sorted(queue, key=lambda each: each) == queue
+
+
+@pytest.mark.parametrize("kind", ["Kueue", "Volcano"])
+def test_half_a_gang_that_a_queue_let_begin_gives_its_nodes_back(kind):
+    """A queue may count what the nodes have together; that does not make room for a pod on any of them."""
+    job = a_job(queue={"kind": kind, "name": "team"}, failurePolicy={"gangTimeoutSeconds": 60})
+    half = (a_child(), a_pod(0, pod_phase="Pending"), a_pod(1, **UNSCHEDULED))
+    waiting = decide(a_status(), a_view(*half, waiting_seconds=59.0), job)
+    assert waiting.status.attempts.train == 1
+    assert waiting.requeue_after == 1.0
+    given_back = decide(a_status(), a_view(*half, waiting_seconds=60.0), job).status
+    assert (given_back.attempts.train, given_back.restarts_count_towards_max) == (2, 0)
+    assert condition(given_back, c.RESTARTING) == ("True", "GangIncomplete")
+    assert "1 of 2 pods had a node after 60 s" in given_back.message
+    # Pods without any node hold none, and one that has all its nodes may pull its image for hours.
+    for pods in ((a_pod(0, **UNSCHEDULED), a_pod(1, **UNSCHEDULED)), [a_pod(i, pod_phase="Pending") for i in (0, 1)]):
+        assert decide(a_status(), a_view(a_child(), *pods, waiting_seconds=9999.0), job).status.attempts.train == 1
 
 
 def test_a_job_made_just_before_the_suspension_is_stopped_too():
