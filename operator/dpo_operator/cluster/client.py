@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from types import SimpleNamespace, TracebackType
 from typing import Any
 
@@ -12,6 +13,7 @@ import aiohttp
 
 from dpo_operator.api import names
 from dpo_operator.cluster.access import Access
+from dpo_operator.cluster.serverclock import ServerClock
 
 Json = dict[str, Any]
 REQUEST_SECONDS = 30.0
@@ -109,6 +111,7 @@ class Client:
         self._access = access
         self._fence = fence
         self._heard = heard
+        self._server_clock = ServerClock()
         gate = aiohttp.TraceConfig()
         # The last moments before a request is written to a connection, new or used before.
         gate.on_connection_create_end.append(self._at_the_gate)
@@ -131,6 +134,10 @@ class Client:
     async def close(self) -> None:
         """Close all connections."""
         await self._session.close()
+
+    def now(self) -> datetime:
+        """The time of day by the API server's clock, UTC."""
+        return self._server_clock.now()
 
     async def get(self, kind: str | Resource, namespace: str, name: str) -> Json | None:
         """One object, None when it does not exist. Read from the storage, never from a cache."""
@@ -185,6 +192,7 @@ class Client:
             ):
                 status, text = answer.status, await answer.read()
                 retry_after = answer.headers.get("Retry-After", "")
+                self._server_clock.heard(answer.headers.get("Date", ""))
         except aiohttp.ClientError as error:
             raise ConnectionError(f"{method} {path}: {str(error) or type(error).__name__}") from error
         except TimeoutError as error:

@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-from datetime import UTC, datetime
 from typing import Any
 
 from dpo_operator.api import names
@@ -43,7 +42,7 @@ async def apply(client: Client, namespace: str, uid: str, action: Action) -> Jso
             seen = {"uid": action.uid, "resourceVersion": action.resource_version}
             await _patch(client, namespace, action, {"metadata": seen, "spec": {"suspend": action.value}})
         case TryAgain():
-            now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            now = client.now().strftime("%Y-%m-%dT%H:%M:%SZ")
             metadata = {"uid": action.uid, "annotations": {names.ANNOTATION_TRIED: now}}
             await _patch(client, namespace, action, {"metadata": metadata})
         case Patch():
@@ -106,7 +105,7 @@ async def _patch(
 async def record(client: Client, raw: Json, events: tuple[Event, ...]) -> None:
     """Emit events about a job. They are for people: one that can't be written is logged and no error."""
     metadata = raw["metadata"]
-    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    now = client.now().strftime("%Y-%m-%dT%H:%M:%SZ")
     for event in events:
         # The name is made from what is said about which version, so that a repeated request says it once.
         said = f"{metadata['uid']}/{metadata['resourceVersion']}/{event.reason}/{event.message}"
