@@ -1,5 +1,6 @@
 """One real etcd, kube-apiserver and kube-controller-manager for all tests of this tier."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +14,9 @@ from tests.cluster.rig.control_plane import ControlPlane
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
     """An API without nodes, on loopback; it and its state are gone after the last test."""
-    with fixture.control_plane("apiserver") as plane:
+    # Of each process that pytest-xdist starts, one of its own.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    with fixture.control_plane(f"apiserver-{worker}") as plane:
         yield plane
 
 
