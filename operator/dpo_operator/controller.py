@@ -97,6 +97,8 @@ class Operator:
 
     async def stop(self) -> None:
         """Stop at once. Whatever was under way goes on from the cluster's state at the next start."""
+        # kopf waits 5 s for its own task that waits for this.
+        self.ended.set()
         if self._work is None:
             return
         # After an error in one of its watches kopf waits for the others, which wait for credentials for ever.
