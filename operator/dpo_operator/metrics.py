@@ -17,6 +17,7 @@ from prometheus_client.registry import Collector
 from dpo_operator.api.status import DPOJobStatus, Restart, State
 from dpo_operator.cluster.keys import Key
 from dpo_operator.metrics_process import ProcessMetrics
+from dpo_operator.planning.failures import REASONS
 
 LABELS = ("namespace", "dpojob")
 
@@ -48,6 +49,15 @@ class JobMetrics(Collector):
         self._errors = Counter(
             "dpojob_operator_handler_errors", "Errors of the operator.", ("handler", "kind"), registry=self.registry
         )
+        self._restarts = Counter(
+            "dpojob_operator_restarts",
+            "Restarts of all jobs since the operator runs.",
+            ("reason",),
+            registry=self.registry,
+        )
+        # From 0 on: a series that begins with 1 has had no increase.
+        for reason in sorted(REASONS):
+            self._restarts.labels(reason)
         self.unobserved = Gauge(
             "dpojob_operator_unobserved_objects",
             "DPOJobs that a LIST shows in a version that the watch has not delivered.",
@@ -82,6 +92,7 @@ class JobMetrics(Collector):
         for restart in _newer(status.restart_history, record.last_restart):
             record.restarts[restart.reason] = record.restarts.get(restart.reason, 0) + 1
             record.last_restart = restart
+            self._restarts.labels(restart.reason).inc()
 
     def forget(self, key: Key) -> None:
         """A job is gone, and so are its series."""

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,27 @@ def saved_and_gone(hands: Hands, pods: list[dict[str, Any]]) -> None:
 def _deleted(hands: Hands, name: str) -> dict[str, Any]:
     pod = hands.get("pods", name) or {}
     return pod if pod.get("metadata", {}).get("deletionTimestamp") else {}
+
+
+@pytest.mark.fault(17, 43)
+def test_a_pod_on_a_lost_node_does_not_outlive_its_deleted_job(hands: Hands, operator: OperatorProcess) -> None:
+    """Nobody is there to say that it ended; meanwhile it would hold its claim and its namespace."""
+    hands.apply("left")
+    hands.run_phase("left", "prepare")
+    lost, saving = start_training(hands, "left", 2)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    # Of the node's taint, and of the node that is silent.
+    conditions = [
+        {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager", "lastTransitionTime": now},
+        {"type": "Ready", "status": "False", "lastTransitionTime": now},
+    ]
+    hands.patch("pods", f"{lost['metadata']['name']}/status", {"status": {"conditions": conditions}})
+    hands.delete("dpojobs", "left")
+    wait_until("deletion", lambda: _deleted(hands, lost["metadata"]["name"]))
+    wait_until("its end", lambda: hands.get("pods", lost["metadata"]["name"]) is None, 40)
+    assert _deleted(hands, saving["metadata"]["name"]), "a pod whose node answers has its whole grace period"
+    saved_and_gone(hands, [saving])
+    wait_until("an end of everything", lambda: not hands.children("pods", "left"))
 
 
 @pytest.mark.fault(32, 42)

@@ -153,6 +153,12 @@ def with_condition(
     return tuple(sorted(merged.values(), key=lambda c: (order.get(c.type, len(order)), c.type)))
 
 
+MAX_END = 240
+
+
 def shorten(message: str, limit: int = MAX_MESSAGE) -> str:
-    """A message of at most so many characters."""
-    return message if len(message) <= limit else message[: limit - 4] + " […]"
+    """A message of at most so many characters. Its end stays: what follows from what was said is said last."""
+    if len(message) <= limit:
+        return message
+    end = min(MAX_END, limit // 3)
+    return f"{message[: limit - end - 5]} […] {message[-end:]}"

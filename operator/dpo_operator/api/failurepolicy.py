@@ -67,7 +67,8 @@ class FailurePolicy(ApiModel):
         ge=10,
         le=86_400,
         description="Time after which a gang that has not a node for each of its pods gives back those it has, and waits for another turn. "
-        "At most 60 while other jobs wait for theirs. It counts as no restart.",
+        "At most 60 while other jobs wait for theirs. It counts as no restart. In a queue, which decides when a gang begins, it is a restart that "
+        "is not counted.",
     )
     backoff_seconds: StrictInt = Field(
         default=2,

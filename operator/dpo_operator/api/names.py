@@ -33,6 +33,9 @@ ANNOTATION_RETRY = f"{GROUP}/retry"
 # Of a batch/v1 Job: nodes and GPUs of each that it was made for, whatever an admission webhook makes of its resources.
 ANNOTATION_SIZE = f"{GROUP}/size"
 
+# Of a pod's container that trains; admission webhooks may add others.
+CONTAINER = "trainer"
+
 # Kubernetes' own label and annotation that tell a pod of an Indexed Job its rank.
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 

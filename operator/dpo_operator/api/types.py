@@ -68,7 +68,8 @@ class DPOJobSpec(ApiModel):
         default=None,
         ge=1,
         le=31_536_000,
-        description="Fail the job when it has run this long; time in which it is suspended or waits in a queue does not count.",
+        description="Fail the job when it has run this long; time in which it is suspended or waits in a queue does not count. "
+        "It begins anew when spec.suspend becomes false again, or with a retry.",
     )
     ttl_seconds_after_finished: StrictInt | None = Field(
         default=None, ge=0, le=315_360_000, description="Delete the DPOJob this long after it finished."

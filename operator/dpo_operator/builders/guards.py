@@ -18,6 +18,10 @@ from dpo_operator.builders.queue import build_pod_group
 NAMESPACE_NAME = "kubernetes.io/metadata.name"
 # Where clouds hand out credentials of the node to whoever asks.
 METADATA_ADDRESSES = ("169.254.169.254/32", "fd00:ec2::254/128")
+# Of caches on nodes; some clouds answer DNS, too, where they hand out credentials on another port.
+LINK_LOCAL = ("169.254.0.0/16", "fe80::/10")
+# 5353: where OpenShift's servers listen. Policies see the pod's port, not the Service's.
+DNS_PORTS = (53, 5353)
 
 
 def build_guards(job: DPOJob, phase: names.Phase, metrics_namespaces: Sequence[str]) -> tuple[Manifest, ...]:
@@ -109,8 +113,12 @@ def _metrics(job: DPOJob, phase: names.Phase, namespaces: Sequence[str]) -> dict
 
 
 def _dns() -> dict[str, Any]:
-    """Any server: caches on nodes have addresses that differ from cluster to cluster."""
-    return {"ports": [{"protocol": protocol, "port": 53} for protocol in ("UDP", "TCP")]}
+    """Servers in the cluster's pods, whatever their namespace, and caches on the node: an open port would be a way out."""
+    to = [{"namespaceSelector": {}}, *({"ipBlock": {"cidr": cidr}} for cidr in LINK_LOCAL)]
+    return {
+        "to": to,
+        "ports": [{"protocol": protocol, "port": port} for port in DNS_PORTS for protocol in ("UDP", "TCP")],
+    }
 
 
 def _anywhere(port: int | None = None) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from dpo_operator.builders.placement import placement
 from dpo_operator.builders.ports import container_ports
 from dpo_operator.builders.volume import claim_name
 
-CONTAINER = "trainer"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - NCCL looks for it there
 TRAINER_UID = 65532
+TEMPORARY_SIZE = "10Gi"
 # Time for the ranks to write a checkpoint after SIGTERM.
 GRACE_SECONDS = 120
 # How long a pod stays on a node that stopped answering; Kubernetes' own default is 300.
@@ -66,7 +66,8 @@ def build_pod_template(
         if job.spec.pod.network.host_network:
             # Names of the cluster are found through the cluster's DNS only when asked for.
             spec |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
-    return {"metadata": {"labels": build_labels(job, phase, attempt)}, "spec": spec}
+    metadata = {"labels": build_labels(job, phase, attempt), "annotations": {names.LABEL_ATTEMPT: str(attempt)}}
+    return {"metadata": metadata, "spec": spec}
 
 
 def _container(
@@ -90,7 +91,7 @@ def _container(
     if phase == "train" and _wandb_key(job) is not None:
         mounts.append({"name": "wandb", "mountPath": names.WANDB_KEY_FILE.rpartition("/")[0], "readOnly": True})
     return {
-        "name": CONTAINER,
+        "name": names.CONTAINER,
         "image": job.spec.pod.image or image.name,
         "imagePullPolicy": job.spec.pod.image_pull_policy or image.pull_policy,
         "command": ["python", "-m", "dpo_trainer", COMMANDS[phase]],
@@ -130,7 +131,8 @@ def _volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
                 "items": [{"key": JOB_FILE_KEY, "path": names.JOB_FILE.rpartition("/")[2]}],
             },
         },
-        {"name": "tmp", "emptyDir": {}},
+        # Models and data are on the claim. What outgrows this counts as a failure, before it fills up the node's disk.
+        {"name": "tmp", "emptyDir": {"sizeLimit": TEMPORARY_SIZE}},
         # Kubernetes gives 64 MiB by default, too little for NCCL between the GPUs of a node.
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.spec.pod.shared_memory}},
     ]

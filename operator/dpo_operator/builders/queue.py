@@ -47,7 +47,7 @@ def in_queue(job: DPOJob, phase: names.Phase, child: Manifest, schedulers: Sched
                 child["metadata"]["labels"][KUEUE_PRIORITY] = queue.priority_class
         case "Volcano":
             template["spec"]["schedulerName"] = schedulers.volcano
-            template["metadata"].setdefault("annotations", {})[VOLCANO_GROUP] = group
+            template["metadata"]["annotations"][VOLCANO_GROUP] = group
         case "SchedulerPlugins":
             template["spec"]["schedulerName"] = schedulers.plugins
             template["metadata"]["labels"][PLUGINS_GROUP] = group

@@ -12,6 +12,7 @@ from dpo_operator.builders.config import config_name
 from dpo_operator.builders.guards import build_guards, build_open_budget
 from dpo_operator.builders.volume import claim_name
 from dpo_operator.cluster.client import ApiError, Client, resource_of
+from dpo_operator.cluster.keys import Key
 from dpo_operator.cluster.memory import Furniture, JobMemory
 from dpo_operator.cluster.stopwatch import Stopwatch
 from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Guard, Observed, Support, owner_uid
@@ -49,6 +50,15 @@ async def observe(client: Client, job: DPOJob, memory: JobMemory, *, max_age: fl
         support=furniture.support,
         refused=memory.refused,
     )
+    clock.forget_the_rest()
+    return seen
+
+
+async def observe_leftovers(client: Client, key: Key, stopwatch: Stopwatch) -> tuple[ChildPod, ...]:
+    """Pods of jobs of a name that are no more, as long as they are being deleted."""
+    pods = await client.list("Pod", key.namespace, f"{names.LABEL_JOB}={key.name}")
+    clock = _Clock(stopwatch)
+    seen = tuple(clock.pod(raw) for raw in pods if "deletionTimestamp" in raw["metadata"])
     clock.forget_the_rest()
     return seen
 

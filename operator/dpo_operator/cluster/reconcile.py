@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from dpo_operator.api import conditions, names
@@ -15,11 +15,19 @@ from dpo_operator.cluster import write
 from dpo_operator.cluster.client import ApiError, Client, FencedError
 from dpo_operator.cluster.keys import Key
 from dpo_operator.cluster.memory import Furniture, JobMemory, RefusedExpansion
-from dpo_operator.cluster.observe import Shown, observe, observe_guards, observe_newborn, with_created
+from dpo_operator.cluster.observe import (
+    Shown,
+    observe,
+    observe_guards,
+    observe_leftovers,
+    observe_newborn,
+    with_created,
+)
 from dpo_operator.cluster.progress import ProgressReader
+from dpo_operator.cluster.stopwatch import Stopwatch
 from dpo_operator.cluster.turns import Turns
 from dpo_operator.metrics import JobMetrics
-from dpo_operator.planning import gangs, resizing, retrying
+from dpo_operator.planning import ending, gangs, resizing, retrying
 from dpo_operator.planning.actions import Create, Event, ExpandClaim, Plan, SuspendJob
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.plan import Settings, plan, reject_unreadable
@@ -61,6 +69,8 @@ class Reconciler:
         self._look_seconds = look_seconds
         self._shown = shown
         self._memory: dict[Key, JobMemory] = {}
+        # How long the deleted pods of jobs that are no more have been seen.
+        self._gone: dict[Key, Stopwatch] = {}
         self.turns = Turns()
 
     def changed(self, key: Key, resource_version: str | None = None, told: Json | None = None) -> bool:
@@ -121,7 +131,7 @@ class Reconciler:
         raw = raw or await self._client.get(names.KIND, key.namespace, key.name)
         if raw is None:
             self.forget(key)
-            return None
+            return await self._clear_away(key)
         if raw["metadata"]["uid"] != memory.uid:
             # Another object of the same name: nothing that was known holds for it.
             memory = self._memory[key] = JobMemory(uid=raw["metadata"]["uid"], dirty=False)
@@ -139,7 +149,7 @@ class Reconciler:
                     raise
                 self.forget(key)
                 return None
-            self._timings.written(key, before, decision.status, seen, datetime.now(UTC))
+            self._timings.written(key, before, decision.status, seen, self._client.now())
             self._metrics.update(key, raw, decision.status)
             memory.raw, memory.seen, memory.looked_at = raw, seen, time.monotonic()
             memory.due = decision.requeue_after is not None
@@ -156,6 +166,17 @@ class Reconciler:
                 break
         return decision.requeue_after
 
+    async def _clear_away(self, key: Key) -> float | None:
+        """Remove deleted pods of a job that is gone, when their node is lost: they would hold its claim and namespace for ever."""
+        pods = await observe_leftovers(self._client, key, self._gone.setdefault(key, Stopwatch()))
+        for action in ending.last_removals(pods):
+            await write.apply(self._client, key.namespace, "", action)
+            logger.info("%s: %s %s %s", key, action.verb, action.kind, action.name)
+        if not pods:
+            del self._gone[key]
+            return None
+        return ending.LOOK_SECONDS
+
     async def _decide(
         self, key: Key, raw: Json, seen: Observed | None, memory: JobMemory, *, newborn: bool
     ) -> tuple[Plan, Observed | None]:
@@ -165,11 +186,13 @@ class Reconciler:
             generation = int(raw["metadata"].get("generation", 1))
             retry = retrying.token_of(raw["metadata"].get("annotations") or {})
             self.turns.forget(key)
-            return reject_unreadable(status, job, generation=generation, now=datetime.now(UTC), retry=retry), None
+            manager = (raw.get("spec") or {}).get("managedBy")
+            now = self._client.now()
+            return reject_unreadable(status, job, generation=generation, now=now, manager=manager, retry=retry), None
         if status.phase is None and not status.is_final:
             # Whether a job is accepted depends on its spec alone. One that never will be keeps nobody waiting.
-            self.turns.look(key, gangs.Stand.OUT, gangs.order(status, datetime.now(UTC)))
-            return plan(job, status, Observed(), datetime.now(UTC), self._settings), None
+            self.turns.look(key, gangs.Stand.OUT, gangs.order(status, self._client.now()))
+            return plan(job, status, Observed(), self._client.now(), self._settings), None
         is_fresh = seen is None
         if seen is None and newborn:
             seen = await observe_newborn(self._client, job, memory)
@@ -186,7 +209,7 @@ class Reconciler:
             seen = await memory.startup.observe(self._client, running, status, seen)
         seen = await self._with_guards(running, status, seen, memory)
         seen = await memory.heartbeats.observe(self._reader, running, status, seen)
-        now = datetime.now(UTC)
+        now = self._client.now()
         seen = self._with_turn(key, running, status, seen, memory, now)
         decision = plan(job, status, seen, now, self._settings)
         self.turns.settle(key, any(isinstance(a, SuspendJob) and not a.value for a in decision.actions))
@@ -204,7 +227,7 @@ class Reconciler:
             return False, None
         running = resizing.as_running(job, status, memory.seen)
         seen = await memory.heartbeats.observe(self._reader, running, status, memory.seen)
-        decision = plan(job, status, seen, datetime.now(UTC), self._settings)
+        decision = plan(job, status, seen, self._client.now(), self._settings)
         news = decision.actions or decision.events or memory.heartbeats.has_news
         if memory.dirty or news or decision.requeue_after is None:
             return False, None

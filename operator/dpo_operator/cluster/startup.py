@@ -24,7 +24,8 @@ PODS_AT_ONCE = 3
 class Startup:
     """Memory of one job.
 
-    notices: of the last look. tried: the last time of waiting after which refused pods were tried again. said: reasons of the events given, and when; last: the newest of them.
+    notices: of the last look. tried: the last time of waiting after which refused pods were tried again. said: reasons of the events given
+    about said_of, an attempt, and when; last: the newest of them.
     """
 
     clock: Clock = time.monotonic
@@ -33,6 +34,7 @@ class Startup:
     looked_at: float | None = None
     tried: tuple[Hashable, int] = (None, 0)
     said: dict[str, float] = field(default_factory=dict)
+    said_of: Hashable = None
     last: str | None = None
 
     async def observe(self, client: Client, job: DPOJob, status: DPOJobStatus, seen: Observed) -> Observed:
@@ -60,6 +62,10 @@ class Startup:
             # The operator may have started just now; what the status shows was said by the one before.
             shown = c.find(before.conditions, c.RUNNING)
             self.last = shown.reason if shown is not None else ""
+        attempt = (status.phase, status.attempt)
+        if self.said_of not in (None, attempt):
+            self.said, self.last = {}, ""
+        self.said_of = attempt
         event = obstacle_event(status, seen.waiting_seconds if seen else 0.0)
         if c.is_true(status.conditions, c.RUNNING):
             self.last = ""

@@ -41,7 +41,11 @@ def _jobs() -> Row:
             Panel(
                 "Restarts by reason",
                 "Restarts of the last hour. Many of one reason on different jobs point at a node, a network or a storage.",
-                (Query("sum by (reason) (increase(dpojob_restarts_total[1h])) > 0 or vector(0)", "{{reason}}"),),
+                (
+                    Query(
+                        "sum by (reason) (increase(dpojob_operator_restarts_total[1h])) > 0 or vector(0)", "{{reason}}"
+                    ),
+                ),
                 minimum=0,
                 width=12,
                 stack=True,

@@ -1,13 +1,17 @@
 """What happens to a job that completed or failed, or that is being deleted: its pods go or stay, and after a while it goes itself."""
 
+from collections.abc import Sequence
+
 from dpo_operator.api import conditions as c
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.planning import retrying
 from dpo_operator.planning.actions import Action, Delete, Plan
-from dpo_operator.planning.observed import ChildJob, Observed
+from dpo_operator.planning.observed import ChildJob, ChildPod, Observed
+from dpo_operator.planning.stale import Stale, removals
 from dpo_operator.planning.transitions import Moment
 
+LOOK_SECONDS = 10.0
 # Finalizer of Kubernetes while it takes the owner out of what an object made.
 ORPHANING = "orphan"
 
@@ -19,7 +23,7 @@ def after_the_end(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment)
     ttl = job.spec.ttl_seconds_after_finished
     if ttl is not None and status.completion_time and (at.now - status.completion_time).total_seconds() >= ttl:
         return Plan(status, (Delete("DPOJob", job.metadata.name, job.metadata.uid),))
-    return Plan(status, _cleaned(job, status, seen))
+    return Plan(status, (*_cleaned(job, status, seen), *_lost(status, seen)), requeue_after=_look_again(seen))
 
 
 def going(job: DPOJob, status: DPOJobStatus, seen: Observed) -> Plan:
@@ -29,7 +33,24 @@ def going(job: DPOJob, status: DPOJobStatus, seen: Observed) -> Plan:
     """
     if ORPHANING in job.metadata.finalizers:
         return Plan(status)
-    return Plan(status, tuple(Delete("Job", child.name, child.uid) for child in seen.jobs if not child.deleting))
+    jobs = tuple(Delete("Job", child.name, child.uid) for child in seen.jobs if not child.deleting)
+    return Plan(status, (*jobs, *_lost(status, seen)), requeue_after=_look_again(seen))
+
+
+def last_removals(pods: Sequence[ChildPod]) -> tuple[Action, ...]:
+    """What is left to do for deleted pods of a job that is gone."""
+    return _lost(DPOJobStatus(), Observed(pods=tuple(pods)))
+
+
+def _lost(status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
+    """What takes away deleted pods that a lost node keeps: they would hold the claim and the namespace for ever."""
+    return removals(Stale((), tuple(pod for pod in seen.pods if pod.deleting)), status, seen)
+
+
+def _look_again(seen: Observed) -> float | None:
+    """Seconds until pods are looked at again that only time makes lost, or lingering; None when there are none."""
+    waits = any(pod.deleting or (pod.exit is not None and pod.pod_phase == "Running") for pod in seen.pods)
+    return LOOK_SECONDS if waits else None
 
 
 def _cleaned(job: DPOJob, status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
@@ -57,4 +78,5 @@ def _ends_by_itself(child: ChildJob, seen: Observed) -> bool:
     """
     pods = seen.pods_of(child.phase, child.attempt)
     failing = any(pod.failed for pod in pods)
-    return child.finished or failing or (bool(pods) and all(pod.ended for pod in pods))
+    lingering = any(pod.lingers for pod in pods)
+    return not lingering and (child.finished or failing or (bool(pods) and all(pod.ended for pod in pods)))

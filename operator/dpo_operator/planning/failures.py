@@ -17,6 +17,7 @@ DISRUPTIONS = {
     "DeletionByPodGC": "NodeLost",
 }
 DISRUPTED = "Disrupted"
+REFUSED_BY_NODE = "RefusedByNode"
 # Reasons of a pod that Kubernetes ended before or beside its container, in the same words. Both lists bound what becomes a
 # restart's reason: the texts of other components must not become values of a metric's label.
 POD_REASONS = {
@@ -24,8 +25,8 @@ POD_REASONS = {
     "Preempting": "Preempted",
     "Terminated": "NodeShutdown",
     "NodeShutdown": "NodeShutdown",
-    "NodeAffinity": "RefusedByNode",
-    "UnexpectedAdmissionError": "RefusedByNode",
+    "NodeAffinity": REFUSED_BY_NODE,
+    "UnexpectedAdmissionError": REFUSED_BY_NODE,
     "NodeLost": "NodeLost",
     "DeadlineExceeded": "PodDeadlineExceeded",
 }
@@ -37,8 +38,29 @@ NODE_LOST = "NodeLost"
 POD_DELETED = "PodDeleted"
 JOB_DELETED = "JobDeleted"
 OOM_KILLED = "OOMKilled"
+NODE_RESTARTED = "NodeRestarted"
+# Reasons of a container whose end nobody saw: the node, or its container runtime, was started anew meanwhile.
+_UNSEEN = ("Unknown", "ContainerStatusUnknown")
 HANG = "Hang"
 GANG_INCOMPLETE = "GangIncomplete"
+
+# Every reason that a failure can have: they are values of a metric's label.
+REASONS = frozenset(
+    {info.reason for info in exitcodes.TABLE.values()}
+    | set(DISRUPTIONS.values())
+    | set(POD_REASONS.values())
+    | {
+        DISRUPTED,
+        OUT_OF_RESOURCES,
+        POD_FAILED,
+        POD_DELETED,
+        JOB_DELETED,
+        OOM_KILLED,
+        NODE_RESTARTED,
+        HANG,
+        GANG_INCOMPLETE,
+    }
+)
 
 # After the first rank's end, how long a better explanation than "a peer went away" is waited for, seconds.
 SETTLE_SECONDS = 10.0
@@ -101,6 +123,8 @@ def classify(pod: ChildPod) -> Failure | None:
     """Failure of one pod, or None while it runs or when it succeeded."""
     if pod.succeeded or (pod.exit is not None and pod.exit.code == ExitCode.OK):
         return None
+    if pod.deleting and not pod.disruption and _never_ran(pod):
+        return Failure(POD_DELETED, "infrastructure", f"{_where(pod)} was deleted before it ran", distance=STOPPED)
     own_code = pod.exit is not None and exitcodes.info(pod.exit.code).failure_class == "configuration"
     if pod.disruption and not own_code:
         return _disrupted(pod)
@@ -120,6 +144,13 @@ def classify(pod: ChildPod) -> Failure | None:
             f"{_where(pod)} was deleted {pod.deleting_seconds:.0f} s ago and its node does not answer",
         )
     return None
+
+
+def _never_ran(pod: ChildPod) -> bool:
+    """Whether a pod ended that had no process: a kubelet makes up an exit code for it, and without a node there is none."""
+    if pod.exit is not None:
+        return pod.exit.reason == "ContainerStatusUnknown"
+    return pod.pod_phase == "Failed" and not pod.reason
 
 
 def _disrupted(pod: ChildPod) -> Failure | None:
@@ -166,6 +197,9 @@ def _exited(pod: ChildPod, end: Exit) -> Failure:
     if end.reason == OOM_KILLED:
         reason, failure_class = OOM_KILLED, "counted"
         meaning = "Killed for using more memory than its limit. Raise pod.resources.limits.memory, or lower training.microBatchSize or data.maxLength."
+    elif end.reason in _UNSEEN:
+        reason, failure_class, distance = NODE_RESTARTED, "infrastructure", OWN
+        meaning = f"Nobody saw the container's end ({end.reason}): its node, or the container runtime there, was started anew."
     elif failure_class == "secondary":
         failure_class, distance = "counted", SECONDARY
     elif _was_told_to_stop(pod, end) or (end.code == ExitCode.SIGKILL and _grace_ran_out(pod)):

@@ -4,7 +4,7 @@ Durations such as `failed_seconds` are measured by the operator's own monotonic 
 that clocks that differ between machines can't trigger a time-out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,9 @@ from dpo_operator.api import names
 from dpo_operator.api.reports import Progress, Termination
 
 Raw = Mapping[str, Any]
+
+# Kubernetes notices the end of a pod's last container within seconds.
+LINGER_SECONDS = 30.0
 
 
 def owner_uid(raw: Raw) -> str | None:
@@ -122,10 +125,15 @@ def _size(raw: Raw) -> Size | None:
         return Size.parse(recorded)
     spec = raw.get("spec", {})
     nodes = _int(spec.get("completions"))
-    containers = spec.get("template", {}).get("spec", {}).get("containers") or ()
-    if nodes is None or not containers:
+    trainer = _of_trainer(spec.get("template", {}).get("spec", {}).get("containers") or ())
+    if nodes is None or not trainer:
         return None
-    return Size(nodes, _int(((containers[0].get("resources") or {}).get("limits") or {}).get(names.GPU)))
+    return Size(nodes, _int(((trainer.get("resources") or {}).get("limits") or {}).get(names.GPU)))
+
+
+def _of_trainer(containers: Sequence[Raw]) -> Raw:
+    """The trainer's entry among those of a pod's containers: admission webhooks add others, in any place."""
+    return next((each for each in containers if len(containers) == 1 or each.get("name") == names.CONTAINER), {})
 
 
 @dataclass(frozen=True)
@@ -170,8 +178,8 @@ class ChildPod(Labelled):
 
     @property
     def succeeded(self) -> bool:
-        """Whether the trainer ended with exit code 0."""
-        return self.pod_phase == "Succeeded"
+        """Whether the trainer ended with exit code 0, whatever became of other containers of its pod."""
+        return self.pod_phase == "Succeeded" if self.exit is None else self.exit.code == 0
 
     @property
     def ended(self) -> bool:
@@ -189,6 +197,11 @@ class ChildPod(Labelled):
         return self.pod_phase == "Running" and self.exit is None
 
     @property
+    def lingers(self) -> bool:
+        """Whether another container, which a webhook added, holds the node's GPUs long after the trainer's end."""
+        return self.exit is not None and self.pod_phase == "Running" and self.failed_seconds > LINGER_SECONDS
+
+    @property
     def placed(self) -> bool:
         """Whether it has, or had, a node."""
         return bool(self.node) or self.running or self.ended
@@ -197,8 +210,7 @@ class ChildPod(Labelled):
     def from_raw(cls, raw: Raw, *, deleting_seconds: float = 0.0, failed_seconds: float = 0.0) -> "ChildPod":
         """From the API server's answer."""
         metadata, status = raw["metadata"], raw.get("status", {})
-        containers: list[Raw] = status.get("containerStatuses") or [{}]
-        state: Raw = containers[0].get("state") or {}
+        state: Raw = _of_trainer(status.get("containerStatuses") or ()).get("state") or {}
         disruption = _true_condition(raw, "DisruptionTarget")
         scheduled = next((c for c in status.get("conditions") or () if c["type"] == "PodScheduled"), None)
         waiting = state.get("waiting")

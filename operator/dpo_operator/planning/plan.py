@@ -160,13 +160,15 @@ def _reject(status: DPOJobStatus, problems: Problems, at: Moment) -> Plan:
 
 
 def reject_unreadable(
-    status: DPOJobStatus, problems: Problems, *, generation: int, now: datetime, retry: str = ""
+    status: DPOJobStatus, problems: Problems, *, generation: int, now: datetime, manager: object = None, retry: str = ""
 ) -> Plan:
-    """Plan for a spec that this operator can't read.
+    """Plan for a spec that this operator can't read. manager: its spec.managedBy; another controller's jobs are left alone.
 
     A job that already runs is left alone: an older operator after a roll-back must not stop what a newer one started.
     retry: token of a user who asks to look at a failed job again.
     """
+    if manager not in (None, names.MANAGER):
+        return Plan(status)
     at = Moment(now.replace(microsecond=0), generation)
     if status.is_final:
         if not retrying.is_asked(retry, status):

@@ -23,6 +23,7 @@ _REFUSALS: tuple[tuple[str, str], ...] = (
 )
 _MOUNTS = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
 _MISSING_SECRET = re.compile(r'secret "[^"]*" not found|non-existent secret key')
+_MISSING_CLAIM = re.compile(r'persistentvolumeclaim "[^"]*" not found')
 # Pods that a Job makes have random names, and repeated events lose their own words: a message must not change for that.
 _RANDOM_NAME = re.compile(r'pods "[^"]*"')
 _COMBINED = re.compile(r"^\(combined from similar events\): ")
@@ -38,6 +39,11 @@ def refusal(message: str, otherwise: str) -> Reason:
 def is_missing_secret(message: str) -> bool:
     """Whether a kubelet complains that a Secret, or its key, does not exist."""
     return _MISSING_SECRET.search(message) is not None
+
+
+def is_missing_claim(message: str) -> bool:
+    """Whether the scheduler complains that a claim does not exist."""
+    return _MISSING_CLAIM.search(message) is not None
 
 
 def job_notice(child: ChildJob, notices: Iterable[Notice]) -> Reason | None:

@@ -9,7 +9,7 @@ from dpo_operator.api.conditions import shorten
 from dpo_operator.api.exitcodes import ExitCode, FailureClass, info
 from dpo_operator.api.failurepolicy import FailureAction, FailurePolicy, FailureRule
 from dpo_operator.api.status import MAX_HISTORY, MAX_HISTORY_MESSAGE, DPOJobStatus, Restart
-from dpo_operator.planning import transitions
+from dpo_operator.planning import failures, transitions
 from dpo_operator.planning.actions import Event, Plan
 from dpo_operator.planning.failures import Failure
 from dpo_operator.planning.progress import last_step
@@ -20,6 +20,14 @@ MAX_RESTARTS_WITHOUT_PROGRESS = 3
 
 # Without steps there is no progress to see, so restarts that a rule of the job leaves uncounted end after so many of a phase.
 MAX_UNCOUNTED_WITHOUT_STEPS = 10
+
+# A node may refuse pods, or go down, because of the pods, and ranks may lose or stop each other without a rank to blame: so many
+# times in a row without progress are no accident. What people and schedulers do to pods has no limit, nor has the loss of a node.
+NOBODYS = (
+    *(failures.REFUSED_BY_NODE, failures.OUT_OF_RESOURCES, failures.NODE_RESTARTED, failures.GANG_INCOMPLETE),
+    info(ExitCode.SIGTERM).reason,
+)
+MAX_NOBODYS = 10
 
 # A hub or object store that is down needs minutes, not seconds.
 SOURCE_BACKOFF_FACTOR = 5
@@ -41,6 +49,8 @@ def after_failure(status: DPOJobStatus, failure: Failure, policy: FailurePolicy,
             f"failurePolicy.maxRestarts is {policy.max_restarts}."
         )
         return give_up(status, c.MAX_RESTARTS_EXCEEDED, message, at)
+    if hopeless := _in_vain(status, failure):
+        return give_up(status, c.NO_PROGRESS, f"{failure.message} {hopeless}", at)
     if counted or by_rule:
         if stuck := _stuck(status, counted=counted):
             return give_up(status, c.NO_PROGRESS, f"{failure.message} {stuck}", at)
@@ -87,6 +97,30 @@ def _stuck(status: DPOJobStatus, *, counted: bool) -> str:
     if status.phase != "train" and not counted and done >= MAX_UNCOUNTED_WITHOUT_STEPS:
         return f"{done} restarts did not get the {status.phase} phase done, so another one would not help."
     return ""
+
+
+def _in_vain(status: DPOJobStatus, failure: Failure) -> str:
+    """Why a failure for which nobody is known to be to blame is not worth another try, or nothing."""
+    last = status.restart_history[-MAX_NOBODYS:]
+    furthest = status.best_step if status.phase == "train" else 0
+    retried = c.find(status.conditions, c.FAILED)
+    alike = [
+        r
+        for r in last
+        if r.reason in NOBODYS
+        and (r.phase, max(r.step, furthest)) == (status.phase, r.step)
+        and (retried is None or r.time >= retried.last_transition_time)
+    ]
+    # A gang that never had all its nodes has no exit code, and may wait for them.
+    had_run = failure.reason != failures.GANG_INCOMPLETE or failure.exit_code is not None
+    if (
+        failure.reason not in NOBODYS
+        or failure.failure_class != "infrastructure"
+        or not had_run
+        or len(alike) < MAX_NOBODYS
+    ):
+        return ""
+    return f"The last {len(alike)} restarts were for such reasons and got nowhere, so another one would not help."
 
 
 def give_up(status: DPOJobStatus, reason: str, message: str, at: Moment) -> Plan:

@@ -35,13 +35,21 @@ def find_stale(status: DPOJobStatus, seen: Observed) -> Stale:
     A pod that lost its Job belongs to no attempt, not even to one whose Job is made anew under the same name. Once that Job
     is there it's in nobody's way.
     """
-    kept = {job.uid for job in seen.jobs if _is_current(job, status) or _is_finished_phase(job, status)}
+    lingering = {(pod.phase, pod.attempt) for pod in seen.pods if pod.lingers}
+    kept = {
+        job.uid
+        for job in seen.jobs
+        if _is_current(job, status) or (_is_finished_phase(job, status) and (job.phase, job.attempt) not in lingering)
+    }
     jobs = tuple(job for job in seen.jobs if job.uid not in kept)
+    # Its Job was deleted before it was noted that it had been made: another one would have the same number.
+    unnoted = status.active_job is None and seen.job_of(status.phase, status.attempt) is None
     kept_attempts = {(job.phase, job.attempt) for job in seen.jobs if job.uid in kept}
     pods = tuple(
         pod
         for pod in seen.pods
         if (pod.orphan and not _runs(status, seen))
+        or (unnoted and _is_current(pod, status))
         or (not _is_current(pod, status) and not ((pod.phase, pod.attempt) in kept_attempts and pod.ended))
     )
     return Stale(jobs, pods)

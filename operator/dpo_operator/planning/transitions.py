@@ -164,8 +164,8 @@ def suspended(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
 
 
 def resumed(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
-    """The spec wants the job to go on."""
-    status = changed(status, active_since=at.now, message="Resumed.")
+    """The spec wants the job to go on. Its deadline begins anew, as that of a batch/v1 Job does."""
+    status = changed(status, active_since=at.now, active_seconds=0, message="Resumed.")
     return mark(status, at, c.SUSPENDED, False, c.RESUMED)
 
 

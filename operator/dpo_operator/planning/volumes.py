@@ -9,13 +9,15 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api.conditions import shorten
 from dpo_operator.api.quantity import gibibytes, to_bytes
 from dpo_operator.api.reports import VolumeReport
-from dpo_operator.api.status import DPOJobStatus, State
+from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.planning import transitions, waiting
 from dpo_operator.planning.actions import Action, Event, ExpandClaim, Plan
 from dpo_operator.planning.observed import Claim, Observed
 from dpo_operator.planning.transitions import Moment, changed
 
+# How often the claim of a failed job is looked at, while it's too small.
+LOOK_SECONDS = 60.0
 # The room that is left is written again when it changed by this share of the volume.
 WORTH_WRITING = 0.05
 # A volume is nearly full below this share, or below the size of one more checkpoint; and no longer with some more.
@@ -29,8 +31,10 @@ def followed(decision: Plan, job: DPOJob, before: DPOJobStatus, seen: Observed, 
     """A decision with what there is to do and to say about the volume. before: the status that was decided on."""
     status, claim = decision.status, seen.claim
     # A failed job's volume can still grow: that may be what its retry needs.
-    if status.state is State.COMPLETE or status.phase is None or claim is None or waiting.claim_obstacle(job, claim):
+    if status.phase is None or claim is None or waiting.claim_obstacle(job, claim):
         return decision
+    if transitions.holds(status, c.COMPLETE):
+        return replace(decision, status=_needs_no_room(status, at))
     events: list[Event] = []
     if before.volume is None and status.volume is not None and (reused := _reused(job, claim)):
         events.append(reused)
@@ -40,7 +44,20 @@ def followed(decision: Plan, job: DPOJob, before: DPOJobStatus, seen: Observed, 
     if read is not None and (read.phase, read.attempt) == (status.phase, status.attempt) and read.volume is not None:
         status, told = with_room(status, read.volume, at)
         events += told
-    return replace(decision, status=status, events=(*decision.events, *events), actions=(*decision.actions, *actions))
+    after = decision.requeue_after
+    if status.is_final and transitions.holds(status, c.VOLUME_TOO_SMALL):
+        # Nothing tells of it, and nothing else would ever be a reason to look.
+        after = LOOK_SECONDS if after is None else min(after, LOOK_SECONDS)
+    events, actions = [*decision.events, *events], (*decision.actions, *actions)
+    return replace(decision, status=status, events=tuple(events), actions=actions, requeue_after=after)
+
+
+def _needs_no_room(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
+    """The status of a complete job: nothing is written to its volume any more, so that its size is no complaint."""
+    for type_ in (c.VOLUME_TOO_SMALL, c.VOLUME_NEARLY_FULL):
+        if transitions.holds(status, type_):
+            status = transitions.mark(status, at, type_, False, c.FINISHED)
+    return status
 
 
 def _reused(job: DPOJob, claim: Claim) -> Event | None:

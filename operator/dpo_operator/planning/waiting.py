@@ -49,11 +49,12 @@ def claim_obstacle(job: DPOJob, claim: Claim | None) -> Reason | None:
                 f"PersistentVolumeClaim {name} exists and was not made by this operator. Set "
                 f"checkpoint.volume.claimName: {name} to use it, or delete it."
             )
-    if job.spec.nodes > 1 and not {"ReadWriteMany"} & set(claim.access_modes):
-        return c.VOLUME_UNSUITABLE, (
-            f"PersistentVolumeClaim {name} has access modes {', '.join(claim.access_modes) or 'none'}; "
-            f"{job.spec.nodes} nodes need ReadWriteMany. Replace the claim, or set nodes: 1."
-        )
+    modes = f"PersistentVolumeClaim {name} has access modes {', '.join(claim.access_modes) or 'none'}"
+    if job.spec.nodes > 1 and "ReadWriteMany" not in claim.access_modes:
+        needs = f"{job.spec.nodes} nodes need ReadWriteMany. Replace the claim, or set nodes: 1."
+        return c.VOLUME_UNSUITABLE, f"{modes}; {needs}"
+    if not any(mode.startswith("ReadWrite") for mode in claim.access_modes):
+        return c.VOLUME_UNSUITABLE, f"{modes}; checkpoints are written to it. Replace the claim."
     return None
 
 
@@ -104,11 +105,12 @@ def pods_obstacle(job: DPOJob, child: ChildJob, pods: Sequence[ChildPod], desire
             return told
     for pod in pods:
         if pod.unscheduled:
-            reason = (
-                c.VOLUME_PENDING
-                if claim and not claim.bound and "volume" in pod.unscheduled.lower()
-                else c.UNSCHEDULABLE
-            )
+            if refusals.is_missing_claim(pod.unscheduled):
+                reason = c.VOLUME_NOT_FOUND
+            elif claim and not claim.bound and "volume" in pod.unscheduled.lower():
+                reason = c.VOLUME_PENDING
+            else:
+                reason = c.UNSCHEDULABLE
             return reason, f"Pod {pod.name} has no node yet: {pod.unscheduled}"
     if claim is not None and not claim.bound:
         # With volumeBindingMode WaitForFirstConsumer this is the usual course until the first pod has a node.

@@ -1,5 +1,7 @@
 """PodDisruptionBudget and NetworkPolicies, read field by field."""
 
+from ipaddress import ip_network
+
 import pytest
 
 from dpo_operator.api import names
@@ -73,7 +75,10 @@ def test_ranks_talk_to_their_own_and_are_scraped():
 def test_ranks_reach_nothing_outside():
     own, dns = build_rank_policy(a_job(), OPERATORS)["spec"]["egress"]
     assert own["to"][0]["podSelector"]["matchLabels"][names.LABEL_UID] == UID
-    assert {(p["protocol"], p["port"]) for p in dns["ports"]} == {("UDP", 53), ("TCP", 53)}
+    assert {(p["protocol"], p["port"]) for p in dns["ports"]} == {(p, n) for p in ("UDP", "TCP") for n in (53, 5353)}
+    # Of the cluster's own pods and of the node: a port that is open to everywhere is a way out.
+    assert dns["to"][0] == {"namespaceSelector": {}}
+    assert all(ip_network(to["ipBlock"]["cidr"]).is_link_local for to in dns["to"][1:])
 
 
 def test_a_tracker_online_needs_https():

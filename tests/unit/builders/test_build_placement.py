@@ -118,7 +118,7 @@ def test_volcano_finds_the_pod_group():
     assert group["spec"] == {"minMember": 2, "queue": "team", "priorityClassName": "high"}
     job = child_of(queue=queue)
     template = job["spec"]["template"]
-    assert template["metadata"]["annotations"] == {"scheduling.k8s.io/group-name": group["metadata"]["name"]}
+    assert template["metadata"]["annotations"]["scheduling.k8s.io/group-name"] == group["metadata"]["name"]
     assert (template["spec"]["schedulerName"], job["spec"]["suspend"]) == ("v", False)
 
 

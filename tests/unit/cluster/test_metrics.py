@@ -52,6 +52,13 @@ def test_restarts_are_counted_once_by_reason():
             metrics.update(KEY, RAW, status)
     # More than the status remembers.
     assert value(metrics, "dpojob_restarts_total", reason="Evicted") == 12
+    # Of all jobs together, and told before the first restart, so that an increase is seen.
+    assert total(metrics, "Evicted") == 12
+    assert total(metrics, "Hang") == total(JobMetrics(), "Evicted") == 0
+
+
+def total(metrics, reason):
+    return metrics.registry.get_sample_value("dpojob_operator_restarts_total", {"reason": reason})
 
 
 def evicted(attempt):

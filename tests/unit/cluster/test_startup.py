@@ -136,6 +136,15 @@ def test_one_event_for_each_change_of_the_reason():
     assert said(quota) == [c.QUOTA_EXCEEDED]
 
 
+def test_another_attempt_says_again_what_is_in_its_way():
+    watch, prepare, train = Watch(), a_status("prepare"), a_status()
+    for status in (prepare, train):
+        quota = waits(status, AT, c.QUOTA_EXCEEDED, "exceeded quota")
+        assert [e.reason for e in watch.startup.announce(status, quota, HALF)] == [c.QUOTA_EXCEEDED]
+        assert watch.startup.announce(status, quota, HALF) == ()
+        watch.now += 1
+
+
 def test_an_operator_that_starts_repeats_nothing():
     quota = waits(a_status(), AT, c.QUOTA_EXCEEDED, "exceeded quota")
     assert Watch().startup.announce(quota, quota, HALF) == ()

@@ -226,6 +226,17 @@ def test_pod_that_lost_its_job_is_deleted_even_when_that_job_is_made_again():
     assert [action.name for action in gone.actions] == ["pairs-train-1"]
 
 
+def test_pods_of_a_job_that_was_deleted_before_it_was_noted_are_waited_for():
+    """Another Job of the same number would have ranks that the fence on the volume can't tell from these."""
+    going = a_view(a_pod(0, deleting=True), a_pod(1, deleting=True))
+    plan = decide(a_status(created=False), going)
+    assert plan.actions == ()
+    assert condition(plan.status, c.RUNNING) == ("False", c.STOPPING_OLD_PODS)
+    left = decide(a_status(created=False), a_view(a_pod(0)))
+    assert left.actions == (Delete("Pod", a_pod(0).name, a_pod(0).uid),)
+    assert [a.kind for a in decide(a_status(created=False), a_view()).actions] == ["Job"]
+
+
 def test_a_stray_pod_is_in_nobodys_way_while_the_attempts_own_job_is_there():
     running = decide(a_status(), a_view(a_child(), a_pod(0), a_pod(1))).status
     stray = a_pod(0, name="stray", uid="stray", orphan=True)
@@ -325,14 +336,14 @@ def test_deadline_fails_the_job_and_stops_its_pods():
     assert decide(over.status, view, job).actions == (Delete("Job", "pairs-train-1", "uid-pairs-train-1"),)
 
 
-def test_suspended_time_does_not_count_against_the_deadline():
+def test_a_deadline_begins_anew_when_a_job_is_resumed():
     job = a_job(activeDeadlineSeconds=1801)
     stopped = decide(a_status(), a_view(), a_job(suspend=True, activeDeadlineSeconds=1801)).status
     assert stopped.active_seconds == 1800
     later = NOON + timedelta(days=1)
     resumed = decide(stopped, a_view(), job, now=later).status
-    assert decide(resumed, a_view(), job, now=later).status.state is not State.FAILED
-    assert decide(resumed, a_view(), job, now=later + timedelta(seconds=1)).status.state is State.FAILED
+    assert decide(resumed, a_view(), job, now=later + timedelta(seconds=1800)).status.state is not State.FAILED
+    assert decide(resumed, a_view(), job, now=later + timedelta(seconds=1801)).status.state is State.FAILED
 
 
 def test_finished_job_is_deleted_when_its_time_to_live_is_over():
@@ -371,8 +382,9 @@ def test_lost_claim_fails_the_job_instead_of_starting_from_nothing(what):
         ({}, a_claim(owner_uid="earlier"), c.VOLUME_TERMINATING),
         ({}, a_claim(made_for=None), c.NAME_CONFLICT),
         ({}, a_claim(access_modes=("ReadWriteOnce",)), c.VOLUME_UNSUITABLE),
+        ({"nodes": 1}, a_claim(access_modes=("ReadOnlyMany",)), c.VOLUME_UNSUITABLE),
     ],
-    ids=["missing", "being deleted", "of an earlier job", "of somebody else", "one node only"],
+    ids=["missing", "being deleted", "of an earlier job", "of somebody else", "one node only", "read-only"],
 )
 def test_unusable_claim_is_told_and_waited_for(spec, claim, reason):
     status = a_status("prepare", created=False, volume=None)

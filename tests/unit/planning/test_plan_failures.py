@@ -6,6 +6,7 @@ import pytest
 
 from dpo_operator.api.exitcodes import TABLE, ExitCode
 from dpo_operator.planning.failures import SECONDARY, classify, find_failure, is_settled
+from dpo_operator.planning.observed import Exit
 from tests.unit.planning.build import a_child, a_pod, a_reading, ended, last_words
 
 pytestmark = pytest.mark.unit
@@ -37,11 +38,13 @@ def test_every_exit_code_has_the_class_of_the_table(code):
         (a_pod(0, pod_phase="Failed", reason="OutOfnvidia.com/gpu"), "OutOfResources", "infrastructure"),
         (a_pod(0, disruption="DeletionByTaintManager", deleting=True, ready=False), "NodeLost", "infrastructure"),
         (a_pod(0, deleting=True, deleting_seconds=200.0), "NodeLost", "infrastructure"),
+        (ended(0, 255, reason="Unknown"), "NodeRestarted", "infrastructure"),
+        (ended(0, 137, reason="ContainerStatusUnknown"), "NodeRestarted", "infrastructure"),
     ],
     ids=[
         "out of memory", "unknown code", "killed", "killed after its grace period", "killed, then deleted", "evicted", "preempted",
         "node pressure", "own fault during an eviction", "evicted before it ran", "refused by the node", "lost node",
-        "deleted and silent",
+        "deleted and silent", "node started anew", "container of a node that was started anew",
     ],
 )  # fmt: skip
 def test_ends_that_kubernetes_explains(pod, reason, failure_class):
@@ -148,3 +151,18 @@ def test_out_of_memory_says_what_to_change():
 
 def test_log_tail_instead_of_a_report_is_no_error():
     assert "An unexpected exception" in classify(ended(0, 70, text="Traceback (most recent call last): …")).message
+
+
+UNSEEN = Exit(137, "ContainerStatusUnknown", "", "The container could not be located when the pod was terminated")
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [a_pod(1, deleting=True, pod_phase="Failed", exit=UNSEEN), a_pod(1, deleting=True, pod_phase="Failed", node="")],
+    ids=["on a node", "without one"],
+)
+def test_a_pod_that_was_deleted_before_it_ran_is_no_cause(gone):
+    wrong = ended(0, 78, text=last_words(78, "training.learningRate must be above 0"))
+    assert find_failure(a_child(failed=True), [wrong, gone], 2).reason == "InvalidConfiguration"
+    alone = find_failure(a_child(failed=True), [a_pod(0), gone], 2)
+    assert (alone.reason, alone.failure_class) == ("PodDeleted", "infrastructure")

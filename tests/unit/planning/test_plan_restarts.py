@@ -1,12 +1,15 @@
 """When to restart, when to stop trying."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from dpo_operator.api import conditions as c
+from dpo_operator.api import names
 from dpo_operator.api.failurepolicy import FailurePolicy
 from dpo_operator.api.status import MAX_HISTORY, Restart, State
+from dpo_operator.planning import retrying
 from dpo_operator.planning.failures import Failure
 from dpo_operator.planning.progress import progress_status
 from dpo_operator.planning.restarts import after_failure, backoff_seconds
@@ -54,6 +57,59 @@ def test_infrastructure_never_uses_up_the_budget():
     assert (status.restarts, status.restarts_count_towards_max, status.attempts.train) == (30, 0, 31)
     assert len(status.restart_history) == MAX_HISTORY
     assert not c.is_true(status.conditions, c.FAILED)
+
+
+def test_a_node_that_ends_the_pods_again_and_again_is_no_accident():
+    refused = Failure("RefusedByNode", "infrastructure", "Node rank 0 was refused by its node.")
+    status = fail(a_status(), refused, step=5)
+    for i in range(9):
+        # Something else in between, and then a step further: it's worth another try each time.
+        status = fail(status, EVICTION if i == 4 else refused, minutes=i, step=6)
+    assert not c.is_true(status.conditions, c.FAILED)
+    for i in range(6):
+        status = fail(status, refused, minutes=20 + i, step=6)
+    assert not c.is_true(status.conditions, c.FAILED)
+    status = fail(status, refused, minutes=30, step=6)
+    assert condition(status, c.FAILED) == ("True", c.NO_PROGRESS)
+    assert "The last 10 restarts were for such reasons" in status.message
+    # A retry gets all its tries again.
+    retried = retrying.after_the_end(
+        a_job(metadata={"annotations": {names.ANNOTATION_RETRY: "1"}}), status, Moment(NOON + timedelta(minutes=50), 1)
+    ).status
+    for i in range(10):
+        retried = fail(retried, refused, minutes=60 + i, step=6)
+        assert not c.is_true(retried.conditions, c.FAILED)
+    assert c.is_true(fail(retried, refused, minutes=80, step=6).conditions, c.FAILED)
+
+
+@pytest.mark.parametrize("peer", [(), (ended(1, 143, deleting=True),)], ids=["gone", "told to stop"])
+def test_ranks_that_lose_each_other_again_and_again_end(peer):
+    """Kubernetes deletes the others as soon as one rank has failed, and whoever made the first one fail is not to be seen."""
+    status, now = a_status(), NOON
+    for attempt in range(1, 12):
+        assert status.attempts.train == attempt
+        pods = [replace(pod, attempt=attempt) for pod in (ended(0, 75, failed_seconds=11.0), *peer)]
+        view = a_view(a_child(attempt=attempt, failed=True, failed_seconds=11.0), *pods)
+        status = decide(status.model_copy(update={"active_job": None}), view, now=now).status
+        now += timedelta(minutes=3)
+    assert status.restarts_count_towards_max == 0
+    assert condition(status, c.FAILED) == ("True", c.NO_PROGRESS)
+
+
+def test_a_gang_that_never_has_all_its_nodes_may_wait_for_ever():
+    status = a_status()
+    for i in range(30):
+        status = fail(status, Failure("GangIncomplete", "infrastructure", "1 of 2 pods had a node."), minutes=i)
+    assert not c.is_true(status.conditions, c.FAILED)
+
+
+def test_long_last_words_do_not_hide_what_follows_from_them():
+    policy = FailurePolicy(rules=[{"reasons": ["InternalError"], "action": "Restart"}])
+    told = after_failure(a_status(), replace(CRASH, message="x" * 5000), policy, Moment(NOON, 1))
+    for text in (told.status.restart_history[0].message, told.status.message, told.events[0].message):
+        assert "failurePolicy.rules[0] says Restart." in text
+    assert told.events[0].message.endswith("All pods restart as attempt 2; this counts against maxRestarts.")
+    assert len(told.events[0].message) == 1000
 
 
 def test_configuration_fails_at_once_with_the_trainers_words():

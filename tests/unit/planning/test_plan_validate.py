@@ -62,3 +62,9 @@ def test_unreadable_running_job_is_left_alone_and_told_once():
 def test_status_survives_the_api_server():
     status = a_status(counted_restart_times=[1, 2], best_step=3)
     assert DPOJobStatus.model_validate(status.to_dict()) == status
+
+
+def test_another_controllers_job_is_left_alone_even_when_it_can_not_be_read():
+    problems = Problems(c.INVALID_SPEC, ("spec.nodes: too many",))
+    result = reject_unreadable(DPOJobStatus(), problems, generation=1, now=NOON, manager="example.org/other")
+    assert (result.status, result.events, result.actions) == (DPOJobStatus(), (), ())

@@ -9,7 +9,8 @@ from dpo_operator.api.reports import VolumeReport
 from dpo_operator.api.status import DPOJobStatus, State
 from dpo_operator.planning import volumes
 from dpo_operator.planning.actions import ExpandClaim
-from dpo_operator.planning.transitions import Moment, holds
+from dpo_operator.planning.transitions import Moment, completed, holds, settled
+from dpo_operator.planning.transitions import failed as failed_now
 from tests.unit.planning.build import (
     NOON,
     UID,
@@ -185,3 +186,24 @@ def test_only_the_current_attempts_reading_counts():
     assert c.find(result.status.conditions, c.VOLUME_NEARLY_FULL) is None
     new = a_reading(volume=VolumeReport(total=GIB, free=0))
     assert holds(decide(a_status(), a_view(*RUNNING, progress=new)).status, c.VOLUME_NEARLY_FULL)
+
+
+def test_the_volume_of_an_ended_job_is_looked_at_as_long_as_it_is_too_small():
+    asked = decide(a_status(), view("100Gi", "100Gi"), sized("200Gi")).status
+    failed = failed_now(asked, "InvalidConfiguration", "no", Moment(NOON, 1))
+    under_way = decide(failed, view("200Gi", "100Gi"), sized("200Gi"))
+    assert under_way.requeue_after is not None
+    assert under_way.requeue_after <= volumes.LOOK_SECONDS
+    grown = decide(under_way.status, a_view(claim=a_claim(requested="200Gi", capacity="200Gi")), sized("200Gi"))
+    assert condition(grown.status, c.VOLUME_TOO_SMALL) == ("False", c.LARGE_ENOUGH)
+    assert grown.requeue_after is None
+
+
+def test_a_complete_job_needs_no_more_room():
+    asked = decide(a_status("export"), a_view(a_child("export"), claim=a_claim(requested="1Gi", capacity="1Gi"))).status
+    assert holds(asked, c.VOLUME_TOO_SMALL)
+    complete = settled(completed(asked, Moment(NOON, 1)), Moment(NOON, 1))
+    seen = a_view(claim=a_claim(requested="1Gi", capacity="1Gi"))
+    result = decide(complete, seen)
+    assert condition(result.status, c.VOLUME_TOO_SMALL) == ("False", c.FINISHED)
+    assert (result.actions, result.events, decide(result.status, seen).status) == ((), (), result.status)

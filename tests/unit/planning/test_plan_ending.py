@@ -1,0 +1,79 @@
+"""What is left of a job's pods after its end, after its deletion, and beside containers that are not the trainer's."""
+
+import pytest
+
+from dpo_operator.api import conditions as c
+from dpo_operator.planning import ending
+from dpo_operator.planning.actions import Delete
+from dpo_operator.planning.observed import ChildPod
+from dpo_operator.planning.transitions import Moment, completed, settled
+from tests.unit.planning.build import NOON, a_child, a_job, a_pod, a_status, a_view, condition, decide, ended
+
+pytestmark = pytest.mark.unit
+
+AT_NOON = Moment(NOON, 1)
+GOING = {"deletionTimestamp": "2026-01-01T12:00:00Z"}
+LOST = {"deleting": True, "deleting_seconds": 11, "disruption": "DeletionByTaintManager", "ready": False}
+
+
+@pytest.mark.parametrize("policy", ["Running", "All", "None"])
+def test_a_pod_of_a_lost_node_is_removed_by_force_after_the_jobs_end_too(policy):
+    """It would hold the claim, and with that the namespace, for as long as the node is away."""
+    job = a_job(cleanPodPolicy=policy)
+    failed = decide(a_status(), a_view(a_child(), a_pod(0), ended(1, 65)), job).status
+    going = a_view(a_child(deleting=True), a_pod(0, **LOST), ended(1, 65))
+    result = decide(failed, going, job)
+    assert Delete("Pod", a_pod(0).name, a_pod(0).uid, 0) in result.actions
+    assert result.requeue_after == ending.LOOK_SECONDS
+    saving = decide(failed, a_view(a_child(deleting=True), a_pod(0, deleting=True), ended(1, 65)), job)
+    assert [a for a in saving.actions if a.kind == "Pod"] == []
+    # Time alone may make it a lost one.
+    assert saving.requeue_after == ending.LOOK_SECONDS
+    assert decide(failed, a_view(a_child(failed=True), ended(0, 143), ended(1, 65)), job).requeue_after is None
+
+
+def test_a_pod_of_a_lost_node_is_removed_by_force_when_its_job_is_deleted_or_gone():
+    job = a_job(metadata=GOING | {"finalizers": ["example.org/keep"]})
+    removal = Delete("Pod", a_pod(0).name, a_pod(0).uid, 0)
+    result = decide(a_status(), a_view(a_child(deleting=True), a_pod(0, **LOST)), job)
+    assert (result.actions, result.requeue_after) == ((removal,), ending.LOOK_SECONDS)
+    assert ending.last_removals([a_pod(0, **LOST), a_pod(1, deleting=True)]) == (removal,)
+
+
+def with_sidecar(code: int, seconds: float, phase: str = "train", index: int = 0):
+    """A pod whose trainer has ended, and another container of which goes on."""
+    return ended(index, code, phase=phase, pod_phase="Running", failed_seconds=seconds)
+
+
+def test_the_trainers_end_decides_whatever_another_container_of_its_pod_does():
+    failed = decide(a_status(), a_view(a_child(), with_sidecar(137, 0.0), a_pod(1))).status
+    assert condition(failed, c.RESTARTING) == ("True", "Killed")
+    done = decide(a_status(), a_view(a_child(), with_sidecar(0, 0.0), with_sidecar(0, 0.0, index=1))).status
+    assert done.phase == "export"
+
+
+def test_a_container_that_lingers_after_its_trainer_holds_no_gpus():
+    status, train = a_status("export"), a_child("train")
+    current = (a_child("export"), a_pod(0, "export"))
+    for seconds, removed in ((29.0, []), (31.0, [train.name])):
+        pods = (with_sidecar(0, seconds), with_sidecar(0, seconds, index=1))
+        assert [a.name for a in decide(status, a_view(train, *pods, *current)).actions] == removed
+    done = settled(completed(status, AT_NOON), AT_NOON)
+    early = decide(done, a_view(a_child("export"), with_sidecar(0, 1.0, "export")))
+    assert (early.actions, early.requeue_after) == ((), ending.LOOK_SECONDS)
+    late = decide(done, a_view(a_child("export"), with_sidecar(0, 31.0, "export")))
+    assert [(a.verb, a.kind, a.name) for a in late.actions] == [("delete", "Job", "pairs-export-1")]
+
+
+def test_the_trainers_state_is_found_among_those_of_other_containers():
+    def pod(*statuses):
+        metadata = {"name": "pairs-train-1-0", "uid": "u", "labels": {}}
+        return ChildPod.from_raw({"metadata": metadata, "status": {"phase": "Running", "containerStatuses": statuses}})
+
+    # The kubelet sorts them by name.
+    proxy = {"name": "istio-proxy", "state": {"running": {}}}
+    ended_ = pod(proxy, {"name": "trainer", "state": {"terminated": {"exitCode": 65, "message": "bad"}}})
+    assert (ended_.exit.code, ended_.exit.text, ended_.running) == (65, "bad", False)
+    waiting = pod(proxy, {"name": "trainer", "state": {"waiting": {"reason": "ErrImagePull"}}})
+    assert waiting.waiting == ("ErrImagePull", "")
+    assert pod(proxy, {"name": "zz", "state": {"terminated": {"exitCode": 1}}}).exit is None
