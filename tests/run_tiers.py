@@ -17,6 +17,8 @@ TIERS = ("unit", "numerics", "contract", "apiserver", "cluster")
 NEED_THE_RIG = ("contract", "apiserver", "cluster")
 # Tests of what happens within seconds: nothing else may run meanwhile.
 NEED_QUIET = ("apiserver", "cluster")
+# These mostly wait for Kubernetes' controllers: two processes, each with an API server of its own and whole files of tests.
+IN_PROCESSES = {"apiserver": ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]}
 
 
 def start_build(log: Path) -> subprocess.Popen[bytes]:
@@ -33,7 +35,7 @@ class Tier:
         self.name = name
         self._log = log
         self._started = time.monotonic()
-        command = [sys.executable, "-m", "pytest", "-m", name, *extra]
+        command = [sys.executable, "-m", "pytest", "-m", name, *IN_PROCESSES.get(name, ()), *extra]
         if log is None:
             print(f"\n== {name}", flush=True)
             self._process = subprocess.Popen(command, cwd=REPOSITORY)
