@@ -54,6 +54,11 @@ class Policy(nn.Module):
         self.layout = layout
         return True
 
+    def after_each_pass(self, call: Callable[[], None]) -> None:
+        """Have something called after each forward pass: over a micro-batch, or for one more token of an answer."""
+        causal_lm, prefix = self._parts
+        causal_lm._modules[prefix].register_forward_hook(lambda *_: call())
+
     def forward(self, batch: MicroBatch, *, whole_logits: bool = False) -> tuple[Tensor, Tensor]:
         """Log-probs of the batch's answers (and prompts, where it scores them), summed over their tokens.
 

@@ -87,7 +87,7 @@ class Samples:
             return {}
         assert self._decoder is not None
         try:
-            found, stopped = self._generate(self._decoder, telemetry, should_stop)
+            found, stopped = self._generate(self._decoder, should_stop)
         except _CAN_NOT as error:
             problem = f"the model can't generate: {_said(error)}"
         if not self._agreed(problem, telemetry):
@@ -129,9 +129,7 @@ class Samples:
             )
         return _Decoder(tokenizer, tuple(dict.fromkeys(end)), tuple(pairs))
 
-    def _generate(
-        self, decoder: _Decoder, telemetry: Telemetry, should_stop: Callable[[], bool]
-    ) -> tuple[dict[int, Ids], bool]:
+    def _generate(self, decoder: _Decoder, should_stop: Callable[[], bool]) -> tuple[dict[int, Ids], bool]:
         """This rank's share of the answers by number of the prompt, and whether it was told to stop. Collective."""
         engine, found = self._engine, {}
         world, longest = engine.world, max(len(pair.prompt) for pair in decoder.pairs)
@@ -144,7 +142,6 @@ class Samples:
                 prompts = [decoder.pairs[number].prompt.tolist() for number in (group.tolist() or [0])]
                 answers = greedy_answers(engine, prompts, tokens=self._tokens, end=decoder.end)
                 found.update(zip(group.tolist(), answers, strict=False))
-                telemetry.alive()
                 if should_stop():
                     return {}, True
         finally:

@@ -108,6 +108,9 @@ def _run(
         checkpoint_interval=spec.checkpoint.every_steps,
         info=_info(spec),
     )
+    # Not before: signs of life end the longer patience that the operator has with loading.
+    engine.module.after_each_pass(telemetry.alive)
+    checkpoints.alive = telemetry.alive
     if before.get("finished"):
         telemetry.ended(before["finished"])
         return Outcome("Succeeded", before["finished"])
@@ -193,7 +196,6 @@ def _run(
                 break
             telemetry.nonfinite_step()
             # In float16 a finite gradient can be too large for the loss scale: the same pairs again with half of it.
-            telemetry.alive()
 
         if wrong:
             telemetry.nonfinite_step()

@@ -53,7 +53,7 @@ class FailurePolicy(ApiModel):
         default=300,
         ge=10,
         le=86_400,
-        description="Time without a finished step after which the ranks are restarted.",
+        description="Time in which no forward pass and no part of a checkpoint is finished, after which the ranks are restarted.",
     )
     start_timeout_seconds: StrictInt = Field(
         default=1800,

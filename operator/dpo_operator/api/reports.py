@@ -99,7 +99,7 @@ class Progress(_Report):
     started_at: float = 0.0
     last_step_at: float | None = Field(
         default=None,
-        description="End of the newest finished optimizer step (or unit of work before the first).",
+        description="End of the newest finished optimizer step, or piece of work within one or between two.",
     )
     eta_seconds: Amount | None = None
     pairs_per_second: Amount | None = None

@@ -115,6 +115,8 @@ class Heartbeats:
         for index, answer in answers.items():
             if isinstance(answer, Progress):
                 mark = (answer.step, answer.last_step_at, answer.activity)
+                # Without steps nothing says how far it is, and to answer is all that can be asked of it (planning/hangs.py).
+                moved = moved or answer.phase != "train"
                 moved = moved or answer.step > self._furthest or self._marks.get(index, mark) != mark
                 self._marks[index], self._furthest = mark, max(answer.step, self._furthest)
                 self._hung.discard(index)

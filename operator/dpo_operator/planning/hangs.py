@@ -16,7 +16,7 @@ SILENT_SECONDS = 30.0
 
 
 def hang(status: DPOJobStatus, seen: Observed, pods: Sequence[ChildPod], timeout: float) -> Failure | None:
-    """Failure of an attempt whose ranks have finished no step for so long, or None.
+    """Failure of an attempt whose ranks have finished nothing for so long, no step and no part of one, or None.
 
     The other phases have no steps, and a download may be quiet for hours: only a process that does not answer is hung.
     """
@@ -29,7 +29,7 @@ def hang(status: DPOJobStatus, seen: Observed, pods: Sequence[ChildPod], timeout
         return Failure(HANG, "counted", f"{where}: {hung[0]} did not answer for {stalled:.0f} s.")
     step = last_step(status)
     what = f"{', '.join(hung)} did not answer" if hung else "all pods run"
-    message = f"train attempt {status.attempt}: no step was finished for {stalled:.0f} s after step {step}; {what}. {stacks(status)}"
+    message = f"train attempt {status.attempt}: nothing was finished for {stalled:.0f} s after step {step}; {what}. {stacks(status)}"
     return Failure(HANG, "counted", message)
 
 

@@ -232,6 +232,19 @@ def test_restarted_operator_knows_from_the_status_that_the_rank_answered_before(
     assert cluster.look(300).stalled_seconds == 300
 
 
+@pytest.mark.parametrize("phase", ["prepare", "export"])
+def test_a_phase_without_steps_lives_as_long_as_it_answers(phase: str):
+    cluster = Cluster(1, phase=phase)
+    cluster.seen = a_view(a_child(phase), a_pod(0, phase))
+    quiet = a_reading(0, phase=phase, activity="fetching the model's files")
+    assert cluster.look(r0=quiet).stalled_seconds == 0
+    assert cluster.look(3600).stalled_seconds == 0
+    # One answer that is late, after hours of a quiet download, is no hang of hours.
+    seen = cluster.look(5, r0=HUNG)
+    assert (seen.stalled_seconds, seen.hung) == (5, (0,))
+    assert cluster.look(1800).stalled_seconds == 1805
+
+
 def test_new_attempt_and_a_missing_pod_start_the_clock_anew():
     cluster = Cluster()
     cluster.look(r0=a_reading(1), r1=a_reading(1))

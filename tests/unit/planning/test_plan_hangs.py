@@ -20,7 +20,7 @@ def test_event_says_which_pod_did_not_answer_and_where_the_stacks_are():
     (event,) = hung.events
     assert (event.type, event.reason) == ("Warning", "Hang")
     assert (
-        "no step was finished for 60 s after step 12; pod pairs-train-1-1 on node gpu-1 did not answer."
+        "nothing was finished for 60 s after step 12; pod pairs-train-1-1 on node gpu-1 did not answer."
         in event.message
     )
     assert f"to the pods' logs and to stacks/attempt-1 in folder {UID} of claim pairs-work." in event.message

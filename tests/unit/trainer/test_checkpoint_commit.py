@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint import layout, shard
 from dpo_trainer.checkpoint.identity import differences, identity
 from dpo_trainer.checkpoint.layout import BadCheckpoint, File, Manifest, Parameter
 from dpo_trainer.checkpoint.ranks import Ranks
@@ -69,6 +69,29 @@ def test_a_shard_is_plain_safetensors(tmp_path: Path):
     assert ShardReader(path).slice("fp32/w", 2, 5).tolist() == [2.0, 3.0, 4.0]
     with pytest.raises(BadCheckpoint, match="fp32/w: expected elements 2 to 8"):
         ShardReader(path).slice("fp32/w", 2, 8)
+
+
+def test_each_tensor_of_a_shard_and_each_chunk_that_is_read_again_is_a_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, written, on_disk, read = tmp_path / "rank-00000.safetensors", [], [], []
+    large = [entry(f"fp32/{number}", torch.ones(1 << 20)) for number in range(5)]
+    sync = os.fdatasync
+
+    def synced(descriptor: int) -> None:
+        sync(descriptor)
+        on_disk.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(shard, "_UNSYNCED_BYTES", 6 << 20)
+    monkeypatch.setattr(os, "fdatasync", synced)
+    file = write_shard(path, large, lambda _: None, lambda: written.append(path.stat().st_size))
+    layout.verify(tmp_path, path.name, file, lambda: read.append(None))
+
+    assert len(written) == 1 + len(large)
+    assert written[-1] > 15 << 20
+    # So the sync at the end is never of much more.
+    assert [size >> 20 for size in on_disk] == [8, 16]
+    assert len(read) == 3
 
 
 def test_an_empty_shard_is_a_shard(tmp_path: Path):
@@ -576,6 +599,38 @@ def test_a_save_in_the_background_holds_what_the_state_was(tmp_path: Path):
     assert found[6].equal(torch.zeros(1000))
     assert layout.read_manifest(tmp_path / layout.folder_name(5))[0].state == {"evaluations": [1]}
     assert committed == [5, 6]
+
+
+def test_a_save_in_the_background_is_a_sign_of_life_only_while_the_loop_waits_for_it(tmp_path: Path):
+    opened, held, signs = threading.Event(), threading.Event(), []
+
+    def observe(_step: int, point: str) -> None:
+        if point == "shard-half":
+            opened.set()
+            assert held.wait(60)
+
+    def alive() -> None:
+        signs.append(threading.current_thread().name)
+
+    checkpoints = Checkpoints(tmp_path, 1, {}, ranks=Ranks(), aside=Ranks(), observe=observe, alive=alive)
+    state = State(torch.zeros(1000))
+    state.restore = lambda read, _adam_step: read("fp32", "w", 0, 1000)  # type: ignore[attr-defined]
+    state.adam_step = lambda: 0  # type: ignore[method-assign]
+    save(checkpoints, state, 5)
+    assert opened.wait(60)
+    assert signs == []  # its header is written, and the loop goes its own way
+    threading.Timer(0.2, held.set).start()
+    checkpoints.wait()
+    assert set(signs) == {"checkpoint"}
+
+    # Whoever saves in the foreground, or loads, waits anyway.
+    signs.clear()
+    save(Checkpoints(tmp_path, 1, {}, ranks=Ranks(), alive=alive), state, 6)
+    saved = len(signs)
+    # One chunk of its file, and one tensor.
+    assert checkpoints.load(state) is not None  # type: ignore[arg-type]
+    assert set(signs) == {"MainThread"}
+    assert len(signs) - 2 == saved > 0
 
 
 def test_a_failure_in_the_background_is_known_before_anybody_waits(tmp_path: Path):

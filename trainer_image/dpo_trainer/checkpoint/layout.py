@@ -14,6 +14,7 @@ import math
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal
 
@@ -194,8 +195,8 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
     return manifest, hashlib.sha256(raw).hexdigest()
 
 
-def verify(folder: Path, name: str, expected: File) -> None:
-    """Compare every byte of a file with its entry in the manifest.
+def verify(folder: Path, name: str, expected: File, alive: Callable[[], None] = lambda: None) -> None:
+    """Compare every byte of a file with its entry in the manifest. alive: called again and again as they are read.
 
     Raises BadCheckpoint, and OSError when the volume as a whole does not answer.
     """
@@ -206,6 +207,7 @@ def verify(folder: Path, name: str, expected: File) -> None:
             while left and (chunk := file.read(min(left, 8 << 20))):
                 digest.update(chunk)
                 left -= len(chunk)
+                alive()
     except OSError as error:
         raise unreadable(name, error) from error
     if digest.hexdigest() != expected.sha256:

@@ -1,6 +1,6 @@
 """Which checkpoint a run goes on from: the newest that is whole, this job's own, and trusted. All methods are collective."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,13 @@ class Restored:
 
 @dataclass(frozen=True)
 class Loader:
-    """Reads the checkpoints of one job. root, identity: see store.Checkpoints. trust: None takes any whole one."""
+    """Reads the checkpoints of one job. root, identity, alive: see store.Checkpoints. trust: None takes any whole one."""
 
     root: Path
     identity: Mapping[str, Any]
     ranks: Ranks
     trust: Trust | None
+    alive: Callable[[], None] = lambda: None
 
     def load(self, state: Zero3State) -> Restored | None:
         """Set the engine to the newest checkpoint that can be used; None when none was ever committed.
@@ -106,7 +107,7 @@ class Loader:
                 return answer | {"reason": problems, "foreign": True}
             doubt = self.trust.judge(manifest, digest) if self.trust else ""
             needed = self._needed(manifest)
-            verify_shards(folder, manifest, needed, kinds=kinds_of(manifest))
+            verify_shards(folder, manifest, needed, kinds=kinds_of(manifest), alive=self.alive)
             for rank in needed:
                 ShardReader(folder / layout.shard_name(rank))
         except BadCheckpoint as error:
@@ -145,6 +146,7 @@ class Loader:
 
             def read(kind: str, name: str, start: int, end: int) -> torch.Tensor:
                 parts = pieces(manifest.parameters[name].numel, start, end, manifest.world_size)
+                self.alive()
                 return torch.cat([readers[rank].slice(f"{kind}/{name}", a, b) for rank, a, b in parts])
 
             state.restore(read, manifest.adam_step)

@@ -24,6 +24,8 @@ from dpo_trainer.files import create
 
 _NAMES = {torch.float32: "F32", torch.uint8: "U8"}
 _HEADER_ALIGNMENT = 8
+# What the kernel has still to write when a file is complete; otherwise it could be a share of the memory, and minutes in one call.
+_UNSYNCED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,15 @@ def file_size(entries: Sequence[Entry]) -> int:
     return len(_header(entries)) + sum(entry.size for entry in entries)
 
 
-def write_shard(path: Path, entries: Sequence[Entry], observe: Callable[[str], None]) -> File:
+def write_shard(
+    path: Path, entries: Sequence[Entry], observe: Callable[[str], None], alive: Callable[[], None] = lambda: None
+) -> File:
     """Write and fsync a shard; returns its size and digest.
 
-    observe: told "shard-opened", "shard-half", "shard-written" and "shard-synced" as they happen.
+    observe: told "shard-opened", "shard-half", "shard-written" and "shard-synced" as they happen. alive: called after each tensor.
     Raises TrainerError NON_FINITE when a number is NaN or infinite, FileExistsError, OSError.
     """
-    digest, size, header = hashlib.sha256(), 0, _header(entries)
+    digest, size, synced, header = hashlib.sha256(), 0, 0, _header(entries)
     half = sum(entry.size for entry in entries) // 2
     with create(path) as file, ThreadPoolExecutor(1) as pool:
         observe("shard-opened")
@@ -67,6 +71,11 @@ def write_shard(path: Path, entries: Sequence[Entry], observe: Callable[[str], N
             if size <= half < size + len(part):
                 observe("shard-half")
             size += len(part)
+            if size - synced > _UNSYNCED_BYTES:
+                file.flush()
+                os.fdatasync(file.fileno())
+                synced = size
+            alive()
         file.flush()
         observe("shard-written")
         os.fsync(file.fileno())

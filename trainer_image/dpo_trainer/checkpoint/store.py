@@ -38,6 +38,7 @@ class Checkpoints:
     trust: what is known of the job's checkpoints from elsewhere, besides those of this attempt and the one it went on from; None takes any that is whole.
     on_commit: called on every rank when a checkpoint was committed, with the seconds since its save began; in the
         background's thread. observe, before_commit: see Writer.
+    alive: called again and again while bytes are written or read, and the loop waits for that. From any thread.
     """
 
     root: Path
@@ -51,18 +52,20 @@ class Checkpoints:
     before_commit: Callable[[], None] = lambda: None
     trust: Trust | None = None
     observe: Callable[[int, str], None] = lambda _step, _point: None
+    alive: Callable[[], None] = lambda: None
     _newest: CheckpointRef | None = None
     _own: list[CheckpointRef] = field(default_factory=list)
     _refused: frozenset[int] = frozenset()
     _background: Background = field(default_factory=Background)
     _copy: HostCopy = field(default_factory=HostCopy)
+    _awaited: bool = False
 
     def begin(self) -> None:
         """Fence older attempts and remove what they left half-written.
 
         Raises TrainerError PEER_LOST when a newer attempt has begun.
         """
-        writer = self._writer(self.ranks)
+        writer = self._writer(self.ranks, self.alive)
         self.ranks.on_first(lambda: writer.saving(0, writer.begin))
 
     def save(
@@ -100,15 +103,19 @@ class Checkpoints:
         )
         entries = [*state.entries(), *rng_entries()]
         if self.aside is None or last:
-            self._write(self.ranks, entries, manifest, began)
+            self._write(self.ranks, entries, manifest, began, self.alive)
             return
         aside, copied = self.aside, self._copy.take(entries)
         self.observe(step, "copied")
-        self._background.start(lambda: self._write(aside, copied, manifest, began))
+        self._background.start(lambda: self._write(aside, copied, manifest, began, self._alive_aside))
 
     def wait(self) -> None:
         """Wait for the save in the background, if there is one. Raises TrainerError on every rank when it failed on one."""
-        self._background.wait()
+        self._awaited = True
+        try:
+            self._background.wait()
+        finally:
+            self._awaited = False
 
     def drain(self, seconds: float) -> None:
         """Let a save end that still can, because the run ends for another reason. Not collective; raises nothing."""
@@ -128,13 +135,18 @@ class Checkpoints:
         Raises TrainerError on every rank when it fails.
         """
         assert self._newest is not None, "there is a checkpoint to amend"
-        began, step, writer = time.monotonic(), self._newest.step, self._writer(self.ranks)
+        began, step, writer = time.monotonic(), self._newest.step, self._writer(self.ranks, self.alive)
         self._committed(
             CheckpointRef(**self.ranks.on_first(lambda: writer.saving(0, lambda: writer.amend(step, loop, metrics)))),
             began,
         )
 
-    def _writer(self, ranks: Ranks) -> Writer:
+    def _alive_aside(self) -> None:
+        """The background's own progress says nothing of a loop that does not wait for it, and must not hide that it hangs."""
+        if self._awaited:
+            self.alive()
+
+    def _writer(self, ranks: Ranks, alive: Callable[[], None]) -> Writer:
         return Writer(
             self.root,
             self.attempt,
@@ -144,10 +156,13 @@ class Checkpoints:
             self.observe,
             self.before_commit,
             refused=self._refused,
+            alive=alive,
         )
 
-    def _write(self, ranks: Ranks, entries: Sequence[Entry], manifest: Manifest, began: float) -> None:
-        self._committed(self._writer(ranks).write(entries, manifest), began)
+    def _write(
+        self, ranks: Ranks, entries: Sequence[Entry], manifest: Manifest, began: float, alive: Callable[[], None]
+    ) -> None:
+        self._committed(self._writer(ranks, alive).write(entries, manifest), began)
 
     def _committed(self, ref: CheckpointRef, began: float) -> None:
         self._newest = ref
@@ -164,7 +179,7 @@ class Checkpoints:
         Raises as loading.Loader.load does.
         """
         trust = self.trust.knowing(self._own) if self.trust else None
-        restored = Loader(self.root, self.identity, self.ranks, trust).load(state)
+        restored = Loader(self.root, self.identity, self.ranks, trust, self.alive).load(state)
         if restored is not None:
             self._newest, self._refused = restored.ref, restored.refused_steps
             # What was good enough to go on from is good enough to go back to, also when no record of it was handed back.

@@ -1,7 +1,7 @@
 """Is a checkpoint whole? Its digests, and whether each shard holds the slices that a reader will ask for. Needs no torch."""
 
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,21 @@ from dpo_trainer.checkpoint.slices import KINDS, partition
 _MAX_HEADER_BYTES = 100_000_000
 
 
-def verify_shards(folder: Path, manifest: Manifest, ranks: Iterable[int], *, kinds: Iterable[str]) -> None:
-    """Read every byte of the shards of some ranks. kinds: what each of them must have of every parameter (KINDS).
+def verify_shards(
+    folder: Path,
+    manifest: Manifest,
+    ranks: Iterable[int],
+    *,
+    kinds: Iterable[str],
+    alive: Callable[[], None] = lambda: None,
+) -> None:
+    """Read every byte of the shards of some ranks. kinds: what each of them must have of every parameter (KINDS). alive: see verify.
 
     Raises BadCheckpoint, and OSError when the volume as a whole does not answer.
     """
     for rank in sorted(ranks):
         name = layout.shard_name(rank)
-        layout.verify(folder, name, manifest.files[name])
+        layout.verify(folder, name, manifest.files[name], alive)
         _check_slices(folder / name, manifest, rank, kinds)
 
 

@@ -30,6 +30,7 @@ class Writer:
     """Writes the checkpoints of one attempt. `write` is collective over ranks; the other methods are one process's own.
 
     observe: told the step and the name of every sub-step of a save as it is reached; tests kill there.
+    alive: called whenever something more was written or removed.
     refused: steps of checkpoints that a load refused, which take no place of good ones.
     before_commit: called on rank 0 when all shards are on the disk, before the checkpoint becomes one.
     """
@@ -42,6 +43,7 @@ class Writer:
     observe: Callable[[int, str], None] = lambda _step, _point: None
     before_commit: Callable[[], None] = lambda: None
     refused: frozenset[int] = frozenset()
+    alive: Callable[[], None] = lambda: None
 
     def begin(self) -> None:
         """Fence older attempts and remove what they left half-written. Raises TrainerError PEER_LOST, OSError."""
@@ -121,7 +123,7 @@ class Writer:
     def write_shard(self, temporary: Path, entries: Sequence[Entry], step: int) -> dict[str, Any]:
         """Write this rank's file; its entry in the manifest. Raises TrainerError NON_FINITE, OSError."""
         path = temporary / layout.shard_name(self.ranks.rank)
-        file = write_shard(path, entries, partial(self.observe, step))
+        file = write_shard(path, entries, partial(self.observe, step), self.alive)
         sync_folder(temporary)
         return file.model_dump()
 
@@ -180,6 +182,7 @@ class Writer:
                 return
             if not is_newer:
                 remove(folder)
+                self.alive()
 
     def check_fence(self) -> None:
         """Raises TrainerError PEER_LOST when a newer attempt has begun."""

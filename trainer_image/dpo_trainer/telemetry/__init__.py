@@ -111,7 +111,10 @@ class Telemetry:
             self._show.say(text)
 
     def alive(self, activity: str | None = None) -> None:
-        """A unit of work before the first step was finished, so that the hang detector stays quiet. Shows nothing."""
+        """A piece of work within a step or between two is done, so that the hang detector stays quiet. Shows nothing.
+
+        It must follow the work itself and never a clock: what hangs has to fall silent. From any thread.
+        """
         self._update(last_step_at=time.time(), **({} if activity is None else {"activity": activity}))
         self._stamp()
 

@@ -144,7 +144,9 @@ class _Algorithm:
         )
         self.attempt = gauge("dpo_train_attempt", "Attempt of the operator that this process belongs to.")
         self.resumed_step = gauge("dpo_train_resumed_step", "Step of the checkpoint that this attempt went on from.")
-        self.last_step = gauge("dpo_train_last_step_timestamp_seconds", "When the newest step ended.")
+        self.last_step = gauge(
+            "dpo_train_last_step_timestamp_seconds", "When the newest step or smaller piece of work ended."
+        )
         self.pairs = counter("dpo_train_pairs", "Pairs trained on by this attempt.")
         self.tokens = counter("dpo_train_tokens", "Tokens of prompts and answers trained on by this attempt.")
         self.utilization = gauge(
