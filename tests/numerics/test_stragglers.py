@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +12,7 @@ from typing import Any
 import pytest
 
 from dpo_operator.planning.stragglers import RATIO
+from tests.crowd import crowd
 from tests.numerics.interruptions import curve, folder, job, train_until
 from tests.numerics.ranks import on_ranks
 from tests.numerics.test_sigterm import Launch, rank_of
@@ -44,20 +43,6 @@ def training(*roots: Path) -> Iterator[list[Launch]]:
             pod.process.wait()
 
 
-@contextmanager
-def load(core: int, processes: int) -> Iterator[None]:
-    """Others that keep one core busy."""
-    command = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"]
-    # In sessions of their own: some kernels share a core among sessions first, and one session would be one competitor.
-    busy = [subprocess.Popen(command, start_new_session=True) for _ in range(processes)]
-    try:
-        yield
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
-
-
 def ratio(pod: Launch) -> float:
     """Of the slowest rank; 0 while nobody knows."""
     status = pod.status()
@@ -72,7 +57,7 @@ def test_a_rank_on_a_crowded_core_is_found_and_forgotten_when_it_is_fast_again(t
         pod.until(lambda: (s := pod.status()) and s.step >= 2)
         for rank, core in ((0, first), (1, second)):
             os.sched_setaffinity(rank_of(pod.process.pid, rank), [core])
-        with load(second, 4):
+        with crowd(second, 4):
             begun = time.monotonic()
             found = pod.until(lambda: (s := pod.status()) and s.slowest and s.slowest.ratio >= RATIO and s.slowest, 120)
             print(f"found after {time.monotonic() - begun:.0f} s: {found}")

@@ -3,11 +3,7 @@
 import json
 import math
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +15,7 @@ from tests.cluster.rig.node import processes_beside
 from tests.cluster.rig.shell import wait_for
 from tests.cluster.scenario import INPUTS_CLAIM, Job, training_records
 from tests.cluster.witness import witness
+from tests.crowd import crowd
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(900)]
 
@@ -75,19 +72,6 @@ def test_rank_0_is_silent_while_training_goes_on(job: Job, spec: Spec) -> None:
         assert job.status["progress"]["step"] > step
         assert job.status["state"] == "Training"
         check_that_nothing_restarted(job)
-
-
-@contextmanager
-def crowd(core: int, processes: int) -> Iterator[None]:
-    """Others that keep one core busy."""
-    command = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"]
-    busy = [subprocess.Popen(command, start_new_session=True) for _ in range(processes)]
-    try:
-        yield
-    finally:
-        for process in busy:
-            process.kill()
-            process.wait()
 
 
 def pin(job: Job, pod: dict[str, Any], core: int) -> None:

@@ -346,26 +346,6 @@ def test_a_deadline_begins_anew_when_a_job_is_resumed():
     assert decide(resumed, a_view(), job, now=later + timedelta(seconds=1801)).status.state is State.FAILED
 
 
-def test_finished_job_is_deleted_when_its_time_to_live_is_over():
-    job = a_job(ttlSecondsAfterFinished=60)
-    done = settled(completed(a_status("export"), AT_NOON), AT_NOON)
-    early = decide(done, a_view(), job, now=NOON + timedelta(seconds=59))
-    assert (early.actions, early.requeue_after) == ((), 1.0)
-    assert decide(done, a_view(), job, now=NOON + timedelta(seconds=60)).actions == (Delete("DPOJob", "pairs", UID),)
-
-
-def test_finished_job_keeps_the_pods_whose_job_is_not_yet_marked_as_done():
-    done = settled(completed(a_status("export"), AT_NOON), AT_NOON)
-    assert decide(done, a_view(a_child("export"), ended(0, 0, phase="export"))).actions == ()
-    assert [action.name for action in decide(done, a_view(a_child("export"))).actions] == ["pairs-export-1"]
-
-
-def test_failed_job_keeps_the_pods_that_explain_it():
-    failed = decide(a_status(), a_view(a_child(), a_pod(0), ended(1, 65))).status
-    assert failed.state is State.FAILED
-    assert decide(failed, a_view(a_child(), a_pod(0), ended(1, 65))).actions == ()
-
-
 @pytest.mark.parametrize("what", ["claim", "anew"])
 def test_lost_claim_fails_the_job_instead_of_starting_from_nothing(what):
     claim = None if what == "claim" else a_claim(uid="another")
@@ -462,25 +442,3 @@ def test_deleted_config_map_comes_back_while_the_job_runs():
     result = decide(a_status(), view)
     assert [action.kind for action in result.actions] == ["ConfigMap"]
     assert isinstance(result.actions[0], Create)
-
-
-GOING = {"deletionTimestamp": "2026-01-01T12:00:00Z"}
-
-
-@pytest.mark.parametrize(
-    "job",
-    [a_job(managedBy="example.com/another"), a_job(metadata=GOING | {"finalizers": ["orphan"]})],
-    ids=["managed by another", "being deleted alone"],
-)
-def test_job_that_is_not_ours_to_act_on_is_left_alone(job):
-    status = a_status()
-    result = decide(status, a_view(a_child(), ended(0, 70), a_pod(1)), job)
-    assert (result.status, result.actions, result.events) == (status, (), ())
-
-
-def test_deleted_job_that_a_finalizer_holds_trains_no_longer():
-    job = a_job(metadata=GOING | {"finalizers": ["example.org/keep"]})
-    result = decide(a_status(), a_view(a_child(), a_pod(0), a_pod(1)), job)
-    assert result.status == a_status()
-    assert [(a.verb, a.kind, a.uid) for a in result.actions] == [("delete", "Job", a_child().uid)]
-    assert decide(a_status(), a_view(a_child(deleting=True), a_pod(0)), job).actions == ()

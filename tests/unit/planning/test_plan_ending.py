@@ -1,13 +1,16 @@
 """What is left of a job's pods after its end, after its deletion, and beside containers that are not the trainer's."""
 
+from datetime import timedelta
+
 import pytest
 
 from dpo_operator.api import conditions as c
+from dpo_operator.api.status import State
 from dpo_operator.planning import ending
 from dpo_operator.planning.actions import Delete
 from dpo_operator.planning.observed import ChildPod
 from dpo_operator.planning.transitions import Moment, completed, settled
-from tests.unit.planning.build import NOON, a_child, a_job, a_pod, a_status, a_view, condition, decide, ended
+from tests.unit.planning.build import NOON, UID, a_child, a_job, a_pod, a_status, a_view, condition, decide, ended
 
 pytestmark = pytest.mark.unit
 
@@ -77,3 +80,42 @@ def test_the_trainers_state_is_found_among_those_of_other_containers():
     waiting = pod(proxy, {"name": "trainer", "state": {"waiting": {"reason": "ErrImagePull"}}})
     assert waiting.waiting == ("ErrImagePull", "")
     assert pod(proxy, {"name": "zz", "state": {"terminated": {"exitCode": 1}}}).exit is None
+
+
+def test_finished_job_is_deleted_when_its_time_to_live_is_over():
+    job = a_job(ttlSecondsAfterFinished=60)
+    done = settled(completed(a_status("export"), AT_NOON), AT_NOON)
+    early = decide(done, a_view(), job, now=NOON + timedelta(seconds=59))
+    assert (early.actions, early.requeue_after) == ((), 1.0)
+    assert decide(done, a_view(), job, now=NOON + timedelta(seconds=60)).actions == (Delete("DPOJob", "pairs", UID),)
+
+
+def test_finished_job_keeps_the_pods_whose_job_is_not_yet_marked_as_done():
+    done = settled(completed(a_status("export"), AT_NOON), AT_NOON)
+    assert decide(done, a_view(a_child("export"), ended(0, 0, phase="export"))).actions == ()
+    assert [action.name for action in decide(done, a_view(a_child("export"))).actions] == ["pairs-export-1"]
+
+
+def test_failed_job_keeps_the_pods_that_explain_it():
+    failed = decide(a_status(), a_view(a_child(), a_pod(0), ended(1, 65))).status
+    assert failed.state is State.FAILED
+    assert decide(failed, a_view(a_child(), a_pod(0), ended(1, 65))).actions == ()
+
+
+@pytest.mark.parametrize(
+    "job",
+    [a_job(managedBy="example.com/another"), a_job(metadata=GOING | {"finalizers": ["orphan"]})],
+    ids=["managed by another", "being deleted alone"],
+)
+def test_job_that_is_not_ours_to_act_on_is_left_alone(job):
+    status = a_status()
+    result = decide(status, a_view(a_child(), ended(0, 70), a_pod(1)), job)
+    assert (result.status, result.actions, result.events) == (status, (), ())
+
+
+def test_deleted_job_that_a_finalizer_holds_trains_no_longer():
+    job = a_job(metadata=GOING | {"finalizers": ["example.org/keep"]})
+    result = decide(a_status(), a_view(a_child(), a_pod(0), a_pod(1)), job)
+    assert result.status == a_status()
+    assert [(a.verb, a.kind, a.uid) for a in result.actions] == [("delete", "Job", a_child().uid)]
+    assert decide(a_status(), a_view(a_child(deleting=True), a_pod(0)), job).actions == ()

@@ -1,0 +1,35 @@
+"""Small shards and checkpoints of one rank, for tests of the checkpoint protocol."""
+
+from pathlib import Path
+
+import torch
+
+from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.layout import Manifest, Parameter
+from dpo_trainer.checkpoint.shard import Entry, write_shard
+from dpo_trainer.files import write_synced
+
+
+def entry(name: str, values: torch.Tensor) -> Entry:
+    return Entry(name, values.dtype, values.numel(), lambda: values)
+
+
+ENTRIES = [
+    entry("fp32/w", torch.arange(7.0)),
+    entry("fp32/b", torch.ones(1)),
+    entry("rng/cpu", torch.arange(5, dtype=torch.uint8)),
+]
+
+
+def a_checkpoint(root: Path, step: int, *, selection: float | None = None, attempt: int = 1) -> Path:
+    """A committed checkpoint of one rank."""
+    folder = root / layout.folder_name(step)
+    folder.mkdir(parents=True)
+    file = write_shard(folder / layout.shard_name(0), ENTRIES, lambda _: None)
+    manifest = Manifest(
+        step=step, attempt=attempt, world_size=1, time=0.0, identity={}, adam_step=step, state={}, versions={},
+        parameters={"w": Parameter(shape=(7,), dtype="float32")}, files={layout.shard_name(0): file},
+        metrics={"selection": selection},
+    )  # fmt: skip
+    write_synced(folder / layout.MANIFEST, manifest.to_bytes())
+    return folder
