@@ -20,6 +20,7 @@ from dpo_operator.cluster.access import Access
 from dpo_operator.cluster.client import RESOURCES, ApiError, Client
 from dpo_operator.cluster.keys import Key, KeyQueue
 from dpo_operator.cluster.lease import Lease, LeaseLostError
+from dpo_operator.cluster.observe import find_leftovers
 from dpo_operator.cluster.progress import ProgressReader
 from dpo_operator.cluster.reconcile import Reconciler
 from dpo_operator.cluster.watches import Stream, Watches, hearing
@@ -146,6 +147,8 @@ class Operator:
         self._reconciler.turns.expect(await self._known())
         self._queue = KeyQueue(self._reconciler.reconcile, self._config.workers)
         self._reconciler.turns.wake = self._queue.add
+        for key in await self._left_over():
+            self._queue.add(key)
         self._metrics.process.follow(self._queue, self.watches.ages)
         resync = asyncio.create_task(self._resync_forever(), name="resync")
         try:
@@ -170,6 +173,15 @@ class Operator:
         except (ApiError, OSError, TimeoutError) as error:
             logger.warning("the first list: %s", str(error) or type(error).__name__)
             return list(self._watched)
+
+    async def _left_over(self) -> set[Key]:
+        """Jobs whose pods are being deleted. Those of a job that is gone, on a lost node, may cause no event any more."""
+        try:
+            async with asyncio.timeout(FIRST_LIST_SECONDS):
+                return await find_leftovers(self._client, self._config.namespaces or (None,))
+        except (ApiError, OSError, TimeoutError) as error:
+            logger.warning("the first list of pods: %s", str(error) or type(error).__name__)
+            return set()
 
     def complaint(self) -> str:
         """Why this process should be started anew; empty while it's well. A standby is well."""

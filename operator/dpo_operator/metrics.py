@@ -86,13 +86,15 @@ class JobMetrics(Collector):
         """Remember a job as it is now."""
         record = self._jobs.get(key)
         created = raw["metadata"].get("creationTimestamp") or ""
-        if record is None or record.created != created:
+        is_new = record is None or record.created != created
+        if record is None or is_new:
             record = self._jobs[key] = JobRecord(created, raw.get("spec") or {}, status)
         record.spec, record.status = raw.get("spec") or {}, status
         for restart in _newer(status.restart_history, record.last_restart):
             record.restarts[restart.reason] = record.restarts.get(restart.reason, 0) + 1
             record.last_restart = restart
-            self._restarts.labels(restart.reason).inc()
+            if not is_new and restart.reason in REASONS:
+                self._restarts.labels(restart.reason).inc()
 
     def forget(self, key: Key) -> None:
         """A job is gone, and so are its series."""

@@ -70,8 +70,14 @@ def _deleted(hands: Hands, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.fault(17, 43)
-def test_a_pod_on_a_lost_node_does_not_outlive_its_deleted_job(hands: Hands, operator: OperatorProcess) -> None:
-    """Nobody is there to say that it ended; meanwhile it would hold its claim and its namespace."""
+@pytest.mark.parametrize("then", ["nothing", "another", "restart"])
+def test_a_pod_on_a_lost_node_does_not_outlive_its_deleted_job(
+    hands: Hands, operator: OperatorProcess, then: str
+) -> None:
+    """Nobody is there to say that it ended; meanwhile it would hold its claim and its namespace.
+
+    then: another job of the name is made, or the operator starts anew and hears nothing of the pod.
+    """
     hands.apply("left")
     hands.run_phase("left", "prepare")
     lost, saving = start_training(hands, "left", 2)
@@ -82,12 +88,22 @@ def test_a_pod_on_a_lost_node_does_not_outlive_its_deleted_job(hands: Hands, ope
         {"type": "Ready", "status": "False", "lastTransitionTime": now},
     ]
     hands.patch("pods", f"{lost['metadata']['name']}/status", {"status": {"conditions": conditions}})
+    if then == "restart":
+        operator.kill()
     hands.delete("dpojobs", "left")
     wait_until("deletion", lambda: _deleted(hands, lost["metadata"]["name"]))
+    if then == "restart":
+        operator.start()
+    elif then == "another":
+        hands.apply("left")
     wait_until("its end", lambda: hands.get("pods", lost["metadata"]["name"]) is None, 40)
     assert _deleted(hands, saving["metadata"]["name"]), "a pod whose node answers has its whole grace period"
     saved_and_gone(hands, [saving])
-    wait_until("an end of everything", lambda: not hands.children("pods", "left"))
+    hands.delete("dpojobs", "left")
+    wait_until(
+        "an end of everything", lambda: not [p for p in hands.children("pods", "left") if p["spec"].get("nodeName")]
+    )
+    wait_until("no claim of the name", lambda: hands.get("dpojobs", "left") is None)
 
 
 @pytest.mark.fault(32, 42)

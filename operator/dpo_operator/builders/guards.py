@@ -18,8 +18,12 @@ from dpo_operator.builders.queue import build_pod_group
 NAMESPACE_NAME = "kubernetes.io/metadata.name"
 # Where clouds hand out credentials of the node to whoever asks.
 METADATA_ADDRESSES = ("169.254.169.254/32", "fd00:ec2::254/128")
-# Of caches on nodes; some clouds answer DNS, too, where they hand out credentials on another port.
-LINK_LOCAL = ("169.254.0.0/16", "fe80::/10")
+# Of the Service, where a cache on the node answers in its place; of such caches themselves; of nodes. Link-local is also where some clouds
+# hand out credentials, on another port.
+PRIVATE = (
+    *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16"),
+    *("fc00::/7", "fe80::/10"),
+)
 # 5353: where OpenShift's servers listen. Policies see the pod's port, not the Service's.
 DNS_PORTS = (53, 5353)
 
@@ -113,8 +117,8 @@ def _metrics(job: DPOJob, phase: names.Phase, namespaces: Sequence[str]) -> dict
 
 
 def _dns() -> dict[str, Any]:
-    """Servers in the cluster's pods, whatever their namespace, and caches on the node: an open port would be a way out."""
-    to = [{"namespaceSelector": {}}, *({"ipBlock": {"cidr": cidr}} for cidr in LINK_LOCAL)]
+    """Servers in the cluster's pods, whatever their namespace, and at addresses that lead to nowhere else: an open port is a way out."""
+    to = [{"namespaceSelector": {}}, *({"ipBlock": {"cidr": cidr}} for cidr in PRIVATE)]
     return {
         "to": to,
         "ports": [{"protocol": protocol, "port": port} for port in DNS_PORTS for protocol in ("UDP", "TCP")],

@@ -43,6 +43,7 @@ class Heartbeats:
     _moved_at: float | None = None
     _silent_since: float | None = None
     _said: bool = False
+    _asked_last: int = 0
     _news: tuple[Event, ...] = ()
 
     async def observe(self, reader: ProgressReader, job: DPOJob, status: DPOJobStatus, seen: Observed) -> Observed:
@@ -96,7 +97,14 @@ class Heartbeats:
         if self._silent_since is not None:
             return await ask([*first, *others])
         answers = await ask(first)
-        return answers if isinstance(answers[0], Progress) else answers | await ask(others)
+        if not isinstance(answers[0], Progress):
+            return answers | await ask(others)
+        if self._moved_at is None or self.clock() - self._moved_at < SILENT_SECONDS:
+            return answers
+        # It may be waiting for a slower rank, which is the one that gets further: a few at a time are asked for that.
+        self._asked_last = (self._asked_last + OTHERS) % max(1, len(pods) - 1)
+        rotated = [*pods[1 + self._asked_last :], *pods[1 : 1 + self._asked_last]]
+        return answers | await ask(rotated[:OTHERS])
 
     def _put_off(self, told: dict[int, Answer]) -> None:
         """When to ask these pods again. A process that is known to hang answers as one that can't be reached, too."""

@@ -54,13 +54,19 @@ async def observe(client: Client, job: DPOJob, memory: JobMemory, *, max_age: fl
     return seen
 
 
-async def observe_leftovers(client: Client, key: Key, stopwatch: Stopwatch) -> tuple[ChildPod, ...]:
-    """Pods of jobs of a name that are no more, as long as they are being deleted."""
-    pods = await client.list("Pod", key.namespace, f"{names.LABEL_JOB}={key.name}")
+async def observe_leftovers(client: Client, key: Key, stopwatch: Stopwatch, but: str) -> tuple[ChildPod, ...]:
+    """Pods of jobs of a name that are no more, as long as they are being deleted. but: UID of the job that has the name now."""
+    pods = await client.list("Pod", key.namespace, f"{names.LABEL_JOB}={key.name},{names.LABEL_UID}!={but or 'none'}")
     clock = _Clock(stopwatch)
     seen = tuple(clock.pod(raw) for raw in pods if "deletionTimestamp" in raw["metadata"])
     clock.forget_the_rest()
     return seen
+
+
+async def find_leftovers(client: Client, namespaces: Sequence[str | None]) -> set[Key]:
+    """Names of jobs that have a pod which is being deleted."""
+    found = [pod["metadata"] for ns in namespaces for pod in await client.list("Pod", ns, names.LABEL_JOB)]
+    return {Key(m["namespace"], m["labels"][names.LABEL_JOB]) for m in found if "deletionTimestamp" in m}
 
 
 async def observe_newborn(client: Client, job: DPOJob, memory: JobMemory) -> Observed:

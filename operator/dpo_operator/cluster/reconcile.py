@@ -133,6 +133,8 @@ class Reconciler:
             self.forget(key)
             return await self._clear_away(key)
         if raw["metadata"]["uid"] != memory.uid:
+            if memory.uid:
+                self._gone.setdefault(key, Stopwatch())
             # Another object of the same name: nothing that was known holds for it.
             memory = self._memory[key] = JobMemory(uid=raw["metadata"]["uid"], dirty=False)
         seen: Observed | None = None
@@ -164,18 +166,25 @@ class Reconciler:
             )
             if memory.dirty or not goes_on:
                 break
-        return decision.requeue_after
+        after = decision.requeue_after
+        if key in self._gone:
+            left = await self._clear_away(key, memory.uid)
+            after = min((each for each in (after, left) if each is not None), default=None)
+        return after
 
-    async def _clear_away(self, key: Key) -> float | None:
-        """Remove deleted pods of a job that is gone, when their node is lost: they would hold its claim and namespace for ever."""
-        pods = await observe_leftovers(self._client, key, self._gone.setdefault(key, Stopwatch()))
+    async def _clear_away(self, key: Key, but: str = "") -> float | None:
+        """Remove deleted pods of jobs that are gone, when their node is lost: they would hold claims and namespaces for ever.
+
+        but: UID of the job that has the name now. Returns the seconds until another look, None when no such pod is left.
+        """
+        pods = await observe_leftovers(self._client, key, self._gone.setdefault(key, Stopwatch()), but)
         for action in ending.last_removals(pods):
             await write.apply(self._client, key.namespace, "", action)
             logger.info("%s: %s %s %s", key, action.verb, action.kind, action.name)
-        if not pods:
+        after = ending.look_again(pods)
+        if after is None:
             del self._gone[key]
-            return None
-        return ending.LOOK_SECONDS
+        return after
 
     async def _decide(
         self, key: Key, raw: Json, seen: Observed | None, memory: JobMemory, *, newborn: bool
@@ -260,8 +269,9 @@ class Reconciler:
         turn = self.turns.look(key, stand, gangs.order(status, now))
         # Since the Job was resumed: the next one that is, or the same one later, starts this clock anew.
         fact = (status.attempts.train, status.placement.timeouts if status.placement else 0)
-        memory.placing.keep([fact] if stand is gangs.Stand.PLACING else [])
-        seconds = memory.placing.seconds(fact) if stand is gangs.Stand.PLACING else 0.0
+        placing = stand is gangs.Stand.PLACING or gangs.holds_a_part(job, status, seen)
+        memory.placing.keep([fact] if placing else [])
+        seconds = memory.placing.seconds(fact) if placing else 0.0
         return replace(seen, may_place=turn.may_place, others_waiting=turn.others_waiting, placing_seconds=seconds)
 
     async def _write(self, raw: Json, decision: Plan, memory: JobMemory) -> Json:

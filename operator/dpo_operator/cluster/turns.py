@@ -38,7 +38,7 @@ class Turns:
     def __init__(self, wake: Callable[[Key], None] = _nobody, clock: Callable[[], float] = time.monotonic) -> None:
         self.wake = wake
         self._clock = clock
-        self._begun = clock()
+        self._begun = self._looked_at = clock()
         self._unseen: set[Key] = set()
         # When it was looked at: a job with a resumed Job; one that was given the turn, whose Job may be resumed at any moment.
         self._placing: dict[Key, float] = {}
@@ -52,6 +52,11 @@ class Turns:
 
     def look(self, key: Key, stand: Stand, order: Order) -> Turn:
         """Note how a job stands, and give it the turn when it waits and the turn is its own."""
+        now = self._clock()
+        if now - self._looked_at > FRESH_SECONDS:
+            # The API server was away, and not one of the holders: each is looked at again first, as after a start.
+            self.expect({*self._placing, *self._claims})
+        self._looked_at = now
         all_known = self._unseen == {key}
         self._unseen.discard(key)
         if stand is Stand.WAITING:

@@ -7,11 +7,11 @@ from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.planning import retrying
 from dpo_operator.planning.actions import Action, Delete, Plan
-from dpo_operator.planning.observed import ChildJob, ChildPod, Observed
-from dpo_operator.planning.stale import Stale, removals
+from dpo_operator.planning.observed import LINGER_SECONDS, ChildJob, ChildPod, Observed
+from dpo_operator.planning.stale import Stale, overdue_in, removals
 from dpo_operator.planning.transitions import Moment
 
-LOOK_SECONDS = 10.0
+LEAST_SECONDS = 5.0
 # Finalizer of Kubernetes while it takes the owner out of what an object made.
 ORPHANING = "orphan"
 
@@ -23,7 +23,8 @@ def after_the_end(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment)
     ttl = job.spec.ttl_seconds_after_finished
     if ttl is not None and status.completion_time and (at.now - status.completion_time).total_seconds() >= ttl:
         return Plan(status, (Delete("DPOJob", job.metadata.name, job.metadata.uid),))
-    return Plan(status, (*_cleaned(job, status, seen), *_lost(status, seen)), requeue_after=_look_again(seen))
+    after = look_again(seen.pods, lingering=job.spec.clean_pod_policy != "None")
+    return Plan(status, (*_cleaned(job, status, seen), *_lost(status, seen)), requeue_after=after)
 
 
 def going(job: DPOJob, status: DPOJobStatus, seen: Observed) -> Plan:
@@ -34,7 +35,7 @@ def going(job: DPOJob, status: DPOJobStatus, seen: Observed) -> Plan:
     if ORPHANING in job.metadata.finalizers:
         return Plan(status)
     jobs = tuple(Delete("Job", child.name, child.uid) for child in seen.jobs if not child.deleting)
-    return Plan(status, (*jobs, *_lost(status, seen)), requeue_after=_look_again(seen))
+    return Plan(status, (*jobs, *_lost(status, seen)), requeue_after=look_again(seen.pods))
 
 
 def last_removals(pods: Sequence[ChildPod]) -> tuple[Action, ...]:
@@ -47,10 +48,16 @@ def _lost(status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
     return removals(Stale((), tuple(pod for pod in seen.pods if pod.deleting)), status, seen)
 
 
-def _look_again(seen: Observed) -> float | None:
-    """Seconds until pods are looked at again that only time makes lost, or lingering; None when there are none."""
-    waits = any(pod.deleting or (pod.exit is not None and pod.pod_phase == "Running") for pod in seen.pods)
-    return LOOK_SECONDS if waits else None
+def look_again(pods: Sequence[ChildPod], *, lingering: bool = False) -> float | None:
+    """Seconds until pods are looked at again that time alone makes overdue; None when there are none.
+
+    lingering: also until a container beside the trainer's has gone on for too long.
+    """
+    waits = [overdue_in(pod) for pod in pods if pod.deleting]
+    if lingering:
+        waits += [LINGER_SECONDS - pod.failed_seconds for pod in pods if pod.exit and pod.pod_phase == "Running"]
+    # Once more than it takes, and not at once where what was done about it is not seen yet.
+    return max(LEAST_SECONDS, min(waits) + 1.0) if waits else None
 
 
 def _cleaned(job: DPOJob, status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:

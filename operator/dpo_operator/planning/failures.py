@@ -43,6 +43,7 @@ NODE_RESTARTED = "NodeRestarted"
 _UNSEEN = ("Unknown", "ContainerStatusUnknown")
 HANG = "Hang"
 GANG_INCOMPLETE = "GangIncomplete"
+GANG_TIMED_OUT = "GangTimedOut"
 
 # Every reason that a failure can have: they are values of a metric's label.
 REASONS = frozenset(
@@ -59,6 +60,7 @@ REASONS = frozenset(
         NODE_RESTARTED,
         HANG,
         GANG_INCOMPLETE,
+        GANG_TIMED_OUT,
     }
 )
 

@@ -81,6 +81,15 @@ def is_placed(pods: Sequence[ChildPod], desired: int) -> bool:
     return len({pod.index for pod in pods if pod.placed}) >= desired
 
 
+def holds_a_part(job: DPOJob, status: DPOJobStatus, seen: Observed) -> bool:
+    """Whether some pods of a gang that a queue let begin have nodes, and others have none."""
+    child = seen.job_of("train", status.attempts.train)
+    if status.phase != "train" or status.is_final or child is None or child.suspended or takes_turns(job, "train"):
+        return False
+    pods = seen.pods_of("train", status.attempts.train)
+    return any(pod.placed for pod in pods) and not is_placed(pods, pod_count(job, "train"))
+
+
 def has_run(status: DPOJobStatus) -> bool:
     """Whether all pods of the current attempt ran once; what they wrote is known by its number."""
     told = status.progress is not None and status.phase == "train" and status.progress.attempt == status.attempt
@@ -170,11 +179,10 @@ def give_back(
     refused = None if why or len(pods) >= desired else refusals.job_notice(child, seen.notices)
     why = why or (refused[1] if refused else "")
     why = why or f"{len(pods)} of {desired} pods exist: kubectl -n {job.metadata.namespace} describe job {child.name}"
-    seconds = seen.placing_seconds if takes_turns(job, status.phase) else seen.waiting_seconds
-    found = f"{placed} of {desired} pods had a node after {seconds:.0f} s ({why})."
+    found = f"{placed} of {desired} pods had a node after {seen.placing_seconds:.0f} s ({why})."
     if has_run(status) or not takes_turns(job, status.phase):
         # The Job can't go on under the same number, or it's a queue that decides when it goes on.
-        failure = failures.Failure(failures.GANG_INCOMPLETE, "infrastructure", f"Job {child.name}: {found}")
+        failure = failures.Failure(failures.GANG_TIMED_OUT, "infrastructure", f"Job {child.name}: {found}")
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     before = status.placement or Placement(waiting_since=at.now)
     placement = _later(job, before, at)
@@ -186,14 +194,17 @@ def give_back(
 
 
 def time_left(job: DPOJob, status: DPOJobStatus, seen: Observed, pods: Sequence[ChildPod]) -> float:
-    """Seconds until a gang has to give its nodes back; infinite for one that has them all, and in a queue for one without any."""
+    """Seconds until a gang has to give its nodes back; infinite for one that has them all, and in a queue for one without any.
+
+    Queues can count what nodes have together, and let a gang begin that does not fit on them.
+    """
     assert status.phase is not None
-    if is_placed(pods, pod_count(job, status.phase)):
+    takes_one = takes_turns(job, status.phase) and not is_placed(pods, pod_count(job, status.phase))
+    if not takes_one and not holds_a_part(job, status, seen):
         return float("inf")
     limit = float(job.spec.failure_policy.gang_timeout_seconds)
-    if not takes_turns(job, status.phase):
-        # Queues can count what nodes have together, and admit a gang that does not fit on any of them.
-        return limit - seen.waiting_seconds if any(pod.placed for pod in pods) else float("inf")
+    if not takes_one:
+        return limit - seen.placing_seconds
     return (min(limit, YIELD_SECONDS) if seen.others_waiting else limit) - seen.placing_seconds
 
 

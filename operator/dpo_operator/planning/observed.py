@@ -338,7 +338,7 @@ class Observed:
     refused: the API server's refusal of the last write, for people.
 
     may_place: whether it's this job's turn to have its pods placed. others_waiting: whether other jobs wait for theirs.
-    placing_seconds: how long some pods of a gang that has its turn have been without a node.
+    placing_seconds: how long some pods of a gang have been without a node, since its turn began, or in a queue since others had one.
     guards: None when they were not looked at. expansion_refused: the size that the claim was to get, and why not.
 
     waiting_seconds: how long the attempt's pods have not all run. notices: Kubernetes' events about them, oldest first.

@@ -21,12 +21,10 @@ MAX_RESTARTS_WITHOUT_PROGRESS = 3
 # Without steps there is no progress to see, so restarts that a rule of the job leaves uncounted end after so many of a phase.
 MAX_UNCOUNTED_WITHOUT_STEPS = 10
 
-# A node may refuse pods, or go down, because of the pods, and ranks may lose or stop each other without a rank to blame: so many
-# times in a row without progress are no accident. What people and schedulers do to pods has no limit, nor has the loss of a node.
-NOBODYS = (
-    *(failures.REFUSED_BY_NODE, failures.OUT_OF_RESOURCES, failures.NODE_RESTARTED, failures.GANG_INCOMPLETE),
-    info(ExitCode.SIGTERM).reason,
-)
+# Nodes may refuse pods, or go down, because of the pods, and ranks may lose or stop each other without a rank to blame: so many
+# times in a row without progress are no accident. What else people and schedulers do to pods has no limit, nor has the loss of a node.
+BY_NODES = (failures.REFUSED_BY_NODE, failures.OUT_OF_RESOURCES, failures.NODE_RESTARTED)
+AMONG_RANKS = (failures.GANG_INCOMPLETE, info(ExitCode.SIGTERM).reason)
 MAX_NOBODYS = 10
 
 # A hub or object store that is down needs minutes, not seconds.
@@ -101,24 +99,17 @@ def _stuck(status: DPOJobStatus, *, counted: bool) -> str:
 
 def _in_vain(status: DPOJobStatus, failure: Failure) -> str:
     """Why a failure for which nobody is known to be to blame is not worth another try, or nothing."""
-    last = status.restart_history[-MAX_NOBODYS:]
-    furthest = status.best_step if status.phase == "train" else 0
+    reasons, furthest = (BY_NODES + AMONG_RANKS, status.best_step) if status.phase == "train" else (BY_NODES, 0)
     retried = c.find(status.conditions, c.FAILED)
     alike = [
         r
-        for r in last
-        if r.reason in NOBODYS
-        and (r.phase, max(r.step, furthest)) == (status.phase, r.step)
+        for r in status.restart_history[-MAX_NOBODYS:]
+        if r.phase == status.phase
+        and r.reason in reasons
+        and r.step >= furthest
         and (retried is None or r.time >= retried.last_transition_time)
     ]
-    # A gang that never had all its nodes has no exit code, and may wait for them.
-    had_run = failure.reason != failures.GANG_INCOMPLETE or failure.exit_code is not None
-    if (
-        failure.reason not in NOBODYS
-        or failure.failure_class != "infrastructure"
-        or not had_run
-        or len(alike) < MAX_NOBODYS
-    ):
+    if failure.failure_class != "infrastructure" or failure.reason not in reasons or len(alike) < MAX_NOBODYS:
         return ""
     return f"The last {len(alike)} restarts were for such reasons and got nowhere, so another one would not help."
 

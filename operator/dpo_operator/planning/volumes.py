@@ -16,8 +16,8 @@ from dpo_operator.planning.actions import Action, Event, ExpandClaim, Plan
 from dpo_operator.planning.observed import Claim, Observed
 from dpo_operator.planning.transitions import Moment, changed
 
-# How often the claim of a failed job is looked at, while it's too small.
-LOOK_SECONDS = 60.0
+# How often the claim of a failed job is looked at, while it's expected to grow; nothing else would be a reason to.
+LOOK_SECONDS = {c.EXPANSION_REQUESTED: 60.0, c.EXPANSION_REFUSED: 600.0}
 # The room that is left is written again when it changed by this share of the volume.
 WORTH_WRITING = 0.05
 # A volume is nearly full below this share, or below the size of one more checkpoint; and no longer with some more.
@@ -44,10 +44,9 @@ def followed(decision: Plan, job: DPOJob, before: DPOJobStatus, seen: Observed, 
     if read is not None and (read.phase, read.attempt) == (status.phase, status.attempt) and read.volume is not None:
         status, told = with_room(status, read.volume, at)
         events += told
-    after = decision.requeue_after
-    if status.is_final and transitions.holds(status, c.VOLUME_TOO_SMALL):
-        # Nothing tells of it, and nothing else would ever be a reason to look.
-        after = LOOK_SECONDS if after is None else min(after, LOOK_SECONDS)
+    after, small = decision.requeue_after, c.find(status.conditions, c.VOLUME_TOO_SMALL)
+    if status.is_final and small is not None and small.status == "True" and small.reason in LOOK_SECONDS:
+        after = min(LOOK_SECONDS[small.reason], float("inf") if after is None else after)
     events, actions = [*decision.events, *events], (*decision.actions, *actions)
     return replace(decision, status=status, events=tuple(events), actions=actions, requeue_after=after)
 

@@ -169,9 +169,28 @@ def test_all_ranks_stopped_before_they_ever_answered(later: Silence):
 @pytest.mark.fault(34)
 def test_hang_before_the_first_step():
     cluster = Cluster()
-    cluster.look(r0=a_reading(0, activity="loading the model"))
+    cluster.look(r0=a_reading(0, activity="loading the model"), r1=a_reading(0, activity="loading the model"))
     assert cluster.look(50, r0=a_reading(0, activity="reference log-probs")).stalled_seconds == 0
     assert cluster.look(60).stalled_seconds == 60
+
+
+def test_rank_0_that_waits_for_a_slower_rank_does_not_hang():
+    """It has written its part of a checkpoint, and another rank is still at it."""
+    cluster = Cluster(pods=6)
+    waiting = a_reading(5, last_step_at=1.0)
+    cluster.look(r0=waiting, **{f"r{i}": waiting for i in range(1, 6)})
+    assert cluster.asked == [0]
+    assert cluster.look(29).stalled_seconds == 29
+    assert cluster.asked == [0]
+    asked, stalled = set(), []
+    for second in range(30, 90, 3):
+        stalled.append(cluster.look(3, r4=a_reading(5, last_step_at=float(second))).stalled_seconds)
+        assert len(cluster.asked) <= 1 + OTHERS
+        asked |= set(cluster.asked)
+    assert asked == set(range(6))
+    assert max(stalled) < 50
+    # And then nobody gets any further.
+    assert [cluster.look(60).stalled_seconds for _ in range(10)][-1] >= 400
 
 
 @pytest.mark.fault(37)

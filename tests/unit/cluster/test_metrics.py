@@ -44,6 +44,7 @@ def test_state_is_one_of_all_and_progress_a_ratio():
 def test_restarts_are_counted_once_by_reason():
     metrics = JobMetrics()
     status = a_status()
+    metrics.update(KEY, RAW, status)
     for index in range(12):
         status = decide(
             status, a_view(a_child(attempt=index + 1), a_pod(0, attempt=index + 1), evicted(index + 1))
@@ -55,6 +56,13 @@ def test_restarts_are_counted_once_by_reason():
     # Of all jobs together, and told before the first restart, so that an increase is seen.
     assert total(metrics, "Evicted") == 12
     assert total(metrics, "Hang") == total(JobMetrics(), "Evicted") == 0
+
+
+def test_what_an_earlier_operator_restarted_is_no_news():
+    status = decide(a_status(), a_view(a_child(), a_pod(0), evicted(1))).status
+    metrics = JobMetrics()
+    metrics.update(KEY, RAW, status)
+    assert total(metrics, "Evicted") == 0
 
 
 def total(metrics, reason):

@@ -156,8 +156,31 @@ def test_a_holder_that_can_not_be_looked_at_any_more_is_passed_over(hall: Hall):
     # Its resumption was asked for, and then it could not be looked at either.
     hall.turns.settle(B, True)
     assert not hall.ask(C)
+    hall.time = 3 * FRESH_SECONDS - 1
+    assert not hall.ask(C)
     hall.time = 3 * FRESH_SECONDS + 1
     assert hall.ask(C)
+
+
+def test_after_an_outage_the_holder_is_looked_at_before_another_gets_its_turn(hall: Hall):
+    """Nobody was looked at: that says nothing of the holder."""
+    hall.place(A)
+    hall.time = FRESH_SECONDS + 1
+    assert not hall.ask(B)
+    hall.place(A)
+    assert not hall.ask(B)
+    hall.leave(A)
+    assert hall.ask(B)
+
+
+def test_a_holder_that_can_not_be_looked_at_after_an_outage_either_is_passed_over(hall: Hall):
+    hall.place(A)
+    hall.time = FRESH_SECONDS + 1
+    assert not hall.ask(B)
+    hall.time += FIRST_LOOKS_SECONDS / 2
+    assert not hall.ask(B)
+    hall.time += FIRST_LOOKS_SECONDS / 2 + 1
+    assert hall.ask(B)
 
 
 def test_the_holder_learns_that_others_wait(hall: Hall):

@@ -1,5 +1,6 @@
 """What is left of a job's pods after its end, after its deletion, and beside containers that are not the trainer's."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -27,11 +28,11 @@ def test_a_pod_of_a_lost_node_is_removed_by_force_after_the_jobs_end_too(policy)
     going = a_view(a_child(deleting=True), a_pod(0, **LOST), ended(1, 65))
     result = decide(failed, going, job)
     assert Delete("Pod", a_pod(0).name, a_pod(0).uid, 0) in result.actions
-    assert result.requeue_after == ending.LOOK_SECONDS
+    assert result.requeue_after == ending.LEAST_SECONDS
     saving = decide(failed, a_view(a_child(deleting=True), a_pod(0, deleting=True), ended(1, 65)), job)
     assert [a for a in saving.actions if a.kind == "Pod"] == []
-    # Time alone may make it a lost one.
-    assert saving.requeue_after == ending.LOOK_SECONDS
+    # Time alone may make it a lost one, after its whole grace period and a minute.
+    assert saving.requeue_after == 181
     assert decide(failed, a_view(a_child(failed=True), ended(0, 143), ended(1, 65)), job).requeue_after is None
 
 
@@ -39,7 +40,7 @@ def test_a_pod_of_a_lost_node_is_removed_by_force_when_its_job_is_deleted_or_gon
     job = a_job(metadata=GOING | {"finalizers": ["example.org/keep"]})
     removal = Delete("Pod", a_pod(0).name, a_pod(0).uid, 0)
     result = decide(a_status(), a_view(a_child(deleting=True), a_pod(0, **LOST)), job)
-    assert (result.actions, result.requeue_after) == ((removal,), ending.LOOK_SECONDS)
+    assert (result.actions, result.requeue_after) == ((removal,), ending.LEAST_SECONDS)
     assert ending.last_removals([a_pod(0, **LOST), a_pod(1, deleting=True)]) == (removal,)
 
 
@@ -60,10 +61,18 @@ def test_a_container_that_lingers_after_its_trainer_holds_no_gpus():
     current = (a_child("export"), a_pod(0, "export"))
     for seconds, removed in ((29.0, []), (31.0, [train.name])):
         pods = (with_sidecar(0, seconds), with_sidecar(0, seconds, index=1))
-        assert [a.name for a in decide(status, a_view(train, *pods, *current)).actions] == removed
+        result = decide(status, a_view(train, *pods, *current))
+        assert [a.name for a in result.actions] == removed
+        # What runs goes on being followed, also while the lingering pods stop.
+        assert result.status.state is State.EXPORTING
+    going = [replace(with_sidecar(0, 40.0, index=i), deleting=True) for i in (0, 1)]
+    result = decide(status, a_view(*going, *current))
+    assert (result.actions, result.status.state) == ((), State.EXPORTING)
     done = settled(completed(status, AT_NOON), AT_NOON)
     early = decide(done, a_view(a_child("export"), with_sidecar(0, 1.0, "export")))
-    assert (early.actions, early.requeue_after) == ((), ending.LOOK_SECONDS)
+    assert (early.actions, early.requeue_after) == ((), 30.0)
+    kept = decide(done, a_view(a_child("export"), with_sidecar(0, 99.0, "export")), a_job(cleanPodPolicy="None"))
+    assert (kept.actions, kept.requeue_after) == ((), None)
     late = decide(done, a_view(a_child("export"), with_sidecar(0, 31.0, "export")))
     assert [(a.verb, a.kind, a.name) for a in late.actions] == [("delete", "Job", "pairs-export-1")]
 

@@ -285,16 +285,20 @@ def test_half_a_gang_that_a_queue_let_begin_gives_its_nodes_back(kind):
     """A queue may count what the nodes have together; that does not make room for a pod on any of them."""
     job = a_job(queue={"kind": kind, "name": "team"}, failurePolicy={"gangTimeoutSeconds": 60})
     half = (a_child(), a_pod(0, pod_phase="Pending"), a_pod(1, **UNSCHEDULED))
-    waiting = decide(a_status(), a_view(*half, waiting_seconds=59.0), job)
+    waiting = decide(a_status(), a_view(*half, placing_seconds=59.0), job)
     assert waiting.status.attempts.train == 1
     assert waiting.requeue_after == 1.0
-    given_back = decide(a_status(), a_view(*half, waiting_seconds=60.0), job).status
+    given_back = decide(a_status(), a_view(*half, placing_seconds=60.0), job).status
     assert (given_back.attempts.train, given_back.restarts_count_towards_max) == (2, 0)
-    assert condition(given_back, c.RESTARTING) == ("True", "GangIncomplete")
+    assert condition(given_back, c.RESTARTING) == ("True", c.GANG_TIMED_OUT)
     assert "1 of 2 pods had a node after 60 s" in given_back.message
+    # How long it waited before is nobody's business.
+    assert decide(a_status(), a_view(*half, waiting_seconds=9999.0), job).status.attempts.train == 1
+    assert gangs.holds_a_part(job, a_status(), a_view(*half))
+    assert not gangs.holds_a_part(a_job(), a_status(), a_view(*half))
     # Pods without any node hold none, and one that has all its nodes may pull its image for hours.
     for pods in ((a_pod(0, **UNSCHEDULED), a_pod(1, **UNSCHEDULED)), [a_pod(i, pod_phase="Pending") for i in (0, 1)]):
-        assert decide(a_status(), a_view(a_child(), *pods, waiting_seconds=9999.0), job).status.attempts.train == 1
+        assert decide(a_status(), a_view(a_child(), *pods, placing_seconds=9999.0), job).status.attempts.train == 1
 
 
 def test_a_job_made_just_before_the_suspension_is_stopped_too():

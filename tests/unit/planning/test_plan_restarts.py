@@ -99,7 +99,17 @@ def test_ranks_that_lose_each_other_again_and_again_end(peer):
 def test_a_gang_that_never_has_all_its_nodes_may_wait_for_ever():
     status = a_status()
     for i in range(30):
-        status = fail(status, Failure("GangIncomplete", "infrastructure", "1 of 2 pods had a node."), minutes=i)
+        status = fail(status, Failure("GangTimedOut", "infrastructure", "1 of 2 pods had a node."), minutes=i)
+    # Nor do these count when something else happens.
+    status = fail(status, Failure("NodeRestarted", "infrastructure", "Its node was started anew."), minutes=31)
+    assert not c.is_true(status.conditions, c.FAILED)
+
+
+def test_an_export_that_people_stop_again_and_again_goes_on():
+    """Without ranks there is no other rank that could have stopped it."""
+    status = a_status("export")
+    for i in range(20):
+        status = fail(status, Failure("Terminated", "infrastructure", "It was told to stop."), minutes=i)
     assert not c.is_true(status.conditions, c.FAILED)
 
 

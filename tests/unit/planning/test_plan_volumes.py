@@ -190,10 +190,13 @@ def test_only_the_current_attempts_reading_counts():
 
 def test_the_volume_of_an_ended_job_is_looked_at_as_long_as_it_is_too_small():
     asked = decide(a_status(), view("100Gi", "100Gi"), sized("200Gi")).status
-    failed = failed_now(asked, "InvalidConfiguration", "no", Moment(NOON, 1))
+    failed = settled(failed_now(asked, "InvalidConfiguration", "no", Moment(NOON, 1)), Moment(NOON, 1))
     under_way = decide(failed, view("200Gi", "100Gi"), sized("200Gi"))
-    assert under_way.requeue_after is not None
-    assert under_way.requeue_after <= volumes.LOOK_SECONDS
+    assert under_way.requeue_after == 60
+    refused = decide(under_way.status, view("100Gi", "100Gi", refused=("200Gi", "no")), sized("200Gi"))
+    assert refused.requeue_after == 600
+    brought = decide(failed, view("100Gi", "100Gi"), sized("200Gi", claimName="pairs-work"))
+    assert (condition(brought.status, c.VOLUME_TOO_SMALL), brought.requeue_after) == (("True", c.CLAIM_SMALLER), None)
     grown = decide(under_way.status, a_view(claim=a_claim(requested="200Gi", capacity="200Gi")), sized("200Gi"))
     assert condition(grown.status, c.VOLUME_TOO_SMALL) == ("False", c.LARGE_ENOUGH)
     assert grown.requeue_after is None
