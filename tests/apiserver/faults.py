@@ -53,9 +53,9 @@ class Stage:
         process = self.plane.start_apiserver()
         wait_for("the API server", lambda: self.plane.ready(process), timeout=60, every=0.1)
 
-    def life(self, name: str, kubelets: Kubelets) -> None:
+    def life(self, name: str, kubelets: Kubelets, **spec: Any) -> None:
         """Begin a life."""
-        self.hands().apply(name)
+        self.hands().apply(name, **spec)
         kubelets.play(name)
 
     def clear(self) -> None:

@@ -62,6 +62,26 @@ def test_clock_that_is_an_hour_wrong_changes_no_time_out(theatre: Stage, shifted
 
 
 @pytest.mark.campaign
+@pytest.mark.fault(41)
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_successor_whose_clock_is_an_hour_wrong_ends_no_job_early(theatre: Stage, shifted: Path, hours: int) -> None:
+    """The deadline and the time to live are half an hour, and began when another operator was there."""
+    name = f"successor-{'late' if hours < 0 else 'early'}"
+    with behind_a_proxy(theatre, name) as (_, operator), kubelets(theatre.plane, NAMESPACE) as playing:
+        theatre.life(name, playing, activeDeadlineSeconds=1800, ttlSecondsAfterFinished=1800)
+        theatre.reaches(name, "train", 1)
+        operator.kill()
+        operator.settings |= {"LD_PRELOAD": str(shifted), "SHIFT_SECONDS": str(hours * 3600)}
+        operator.start()
+        theatre.ends_calmly(name)
+        time.sleep(3 * operator.resync_seconds)
+        status = theatre.hands().status(name)
+        assert status["state"] == "Complete"
+        assert status["startTime"] < status["completionTime"]
+        assert not playing.violations
+
+
+@pytest.mark.campaign
 @pytest.mark.fault(9)
 def test_storage_that_stands_still_loses_nothing(theatre: Stage) -> None:
     with behind_a_proxy(theatre, "still") as (_, operator), kubelets(theatre.plane, NAMESPACE) as playing:
