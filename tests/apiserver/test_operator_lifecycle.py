@@ -78,9 +78,10 @@ def test_a_pod_on_a_lost_node_does_not_outlive_its_deleted_job(
 
     then: another job of the name is made, or the operator starts anew and hears nothing of the pod.
     """
-    hands.apply("left")
-    hands.run_phase("left", "prepare")
-    lost, saving = start_training(hands, "left", 2)
+    name = f"left-{then}"
+    hands.apply(name)
+    hands.run_phase(name, "prepare")
+    lost, saving = start_training(hands, name, 2)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     # Of the node's taint, and of the node that is silent.
     conditions = [
@@ -90,20 +91,20 @@ def test_a_pod_on_a_lost_node_does_not_outlive_its_deleted_job(
     hands.patch("pods", f"{lost['metadata']['name']}/status", {"status": {"conditions": conditions}})
     if then == "restart":
         operator.kill()
-    hands.delete("dpojobs", "left")
+    hands.delete("dpojobs", name)
     wait_until("deletion", lambda: _deleted(hands, lost["metadata"]["name"]))
     if then == "restart":
         operator.start()
     elif then == "another":
-        hands.apply("left")
+        hands.apply(name)
     wait_until("its end", lambda: hands.get("pods", lost["metadata"]["name"]) is None, 40)
     assert _deleted(hands, saving["metadata"]["name"]), "a pod whose node answers has its whole grace period"
     saved_and_gone(hands, [saving])
-    hands.delete("dpojobs", "left")
+    hands.delete("dpojobs", name)
     wait_until(
-        "an end of everything", lambda: not [p for p in hands.children("pods", "left") if p["spec"].get("nodeName")]
+        "an end of everything", lambda: not [p for p in hands.children("pods", name) if p["spec"].get("nodeName")]
     )
-    wait_until("no claim of the name", lambda: hands.get("dpojobs", "left") is None)
+    wait_until("no claim of the name", lambda: hands.get("dpojobs", name) is None)
 
 
 @pytest.mark.fault(32, 42)
