@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -12,13 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.apiserver.hands import wait_until
-
-
-def free_port() -> int:
-    """A TCP port that nothing listens on."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+from tests.ports import free_port
 
 
 @dataclass

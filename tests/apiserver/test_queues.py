@@ -12,9 +12,10 @@ from dpo_operator.api import crd
 from tests.apiserver import gomodule
 from tests.apiserver.client import Requests, wait_until_served
 from tests.apiserver.hands import Hands, last_words, wait_until
-from tests.apiserver.operator_process import OperatorProcess, free_port, running
+from tests.apiserver.operator_process import OperatorProcess, running
 from tests.cluster.rig import fixture
 from tests.cluster.rig.control_plane import ControlPlane
+from tests.ports import free_port
 
 SPACE = "queued"
 ONE_GPU = {"nodes": 2, "gpusPerNode": 1}

@@ -1,7 +1,6 @@
 """Every query of the dashboard returns data from a real Prometheus that scrapes the code's own exporters."""
 
 import json
-import socket
 import subprocess
 import time
 import urllib.parse
@@ -25,6 +24,7 @@ from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.workdir import WorkDir
 from tests.cluster.rig.binaries import binary
 from tests.contract.chart import NAMESPACE, render
+from tests.ports import free_port
 
 pytestmark = pytest.mark.contract
 
@@ -72,12 +72,6 @@ def serve(registry: CollectorRegistry) -> int:
     """Serve a registry for the rest of the session; returns the port."""
     server, _ = start_http_server(0, addr="127.0.0.1", registry=registry)
     return int(server.server_port)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def scrape(name: str, port: int, honor: bool, **labels: str) -> dict[str, Any]:

@@ -4,13 +4,14 @@ import contextlib
 import gc
 import multiprocessing
 import os
-import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from tests.ports import free_port
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.numerics.preload"])
@@ -33,7 +34,7 @@ def on_ranks(
     patience: seconds after which the other ranks of one that failed are killed, as the launcher would do.
     Raises RankFailed with the first rank's error that is not only the echo of another rank's end.
     """
-    port = _free_port()
+    port = free_port()
     ends: dict[Connection, int] = {}
     processes = []
     for rank in range(world_size):
@@ -94,10 +95,3 @@ def _rank(
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(0)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

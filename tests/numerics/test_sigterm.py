@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from dpo_trainer.checkpoint import layout
 from dpo_trainer.telemetry.metrics_file import read_metrics
 from tests.numerics.interruptions import curve, folder, job, train_until
 from tests.numerics.ranks import on_ranks
+from tests.ports import free_port
 
 pytestmark = pytest.mark.numerics
 
@@ -32,7 +32,7 @@ class Launch:
 
     def __init__(self, root: Path, attempt: int, document: dict[str, Any]) -> None:
         self.root, self.words = root, root / f"words-{attempt}.json"
-        self.port, master = _free_port(), _free_port()
+        self.port, master = free_port(), free_port()
         (root / "job.json").write_text(json.dumps(document))
         self.log = (root / f"log-{attempt}").open("w+")
         self.process = subprocess.Popen(
@@ -169,7 +169,7 @@ def test_torchrun_starts_the_same_training(tmp_path: Path):
         "--nproc-per-node",
         "2",
         "--master-port",
-        str(_free_port()),
+        str(free_port()),
     ]
     done = subprocess.run(
         [*command, "-m", "dpo_trainer", "train", "--job-file", tmp_path / "job.json", "--work-dir", tmp_path],
@@ -207,10 +207,3 @@ def rank_of(launcher: int, local_rank: int) -> int:
     """Process id of a launcher's rank."""
     wanted = b"LOCAL_RANK=%d\0" % local_rank
     return next(pid for pid in _ranks(launcher) if wanted in Path(f"/proc/{pid}/environ").read_bytes())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

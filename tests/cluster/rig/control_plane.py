@@ -7,7 +7,6 @@ inside the network namespace of a whole cluster.
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from tests.cluster.rig.layout import Layout
 from tests.cluster.rig.pki import Authority
 from tests.cluster.rig.processes import Process, recorded, spawn
 from tests.cluster.rig.shell import FatalError, RigError, run, tail, wait_for
+from tests.ports import free_port
 
 READY_SECONDS = 90.0
 ISSUER = "https://kubernetes.default.svc"
@@ -48,15 +48,8 @@ class Endpoints:
 
     @classmethod
     def on_loopback(cls) -> Endpoints:
-        """Ports that are free now, all held until the last is chosen so that no two are the same."""
-        sockets = [socket.socket() for _ in range(5)]
-        try:
-            for each in sockets:
-                each.bind(("127.0.0.1", 0))
-            return cls("127.0.0.1", *(each.getsockname()[1] for each in sockets))
-        finally:
-            for each in sockets:
-                each.close()
+        """Ports that are free now."""
+        return cls("127.0.0.1", *(free_port() for _ in range(5)))
 
 
 @dataclass(frozen=True)
