@@ -147,8 +147,6 @@ class Operator:
         self._reconciler.turns.expect(await self._known())
         self._queue = KeyQueue(self._reconciler.reconcile, self._config.workers)
         self._reconciler.turns.wake = self._queue.add
-        for key in await self._left_over():
-            self._queue.add(key)
         self._metrics.process.follow(self._queue, self.watches.ages)
         resync = asyncio.create_task(self._resync_forever(), name="resync")
         try:
@@ -248,6 +246,10 @@ class Operator:
         return found
 
     async def _resync_forever(self) -> None:
+        assert self._queue is not None
+        # Here, where the renewal of the Lease does not wait for it.
+        for key in await self._left_over():
+            self._queue.add(key)
         while True:
             try:
                 with self._metrics.timed("resync"):

@@ -1,6 +1,6 @@
 """Data for every method, and a loss and its gradient as this project's trainer computes them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ import numpy as np
 from dpo_operator.api.training import Budget
 from dpo_trainer.batch import Layout
 from dpo_trainer.dataset import PairDataset, TokenPair
+from dpo_trainer.workdir import WorkDir
 from tests.numerics.jobs import VOCABULARY, a_job, make_model
+from tests.numerics.ranks import on_ranks
 from tests.numerics.trl_side import END
 
 # Tokens that the policy of two_models was taught; it has come to expect less of all others.
@@ -134,3 +136,12 @@ def _loss_and_gradient(engine: Any, objective: Any, examples: Any) -> dict[str, 
     }
     engine.step(0.0)  # clears the gradient and changes nothing
     return {"loss": step.metrics["loss"], "gradient": gradient, "metrics": step.metrics}
+
+
+def prepared(root: Path, train: str, evaluation: str, model: Callable[[Path], object] = make_model) -> WorkDir:
+    """A work folder as prepare leaves it. train, evaluation: labels of their examples; model: writes one into a folder."""
+    work = WorkDir(root)
+    examples(train).save(work.train_data)
+    examples(evaluation, seed=6).save(work.eval_data)
+    on_ranks(1, model, work.model)
+    return work

@@ -8,21 +8,13 @@ import pytest
 
 from dpo_operator.api.training import Budget
 from dpo_trainer.workdir import WorkDir
-from tests.numerics.family import examples
-from tests.numerics.jobs import a_job, make_model, train_on_rank
+from tests.numerics.family import prepared
+from tests.numerics.jobs import a_job, train_on_rank
 from tests.numerics.ranks import on_ranks
 
 pytestmark = pytest.mark.numerics
 
 STEPS = 4
-
-
-def prepared(root: Path, train: str, evaluation: str) -> WorkDir:
-    work = WorkDir(root)
-    examples(train).save(work.train_data)
-    examples(evaluation, seed=6).save(work.eval_data)
-    on_ranks(1, make_model, work.model)
-    return work
 
 
 def watched(document: dict[str, Any], root: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dpo_operator.api.reports import Progress
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.outcome import StopRequest
 from dpo_trainer.workdir import WorkDir
-from tests.numerics.family import examples
+from tests.numerics.family import prepared
 from tests.numerics.jobs import a_job
 from tests.numerics.ranks import on_ranks
 from tests.numerics.test_samples import a_model
@@ -51,14 +51,6 @@ def signs_of_life(
     return [sign for sign in signs if sign[1] > 0]
 
 
-def prepared(root: Path, train: str, evaluation: str) -> WorkDir:
-    work = WorkDir(root)
-    examples(train).save(work.train_data)
-    examples(evaluation, seed=6).save(work.eval_data)
-    on_ranks(1, a_model, work.model)
-    return work
-
-
 def a_document(**spec: Any) -> dict[str, Any]:
     """Two steps, of two passes on each rank, with an evaluation and a save in the foreground after the second one."""
     document = a_job(maxSteps=2, globalBatchSize=8, microBatchSize=2)
@@ -72,7 +64,7 @@ def a_document(**spec: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("adapter", [{}, {"adapter": {"type": "lora", "rank": 2}}], ids=["full", "lora"])
 def test_every_pass_token_and_saved_tensor_is_one(adapter: dict[str, Any], tmp_path: Path):
-    work = prepared(tmp_path, "=" * 16, "=" * 12)
+    work = prepared(tmp_path, "=" * 16, "=" * 12, a_model)
     signs = on_ranks(2, signs_of_life, a_document(**adapter), work.root)
     counts = [Counter(name for name, *_ in own) for own in signs]
 
@@ -85,14 +77,14 @@ def test_every_pass_token_and_saved_tensor_is_one(adapter: dict[str, Any], tmp_p
 
 
 def test_the_reference_point_of_kto_is_one_too(tmp_path: Path):
-    work = prepared(tmp_path, "++-+-+-+", "+-+-+-")
+    work = prepared(tmp_path, "++-+-+-+", "+-+-+-", a_model)
     [signs] = on_ranks(1, signs_of_life, a_document(method={"name": "kto"}), work.root)
     # As many passes over answers to other prompts as over the evaluation's own.
     assert Counter(name for name, *_ in signs)["evaluating"] == 2 * 6
 
 
 def test_a_rank_that_hangs_in_an_evaluation_silences_the_others(tmp_path: Path):
-    work = prepared(tmp_path, "=" * 16, "=" * 12)
+    work = prepared(tmp_path, "=" * 16, "=" * 12, a_model)
     first, _ = on_ranks(2, signs_of_life, a_document(), work.root, (1, 3))
     times = [at for name, _, at in first if name == "evaluating"]
     gaps = [later - earlier for earlier, later in pairwise(times)]

@@ -63,7 +63,7 @@ class Turns:
             return self._ask(key, order)
         had = self._leave(key)
         if stand is Stand.PLACING:
-            self._placing[key] = self._clock()
+            self._placing[key] = now
         elif had or all_known:
             self._wake_next()
         return Turn(stand is Stand.PLACING, self._others_wait(key))

@@ -123,7 +123,7 @@ def is_settled(failure: Failure, job: ChildJob | None, pods: Sequence[ChildPod])
 
 def classify(pod: ChildPod) -> Failure | None:
     """Failure of one pod, or None while it runs or when it succeeded."""
-    if pod.succeeded or (pod.exit is not None and pod.exit.code == ExitCode.OK):
+    if pod.succeeded:
         return None
     if pod.deleting and not pod.disruption and _never_ran(pod):
         return Failure(POD_DELETED, "infrastructure", f"{_where(pod)} was deleted before it ran", distance=STOPPED)
@@ -200,7 +200,7 @@ def _exited(pod: ChildPod, end: Exit) -> Failure:
         reason, failure_class = OOM_KILLED, "counted"
         meaning = "Killed for using more memory than its limit. Raise pod.resources.limits.memory, or lower training.microBatchSize or data.maxLength."
     elif end.reason in _UNSEEN:
-        reason, failure_class, distance = NODE_RESTARTED, "infrastructure", OWN
+        reason, failure_class = NODE_RESTARTED, "infrastructure"
         meaning = f"Nobody saw the container's end ({end.reason}): its node, or the container runtime there, was started anew."
     elif failure_class == "secondary":
         failure_class, distance = "counted", SECONDARY

@@ -203,9 +203,9 @@ def time_left(job: DPOJob, status: DPOJobStatus, seen: Observed, pods: Sequence[
     if not takes_one and not holds_a_part(job, status, seen):
         return float("inf")
     limit = float(job.spec.failure_policy.gang_timeout_seconds)
-    if not takes_one:
-        return limit - seen.placing_seconds
-    return (min(limit, YIELD_SECONDS) if seen.others_waiting else limit) - seen.placing_seconds
+    if takes_one and seen.others_waiting:
+        limit = min(limit, YIELD_SECONDS)
+    return limit - seen.placing_seconds
 
 
 def placed(status: DPOJobStatus, pods: Sequence[ChildPod], desired: int) -> DPOJobStatus:
