@@ -27,7 +27,7 @@ def trl(folder: Path, scratch: Path, lora: bool, *, best: bool) -> dict[str, Any
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast, TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    from dpo_trainer.dataset import PairDataset
+    from dpo_trainer.data.dataset import PairDataset
 
     class SameTokensSameOrder(DPOTrainer):
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
@@ -63,7 +63,7 @@ def trl(folder: Path, scratch: Path, lora: bool, *, best: bool) -> dict[str, Any
     policy: Any = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     if lora:
         from dpo_operator.api.training import Adapter
-        from dpo_trainer.model import add_lora
+        from dpo_trainer.model.policy import add_lora
 
         policy = add_lora(policy, Adapter.model_validate(LORA), seed=0)
     started = time.monotonic()
@@ -82,12 +82,13 @@ def breakdown(folder: Path, scratch: Path) -> dict[str, Any]:
     """The same run as `ours` with clocks on its parts, and the least that each part could take."""
     import torch
 
-    from dpo_trainer import evaluate, head, milestones, reference, step
-    from dpo_trainer.dataset import PairDataset
-    from dpo_trainer.engine import Engine
-    from dpo_trainer.figures import Totals
-    from dpo_trainer.model import Policy
-    from dpo_trainer.objective import Objective
+    from dpo_trainer.data.dataset import PairDataset
+    from dpo_trainer.engine.engine import Engine
+    from dpo_trainer.losses.metrics import Totals
+    from dpo_trainer.losses.objective import Objective
+    from dpo_trainer.model import head
+    from dpo_trainer.model.policy import Policy
+    from dpo_trainer.training import evaluate, milestones, reference, step
 
     clocks = Clocks()
     for name in ("forward", "backward"):
@@ -151,10 +152,10 @@ def _without_deepspeed(folder: Path, clocks: Clocks) -> None:
     from transformers import LlamaForCausalLM
 
     from dpo_operator.api.types import DPOJob
-    from dpo_trainer.batch import collate
-    from dpo_trainer.bins import rounds
-    from dpo_trainer.dataset import PairDataset
-    from dpo_trainer.model import Policy
+    from dpo_trainer.batches.batch import collate
+    from dpo_trainer.batches.packing import rounds
+    from dpo_trainer.data.dataset import PairDataset
+    from dpo_trainer.model.policy import Policy
 
     spec = DPOJob.model_validate(a_job(adapter=False)).spec
     data = PairDataset.open(folder / "data" / "train")
@@ -193,7 +194,7 @@ def main() -> None:
     side, folder, scratch, lora = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4] == "1"
     import torch
 
-    from dpo_trainer.dataset import PairDataset
+    from dpo_trainer.data.dataset import PairDataset
 
     torch.set_num_threads(1)
     sides = {

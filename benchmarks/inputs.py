@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dpo_trainer.launch import KEEP_FREED
+from dpo_trainer.launch.launcher import KEEP_FREED
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MAX_LENGTH, VOCABULARY = 512, 50257
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def make_data(folder: Path, dialogues: Path, tokenizer: Path, *, pairs: int | None, repeat: int = 1) -> None:
     """Write the first pairs of a file, all of them with None, as a run's training data. repeat: so many times over."""
-    from dpo_trainer.dataset import PairDataset
+    from dpo_trainer.data.dataset import PairDataset
 
     found = list(_pairs(dialogues, tokenizer, pairs))
     if pairs is not None and len(found) < pairs:
@@ -79,8 +79,8 @@ def _pairs(dialogues: Path, tokenizer: Path, limit: int | None) -> Iterator[Any]
     import numpy as np
     from tokenizers import ByteLevelBPETokenizer
 
-    from dpo_trainer.dataset import TokenPair
-    from dpo_trainer.truncation import Limits, truncate
+    from dpo_trainer.data.dataset import TokenPair
+    from dpo_trainer.data.tokens.truncation import Limits, truncate
 
     words = ByteLevelBPETokenizer(str(tokenizer / "encoder.json"), str(tokenizer / "vocab.bpe"))
     limits, found = Limits(MAX_LENGTH, None, "keep_end"), 0

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from benchmarks.runs import Dataset, Failed, prepare, take_apart, train
 from dpo_operator.api.method import REFERENCE_FREE
-from dpo_trainer.workdir import WorkDir
+from dpo_trainer.runtime.workdir import WorkDir
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

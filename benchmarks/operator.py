@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 
-from dpo_operator.api import crd
+from dpo_operator.generate import crd
 from tests.apiserver.client import Requests, wait_until_served
 from tests.apiserver.hands import Hands, wait_until
 from tests.apiserver.operator_process import OperatorProcess, running

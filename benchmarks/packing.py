@@ -26,9 +26,9 @@ def count_tokens(folder: Path) -> Table:
     """Tokens of one epoch through the model, per layout and number of ranks, as a share of the plain pairs' tokens."""
 
     from dpo_operator.api.training import Budget
-    from dpo_trainer.bins import rounds, tokens_of
-    from dpo_trainer.dataset import PairDataset
-    from dpo_trainer.sampler import Plan
+    from dpo_trainer.batches.packing import rounds, tokens_of
+    from dpo_trainer.batches.sampler import Plan
+    from dpo_trainer.data.dataset import PairDataset
 
     lengths = PairDataset.open(folder / "data" / "train").lengths
     plan = Plan(len(lengths), STEP, seed=0, shuffle=True)
@@ -72,9 +72,9 @@ import json, sys
 import numpy as np, torch
 torch.set_num_threads(1)
 from transformers import LlamaConfig, LlamaForCausalLM
-from dpo_trainer.batch import collate
-from dpo_trainer.dataset import PairDataset, TokenPair
-from dpo_trainer.model import Policy
+from dpo_trainer.batches.batch import collate
+from dpo_trainer.data.dataset import PairDataset, TokenPair
+from dpo_trainer.model.policy import Policy
 
 hidden, layers, vocabulary, prompt, chosen, rejected, pairs, chunk = map(int, sys.argv[1:])
 config = LlamaConfig(vocab_size=vocabulary, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers,

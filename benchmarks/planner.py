@@ -19,8 +19,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dpo_operator.api import hardware, names
-from dpo_operator.api.modelconfig import shape_of
+from dpo_operator.api import names
+from dpo_operator.api.models import hardware
+from dpo_operator.api.models.config import shape_of
 from dpo_operator.api.reports import TokenReport
 from dpo_operator.api.types import DPOJob
 from dpo_operator.sizing import proposal
@@ -90,7 +91,7 @@ def make_inputs(folder: Path, case: Case) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from dpo_trainer.dataset import PairDataset, TokenPair
+    from dpo_trainer.data.dataset import PairDataset, TokenPair
 
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**case.model)).save_pretrained(folder / "model")

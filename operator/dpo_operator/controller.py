@@ -16,19 +16,19 @@ import kopf
 from prometheus_client import start_http_server
 
 from dpo_operator.api import names
-from dpo_operator.cluster.access import Access
-from dpo_operator.cluster.client import RESOURCES, ApiError, Client
-from dpo_operator.cluster.keys import Key, KeyQueue
-from dpo_operator.cluster.lease import Lease, LeaseLostError
-from dpo_operator.cluster.observe import find_leftovers
-from dpo_operator.cluster.progress import ProgressReader
-from dpo_operator.cluster.reconcile import Reconciler
-from dpo_operator.cluster.watches import Stream, Watches, hearing
 from dpo_operator.config import Config
 from dpo_operator.kopf_settings import SILENT_WATCH_SECONDS, configure
-from dpo_operator.metrics import JobMetrics
+from dpo_operator.kube.access import Access
+from dpo_operator.kube.client import RESOURCES, ApiError, Client
+from dpo_operator.kube.lease import Lease, LeaseLostError
+from dpo_operator.kube.watches import Stream, Watches, hearing
+from dpo_operator.metrics.jobs import JobMetrics
 from dpo_operator.planning.plan import Settings
 from dpo_operator.planning.validate import Problems, read_job, validate
+from dpo_operator.queueing.keys import Key, KeyQueue
+from dpo_operator.reconcile.observe import find_leftovers
+from dpo_operator.reconcile.progress_reader import ProgressReader
+from dpo_operator.reconcile.reconciler import Reconciler
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dpo_operator.api import crd
+from dpo_operator.generate import crd
 from tests.apiserver.client import Requests, wait_until_served
 from tests.cluster.rig import fixture
 from tests.cluster.rig.control_plane import ControlPlane

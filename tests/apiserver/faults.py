@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpo_operator.api import crd
+from dpo_operator.generate import crd
 from tests.apiserver.client import Requests, wait_until_served
 from tests.apiserver.hands import Hands, wait_until
 from tests.apiserver.operator_process import OperatorProcess, running

@@ -5,7 +5,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from dpo_operator.api import crd, names
+from dpo_operator.api import names
+from dpo_operator.generate import crd
 
 REMOVE = object()
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dpo_operator.api import crd, names
+from dpo_operator.api import names
+from dpo_operator.generate import crd
 from tests.apiserver.mutants import a_job
 from tests.cluster.rig import fixture, remains
 from tests.cluster.rig.binaries import binary

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from dpo_operator.api import crd, rules
+from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob, DPOJobSpec
+from dpo_operator.generate import crd
 from tests.apiserver.client import Requests
 from tests.apiserver.mutants import COMPLETE, a_job
 from tests.cluster.rig.control_plane import ControlPlane

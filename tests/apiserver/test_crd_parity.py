@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dpo_operator.api import rules
+from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from tests.apiserver.client import Answer, Requests
 from tests.apiserver.mutants import COMPLETE, a_job, mutants

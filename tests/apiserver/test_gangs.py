@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_operator.api import crd
+from dpo_operator.generate import crd
 from tests.apiserver import nodes
 from tests.apiserver.client import Requests, wait_until_served
 from tests.apiserver.hands import Hands, wait_until

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from dpo_operator.builders.pod import TrainerImage
-from dpo_operator.cluster.client import Client
-from dpo_operator.cluster.keys import Key
-from dpo_operator.cluster.progress import ProgressReader
-from dpo_operator.cluster.reconcile import Reconciler
-from dpo_operator.metrics import JobMetrics
+from dpo_operator.kube.client import Client
+from dpo_operator.metrics.jobs import JobMetrics
 from dpo_operator.planning.plan import Settings
+from dpo_operator.queueing.keys import Key
+from dpo_operator.reconcile.progress_reader import ProgressReader
+from dpo_operator.reconcile.reconciler import Reconciler
 from tests.apiserver.client import Requests
 from tests.apiserver.hands import Hands
 from tests.apiserver.scripted import ending, play_kubelet

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dpo_operator.api import names
-from dpo_operator.api.modelconfig import shape_of
+from dpo_operator.api.models.config import shape_of
 from tests.apiserver.client import Requests
 from tests.apiserver.hands import NAMESPACE, Hands, last_words, wait_until
 from tests.apiserver.operator_process import OperatorProcess, running

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dpo_operator.api import crd
+from dpo_operator.generate import crd
 from tests.apiserver import gomodule
 from tests.apiserver.client import Requests, wait_until_served
 from tests.apiserver.hands import Hands, last_words, wait_until

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpo_operator.api import crd, names
+from dpo_operator.api import names
+from dpo_operator.generate import crd
 from tests.apiserver.client import Requests, wait_until_served
 from tests.apiserver.hands import Hands, bind, make_storage_class, wait_until
 from tests.apiserver.operator_process import OperatorProcess, running

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dpo_operator.api import crd, names
+from dpo_operator.api import names
+from dpo_operator.generate import crd
 from tests.apiserver import nodes
 from tests.apiserver.client import Requests
 from tests.apiserver.hands import Hands, last_words, wait_until

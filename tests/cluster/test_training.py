@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dpo_operator.dashboards import dashboard_queries, operator_queries
+from dpo_operator.generate.dashboards import dashboard_queries, operator_queries
 from tests.cluster import scenario
 from tests.cluster.scenario import Job
 

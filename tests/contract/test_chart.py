@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dpo_operator.api import crd, names
+from dpo_operator.api import names
 from dpo_operator.config import Config
+from dpo_operator.generate import crd
 from tests.contract.chart import CHART, NAMESPACE, HelmError, helm, render
 
 pytestmark = pytest.mark.contract

@@ -13,9 +13,9 @@ import yaml
 
 from dpo_operator.api.names import GROUP, LABEL_JOB
 from dpo_operator.api.status import State
-from dpo_operator.dashboards import dashboard_queries, fill_in, fleet, job, operator_queries
-from dpo_operator.dashboards.catalogue import catalogue, series_names
-from dpo_operator.dashboards.panels import annotation_expressions, expressions
+from dpo_operator.generate.dashboards import dashboard_queries, fill_in, fleet, job, operator_queries
+from dpo_operator.generate.dashboards.catalogue import catalogue, series_names
+from dpo_operator.generate.dashboards.panels import annotation_expressions, expressions
 from tests.cluster.rig.binaries import binary
 
 pytestmark = pytest.mark.contract

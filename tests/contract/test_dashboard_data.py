@@ -15,13 +15,13 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from dpo_operator.api.reports import CheckpointRef
 from dpo_operator.api.status import DPOJobStatus, Restart
-from dpo_operator.cluster.keys import Key
-from dpo_operator.dashboards import dashboard_queries, fill_in, job, operator_queries
-from dpo_operator.dashboards.panels import annotation_expressions
-from dpo_operator.metrics import JobMetrics
-from dpo_operator.timings import Timings
+from dpo_operator.generate.dashboards import dashboard_queries, fill_in, job, operator_queries
+from dpo_operator.generate.dashboards.panels import annotation_expressions
+from dpo_operator.metrics.jobs import JobMetrics
+from dpo_operator.metrics.timings import Timings
+from dpo_operator.queueing.keys import Key
+from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
-from dpo_trainer.workdir import WorkDir
 from tests.cluster.rig.binaries import binary
 from tests.contract.chart import NAMESPACE, render
 from tests.ports import free_port

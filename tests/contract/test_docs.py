@@ -11,14 +11,16 @@ import pytest
 import torch
 import yaml
 
-from dpo_operator.api import names, rules, support
+from dpo_operator.api import names
 from dpo_operator.api.data import Columns
 from dpo_operator.api.method import AddedLoss, Method, MethodName
+from dpo_operator.api.rules import spec as rules
+from dpo_operator.api.rules import support
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_operator.cli import jobfile
-from dpo_trainer import datawarnings
-from dpo_trainer.formats import ChatPair, Reason, Rejection, TextPair, detect, normalize
-from dpo_trainer.objective import Logps, Objective
+from dpo_trainer.data.formats import ChatPair, Reason, Rejection, TextPair, detect, normalize
+from dpo_trainer.data.report import warnings as datawarnings
+from dpo_trainer.losses.objective import Logps, Objective
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.contract

@@ -9,12 +9,14 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from dpo_operator import generate
-from dpo_operator.api import conditions, crd, rules
+from dpo_operator.api import conditions
 from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.types import DPOJob
 from dpo_operator.cli.jobfile import JobFileError, read
-from dpo_operator.dashboards.catalogue import catalogue
+from dpo_operator.generate import crd
+from dpo_operator.generate import files as generate
+from dpo_operator.generate.dashboards.catalogue import catalogue
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.contract

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from dpo_operator.api.training import Budget
-from dpo_trainer.batch import Layout
-from dpo_trainer.dataset import PairDataset, TokenPair
-from dpo_trainer.workdir import WorkDir
+from dpo_trainer.batches.batch import Layout
+from dpo_trainer.data.dataset import PairDataset, TokenPair
+from dpo_trainer.runtime.workdir import WorkDir
 from tests.numerics.jobs import VOCABULARY, a_job, make_model
 from tests.numerics.ranks import on_ranks
 from tests.numerics.trl_side import END
@@ -78,11 +78,11 @@ def losses_and_gradients(
     """
     from dpo_operator.api.method import Method
     from dpo_operator.api.types import DPOJob
-    from dpo_trainer.engine import Engine, join_world
-    from dpo_trainer.evaluate import logps_table
-    from dpo_trainer.examples import open_examples
-    from dpo_trainer.objective import Objective
-    from dpo_trainer.workdir import WorkDir
+    from dpo_trainer.engine.engine import Engine, join_world
+    from dpo_trainer.losses.objective import Objective
+    from dpo_trainer.runtime.workdir import WorkDir
+    from dpo_trainer.training.evaluate import logps_table
+    from dpo_trainer.training.examples import open_examples
 
     world = join_world("cpu")
     works = {name: WorkDir(policy.parent / f"{name}-{world.rank}") for name in data}
@@ -117,8 +117,8 @@ def _arrange(engine: Any, arrangement: Arrangement) -> None:
 def _loss_and_gradient(engine: Any, objective: Any, examples: Any) -> dict[str, Any]:
     from deepspeed.utils import safe_get_full_grad
 
-    from dpo_trainer.outcome import StopRequest
-    from dpo_trainer.step import forward_backward
+    from dpo_trainer.runtime.termination import StopRequest
+    from dpo_trainer.training.step import forward_backward
 
     step = forward_backward(
         engine,

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from dpo_operator.api.types import DPOJob
-from dpo_trainer.dataset import PairDataset
-from dpo_trainer.outcome import StopRequest
+from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.phases import stop_on_request
+from dpo_trainer.runtime.termination import StopRequest
+from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.metrics_file import read_metrics
-from dpo_trainer.workdir import WorkDir
 from tests.numerics.jobs import a_job, make_model, some_pairs
 
 STEPS = 6
@@ -61,7 +61,7 @@ def train_until(
     stop_after: ask this run to stop, as SIGTERM does, after a step; on one rank alone, the second where there is one.
     kill_after: rank and step after which that rank is killed. kill_in_save: rank, step and sub-step of a save.
     """
-    import dpo_trainer.train as train
+    import dpo_trainer.training.train as train
     from dpo_trainer.checkpoint.store import Checkpoints
 
     rank, stop = int(os.environ["RANK"]), StopRequest() if terminate_in_saves is None else stop_on_request()

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from dpo_operator.api.types import DPOJob
-from dpo_trainer.dataset import PairDataset, TokenPair
-from dpo_trainer.outcome import StopRequest
-from dpo_trainer.workdir import WorkDir
+from dpo_trainer.data.dataset import PairDataset, TokenPair
+from dpo_trainer.runtime.termination import StopRequest
+from dpo_trainer.runtime.workdir import WorkDir
 
 VOCABULARY = 96
 
@@ -75,8 +75,8 @@ def train_on_rank(
     Returns "steps": the training lines of metrics.jsonl afterwards, "evals": the others, "warnings": codes,
     "status": of the outcome.
     """
-    from dpo_trainer import train
     from dpo_trainer.telemetry import Telemetry
+    from dpo_trainer.training import train
 
     work, rank, warnings = WorkDir(root), int(os.environ["RANK"]), []
     telemetry = Telemetry("train", attempt, work, rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
@@ -102,13 +102,13 @@ def plain_training(document: dict[str, Any], model: Path, data: PairDataset, tot
     from torch.nn.functional import logsigmoid
     from transformers import AutoModelForCausalLM
 
-    from dpo_trainer.sampler import Plan
-    from dpo_trainer.schedule import learning_rate, warmup_steps
+    from dpo_trainer.batches.sampler import Plan
+    from dpo_trainer.training.schedule import learning_rate, warmup_steps
 
     spec = DPOJob.model_validate(document).spec
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     if spec.adapter.type != "none":
-        from dpo_trainer.model import add_lora
+        from dpo_trainer.model.policy import add_lora
 
         policy = add_lora(policy, spec.adapter, seed=spec.training.seed)
     trained = [p for p in policy.parameters() if p.requires_grad]

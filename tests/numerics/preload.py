@@ -8,7 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import deepspeed
 import transformers.models.llama.modeling_llama
 
-import dpo_trainer.train
-from dpo_trainer.adapters import import_peft
+import dpo_trainer.training.train
+from dpo_trainer.runtime.libraries import import_peft
 
-PRELOADED = (deepspeed, import_peft(), transformers, dpo_trainer.train)
+PRELOADED = (deepspeed, import_peft(), transformers, dpo_trainer.training.train)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpo_trainer.dataset import PairDataset
+from dpo_trainer.data.dataset import PairDataset
 from tests.numerics.jobs import VOCABULARY
 
 # Every answer ends with it: TRL adds it where it is missing.

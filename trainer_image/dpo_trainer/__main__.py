@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_operator.api import names
-from dpo_trainer import tools
+from dpo_trainer.commands import checkpoints as tools
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return tools.main(argv)
     arguments = parse(argv)
     if arguments.command == "launch":
-        from dpo_trainer import launch
+        from dpo_trainer.launch import launcher as launch
 
         return launch.run(arguments.job_file, arguments.work_dir)
-    from dpo_trainer import stacks
+    from dpo_trainer.launch import stacks
 
     stacks.register()
     from dpo_trainer import phases

@@ -8,15 +8,18 @@ import traceback
 from pathlib import Path
 from types import FrameType
 
-from dpo_operator.api import names, rules, support
+from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import DatasetReport, Termination
+from dpo_operator.api.rules import spec as rules
+from dpo_operator.api.rules import support
 from dpo_operator.api.types import DPOJob
-from dpo_trainer import outcome, rendezvous
-from dpo_trainer.errors import TrainerError, input_not_found, invalid_configuration
-from dpo_trainer.quiet import quiet_libraries
+from dpo_trainer.distributed import rendezvous
+from dpo_trainer.runtime import termination as outcome
+from dpo_trainer.runtime.errors import TrainerError, input_not_found, invalid_configuration
+from dpo_trainer.runtime.quiet import quiet_libraries
+from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
-from dpo_trainer.workdir import WorkDir
 
 _LOCAL = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 
@@ -100,7 +103,7 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
     _stop_by_exception()
     telemetry.activity("preparing model and data")
     telemetry.serve()
-    from dpo_trainer import prepare
+    from dpo_trainer.prepare import phase as prepare
 
     claims = Path(os.environ.get(names.ENV_CLAIMS_DIR, names.CLAIMS_DIR))
 
@@ -127,7 +130,7 @@ def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Te
         rendezvous.wait_for_name(os.environ["MASTER_ADDR"], say, timeout=rendezvous.timeout_from_environment())
     telemetry.track(job)
     telemetry.activity("loading torch")
-    from dpo_trainer import train
+    from dpo_trainer.training import train
 
     # From here on there is something to save, at a step that all ranks agree on.
     ended = train.run(job, work, telemetry=telemetry, attempt=attempt, stop=stop_on_request())
@@ -139,8 +142,8 @@ def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> T
     _stop_by_exception()
     telemetry.activity("exporting")
     telemetry.serve()
-    from dpo_trainer import export
     from dpo_trainer.checkpoint.trust import trust_from_environment
+    from dpo_trainer.export import phase as export
 
     trust = trust_from_environment(required=job.spec.checkpoint.require_recorded_digest)
 
@@ -156,11 +159,11 @@ def _show(command: str, work: WorkDir) -> int:
     """The commands that only read a work folder."""
     try:
         if command == "report":
-            from dpo_trainer import report
+            from dpo_trainer.commands import report
 
             report.report(work)
         else:
-            from dpo_trainer import preview
+            from dpo_trainer.commands import preview
 
             print(*preview.lines(work), sep="\n")
     except Exception as error:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dpo_operator.api.modelshape import ModelShape
+from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.names import Phase
 
 # Checkpoints whose digests are kept: as many as fit a termination message beside everything else.

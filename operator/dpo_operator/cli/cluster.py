@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_operator.api import names
-from dpo_operator.api.rules import NAME_MESSAGE, NAME_PATTERN
+from dpo_operator.api.rules.spec import NAME_MESSAGE, NAME_PATTERN
 from dpo_operator.api.status import State
 
 RESOURCE = f"{names.PLURAL}.{names.GROUP}"

@@ -10,7 +10,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from dpo_operator.api import names, rules, support
+from dpo_operator.api import names
+from dpo_operator.api.rules import spec as rules
+from dpo_operator.api.rules import support
 from dpo_operator.api.types import DPOJob
 
 

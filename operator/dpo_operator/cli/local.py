@@ -22,8 +22,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dpo_operator.api import exitcodes, names, resuming
+from dpo_operator.api import exitcodes, names
 from dpo_operator.api.reports import Termination
+from dpo_operator.api.rules import resuming
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 
 

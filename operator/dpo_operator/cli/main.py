@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from dpo_operator.api import exitcodes, hardware, names
+from dpo_operator.api import exitcodes, names
+from dpo_operator.api.models import hardware
 from dpo_operator.api.quantity import to_bytes
 from dpo_operator.api.types import DPOJob
 from dpo_operator.cli import cluster, jobfile, local, modelsource, planview

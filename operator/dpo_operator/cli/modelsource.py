@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from dpo_operator.api.modelconfig import ModelConfigError, shape_of
-from dpo_operator.api.modelshape import ModelShape
+from dpo_operator.api.models.config import ModelConfigError, shape_of
+from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.reports import DatasetReport
 from dpo_operator.api.types import DPOJob
 

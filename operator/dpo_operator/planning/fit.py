@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from dpo_operator.api import conditions as c
-from dpo_operator.api import hardware
+from dpo_operator.api.models import hardware
 from dpo_operator.api.quantity import gibibytes, to_bytes
 from dpo_operator.api.reports import DatasetReport
 from dpo_operator.api.types import DPOJobSpec

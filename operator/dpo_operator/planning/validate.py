@@ -7,8 +7,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from dpo_operator.api import conditions as c
-from dpo_operator.api.rules import violations
-from dpo_operator.api.support import unsupported
+from dpo_operator.api.rules.spec import violations
+from dpo_operator.api.rules.support import unsupported
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import job_file
 

@@ -7,7 +7,7 @@ master weights and optimizer state in float32, all partitioned over the ranks.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from dpo_operator.api.modelshape import ModelShape
+from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing.activations import BYTES, with_gradient, without_gradient

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_operator.api.hardware import Device
-from dpo_operator.api.modelshape import ModelShape
+from dpo_operator.api.models.hardware import Device
+from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing import memory, speed

@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from dpo_operator.api.hardware import Device
 from dpo_operator.api.method import MethodName
-from dpo_operator.api.modelshape import ModelShape
+from dpo_operator.api.models.hardware import Device
+from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing.activations import BYTES, chunk_rows

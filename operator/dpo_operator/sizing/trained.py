@@ -1,6 +1,6 @@
 """Which weights a job trains, and what autograd has to keep for them."""
 
-from dpo_operator.api.modelshape import Matrix, ModelShape, Reads
+from dpo_operator.api.models.shape import Matrix, ModelShape, Reads
 from dpo_operator.api.training import Adapter, AdapterType
 
 ALL = "all-linear"

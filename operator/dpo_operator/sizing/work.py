@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, replace
 
-from dpo_operator.api.modelshape import ModelShape
+from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.reports import TokenReport
 from dpo_operator.api.training import Budget
 from dpo_operator.api.types import DPOJobSpec

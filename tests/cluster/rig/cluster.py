@@ -19,13 +19,7 @@ from tests.cluster.rig.addresses import Addresses
 from tests.cluster.rig.binaries import binary
 from tests.cluster.rig.control_plane import ControlPlane, Endpoints
 from tests.cluster.rig.layout import Layout
-from tests.cluster.rig.namespaces import (
-    Namespace,
-    connect_machine,
-    connect_node,
-    create_bridge,
-    set_port,
-)
+from tests.cluster.rig.namespaces import Namespace, connect_machine, connect_node, create_bridge, set_port
 from tests.cluster.rig.node import Node
 from tests.cluster.rig.remains import claim_number, group_of, remove
 from tests.cluster.rig.shell import RigError, run, say, step, wait_for

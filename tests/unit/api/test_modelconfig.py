@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_operator.api.modelconfig import ModelConfigError, shape_of
-from dpo_operator.api.modelshape import ModelShape
+from dpo_operator.api.models.config import ModelConfigError, shape_of
+from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.reports import DatasetReport, Termination, TokenReport
 
 pytestmark = pytest.mark.unit

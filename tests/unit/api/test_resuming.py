@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dpo_operator.api.resuming import NEUTRAL_CHECKPOINT, NEUTRAL_TRAINING, changed
+from dpo_operator.api.rules.resuming import NEUTRAL_CHECKPOINT, NEUTRAL_TRAINING, changed
 from dpo_operator.api.training import Checkpoint, Training
 
 pytestmark = pytest.mark.unit

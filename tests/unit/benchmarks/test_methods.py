@@ -8,10 +8,11 @@ import pytest
 
 from benchmarks.methods import DATASETS, ROWS, document, parse, table, verdict
 from benchmarks.runs import Dataset, figures, take_apart
-from dpo_operator.api import rules, support
 from dpo_operator.api.method import MethodName
+from dpo_operator.api.rules import spec as rules
+from dpo_operator.api.rules import support
 from dpo_operator.api.types import DPOJob
-from dpo_trainer.workdir import WorkDir
+from dpo_trainer.runtime.workdir import WorkDir
 
 pytestmark = pytest.mark.unit
 

@@ -3,7 +3,7 @@
 import pytest
 
 from dpo_operator.api import names
-from dpo_operator.api.rules import violations
+from dpo_operator.api.rules.spec import violations
 from dpo_operator.builders.job import build_child_job
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.builders.ports import ports_of

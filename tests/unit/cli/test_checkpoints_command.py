@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.cli.main import app
-from dpo_trainer import listing
 from dpo_trainer.checkpoint import layout
-from dpo_trainer.tools import main
+from dpo_trainer.commands import listing
+from dpo_trainer.commands.checkpoints import main
 from tests.filesystems import server_is_gone
-from tests.unit.trainer.test_checkpoint_commit import a_checkpoint
+from tests.unit.trainer.checkpoint.test_commit import a_checkpoint
 
 pytestmark = pytest.mark.unit
 

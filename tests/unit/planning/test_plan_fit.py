@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from dpo_operator.api.modelconfig import shape_of
+from dpo_operator.api.models.config import shape_of
 from dpo_operator.api.reports import DatasetReport, TokenReport
 from dpo_operator.planning.actions import Event, Plan
 from dpo_operator.planning.fit import predicted_not_to_fit

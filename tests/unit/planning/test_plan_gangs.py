@@ -10,17 +10,7 @@ from dpo_operator.planning import gangs
 from dpo_operator.planning.actions import Create, Delete, SuspendJob
 from dpo_operator.planning.gangs import Stand
 from dpo_operator.planning.transitions import Moment, mark, running, set_aside
-from tests.unit.planning.build import (
-    NOON,
-    a_child,
-    a_job,
-    a_pod,
-    a_status,
-    a_view,
-    condition,
-    decide,
-    ended,
-)
+from tests.unit.planning.build import NOON, a_child, a_job, a_pod, a_status, a_view, condition, decide, ended
 
 pytestmark = pytest.mark.unit
 

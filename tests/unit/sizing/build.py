@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from dpo_operator.api import hardware
-from dpo_operator.api.modelconfig import shape_of
-from dpo_operator.api.modelshape import ModelShape
+from dpo_operator.api.models import hardware
+from dpo_operator.api.models.config import shape_of
+from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing import proposal
 from dpo_operator.sizing.work import Pairs

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import yaml
 
-from dpo_operator.api import rules, support
 from dpo_operator.api.quantity import gibibytes, to_bytes
+from dpo_operator.api.rules import spec as rules
+from dpo_operator.api.rules import support
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_operator.sizing.proposal import Job, Option, fastest, lines, smallest_change
 from tests.unit.sizing.build import qwen

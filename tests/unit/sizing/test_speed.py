@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from dpo_operator.api import hardware
+from dpo_operator.api.models import hardware
 from dpo_operator.sizing import speed
 from dpo_operator.sizing.work import Work
 from tests.unit.sizing.build import PAIRS, a_spec, qwen, small

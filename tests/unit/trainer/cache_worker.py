@@ -16,10 +16,11 @@ from pathlib import Path
 
 import huggingface_hub
 
-from dpo_trainer import cache as caches
-from dpo_trainer import modelfiles, sources
-from dpo_trainer.errors import TrainerError
-from dpo_trainer.workdir import WorkDir
+from dpo_trainer.pretrained import files as modelfiles
+from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.runtime.workdir import WorkDir
+from dpo_trainer.sources import cache as caches
+from dpo_trainer.sources import resolve as sources
 
 MODEL = "org/tiny"
 DATASET = "org/pairs"
@@ -49,7 +50,7 @@ def work(mode: str, number: int, cache: Path, folder: Path) -> None:
             modelfiles.fetch(listed, FILES, own, None, caches.Cache(cache), lambda text, _: activities.append(text))
         else:
             from dpo_operator.api.types import DPOJob
-            from dpo_trainer import prepare
+            from dpo_trainer.prepare import phase as prepare
 
             # Each prepare pod has its own.
             huggingface_hub.constants.HF_HUB_CACHE = str(own / "hub")
@@ -73,7 +74,7 @@ def work(mode: str, number: int, cache: Path, folder: Path) -> None:
 def main(mode: str, jobs: int, cache: Path, folder: Path, longest_wait: float) -> int:
     for module in (
         "huggingface_hub.hf_api",
-        *(() if mode == "fetch" else ("dpo_trainer.prepare", "transformers", "datasets")),
+        *(() if mode == "fetch" else ("dpo_trainer.prepare.phase", "transformers", "datasets")),
     ):
         importlib.import_module(module)
     sources.FIRST_WAIT_SECONDS = 0.01

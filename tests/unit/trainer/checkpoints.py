@@ -7,7 +7,7 @@ import torch
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.layout import Manifest, Parameter
 from dpo_trainer.checkpoint.shard import Entry, write_shard
-from dpo_trainer.files import write_synced
+from dpo_trainer.runtime.files import write_synced
 
 
 def entry(name: str, values: torch.Tensor) -> Entry:

@@ -91,9 +91,9 @@ def run(name: str, settings: dict, folder: Path) -> dict:
     from huggingface_hub import constants
 
     from dpo_operator.api.types import DPOJob
-    from dpo_trainer import prepare
-    from dpo_trainer.errors import TrainerError
-    from dpo_trainer.workdir import WorkDir
+    from dpo_trainer.prepare import phase as prepare
+    from dpo_trainer.runtime.errors import TrainerError
+    from dpo_trainer.runtime.workdir import WorkDir
 
     model = {"name": settings.get("model", "org/tiny"), "revision": settings.get("revision")}
     data = {"maxLength": 512, "train": settings.get("train", {"source": "org/pairs"}), "eval": settings.get("eval")}
@@ -120,7 +120,7 @@ def main(folder: Path) -> None:
     logging.disable(logging.WARNING)
     with serving(repositories(folder)) as hub:
         os.environ |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-        from dpo_trainer import sources
+        from dpo_trainer.sources import resolve as sources
 
         sources.FIRST_WAIT_SECONDS = 0.01
         results = {}

@@ -7,9 +7,9 @@ import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import DPOJob
-from dpo_trainer import prepare
-from dpo_trainer.errors import TrainerError
-from dpo_trainer.workdir import WorkDir
+from dpo_trainer.prepare import phase as prepare
+from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.runtime.workdir import WorkDir
 from tests.unit.trainer.tiny import tiny_model, write_jsonl
 
 

@@ -12,7 +12,7 @@ from dpo_trainer.checkpoint.layout import BadCheckpoint, Manifest
 from dpo_trainer.checkpoint.shard import ShardReader
 from dpo_trainer.checkpoint.trust import Owner
 from dpo_trainer.checkpoint.verification import verify_shards
-from dpo_trainer.errors import input_not_found, volume_error
+from dpo_trainer.runtime.errors import input_not_found, volume_error
 
 
 class FullCheckpoint:

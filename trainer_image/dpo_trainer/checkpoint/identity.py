@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dpo_operator.api.resuming import NEUTRAL_TRAINING
+from dpo_operator.api.rules.resuming import NEUTRAL_TRAINING
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.checkpoint.layout import shown
 

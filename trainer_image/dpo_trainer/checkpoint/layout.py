@@ -21,7 +21,7 @@ from typing import Annotated, Any, BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dpo_operator.api.reports import CheckpointRef
-from dpo_trainer.errors import volume_error
+from dpo_trainer.runtime.errors import volume_error
 
 FENCE = "attempt"
 MANIFEST = "manifest.json"

@@ -11,14 +11,14 @@ from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.identity import differences, other_settings
 from dpo_trainer.checkpoint.layout import BadCheckpoint, Manifest
-from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.rng import set_rng
 from dpo_trainer.checkpoint.shard import ShardReader
 from dpo_trainer.checkpoint.slices import partition, pieces
 from dpo_trainer.checkpoint.trust import Trust
 from dpo_trainer.checkpoint.verification import kinds_of, verify_shards
 from dpo_trainer.checkpoint.zero3 import Zero3State
-from dpo_trainer.errors import TrainerError, invalid_configuration, volume_error
+from dpo_trainer.distributed.ranks import Ranks
+from dpo_trainer.runtime.errors import TrainerError, invalid_configuration, volume_error
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.checkpoint.layout import BadCheckpoint, File
-from dpo_trainer.errors import TrainerError
-from dpo_trainer.files import create
+from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.runtime.files import create
 
 _NAMES = {torch.float32: "F32", torch.uint8: "U8"}
 _HEADER_ALIGNMENT = 8

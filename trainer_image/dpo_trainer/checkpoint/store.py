@@ -20,13 +20,13 @@ from dpo_trainer.checkpoint.background import Background
 from dpo_trainer.checkpoint.hostcopy import HostCopy
 from dpo_trainer.checkpoint.layout import Manifest
 from dpo_trainer.checkpoint.loading import Loader, Restored
-from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.rng import rng_entries
 from dpo_trainer.checkpoint.shard import Entry
 from dpo_trainer.checkpoint.trust import Trust
 from dpo_trainer.checkpoint.writer import Writer
 from dpo_trainer.checkpoint.zero3 import Zero3State
-from dpo_trainer.versions import library_versions
+from dpo_trainer.distributed.ranks import Ranks
+from dpo_trainer.runtime.versions import library_versions
 
 
 @dataclass

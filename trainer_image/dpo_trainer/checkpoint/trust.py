@@ -16,7 +16,7 @@ from dpo_operator.api import names
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord, CheckpointRef, RecordedCheckpoints
 from dpo_trainer.checkpoint.identity import differences, other_settings
 from dpo_trainer.checkpoint.layout import BadCheckpoint, Manifest
-from dpo_trainer.errors import invalid_configuration
+from dpo_trainer.runtime.errors import invalid_configuration
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dpo_trainer.errors import volume_error
+from dpo_trainer.runtime.errors import volume_error
 
 # Room that must be left after a save, for the manifest and other writers' small files.
 _SPARE_BYTES = 1 << 20

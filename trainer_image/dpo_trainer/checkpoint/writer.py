@@ -15,12 +15,12 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.layout import File, Manifest
-from dpo_trainer.checkpoint.ranks import Ranks
 from dpo_trainer.checkpoint.shard import Entry, file_size, write_shard
 from dpo_trainer.checkpoint.verification import usable_costs
 from dpo_trainer.checkpoint.volume import check_room, explained
-from dpo_trainer.errors import TrainerError
-from dpo_trainer.files import commit, remove, sync_folder, write_synced
+from dpo_trainer.distributed.ranks import Ranks
+from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.runtime.files import commit, remove, sync_folder, write_synced
 
 T = TypeVar("T")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dpo_operator.api.reports import VolumeReport
 from dpo_trainer.checkpoint import layout
-from dpo_trainer.workdir import WorkDir
+from dpo_trainer.runtime.workdir import WorkDir
 
 INTERVAL_SECONDS = 30.0
 

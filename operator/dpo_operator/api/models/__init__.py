@@ -1,0 +1,1 @@
+"""Sizes and architectures of models, read from their config.json alone; no torch."""

@@ -1,0 +1,213 @@
+"""Rules over several fields, each in two forms: CEL for the API server, Python for `dpo run` and the operator.
+
+A contract test feeds the same jobs to both forms and wants the same answer. In CEL, a field of camelCase is
+`self.fieldName`; optional fields need `has()`. The rules of the losses, the data and the failure policy have modules of
+their own.
+"""
+
+import re
+from collections.abc import Callable
+
+from pydantic import BaseModel
+
+from dpo_operator.api import names
+from dpo_operator.api.pods import RESERVED_ENV, Toleration, Volume
+from dpo_operator.api.rules.data import DATA_RULES
+from dpo_operator.api.rules.failure import FAILURE_RULES
+from dpo_operator.api.rules.method import METHOD_RULES
+from dpo_operator.api.rules.pods import POD_RULES
+from dpo_operator.api.rules.rule import Rule
+from dpo_operator.api.training import Adapter, AdapterType, Checkpoint
+from dpo_operator.api.types import DPOJob, DPOJobSpec
+
+# Zero of any unit, and parts of a byte.
+NO_SIZE = "^[0.]+[A-Za-z]*$|m$|[.][0-9]+$"
+
+
+def _size_rule(field: str, read: Callable[[DPOJobSpec], str]) -> Rule:
+    return Rule(
+        field,
+        f"!self.{field}.matches('{NO_SIZE}')",
+        lambda s: not re.search(NO_SIZE, read(s)),
+        "must be above 0 and in whole bytes, such as 500Mi or 100Gi",
+    )
+
+
+def _tolerable(toleration: Toleration) -> bool:
+    value_fits = toleration.operator != "Exists" or not toleration.value
+    key_fits = toleration.key is not None or toleration.operator == "Exists"
+    return value_fits and key_fits and (toleration.toleration_seconds is None or toleration.effect == "NoExecute")
+
+
+def _unused(adapter: Adapter) -> bool:
+    """Whether nothing is said about adapters but their type."""
+    return adapter.model_copy(update={"type": AdapterType.NONE}) == _NO_ADAPTER
+
+
+def _aliases(model: type[BaseModel], besides: str) -> tuple[str, ...]:
+    """Names of a part's fields in YAML, without one."""
+    return tuple(str(field.alias) for name, field in model.model_fields.items() if name != besides)
+
+
+def _evaluates(spec: DPOJobSpec) -> bool:
+    return spec.data.eval is not None or spec.data.eval_fraction > 0
+
+
+def _has_gpu(spec: DPOJobSpec) -> bool:
+    return spec.training.device != "cpu" and spec.gpus_per_node > 0
+
+
+_EVALUATES = "has(self.data.eval) || self.data.evalFraction > 0.0"
+_HAS_GPU = "(self.training.device != 'cpu' && self.gpusPerNode > 0)"
+_NO_ADAPTER = Adapter()
+_MODULES = ", ".join(f"'{module}'" for module in _NO_ADAPTER.target_modules)
+
+SPEC_RULES: tuple[Rule, ...] = (
+    *DATA_RULES,
+    *METHOD_RULES,
+    *POD_RULES,
+    *FAILURE_RULES,
+    Rule(
+        "earlyStopping",
+        f"!has(self.earlyStopping) || {_EVALUATES}",
+        lambda s: s.early_stopping is None or _evaluates(s),
+        "needs data.eval or data.evalFraction above 0",
+    ),
+    Rule(
+        "export.checkpoint",
+        f"!has(self.export.checkpoint) || self.export.checkpoint != 'best' || {_EVALUATES}",
+        lambda s: s.export.checkpoint != "best" or _evaluates(s),
+        "best needs data.eval or data.evalFraction above 0: without an evaluation no checkpoint is the best",
+    ),
+    Rule(
+        "export.merge",
+        "!self.export.merge || self.adapter.type != 'none'",
+        lambda s: not s.export.merge or s.adapter.type is not AdapterType.NONE,
+        "needs adapter.type lora or qlora; without an adapter there is nothing to merge",
+    ),
+    Rule(
+        "tracking.wandb.apiKeySecretRef",
+        "!has(self.tracking.wandb) || (self.tracking.wandb.mode == 'online') == has(self.tracking.wandb.apiKeySecretRef)",
+        lambda s: (
+            s.tracking.wandb is None
+            or (s.tracking.wandb.mode == "online") == (s.tracking.wandb.api_key_secret_ref is not None)
+        ),
+        "must be given with mode online and left out with mode offline, which sends nothing",
+    ),
+    Rule(
+        "checkpoint.keepBest",
+        "self.checkpoint.keepBest > 0 || "
+        "(has(self.export.checkpoint) ? self.export.checkpoint == 'last' : !has(self.earlyStopping))",
+        lambda s: s.checkpoint.keep_best > 0 or not s.exports_best,
+        "must be at least 1 when the best checkpoint is exported (export.checkpoint best, or earlyStopping without "
+        "export.checkpoint last)",
+    ),
+    Rule(
+        "checkpoint.volume.claimName",
+        "!has(self.checkpoint.volume.claimName) || (!has(self.checkpoint.volume.storageClassName) && "
+        "!has(self.checkpoint.volume.accessMode) && self.checkpoint.volume.retention == 'Retain')",
+        lambda s: (
+            s.checkpoint.volume.claim_name is None
+            or (
+                s.checkpoint.volume.storage_class_name is None
+                and s.checkpoint.volume.access_mode is None
+                and s.checkpoint.volume.retention == "Retain"
+            )
+        ),
+        "excludes storageClassName and accessMode, which describe a claim that the operator makes, and retention Delete: "
+        "a claim that you bring is never deleted",
+    ),
+    _size_rule("checkpoint.volume.size", lambda s: s.checkpoint.volume.size),
+    _size_rule("pod.sharedMemory", lambda s: s.pod.shared_memory),
+    Rule(
+        "checkpoint.volume.accessMode",
+        "self.nodes == 1 || !has(self.checkpoint.volume.accessMode) || self.checkpoint.volume.accessMode == 'ReadWriteMany'",
+        lambda s: s.nodes == 1 or s.checkpoint.volume.access_mode in (None, "ReadWriteMany"),
+        "must be ReadWriteMany when nodes is above 1, because every pod writes its shard",
+    ),
+    Rule(
+        "training.globalBatchSize",
+        "self.training.globalBatchSize >= self.nodes * (self.gpusPerNode > 0 ? self.gpusPerNode : 1)",
+        lambda s: s.training.global_batch_size >= s.world_size,
+        "must be at least nodes × gpusPerNode, so that every GPU has a pair in each step",
+    ),
+    Rule(
+        "training.device",
+        "self.training.device != 'cuda' || self.gpusPerNode > 0",
+        lambda s: s.training.device != "cuda" or s.gpus_per_node > 0,
+        "cuda needs gpusPerNode of at least 1",
+    ),
+    Rule(
+        "training.optimizer",
+        f"self.training.optimizer != 'adamw-8bit' || {_HAS_GPU}",
+        lambda s: s.training.optimizer != "adamw-8bit" or _has_gpu(s),
+        "adamw-8bit needs a GPU: gpusPerNode of at least 1, and training.device other than cpu",
+    ),
+    Rule(
+        "adapter.type",
+        f"self.adapter.type != 'qlora' || {_HAS_GPU}",
+        lambda s: s.adapter.type is not AdapterType.QLORA or _has_gpu(s),
+        "qlora needs a GPU: its 4-bit kernels run neither on training.device cpu nor with gpusPerNode 0",
+    ),
+    Rule(
+        "adapter.type",
+        "self.adapter.type != 'none' || ("
+        f"self.adapter.rank == {_NO_ADAPTER.rank} && self.adapter.alpha == {float(_NO_ADAPTER.alpha)} && "
+        f"self.adapter.dropout == {_NO_ADAPTER.dropout} && !self.adapter.dora && !self.adapter.rslora && "
+        f"self.adapter.targetModules == [{_MODULES}])",
+        lambda s: s.adapter.type is not AdapterType.NONE or _unused(s.adapter),
+        "must be lora or qlora when rank, alpha, dropout, dora, rslora or targetModules are set; with none, the default, all weights "
+        "are trained and they would mean nothing",
+    ),
+    Rule(
+        "pod.tolerations",
+        "self.pod.tolerations.all(t, (t.operator != 'Exists' || !has(t.value) || t.value == '') && "
+        "(has(t.key) || t.operator == 'Exists') && "
+        "(!has(t.tolerationSeconds) || (has(t.effect) && t.effect == 'NoExecute')))",
+        lambda s: all(_tolerable(t) for t in s.pod.tolerations),
+        "operator Exists takes no value, a toleration without key needs operator Exists, and tolerationSeconds needs effect "
+        "NoExecute",
+    ),
+    Rule(
+        "pod.env",
+        f"!self.pod.env.exists(e, e.name.matches('{RESERVED_ENV}'))",
+        lambda s: not any(re.search(RESERVED_ENV, e.name) for e in s.pod.env),
+        "must not set a variable that chooses what is loaded, that asks for devices, or that the operator sets: LD_*, PYTHON*, PATH, HOME, "
+        "ENV, BASH_ENV, GIT_*, OPENSSL_*, GCONV_PATH, GLIBC_TUNABLES, LOCPATH, *_PROXY, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN*, "
+        "HF_MODULES_CACHE, HUGGING*, TORCH_DEVICE_BACKEND_AUTOLOAD, TORCHELASTIC_*, PET_*, DPO_*, KUBERNETES_*, MASTER_*, RANK, "
+        "LOCAL_RANK, GROUP_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, *_VISIBLE_DEVICES, CUDA_INJECTION*, NVIDIA_* but NVIDIA_TF32_OVERRIDE",
+    ),
+)
+
+# What may change while a job exists steers the operator alone, or the size of the gang, which goes on from the last
+# checkpoint. All else decides what is computed. The volume's size has a rule of its own: it may grow.
+IMMUTABLE_FIELDS: tuple[str, ...] = (
+    "model",
+    "data",
+    "method",
+    "adapter",
+    "training",
+    "evaluation",
+    "earlyStopping",
+    "export",
+    "tracking",
+    "pod",
+    "queue",
+    *(f"checkpoint.{field}" for field in _aliases(Checkpoint, besides="volume")),
+    *(f"checkpoint.volume.{field}" for field in _aliases(Volume, besides="size")),
+    "cache",
+    "managedBy",
+)
+VOLUME_SIZE = "checkpoint.volume.size"
+
+
+NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
+NAME_MESSAGE = (
+    f"metadata.name: must start with a letter, hold lower-case letters, digits and '-', and have at most "
+    f"{names.MAX_JOB_NAME} characters, because pod host names are made from it"
+)
+
+
+def violations(job: DPOJob) -> list[str]:
+    """Messages of the rules that a job breaks, each beginning with the field's path."""
+    return [f"spec.{rule.field}: {rule.message}" for rule in SPEC_RULES if not rule.check(job.spec)]

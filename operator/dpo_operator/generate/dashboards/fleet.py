@@ -1,0 +1,198 @@
+"""The dashboard of the operator: what all jobs do, how soon it sees and mends, and whether it hears and is heard."""
+
+from dpo_operator.generate.dashboards.panels import Json, Panel, Query, Row, build_dashboard
+from dpo_operator.generate.dashboards.queries import quantile, rate
+
+UID = "dpo-operator"
+# Of what every scraped process exports, the operator's own.
+OURS = "and on (instance, job) dpojob_operator_build_info"
+
+
+def dashboard() -> Json:
+    """The JSON model."""
+    return build_dashboard(
+        uid=UID,
+        title="DPO / Operator",
+        description="All DPOJobs by state, and the operator's own work.",
+        variables=[],
+        annotations=[],
+        rows=[_jobs(), _promptness(), _work(), _connections(), _process()],
+    )
+
+
+def _quantiles(histogram: str, selector: str = "") -> tuple[Query, Query]:
+    """Median and 99th percentile over what was observed lately."""
+    return Query(quantile(0.5, histogram, selector), "p50"), Query(quantile(0.99, histogram, selector), "p99")
+
+
+def _jobs() -> Row:
+    return Row(
+        "Jobs",
+        (
+            Panel(
+                "Jobs by state",
+                "DPOJobs that the operator knows, by the state that `kubectl get dpojob` shows.",
+                (Query("sum by (phase) (dpojob_status_phase) > 0", "{{phase}}"),),
+                decimals=0,
+                minimum=0,
+                width=12,
+                stack=True,
+            ),
+            Panel(
+                "Restarts by reason",
+                "Restarts of the last hour. Many of one reason on different jobs point at a node, a network or a storage.",
+                (
+                    Query(
+                        "sum by (reason) (increase(dpojob_operator_restarts_total[1h])) > 0 or vector(0)", "{{reason}}"
+                    ),
+                ),
+                minimum=0,
+                width=12,
+                stack=True,
+            ),
+        ),
+    )
+
+
+def _promptness() -> Row:
+    return Row(
+        "Failures",
+        (
+            Panel(
+                "Detection",
+                "From the end of a rank's container, by its node's clock, until the status shows what follows. Clocks that "
+                "differ show here.",
+                _quantiles("dpojob_detection_seconds"),
+                unit="s",
+                minimum=0,
+                width=12,
+            ),
+            Panel(
+                "Recovery",
+                "From the decision to restart until all pods of the next attempt run: the old pods' end, a free node, the "
+                "image.",
+                _quantiles("dpojob_recovery_seconds"),
+                unit="s",
+                minimum=0,
+                width=12,
+            ),
+        ),
+    )
+
+
+def _work() -> Row:
+    reconcile = 'handler="reconcile"'
+    return Row(
+        "Work",
+        (
+            Panel(
+                "Time of a reconcile",
+                "One pass over one job, its requests to the API server included.",
+                _quantiles("dpojob_operator_handler_seconds", reconcile),
+                unit="s",
+                minimum=0,
+            ),
+            Panel(
+                "Waiting jobs",
+                "Jobs that wait for a worker. Those in the slow lane failed last time, or have time.",
+                (Query("sum by (lane) (dpojob_operator_queue_depth)", "{{lane}}"),),
+                decimals=0,
+                minimum=0,
+            ),
+            Panel(
+                "Longest wait",
+                "How long the first of them has waited.",
+                (Query("max by (lane) (dpojob_operator_queue_oldest_seconds)", "{{lane}}"),),
+                unit="s",
+                minimum=0,
+            ),
+            Panel(
+                "Errors",
+                "Errors for each second, by kind; each is tried again after a delay that grows. The log tells which job's.",
+                (Query(f"{rate('dpojob_operator_handler_errors_total', 'kind', '')} or vector(0)", "{{kind}}"),),
+                minimum=0,
+            ),
+            Panel(
+                "Reconciles",
+                "Passes for each second by how they ended.",
+                (Query(rate("dpojob_operator_handler_seconds_count", "outcome", reconcile), "{{outcome}}"),),
+                minimum=0,
+                colors={"error": "red", "success": "green"},
+            ),
+            Panel(
+                "Requests",
+                "Requests to the API server for each second, watches aside, by answer; 0: none came, 409: somebody else wrote "
+                "first, 429: the API server asks for patience.",
+                (Query(rate("dpojob_operator_api_requests_total", "code", ""), "{{code}}"),),
+                minimum=0,
+                stack=True,
+            ),
+        ),
+    )
+
+
+def _connections() -> Row:
+    return Row(
+        "Connections",
+        (
+            Panel(
+                "Leader",
+                "Replicas that act. Always 1: 0 means that nobody does.",
+                (Query("sum(dpojob_operator_leader)", "leaders"),),
+                kind="stat",
+                width=4,
+                decimals=0,
+                steps=((None, "red"), (1, "green"), (2, "red")),
+            ),
+            Panel(
+                "Not delivered",
+                "DPOJobs that a list shows in a version that the watch has not delivered. More than 0 for long: the watch is dead.",
+                (Query("max(dpojob_operator_unobserved_objects)", "jobs"),),
+                kind="stat",
+                width=4,
+                decimals=0,
+                steps=((None, "green"), (1, "red")),
+            ),
+            Panel(
+                "Unreadable namespaces",
+                "Watched namespaces whose DPOJobs could not be listed: a RoleBinding is missing there.",
+                (Query("max(dpojob_operator_unreadable_namespaces)", "namespaces"),),
+                kind="stat",
+                width=4,
+                decimals=0,
+                steps=((None, "green"), (1, "red")),
+            ),
+            Panel(
+                "Age of the watches",
+                "Time since each resource's watch was heard, bookmarks included, which come about every minute. A watch that "
+                "stays silent is opened anew, and then the liveness probe fails.",
+                (Query("max by (resource) (dpojob_operator_watch_age_seconds)", "{{resource}}"),),
+                unit="s",
+                minimum=0,
+                width=12,
+            ),
+        ),
+    )
+
+
+def _process() -> Row:
+    return Row(
+        "Process",
+        (
+            Panel(
+                "Memory",
+                "Of each replica.",
+                (Query(f"process_resident_memory_bytes {OURS}", "{{pod}}"),),
+                unit="bytes",
+                minimum=0,
+                width=12,
+            ),
+            Panel(
+                "Processor",
+                "Cores that each replica keeps busy.",
+                (Query(f"rate(process_cpu_seconds_total[$__rate_interval]) {OURS}", "{{pod}}"),),
+                minimum=0,
+                width=12,
+            ),
+        ),
+    )

@@ -1,0 +1,235 @@
+"""Requests to the API server, JSON in and JSON out."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from types import SimpleNamespace, TracebackType
+from typing import Any
+
+import aiohttp
+
+from dpo_operator.api import names
+from dpo_operator.kube.access import Access
+from dpo_operator.kube.server_clock import ServerClock
+
+Json = dict[str, Any]
+REQUEST_SECONDS = 30.0
+PAGE = 500
+READS = frozenset({"GET", "HEAD"})
+JSON_BODY = {"Content-Type": "application/json"}
+MERGE_PATCH = {"Content-Type": "application/merge-patch+json"}
+
+# Seconds during which this process may still write.
+Fence = Callable[[], float]
+# Method, URL path and HTTP status of every answer; status 0 where none came.
+Heard = Callable[[str, str, int], None]
+
+
+class FencedError(Exception):
+    """A write that was not sent: another process may be the leader by now."""
+
+
+class ApiError(Exception):
+    """The API server's refusal.
+
+    code: HTTP status. reason: Kubernetes' word for it, such as AlreadyExists. retry_after: seconds that it asks to wait.
+    """
+
+    def __init__(self, code: int, reason: str, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(f"{code} {reason}: {message}")
+        self.code = code
+        self.retry_after = retry_after
+        self.reason = reason
+        self.message = message
+
+    @property
+    def is_gone(self) -> bool:
+        """The object does not exist."""
+        return self.code == 404
+
+    @property
+    def is_conflict(self) -> bool:
+        """The object is not what the request expected, or exists already."""
+        return self.code == 409
+
+    @property
+    def is_terminating(self) -> bool:
+        """The namespace is being deleted: nothing can be made in it any more, and nothing has to be."""
+        return self.code == 403 and "because it is being terminated" in self.message
+
+    @property
+    def is_refusal(self) -> bool:
+        """The request itself was judged and refused: invalid, forbidden by a quota, a policy or a webhook."""
+        # A webhook that does not answer comes as an error of the server.
+        return self.code in (400, 403, 422) or "failed calling webhook" in self.message
+
+
+@dataclass(frozen=True)
+class Resource:
+    """Where objects of a kind are in the API."""
+
+    prefix: str
+    plural: str
+
+    def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
+        """URL path; without a namespace it spans all of them."""
+        parts = [self.prefix, f"namespaces/{namespace}" if namespace else None, self.plural, name, subresource]
+        return "/" + "/".join(part for part in parts if part)
+
+
+RESOURCES: dict[str, Resource] = {
+    names.KIND: Resource(f"apis/{names.API_VERSION}", names.PLURAL),
+    "Job": Resource("apis/batch/v1", "jobs"),
+    "Pod": Resource("api/v1", "pods"),
+    "Service": Resource("api/v1", "services"),
+    "ConfigMap": Resource("api/v1", "configmaps"),
+    "PersistentVolumeClaim": Resource("api/v1", "persistentvolumeclaims"),
+    "Event": Resource("api/v1", "events"),
+    "PodDisruptionBudget": Resource("apis/policy/v1", "poddisruptionbudgets"),
+    "NetworkPolicy": Resource("apis/networking.k8s.io/v1", "networkpolicies"),
+    "Lease": Resource("apis/coordination.k8s.io/v1", "leases"),
+}
+
+
+def resource_of(manifest: Json) -> Resource:
+    """Where an object belongs. PodGroups of several projects share their kind."""
+    if manifest["kind"] == "PodGroup":
+        return Resource(f"apis/{manifest['apiVersion']}", "podgroups")
+    return RESOURCES[manifest["kind"]]
+
+
+class Client:
+    """A connection to one API server. Close it, or use it as a context manager.
+
+    fence: asked before every write is queued and again when its connection is at hand; without one, writes are free.
+    """
+
+    def __init__(self, access: Access, *, fence: Fence | None = None, heard: Heard | None = None) -> None:
+        self._access = access
+        self._fence = fence
+        self._heard = heard
+        self._server_clock = ServerClock()
+        gate = aiohttp.TraceConfig()
+        # The last moments before a request is written to a connection, new or used before.
+        gate.on_connection_create_end.append(self._at_the_gate)
+        gate.on_connection_reuseconn.append(self._at_the_gate)
+        self._session = access.open(trace_configs=[gate])
+
+    @classmethod
+    async def connect(cls) -> "Client":
+        """A client without a fence, for the API server that Access.load finds."""
+        return cls(await Access.load())
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+    def now(self) -> datetime:
+        """The time of day by the API server's clock, UTC."""
+        return self._server_clock.now()
+
+    async def get(self, kind: str | Resource, namespace: str, name: str) -> Json | None:
+        """One object, None when it does not exist. Read from the storage, never from a cache."""
+        try:
+            resource = RESOURCES[kind] if isinstance(kind, str) else kind
+            return await self.request("GET", resource.path(namespace, name))
+        except ApiError as error:
+            if error.is_gone:
+                return None
+            raise
+
+    async def list(
+        self, kind: str, namespace: str | None, label_selector: str = "", field_selector: str = ""
+    ) -> list[Json]:
+        """All objects of a kind, page by page. Read from the storage, never from a cache."""
+        items: list[Json] = []
+        token = ""
+        while True:
+            query = {"limit": str(PAGE), "labelSelector": label_selector, "continue": token}
+            query["fieldSelector"] = field_selector
+            path = RESOURCES[kind].path(namespace)
+            page = await self.request("GET", path, query={k: v for k, v in query.items() if v})
+            items += page.get("items") or []
+            token = page.get("metadata", {}).get("continue") or ""
+            if not token:
+                return items
+
+    async def request(
+        self, method: str, path: str, body: Json | None = None, query: dict[str, str] | None = None
+    ) -> Json:
+        """One request. Raises ApiError for an answer other than 2xx, and OSError or TimeoutError without an answer.
+
+        A PATCH is a JSON merge patch.
+        """
+        began = time.monotonic()
+        limit = min(REQUEST_SECONDS, self._may_send(method))
+        # As short as it can be: with escapes, what a user may store could be too long to send back.
+        data = None if body is None else json.dumps(body, ensure_ascii=False).encode(errors="replace")
+        status = 0
+        try:
+            # An answer that comes after the right to write ended could be to a request of another leader's time.
+            async with (
+                asyncio.timeout(limit),
+                self._session.request(
+                    method,
+                    self._access.server + path,
+                    data=data,
+                    params=query,
+                    headers=None if body is None else MERGE_PATCH if method == "PATCH" else JSON_BODY,
+                    trace_request_ctx=method,
+                ) as answer,
+            ):
+                status, text = answer.status, await answer.read()
+                retry_after = answer.headers.get("Retry-After", "")
+                self._server_clock.heard(answer.headers.get("Date", ""))
+        except aiohttp.ClientError as error:
+            raise ConnectionError(f"{method} {path}: {str(error) or type(error).__name__}") from error
+        except TimeoutError as error:
+            raise TimeoutError(f"{method} {path}: no answer within {time.monotonic() - began:.1f} s") from error
+        finally:
+            if self._heard is not None:
+                self._heard(method, path, status)
+        if 200 <= status < 300:
+            try:
+                parsed: Json = json.loads(text)
+            except ValueError as error:
+                raise ConnectionError(f"{method} {path}: an answer that is no JSON") from error
+            return parsed
+        if status == 401 and await self._access.reload():
+            return await self.request(method, path, body, query)
+        raise _refusal(status, text, retry_after)
+
+    def _may_send(self, method: str) -> float:
+        """Seconds for a request. Raises FencedError when a write may not be sent at all."""
+        if self._fence is None or method in READS:
+            return REQUEST_SECONDS
+        if (left := self._fence()) <= 0:
+            raise FencedError("not the leader: nothing is written")
+        return left
+
+    async def _at_the_gate(self, session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+        self._may_send(str(context.trace_request_ctx))
+
+
+def _refusal(code: int, text: bytes, retry_after: str) -> ApiError:
+    """From a metav1.Status, or from whatever a proxy in between says."""
+    try:
+        wait = min(60.0, max(0.0, float(retry_after)))
+    except ValueError:
+        wait = 0.0
+    try:
+        status = json.loads(text)
+        return ApiError(code, str(status.get("reason") or "Unknown"), str(status.get("message") or ""), wait)
+    except (ValueError, AttributeError):
+        return ApiError(code, "Unknown", text[:500].decode(errors="replace"), wait)

@@ -1,0 +1,169 @@
+"""Whether a running attempt gets further: what its pods say, and for how long nothing of it has changed."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from dpo_operator.api.names import Phase
+from dpo_operator.api.reports import Progress
+from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.job import pod_count
+from dpo_operator.builders.ports import ports_of
+from dpo_operator.planning.actions import Event
+from dpo_operator.planning.hangs import SILENT_SECONDS, silent_event
+from dpo_operator.planning.observed import ChildPod, Observed
+from dpo_operator.reconcile.progress_reader import ProgressReader, Silence
+
+# Pods that are asked when rank 0's is silent. Steps are taken together, so one that answers is enough.
+OTHERS = 3
+# A pod that can't be reached costs a connection's time-out each time, so it's asked again after a wait that doubles, seconds.
+FIRST_WAIT, LONGEST_WAIT = 3.0, 30.0
+
+Answer = Progress | Silence
+
+
+@dataclass
+class Heartbeats:
+    """Memory of one job, by this machine's monotonic clock.
+
+    Rank 0's pod is read; when it is silent, others are, and any step that any of them tells of is a sign of life. The time
+    without one only counts while there is evidence: a pod that answers, one whose process does not take a connection that its
+    kernel took, or one that answered before and no longer listens. Pods that can't be reached at all tell nothing, since a
+    NetworkPolicy may be in the way.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    _attempt: tuple[Phase | None, int] = (None, 0)
+    _marks: dict[int, object] = field(default_factory=dict)
+    _hung: set[int] = field(default_factory=set)
+    _waits: dict[int, tuple[float, float]] = field(default_factory=dict)
+    _furthest: int = 0
+    _moved_at: float | None = None
+    _silent_since: float | None = None
+    _said: bool = False
+    _asked_last: int = 0
+    _news: tuple[Event, ...] = ()
+
+    async def observe(self, reader: ProgressReader, job: DPOJob, status: DPOJobStatus, seen: Observed) -> Observed:
+        """What was seen, with the newest progress of the current attempt and the time without any."""
+        if status.phase is None or status.is_final:
+            return seen
+        pods = seen.pods_of(status.phase, status.attempt)
+        if (status.phase, status.attempt) != self._attempt:
+            self._forget(status)
+            self._waits = {}
+        # After a failure the attempt is over, whatever the others say; one that is gone, too, would only delay that.
+        failed = any(pod.failed for pod in pods)
+        asked = [] if failed else [pod for pod in pods if pod.running and not pod.deleting and pod.ip]
+        answers = await self._ask(reader, status, asked, ports_of(job, status.phase).metrics)
+        told = {index: answer for index, answer in answers.items() if isinstance(answer, Progress)}
+        read = told.get(0) or max(told.values(), key=lambda progress: progress.step, default=None)
+        if sum(1 for pod in pods if pod.running) < pod_count(job, status.phase):
+            self._forget(status)
+            return replace(seen, progress=read, stalled_seconds=None, hung=())
+        stalled = self._stalled(status, answers)
+        if status.phase == "train":
+            self._watch_first(asked, answers, stalled, read)
+        hung = tuple(sorted(self._hung & answers.keys()))
+        return replace(seen, progress=read, stalled_seconds=stalled, hung=hung)
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to announce."""
+        return bool(self._news)
+
+    def announce(self) -> tuple[Event, ...]:
+        """What users must be told, once."""
+        news, self._news = self._news, ()
+        return news
+
+    async def _ask(
+        self, reader: ProgressReader, status: DPOJobStatus, pods: Sequence[ChildPod], port: int
+    ) -> dict[int, Answer]:
+        """Answers by node rank; none without rank 0's pod."""
+
+        async def ask(some: Sequence[ChildPod]) -> dict[int, Answer]:
+            due = [pod for pod in some if self._waits.get(pod.index, (0.0, 0.0))[0] <= self.clock()]
+            answers = await asyncio.gather(*(reader.read(pod.ip, port) for pod in due))
+            told = {pod.index: _current(answer, status) for pod, answer in zip(due, answers, strict=True)}
+            self._put_off(told)
+            return {pod.index: Silence.UNREACHABLE for pod in some} | told
+
+        if not pods or pods[0].index != 0:
+            return {}
+        first, others = pods[:1], pods[1 : 1 + OTHERS]
+        if self._silent_since is not None:
+            return await ask([*first, *others])
+        answers = await ask(first)
+        if not isinstance(answers[0], Progress):
+            return answers | await ask(others)
+        if self._moved_at is None or self.clock() - self._moved_at < SILENT_SECONDS:
+            return answers
+        # It may be waiting for a slower rank, which is the one that gets further: a few at a time are asked for that.
+        self._asked_last = (self._asked_last + OTHERS) % max(1, len(pods) - 1)
+        rotated = [*pods[1 + self._asked_last :], *pods[1 : 1 + self._asked_last]]
+        return answers | await ask(rotated[:OTHERS])
+
+    def _put_off(self, told: dict[int, Answer]) -> None:
+        """When to ask these pods again. A process that is known to hang answers as one that can't be reached, too."""
+        for index, answer in told.items():
+            _, waited = self._waits.pop(index, (0.0, 0.0))
+            if answer is Silence.UNREACHABLE and index not in self._hung:
+                wait = min(2 * waited, LONGEST_WAIT) or FIRST_WAIT
+                self._waits[index] = (self.clock() + wait, wait)
+
+    def _stalled(self, status: DPOJobStatus, answers: dict[int, Answer]) -> float | None:
+        """Seconds without a change, or None when that can't be told."""
+        now, moved, evidence = self.clock(), False, False
+        before = status.progress
+        # An operator that just started knows from the status that rank 0 answered to the one before.
+        answered = {*self._marks, *([0] if before and before.attempt == status.attempt and before.max_steps else [])}
+        for index, answer in answers.items():
+            if isinstance(answer, Progress):
+                mark = (answer.step, answer.last_step_at, answer.activity)
+                # Without steps nothing says how far it is, and to answer is all that can be asked of it (planning/hangs.py).
+                moved = moved or answer.phase != "train"
+                moved = moved or answer.step > self._furthest or self._marks.get(index, mark) != mark
+                self._marks[index], self._furthest = mark, max(answer.step, self._furthest)
+                self._hung.discard(index)
+            elif answer is Silence.HUNG:
+                self._hung.add(index)
+            elif answer is Silence.STRANGE:
+                self._hung.discard(index)
+            # Of a process that is stopped, the kernel takes some connections and then no more: it stays hung.
+            strange = answer is Silence.STRANGE and index in answered
+            evidence = evidence or isinstance(answer, Progress) or index in self._hung or strange
+        if moved or (evidence and self._moved_at is None):
+            self._moved_at = now
+        return now - self._moved_at if evidence and self._moved_at is not None else None
+
+    def _watch_first(
+        self, pods: Sequence[ChildPod], answers: dict[int, Answer], stalled: float | None, read: Progress | None
+    ) -> None:
+        """Warn when rank 0's pod is silent for long and nothing follows from it: the others go on, or none can be reached."""
+        silence, now = answers.get(0), self.clock()
+        if not isinstance(silence, Silence):
+            self._silent_since, self._said = None, False
+            return
+        if self._silent_since is None:
+            self._silent_since = now
+        seconds = now - self._silent_since
+        going_on = read is not None and stalled is not None and stalled < SILENT_SECONDS
+        if seconds >= SILENT_SECONDS and not self._said and (going_on or stalled is None):
+            self._said = True
+            self._news = (silent_event(pods[0], silence.value, seconds, read.step if read else None),)
+
+    def _forget(self, status: DPOJobStatus) -> None:
+        """All clocks start anew: another attempt, or not all ranks run."""
+        self._attempt = (status.phase, status.attempt)
+        self._marks, self._hung, self._furthest = {}, set(), 0
+        self._moved_at, self._silent_since, self._said, self._news = None, None, False, ()
+
+
+def _current(answer: Answer, status: DPOJobStatus) -> Answer:
+    """What a process of another attempt says is no answer of this one."""
+    if isinstance(answer, Progress) and (answer.phase, answer.attempt) != (status.phase, status.attempt):
+        return Silence.STRANGE
+    return answer

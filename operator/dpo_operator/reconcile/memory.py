@@ -1,0 +1,97 @@
+"""What the operator remembers between two looks at a job. All of it may be lost: a restart only starts the clocks anew."""
+
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from dpo_operator.api import names
+from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.types import DPOJob
+from dpo_operator.planning.observed import Claim, Observed, Support
+from dpo_operator.planning.validate import Problems, read_job
+from dpo_operator.queueing.stopwatch import Stopwatch
+from dpo_operator.reconcile.heartbeats import Heartbeats
+from dpo_operator.reconcile.startup import Startup
+
+EXPANSION_RETRY_SECONDS = 600.0
+
+
+@dataclass
+class Parsed:
+    """What was last read of a job in typed form; reading it again costs more than deciding."""
+
+    _job: tuple[object, DPOJob | Problems] | None = None
+    _status: tuple[str, DPOJobStatus] | None = None
+
+    def job(self, raw: dict[str, Any]) -> DPOJob | Problems:
+        """The job of an object; it changes with its generation, its deletion, or an annotation that asks for a retry."""
+        metadata = raw["metadata"]
+        retry = (metadata.get("annotations") or {}).get(names.ANNOTATION_RETRY)
+        mark = (metadata["uid"], metadata.get("generation"), metadata.get("deletionTimestamp"), retry)
+        if self._job is None or self._job[0] != mark:
+            self._job = (mark, read_job(raw))
+        return self._job[1]
+
+    def status(self, raw: dict[str, Any]) -> DPOJobStatus:
+        """The status of an object in the version that it has."""
+        version = str(raw["metadata"]["resourceVersion"])
+        if self._status is None or self._status[0] != version:
+            self._status = (version, DPOJobStatus.model_validate(raw.get("status") or {}))
+        return self._status[1]
+
+
+@dataclass
+class Furniture:
+    """Claim, Service and ConfigMap as they were last read, at a time by the monotonic clock."""
+
+    claim: Claim | None
+    support: tuple[Support, ...]
+    read_at: float
+
+
+@dataclass(frozen=True)
+class RefusedExpansion:
+    """A claim that could not grow. It's tried again after a while: a StorageClass may have been changed."""
+
+    size: str
+    why: str
+    at: float = field(default_factory=time.monotonic)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether it's too soon to ask again."""
+        return time.monotonic() - self.at < EXPANSION_RETRY_SECONDS
+
+
+@dataclass
+class JobMemory:
+    """Memory of one job.
+
+    raw, seen: the last full look. refused: the API server's last refusal. written: resourceVersions of our last statuses.
+    dirty: something happened since the last full look. due: that look asked for another one. versions: of the Jobs and
+    pods that it saw. guarded, guards_at: of which phase the guards were looked at, and when. furniture: what changes so
+    rarely that not every look reads it. told: the job as a watch showed it, while that is as good as a read. made: phase and attempt of
+    the last Job that was created.
+    """
+
+    uid: str = ""
+    pods: Stopwatch = field(default_factory=Stopwatch)
+    heartbeats: Heartbeats = field(default_factory=Heartbeats)
+    placing: Stopwatch = field(default_factory=Stopwatch)
+    startup: Startup = field(default_factory=Startup)
+    raw: dict[str, Any] | None = None
+    seen: Observed | None = None
+    looked_at: float = 0.0
+    guards_at: float = 0.0
+    guarded: names.Phase | None = None
+    refused: str = ""
+    told: dict[str, Any] | None = None
+    made: tuple[names.Phase | None, int] = (None, 0)
+    expansion: RefusedExpansion | None = None
+    written: deque[str] = field(default_factory=lambda: deque(maxlen=16))
+    dirty: bool = True
+    due: bool = True
+    versions: frozenset[str] = frozenset()
+    furniture: Furniture | None = None
+    parsed: Parsed = field(default_factory=Parsed)

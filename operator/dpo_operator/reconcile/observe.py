@@ -1,0 +1,161 @@
+"""Fresh reads of everything that belongs to one job. Nothing here writes."""
+
+import asyncio
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from dpo_operator.api import names
+from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.config import config_name
+from dpo_operator.builders.guards import build_guards, build_open_budget
+from dpo_operator.builders.volume import claim_name
+from dpo_operator.kube.client import ApiError, Client, resource_of
+from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Guard, Observed, Support, owner_uid
+from dpo_operator.queueing.keys import Key
+from dpo_operator.queueing.stopwatch import Stopwatch
+from dpo_operator.reconcile.memory import Furniture, JobMemory
+
+Json = dict[str, Any]
+
+
+# Kind and objects of a list that was just read.
+Shown = Callable[[str, str, Sequence[Json]], None]
+
+
+async def observe(client: Client, job: DPOJob, memory: JobMemory, *, max_age: float, shown: Shown) -> Observed:
+    """Jobs and pods of a job as the API server holds them now, with its claim, Service and ConfigMap.
+
+    max_age: seconds for which the last read of those three is good enough.
+    """
+    namespace, uid = job.metadata.namespace, job.metadata.uid
+    selector = f"{names.LABEL_UID}={uid}"
+    jobs, pods, furniture = await asyncio.gather(
+        client.list("Job", namespace, selector),
+        client.list("Pod", namespace, selector),
+        _furniture(client, job, memory.furniture, max_age),
+    )
+    shown("Job", namespace, jobs)
+    shown("Pod", namespace, pods)
+    memory.furniture = furniture
+    memory.versions = frozenset(str(raw["metadata"]["resourceVersion"]) for raw in (*jobs, *pods))
+    clock = _Clock(memory.pods)
+    # Labels can be copied by anyone who may create a Job; ownership is what counts.
+    foreign = {raw["metadata"]["uid"] for raw in jobs if owner_uid(raw) != uid}
+    seen = Observed(
+        jobs=tuple(clock.job(raw) for raw in jobs if raw["metadata"]["uid"] not in foreign),
+        pods=tuple(clock.pod(raw) for raw in pods if owner_uid(raw) not in foreign),
+        claim=furniture.claim,
+        support=furniture.support,
+        refused=memory.refused,
+    )
+    clock.forget_the_rest()
+    return seen
+
+
+async def observe_leftovers(client: Client, key: Key, stopwatch: Stopwatch, but: str) -> tuple[ChildPod, ...]:
+    """Pods of jobs of a name that are no more, as long as they are being deleted. but: UID of the job that has the name now."""
+    pods = await client.list("Pod", key.namespace, f"{names.LABEL_JOB}={key.name},{names.LABEL_UID}!={but or 'none'}")
+    clock = _Clock(stopwatch)
+    seen = tuple(clock.pod(raw) for raw in pods if "deletionTimestamp" in raw["metadata"])
+    clock.forget_the_rest()
+    return seen
+
+
+async def find_leftovers(client: Client, namespaces: Sequence[str | None]) -> set[Key]:
+    """Names of jobs that have a pod which is being deleted."""
+    found = [pod["metadata"] for ns in namespaces for pod in await client.list("Pod", ns, names.LABEL_JOB)]
+    return {Key(m["namespace"], m["labels"][names.LABEL_JOB]) for m in found if "deletionTimestamp" in m}
+
+
+async def observe_newborn(client: Client, job: DPOJob, memory: JobMemory) -> Observed:
+    """A job whose acceptance was just written: of what carries its UID nothing can exist, and only a claim may be there.
+
+    An object of somebody else that has one of the names is found when ours is to be made.
+    """
+    claim = await client.get("PersistentVolumeClaim", job.metadata.namespace, claim_name(job))
+    memory.furniture = Furniture(Claim.from_raw(claim) if claim else None, (), time.monotonic())
+    return Observed(claim=memory.furniture.claim, guards=())
+
+
+async def observe_guards(client: Client, job: DPOJob, phase: names.Phase) -> tuple[Guard, ...]:
+    """The guards of a phase that exist."""
+    wanted = [*build_guards(job, phase, ()), *([build_open_budget(job)] if phase == "train" else [])]
+    wanted = list({(guard["kind"], guard["metadata"]["name"]): guard for guard in wanted}.values())
+    namespace = job.metadata.namespace
+    found = await asyncio.gather(*(_guard(client, guard, namespace) for guard in wanted))
+    return tuple(Guard.from_raw(raw) for raw in found if raw is not None)
+
+
+async def _guard(client: Client, wanted: Json, namespace: str) -> Json | None:
+    try:
+        return await client.get(resource_of(wanted), namespace, wanted["metadata"]["name"])
+    except ApiError as error:
+        # Of a queue that the operator was installed without; making it fails in the same way, and that is told.
+        if error.code == 403 and wanted["kind"] == "PodGroup":
+            return None
+        raise
+
+
+async def _furniture(client: Client, job: DPOJob, known: Furniture | None, max_age: float) -> Furniture:
+    namespace, name = job.metadata.namespace, job.metadata.name
+    now = time.monotonic()
+    if known is not None and now - known.read_at < max_age:
+        if known.claim is not None and known.claim.bound:
+            return known
+        # Pods wait for a claim that is not bound, and no event tells of it.
+        claim = await client.get("PersistentVolumeClaim", namespace, claim_name(job))
+        return replace(known, claim=Claim.from_raw(claim) if claim else None)
+    claim, service, config = await asyncio.gather(
+        client.get("PersistentVolumeClaim", namespace, claim_name(job)),
+        client.get("Service", namespace, names.service_name(name)),
+        client.get("ConfigMap", namespace, config_name(job)),
+    )
+    return Furniture(
+        Claim.from_raw(claim) if claim else None,
+        tuple(Support(kind, owner_uid(raw)) for kind, raw in (("Service", service), ("ConfigMap", config)) if raw),
+        now,
+    )
+
+
+def with_created(seen: Observed, raw: Json) -> Observed:
+    """What was seen, and an object that was made since."""
+    match raw["kind"]:
+        case "Job":
+            return replace(seen, jobs=(*seen.jobs, ChildJob.from_raw(raw)))
+        case "PersistentVolumeClaim":
+            return replace(seen, claim=Claim.from_raw(raw))
+        case "Service" | "ConfigMap" as kind:
+            return replace(seen, support=(*seen.support, Support(kind, owner_uid(raw))))
+        case _:
+            return replace(seen, guards=(*(seen.guards or ()), Guard.from_raw(raw)))
+
+
+class _Clock:
+    """Adds how long ends and deletions have been seen."""
+
+    def __init__(self, stopwatch: Stopwatch) -> None:
+        self._stopwatch = stopwatch
+        self._facts: set[Hashable] = set()
+
+    def job(self, raw: Json) -> ChildJob:
+        child = ChildJob.from_raw(raw)
+        return ChildJob.from_raw(raw, failed_seconds=self._since("failed", child.uid)) if child.failed else child
+
+    def pod(self, raw: Json) -> ChildPod:
+        pod = ChildPod.from_raw(raw)
+        if not pod.ended and not pod.deleting:
+            return pod
+        return ChildPod.from_raw(
+            raw,
+            deleting_seconds=self._since("deleting", pod.uid) if pod.deleting else 0.0,
+            failed_seconds=self._since("ended", pod.uid) if pod.ended else 0.0,
+        )
+
+    def _since(self, what: str, uid: str) -> float:
+        self._facts.add((what, uid))
+        return self._stopwatch.seconds((what, uid))
+
+    def forget_the_rest(self) -> None:
+        self._stopwatch.keep(self._facts)

@@ -1,0 +1,334 @@
+"""One pass over one job: look, decide, write the decision down, carry it out."""
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from dpo_operator.api import conditions, names
+from dpo_operator.api.status import DPOJobStatus, State
+from dpo_operator.api.types import DPOJob
+from dpo_operator.kube.client import ApiError, Client, FencedError
+from dpo_operator.metrics.jobs import JobMetrics
+from dpo_operator.metrics.timings import Timings
+from dpo_operator.planning import ending, gangs, resizing, retrying
+from dpo_operator.planning.actions import Create, Event, ExpandClaim, Plan, SuspendJob
+from dpo_operator.planning.observed import Observed
+from dpo_operator.planning.plan import Settings, plan, reject_unreadable
+from dpo_operator.planning.validate import Problems
+from dpo_operator.queueing.keys import Key
+from dpo_operator.queueing.stopwatch import Stopwatch
+from dpo_operator.queueing.turns import Turns
+from dpo_operator.reconcile import write
+from dpo_operator.reconcile.memory import Furniture, JobMemory, RefusedExpansion
+from dpo_operator.reconcile.observe import (
+    Shown,
+    observe,
+    observe_guards,
+    observe_leftovers,
+    observe_newborn,
+    with_created,
+)
+from dpo_operator.reconcile.progress_reader import ProgressReader
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+GUARD_SECONDS = 300.0
+# Decisions that follow from one another on the same reads: accept, make what pods mount, make the Job, note it.
+MAX_ROUNDS = 5
+# Errors that come from outside, and that trying again may mend.
+TROUBLE = (ApiError, FencedError, OSError)
+
+
+def _unheard(kind: str, namespace: str, items: Sequence[Json]) -> None:
+    """For those who follow no watches."""
+
+
+class Reconciler:
+    """Reconciles jobs by key. What it remembers only saves reads; every decision that acts is made on fresh ones."""
+
+    def __init__(
+        self,
+        client: Client,
+        reader: ProgressReader,
+        settings: Settings,
+        metrics: JobMetrics,
+        *,
+        look_seconds: float = 30.0,
+        shown: Shown = _unheard,
+    ) -> None:
+        self._client = client
+        self._reader = reader
+        self._settings = settings
+        self._metrics = metrics
+        self._timings = Timings(metrics.registry)
+        self._look_seconds = look_seconds
+        self._shown = shown
+        self._memory: dict[Key, JobMemory] = {}
+        # How long the deleted pods of jobs that are no more have been seen.
+        self._gone: dict[Key, Stopwatch] = {}
+        self.turns = Turns()
+
+    def changed(self, key: Key, resource_version: str | None = None, told: Json | None = None) -> bool:
+        """Note that something happened to a job; False when it was only our own status write coming back.
+
+        told: the job as a watch gave it.
+        """
+        memory = self._memory.setdefault(key, JobMemory())
+        if resource_version is not None and resource_version in memory.written:
+            return False
+        # One that was never looked at and has no status is accepted or refused, and only in this very version. Everything
+        # else is read anew: a watch may tell old news once more.
+        memory.told = told if told is not None and not told.get("status") and not memory.uid else None
+        memory.dirty = True
+        return True
+
+    def child_changed(self, key: Key, resource_version: str) -> bool:
+        """Note that a Job or pod of a job changed; False when the last look saw it in this very version."""
+        memory = self._memory.setdefault(key, JobMemory())
+        if resource_version in memory.versions:
+            return False
+        memory.dirty = True
+        return True
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Do what the job needs now. Returns the seconds until it needs another look, None when an event will tell."""
+        memory = self._memory.setdefault(key, JobMemory())
+        try:
+            with self._metrics.timed("reconcile"):
+                if not memory.dirty and time.monotonic() - memory.looked_at < self._look_seconds:
+                    done, delay = await self._tick(key, memory)
+                    if done:
+                        return delay
+                return await self._pass(key, memory)
+        except Exception as error:
+            if key in self._memory:
+                # What was not done is looked at again, not only how far rank 0 is.
+                self._memory[key].dirty = True
+            if not isinstance(error, TROUBLE):
+                # A turn that was given for a decision that did not come.
+                self.turns.settle(key, False)
+                logger.exception("%s", key)
+                with suppress(*TROUBLE):
+                    await self._confess(key, error)
+            raise
+
+    async def _confess(self, key: Key, error: Exception) -> None:
+        """An error of the operator's own, told where the job's user looks."""
+        if raw := await self._client.get(names.KIND, key.namespace, key.name):
+            message = f"The operator can't go on with this job and tries again: {type(error).__name__}: {error}"
+            event = Event("Warning", conditions.OPERATOR_ERROR, conditions.shorten(message, 1000))
+            await write.record(self._client, raw, (event,))
+
+    async def _pass(self, key: Key, memory: JobMemory) -> float | None:
+        # Cleared before the reads: what happens during them is another reason to look.
+        memory.dirty = False
+        raw, memory.told = memory.told, None
+        raw = raw or await self._client.get(names.KIND, key.namespace, key.name)
+        if raw is None:
+            self.forget(key)
+            return await self._clear_away(key)
+        if raw["metadata"]["uid"] != memory.uid:
+            if memory.uid:
+                self._gone.setdefault(key, Stopwatch())
+            # Another object of the same name: nothing that was known holds for it.
+            memory = self._memory[key] = JobMemory(uid=raw["metadata"]["uid"], dirty=False)
+        seen: Observed | None = None
+        newborn = False
+        for _ in range(MAX_ROUNDS):
+            before = memory.parsed.status(raw)
+            decision, seen = await self._decide(key, raw, seen, memory, newborn=newborn)
+            # Whoever writes the acceptance is the first to make anything for the job.
+            newborn = before.start_time is None and decision.status.phase is not None
+            try:
+                raw = await self._write(raw, decision, memory)
+            except ApiError as error:
+                if not error.is_gone:
+                    raise
+                self.forget(key)
+                return None
+            self._timings.written(key, before, decision.status, seen, self._client.now())
+            self._metrics.update(key, raw, decision.status)
+            memory.raw, memory.seen, memory.looked_at = raw, seen, time.monotonic()
+            memory.due = decision.requeue_after is not None
+            startup = memory.startup.announce(before, decision.status, seen)
+            said = decision.events + startup + memory.heartbeats.announce()
+            await write.record(self._client, raw, said)
+            seen = await self._apply(key, raw, decision, seen, memory)
+            # What follows from this on the same reads is done at once; after anything else the next pass reads anew. What
+            # there is to say of a new Job is said with its pods, which exist a moment later.
+            goes_on = decision.requeue_after == 0 or any(
+                isinstance(a, Create) and a.kind != "Job" for a in decision.actions
+            )
+            if memory.dirty or not goes_on:
+                break
+        after = decision.requeue_after
+        if key in self._gone:
+            left = await self._clear_away(key, memory.uid)
+            after = min((each for each in (after, left) if each is not None), default=None)
+        return after
+
+    async def _clear_away(self, key: Key, but: str = "") -> float | None:
+        """Remove deleted pods of jobs that are gone, when their node is lost: they would hold claims and namespaces for ever.
+
+        but: UID of the job that has the name now. Returns the seconds until another look, None when no such pod is left.
+        """
+        pods = await observe_leftovers(self._client, key, self._gone.setdefault(key, Stopwatch()), but)
+        for action in ending.last_removals(pods):
+            await write.apply(self._client, key.namespace, "", action)
+            logger.info("%s: %s %s %s", key, action.verb, action.kind, action.name)
+        after = ending.look_again(pods)
+        if after is None:
+            del self._gone[key]
+        return after
+
+    async def _decide(
+        self, key: Key, raw: Json, seen: Observed | None, memory: JobMemory, *, newborn: bool
+    ) -> tuple[Plan, Observed | None]:
+        """The next decision. seen: what was seen before in this pass; None: nothing that still holds."""
+        status, job = memory.parsed.status(raw), memory.parsed.job(raw)
+        if isinstance(job, Problems):
+            generation = int(raw["metadata"].get("generation", 1))
+            retry = retrying.token_of(raw["metadata"].get("annotations") or {})
+            self.turns.forget(key)
+            manager = (raw.get("spec") or {}).get("managedBy")
+            now = self._client.now()
+            return reject_unreadable(status, job, generation=generation, now=now, manager=manager, retry=retry), None
+        if status.phase is None and not status.is_final:
+            # Whether a job is accepted depends on its spec alone. One that never will be keeps nobody waiting.
+            self.turns.look(key, gangs.Stand.OUT, gangs.order(status, self._client.now()))
+            return plan(job, status, Observed(), self._client.now(), self._settings), None
+        is_fresh = seen is None
+        if seen is None and newborn:
+            seen = await observe_newborn(self._client, job, memory)
+            memory.guarded, memory.guards_at = status.phase, time.monotonic()
+        elif seen is None:
+            # While an attempt's Job is there nothing is made from these, so that an older look is good enough.
+            has_job = status.active_job is not None or memory.made == (status.phase, status.attempt)
+            max_age = self._look_seconds if has_job else 0.0
+            seen = await observe(self._client, job, memory, max_age=max_age, shown=self._shown)
+        if (refusal := memory.expansion) is not None and refusal.is_fresh:
+            seen = replace(seen, expansion_refused=(refusal.size, refusal.why))
+        running = resizing.as_running(job, status, seen)
+        if is_fresh:
+            seen = await memory.startup.observe(self._client, running, status, seen)
+        seen = await self._with_guards(running, status, seen, memory)
+        seen = await memory.heartbeats.observe(self._reader, running, status, seen)
+        now = self._client.now()
+        seen = self._with_turn(key, running, status, seen, memory, now)
+        decision = plan(job, status, seen, now, self._settings)
+        self.turns.settle(key, any(isinstance(a, SuspendJob) and not a.value for a in decision.actions))
+        return decision, seen
+
+    async def _tick(self, key: Key, memory: JobMemory) -> tuple[bool, float | None]:
+        """Follow a running job with one request to its rank 0 and none to the API server, unless there is news.
+
+        Returns whether that was enough; a decision that acts is made anew on fresh reads.
+        """
+        if memory.raw is None or memory.seen is None:
+            return False, None
+        status, job = memory.parsed.status(memory.raw), memory.parsed.job(memory.raw)
+        if isinstance(job, Problems) or not conditions.is_true(status.conditions, conditions.RUNNING):
+            return False, None
+        running = resizing.as_running(job, status, memory.seen)
+        seen = await memory.heartbeats.observe(self._reader, running, status, memory.seen)
+        decision = plan(job, status, seen, self._client.now(), self._settings)
+        news = decision.actions or decision.events or memory.heartbeats.has_news
+        if memory.dirty or news or decision.requeue_after is None:
+            return False, None
+        if (decision.status.phase, decision.status.attempts) != (status.phase, status.attempts):
+            return False, None
+        try:
+            memory.raw = await self._write(memory.raw, decision, memory)
+        except ApiError as error:
+            if error.is_conflict:
+                return False, None
+            raise
+        self._metrics.update(key, memory.raw, decision.status)
+        return True, decision.requeue_after
+
+    async def _with_guards(self, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory) -> Observed:
+        """Guards change with the phase, with the operator's settings and with the job's: before each attempt, and now and then."""
+        if status.phase is None or status.is_final:
+            return seen
+        known = memory.guarded == status.phase and time.monotonic() - memory.guards_at < GUARD_SECONDS
+        # Those that this pass looked at or made, or those of an attempt whose Job is there.
+        if known and (seen.guards is not None or seen.job_of(status.phase, status.attempt) is not None):
+            return seen
+        memory.guarded, memory.guards_at = status.phase, time.monotonic()
+        return replace(seen, guards=await observe_guards(self._client, job, status.phase))
+
+    def _with_turn(
+        self, key: Key, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory, now: datetime
+    ) -> Observed:
+        stand = gangs.stand(job, status, seen, now)
+        turn = self.turns.look(key, stand, gangs.order(status, now))
+        # Since the Job was resumed: the next one that is, or the same one later, starts this clock anew.
+        fact = (status.attempts.train, status.placement.timeouts if status.placement else 0)
+        placing = stand is gangs.Stand.PLACING or gangs.holds_a_part(job, status, seen)
+        memory.placing.keep([fact] if placing else [])
+        seconds = memory.placing.seconds(fact) if placing else 0.0
+        return replace(seen, may_place=turn.may_place, others_waiting=turn.others_waiting, placing_seconds=seconds)
+
+    async def _write(self, raw: Json, decision: Plan, memory: JobMemory) -> Json:
+        if decision.status == memory.parsed.status(raw):
+            return raw
+        written = await write.write_status(self._client, raw, decision.status)
+        memory.written.append(str(written["metadata"]["resourceVersion"]))
+        return written
+
+    async def _apply(
+        self, key: Key, raw: Json, decision: Plan, seen: Observed | None, memory: JobMemory
+    ) -> Observed | None:
+        """Carry a decision out. Returns what is seen now, None when that must be read."""
+        for action in decision.actions:
+            try:
+                made = await write.apply(self._client, key.namespace, raw["metadata"]["uid"], action)
+            except ApiError as error:
+                if error.is_terminating:
+                    return None
+                if isinstance(action, ExpandClaim) and error.is_refusal:
+                    memory.expansion = RefusedExpansion(action.size, error.message)
+                    seen, memory.dirty = None, True
+                    continue
+                if error.is_refusal or error.is_gone:
+                    what = f"{action.verb} {action.kind} {action.name}"
+                    memory.refused = f"The API server refused to {what}: {error.message.strip()}"
+                memory.dirty, memory.furniture = True, None
+                raise
+            logger.info("%s: %s %s %s", key, action.verb, action.kind, action.name)
+            if made is None or seen is None:
+                # The next look must see what was just done, whether or not an event tells.
+                seen, memory.dirty = None, True
+                continue
+            seen = with_created(seen, made)
+            if action.kind == "Job":
+                memory.made = (decision.status.phase, decision.status.attempt)
+        if decision.actions:
+            memory.refused = ""
+            memory.furniture = Furniture(seen.claim, seen.support, time.monotonic()) if seen else None
+        return replace(seen, refused=memory.refused) if seen else None
+
+    def forget(self, key: Key) -> None:
+        """The job is gone."""
+        self._memory.pop(key, None)
+        self._timings.forget(key)
+        self.turns.forget(key)
+        self._metrics.forget(key)
+
+    def is_settled(self, key: Key, resource_version: str) -> bool:
+        """Whether a finished job is in the version that was last looked at, and nothing is due any more."""
+        memory = self._memory.get(key)
+        if memory is None or memory.dirty or memory.raw is None or memory.due:
+            return False
+        state = (memory.raw.get("status") or {}).get("state")
+        finished = state in (State.COMPLETE, State.FAILED)
+        return finished and bool(memory.raw["metadata"]["resourceVersion"] == resource_version)
+
+    def known(self) -> frozenset[Key]:
+        """Keys of all jobs that are remembered."""
+        return frozenset(self._memory)

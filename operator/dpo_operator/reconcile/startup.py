@@ -1,0 +1,109 @@
+"""Attempts whose pods do not all run: what Kubernetes' events say about that, and what is said to users."""
+
+import asyncio
+import time
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+
+from dpo_operator.api import conditions as c
+from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.job import pod_count
+from dpo_operator.kube.client import Client
+from dpo_operator.planning.actions import Event
+from dpo_operator.planning.announcing import REPEAT_SECONDS, obstacle_event
+from dpo_operator.planning.observed import Notice, Observed
+from dpo_operator.planning.waiting import LOOK_AFTER_SECONDS, LOOK_SECONDS, TRY_AGAIN_SECONDS
+from dpo_operator.queueing.stopwatch import Clock, Stopwatch
+
+# Pods of a gang mostly fail for the same reason, and each is a request.
+PODS_AT_ONCE = 3
+
+
+@dataclass
+class Startup:
+    """Memory of one job.
+
+    notices: of the last look. tried: the last time of waiting after which refused pods were tried again. said: reasons of the events given
+    about said_of, an attempt, and when; last: the newest of them.
+    """
+
+    clock: Clock = time.monotonic
+    waiting: Stopwatch = field(default_factory=Stopwatch)
+    notices: tuple[Notice, ...] = ()
+    looked_at: float | None = None
+    tried: tuple[Hashable, int] = (None, 0)
+    said: dict[str, float] = field(default_factory=dict)
+    said_of: Hashable = None
+    last: str | None = None
+
+    async def observe(self, client: Client, job: DPOJob, status: DPOJobStatus, seen: Observed) -> Observed:
+        """What was seen, with the time since the attempt's pods should all run, and Kubernetes' words when that is long."""
+        fact = _waits_for(job, status, seen)
+        self.waiting.keep([] if fact is None else [fact])
+        if fact is None:
+            self.notices, self.looked_at = (), None
+            return seen
+        seconds = self.waiting.seconds(fact)
+        due = self.looked_at is None or self.clock() - self.looked_at >= LOOK_SECONDS
+        # A gang that waits for its turn has no pods yet.
+        if seconds >= LOOK_AFTER_SECONDS and due and (uids := _silent(job, status, seen)):
+            self.looked_at = self.clock()
+            self.notices = await _notices(client, job.metadata.namespace, uids)
+        # The Job controller tries often by itself at first.
+        turn = int(seconds // TRY_AGAIN_SECONDS)
+        again = turn > 0 and self.tried != (fact, turn)
+        self.tried = fact, turn
+        return replace(seen, notices=self.notices, waiting_seconds=seconds, may_try_again=again)
+
+    def announce(self, before: DPOJobStatus, status: DPOJobStatus, seen: Observed | None) -> tuple[Event, ...]:
+        """The warning about what keeps the job waiting, once for each change of its reason. before: as it was stored."""
+        if self.last is None:
+            # The operator may have started just now; what the status shows was said by the one before.
+            shown = c.find(before.conditions, c.RUNNING)
+            self.last = shown.reason if shown is not None else ""
+        attempt = (status.phase, status.attempt)
+        if self.said_of not in (None, attempt):
+            self.said, self.last = {}, ""
+        self.said_of = attempt
+        event = obstacle_event(status, seen.waiting_seconds if seen else 0.0)
+        if c.is_true(status.conditions, c.RUNNING):
+            self.last = ""
+        if event is None or event.reason == self.last:
+            return ()
+        now, earlier = self.clock(), self.said.get(event.reason)
+        if earlier is not None and now - earlier < REPEAT_SECONDS:
+            return ()
+        self.said[event.reason], self.last = now, event.reason
+        return (event,)
+
+
+def _waits_for(job: DPOJob, status: DPOJobStatus, seen: Observed) -> Hashable:
+    """The Job whose pods do not all run, as far as it's known; None when nothing is waited for."""
+    if status.phase is None or status.is_final or job.spec.suspend:
+        return None
+    child = seen.job_of(status.phase, status.attempt)
+    pods = seen.pods_of(status.phase, status.attempt)
+    started = {pod.index for pod in pods if pod.running or pod.ended}
+    if len(started) >= pod_count(job, status.phase) or (child is not None and child.suspended):
+        return None
+    return status.phase, status.attempt, child.uid if child else ""
+
+
+def _silent(job: DPOJob, status: DPOJobStatus, seen: Observed) -> list[str]:
+    """UIDs of what is not explained by the objects themselves: a Job without all of its pods, pods that do not start."""
+    assert status.phase is not None
+    child = seen.job_of(status.phase, status.attempt)
+    pods = seen.pods_of(status.phase, status.attempt)
+    missing = child is not None and len({pod.index for pod in pods}) < pod_count(job, status.phase)
+    starting = [pod.uid for pod in pods if pod.node and not pod.running and not pod.ended]
+    return ([child.uid] if child is not None and missing else []) + starting[:PODS_AT_ONCE]
+
+
+async def _notices(client: Client, namespace: str, uids: list[str]) -> tuple[Notice, ...]:
+    """Kubernetes' events about these objects, oldest first by the API server's own order: clocks differ."""
+    found = await asyncio.gather(
+        *(client.list("Event", namespace, field_selector=f"involvedObject.uid={uid}") for uid in uids)
+    )
+    raw = sorted((event for events in found for event in events), key=lambda e: int(e["metadata"]["resourceVersion"]))
+    return tuple(Notice.from_raw(event) for event in raw)

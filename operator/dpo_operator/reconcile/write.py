@@ -1,0 +1,141 @@
+"""The one module that writes to the cluster."""
+
+import hashlib
+import logging
+from typing import Any
+
+from dpo_operator.api import names
+from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.kube.client import RESOURCES, ApiError, Client, resource_of
+from dpo_operator.planning.actions import Action, Create, Delete, Event, ExpandClaim, Patch, SuspendJob, TryAgain
+from dpo_operator.planning.observed import owner_uid
+
+logger = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+COMPONENT = "dpo-operator"
+
+
+async def write_status(client: Client, raw: Json, status: DPOJobStatus) -> Json:
+    """Write the status and return the object as it then is.
+
+    The resourceVersion that was read is the precondition: whoever decided on older facts gets a conflict (ApiError). The
+    spec is not sent: a write of the status changes nothing else.
+    """
+    metadata = raw["metadata"]
+    path = RESOURCES[names.KIND].path(metadata["namespace"], metadata["name"], "status")
+    body = {key: value for key, value in raw.items() if key != "spec"} | {"status": status.to_dict()}
+    return await client.request("PUT", path, body=body)
+
+
+async def apply(client: Client, namespace: str, uid: str, action: Action) -> Json | None:
+    """Carry out one action of the plan for the job with this UID. Doing it twice is the same as once.
+
+    Returns the object that was created, None when there is none or it was there before.
+    """
+    match action:
+        case Create():
+            return await _create(client, namespace, uid, action)
+        case Delete():
+            await _delete(client, namespace, action)
+        case SuspendJob():
+            seen = {"uid": action.uid, "resourceVersion": action.resource_version}
+            await _patch(client, namespace, action, {"metadata": seen, "spec": {"suspend": action.value}})
+        case TryAgain():
+            now = client.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+            metadata = {"uid": action.uid, "annotations": {names.ANNOTATION_TRIED: now}}
+            await _patch(client, namespace, action, {"metadata": metadata})
+        case Patch():
+            metadata = {"uid": action.uid, "annotations": action.manifest["metadata"].get("annotations") or {}}
+            await _patch(client, namespace, action, {"metadata": metadata, "spec": action.manifest["spec"]})
+        case ExpandClaim():
+            spec = {"resources": {"requests": {"storage": action.size}}}
+            await _patch(client, namespace, action, {"metadata": {"uid": action.uid}, "spec": spec})
+    return None
+
+
+async def _create(client: Client, namespace: str, uid: str, action: Create) -> Json | None:
+    resource = resource_of(action.manifest)
+    try:
+        created = await client.request("POST", resource.path(namespace), body=action.manifest)
+    except ApiError as error:
+        if error.reason != "AlreadyExists":
+            raise
+        # The answer to an earlier request may have been lost. An object of another owner is never taken over; the
+        # claim without an owner is the one that the next look judges by its labels.
+        existing = await client.get(resource, namespace, action.name)
+        if existing is not None and owner_uid(existing) not in (uid, owner_uid(action.manifest)):
+            message = f"{action.kind} {action.name} exists and does not belong to this job; delete it or rename the job"
+            raise ApiError(403, "NameConflict", message) from error
+        return None
+    return {"kind": action.kind, **created}
+
+
+async def _delete(client: Client, namespace: str, action: Delete) -> None:
+    path = RESOURCES[action.kind].path(namespace, action.name)
+    body: Json = {
+        "apiVersion": "v1",
+        "kind": "DeleteOptions",
+        "preconditions": {"uid": action.uid},
+        "propagationPolicy": "Background",
+    }
+    if action.grace_seconds is not None:
+        body["gracePeriodSeconds"] = action.grace_seconds
+    try:
+        await client.request("DELETE", path, body=body)
+    except ApiError as error:
+        # Gone, or replaced by another object of the same name: either way this one is no more.
+        if not (error.is_gone or error.is_conflict):
+            raise
+
+
+async def _patch(
+    client: Client, namespace: str, action: SuspendJob | TryAgain | Patch | ExpandClaim, body: Json
+) -> None:
+    resource = resource_of(action.manifest) if isinstance(action, Patch) else RESOURCES[action.kind]
+    path = resource.path(namespace, action.name)
+    try:
+        await client.request("PATCH", path, body=body)
+    except ApiError as error:
+        # Gone, or no longer what the decision was made on: the next look decides anew.
+        if not (error.is_gone or error.is_conflict):
+            raise
+
+
+async def record(client: Client, raw: Json, events: tuple[Event, ...]) -> None:
+    """Emit events about a job. They are for people: one that can't be written is logged and no error."""
+    metadata = raw["metadata"]
+    now = client.now().strftime("%Y-%m-%dT%H:%M:%SZ")
+    for event in events:
+        # The name is made from what is said about which version, so that a repeated request says it once.
+        said = f"{metadata['uid']}/{metadata['resourceVersion']}/{event.reason}/{event.message}"
+        digest = hashlib.sha256(said.encode(errors="replace")).hexdigest()[:16]
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{metadata['name']}.{digest}", "namespace": metadata["namespace"]},
+            "involvedObject": {
+                "apiVersion": names.API_VERSION,
+                "kind": names.KIND,
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "uid": metadata["uid"],
+                "resourceVersion": metadata["resourceVersion"],
+            },
+            "type": event.type,
+            "reason": event.reason,
+            "message": event.message[:1024],
+            "source": {"component": COMPONENT},
+            "reportingComponent": names.MANAGER,
+            "reportingInstance": COMPONENT,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        try:
+            await client.request("POST", RESOURCES["Event"].path(metadata["namespace"]), body=body)
+        except ApiError as error:
+            if error.reason != "AlreadyExists" and not error.is_terminating:
+                logger.warning(
+                    "%s/%s: event %s was not written: %s", metadata["namespace"], metadata["name"], event.reason, error
+                )

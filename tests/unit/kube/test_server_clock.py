@@ -1,0 +1,80 @@
+"""The API server's clock, as its answers tell it."""
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from dpo_operator.kube.server_clock import DOUBT_SECONDS, SLACK_SECONDS, ServerClock
+
+pytestmark = pytest.mark.unit
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+class Server:
+    """An API server's clock and a machine's monotonic one, which both go on when time passes."""
+
+    def __init__(self) -> None:
+        self.time, self.monotonic = NOON, 1000.0
+        self.clock = ServerClock(lambda: self.monotonic)
+
+    def passes(self, seconds: float) -> None:
+        self.time += timedelta(seconds=seconds)
+        self.monotonic += seconds
+
+    def answers(self, wrong_by: timedelta = timedelta()) -> None:
+        self.clock.heard(format_datetime(self.time + wrong_by, usegmt=True))
+
+    @property
+    def error(self) -> float:
+        return abs((self.clock.now() - self.time).total_seconds())
+
+
+def test_it_is_the_servers_time_and_not_this_machines():
+    server = Server()
+    assert abs((server.clock.now() - datetime.now(UTC)).total_seconds()) < 5
+    server.answers()
+    assert server.error < 1
+    assert server.clock.now().tzinfo is UTC
+    server.passes(3600)
+    assert server.error < 1
+
+
+def test_answers_of_whole_seconds_make_it_as_good_as_they_can():
+    server = Server()
+    for _ in range(50):
+        server.passes(0.93)
+        server.answers()
+    assert server.error < 0.1
+
+
+def test_time_does_not_jump_because_one_server_of_several_is_wrong():
+    server = Server()
+    server.answers()
+    for _ in range(100):
+        server.passes(2)
+        server.answers(timedelta(hours=1))
+        server.passes(2)
+        server.answers()
+        assert server.error < SLACK_SECONDS
+
+
+def test_a_clock_that_was_put_right_is_followed_after_a_while():
+    server = Server()
+    server.answers(timedelta(hours=-1))
+    assert server.error > 3500
+    waited = 0.0
+    while server.error > 1 and waited < 10 * DOUBT_SECONDS:
+        server.passes(5)
+        server.answers()
+        waited += 5
+    assert DOUBT_SECONDS <= waited <= DOUBT_SECONDS + 10
+
+
+@pytest.mark.parametrize("text", ["", "yesterday", "Thu, 99 Jan 2026 12:00:00 GMT", "0" * 300])
+def test_what_is_no_date_is_passed_over(text: str):
+    server = Server()
+    server.answers()
+    server.clock.heard(text)
+    assert server.error < 1

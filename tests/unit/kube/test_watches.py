@@ -1,0 +1,83 @@
+"""When a watch is taken for dead, and when not."""
+
+import pytest
+from yarl import URL
+
+from dpo_operator.kube.watches import Stream, Watches
+
+pytestmark = pytest.mark.unit
+
+PODS, JOBS = Stream("pods", "a"), Stream("dpojobs", "a")
+POD_WATCH = URL("https://server/api/v1/namespaces/a/pods?watch=true")
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def watches(clock):
+    return Watches([PODS, JOBS], 140, 30, clock)
+
+
+def test_stream_of_a_path():
+    assert Stream.of("/apis/dpo-operator.dev/v1alpha1/namespaces/a/dpojobs") == JOBS
+    assert Stream.of("/api/v1/pods") == Stream("pods", None)
+    assert str(PODS) == "pods in a"
+
+
+def test_version_that_reads_show_and_the_watch_does_not(watches, clock):
+    watches.delivered(PODS, "5")
+    watches.shown(PODS, ["4", "5"])
+    clock.now += 100
+    assert watches.complaint() == ""
+    watches.shown(PODS, ["7"])
+    clock.now += 29
+    watches.shown(PODS, ["8"])
+    assert watches.complaint() == ""
+    clock.now += 2
+    watches.shown(PODS, ["9"])
+    assert watches.complaint() == "the watch of pods in a has not delivered version 7 in 31 s, which reads show"
+    # Not the newest, but what was missing first.
+    watches.delivered(PODS, "7")
+    assert watches.complaint() == ""
+
+
+def test_object_that_vanished_without_an_event_is_no_sign_of_death(watches, clock):
+    watches.shown(PODS, ["7"])
+    clock.now += 1000
+    watches.heard(POD_WATCH, 200)
+    watches.shown(PODS, [])
+    assert watches.complaint() == ""
+    # The next object is read a moment before its event comes.
+    watches.shown(PODS, ["9"])
+    assert watches.complaint() == ""
+
+
+def test_silence_counts_while_the_server_answers(watches, clock):
+    clock.now += 200
+    assert watches.complaint() == ""
+    watches.shown(JOBS, [])
+    assert watches.complaint().startswith("the watch of dpojobs in a has been silent for 200 s")
+    watches.heard(URL("https://server/apis/dpo-operator.dev/v1alpha1/namespaces/a/dpojobs"), 200)
+    assert watches.complaint() == ""
+    assert watches.ages() == {"pods": 200.0, "dpojobs": 0.0}
+
+
+def test_refused_namespace_does_not_stop_the_others(watches, clock):
+    watches.heard(POD_WATCH, 403)
+    clock.now += 500
+    for _ in range(3):
+        watches.shown(PODS, ["7"])
+        clock.now += 20
+    assert watches.complaint() == ""
+    watches.heard(POD_WATCH, 200)
+    assert "version 7" in watches.complaint()

@@ -1,0 +1,99 @@
+"""Series of jobs, as Prometheus would read them."""
+
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from dpo_operator.api.status import State
+from dpo_operator.metrics.jobs import JobMetrics
+from dpo_operator.queueing.keys import Key
+from tests.unit.planning.build import a_child, a_pod, a_reading, a_status, a_view, decide, ended, last_words
+
+pytestmark = pytest.mark.unit
+
+KEY = Key("default", "pairs")
+RAW = {"metadata": {"creationTimestamp": "2026-01-01T11:00:00Z"}, "spec": {"model": {"name": "org/model"}}}
+
+
+def scrape(metrics):
+    families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
+    return {(s.name, *sorted(s.labels.items())): s.value for f in families for s in f.samples}
+
+
+def value(metrics, name, **labels):
+    found = [v for (n, *own), v in scrape(metrics).items() if n == name and set(labels.items()) <= set(own)]
+    assert len(found) == 1, f"{len(found)} series {name}{labels}"
+    return found[0]
+
+
+def test_state_is_one_of_all_and_progress_a_ratio():
+    metrics = JobMetrics()
+    running = decide(a_status(), a_view(a_child(), a_pod(0), a_pod(1), progress=a_reading(25))).status
+    metrics.update(KEY, RAW, running)
+    states = {
+        s: value(metrics, "dpojob_status_phase", phase=s.value, dpojob="pairs", namespace="default") for s in State
+    }
+    assert {s for s, v in states.items() if v == 1} == {State.TRAINING}
+    assert set(states.values()) == {0, 1}
+    assert value(metrics, "dpojob_progress_ratio", dpojob="pairs") == 0.25
+    assert value(metrics, "dpojob_workers", state="desired") == 2
+    assert value(metrics, "dpojob_status_condition", condition="Running", status="True") == 1
+    assert value(metrics, "dpojob_info", model="org/model") == 1
+
+
+def test_restarts_are_counted_once_by_reason():
+    metrics = JobMetrics()
+    status = a_status()
+    metrics.update(KEY, RAW, status)
+    for index in range(12):
+        status = decide(
+            status, a_view(a_child(attempt=index + 1), a_pod(0, attempt=index + 1), evicted(index + 1))
+        ).status
+        for _ in range(3):
+            metrics.update(KEY, RAW, status)
+    # More than the status remembers.
+    assert value(metrics, "dpojob_restarts_total", reason="Evicted") == 12
+    # Of all jobs together, and told before the first restart, so that an increase is seen.
+    assert total(metrics, "Evicted") == 12
+    assert total(metrics, "Hang") == total(JobMetrics(), "Evicted") == 0
+
+
+def test_what_an_earlier_operator_restarted_is_no_news():
+    status = decide(a_status(), a_view(a_child(), a_pod(0), evicted(1))).status
+    metrics = JobMetrics()
+    metrics.update(KEY, RAW, status)
+    assert total(metrics, "Evicted") == 0
+
+
+def total(metrics, reason):
+    return metrics.registry.get_sample_value("dpojob_operator_restarts_total", {"reason": reason})
+
+
+def evicted(attempt):
+    return ended(1, 143, attempt=attempt, disruption="EvictionByEvictionAPI")
+
+
+def test_final_values_stay_until_the_job_goes_and_then_vanish():
+    metrics = JobMetrics()
+    text = last_words(0, progress=a_reading(100).model_dump(mode="json"))
+    metrics.update(KEY, RAW, decide(a_status(), a_view(a_child(), ended(0, 0, text=text), ended(1, 0))).status)
+    assert value(metrics, "dpojob_final_loss") == 0.6312
+    assert value(metrics, "dpojob_final_reward_accuracy_ratio") == 0.75
+    metrics.forget(KEY)
+    assert not [name for (name, *labels) in scrape(metrics) if ("dpojob", "pairs") in labels]
+
+
+def test_job_of_the_same_name_starts_from_nothing():
+    metrics = JobMetrics()
+    metrics.update(KEY, RAW, decide(a_status(), a_view(a_child(), a_pod(0), evicted(1))).status)
+    later = {**RAW, "metadata": {"creationTimestamp": "2026-01-02T11:00:00Z"}}
+    metrics.update(KEY, later, a_status())
+    assert not [name for (name, *_) in scrape(metrics) if name == "dpojob_restarts_total"]
+
+
+def test_errors_are_counted_and_passed_on():
+    metrics = JobMetrics()
+    with pytest.raises(TimeoutError), metrics.timed("reconcile"):
+        raise TimeoutError
+    assert value(metrics, "dpojob_operator_handler_errors_total", handler="reconcile", kind="TimeoutError") == 1
+    assert value(metrics, "dpojob_operator_handler_seconds_count", handler="reconcile", outcome="error") == 1

@@ -1,0 +1,454 @@
+"""The parts of the checkpoint protocol that need no engine: shards, manifest, fence, space, retention."""
+
+import errno
+import json
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer.checkpoint import layout, shard
+from dpo_trainer.checkpoint.identity import differences, identity
+from dpo_trainer.checkpoint.layout import BadCheckpoint, File, Manifest
+from dpo_trainer.checkpoint.shard import ShardReader, file_size, write_shard
+from dpo_trainer.checkpoint.slices import partition, pieces
+from dpo_trainer.checkpoint.store import Checkpoints
+from dpo_trainer.checkpoint.writer import Writer, retained
+from dpo_trainer.distributed.ranks import Ranks
+from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.runtime.files import remove
+from tests.unit.trainer.checkpoints import ENTRIES, a_checkpoint, entry
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_shard_is_plain_safetensors(tmp_path: Path):
+    path = tmp_path / "rank-00000.safetensors"
+    file = write_shard(path, ENTRIES, lambda _: None)
+    found = load_file(path)
+
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {e.name: e.read().tolist() for e in ENTRIES}
+    assert file.size == path.stat().st_size == file_size(ENTRIES)
+    layout.verify(tmp_path, path.name, file)
+    assert ShardReader(path).slice("fp32/w", 2, 5).tolist() == [2.0, 3.0, 4.0]
+    with pytest.raises(BadCheckpoint, match="fp32/w: expected elements 2 to 8"):
+        ShardReader(path).slice("fp32/w", 2, 8)
+
+
+def test_each_tensor_of_a_shard_and_each_chunk_that_is_read_again_is_a_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, written, on_disk, read = tmp_path / "rank-00000.safetensors", [], [], []
+    large = [entry(f"fp32/{number}", torch.ones(1 << 20)) for number in range(5)]
+    sync = os.fdatasync
+
+    def synced(descriptor: int) -> None:
+        sync(descriptor)
+        on_disk.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(shard, "_UNSYNCED_BYTES", 6 << 20)
+    monkeypatch.setattr(os, "fdatasync", synced)
+    file = write_shard(path, large, lambda _: None, lambda: written.append(path.stat().st_size))
+    layout.verify(tmp_path, path.name, file, lambda: read.append(None))
+
+    assert len(written) == 1 + len(large)
+    assert written[-1] > 15 << 20
+    # So the sync at the end is never of much more.
+    assert [size >> 20 for size in on_disk] == [8, 16]
+    assert len(read) == 3
+
+
+def test_an_empty_shard_is_a_shard(tmp_path: Path):
+    path = tmp_path / "rank-00003.safetensors"
+    write_shard(path, [], lambda _: None)
+
+    assert load_file(path) == {}
+
+
+def test_every_kind_of_damage_to_a_shard_is_found(tmp_path: Path):
+    folder = a_checkpoint(tmp_path, 1)
+    manifest, _ = layout.read_manifest(folder)
+    [(name, file)] = manifest.files.items()
+    content = (folder / name).read_bytes()
+    for position in range(len(content)):
+        (folder / name).write_bytes(content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :])
+        with pytest.raises(BadCheckpoint, match="SHA-256"):
+            layout.verify(folder, name, file)
+    for length in (0, 1, len(content) - 1):
+        (folder / name).write_bytes(content[:length])
+        with pytest.raises(BadCheckpoint, match=f"found {length}"):
+            layout.verify(folder, name, file)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"format": 2}, "format"),
+        ({"step": 9}, "is of step 9"),
+        ({"files": {}}, "expected 1 shards"),
+        ({"files": {"../../etc/passwd": {"size": 1, "sha256": "0" * 64}}}, "expected 1 shards"),
+        ({"adam_step": -1}, "adam_step"),
+        ({"more": 1}, "more"),
+    ],
+)
+def test_a_manifest_that_is_not_ours_is_refused(tmp_path: Path, change: dict, reason: str):
+    folder = a_checkpoint(tmp_path, 3)
+    document = json.loads((folder / layout.MANIFEST).read_text())
+    (folder / layout.MANIFEST).write_text(json.dumps({**document, **change}))
+
+    with pytest.raises(BadCheckpoint, match=reason):
+        layout.read_manifest(folder)
+
+
+def test_links_are_not_followed(tmp_path: Path):
+    folder = a_checkpoint(tmp_path / "elsewhere", 1)
+    root = tmp_path / "checkpoints"
+    root.mkdir()
+    (root / folder.name).symlink_to(folder)
+    [(_, link)] = layout.committed(root)
+    with pytest.raises(BadCheckpoint, match="is a link or a file"):
+        layout.read_manifest(link)
+
+    real = a_checkpoint(root, 2)
+    (real / layout.MANIFEST).rename(tmp_path / "manifest.json")
+    (real / layout.MANIFEST).symlink_to(tmp_path / "manifest.json")
+    with pytest.raises(BadCheckpoint, match="symbolic link"):
+        layout.read_manifest(real)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_what_is_no_file_does_not_block_a_reader(tmp_path: Path, make: Callable[[Path], None]):
+    folder = a_checkpoint(tmp_path, 1)
+    name = layout.shard_name(0)
+    (folder / name).unlink()
+    make(folder / name)
+    (folder / layout.MANIFEST).unlink()
+    make(folder / layout.MANIFEST)
+
+    with pytest.raises(BadCheckpoint, match="is not a regular file"):
+        layout.verify(folder, name, File(size=1, sha256="0" * 64))
+    with pytest.raises(BadCheckpoint, match="is not a regular file"):
+        layout.read_manifest(folder)
+
+
+def test_a_newer_attempt_fences_an_older_one(tmp_path: Path):
+    root = tmp_path / "checkpoints"
+    old = Checkpoints(root, 1, {}, ranks=Ranks())
+    old.begin()
+    half = root / layout.temporary_name(50, 1)
+    half.mkdir()
+    Checkpoints(root, 2, {}, ranks=Ranks()).begin()
+
+    assert not half.exists()
+    assert (root / "attempt").read_text() == "2\n"
+    with pytest.raises(TrainerError, match="Attempt 2 has begun, so attempt 1 may no longer write") as caught:
+        old.begin()
+    assert caught.value.exit_code is ExitCode.PEER_LOST
+    Checkpoints(root, 2, {}, ranks=Ranks()).begin()  # the same attempt may begin again
+
+
+def test_an_older_attempts_writer_cannot_commit(tmp_path: Path):
+    root = tmp_path / "checkpoints"
+    old = Writer(root, 1)
+    old.begin()
+    temporary = root / layout.temporary_name(5, 1)
+    old.make_room(temporary, 10, 5)
+    file = old.write_shard(temporary, ENTRIES, 5)
+    manifest = Manifest(
+        step=5, attempt=1, world_size=1, time=0.0, identity={}, adam_step=5, state={}, versions={}, metrics={},
+        parameters={}, files={layout.shard_name(0): File(**file)},
+    )  # fmt: skip
+    # Between the check and the rename a newer attempt begins: the fence's second half.
+    old.observe = lambda _, point: Checkpoints(root, 2, {}).begin() if point == "fence-checked" else None
+    with pytest.raises(FileNotFoundError):
+        old.commit(temporary, manifest)
+    assert layout.committed(root) == []
+
+    old.observe = lambda _, __: None
+    old.make_room(temporary, 10, 5)
+    old.write_shard(temporary, ENTRIES, 5)
+    with pytest.raises(TrainerError, match="may no longer write"):
+        old.commit(temporary, manifest)
+    assert layout.committed(root) == []
+
+
+def begun(root: Path, attempt: int, **settings: object) -> Writer:
+    """A writer whose attempt has begun."""
+    writer = Writer(root, attempt, **settings)  # type: ignore[arg-type]
+    writer.begin()
+    return writer
+
+
+def written(writer: Writer, step: int, temporary: Path) -> Manifest:
+    """What a commit needs: the temporary folder with a shard, and the manifest."""
+    writer.make_room(temporary, 10, step)
+    file = writer.write_shard(temporary, ENTRIES, step)
+    return Manifest(
+        step=step, attempt=writer.attempt, world_size=1, time=0.0, identity={}, adam_step=step, state={}, versions={},
+        metrics={}, parameters={}, files={layout.shard_name(0): File(**file)},
+    )  # fmt: skip
+
+
+def commit_step(writer: Writer, step: int) -> None:
+    temporary = writer.root / layout.temporary_name(step, writer.attempt)
+    writer.commit(temporary, written(writer, step, temporary))
+
+
+def test_an_attempt_that_stalls_after_its_commit_removes_nothing_of_a_newer_one(tmp_path: Path):
+    root, half = tmp_path / "checkpoints", tmp_path / "checkpoints" / layout.temporary_name(60, 2)
+
+    def newer(_: int, point: str) -> None:
+        if point == "committed":
+            new = begun(root, 2, keep_last=4)
+            for step in (30, 40, 50):
+                commit_step(new, step)
+            half.mkdir()
+
+    old = begun(root, 1, keep_last=1)
+    commit_step(old, 10)
+    old.observe = newer
+    commit_step(old, 20)
+
+    assert [step for step, _ in layout.committed(root)] == [50, 40, 30, 20]
+    assert half.exists()
+
+
+def test_retention_leaves_what_a_newer_attempt_wrote_even_without_its_fence(tmp_path: Path):
+    for step, attempt in ((1, 1), (2, 1), (3, 2)):
+        a_checkpoint(tmp_path, step, attempt=attempt)
+    half = tmp_path / layout.temporary_name(4, 2)
+    half.mkdir()
+    Writer(tmp_path, 1, keep_last=1, keep_best=0).retain(2)
+
+    assert [step for step, _ in layout.committed(tmp_path)] == [3, 2]
+    assert half.exists()
+
+
+def test_a_folder_that_is_being_removed_can_no_longer_become_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    root = tmp_path / "checkpoints"
+    old = begun(root, 1)
+    temporary = root / layout.temporary_name(5, 1)
+    manifest = written(old, 5, temporary)
+    # A beginning that a crash cut short left this.
+    (root / layout.removed_name(temporary.name) / "some").mkdir(parents=True)
+    seen: list[str] = []
+
+    def watched(path: Path) -> None:
+        if path.is_dir():
+            seen.append(path.name)
+        remove(path)
+
+    monkeypatch.setattr("dpo_trainer.checkpoint.writer.remove", watched)
+    old.observe = lambda _, point: Checkpoints(root, 2, {}).begin() if point == "fence-checked" else None
+    with pytest.raises(FileNotFoundError):
+        old.commit(temporary, manifest)
+
+    assert seen == ["step-00000005.attempt-1.removed.tmp"] * 2
+    assert os.listdir(root) == ["attempt"]
+
+
+def test_an_error_that_nobody_expected_is_agreed_like_any_other():
+    def broken() -> None:
+        raise KeyError("no such tensor")
+
+    with pytest.raises(TrainerError, match=r"KeyError: 'no such tensor' \(") as caught:
+        Ranks().everywhere(broken)
+    assert caught.value.exit_code is ExitCode.INTERNAL_ERROR
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_a_lost_peer_inside_the_work_is_told_at_once():
+    def lost() -> None:
+        raise RuntimeError("Connection closed by peer [10.0.0.7]:4711")
+
+    with pytest.raises(RuntimeError, match="Connection closed by peer"):
+        Ranks().everywhere(lost)
+
+
+def test_a_link_in_a_checkpoints_place_gives_way_to_it(tmp_path: Path):
+    link = tmp_path / layout.folder_name(50)
+    link.symlink_to(tmp_path / "nothing")
+    commit_step(begun(tmp_path, 1), 50)
+
+    assert sorted(os.listdir(tmp_path)) == ["attempt", link.name]
+    assert layout.read_manifest(link)[0].step == 50
+
+
+def test_no_writer_follows_a_link(tmp_path: Path):
+    root, victim = tmp_path / "checkpoints", tmp_path / "victim"
+    root.mkdir()
+    victim.write_text("7\n")
+    for name in ("attempt", "attempt.1.tmp"):
+        (root / name).symlink_to(victim)
+    writer = begun(root, 1)
+    assert layout.read_fence(root) == 1
+
+    temporary = root / layout.temporary_name(5, 1)
+    writer.make_room(temporary, 10, 5)
+    (temporary / layout.shard_name(0)).symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        writer.write_shard(temporary, ENTRIES, 5)
+    manifest = written(writer, 5, temporary)
+    (temporary / layout.MANIFEST).symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        writer.commit(temporary, manifest)
+
+    commit_step(writer, 6)
+    (root / layout.folder_name(6) / "manifest.tmp").symlink_to(victim)
+    writer.amend(6, {"finished": "yes"}, {})
+    assert layout.read_manifest(root / layout.folder_name(6))[0].state == {"finished": "yes"}
+    assert victim.read_text() == "7\n"
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
+def test_a_fence_that_is_no_file_does_not_stop_an_attempt(tmp_path: Path, make: Callable[[Path], None]):
+    make(tmp_path / layout.FENCE)
+    begun(tmp_path, 3)
+
+    assert layout.read_fence(tmp_path) == 3
+
+
+def test_a_fence_that_is_no_number_says_how_to_repair_it(tmp_path: Path):
+    (tmp_path / layout.FENCE).write_text("seven")
+    with pytest.raises(
+        TrainerError, match=r"found 'seven'\. When no older attempt of this job is running, delete that file"
+    ):
+        begun(tmp_path, 3)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE])
+def test_an_error_that_says_nothing_of_the_file_is_not_a_bad_checkpoint(number: int):
+    error = OSError(number, os.strerror(number))
+    with pytest.raises(OSError) as caught:
+        layout.unreadable("rank-00000.safetensors", error)
+    assert caught.value is error
+    assert isinstance(layout.unreadable("x", OSError(errno.ENOENT, "gone")), BadCheckpoint)
+
+
+def test_a_process_without_files_left_passes_no_checkpoint_over(tmp_path: Path):
+    folder = a_checkpoint(tmp_path, 1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            layout.read_manifest(folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_damaged_fence_says_what_to_do(tmp_path: Path):
+    (tmp_path / layout.FENCE).write_text("")
+    with pytest.raises(
+        TrainerError, match=r"expected the number of an attempt, found ''. When no older attempt .* delete"
+    ):
+        layout.read_fence(tmp_path)
+
+
+def test_too_little_room_says_how_much_is_needed_and_touches_nothing(tmp_path: Path):
+    root = tmp_path / "checkpoints"
+    kept = a_checkpoint(root, 1)
+    writer = Writer(root, 1)
+
+    with pytest.raises(TrainerError, match=r"needs 9[0-9]{5}\.\d\d GiB \(with 1.00 MiB to spare\), but only") as caught:
+        writer.make_room(root / layout.temporary_name(2, 1), 10**15, 2)
+    assert caught.value.exit_code is ExitCode.VOLUME_ERROR
+    assert [folder for _, folder in layout.committed(root)] == [kept]
+    assert layout.temporary_folders(root) == []
+
+
+@given(
+    losses=st.dictionaries(st.integers(1, 30), st.one_of(st.none(), st.floats(0, 1)), min_size=1),
+    keep_last=st.integers(1, 4),
+    keep_best=st.integers(0, 3),
+    data=st.data(),
+)
+def test_retention(losses: dict[int, float | None], keep_last: int, keep_best: int, data: st.DataObject):
+    newest = data.draw(st.sampled_from(sorted(losses)))
+    kept = retained(losses, newest, keep_last, keep_best)
+    usable = {step: loss for step, loss in losses.items() if step <= newest}
+
+    assert newest in kept
+    assert kept <= usable.keys()
+    assert len(kept) <= keep_last + keep_best
+    assert set(sorted(usable)[-keep_last:]) <= kept
+    scored = [loss for loss in usable.values() if loss is not None]
+    if keep_best and scored:
+        assert min(scored) in [usable[step] for step in kept]
+
+
+def test_the_commit_removes_what_need_not_stay(tmp_path: Path):
+    root = tmp_path / "checkpoints"
+    for step, cost in ((1, 0.9), (2, 0.4), (3, 0.8), (4, 0.7)):
+        a_checkpoint(root, step, selection=cost)
+    (root / layout.temporary_name(3, 1)).mkdir()
+    Writer(root, 1, keep_last=1, keep_best=1).retain(4)
+
+    assert [step for step, _ in layout.committed(root)] == [4, 2]
+    assert layout.temporary_folders(root) == []
+
+
+def test_what_a_load_would_refuse_takes_no_place_of_what_it_would_use(tmp_path: Path):
+    root = tmp_path / "checkpoints"
+    for step in (1, 2, 3, 4, 5):
+        a_checkpoint(root, step, selection=float(step))
+    # 4 was refused when this attempt began, and 3 was damaged meanwhile.
+    writer = Writer(root, 2, keep_last=2, keep_best=1, refused=frozenset({4}))
+    os.truncate(root / layout.folder_name(3) / layout.shard_name(0), 5)
+    (root / "step-00000000").symlink_to(tmp_path)
+    a_checkpoint(root, 6)
+    writer.retain(6)
+    assert [step for step, _ in layout.committed(root)] == [6, 5, 1]
+
+    # A refused step that is committed again is as good as any.
+    Writer(root, 2, keep_last=1, keep_best=0, refused=frozenset({6})).retain(6)
+    assert [step for step, _ in layout.committed(root)] == [6]
+
+
+@given(numel=st.integers(0, 200), old=st.integers(1, 9), new=st.integers(1, 9))
+def test_slices_of_one_world_make_up_those_of_another(numel: int, old: int, new: int):
+    flat = torch.arange(numel)
+    shards = [flat[slice(*partition(numel, rank, old))] for rank in range(old)]
+    for rank in range(new):
+        start, end = partition(numel, rank, new)
+        parts = [shards[r][a:b] for r, a, b in pieces(numel, start, end, old)]
+        found = torch.cat(parts) if parts else flat[:0]
+        assert found.tolist() == list(range(start, end))
+
+
+def test_identity_holds_what_decides_the_numbers_and_nothing_else():
+    def spec(**training: object) -> DPOJobSpec:
+        return DPOJobSpec.model_validate(
+            {"model": {"name": "m"}, "data": {"train": {"source": "d"}}, "training": training}
+        )
+
+    same = identity(spec(), dataset="x")
+    assert differences(same, identity(spec(microBatchSize=4, logEverySteps=9, device="cpu"), dataset="x")) == []
+    assert differences(same, identity(spec(learningRate=5e-7), dataset="x")) == []  # the default, written out
+    assert differences(same, identity(spec(seed=1), dataset="y")) == [
+        "dataset: the checkpoint has 'x', the job 'y'",
+        "spec.training.seed: the checkpoint has the default, the job 1",
+    ]
+
+
+def test_a_setting_that_a_later_version_adds_keeps_checkpoints_usable():
+    job = {"model": {"name": "m"}, "data": {"train": {"source": "d"}, "eval": {"source": "e"}}}
+    saved = identity(DPOJobSpec.model_validate(job), dataset="x")
+    # Nothing is written of a setting that has its default, so one that did not exist yet looks the same.
+    assert not any("truncation" in path or "weight" in path or "columns" in path for path in saved)
+    job["data"]["truncation"] = "keep_end"
+    job["method"] = {"beta": 0.1}
+    assert differences(saved, identity(DPOJobSpec.model_validate(job), dataset="x")) == []
+    job["method"] = {"beta": 0.2}
+    assert differences(saved, identity(DPOJobSpec.model_validate(job), dataset="x")) == [
+        "spec.method.beta: the checkpoint has 0.1, the job 0.2"
+    ]

@@ -1,0 +1,196 @@
+"""Saves of a whole state, in the foreground and in the background: errors, signs of life, order."""
+
+import os
+import resource
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.reports import RecordedCheckpoints
+from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.layout import Parameter
+from dpo_trainer.checkpoint.shard import Entry
+from dpo_trainer.checkpoint.store import Checkpoints
+from dpo_trainer.checkpoint.trust import Trust
+from dpo_trainer.distributed.ranks import Ranks
+from dpo_trainer.runtime.errors import TrainerError
+from tests.unit.trainer.checkpoints import a_checkpoint, entry
+
+pytestmark = pytest.mark.unit
+
+
+class State:
+    """What `save` asks an engine for; its one tensor can be changed."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+    def entries(self) -> list[Entry]:
+        return [entry("fp32/w", self.values)]
+
+    def parameters(self) -> dict[str, Parameter]:
+        return {"w": Parameter(shape=tuple(self.values.shape), dtype="float32")}
+
+    def adam_step(self) -> int:
+        return 1
+
+
+def save(checkpoints: Checkpoints, state: State, step: int, **loop: object) -> None:
+    checkpoints.save(state, step=step, loop=loop, metrics={})  # type: ignore[arg-type]
+
+
+def save_and_wait(checkpoints: Checkpoints, state: State, step: int) -> None:
+    save(checkpoints, state, step)
+    checkpoints.wait()
+
+
+def test_a_roll_back_believes_what_the_same_attempt_went_on_from(tmp_path: Path):
+    """An earlier attempt died before the operator heard of step 5; this one goes on from it, commits, and goes back."""
+    state = State(torch.arange(8.0))
+    state.restore = lambda _read, _adam_step: None  # type: ignore[attr-defined]
+    state.adam_step = lambda: 0  # type: ignore[method-assign]
+    save(Checkpoints(tmp_path, 1, {}), state, 5)
+    trust = Trust(RecordedCheckpoints(last_attempt=1))
+    later = Checkpoints(tmp_path, 2, {}, trust=trust)
+    first = later.load(state)  # type: ignore[arg-type]
+    assert first is not None
+    assert "was not recorded" in first.doubt
+    save(later, state, 6)
+    os.truncate(tmp_path / layout.folder_name(6) / layout.shard_name(0), 5)
+
+    back = later.load(state)  # type: ignore[arg-type]
+    assert back is not None
+    assert (back.step, back.doubt, len(back.refused)) == (5, "", 1)
+
+
+BOTH = pytest.mark.parametrize("aside", [None, Ranks()], ids=["foreground", "background"])
+
+
+@BOTH
+def test_a_failed_write_is_agreed_and_cleaned_up(tmp_path: Path, aside: Ranks | None):
+    """A real write error in the middle of a shard: the process may not make files of that size (EFBIG)."""
+    import signal
+
+    root = tmp_path / "checkpoints"
+    kept = a_checkpoint(root, 1)
+    checkpoints = Checkpoints(root, 1, {}, ranks=Ranks(), aside=aside)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(TrainerError, match="File too large") as caught:
+            save_and_wait(checkpoints, State(torch.zeros(100_000)), 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+
+    assert caught.value.exit_code is ExitCode.VOLUME_ERROR
+    assert [folder for _, folder in layout.committed(root)] == [kept]
+    assert os.listdir(root) == [kept.name]
+
+
+@BOTH
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_not_finite_never_become_a_checkpoint(tmp_path: Path, aside: Ranks | None, wrong: float):
+    checkpoints = Checkpoints(tmp_path, 1, {}, ranks=Ranks(), aside=aside)
+    values = torch.zeros(1000)
+    values[777] = wrong
+    with pytest.raises(TrainerError, match="fp32/w: expected finite numbers") as caught:
+        save_and_wait(checkpoints, State(values), 2)
+
+    assert caught.value.exit_code is ExitCode.NON_FINITE
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_save_in_the_background_holds_what_the_state_was(tmp_path: Path):
+    """The thread is held at the first file while the loop goes on, and changes everything that it handed over."""
+    held, loop, committed = threading.Event(), {"evaluations": [1]}, []
+
+    def observe(step: int, point: str) -> None:
+        if (step, point) == (5, "shard-opened"):
+            assert held.wait(60)
+
+    checkpoints = Checkpoints(
+        tmp_path,
+        1,
+        {},
+        ranks=Ranks(),
+        aside=Ranks(),
+        observe=observe,
+        on_commit=lambda ref, _: committed.append(ref.step),
+    )
+    state = State(torch.arange(1000.0))
+    save(checkpoints, state, 5, **loop)
+    state.values.zero_()
+    loop["evaluations"].append(2)
+    assert (layout.committed(tmp_path), committed) == ([], [])
+    held.set()
+    # The next save waits for the older one before it takes the buffer.
+    save(checkpoints, state, 6)
+    assert committed == [5]
+    checkpoints.wait()
+
+    found = {step: load_file(folder / layout.shard_name(0))["fp32/w"] for step, folder in layout.committed(tmp_path)}
+    assert found[5].equal(torch.arange(1000.0))
+    assert found[6].equal(torch.zeros(1000))
+    assert layout.read_manifest(tmp_path / layout.folder_name(5))[0].state == {"evaluations": [1]}
+    assert committed == [5, 6]
+
+
+def test_a_save_in_the_background_is_a_sign_of_life_only_while_the_loop_waits_for_it(tmp_path: Path):
+    opened, held, signs = threading.Event(), threading.Event(), []
+
+    def observe(_step: int, point: str) -> None:
+        if point == "shard-half":
+            opened.set()
+            assert held.wait(60)
+
+    def alive() -> None:
+        signs.append(threading.current_thread().name)
+
+    checkpoints = Checkpoints(tmp_path, 1, {}, ranks=Ranks(), aside=Ranks(), observe=observe, alive=alive)
+    state = State(torch.zeros(1000))
+    state.restore = lambda read, _adam_step: read("fp32", "w", 0, 1000)  # type: ignore[attr-defined]
+    state.adam_step = lambda: 0  # type: ignore[method-assign]
+    save(checkpoints, state, 5)
+    assert opened.wait(60)
+    assert signs == []  # its header is written, and the loop goes its own way
+    threading.Timer(0.2, held.set).start()
+    checkpoints.wait()
+    assert set(signs) == {"checkpoint"}
+
+    # Whoever saves in the foreground, or loads, waits anyway.
+    signs.clear()
+    save(Checkpoints(tmp_path, 1, {}, ranks=Ranks(), alive=alive), state, 6)
+    saved = len(signs)
+    # One chunk of its file, and one tensor.
+    assert checkpoints.load(state) is not None  # type: ignore[arg-type]
+    assert set(signs) == {"MainThread"}
+    assert len(signs) - 2 == saved > 0
+
+
+def test_a_failure_in_the_background_is_known_before_anybody_waits(tmp_path: Path):
+    checkpoints = Checkpoints(tmp_path / "missing", 1, {}, ranks=Ranks(), aside=Ranks())
+    save(checkpoints, State(torch.zeros(10)), 5)
+    deadline = time.monotonic() + 60
+    while not checkpoints.failed:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    checkpoints.drain(1.0)  # a run that ends for another reason keeps that reason
+    assert not checkpoints.failed
+
+
+def test_the_metrics_are_on_the_disk_before_the_checkpoint_is(tmp_path: Path):
+    seen: list[list[int]] = []
+    checkpoints = Checkpoints(
+        tmp_path, 1, {}, ranks=Ranks(), before_commit=lambda: seen.append([s for s, _ in layout.committed(tmp_path)])
+    )
+    save(checkpoints, State(torch.zeros(10)), 5)
+
+    assert seen == [[]]
+    assert [step for step, _ in layout.committed(tmp_path)] == [5]

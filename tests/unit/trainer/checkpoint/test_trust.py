@@ -1,0 +1,130 @@
+"""Which digests are believed, and which are remembered."""
+
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpo_operator.api import names
+from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord, CheckpointRef, RecordedCheckpoints
+from dpo_trainer.checkpoint.layout import BadCheckpoint
+from dpo_trainer.checkpoint.trust import Trust, remember, trust_from_environment
+from dpo_trainer.runtime.errors import TrainerError
+
+pytestmark = pytest.mark.unit
+
+
+def record(step: int, attempt: int = 1, letter: str = "a") -> CheckpointRecord:
+    return CheckpointRecord(step=step, attempt=attempt, digest=letter * 64)
+
+
+def judged(known: list[CheckpointRecord], found: CheckpointRecord, *, attempts: int = 2, required: bool = False) -> str:
+    """used, doubted, or why it is refused."""
+    trust = Trust(RecordedCheckpoints(last_attempt=attempts, checkpoints=known), required)
+    manifest = SimpleNamespace(step=found.step, attempt=found.attempt)
+    try:
+        return "doubted" if trust.judge(manifest, found.digest) else "used"  # type: ignore[arg-type]
+    except BadCheckpoint as error:
+        return str(error)
+
+
+KNOWN = [record(50), record(100)]
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict"),
+    [
+        (record(100), "used"),
+        (record(50), "used"),
+        (record(100, letter="b"), "it was changed afterwards"),
+        (record(50, letter="b"), "it was changed afterwards"),
+        (record(75), "step 100 was recorded last"),
+        (record(150), "doubted"),
+        # Attempt 2 went back to step 50, or only added the evaluation to step 100.
+        (record(60, attempt=2), "doubted"),
+        (record(100, attempt=2, letter="b"), "doubted"),
+        # Nobody can have made these yet.
+        (record(150, attempt=3), "the last attempt was number 2, so it was put there by someone else"),
+    ],
+)
+def test_what_is_not_recorded_is_believed_only_when_it_can_be_honest(found: CheckpointRecord, verdict: str):
+    assert verdict in judged(KNOWN, found)
+
+
+def test_a_record_can_be_required():
+    assert judged(KNOWN, record(100), required=True) == "used"
+    assert "expected a recorded digest (checkpoint.requireRecordedDigest)" in judged(KNOWN, record(150), required=True)
+
+
+def test_before_the_first_attempt_nothing_is_believed():
+    assert "none was recorded, and the last attempt was number 0" in judged([], record(10), attempts=0)
+    assert judged([], record(10), attempts=1) == "doubted"
+
+
+def test_an_attempt_that_goes_back_believes_what_it_committed_itself():
+    own = CheckpointRef(step=150, attempt=3, digest="c" * 64, path="p", time=0)
+    again = own.model_copy(update={"step": 50, "digest": "d" * 64})
+    trust = Trust(RecordedCheckpoints(last_attempt=2, checkpoints=KNOWN), required=True).knowing([own, again])
+
+    def judge(step: int, letter: str) -> str:
+        return trust.judge(SimpleNamespace(step=step, attempt=3), letter * 64)  # type: ignore[arg-type]
+
+    assert (judge(150, "c"), judge(50, "d"), judge(100, "a")) == ("", "", "")
+    for step, letter in ((150, "d"), (50, "a"), (200, "c")):
+        with pytest.raises(BadCheckpoint):
+            judge(step, letter)
+
+
+def test_a_full_list_says_nothing_of_what_it_has_lost():
+    full = [record(step) for step in range(100, 100 + MAX_RECORDED)]
+    assert judged(full, record(50)) == "doubted"
+    assert "step" in judged(full[1:], record(50))
+
+
+def test_what_an_attempt_committed_itself_does_not_fill_the_list_that_was_handed_back():
+    own = [CheckpointRef(step=200 + step, attempt=3, digest="c" * 64, path="p", time=0) for step in range(MAX_RECORDED)]
+    trust = Trust(RecordedCheckpoints(last_attempt=2, checkpoints=KNOWN)).knowing(own)
+
+    with pytest.raises(BadCheckpoint, match="put there by someone else"):
+        trust.judge(SimpleNamespace(step=10, attempt=1), "e" * 64)  # type: ignore[arg-type]
+
+
+@given(
+    ages=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 30)), min_size=1, max_size=MAX_RECORDED + 3, unique=True)
+)
+def test_an_honest_run_is_always_believed(ages: list[tuple[int, int]]):
+    """Whatever the operator missed of the newest checkpoints, an honest run's are used, with a warning at most."""
+    ages = sorted(ages)
+    committed = {step: record(step, attempt, "abc"[attempt - 1]) for attempt, step in ages}
+    last_attempt, last_step = ages[-1]
+    newest = committed[last_step]
+    for told in range(len(ages) + 1):
+        known: list[CheckpointRecord] = []
+        steps: set[int] = set()
+        for attempt, step in ages[:told]:
+            steps.add(step)
+            ref = CheckpointRef(step=step, attempt=attempt, digest="abc"[attempt - 1] * 64, path="p", time=0)
+            known = remember(known, ref, steps)
+        assert judged(known, newest, attempts=last_attempt) in ("used", "doubted")
+
+
+def test_only_what_is_on_the_volume_is_remembered():
+    ref = CheckpointRef(step=150, attempt=2, digest="c" * 64, path="p", time=0)
+    assert remember(KNOWN, ref, {100, 150}) == [record(100), record(150, 2, "c")]
+    assert remember(KNOWN, None, {50, 100, 150}) == KNOWN
+    again = CheckpointRef(step=50, attempt=2, digest="c" * 64, path="p", time=0)
+    assert remember(KNOWN, again, {50, 100}) == [record(100), record(50, 2, "c")]
+
+
+def test_the_environment_says_what_is_recorded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(names.ENV_RECORDED_CHECKPOINTS, raising=False)
+    assert trust_from_environment(required=True) is None
+
+    given_ = RecordedCheckpoints(last_attempt=2, checkpoints=tuple(KNOWN))
+    monkeypatch.setenv(names.ENV_RECORDED_CHECKPOINTS, given_.model_dump_json())
+    assert trust_from_environment(required=True) == Trust(given_, required=True)
+
+    monkeypatch.setenv(names.ENV_RECORDED_CHECKPOINTS, '{"last_attempt": -1}')
+    with pytest.raises(TrainerError, match="DPO_RECORDED_CHECKPOINTS: Input should be greater than or equal to 0"):
+        trust_from_environment(required=False)

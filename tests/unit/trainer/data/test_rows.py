@@ -1,0 +1,255 @@
+"""Files become rows; what can't be read is counted in its place."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow as arrow
+import pyarrow.parquet
+import pytest
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_trainer.data import rows
+from dpo_trainer.data.formats import Reason, Rejection
+from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.sources import resolve as sources
+from tests.unit.trainer.tiny import write_jsonl
+
+pytestmark = pytest.mark.unit
+
+
+def opened(path: Path) -> rows.FileRows:
+    return rows.FileRows(sources.resolve(str(path), claims=Path("/nowhere")))
+
+
+def read(path: Path) -> list:
+    return list(opened(path))
+
+
+def read_bytes(folder: Path, name: str, data: bytes) -> list:
+    (folder / name).write_bytes(data)
+    return read(folder / name)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_json_lines(tmp_path, end):
+    assert read_bytes(tmp_path, "a.jsonl", b'{"a": "\xc3\xa4"}' + end + end + b'{"a": 2}') == [{"a": "ä"}, {"a": 2}]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    assert read_bytes(tmp_path, "a.jsonl", b'\xef\xbb\xbf{"a": 1}\n') == [{"a": 1}]
+
+
+def test_line_separators_inside_text_do_not_end_a_row(tmp_path):
+    assert read_bytes(tmp_path, "a.jsonl", '{"a": "x\u2028y\x85z"}\n'.encode()) == [{"a": "x\u2028y\x85z"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"a": ', Reason.MALFORMED_JSON),
+        (b'{"a": "caf\xe9"}', Reason.NOT_UTF8),
+        (b"[" * 200_000, Reason.MALFORMED_JSON),
+        (b"9" * 5000, Reason.MALFORMED_JSON),
+        (b'{"a": "x\x00y"}', Reason.MALFORMED_JSON),
+    ],
+)
+def test_a_bad_line_is_a_row_of_its_own(tmp_path, line, reason):
+    first, bad, last = read_bytes(tmp_path, "a.jsonl", b'{"a": 1}\n' + line + b'\n{"a": 3}\n')
+    assert (first, last) == ({"a": 1}, {"a": 3})
+    assert isinstance(bad, Rejection)
+    assert bad.reason == reason
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'[{"a": 1}, {"a": 2}]',
+        b'\xef\xbb\xbf\n[\n{"a": 1},\n{"a": 2}\n]\n',
+        b'{"a": 1}\n{"a": 2}\n',
+        b'\n\n{"a": 1}\n\n{"a": 2}',
+    ],
+)
+def test_json_is_a_list_or_json_lines(tmp_path, data):
+    assert read_bytes(tmp_path, "a.json", data) == [{"a": 1}, {"a": 2}]
+
+
+def test_json_lines_named_json_may_begin_with_a_bad_row(tmp_path):
+    bad, good = read_bytes(tmp_path, "a.json", b'{"a": oops}\n{"a": 2}\n')
+    assert bad.reason == Reason.MALFORMED_JSON
+    assert good == {"a": 2}
+
+
+@pytest.mark.parametrize("data", [b'{\n"data": [\n1]}', b'[{"a": 1}, ', b'["caf\xe9"]'])
+def test_json_that_is_no_list_of_rows(tmp_path, data):
+    with pytest.raises(TrainerError, match=r"a\.json: expected") as failure:
+        read_bytes(tmp_path, "a.json", data)
+    assert failure.value.exit_code == ExitCode.BAD_DATASET
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_an_empty_file_has_no_rows(tmp_path, name):
+    assert read_bytes(tmp_path, name, b"") == read_bytes(tmp_path, name, b"\n \n") == []
+
+
+def test_an_object_over_several_lines_is_named_with_its_keys(tmp_path):
+    with pytest.raises(
+        TrainerError, match=r"a\.json: expected a list .*found one object over several lines, with data, version"
+    ):
+        read_bytes(tmp_path, "a.json", b'{\n"data": [{"a": 1}],\n"version": 1}\n')
+
+
+def test_a_line_that_is_too_long_is_skipped_without_being_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "LONGEST_LINE", 100)
+    first, big, last = read_bytes(tmp_path, "a.jsonl", b'{"a": 1}\n{"a": "' + b"x" * 1000 + b'"}\n{"a": 3}')
+    assert (first, last) == ({"a": 1}, {"a": 3})
+    assert (big.reason, big.detail) == (Reason.ROW_TOO_BIG, "a line of 1010 bytes; rows of up to 100 are read")
+
+
+def test_rows_are_found_again_in_their_files(tmp_path):
+    (tmp_path / "a.jsonl").write_text('\n{"a": 1}\n\n\n{"a": oops\n{"a": 3}\n')
+    (tmp_path / "b.json").write_text('[{"a": 4}, {"a": 5}]')
+    arrow.parquet.write_table(arrow.table({"a": [6, 7]}), tmp_path / "c.parquet")
+    found = opened(tmp_path)
+    assert len(list(found)) == 7
+    assert [found.where(row) for row in range(7)] == [
+        "a.jsonl line 2", "a.jsonl line 5", "a.jsonl line 6", "b.json row 1", "b.json row 2", "c.parquet row 1", "c.parquet row 2",
+    ]  # fmt: skip
+
+
+def test_gzip(tmp_path):
+    assert read_bytes(tmp_path, "a.jsonl.gz", gzip.compress(b'{"a": 1}\n')) == [{"a": 1}]
+    assert read_bytes(tmp_path, "a.json.gz", gzip.compress(b'[{"a": 1}]')) == [{"a": 1}]
+
+
+@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b'{"a": 1}\n' * 100)[:-20]])
+def test_damaged_gzip(tmp_path, data):
+    with pytest.raises(TrainerError, match="damaged or cut short") as failure:
+        read_bytes(tmp_path, "a.jsonl.gz", data)
+    assert failure.value.exit_code == ExitCode.BAD_DATASET
+
+
+def test_parquet_with_messages(tmp_path):
+    table = [{"chosen": [{"role": "user", "content": "Hi"}], "score": 0.5}, {"chosen": None, "score": None}]
+    arrow.parquet.write_table(arrow.Table.from_pylist(table), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == table
+
+
+def test_parquet_with_maps_and_nested_columns(tmp_path):
+    kind = arrow.map_(arrow.string(), arrow.int64())
+    votes = arrow.array([[("a", 3), ("b", 1)], None], kind)
+    answers = arrow.array([[{"text": "x", "score": 1.5}], []])
+    arrow.parquet.write_table(arrow.table({"votes": votes, "answers": answers}), tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet") == [
+        {"votes": {"a": 3, "b": 1}, "answers": [{"text": "x", "score": 1.5}]}, {"votes": None, "answers": []},
+    ]  # fmt: skip
+
+
+def test_big_parquet_rows_are_decoded_a_few_at_a_time(tmp_path, monkeypatch):
+    asked = []
+    batches = arrow.parquet.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        arrow.parquet.ParquetFile,
+        "iter_batches",
+        lambda self, batch_size: asked.append(batch_size) or batches(self, batch_size=batch_size),
+    )
+    monkeypatch.setattr(rows, "PARQUET_BATCH", 20_000)
+    for name, size in (("small", 1), ("big", 5000), ("huge", 50_000)):
+        table = arrow.table({"a": [f"{i:010}" * (size // 10 + 1) for i in range(20)]})
+        arrow.parquet.write_table(table, tmp_path / f"{name}.parquet", use_dictionary=False)
+        assert len(read(tmp_path / f"{name}.parquet")) == 20
+    assert asked == [512, 3, 1]
+
+
+def test_parquet_text_that_is_not_utf8_is_one_bad_row(tmp_path):
+    column = arrow.array([b"good", b"caf\xe9"], arrow.binary()).view(arrow.binary())
+    text = arrow.StringArray.from_buffers(2, column.buffers()[1], column.buffers()[2])
+    arrow.parquet.write_table(arrow.table({"a": text}), tmp_path / "a.parquet")
+    good, bad = read(tmp_path / "a.parquet")
+    assert good == {"a": "good"}
+    assert bad.reason == Reason.NOT_UTF8
+
+
+def test_two_values_for_one_key_are_refused(tmp_path):
+    _, bad, nested = read_bytes(
+        tmp_path,
+        "a.jsonl",
+        b'{"chosen": 1}\n{"chosen": "a", "rejected": "b", "chosen": "c"}\n{"a": [{"b": 1, "b": 1}]}\n',
+    )
+    assert (bad.reason, bad.detail) == (Reason.MALFORMED_JSON, "an object has the key chosen twice")
+    assert nested.detail == "an object has the key b twice"
+    with pytest.raises(TrainerError, match=r"a\.json: .*an object has the key a twice"):
+        read_bytes(tmp_path, "a.json", b'[{"a": 1, "a": 2}]')
+    column = arrow.array(["x"])
+    arrow.parquet.write_table(arrow.Table.from_arrays([column, column], ["chosen", "chosen"]), tmp_path / "a.parquet")
+    with pytest.raises(TrainerError, match=r"a\.parquet: column chosen is there twice"):
+        read(tmp_path / "a.parquet")
+
+
+def test_damaged_parquet(tmp_path):
+    with pytest.raises(TrainerError, match="expected a Parquet file") as failure:
+        read_bytes(tmp_path, "a.parquet", b"PAR1 and nothing else")
+    assert failure.value.exit_code == ExitCode.BAD_DATASET
+
+
+def test_a_folder_is_read_in_the_order_of_its_names(tmp_path):
+    write_jsonl(tmp_path / "b" / "part-1.jsonl", [{"n": 3}])
+    write_jsonl(tmp_path / "a-2.jsonl", [{"n": 2}])
+    (tmp_path / "a-1.json").write_text(json.dumps([{"n": 1}]))
+    write_jsonl(tmp_path / "_hidden.jsonl", [{"n": 0}])
+    write_jsonl(tmp_path / ".cache" / "x.jsonl", [{"n": 0}])
+    (tmp_path / "README.md").write_text("# not data")
+    (tmp_path / "dataset_infos.json").write_text(json.dumps({"default": {"features": {}}}, indent=1))
+    assert [row["n"] for row in read(tmp_path)] == [1, 2, 3]
+
+
+def test_a_folder_never_mixes_splits(tmp_path):
+    for name in ("train-00000-of-00002.jsonl", "train-00001-of-00002.jsonl"):
+        write_jsonl(tmp_path / name, [{"n": name}])
+    assert len(read(tmp_path)) == 2
+    write_jsonl(tmp_path / "heldout.jsonl", [{"n": 0}])
+    with pytest.raises(TrainerError, match=r"different splits \(heldout.jsonl and train-0") as failure:
+        read(tmp_path)
+    assert failure.value.exit_code == ExitCode.INVALID_CONFIGURATION
+
+
+def test_a_folder_without_data_says_what_it_holds(tmp_path):
+    (tmp_path / "data.csv").write_text("a,b\n")
+    with pytest.raises(TrainerError, match=r"expected .*\.parquet.* files, found data\.csv") as failure:
+        read(tmp_path)
+    assert failure.value.exit_code == ExitCode.INPUT_NOT_FOUND
+
+
+@pytest.mark.parametrize("name", ["data.csv", "data.tsv.gz"])
+def test_csv_is_no_format(tmp_path, name):
+    (tmp_path / name).write_text("prompt,chosen,rejected\n")
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(
+            TrainerError, match=r"CSV and tables like it are not read.*write them as \.jsonl or \.parquet"
+        ):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("data-00000-of-00001.arrow", "to_parquet"),
+        ("a.ndjson", "Name JSON Lines .jsonl"),
+        ("a.jsonl.zst", "unpack"),
+        ("a.zip", "unpack"),
+    ],
+)
+def test_other_files_are_refused_with_what_to_do(tmp_path, name, advice):
+    (tmp_path / name).write_text("x")
+    (tmp_path / "state.json").write_text("{}")
+    with pytest.raises(TrainerError, match=f"expected .* found .*{name}.*{advice}"):
+        read(tmp_path)
+
+
+def test_progress_rises_to_the_bytes_read(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"n": "x" * 100}] * 3000)
+    shares: list[float] = []
+    assert len(list(rows.FileRows(sources.resolve(str(tmp_path), claims=tmp_path), shares.append))) == 3000
+    assert len(shares) > 3
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] < shares[-1] <= 1

@@ -1,0 +1,31 @@
+"""What is kept out of the log, whichever command runs."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import pytest
+
+from dpo_trainer import phases
+from dpo_trainer.commands import checkpoints as tools
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("kind", ["phase", "command"])
+def test_libraries_do_not_complain_of_what_nobody_can_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+):
+    noisy = logging.getLogger("bitsandbytes")
+    monkeypatch.setattr(noisy, "level", logging.NOTSET)
+    noisy.manager._clear_cache()  # type: ignore[attr-defined]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        if kind == "phase":
+            phases.run("export", tmp_path / "job.json", tmp_path)
+        else:
+            tools.main(["export-checkpoint", str(tmp_path)])
+        warnings.warn("`is_gradient_checkpointing` is deprecated and will go", FutureWarning, stacklevel=1)
+        warnings.warn("another", FutureWarning, stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["another"]
+    assert not logging.getLogger("bitsandbytes.cextension").isEnabledFor(logging.WARNING)

@@ -1,0 +1,1 @@
+"""Commands for a person, on a work folder: report, preview, checkpoints."""

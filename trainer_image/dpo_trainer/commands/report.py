@@ -1,0 +1,131 @@
+"""The report of a run: a picture of its curves, a table of where it began and ended, and a few of its answers."""
+
+import sys
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dpo_trainer.commands.run_log import Run, read_run
+from dpo_trainer.commands.run_picture import draw
+from dpo_trainer.runtime.errors import input_not_found
+from dpo_trainer.runtime.workdir import WorkDir
+from dpo_trainer.telemetry.console import duration
+from dpo_trainer.telemetry.metrics_file import Line
+
+# Rows without any value are left out: no method has all figures.
+_TABLE = (
+    ("loss", "loss", "{:.4f}"),
+    ("rewards/margins", "reward margin", "{:z.4f}"),
+    ("rewards/accuracies", "reward accuracy", "{:.1%}"),
+    ("length_baseline_accuracy", "  by length alone", "{:.1%}"),
+    ("rewards/chosen", "reward, chosen", "{:z.4f}"),
+    ("rewards/rejected", "reward, rejected", "{:z.4f}"),
+    ("logratio_per_token/chosen", "drift, chosen", "{:z.4f}"),
+    ("nll_loss", "likelihood loss", "{:.4f}"),
+    ("kl", "KL divergence", "{:.4f}"),
+    ("generation_tokens/policy", "tokens of samples", "{:.1f}"),
+    ("generation_tokens/reference", "  of the reference", "{:.1f}"),
+)
+_PROMPTS, _CHARACTERS = 3, 600
+
+
+def report(work: WorkDir) -> None:
+    """Print the table and the answers, and write the picture. Without matplotlib a line says so instead.
+
+    Raises TrainerError INPUT_NOT_FOUND when the folder is not that of a run.
+    """
+    if not any(path.is_file() for path in (work.metrics, work.prepared, work.root / "job.json")):
+        raise input_not_found(
+            f"{work.root}: expected the work folder of a run, such as runs/quickstart, found no metrics.jsonl, prepared.json or "
+            "job.json in it"
+        )
+    run = read_run(work)
+    if not run.train:
+        print(f"{work.metrics}: no steps yet, so there is nothing to report.", file=sys.stderr)
+        return
+    console = Console(highlight=False)
+    console.print(_table(run))
+    for name, text in _facts(run, work):
+        console.print(f"{name}: {text}", markup=False, soft_wrap=True)
+    for table in _answers(run):
+        console.print(table)
+    try:
+        path = draw(run, work.report)
+    except ImportError:
+        print("No picture: matplotlib is not installed (pip install matplotlib).", file=sys.stderr)
+    else:
+        console.print(f"picture: {path}", markup=False, soft_wrap=True)
+
+
+def _table(run: Run) -> Table:
+    columns = _columns(run)
+    table = Table(title="Result", title_justify="left", title_style="bold")
+    table.add_column("")
+    for title, _, _ in columns:
+        table.add_column(title, justify="right")
+    for key, name, form in _TABLE:
+        values = [line.get(prefix + key) for _, prefix, line in columns]
+        if any(isinstance(value, int | float) for value in values):
+            table.add_row(name, *(form.format(v) if isinstance(v, int | float) else "–" for v in values))
+    return table
+
+
+def _columns(run: Run) -> list[tuple[str, str, Line]]:
+    """Title, prefix of the keys and line: the ends of training, the ends of the evaluations and the best of them."""
+    ends = [run.train[0], run.train[-1]] if len(run.train) > 1 else run.train
+    columns = [(f"train\nstep {line['step']}", "", line) for line in ends]
+    best = run.best.step if run.best else None
+    for number, line in enumerate(run.evaluations):
+        if number in (0, len(run.evaluations) - 1) or line["step"] == best:
+            mark = ", best" if line["step"] == best and len(run.evaluations) > 1 else ""
+            columns.append((f"held out\nstep {line['step']}{mark}", "eval_", line))
+    return columns
+
+
+def _facts(run: Run, work: WorkDir) -> list[tuple[str, str]]:
+    facts = [
+        ("training time", f"{duration(run.seconds)} in {len(run.train)} logged step{'s' if len(run.train) > 1 else ''}")
+    ]
+    # Counted, not steps times globalBatchSize: a last step may have fewer pairs.
+    pairs = sum(line.get("pairs") or 0 for line in run.train)
+    if run.seconds > 0 and pairs:
+        facts[0] = (facts[0][0], f"{facts[0][1]}, {pairs / run.seconds:.3g} pairs/s")
+    if run.ending:
+        facts.append(("ending", run.ending))
+    if run.best is not None:
+        facts.append(("best evaluation", f"step {run.best.step}, {run.best.metric} {run.best.value:.4f}"))
+    if run.restarts:
+        facts.append(("restarts", f"{len(run.restarts)}, from step {', '.join(map(str, run.restarts))}"))
+    if work.export.is_dir():
+        facts.append(("export", str(work.export)))
+    facts.append(("metrics", str(work.metrics)))
+    if run.samples:
+        facts.append(("answers", str(work.samples)))
+    return facts
+
+
+def _answers(run: Run) -> list[Table]:
+    """The first prompts with the answers of the reference, the first and the last evaluation side by side."""
+    steps = sorted({line["step"] for line in run.samples})
+    shown = list(
+        dict.fromkeys([step for step in steps if step == 0] + [step for step in steps if step > 0][:1] + steps[-1:])
+    )
+    tables = []
+    for prompt in list(dict.fromkeys(line.get("prompt") for line in run.samples))[:_PROMPTS]:
+        lines = {line["step"]: line for line in run.samples if line.get("prompt") == prompt}
+        table = Table(title=_readable(f"Prompt: {prompt}"), title_justify="left", caption_justify="left", expand=True)
+        for step in shown:
+            table.add_column("reference" if step == 0 else f"policy, step {step}", ratio=1, overflow="fold")
+        table.add_row(*(_readable(lines.get(step, {}).get("policy")) for step in shown))
+        if chosen := next(iter(lines.values())).get("chosen"):
+            table.caption = _readable(f"In the data: {chosen}")
+        tables.append(table)
+    return tables
+
+
+def _readable(text: str | None) -> Text:
+    """What a model wrote, on a terminal: no markup, no control sequences, not endless."""
+    shown = "".join(c if c.isprintable() or c == "\n" else "�" for c in text or "–")
+    shown = shown.strip()
+    return Text(shown if len(shown) <= _CHARACTERS else f"{shown[:_CHARACTERS]} […]")

@@ -1,0 +1,93 @@
+"""What is known of a run, from the files in its work folder."""
+
+from dataclasses import dataclass
+
+from dpo_operator.api.reports import Termination
+from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.layout import BadCheckpoint
+from dpo_trainer.runtime.workdir import WorkDir
+from dpo_trainer.telemetry.metrics_file import Line, initial_loss, kind, read_metrics
+from dpo_trainer.training.early_stopping import METRICS
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation. metric: its name in the spec."""
+
+    step: int
+    metric: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of a run.
+
+    restarts: steps after which a later attempt went on. start: the loss of a policy that equals the reference; None for methods
+    without one. ending: how it ended, "" before that. early: whether that was before the planned end. samples: lines of
+    samples.jsonl.
+    """
+
+    train: list[Line]
+    evaluations: list[Line]
+    restarts: tuple[int, ...] = ()
+    start: float | None = None
+    ending: str = ""
+    early: bool = False
+    best: Best | None = None
+    samples: tuple[Line, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """Time in optimizer steps."""
+        return sum(line.get("step_seconds") or 0.0 for line in self.train)
+
+
+def read_run(work: WorkDir) -> Run:
+    """Collect the metrics and the samples, what the newest checkpoint says of the run, and the restarts.
+
+    Restarts are known from the attempts' last words, where these are in the work folder.
+    """
+    lines = read_metrics(work.metrics)
+    restarts = set()
+    for path in work.root.glob("termination-train-*-0.json"):
+        words = Termination.from_text(path.read_text(encoding="utf-8"))
+        if words and words.progress and words.progress.resumed_from_step:
+            restarts.add(words.progress.resumed_from_step)
+    by_kind: dict[str, list[Line]] = {"train": [], "eval": []}
+    for line in lines:
+        by_kind[kind(line)].append(line)
+    last = by_kind["train"][-1]["step"] if by_kind["train"] else 0
+    loop = _loop(work)
+    return Run(
+        by_kind["train"],
+        by_kind["eval"],
+        # A finished run that is started again resumes at its last step and does nothing more.
+        tuple(sorted(step for step in restarts if step < last)),
+        start=initial_loss(lines),
+        ending=str(loop.get("finished") or ""),
+        early=bool(loop.get("finished")) and loop["step"] < loop["total_steps"],
+        best=_best(by_kind["eval"], loop),
+        samples=tuple(read_metrics(work.samples)),
+    )
+
+
+def _loop(work: WorkDir) -> Line:
+    """What the newest readable checkpoint keeps of the training loop; empty without one."""
+    for _, folder in layout.committed(work.checkpoints):
+        try:
+            return layout.read_manifest(folder)[0].state
+        except BadCheckpoint:
+            continue
+    return {}
+
+
+def _best(evaluations: list[Line], loop: Line) -> Best | None:
+    """The first evaluation with the lowest cost, as the run itself judged; None before the first."""
+    costs = [(cost, step) for step, cost in loop.get("evaluations", []) if cost is not None]
+    metric = loop.get("selection_metric")
+    if not costs or metric not in METRICS:
+        return None
+    step, key = min(costs)[1], f"eval_{METRICS[metric][0]}"
+    value = next((line.get(key) for line in evaluations if line["step"] == step), None)
+    return Best(step, metric, value) if value is not None else None

@@ -1,0 +1,199 @@
+"""A prompt and one or two answers, of any shape, into a pair."""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dpo_operator.api.data import Columns
+from dpo_trainer.data.formats.chats import conversation, is_chat, shared_beginning, with_system
+from dpo_trainer.data.formats.pairs import ChatPair, Message, Pair, Reason, TextPair, Unusable
+from dpo_trainer.data.formats.values import lookup, present, required, text
+
+ANSWER_MARK = "\n\nAssistant:"
+QUESTION_MARK = "\n\nHuman:"
+# Columns that are taken for the prompt when there is no column of that name, and only one of these.
+OTHER_PROMPTS = ("question", "query", "input", "history", "conversations", "conversation", "context")
+
+Style = Literal["text", "chat", "dialogue"]
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value of a row. name: column, for reasons.
+
+    bare: text that keeps no white space at its end, so that a blank line goes between it and an answer in plain text.
+    """
+
+    value: Any
+    name: str
+    bare: bool = False
+
+
+def compose(
+    row: Mapping[str, Any],
+    columns: Columns,
+    chosen: Given | None,
+    rejected: Given | None,
+    style: Style | None = None,
+    *,
+    score_gap: float | None = None,
+    agreement: float | None = None,
+) -> Pair:
+    """Pair of a row's prompt with one or two answers. style: how they are read; None decides by the row.
+
+    Raises Unusable.
+    """
+    answers = [answer for answer in (chosen, rejected) if answer is not None]
+    style = style or _style(row, columns, answers)
+    read = {"text": _texts, "chat": _chats, "dialogue": _dialogues}[style]
+    prompt, found = read(row, columns, answers)
+    sides = (found[0] if chosen is not None else None, found[-1] if rejected is not None else None)
+    _check_answers(*sides)
+    if isinstance(prompt, str):
+        return TextPair(prompt, *sides, score_gap, agreement)
+    return ChatPair(prompt, *sides, score_gap, agreement)
+
+
+def find_prompt(row: Mapping[str, Any], columns: Columns) -> Given | None:
+    """Prompt of a row: the named column, or prompt, or what stands for it. Alpaca's instruction and input are joined."""
+    if columns.prompt is not None:
+        return Given(required(row, columns.prompt), columns.prompt)
+    if row.get("prompt") is not None:
+        return Given(row["prompt"], "prompt")
+    if row.get("instruction") is not None:
+        parts = [text(row[name], name) for name in present(row, ("instruction", "input"))]
+        return Given("\n\n".join(part for part in parts if part.strip()), "instruction", bare=True)
+    others = present(row, OTHER_PROMPTS)
+    return Given(row[others[0]], others[0], bare=True) if len(others) == 1 else None
+
+
+def are_dialogues(values: Iterable[Any], prompt: Any) -> bool:
+    """Whether answers are whole texts of several turns, as Anthropic's HH-RLHF writes them.
+
+    prompt: of the same row. Beside one, only texts that begin with a question are whole dialogues, which repeat it.
+    """
+    return all(
+        isinstance(value, str)
+        and ANSWER_MARK in value
+        and (value.startswith(QUESTION_MARK) if prompt is not None else QUESTION_MARK in value)
+        for value in values
+    )
+
+
+def _style(row: Mapping[str, Any], columns: Columns, answers: list[Given]) -> Style:
+    if columns.system is not None or any(is_chat(answer.value) for answer in answers):
+        return "chat"
+    prompt = find_prompt(row, columns)
+    if are_dialogues((answer.value for answer in answers), prompt):
+        return "dialogue"
+    return "chat" if prompt is not None and is_chat(prompt.value) else "text"
+
+
+def _prompt(row: Mapping[str, Any], columns: Columns) -> Given:
+    found = find_prompt(row, columns)
+    if found is not None:
+        if found.name == "instruction" and columns.prompt is None and row.get("history"):
+            raise Unusable(
+                Reason.MALFORMED_MESSAGES,
+                "history: earlier turns beside an instruction, which are not read; write all turns as messages in prompt",
+            )
+        return found
+    detail = "no value in column prompt"
+    if others := present(row, OTHER_PROMPTS):
+        detail += f", and {' and '.join(others)} could all be it; set columns.prompt"
+    raise Unusable(Reason.MISSING_COLUMN, detail)
+
+
+def _texts(row: Mapping[str, Any], columns: Columns, answers: list[Given]) -> tuple[str, list[str]]:
+    given = _prompt(row, columns)
+    prompt = text(given.value, given.name)
+    if not prompt.strip():
+        raise Unusable(Reason.EMPTY_PROMPT, "the prompt is empty")
+    found = [text(answer.value, answer.name) for answer in answers]
+    if all(_is_encoded_list(value) for value in (prompt, *found)):
+        raise Unusable(
+            Reason.WRONG_TYPE,
+            f"{' and '.join([given.name, *(answer.name for answer in answers)])}: text that holds a list as JSON; write the list "
+            "itself, of messages",
+        )
+    return f"{prompt}\n\n" if given.bare else prompt, found
+
+
+def _is_encoded_list(value: str) -> bool:
+    """Whether a text is a JSON list of texts or objects, as a table that has no lists holds a chat."""
+    if not (value.lstrip().startswith("[") and value.rstrip().endswith("]")):
+        return False
+    try:
+        items = json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return bool(items) and all(isinstance(item, str | Mapping) or item is None for item in items)
+
+
+def _dialogues(row: Mapping[str, Any], columns: Columns, answers: list[Given]) -> tuple[str, list[str]]:
+    split = [_split_dialogue(text(answer.value, answer.name), answer.name) for answer in answers]
+    if len({prompt for prompt, _ in split}) > 1:
+        raise Unusable(Reason.PROMPTS_DIFFER, "the texts before the last '\\n\\nAssistant:' are not the same")
+    return split[0][0], [answer for _, answer in split]
+
+
+def _split_dialogue(whole: str, name: str) -> tuple[str, str]:
+    before, mark, answer = whole.rpartition(ANSWER_MARK)
+    if not mark:
+        raise Unusable(Reason.MALFORMED_DIALOGUE, f"{name}: no '\\n\\nAssistant:' in the text")
+    if not before.strip():
+        raise Unusable(Reason.EMPTY_PROMPT, f"{name}: nothing before the last '\\n\\nAssistant:'")
+    if QUESTION_MARK in answer:
+        raise Unusable(Reason.MALFORMED_DIALOGUE, f"{name}: the text goes on with '\\n\\nHuman:' after the last answer")
+    return before + mark, answer
+
+
+def _chats(row: Mapping[str, Any], columns: Columns, answers: list[Given]) -> tuple[tuple[Message, ...], list[str]]:
+    chats = [conversation(answer.value, answer.name, "assistant") for answer in answers]
+    for answer, chat in zip(answers, chats, strict=True):
+        if not chat:
+            raise Unusable(Reason.MALFORMED_MESSAGES, f"{answer.name}: no messages")
+    if all(len(chat) == 1 for chat in chats):
+        given = _prompt(row, columns)
+        prompt = conversation(given.value, given.name, "user")
+    else:
+        prompt = shared_beginning(chats)
+        chats = [chat[len(prompt) :] for chat in chats]
+        prompt = _with_earlier(row, columns, prompt)
+    if any(len(chat) != 1 for chat in chats):
+        raise Unusable(Reason.PROMPTS_DIFFER, "the conversations differ before their last message")
+    for answer, chat in zip(answers, chats, strict=True):
+        if chat[0].role != "assistant":
+            raise Unusable(Reason.MALFORMED_MESSAGES, f"{answer.name}: the last message is not the assistant's")
+    if columns.system is not None and (system := lookup(row, columns.system)) is not None:
+        prompt = with_system(text(system, columns.system), prompt, columns.system)
+    if not any(message.content.strip() for message in prompt):
+        raise Unusable(Reason.EMPTY_PROMPT, "no message before the answer has text")
+    if prompt[-1].role == "assistant":
+        raise Unusable(Reason.MALFORMED_MESSAGES, "the message before the answer is the assistant's too")
+    return prompt, [chat[0].content for chat in chats]
+
+
+def _with_earlier(row: Mapping[str, Any], columns: Columns, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The prompt inside whole conversations, behind a prompt column's messages unless they repeat its beginning.
+
+    A text beside whole conversations repeats their beginning too (as in ultrafeedback_binarized).
+    """
+    name = columns.prompt or "prompt"
+    given = lookup(row, name)
+    if columns.prompt is not None and given is None:
+        raise Unusable(Reason.MISSING_COLUMN, f"no value in column {name}")
+    if given is None or isinstance(given, str):
+        return prompt
+    earlier = conversation(given, name, "user")
+    return prompt if prompt[: len(earlier)] == earlier else earlier + prompt
+
+
+def _check_answers(chosen: str | None, rejected: str | None) -> None:
+    if chosen is not None and not chosen.strip():
+        raise Unusable(Reason.EMPTY_CHOSEN, "the chosen answer is empty")
+    if rejected is not None and not rejected.strip():
+        raise Unusable(Reason.EMPTY_REJECTED, "the rejected answer is empty")
+    if chosen is not None and rejected is not None and chosen.strip() == rejected.strip():
+        raise Unusable(Reason.EQUAL_ANSWERS, "the answers are the same but for white space at their ends")

@@ -1,0 +1,76 @@
+"""Which format rows have, and which columns a format reads."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from dpo_operator.api.data import Columns
+from dpo_trainer.data.formats import compose, paired, scored, votes
+from dpo_trainer.data.formats.chats import is_chat
+from dpo_trainer.data.formats.pairs import Format, Unusable
+from dpo_trainer.data.formats.twoscores import is_mapped, two_scores
+from dpo_trainer.data.formats.values import lookup, present
+
+
+def detect(rows: Iterable[Any], columns: Columns) -> Format | None:
+    """Format that most of the given rows have; None when no row fits any.
+
+    Rows whose values have wrong types decide only when there are no others, so that they are refused one by one.
+    """
+    rows = list(rows)
+    for look in (looks_like, _has_columns_of):
+        found = Counter(shape for row in rows if (shape := look(row, columns)) is not None)
+        if found:
+            return found.most_common(1)[0][0]
+    return None
+
+
+def looks_like(row: Any, columns: Columns) -> Format | None:
+    """Format of one row; None when it fits none."""
+    if not isinstance(row, Mapping):
+        return None
+    chosen, rejected = lookup(row, columns.chosen), lookup(row, columns.rejected)
+    if chosen is not None and rejected is not None and (shape := _paired(row, columns, chosen, rejected)) is not None:
+        return shape
+    if is_mapped(columns) and two_scores(row, columns) is not None:
+        return "scored"
+    if len(present(row, votes.vote_columns(row, columns))) == 3:
+        return "votes"
+    if scored.has_scores(row, columns):
+        return "scored"
+    return "unpaired" if len(present(row, paired.unpaired_columns(row, columns))) == 2 else None
+
+
+def _paired(row: Mapping[str, Any], columns: Columns, chosen: Any, rejected: Any) -> Format | None:
+    prompt = _prompt(row, columns)
+    if any(is_chat(value) for value in (prompt, chosen, rejected)):
+        return "messages"
+    if not (isinstance(chosen, str) and isinstance(rejected, str)):
+        return None
+    if compose.are_dialogues((chosen, rejected), prompt):
+        return "dialogue"
+    if isinstance(prompt, str):
+        return "pairs" if columns.system is None else "messages"
+    return None
+
+
+def _has_columns_of(row: Any, columns: Columns) -> Format | None:
+    """Format whose columns a row has, whatever is in them."""
+    if not isinstance(row, Mapping) or len(present(row, (columns.chosen, columns.rejected))) < 2:
+        return None
+    return "pairs" if _prompt(row, columns) is not None else None
+
+
+def _prompt(row: Mapping[str, Any], columns: Columns) -> Any:
+    try:
+        found = compose.find_prompt(row, columns)
+    except Unusable:
+        return None
+    return None if found is None else found.value
+
+
+def columns_read(names: Iterable[str], columns: Columns, others: Iterable[str] = ()) -> list[str]:
+    """Those of a table's columns that some format may read, and others, which may be names inside objects too."""
+    wanted = {str(value) for value in columns.model_dump().values() if value is not None} | set(others)
+    wanted |= {"prompt", "instruction", *compose.OTHER_PROMPTS, *scored.COLUMNS, *votes.COLUMNS, *paired.COLUMNS}
+    return [name for name in names if any(name == column or column.startswith(f"{name}.") for column in wanted)]

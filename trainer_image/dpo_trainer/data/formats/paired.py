@@ -1,0 +1,63 @@
+"""Rows that say themselves which answer is chosen: pairs, messages, dialogue, and unpaired answers with a label."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from dpo_operator.api.data import Columns
+from dpo_trainer.data.formats.compose import Given, Style, compose
+from dpo_trainer.data.formats.pairs import Pair, Reason, Unusable
+from dpo_trainer.data.formats.values import kind, lookup, number, present, required
+
+STYLES: dict[str, Style] = {"pairs": "text", "messages": "chat", "dialogue": "dialogue"}
+
+# Columns that stand for an unmapped completion or label.
+_COMPLETIONS = ("messages", "conversations", "conversation", "response")
+_LABELS = ("kto_tag",)
+COLUMNS = frozenset((*_COMPLETIONS, *_LABELS))
+_WORDS = {
+    "true": True, "yes": True, "good": True, "desirable": True, "chosen": True,
+    "false": False, "no": False, "bad": False, "undesirable": False, "rejected": False,
+}  # fmt: skip
+
+
+def read_paired(row: Mapping[str, Any], columns: Columns, row_format: str) -> Pair:
+    """Pair of a row with a chosen and a rejected answer. Raises Unusable."""
+    chosen, rejected = (Given(required(row, name), name) for name in (columns.chosen, columns.rejected))
+    scores = [number(lookup(row, name)) for name in (columns.chosen_score, columns.rejected_score)]
+    gap = None if scores[0] is None or scores[1] is None else scores[0] - scores[1]
+    return compose(row, columns, chosen, rejected, STYLES[row_format], score_gap=gap)
+
+
+def read_unpaired(row: Mapping[str, Any], columns: Columns) -> Pair:
+    """One answer as a pair whose other side is None. Raises Unusable."""
+    completion, label = unpaired_columns(row, columns)
+    answer = Given(required(row, completion), completion)
+    desirable = _desirable(required(row, label), label)
+    return compose(row, columns, answer if desirable else None, None if desirable else answer)
+
+
+def unpaired_columns(row: Mapping[str, Any], columns: Columns) -> tuple[str, str]:
+    """Names of the columns of the answer and of its label."""
+    mapped = columns.model_fields_set
+    completions = (columns.completion, *(() if "completion" in mapped else _COMPLETIONS))
+    labels = (columns.label, *(() if "label" in mapped else _LABELS))
+    return tuple(next(iter(present(row, names)), names[0]) for names in (completions, labels))  # type: ignore[return-value]
+
+
+def _desirable(value: Any, name: str) -> bool:
+    if isinstance(value, str):
+        found = _WORDS.get(value.strip().lower())
+        if found is not None:
+            return found
+    if isinstance(value, bool):
+        return value
+    if (found_number := number(value)) in (0.0, 1.0):
+        return bool(found_number)
+    raise Unusable(
+        Reason.WRONG_TYPE, f"{name}: expected true or false, 1 or 0, yes or no, good or bad; found {_shown(value)}"
+    )
+
+
+def _shown(value: Any) -> str:
+    found = number(value)
+    return kind(value) if isinstance(value, str) or found is None else f"{found:g}"

@@ -1,0 +1,89 @@
+"""Values of a row: where they are, what they are, and how messages call them."""
+
+import math
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Any
+
+from dpo_trainer.data.formats.pairs import Reason, Unusable
+
+
+def lookup(row: Mapping[str, Any], column: str) -> Any:
+    """Value of a column, None without one. A dot goes into nested objects and lists, unless a column has that very name."""
+    if column in row or "." not in column:
+        return row.get(column)
+    value: Any = row
+    for part in column.split("."):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif part.isdecimal() and isinstance(items := objects(value), list):
+            value = items[int(part)] if int(part) < len(items) else None
+        else:
+            return None
+    return value
+
+
+def required(row: Mapping[str, Any], column: str) -> Any:
+    """Value of a column that must have one; `datasets` and Parquet fill columns that a row lacks with None."""
+    value = lookup(row, column)
+    if value is None:
+        raise Unusable(Reason.MISSING_COLUMN, f"no value in column {column}")
+    return value
+
+
+def text(value: Any, name: str) -> str:
+    """The value, which must be text. name: column, for the reason."""
+    if isinstance(value, str):
+        return encodable(value, name)
+    hint = ""
+    if isinstance(value, Mapping) and (
+        keys := [str(key)[:64] for key, inner in value.items() if isinstance(inner, str)]
+    ):
+        hint = f" with texts in {', '.join(keys[:8])}; a name such as {name}.{keys[0]} goes into it"
+        if all(key.isdecimal() for key in keys):
+            hint = (
+                ' of a whole column, as to_json of pandas writes it; write one object for each row (orient="records")'
+            )
+    raise Unusable(Reason.WRONG_TYPE, f"{name}: expected text, found {kind(value)}{hint}")
+
+
+def encodable(value: str, name: str) -> str:
+    """The text itself. NUL and other control characters stay; half a surrogate pair is no text and can't be encoded."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Unusable(Reason.INVALID_TEXT, f"{name}: the text holds half a surrogate pair") from None
+    return value
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or text that spells one; None for anything else, booleans too."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str | Decimal):
+        return None
+    try:
+        found = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def objects(value: Any) -> Any:
+    """A list of objects that was stored as an object of lists, as `datasets` does; any other value as it is."""
+    if not isinstance(value, Mapping) or not value or not all(isinstance(column, list) for column in value.values()):
+        return value
+    if len({len(column) for column in value.values()}) > 1:
+        return value
+    return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
+
+
+def present(row: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
+    """Those of the columns that have a value."""
+    return [column for column in columns if lookup(row, column) is not None]
+
+
+def kind(value: Any) -> str:
+    """Type of a value in the words of JSON."""
+    if value is None:
+        return "null"
+    names = ((bool, "a boolean"), (int | float, "a number"), (str, "text"), (list, "a list"), (Mapping, "an object"))
+    return next((name for kind, name in names if isinstance(value, kind)), type(value).__name__)

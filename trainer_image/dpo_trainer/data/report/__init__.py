@@ -1,0 +1,1 @@
+"""The report about a tokenized dataset: figures, warnings, picture."""

@@ -1,0 +1,283 @@
+"""One source of the data: rows in, tokenized pairs and counts out."""
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from dpo_operator.api.data import Data, Dataset
+from dpo_operator.api.method import MethodName
+from dpo_trainer.data import filters
+from dpo_trainer.data.boundaries import is_glued, is_repeated
+from dpo_trainer.data.dataset import PairDataset, TokenPair
+from dpo_trainer.data.formats import Format, Pair, Reason, Rejection, detect, normalize
+from dpo_trainer.data.formats.values import lookup
+from dpo_trainer.data.rows import Rows
+from dpo_trainer.data.tokens.tokenization import Counts, PairTokenizer
+from dpo_trainer.runtime.errors import TrainerError, bad_dataset, invalid_configuration
+
+# Rows that are looked at to decide on the format.
+LOOK_AT = 64
+# Most characters of a pair: so many for each token of data.maxLength, and this many anyway. Tokenizing much more than is kept
+# would take minutes and gigabytes for one row.
+CHARACTERS_PER_TOKEN = 16
+CHARACTERS = 1_000_000
+# Columns that a message names at most.
+SHOWN_COLUMNS = 20
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What all sources of a job share.
+
+    dropped: file of the rows that are left out, as JSON lines. seen: hashes of the pairs so far, for filters.dropDuplicates, of
+        the training sources (False) and of eval (True).
+    """
+
+    data: Data
+    method: MethodName
+    tokenizer: PairTokenizer
+    dropped: IO[str]
+    seen: dict[bool, set[bytes]] = field(default_factory=lambda: {False: set(), True: set()})
+
+
+@dataclass(frozen=True)
+class Split:
+    """A source that passed its checks.
+
+    rows: rows that were read. dropped: rows left out, by reason. columns: those of the first rows.
+    glued, repeated: pairs of plain text with nothing between prompt and answers, and with answers that repeat the prompt.
+    asked, met: filters that were asked about a row, and those that found something to read in one.
+    """
+
+    dataset: PairDataset
+    format: Format
+    rows: int
+    dropped: dict[str, int]
+    counts: Counts
+    columns: tuple[str, ...]
+    asked: frozenset[str]
+    met: frozenset[str]
+    glued: int = 0
+    repeated: int = 0
+
+
+class _Tally:
+    """Counts and writes down the rows of one source that are left out."""
+
+    def __init__(self, name: str, rows: Rows, file: IO[str]) -> None:
+        self._name = name
+        self._source = rows
+        self._file = file
+        self.rows = 0
+        self.dropped: Counter[Reason] = Counter()
+        self.bad = self.glued = self.repeated = 0
+        self.first_bad: tuple[int, Rejection] | None = None
+
+    def drop(self, row: int, rejection: Rejection) -> None:
+        self.dropped[rejection.reason] += 1
+        if rejection.is_bad:
+            self.bad += 1
+            if self.first_bad is None or row < self.first_bad[0]:
+                self.first_bad = (row, rejection)
+        line = {
+            "split": self._name, "row": row, "where": self.where(row), "reason": rejection.reason, "detail": rejection.detail,
+        }  # fmt: skip
+        self._file.write(json.dumps(line) + "\n")
+
+    def where(self, row: int) -> str:
+        return self._source.where(row)
+
+    @property
+    def by_reason(self) -> dict[str, int]:
+        return {reason.value: count for reason, count in sorted(self.dropped.items())}
+
+
+def read_split(name: str, rows: Rows, spec: Dataset, reading: Reading) -> Split:
+    """Normalize, filter and tokenize the rows of one source.
+
+    name: train, mixture[0], … or eval, as the dropped rows and the messages call it.
+    Raises TrainerError: BAD_DATASET when no format fits, when more rows than filters.maxBadRows are unusable or none is left;
+    INVALID_CONFIGURATION when a filter has no column to read, or the data are not for the method.
+    """
+    data, tokenizer = reading.data, reading.tokenizer
+    tally = _Tally(name, rows, reading.dropped)
+    items = iter(rows)
+    head = list(itertools.islice(items, min(LOOK_AT, spec.limit or LOOK_AT)))
+    columns = _columns(head)
+    row_format = _format(name, head, spec, columns)
+    _check_format(name, row_format, spec, reading.method, head)
+    mixed = bool(data.mixture) and name != "eval"
+    chain = filters.RowFilters(data.filters, spec.columns, reading.seen[name == "eval"], lenient=mixed)
+    limited = itertools.islice(itertools.chain(head, items), spec.limit)
+    tokenizer.counts = Counts()
+    most = max(CHARACTERS, CHARACTERS_PER_TOKEN * data.max_length)
+    pairs = _pairs(limited, row_format, spec, chain, most, tally)
+    dataset = PairDataset.from_pairs(_kept(tokenizer.run(pairs), chain, tally))
+    split = Split(
+        dataset,
+        row_format,
+        tally.rows,
+        tally.by_reason,
+        tokenizer.counts,
+        columns,
+        frozenset(chain.asked),
+        frozenset(chain.met),
+        tally.glued,
+        tally.repeated,
+    )
+    if not mixed or not len(dataset):
+        check_filters({name: (spec, split)}, data, _not_needed(name, data, mixed=mixed))
+    _check_rows(name, split, data, spec, tally)
+    return split
+
+
+def check_filters(splits: Mapping[str, tuple[Dataset, Split]], data: Data, but: frozenset[str] = frozenset()) -> None:
+    """Refuse filters that found nothing to read in any row of these splits. but: filters that may find nothing.
+
+    Raises TrainerError INVALID_CONFIGURATION.
+    """
+    asked = {name for _, split in splits.values() for name in split.asked}
+    met = {name for _, split in splits.values() for name in split.met}
+    if not (idle := sorted(asked - met - but)):
+        return
+    spec, _ = next(iter(splits.values()))
+    found = dict.fromkeys(column for _, split in splits.values() for column in split.columns)
+    raise invalid_configuration(
+        f"{' and '.join(splits)}: filters.{idle[0]} needs {filters.needs(idle[0], data.filters, spec.columns)}, and no row has one; "
+        f"found columns {_listed(found)}. Name the right column, or leave the filter out. The data are "
+        f"{' and '.join(spec.source for spec, _ in splits.values())}"
+    )
+
+
+def _not_needed(name: str, data: Data, *, mixed: bool) -> frozenset[str]:
+    """Filters that may find nothing to read in one source.
+
+    Another source of a mixture may have what all but conditions read. Evaluation pairs that lack the column of a condition
+    which they meet without it are as they should be.
+    """
+    if mixed:
+        return frozenset(filters.NAMES)
+    without = ("NotIn", "DoesNotExist") if name == "eval" else ()
+    return frozenset(f"where[{i}]" for i, condition in enumerate(data.filters.where) if condition.operator in without)
+
+
+def _format(name: str, head: list[Any], spec: Dataset, columns: tuple[str, ...]) -> Format:
+    if spec.format != "auto":
+        return spec.format
+    found = detect(head, spec.columns)
+    if found is not None:
+        return found
+    if not columns:  # nothing decodable at the start: the rows are counted one by one, and the error says why
+        return "pairs"
+    wanted = spec.columns
+    raise bad_dataset(
+        f"{name}: the rows of {spec.source} fit no format. Expected text or messages in columns {wanted.chosen} and {wanted.rejected}, with "
+        f"{wanted.prompt or 'prompt'} (or instruction) beside them unless they are whole conversations; or a list in "
+        f"{wanted.responses} with {wanted.scores}; or {wanted.answer_a} and {wanted.answer_b} with {wanted.votes}, or with "
+        f"{wanted.signed_preference or f'{wanted.score_a} and {wanted.score_b}'}; or {wanted.completion} with {wanted.label}; found {_described(head, columns)}. Set columns, or format"
+    )
+
+
+def _check_format(name: str, row_format: Format, spec: Dataset, method: MethodName, head: list[Any]) -> None:
+    if row_format == "unpaired" and method is not MethodName.KTO:
+        raise invalid_configuration(
+            f"{name}: the data are unpaired (column {spec.columns.completion} with {spec.columns.label}), and method.name is "
+            f"{method.value}, which compares two answers to a prompt; set method.name to kto, or use paired data"
+        )
+    system = spec.columns.system
+    if system is None:
+        return
+    if row_format in ("pairs", "dialogue"):
+        raise invalid_configuration(
+            f"{name}: columns.system is for chat messages, and the data are read as {row_format}; set format to messages, or "
+            "leave columns.system out"
+        )
+    rows = [row for row in head if isinstance(row, Mapping)]
+    if rows and all(lookup(row, system) is None for row in rows):
+        raise invalid_configuration(
+            f"{name}: columns.system is {system}, and none of the first {len(head)} rows has it; found columns "
+            f"{_listed(_columns(head))}"
+        )
+
+
+def _described(head: list[Any], columns: tuple[str, ...]) -> str:
+    """Columns with the kinds of their values in the first row, for a message."""
+    first = next((row for row in head if isinstance(row, Mapping)), {})
+    return ", ".join(f"{column} ({type(first.get(column)).__name__})" for column in columns[:SHOWN_COLUMNS]) or "none"
+
+
+def _columns(head: list[Any]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(key)[:64] for row in head if isinstance(row, Mapping) for key in row))
+
+
+def _listed(columns: Iterable[str]) -> str:
+    return ", ".join(itertools.islice(columns, SHOWN_COLUMNS)) or "none"
+
+
+def _pairs(
+    rows: Iterator[Any], row_format: Format, spec: Dataset, chain: filters.RowFilters, most: int, tally: _Tally
+) -> Iterator[tuple[int, Pair]]:
+    for number, row in enumerate(rows):
+        tally.rows = number + 1
+        found = row if isinstance(row, Rejection) else chain.before(row) or normalize(row, row_format, spec.columns)
+        if not isinstance(found, Rejection):
+            found = chain.after(row, found) or _too_big(found, most) or found
+        if isinstance(found, Rejection):
+            tally.drop(number, found)
+        else:
+            tally.glued += is_glued(found)
+            tally.repeated += is_repeated(found)
+            yield number, found
+
+
+def _too_big(pair: Pair, most: int) -> Rejection | None:
+    if pair.characters <= most:
+        return None
+    return Rejection(
+        Reason.ROW_TOO_BIG,
+        f"prompt and answers have {pair.characters} characters; up to {most} are read ({CHARACTERS_PER_TOKEN} for each token of "
+        f"data.maxLength, and at least {CHARACTERS})",
+    )
+
+
+def _kept(
+    found: Iterable[tuple[int, TokenPair | Rejection]], chain: filters.RowFilters, tally: _Tally
+) -> Iterator[TokenPair]:
+    for row, item in found:
+        item = item if isinstance(item, Rejection) else chain.of_tokens(item) or item
+        if isinstance(item, Rejection):
+            tally.drop(row, item)
+        else:
+            yield item
+
+
+def _check_rows(name: str, split: Split, data: Data, spec: Dataset, tally: _Tally) -> None:
+    if tally.bad > data.filters.max_bad_rows * tally.rows:
+        raise _too_many_bad(name, data.filters.max_bad_rows, split.columns, tally)
+    if len(split.dataset) == 0:
+        found = ", ".join(f"{reason} {count}" for reason, count in split.dropped.items()) or "no rows at all"
+        first = ""
+        if tally.first_bad is not None:
+            row, rejection = tally.first_bad
+            first = f". The first is {tally.where(row)}, {rejection.reason}: {rejection.detail}"
+        raise bad_dataset(
+            f"{name}: no usable pair in {tally.rows} rows ({found}) of {spec.source}{first}; see data/dropped.jsonl in the work folder"
+        )
+
+
+def _too_many_bad(name: str, limit: float, found: tuple[str, ...], tally: _Tally) -> TrainerError:
+    assert tally.first_bad is not None
+    row, rejection = tally.first_bad
+    counts = ", ".join(f"{reason} {n}" for reason, n in tally.by_reason.items() if Rejection(Reason(reason), "").is_bad)
+    columns = ""
+    if any(tally.dropped[reason] for reason in (Reason.MISSING_COLUMN, Reason.WRONG_TYPE, Reason.OTHER_FORMAT)):
+        columns = f" The columns found are {_listed(found)}."
+    return bad_dataset(
+        f"{name}: {tally.bad} of {tally.rows} rows ({tally.bad / tally.rows:.2%}) are unusable, and filters.maxBadRows allows "
+        f"{limit:.2%}: {counts}. The first is row {row} (counting from 0; {tally.where(row)}), {rejection.reason}: "
+        f"{rejection.detail}.{columns} All are listed in data/dropped.jsonl in the work folder; repair them, or raise "
+        "filters.maxBadRows"
+    )

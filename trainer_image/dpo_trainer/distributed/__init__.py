@@ -1,0 +1,1 @@
+"""The ranks: joining, waiting for rank 0, small agreements."""

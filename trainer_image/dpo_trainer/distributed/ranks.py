@@ -1,0 +1,70 @@
+"""Small agreements between ranks, in JSON: torch's own object collectives would unpickle what a peer sends."""
+
+import json
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.runtime.termination import classify
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """The process group as the checkpoint protocol sees it; one process when there is none."""
+
+    def __init__(self, device: torch.device | None = None, group: dist.ProcessGroup | None = None) -> None:
+        """device: of the collectives' buffers; NCCL needs this rank's GPU. group: the default one without it."""
+        joined = dist.is_available() and dist.is_initialized()
+        self.rank = dist.get_rank() if joined else 0
+        self.world_size = dist.get_world_size() if joined else 1
+        self._device = device or torch.device("cpu")
+        self._group = group
+
+    def aside(self) -> "Ranks":
+        """The same ranks in a new process group over gloo, for a thread that must not meet this group's collectives. Collective."""
+        return Ranks(group=dist.new_group(backend="gloo") if self.world_size > 1 else None)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's JSON value, on every rank, by rank. Collective."""
+        if self.world_size == 1:
+            return [json.loads(json.dumps(value))]
+        raw = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self._device) for _ in range(self.world_size)]
+        dist.all_gather(sizes, torch.tensor([len(raw)], dtype=torch.int64, device=self._device), group=self._group)
+        longest = max(int(size) for size in sizes)
+        mine = torch.zeros(longest, dtype=torch.uint8, device=self._device)
+        mine[: len(raw)] = raw.to(self._device)
+        parts = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(parts, mine, group=self._group)
+        return [json.loads(part[: int(size)].cpu().numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
+
+    def everywhere(self, work: Callable[[], T]) -> list[T]:
+        """Do work on every rank and gather the JSON results. Collective.
+
+        When it fails on one rank, every rank raises TrainerError with that rank's exit code and message, so that all
+        leave the protocol at the same place. An error of a collective within work is raised as it is: what its peers can still be
+        told is not known.
+        """
+        result, failure, cause = None, None, None
+        try:
+            result = work()
+        except Exception as error:
+            code, message = classify(error)
+            if code is ExitCode.PEER_LOST and isinstance(error, RuntimeError):
+                raise
+            failure, cause = {"code": int(code), "message": message}, error
+        answers = self.gather({"result": result, "failure": failure})
+        for rank, answer in enumerate(answers):
+            if answer["failure"]:
+                where = f"rank {rank}: " if self.world_size > 1 else ""
+                raise TrainerError(ExitCode(answer["failure"]["code"]), where + answer["failure"]["message"]) from cause
+        return [answer["result"] for answer in answers]
+
+    def on_first(self, work: Callable[[], T]) -> T:
+        """Do work on rank 0; its JSON result, or its failure, reaches every rank. Collective."""
+        return self.everywhere(lambda: work() if self.rank == 0 else None)[0]  # type: ignore[return-value]

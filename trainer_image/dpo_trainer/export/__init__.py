@@ -1,0 +1,1 @@
+"""The export phase: a model folder that was loaded again and compared before it is committed."""

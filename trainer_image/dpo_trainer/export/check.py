@@ -1,0 +1,114 @@
+"""Is the exported model the one that was trained? Loaded by transformers or PEFT alone, it must give the same numbers."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_trainer.checkpoint.full import FullCheckpoint
+from dpo_trainer.data.dataset import PairDataset, TokenPair
+from dpo_trainer.model.policy import DTYPES
+from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.runtime.libraries import import_peft
+from dpo_trainer.runtime.workdir import WorkDir
+
+# Allowed difference of an answer's log-prob: so many nats, and besides so much of its size. In float32 only the order of
+# sums differs. bfloat16 has 8 bits and float16 11: a GPU and a CPU, or two shapes of a batch, round most of a model's
+# numbers differently, so there the exact comparison of the weights (check_weights) is the one with power.
+_EXACT, _ROUNDED = (1e-4, 1e-5), (0.1, 2e-2)
+
+
+def load_exported(base: Path, folder: Path, precision: str) -> nn.Module:
+    """Load an export as a user would, in the training's precision, on the CPU. base: the model that adapters go on.
+
+    Raises TrainerError BAD_EXPORT when weights are missing, which would otherwise be made up.
+    """
+    from transformers import AutoModelForCausalLM
+
+    is_adapter = (folder / "adapter_config.json").is_file()
+    model: nn.Module
+    model, info = AutoModelForCausalLM.from_pretrained(
+        base if is_adapter else folder,
+        dtype=DTYPES[precision],
+        local_files_only=True,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    if missing := sorted(info["missing_keys"]):
+        raise TrainerError(ExitCode.BAD_EXPORT, f"The export failed: no weights were written for {missing[0]}.")
+    if is_adapter:
+        model = import_peft().PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False, torch_device="cpu")
+    return model.eval()
+
+
+def check_weights(
+    model: nn.Module, checkpoint: FullCheckpoint, stored: Mapping[str, torch.dtype], precision: str
+) -> None:
+    """Compare every trained parameter of a loaded export with the checkpoint, bit for bit after rounding.
+
+    stored: dtype of each parameter in the export. precision: that the model was loaded in.
+    Raises TrainerError BAD_EXPORT.
+    """
+    own = dict(model.named_parameters())
+    for name in checkpoint.manifest.parameters:
+        expected = checkpoint.tensor(name).to(stored[name]).to(DTYPES[precision])
+        found = own.get(name)
+        if found is None or not torch.equal(found.detach().to(expected.dtype), expected):
+            raise TrainerError(
+                ExitCode.BAD_EXPORT,
+                f"The export failed: expected parameter {name} as it is in the checkpoint, found "
+                f"{'nothing' if found is None else 'other values'} after loading the exported folder.",
+            )
+
+
+def check_probe(model: nn.Module, work: WorkDir, probe: dict[str, Any], stored: Collection[torch.dtype]) -> float:
+    """Compare log-probs with those that the engine had at the checkpoint; returns the largest difference, nats.
+
+    probe: split, pairs (indices), logps ([[chosen, rejected], …]), precision; from the checkpoint's state.
+    stored: dtypes of the trained parameters in the export.
+    Raises TrainerError BAD_EXPORT.
+    """
+    data = PairDataset.open(work.eval_data if probe["split"] == "eval" else work.train_data)
+    exact = {*stored, DTYPES[probe["precision"]]} == {torch.float32}
+    nats, share = _EXACT if exact else _ROUNDED
+    worst = 0.0
+    for index, expected in zip(probe["pairs"], probe["logps"], strict=True):
+        found = answer_logps(model, data[index])
+        for answer, ours, theirs in zip(("chosen", "rejected"), found.tolist(), expected, strict=True):
+            difference = abs(ours - theirs)
+            worst = max(worst, difference)
+            if not difference <= nats + share * abs(theirs):
+                raise TrainerError(
+                    ExitCode.BAD_EXPORT,
+                    f"The export failed: for the {answer} answer of {probe['split']} pair {index}, expected a log-prob of "
+                    f"{theirs:.6f} (the trained policy's), found {ours:.6f} after loading the exported folder.",
+                )
+    return worst
+
+
+def make_probe(model: nn.Module, work: WorkDir, precision: str, pairs: int = 8) -> dict[str, Any]:
+    """Log-probs of the first training pairs under a loaded model, to hold another form of it against; see check_probe."""
+    data = PairDataset.open(work.train_data)
+    indices = range(min(pairs, len(data)))
+    return {
+        "split": "train",
+        "pairs": [*indices],
+        "logps": [answer_logps(model, data[index]).tolist() for index in indices],
+        "precision": precision,
+    }
+
+
+def answer_logps(model: nn.Module, pair: TokenPair) -> Tensor:
+    """Log-probs of a pair's two answers, the plainest way: float64 [2], nats."""
+    sums = []
+    for answer in (pair.chosen, pair.rejected):
+        ids = torch.from_numpy(np.concatenate([pair.prompt, answer]).astype(np.int64)[None])
+        with torch.no_grad():
+            logits = model(input_ids=ids).logits[0, len(pair.prompt) - 1 : -1].float()
+        targets = ids[0, len(pair.prompt) :, None]
+        sums.append(logits.log_softmax(-1).gather(1, targets).double().sum())
+    return torch.stack(sums)

@@ -1,0 +1,129 @@
+"""The files of an export: all weights, an adapter, or the model with the adapter merged into it, as safetensors."""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.types import DPOJob
+from dpo_trainer.checkpoint.full import FullCheckpoint
+from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.runtime.libraries import import_peft
+
+MERGED = "merged"
+_SHARD_SIZE = "5GB"
+# Weights are written anew, and transformers writes these beside them.
+_OWN_FILES = ("config.json", "README.md")
+_WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".onnx")
+
+
+def write_model(base: Path, checkpoint: FullCheckpoint, folder: Path) -> dict[str, torch.dtype]:
+    """All weights, in the model's own dtype; returns that of each trained parameter."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in checkpoint.manifest.parameters:
+            if name not in own:
+                raise bad_export(f"the checkpoint has a parameter {name}, which the model has not")
+            found = checkpoint.tensor(name)
+            if found.shape != own[name].shape:
+                raise bad_export(
+                    f"the checkpoint has {name} of shape {[*found.shape]}, the model of {[*own[name].shape]}"
+                )
+            own[name].copy_(found)
+    model.save_pretrained(folder, max_shard_size=_SHARD_SIZE)
+    return {name: own[name].dtype for name in checkpoint.manifest.parameters}
+
+
+def write_adapter(job: DPOJob, base: Path, checkpoint: FullCheckpoint, folder: Path) -> dict[str, torch.dtype]:
+    """The adapter alone, in float32: it is small, and merging it later should not round twice."""
+    from safetensors.torch import save_file
+
+    trained = {name: checkpoint.tensor(name) for name in checkpoint.manifest.parameters}
+    # The second matrix of every adapter starts as zero; when all still are, nothing was learnt or all was lost. DoRA's
+    # magnitudes may have moved even then, but they are no direction: the product of the two matrices is.
+    if not any(tensor.any() for name, tensor in trained.items() if "lora_B" in name):
+        raise bad_export(f"the adapter is empty or zero ({len(trained)} tensors)")
+    save_file(
+        {_peft_name(name): tensor.contiguous() for name, tensor in trained.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+    config = _peft_config(job, base)
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    return dict.fromkeys(trained, torch.float32)
+
+
+def _peft_name(name: str) -> str:
+    """A parameter's name in an adapter file: without the adapter's own, and DoRA's magnitude without its module."""
+    return name.replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector").replace(".default.", ".")
+
+
+def write_merged(base: Path, folder: Path) -> torch.dtype:
+    """The model with the adapter in folder merged into it, in folder/merged and in the base's own dtype, which is returned."""
+    peft = import_peft()
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
+    dtype: torch.dtype = model.dtype
+    # The adapter stays in float32, so the sum is rounded once.
+    model = peft.PeftModel.from_pretrained(model, folder, torch_device="cpu")
+    changed = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # each layer is merged here, and merge_and_unload finds it merged
+        for layer in [module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]:
+            before = layer.get_base_layer().weight.detach().clone()
+            layer.merge(safe_merge=True)  # type: ignore[operator]
+            changed |= not torch.equal(before, layer.get_base_layer().weight)
+        merged = model.merge_and_unload()
+    if not changed:
+        raise bad_export(
+            f"merging the adapter changes no weight, because {str(dtype).removeprefix('torch.')} is too coarse for so small an "
+            "update; set spec.export.merge to false and use the adapter, or train longer"
+        )
+    merged.save_pretrained(folder / MERGED, max_shard_size=_SHARD_SIZE)
+    copy_small_files(base, folder / MERGED, adapter=False)
+    return dtype
+
+
+def _peft_config(job: DPOJob, base: Path) -> dict[str, Any]:
+    """adapter_config.json, from the same code that made the adapters, on a model without weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from dpo_trainer.model.policy import add_lora
+
+    with torch.device("meta"):
+        bare: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, local_files_only=True))
+        wrapped: Any = add_lora(bare, job.spec.adapter, seed=job.spec.training.seed)
+    config: dict[str, Any] = wrapped.peft_config["default"].to_dict()
+    config.update(base_model_name_or_path=job.spec.model.name, revision=job.spec.model.revision, inference_mode=True)
+    return {key: _plain(value) for key, value in config.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Sets become sorted lists, enumerations their values."""
+    if isinstance(value, set):
+        return sorted(value)
+    return value.value if hasattr(value, "value") else value
+
+
+def copy_small_files(base: Path, folder: Path, *, adapter: bool) -> None:
+    """Tokenizer, chat template, generation settings: as they were for training."""
+    for entry in sorted(base.iterdir()):
+        if not entry.is_file() or entry.name.endswith(_WEIGHTS) or entry.name in _OWN_FILES:
+            continue
+        if adapter and entry.name == "generation_config.json":
+            continue  # belongs to the base model
+        shutil.copyfile(entry, folder / entry.name)
+
+
+def bad_export(message: str) -> TrainerError:
+    """BAD_EXPORT."""
+    return TrainerError(ExitCode.BAD_EXPORT, f"The export failed: {message}.")

@@ -1,0 +1,256 @@
+"""README.md of an export: what was trained, on what, how, and with which result."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from dpo_operator.api.method import Loss, Method, MethodName
+from dpo_operator.api.training import Adapter, AdapterType
+from dpo_operator.api.types import DPOJob
+from dpo_trainer.checkpoint.full import FullCheckpoint
+from dpo_trainer.data.dataset import PairDataset
+from dpo_trainer.runtime.versions import own_version
+from dpo_trainer.runtime.workdir import WorkDir
+from dpo_trainer.telemetry.metrics_file import Line, kind, read_metrics
+
+_ROWS = (
+    ("loss", "loss"),
+    ("rewards/margins", "reward margin"),
+    ("rewards/accuracies", "reward accuracy"),
+    ("rewards/chosen", "reward, chosen"),
+    ("rewards/rejected", "reward, rejected"),
+)
+
+
+# The paper of each loss: title and arXiv number.
+_PAPERS = {
+    MethodName.DPO: ("Direct Preference Optimization", "2305.18290"),
+    MethodName.LD_DPO: ("Length Desensitization in DPO", "2409.06411"),
+    MethodName.LN_DPO: ("Tülu 3", "2411.15124"),
+    MethodName.IPO: ("A General Theoretical Paradigm to Understand Learning from Human Preferences", "2310.12036"),
+    MethodName.HINGE: ("SLiC-HF", "2305.10425"),
+    MethodName.KTO: ("Model Alignment as Prospect Theoretic Optimization", "2402.01306"),
+    MethodName.ORPO: ("Monolithic Preference Optimization without Reference Model", "2403.07691"),
+    MethodName.SIMPO: ("Simple Preference Optimization", "2405.14734"),
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """One folder of an export.
+
+    why: what makes its checkpoint the one to export, such as "the last step". whole: it holds a whole model, not an
+    adapter. merged: the export has the adapter and the merged model. difference: of the log-probs of so many pairs after
+    reloading, nats; None when the checkpoint has none to compare with. engine: they are the training engine's, not those
+    of the adapter before merging.
+    """
+
+    why: str
+    whole: bool
+    merged: bool
+    difference: float | None = None
+    pairs: int = 0
+    engine: bool = True
+
+
+def model_card(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, made: Made) -> str:
+    """Markdown with the hub's metadata block."""
+    spec = job.spec
+    adapter = not made.whole
+    step = checkpoint.manifest.step
+    parts = [
+        _metadata(job, adapter),
+        f"# {_text(job.metadata.name)}",
+        f"{f'A {_kind(spec.adapter)} adapter for' if adapter else 'A fine-tuned version of'} `{_text(spec.model.name)}`"
+        f"{f' at revision `{_text(spec.model.revision)}`' if spec.model.revision else ''}, trained with "
+        f"{_cited(spec.method)} by dpo-operator.",
+        *_about_merging(made),
+        "## Use",
+        _usage(spec.model.name, adapter),
+        "## Result",
+        _results([line for line in read_metrics(work.metrics) if line["step"] <= step]),
+        f"Step 1 is measured before the first update. Rewards are beta times {reward_in_words(spec.method)}, in nats.",
+        "## Training",
+        _table("Setting", "Value", [("exported", f"step {step}: {made.why}"), *_settings(job, work, checkpoint)]),
+        "## Check",
+        f"After writing, this folder was loaded with {'PEFT' if adapter else 'transformers'}: {_compared(made)} "
+        "`dpo_provenance.json` has the checkpoint's digest and every setting.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _cited(method: Method) -> str:
+    """The losses by name, each with its paper, once."""
+    names = dict.fromkeys(loss.name for loss in method.losses)
+    return " and ".join(
+        f"{name.value.upper()} ([{_PAPERS[name][0]}](https://arxiv.org/abs/{_PAPERS[name][1]}))" for name in names
+    )
+
+
+def loss_in_words(method: Method) -> str:
+    """Every term of the loss with its weight and its settings."""
+    terms = [_term(loss) for loss in method.losses]
+    if method.likelihood_weight:
+        whole = "prompt and chosen answer" if method.nll_over == "all" else "the chosen answer"
+        terms.append(f"{method.likelihood_weight:g} × negative log-likelihood of {whole}")
+    return " + ".join(terms)
+
+
+def _term(loss: Loss) -> str:
+    parts = [loss.name.value, f"beta {loss.strength:g}"]
+    if loss.label_smoothing:
+        parts.append(f"{'robust to flipped labels' if loss.robust else 'label smoothing'} {loss.label_smoothing:g}")
+    match loss.name:
+        case MethodName.LD_DPO:
+            parts.append(f"alpha {loss.tail_weight:g}")
+        case MethodName.IPO:
+            parts.append(f"{loss.reduction or 'mean'} over tokens")
+        case MethodName.SIMPO:
+            parts.append(f"target margin {loss.target_margin:g}")
+        case MethodName.KTO:
+            weights = [1.0 if w is None else w for w in (loss.desirable_weight, loss.undesirable_weight)]
+            parts.append(f"desirable {weights[0]:g}, undesirable {weights[1]:g}")
+    text = ", ".join(parts)
+    return text if loss.weight == 1 else f"{loss.weight:g} × ({text})"
+
+
+def reward_in_words(method: Method) -> str:
+    """What the first loss compares, which rewards are made of."""
+    ratio = "the log-ratio to the reference"
+    match method.name:
+        case MethodName.ORPO | MethodName.SIMPO:
+            return "the mean log-prob of an answer's tokens"
+        case MethodName.LN_DPO:
+            return f"the mean over an answer's tokens of {ratio}"
+        case MethodName.IPO if method.reduction != "sum":
+            return f"the mean over an answer's tokens of {ratio}"
+        case MethodName.LD_DPO:
+            return f"{ratio}, in which the longer answer's tail counts alpha times"
+    return ratio
+
+
+def _about_merging(made: Made) -> list[str]:
+    if not made.merged:
+        return []
+    if made.whole:
+        return ["The adapter was merged into the model's weights; the folder above this one has the adapter alone."]
+    return [
+        "The folder `merged` has the whole model with this adapter merged into it, for programs that know no adapters."
+    ]
+
+
+def _compared(made: Made) -> str:
+    """What was found equal, in a sentence. Merged weights are rounded, so they equal nothing."""
+    weights = "" if made.merged and made.whole else "its weights equal the checkpoint's"
+    if made.difference is None:
+        return f"{weights}. The checkpoint has no log-probs to compare with."
+    source = "the training engine's" if made.engine else "those of the adapter before merging"
+    return (
+        f"{weights}{', and ' if weights else ''}the log-probs of {made.pairs} pairs differ from {source} by at most "
+        f"{made.difference:.2g} nats."
+    )
+
+
+def _kind(adapter: Adapter) -> str:
+    """LoRA, DoRA, rsLoRA: what is trained, in words."""
+    names = [name for name, used in (("DoRA", adapter.dora), ("rsLoRA", adapter.rslora)) if used]
+    return " and ".join(names) or "LoRA"
+
+
+def _metadata(job: DPOJob, adapter: bool) -> str:
+    # JSON strings are YAML strings, whatever a name contains.
+    lines = [
+        f"base_model: {json.dumps(job.spec.model.name)}",
+        f"library_name: {'peft' if adapter else 'transformers'}",
+        f"tags: {json.dumps(['dpo', 'preference-optimization', *(['lora'] if adapter else [])])}",
+        "pipeline_tag: text-generation",
+    ]
+    return "\n".join(["---", *lines, "---"])
+
+
+def _usage(base: str, adapter: bool) -> str:
+    name = json.dumps(base)
+    if adapter:
+        code = (
+            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            f'base = AutoModelForCausalLM.from_pretrained({name})\nmodel = PeftModel.from_pretrained(base, "this-folder")\n'
+            'tokenizer = AutoTokenizer.from_pretrained("this-folder")'
+        )
+    else:
+        code = (
+            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+            'model = AutoModelForCausalLM.from_pretrained("this-folder")\n'
+            'tokenizer = AutoTokenizer.from_pretrained("this-folder")'
+        )
+    return f"```python\n{code}\n```"
+
+
+def _results(lines: list[Line]) -> str:
+    train = [line for line in lines if kind(line) == "train"]
+    evaluations = [line for line in lines if kind(line) == "eval"]
+    columns: list[tuple[str, str, Line]] = []
+    if train:
+        columns.append((f"train, step {train[0]['step']}", "", train[0]))
+        columns.append((f"train, step {train[-1]['step']}", "", train[-1]))
+    if evaluations:
+        columns.append((f"held out, step {evaluations[-1]['step']}", "eval_", evaluations[-1]))
+    if not columns:
+        return "No metrics were kept."
+    head = "| | " + " | ".join(title for title, _, _ in columns) + " |\n|---" + "|---:" * len(columns) + "|"
+    rows = []
+    for key, title in _ROWS:
+        values = [_number(line.get(prefix + key)) for _, prefix, line in columns]
+        rows.append(f"| {title} | " + " | ".join(values) + " |")
+    return "\n".join([head, *rows])
+
+
+def _settings(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint) -> list[tuple[str, str]]:
+    spec, manifest = job.spec, checkpoint.manifest
+    data = spec.data
+    rows = [
+        ("training data", f"{_source(data.train)}, {len(PairDataset.open(work.train_data)):,} pairs"),
+        ("longest pair", f"{data.max_length} tokens"),
+        ("loss", loss_in_words(spec.method)),
+        ("trained", _trained(job)),
+        ("steps", f"{manifest.step} ({checkpoint.state.get('epoch', 0):.2f} epochs)"),
+        ("pairs in a step", str(spec.training.global_batch_size)),
+        ("learning rate", f"{spec.learning_rate:g}, {spec.training.scheduler}, warm-up {spec.training.warmup_ratio:g}"),
+        ("precision", spec.training.precision),
+        ("seed", str(spec.training.seed)),
+        ("parallelism", f"DeepSpeed ZeRO-{spec.training.zero_stage} on {manifest.world_size} ranks"),
+        ("checkpoint", f"`{checkpoint.ref.digest}`"),
+        (
+            "versions",
+            ", ".join(f"{n} {v}" for n, v in {**manifest.versions, "dpo-operator": own_version()}.items()),
+        ),
+    ]
+    if data.eval is not None:
+        rows.insert(1, ("evaluation data", _source(data.eval)))
+    elif data.eval_fraction:
+        rows.insert(1, ("evaluation data", f"{data.eval_fraction:.0%} of the training data, held out"))
+    return rows
+
+
+def _trained(job: DPOJob) -> str:
+    adapter = job.spec.adapter
+    if adapter.type is AdapterType.NONE:
+        return "all weights"
+    targets = ", ".join(adapter.target_modules)
+    return f"{_kind(adapter)} of rank {adapter.rank}, alpha {adapter.alpha:g}, dropout {adapter.dropout:g} on {targets}"
+
+
+def _source(dataset: Any) -> str:
+    return f"`{_text(dataset.source)}`" + (f" at `{_text(dataset.revision)}`" if dataset.revision else "")
+
+
+def _table(left: str, right: str, rows: list[tuple[str, str]]) -> str:
+    return "\n".join([f"| {left} | {right} |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)])
+
+
+def _number(value: Any) -> str:
+    return f"{value:z.4f}" if isinstance(value, int | float) else "–"
+
+
+def _text(text: str) -> str:
+    """A name inside a table or a code span can't end it."""
+    return text.replace("`", "'").replace("|", "\\|")

@@ -1,0 +1,208 @@
+"""The export: from a checkpoint to a folder that transformers or PEFT loads, proved by loading it.
+
+The phase takes the last or the best checkpoint of a finished training, a person any that is whole.
+
+One process on the CPU, without DeepSpeed. The folder appears when it is complete and checked; running again finds it.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dpo_operator.api.training import AdapterType
+from dpo_operator.api.types import DPOJob, DPOJobSpec
+from dpo_trainer.checkpoint.full import FullCheckpoint, open_best, open_newest, require_any
+from dpo_trainer.checkpoint.identity import identity
+from dpo_trainer.checkpoint.layout import BadCheckpoint
+from dpo_trainer.checkpoint.trust import Owner, Trust
+from dpo_trainer.data.dataset import PairDataset
+from dpo_trainer.export.check import check_probe, check_weights, load_exported, make_probe
+from dpo_trainer.export.files import MERGED, copy_small_files, write_adapter, write_merged, write_model
+from dpo_trainer.export.model_card import Made, model_card
+from dpo_trainer.pretrained.digest import known_digests, model_digest
+from dpo_trainer.runtime.errors import input_not_found, invalid_configuration, volume_error
+from dpo_trainer.runtime.files import remove, sha256, sync_folder
+from dpo_trainer.runtime.versions import own_version
+from dpo_trainer.runtime.workdir import WorkDir
+from dpo_trainer.training.early_stopping import METRICS
+
+PROVENANCE = "dpo_provenance.json"
+
+Progress = Callable[[str], None]
+
+
+def run(job: DPOJob, work: WorkDir, *, progress: Progress, trust: Trust | None = None) -> str:
+    """Write, load and check the trained model or adapter; returns its folder, relative to the work folder.
+
+    trust: what is known of the job's checkpoints from elsewhere. Raises TrainerError INPUT_NOT_FOUND when training has
+    not finished, BAD_EXPORT when what was written does not give the trained policy's log-probs.
+    """
+    _quiet()
+    require_any(work.checkpoints)
+    checkpoint, why = _choose(job.spec, work.checkpoints, _owner(job.spec, work, trust), progress)
+    if _is_done(work.export, job, checkpoint):
+        progress("already exported")
+    else:
+        _export(job, work, checkpoint, why, work.export, progress)
+    return work.export.relative_to(work.root).as_posix()
+
+
+def export_one(job: DPOJob, work: WorkDir, folder: Path, target: Path, *, progress: Progress) -> None:
+    """Write, load and check the weights of one checkpoint of a run, whether or not it is the last or was evaluated.
+
+    folder: the checkpoint's. target: made anew, or an earlier export, which is replaced.
+    Raises TrainerError VOLUME_ERROR when the checkpoint is not whole, INVALID_CONFIGURATION when target holds something else.
+    """
+    _quiet()
+    if target.exists() and not (target / PROVENANCE).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise invalid_configuration(
+            f"{target}: expected a new or empty folder, or an earlier export, found other files"
+        )
+    progress("checking the checkpoint")
+    try:
+        checkpoint = FullCheckpoint(folder.parent, folder, _owner(job.spec, work, None))
+    except BadCheckpoint as error:
+        raise volume_error(f"{folder} can't be exported: {error}") from error
+    _export(job, work, checkpoint, "chosen by hand", target, progress)
+
+
+def _owner(spec: DPOJobSpec, work: WorkDir, trust: Trust | None) -> Owner:
+    data = PairDataset.open(work.train_data).digest
+    return Owner(identity(spec, model=model_digest(work.model, known_digests(work)), dataset=data), trust)
+
+
+def _export(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, why: str, target: Path, progress: Progress) -> None:
+    spec, precision = job.spec, job.spec.training.precision
+    temporary = target.with_name(f".{target.name}.tmp")
+    remove(temporary)
+    temporary.mkdir(parents=True)
+    progress("writing the weights")
+    adapter = spec.adapter.type is not AdapterType.NONE
+    if adapter:
+        stored = write_adapter(job, work.model, checkpoint, temporary)
+    else:
+        stored = write_model(work.model, checkpoint, temporary)
+    copy_small_files(work.model, temporary, adapter=adapter)
+
+    progress("loading what was written")
+    model = load_exported(work.model, temporary, precision)
+    check_weights(model, checkpoint, stored, precision)
+    merge = adapter and spec.export.merge
+    made = Made(why, whole=not adapter, merged=merge)
+    probe = checkpoint.state.get("probe")
+    if probe is not None:
+        progress("comparing its log-probs with the trained policy's")
+        worst = check_probe(model, work, probe, set(stored.values()))
+        made = replace(made, difference=worst, pairs=len(probe["pairs"]))
+    parts = {"": made}
+    if merge:
+        progress("merging the adapter into the model")
+        # A checkpoint in passing has no log-probs; those of the adapter are as good, as its weights are the checkpoint's.
+        against = probe or make_probe(model, work, precision)
+        dtype = write_merged(work.model, temporary)
+        merged = load_exported(work.model, temporary / MERGED, precision)
+        worst = check_probe(merged, work, against, {dtype})
+        parts[MERGED] = replace(
+            made, whole=True, difference=worst, pairs=len(against["pairs"]), engine=probe is not None
+        )
+
+    for folder, part in parts.items():
+        (temporary / folder / "README.md").write_text(model_card(job, work, checkpoint, part), encoding="utf-8")
+    _write_provenance(temporary, job, checkpoint, why, parts)
+    _replace(temporary, target)
+    progress(f"exported to {target}")
+
+
+def _choose(spec: DPOJobSpec, root: Path, owner: Owner, progress: Progress) -> tuple[FullCheckpoint, str]:
+    """The checkpoint that is exported, and why it."""
+    progress("checking the last checkpoint")
+    newest, refused = open_newest(root, owner)
+    if not newest.state.get("finished"):
+        because = f" ({'; '.join(refused)})" if refused else ""
+        raise input_not_found(
+            f"Expected the checkpoint of the last step, found step {newest.manifest.step} of "
+            f"{newest.state.get('total_steps', 'more')}{because}; train to the end first."
+        )
+    for reason in refused:
+        progress(f"passed over a checkpoint: {reason}")
+    if newest.doubt:
+        progress(f"{newest.folder.name}: {newest.doubt}")
+    if not spec.exports_best:
+        return newest, "the last step"
+    progress("looking for the best checkpoint")
+    best, passed = open_best(root, newest, owner)
+    for reason in passed:
+        progress(f"passed over a better checkpoint: {reason}")
+    if best is None:
+        progress("exporting the last checkpoint: none that was evaluated is whole")
+        return newest, "the last step, because no checkpoint with an evaluation is whole"
+    cost = best.manifest.metrics["selection"] or 0.0
+    value = -cost if METRICS[spec.selection_metric][1] else cost
+    progress(f"exporting step {best.manifest.step}: {spec.selection_metric} {value:.4f}")
+    without = f"; better ones are gone: {'; '.join(passed)}" if passed else ""
+    return best, f"the best {spec.selection_metric}, {value:.4f}{without}"
+
+
+def _quiet() -> None:
+    """No progress bars in a log, and no search for a GPU by DeepSpeed, which transformers imports when it is there."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+
+def _is_done(folder: Path, job: DPOJob, checkpoint: FullCheckpoint) -> bool:
+    """Whether the folder is this checkpoint's export, with all that the job wants, and its files are as they were written."""
+    try:
+        document = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+        return (
+            document["checkpoint"]["digest"] == checkpoint.ref.digest
+            and document["spec"]["export"] == _plain_spec(job)["export"]
+            and all(sha256(folder / name) == digest for name, digest in document["files"].items())
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _plain_spec(job: DPOJob) -> dict[str, Any]:
+    return job.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def _write_provenance(folder: Path, job: DPOJob, checkpoint: FullCheckpoint, why: str, parts: dict[str, Made]) -> None:
+    """Where the folder comes from, with the digest of every file in it. parts: by folder in it."""
+    document = {
+        "job": job.metadata.name,
+        "spec": _plain_spec(job),
+        "checkpoint": {**checkpoint.ref.model_dump(), "chosen_as": why},
+        "identity": checkpoint.manifest.identity,
+        "probe": {**checkpoint.state.get("probe", {}), "largest_difference_nats": parts[""].difference},
+        "versions": {**checkpoint.manifest.versions, "dpo-operator": own_version()},
+        "files": {path.relative_to(folder).as_posix(): sha256(path) for path in _files(folder)},
+    }
+    if MERGED in parts:
+        document["merged"] = {"largest_difference_nats": parts[MERGED].difference}
+    (folder / PROVENANCE).write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Put a finished folder in the place of an older one; a crash leaves one of the two, and export runs again."""
+    for path in _files(temporary):
+        path.chmod(0o644)  # safetensors makes files that nobody else may read
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for folder in {path.parent for path in _files(temporary)}:
+        sync_folder(folder)
+    old = target.with_name(f".{target.name}.old.tmp")
+    remove(old)
+    if target.exists():
+        target.rename(old)
+    temporary.rename(target)
+    sync_folder(target.parent)
+    remove(old)

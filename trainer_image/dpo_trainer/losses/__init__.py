@@ -1,0 +1,1 @@
+"""Preference losses and the metrics that are logged of them."""

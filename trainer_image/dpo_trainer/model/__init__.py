@@ -1,0 +1,1 @@
+"""The policy: loading, adapters, packed attention, output head."""

@@ -1,0 +1,1 @@
+"""The prepare phase, and the typed record of what it made."""

@@ -1,0 +1,1 @@
+"""A pretrained model as a folder on disk: files, checks, digest. No torch."""

@@ -1,0 +1,1 @@
+"""What every phase needs: errors and exit codes, stop requests, termination report, work folder. No torch."""

@@ -1,0 +1,1 @@
+"""Where bytes come from: hub, files, claims, object stores, the shared cache."""

@@ -1,0 +1,319 @@
+"""Where models and datasets come from: a hub, files on this machine, a claim, an object store.
+
+How a source is read, in this order:
+  pvc://claim/path          a file or folder on a claim, which is mounted at <claims>/<claim>
+  s3://… gs://…             an object store, through s3fs or gcsfs
+  /… ./… ../… ~/…           a path, relative to the current folder
+  anything that exists      the same, as transformers does: a folder `org/name` here wins over the hub's repository
+  name or org/name          a repository of the hub
+"""
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, TypeVar
+
+import tenacity
+
+from dpo_operator.api.base import SUBDOMAIN
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_trainer.runtime.errors import TrainerError, input_not_found, invalid_configuration
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# Waits between tries of a source that does not answer, in seconds: 1, 2, 4, … with jitter. The operator restarts the
+# phase when they are used up, so a longer outage is not fatal.
+ATTEMPTS = 4
+FIRST_WAIT_SECONDS = 1.0
+
+GATED = (
+    "the repository is gated: accept its terms on its page, with the account whose token the job uses, and set model.tokenSecretRef "
+    "(HF_TOKEN for dpo run)"
+)
+_OBJECT_STORES = {"s3": "s3", "gs": "gcs"}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+_CLAIM = re.compile(SUBDOMAIN)
+_FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".gz")
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A repository of the hub."""
+
+    repo: str
+    revision: str | None
+
+    @property
+    def label(self) -> str:
+        """How messages name it."""
+        return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A file, or a folder with what is below it.
+
+    label: the source as the job names it, for messages.
+    kind: path, claim, or the object store's scheme.
+    sizes: bytes of each file, by its name relative to root; for a file, its own name alone.
+    """
+
+    label: str
+    kind: str
+    root: str
+    is_file: bool
+    sizes: Mapping[str, int]
+    filesystem: Any = field(default=None, repr=False, compare=False)
+
+    def open(self, name: str) -> IO[bytes]:
+        """Open one of the files for reading."""
+        path = self.root if self.is_file else f"{self.root}/{name}"
+        if self.filesystem is None:
+            with _readable(self.label):
+                return Path(path).open("rb")
+        return retrying(lambda: self.filesystem.open(path, "rb"), self.label)
+
+
+Source = HubSource | FileSource
+
+
+def resolve(source: str, revision: str | None = None, *, claims: Path) -> Source:
+    """What a source string of the job means; files are listed, a hub is not asked yet.
+
+    claims: folder in which claims are mounted by name.
+    Raises TrainerError: INPUT_NOT_FOUND, ACCESS_DENIED, SOURCE_UNAVAILABLE, INVALID_CONFIGURATION or UNSUPPORTED.
+    """
+    scheme, mark, rest = source.partition("://")
+    if mark and scheme == "pvc":
+        return _claim(source, rest, claims)
+    if mark and scheme in _OBJECT_STORES:
+        return _object_store(source, scheme)
+    if mark:
+        raise invalid_configuration(
+            f"{source}: expected a hub id, a path, pvc://claim/path, s3:// or gs://, found {scheme}://"
+        )
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError as error:
+        raise input_not_found(f"{source}: no such user, or one without a home; write the path from / on") from error
+    explicit = source.startswith(("/", "./", "../", "~")) or source in (".", "..")
+    if explicit or _exists(path, source):
+        if not explicit:
+            log.info("%s is read from this machine, %s; a hub is not asked", source, path.resolve())
+        return _local(source, path)
+    if _HUB_ID.fullmatch(source) and not source.endswith(_FILE_SUFFIXES):
+        return HubSource(source, revision)
+    raise input_not_found(f"{source}: no such file or folder in {Path.cwd()}, and it is not a hub id (org/name)")
+
+
+def retrying(call: Callable[[], T], label: str) -> T:
+    """Result of a call to a hub or an object store, tried again while it is unreachable.
+
+    Raises TrainerError for every error that means something to the user; others pass through.
+    """
+    try:
+        return tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            wait=tenacity.wait_exponential_jitter(FIRST_WAIT_SECONDS, max=30, jitter=FIRST_WAIT_SECONDS),
+            retry=tenacity.retry_if_exception(_is_transient),
+            before_sleep=lambda state: log.warning("%s: no answer, trying again (%d)", label, state.attempt_number),
+            reraise=True,
+        )(call)
+    except Exception as error:
+        known = explain(error, label)
+        if known is None or known is error:
+            raise
+        raise known from error
+
+
+def explain(error: BaseException, label: str) -> TrainerError | None:
+    """TrainerError for an error of the hub, of an object store or of the network; None when it is none of these.
+
+    Libraries wrap errors, so the causes are looked through too.
+    """
+    if no_space(error) is not None:
+        return None
+    for seen in _causes(error):
+        if isinstance(seen, TrainerError):
+            return seen
+        found = _explain_one(seen, label)
+        if found is not None:
+            code, message = found
+            return TrainerError(code, f"{label}: {message}")
+    return None
+
+
+def no_space(error: BaseException) -> OSError | None:
+    """The OSError of a full volume among an error and its causes; None when it is not one."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return next((seen for seen in _causes(error) if isinstance(seen, OSError) and seen.errno in full), None)
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and what it came from, each once: some are their own cause."""
+    found: list[BaseException] = []
+    seen: BaseException | None = error
+    while seen is not None and not any(seen is one for one in found):
+        found.append(seen)
+        seen = seen.__cause__ or seen.__context__
+    return found
+
+
+def _explain_one(error: BaseException, label: str) -> tuple[ExitCode, str] | None:
+    from huggingface_hub import errors as hub
+
+    status = _status(error)
+    if isinstance(error, hub.GatedRepoError):
+        return ExitCode.ACCESS_DENIED, GATED
+    # s3fs turns refusals into PermissionErrors that name no file; one that names a file is this machine's own.
+    refused = isinstance(error, PermissionError) and error.filename is None
+    if status in (401, 403) or refused or type(error).__name__ == "NoCredentialsError":
+        advice = "set model.tokenSecretRef (HF_TOKEN for dpo run) to a token that can read it"
+        if "://" in label:
+            advice = (
+                "give the prepare pod credentials for the store (a role of its node or service, or its usual variables)"
+            )
+        return ExitCode.ACCESS_DENIED, (
+            f"access was refused{f' (HTTP {status})' if status else ''}: the name is wrong, or it is private and the credentials "
+            f"are missing or do not reach it; {advice}"
+        )
+    if isinstance(error, hub.RevisionNotFoundError):
+        return ExitCode.INPUT_NOT_FOUND, "the repository has no such revision; use a branch, a tag or a commit of it"
+    if isinstance(error, hub.OfflineModeIsEnabled):
+        return ExitCode.SOURCE_UNAVAILABLE, "the hub may not be asked, because HF_HUB_OFFLINE is set; unset it"
+    if _is_transient(error):
+        reason = f"HTTP {status}" if status else type(error).__name__
+        return (
+            ExitCode.SOURCE_UNAVAILABLE,
+            f"no answer ({reason}) after {ATTEMPTS} tries; check the network and try later",
+        )
+    if status == 404 or isinstance(error, hub.EntryNotFoundError | FileNotFoundError):
+        return ExitCode.INPUT_NOT_FOUND, "not found; check the name, and the current folder if a path was meant"
+    if isinstance(error, hub.HFValidationError):
+        return ExitCode.INVALID_CONFIGURATION, "not a valid hub id; expected org/name"
+    return None
+
+
+def _status(error: BaseException) -> int | None:
+    """HTTP status of an error of huggingface_hub, aiohttp (gcsfs) or botocore; None without one."""
+    response = getattr(error, "response", None)
+    for value in (getattr(response, "status_code", None), getattr(error, "status", None), getattr(error, "code", None)):
+        if isinstance(value, int) and 400 <= value < 600:
+            return value
+    if isinstance(response, dict):
+        value = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        return value if isinstance(value, int) else None
+    return None
+
+
+def _is_transient(error: BaseException) -> bool:
+    from huggingface_hub import errors as hub
+
+    status = _status(error)
+    if status is not None:
+        return status in (408, 425, 429) or status >= 500
+    if isinstance(error, hub.OfflineModeIsEnabled):
+        return False
+    # LocalEntryNotFoundError is how huggingface_hub says that neither the network nor its cache has the file.
+    network = (hub.HTTPError, hub.LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    return isinstance(error, network) or type(error).__name__ in ("EndpointConnectionError", "ClientConnectionError")
+
+
+def _local(label: str, path: Path) -> FileSource:
+    if not _exists(path, label):
+        raise input_not_found(f"{label}: no such file or folder ({path.absolute()})")
+    return _listed(label, "path", path, inside=None)
+
+
+def _claim(label: str, rest: str, claims: Path) -> FileSource:
+    claim, _, inner = rest.partition("/")
+    if not _CLAIM.fullmatch(claim):
+        raise invalid_configuration(f"{label}: expected pvc://claim/path, found no claim's name")
+    if ".." in PurePosixPath(inner).parts:
+        raise invalid_configuration(f"{label}: '..' is not allowed in a path on a claim")
+    mount = claims / claim
+    if not _exists(mount, label):
+        raise input_not_found(f"{label}: claim {claim} is not mounted; it must exist in the job's namespace ({mount})")
+    path = mount / inner.strip("/")
+    if not _exists(path, label):
+        raise input_not_found(f"{label}: the claim has no file or folder {inner or '/'}")
+    return _listed(label, "claim", path, inside=Path(os.path.realpath(mount)))
+
+
+def _listed(label: str, kind: str, path: Path, inside: Path | None) -> FileSource:
+    """Files below a path. inside: folder that no symbolic link may lead out of; None follows links anywhere."""
+    with _readable(label):
+        _stay_inside(label, path, inside)
+        if path.is_file():
+            return FileSource(label, kind, str(path), True, {path.name: path.stat().st_size})
+        if not path.is_dir():
+            raise input_not_found(f"{label}: expected a file or a folder, found a device, pipe or socket")
+        sizes = {}
+        for folder, folders, files in os.walk(path, onerror=_raise):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in files:
+                file = Path(folder) / name
+                _stay_inside(label, file, inside)
+                if file.is_file():
+                    sizes[file.relative_to(path).as_posix()] = file.stat().st_size
+        return FileSource(label, kind, str(path), False, sizes)
+
+
+def _exists(path: Path, label: str) -> bool:
+    """Whether a path exists; a name that no file can have does not."""
+    with _readable(label):
+        try:
+            return path.exists()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return False
+            raise
+
+
+@contextmanager
+def _readable(label: str) -> Iterator[None]:
+    """Turn a refusal of this machine's own file system into a TrainerError."""
+    try:
+        yield
+    except PermissionError as error:
+        raise TrainerError(
+            ExitCode.ACCESS_DENIED,
+            f"{label}: {error.filename} may not be read by user {os.geteuid()}; change its owner or mode",
+        ) from error
+
+
+def _stay_inside(label: str, path: Path, inside: Path | None) -> None:
+    if inside is not None and not Path(os.path.realpath(path)).is_relative_to(inside):
+        raise invalid_configuration(f"{label}: {path.name} is a symbolic link that leads out of the claim")
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _object_store(label: str, scheme: str) -> FileSource:
+    import fsspec
+
+    try:
+        filesystem, root = fsspec.core.url_to_fs(label)
+    except ImportError as error:
+        raise TrainerError(
+            ExitCode.UNSUPPORTED,
+            f"{label}: reading {scheme}:// needs a package that is not installed ({error.name or error}); install the extra "
+            f"dpo-operator[{_OBJECT_STORES[scheme]}], or use a trainer image that has it",
+        ) from error
+    root = root.rstrip("/")
+    found = retrying(lambda: filesystem.find(root, detail=True), label)
+    sizes = {path: int(info.get("size") or 0) for path, info in found.items() if info.get("type") == "file"}
+    if not sizes:
+        raise input_not_found(f"{label}: no object has this name or begins with it and a slash")
+    if set(sizes) == {root}:
+        return FileSource(label, scheme, root, True, {PurePosixPath(root).name: sizes[root]}, filesystem)
+    relative = {path.removeprefix(f"{root}/"): size for path, size in sizes.items() if path.startswith(f"{root}/")}
+    return FileSource(label, scheme, root, False, relative, filesystem)

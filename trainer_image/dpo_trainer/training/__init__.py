@@ -1,0 +1,1 @@
+"""The train phase: one linear loop, and what it decides with."""

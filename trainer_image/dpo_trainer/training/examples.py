@@ -1,0 +1,66 @@
+"""What a run trains on and evaluates with: token pairs, and the reference log-probs that its loss needs of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from dpo_trainer.data.dataset import PairDataset, mismatched
+from dpo_trainer.losses.objective import Objective
+from dpo_trainer.runtime.errors import bad_dataset, invalid_configuration
+from dpo_trainer.runtime.workdir import WorkDir
+
+
+@dataclass
+class Examples:
+    """One split.
+
+    name: training or evaluation.
+    mismatched: the prompts with answers to other prompts, for KTO's reference point; None for other methods.
+    reference, mismatched_reference: float64 [pairs, 2, 2], nats, see Scored.answers; None until they are computed, and for
+        reference-free methods.
+    """
+
+    name: str
+    data: PairDataset
+    mismatched: PairDataset | None = None
+    reference: Tensor | None = None
+    mismatched_reference: Tensor | None = None
+
+    def add_reference(self, table: Callable[[str, PairDataset], Tensor]) -> None:
+        """Fill in the log-probs of the reference. table: computes them, given what to call the data."""
+        self.reference = table(f"the {self.name} pairs", self.data)
+        if self.mismatched is not None:
+            self.mismatched_reference = table(f"the {self.name} prompts with other answers", self.mismatched)
+
+
+def open_examples(work: WorkDir, objective: Objective) -> tuple[Examples, Examples | None]:
+    """Training pairs, and evaluation pairs where there are any. Raises TrainerError."""
+    train = _open("training", work.train_data, objective)
+    if train is None:
+        raise bad_dataset(f"{work.train_data}: expected at least one training pair, found none; run prepare again")
+    return train, _open("evaluation", work.eval_data, objective)
+
+
+def _open(name: str, folder: Path, objective: Objective) -> Examples | None:
+    if name == "evaluation" and not (folder / "meta.json").is_file():
+        return None
+    data = PairDataset.open(folder)
+    if not len(data):
+        return None
+    if not objective.needs_kl:
+        # Any other method compares two answers.
+        if alone := int((data.lengths[:, 1:] == 0).any(axis=1).sum()):
+            raise invalid_configuration(
+                f"spec.method.name: {objective.method.name.value} compares two answers, and {alone} of {len(data)} {name} "
+                "examples have only one; use kto, or paired data"
+            )
+        return Examples(name, data)
+    others = mismatched(data)
+    if others is None:
+        raise invalid_configuration(
+            f"spec.method.name: kto estimates a KL divergence from answers to other prompts, and all {len(data)} {name} "
+            "examples have the same prompt; use another method, or more prompts"
+        )
+    return Examples(name, data, others)

@@ -1,0 +1,158 @@
+"""Log-probs of the reference model, computed once and kept on the volume; there is no reference model in memory.
+
+The reference is the policy before its first update, so the engine that trains computes them too. The weights are the
+initial ones whenever this runs: a resumed run loads its checkpoint afterwards. What is cached under a key is therefore
+what this would compute, and a missing or damaged file costs time and nothing else.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dpo_operator.api.training import Budget
+from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer.batches.batch import Layout
+from dpo_trainer.data.dataset import PairDataset
+from dpo_trainer.distributed.ranks import Ranks
+from dpo_trainer.engine.engine import Engine
+from dpo_trainer.runtime.errors import invalid_configuration
+from dpo_trainer.runtime.files import commit
+from dpo_trainer.runtime.termination import Stopped, StopRequest
+from dpo_trainer.telemetry import Telemetry
+from dpo_trainer.training.evaluate import logps_table
+from dpo_trainer.training.examples import Examples
+
+log = logging.getLogger(__name__)
+
+# Changes when the same model and tokens would give other log-probs; files of another version are not read.
+VERSION = 2
+
+
+def reference_key(spec: DPOJobSpec, *, model_digest: str, dataset_digest: str, layout: Layout) -> str:
+    """What the log-probs depend on, as SHA-256, hex.
+
+    model_digest: of weights and configuration. dataset_digest: of the token ids, which tokenizer, chat template and
+    truncation have already gone into. layout: of the batches; in bf16 another one rounds differently.
+    Loss, beta, learning rate and number of ranks are left out: they change nothing.
+    """
+    facts = {
+        "version": VERSION,
+        "model": model_digest,
+        "dataset": dataset_digest,
+        "precision": spec.training.precision,
+        "attention": spec.model.attention,
+        "layout": layout,
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def reference_logps(
+    engine: Engine,
+    dataset: PairDataset,
+    folder: Path,
+    *,
+    key: str,
+    budget: Budget,
+    ranks: Ranks,
+    after_each: Callable[[int], None] = lambda _: None,
+) -> Tensor:
+    """Reference log-probs: float64 [pairs, 2, 2], nats, on the CPU of every rank, see Scored.answers. Collective.
+
+    Call it before any weight has changed. budget: of one forward pass. after_each: see logps_table.
+    Raises TrainerError INVALID_CONFIGURATION when the model gives log-probs that are not finite.
+    """
+    path = folder / f"{key}.safetensors"
+    cached = load_table(path, key=key, pairs=len(dataset)) if ranks.rank == 0 else None
+    if ranks.on_first(lambda: cached is not None):
+        # Rank 0 read it for all: on a network file system others might see an older state of the folder.
+        return engine.sum(cached if cached is not None else torch.zeros(len(dataset), 2, 2, dtype=torch.float64)).cpu()
+    table = logps_table(engine, dataset, budget=budget, after_each=after_each)
+    broken = (~torch.isfinite(table)).flatten(1).any(dim=1).nonzero().flatten()
+    if len(broken):
+        raise invalid_configuration(
+            f"spec.model: expected finite log-probs from the initial model, found NaN or infinity in {len(broken)} pairs "
+            f"(the first is source row {dataset[int(broken[0])].row}); check the weights, and precision bf16 or fp32"
+        )
+    ranks.on_first(lambda: save_table(path, table, key=key))
+    return table
+
+
+@dataclass(frozen=True)
+class References:
+    """Adds the reference log-probs to splits, before the first step. model_digest: see the function of that name."""
+
+    spec: DPOJobSpec
+    engine: Engine
+    ranks: Ranks
+    folder: Path
+    model_digest: str
+    telemetry: Telemetry
+    stop: StopRequest
+
+    def add_to(self, examples: Examples, *, budget: Budget) -> None:
+        """Compute or read the log-probs of one split. Collective. budget: of one forward pass.
+
+        Raises TrainerError, see reference_logps, and Stopped when any rank is asked to stop.
+        """
+        with self.telemetry.timed("ref"):
+            examples.add_reference(lambda what, data: self._table(what, data, budget))
+
+    def _table(self, what: str, data: PairDataset, budget: Budget) -> Tensor:
+        self.telemetry.activity(f"reference log-probs of {what}")
+        key = reference_key(
+            self.spec,
+            model_digest=self.model_digest,
+            dataset_digest=data.digest,
+            layout=self.engine.module.layout,
+        )
+        return reference_logps(
+            self.engine, data, self.folder, key=key, budget=budget, ranks=self.ranks, after_each=self._stop_or_alive
+        )
+
+    def _stop_or_alive(self, pairs: int) -> None:
+        """Say how far it is; leave on every rank when one was asked to stop."""
+        self.telemetry.alive(f"{self.telemetry.progress.activity.partition(':')[0]}: {pairs} done")
+        if self.engine.any_rank(self.stop.is_set()):
+            raise Stopped(self.stop.signal_name or "a signal to another rank")
+
+
+def save_table(path: Path, table: Tensor, *, key: str) -> None:
+    """Write log-probs so that the file is either whole or not there. Raises OSError."""
+    from safetensors.torch import save
+
+    metadata = {"key": key, "sha256": _digest(table)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    commit(path, save({"logps": table.contiguous()}, metadata=metadata))
+
+
+def load_table(path: Path, *, key: str, pairs: int) -> Tensor | None:
+    """Log-probs from a file that save_table wrote, or None when it is missing or not what it should be."""
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata, table = file.metadata() or {}, file.get_tensor("logps")
+    except (OSError, SafetensorError) as error:
+        log.warning("%s can't be read (%s); the reference log-probs are computed again", path, error)
+        return None
+    if (
+        metadata.get("key") != key
+        or table.shape != (pairs, 2, 2)
+        or table.dtype != torch.float64
+        or metadata.get("sha256") != _digest(table)
+    ):
+        log.warning("%s is damaged; the reference log-probs are computed again", path)
+        return None
+    return table
+
+
+def _digest(table: Tensor) -> str:
+    return hashlib.sha256(table.contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,165 @@
+"""What a run says about itself: partitions, the way to log-probs, the checkpoint it goes on from, ln 2 at the first step."""
+
+import math
+from dataclasses import replace
+
+import torch
+
+from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer.batches.batch import collate
+from dpo_trainer.batches.packing import tokens_of
+from dpo_trainer.checkpoint.loading import Restored
+from dpo_trainer.data.dataset import PairDataset
+from dpo_trainer.distributed.ranks import Ranks
+from dpo_trainer.engine.engine import Engine
+from dpo_trainer.losses.objective import Objective
+from dpo_trainer.model import attention
+from dpo_trainer.model.attention import UnsupportedAttention
+from dpo_trainer.telemetry import Telemetry
+
+# How far the first step's loss may be from ln 2 and its reward margin from 0. bf16 rounds log-probs of hundreds of nats
+# differently in batches of different shape.
+_FIRST_STEP_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
+
+# How many times the tokens of shared prompts those of plain packing must be.
+_SHARING_PAYS = 1.02
+
+# Tokens of an answer by which packed pairs are compared with rows, besides the whole answer.
+_BEGINNING = 8
+
+
+def say_partitions(engine: Engine, ranks: Ranks, telemetry: Telemetry) -> None:
+    """Show that no rank holds the whole model."""
+    reports = ranks.gather(engine.partition_report())
+    held = [report["held"] for report in reports]
+    telemetry.activity(
+        f"ZeRO-3: {ranks.world_size} ranks hold {min(held):,} to {max(held):,} of {reports[0]['total']:,} parameters each; "
+        f"this rank {held[ranks.rank]:,}, of which {reports[ranks.rank]['trainable']:,} are trained"
+    )
+
+
+def choose_logits(engine: Engine, data: PairDataset, precision: str, telemetry: Telemetry) -> None:
+    """Compare a short pair's log-probs with those from the model's own logits; use the latter if they differ.
+
+    Collective. Nothing else could tell that an architecture does something unusual on the way to its logits. Short, because logits
+    of every position of a long pair could take more memory than training does.
+    """
+    some = _with_beginnings(data)
+    batch = collate(some, [len(some) - 1])
+    engine.train(False)
+    with torch.no_grad():
+        short = engine.score(batch).answers.flatten()
+        whole = engine.score(batch, whole_logits=True).answers.flatten()
+    engine.train(True)
+    share = 1e-4 if precision == "fp32" else 2e-2
+    same = torch.allclose(short, whole, rtol=share, atol=share, equal_nan=True)
+    if engine.any_rank(not same):
+        engine.module.whole_logits = True
+        warn(
+            telemetry,
+            "WholeLogits",
+            f"this architecture's log-probs need the logits of every token, which takes more memory and time: expected "
+            f"{whole.tolist()}, found {short.tolist()} from answer tokens alone",
+        )
+
+
+def choose_layout(engine: Engine, data: PairDataset, spec: DPOJobSpec, telemetry: Telemetry) -> None:
+    """Pack pairs as the job wants it, if that gives the log-probs of padded rows. Collective.
+
+    Whatever an architecture does besides attention (recurrent layers, positions of its own) shows in this comparison.
+    """
+    wanted = spec.training.packing
+    if wanted == "off":
+        return
+    if wanted == "shared" and not _sharing_pays(data):
+        wanted = "plain"
+        if telemetry.rank == 0:
+            telemetry.activity(
+                "pairs are packed with a prompt for each answer: sharing short prompts would save next to nothing"
+            )
+    policy, reason = engine.module, "its attention has no SDPA form that can be replaced"
+    by_flex = spec.model.attention == "flex"
+    if by_flex and engine.any_rank((problem := attention.flex_problem(engine.world.device)) is not None):
+        warn(
+            telemetry,
+            "NoFlexAttention",
+            f"packed pairs go through SDPA instead: {problem or 'it failed on another rank'}",
+        )
+        by_flex = False
+    if policy.pack(wanted, by_flex=by_flex):
+        some = _with_beginnings(data)
+        engine.train(False)
+        with torch.no_grad():
+            rows = engine.score(collate(some, range(len(some)))).answers
+            try:
+                packed = engine.score(collate(some, range(len(some)), layout=wanted)).answers
+            except UnsupportedAttention as error:
+                packed, reason = torch.full_like(rows, torch.nan), str(error)
+            else:
+                reason = f"expected log-probs {rows[0].tolist()}, found {packed[0].tolist()} in packed pairs"
+        engine.train(True)
+        share = 1e-4 if spec.training.precision == "fp32" else 2e-2
+        if not engine.any_rank(not torch.allclose(rows, packed, rtol=share, atol=share, equal_nan=False)):
+            return
+        policy.layout = "off"
+    warn(telemetry, "NotPacked", f"this model's pairs are trained in padded rows, which is slower: {reason}")
+
+
+def _sharing_pays(data: PairDataset) -> bool:
+    """Whether sharing prompts leaves out enough tokens to make up for attention in two parts, of which one needs a mask."""
+    shared, plain = (int(tokens_of(data.lengths, layout).sum()) for layout in ("shared", "plain"))
+    return plain > _SHARING_PAYS * shared
+
+
+def _with_beginnings(data: PairDataset) -> PairDataset:
+    """The two shortest pairs, which fit into memory when any do, and again with the beginnings of their answers alone.
+
+    What an answer picks up from tokens before it that are not its own shows most in its first tokens; in a sum over hundreds
+    it would be within bf16's tolerance.
+    """
+    pairs = [data[int(index)] for index in data.lengths.sum(axis=1).argsort(kind="stable")[:2]]
+    begun = [replace(p, chosen=p.chosen[:_BEGINNING], rejected=p.rejected[:_BEGINNING]) for p in pairs]
+    return PairDataset.from_pairs(pairs + begun)
+
+
+def check_first_step(
+    metrics: dict[str, float], first_loss: float | None, objective: Objective, precision: str, telemetry: Telemetry
+) -> None:
+    """Before the first update policy and reference are the same model: the margin is 0, and DPO's loss ln 2.
+
+    first_loss: what the loss is then, for the job's method; None for methods without a reference, which start anywhere.
+    """
+    if first_loss is None:
+        return
+    tolerance = _FIRST_STEP_TOLERANCE[precision]
+    telemetry.initial_loss(first_loss)
+    if abs(metrics["loss"] - first_loss) > tolerance * max(1.0, abs(first_loss)):
+        warn(
+            telemetry,
+            "FirstStepLoss",
+            f"expected a first loss of {first_loss:.6f}{' = ln 2' if math.isclose(first_loss, math.log(2)) else ''} ± {tolerance}, found {metrics['loss']:.6f}: the reference is "
+            "not the model that training starts from, or the model is not deterministic",
+        )
+    if not objective.starts_level:
+        return
+    telemetry.initial_margin(metrics["rewards/margins"])
+    if abs(metrics["rewards/margins"]) > tolerance:
+        warn(
+            telemetry,
+            "FirstStepMargin",
+            f"expected a first reward margin of 0 ± {tolerance}, found {metrics['rewards/margins']:.6f}",
+        )
+
+
+def say_restored(restored: Restored, telemetry: Telemetry) -> None:
+    """Warn of newer checkpoints that could not be used, and of one that is used without a record of it."""
+    for reason in restored.refused:
+        warn(telemetry, "CheckpointRefused", reason)
+    if restored.doubt:
+        warn(telemetry, "CheckpointNotRecorded", restored.doubt)
+
+
+def warn(telemetry: Telemetry, code: str, text: str) -> None:
+    """Say it once, not on every rank."""
+    if telemetry.rank == 0:
+        telemetry.warning(code, text)

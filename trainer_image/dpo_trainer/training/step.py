@@ -1,0 +1,85 @@
+"""One optimizer step's gradient: micro-batches through policy and loss, and one reduction for all that is logged."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from dpo_operator.api.training import Budget
+from dpo_trainer.batches.sampler import IntArray
+from dpo_trainer.engine.engine import Engine
+from dpo_trainer.losses.metrics import Totals, means, sums
+from dpo_trainer.losses.objective import Objective
+from dpo_trainer.runtime.termination import StopRequest
+from dpo_trainer.training.evaluate import logps_of, micro_batches_of, plan_rounds, reference_point
+from dpo_trainer.training.examples import Examples
+from dpo_trainer.training.pace import Pace
+
+
+@dataclass(frozen=True)
+class StepSums:
+    """One step's figures over all ranks.
+
+    metrics: means, TRL's keys. first_loss: loss that these pairs have while the policy is the reference; None when not asked for.
+    tokens, truncated: of the step's pairs. broken: pairs whose loss is not finite. stop: some rank was asked to stop.
+    """
+
+    metrics: dict[str, float]
+    first_loss: float | None
+    tokens: int
+    truncated: int
+    broken: int
+    stop: bool
+
+
+def forward_backward(
+    engine: Engine,
+    objective: Objective,
+    examples: Examples,
+    pairs: IntArray,
+    stop: StopRequest,
+    *,
+    budget: Budget,
+    kl_budget: Budget,
+    is_first: bool,
+    pace: Pace | None = None,
+) -> StepSums:
+    """Gradient of one step's mean loss. Collective.
+
+    budget: of a forward and backward pass. kl_budget: of a pass without gradients. is_first: compute first_loss.
+    pace: compares the ranks' speed on the way.
+    """
+    kl = reference_point(engine, examples, budget=kl_budget, indices=pairs) if objective.needs_kl else None
+    units = objective.units(torch.from_numpy(examples.data.lengths[pairs, 1:]))
+    totals = Totals()
+    tokens = truncated = 0
+    planned = plan_rounds(engine, examples.data, pairs, budget)
+    batches = micro_batches_of(engine, examples.data, planned, score_prompts=objective.needs_prompt)
+    for number, batch in enumerate(batches, start=1):
+        scored = engine.score(batch)
+        logps = logps_of(batch, scored, examples.reference)
+        counts = (batch.weight > 0).to(scored.answers.device)
+        loss = objective.loss(logps, kl)
+        engine.backward((loss * counts).sum() / units, last=number == len(planned))
+        found = sums(objective, logps, loss.detach(), kl, counts)
+        found |= dict(zip(("entropy", "hits", "looked_at"), scored.distribution * counts.any(), strict=True))
+        if is_first and objective.needs_reference:
+            with torch.no_grad():
+                found["first_loss"] = (objective.first_loss(logps) * counts).sum()
+        tokens, truncated = tokens + batch.tokens, truncated + batch.truncated
+        totals.add(found, engine.world.device)
+    speed = pace.share() if pace else {}
+    figures = totals.over_ranks(engine.sum, stop=stop.is_set(), tokens=tokens, truncated=truncated, **speed)
+    if pace:
+        pace.heard(figures)
+    metrics = means(figures, None if kl is None else kl.item())
+    looked_at = figures["looked_at"] or math.nan
+    metrics["entropy"], metrics["mean_token_accuracy"] = figures["entropy"] / looked_at, figures["hits"] / looked_at
+    return StepSums(
+        metrics=metrics,
+        first_loss=figures["first_loss"] / units if "first_loss" in figures else None,
+        tokens=int(figures["tokens"]),
+        truncated=int(figures["truncated"]),
+        broken=int(figures["broken"]),
+        stop=figures["stop"] > 0,
+    )
