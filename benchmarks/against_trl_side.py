@@ -63,7 +63,7 @@ def trl(folder: Path, scratch: Path, lora: bool, *, best: bool) -> dict[str, Any
     policy: Any = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     if lora:
         from dpo_operator.api.training import Adapter
-        from dpo_trainer.model.policy import add_lora
+        from dpo_trainer.model.load import add_lora
 
         policy = add_lora(policy, Adapter.model_validate(LORA), seed=0)
     started = time.monotonic()
@@ -88,7 +88,7 @@ def breakdown(folder: Path, scratch: Path) -> dict[str, Any]:
     from dpo_trainer.losses.objective import Objective
     from dpo_trainer.model import head
     from dpo_trainer.model.policy import Policy
-    from dpo_trainer.training import evaluate, milestones, reference, step
+    from dpo_trainer.training import evaluate, milestones, passes, reference, step
 
     clocks = Clocks()
     for name in ("forward", "backward"):
@@ -100,7 +100,7 @@ def breakdown(folder: Path, scratch: Path) -> dict[str, Any]:
         (step, "plan_rounds", "data"), (evaluate, "plan_rounds", "data"),
     ):  # fmt: skip
         setattr(owner, name, clocks.around(part, getattr(owner, name)))
-    made, table, conclude = evaluate.micro_batches_of, evaluate.logps_table, milestones.Milestones.conclude
+    made, table, conclude = passes.micro_batches_of, passes.logps_table, milestones.Milestones.conclude
     parts: dict[str, float] = {}
 
     def batches(*arguments: Any, **more: Any) -> Any:
@@ -117,7 +117,7 @@ def breakdown(folder: Path, scratch: Path) -> dict[str, Any]:
         parts.update(clocks.seconds)
         return conclude(self, *arguments, **more)
 
-    evaluate.micro_batches_of = step.micro_batches_of = batches
+    passes.micro_batches_of = step.micro_batches_of = batches
     reference.logps_table = from_here  # type: ignore[attr-defined]
     milestones.Milestones.conclude = up_to_here  # type: ignore[method-assign]
     run = ours(folder, scratch, lora=False)

@@ -61,7 +61,7 @@ def run_here(folder: Path, scratch: Path, *, saves: int, gap: int, every: int) -
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.checkpoint.store import Checkpoints
     from dpo_trainer.engine.engine import Engine
-    from dpo_trainer.runtime.termination import StopRequest
+    from dpo_trainer.runtime.stop import StopRequest
     from dpo_trainer.runtime.workdir import WorkDir
     from dpo_trainer.telemetry import Telemetry
     from dpo_trainer.training import train

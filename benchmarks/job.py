@@ -35,7 +35,7 @@ def train_here(document: dict[str, Any], folder: Path, scratch: Path) -> dict[st
     step, "saved_seconds": to the end of the last checkpoint, "losses": by step.
     """
     from dpo_operator.api.types import DPOJob
-    from dpo_trainer.runtime.termination import StopRequest
+    from dpo_trainer.runtime.stop import StopRequest
     from dpo_trainer.runtime.workdir import WorkDir
     from dpo_trainer.telemetry import Telemetry
     from dpo_trainer.training import train

@@ -25,7 +25,8 @@ from dpo_operator.kube.watches import Stream, Watches, hearing
 from dpo_operator.metrics.jobs import JobMetrics
 from dpo_operator.planning.plan import Settings
 from dpo_operator.planning.validate import Problems, read_job, validate
-from dpo_operator.queueing.keys import Key, KeyQueue
+from dpo_operator.queueing.key import Key
+from dpo_operator.queueing.keys import KeyQueue
 from dpo_operator.reconcile.observe import find_leftovers
 from dpo_operator.reconcile.progress_reader import ProgressReader
 from dpo_operator.reconcile.reconciler import Reconciler

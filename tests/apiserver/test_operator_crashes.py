@@ -15,7 +15,7 @@ from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.kube.client import Client
 from dpo_operator.metrics.jobs import JobMetrics
 from dpo_operator.planning.plan import Settings
-from dpo_operator.queueing.keys import Key
+from dpo_operator.queueing.key import Key
 from dpo_operator.reconcile.progress_reader import ProgressReader
 from dpo_operator.reconcile.reconciler import Reconciler
 from tests.apiserver.client import Requests

@@ -19,7 +19,8 @@ from dpo_operator.generate.dashboards import dashboard_queries, fill_in, job, op
 from dpo_operator.generate.dashboards.panels import annotation_expressions
 from dpo_operator.metrics.jobs import JobMetrics
 from dpo_operator.metrics.timings import Timings
-from dpo_operator.queueing.keys import Key
+from dpo_operator.queueing.key import Key
+from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from tests.cluster.rig.binaries import binary
@@ -108,7 +109,13 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     operator.process.follow(None, lambda: {"pods": 1.0})
     raw = {"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"model": {"name": "org/model"}}}
     operator.update(Key(TENANT, NAME), raw, DPOJobStatus.model_validate(STATUS))
-    trainer = Telemetry("train", 2, WorkDir(folder / "work"), world_size=2)
+    trainer = Telemetry(
+        "train",
+        2,
+        WorkDir(folder / "work"),
+        world_size=2,
+        checkpoints=CheckpointFolder(WorkDir(folder / "work").checkpoints),
+    )
     monitors = render("monitoring.operator.enabled=true", "monitoring.trainer.enabled=true")
     honors = {
         monitor["metadata"]["name"]: monitor["spec"]["podMetricsEndpoints"][0]["honorLabels"]

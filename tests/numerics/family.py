@@ -78,11 +78,12 @@ def losses_and_gradients(
     """
     from dpo_operator.api.method import Method
     from dpo_operator.api.types import DPOJob
-    from dpo_trainer.engine.engine import Engine, join_world
+    from dpo_trainer.distributed.world import join_world
+    from dpo_trainer.engine.engine import Engine
     from dpo_trainer.losses.objective import Objective
     from dpo_trainer.runtime.workdir import WorkDir
-    from dpo_trainer.training.evaluate import logps_table
     from dpo_trainer.training.examples import open_examples
+    from dpo_trainer.training.passes import logps_table
 
     world = join_world("cpu")
     works = {name: WorkDir(policy.parent / f"{name}-{world.rank}") for name in data}
@@ -117,7 +118,7 @@ def _arrange(engine: Any, arrangement: Arrangement) -> None:
 def _loss_and_gradient(engine: Any, objective: Any, examples: Any) -> dict[str, Any]:
     from deepspeed.utils import safe_get_full_grad
 
-    from dpo_trainer.runtime.termination import StopRequest
+    from dpo_trainer.runtime.stop import StopRequest
     from dpo_trainer.training.step import forward_backward
 
     step = forward_backward(

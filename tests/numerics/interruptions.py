@@ -10,8 +10,8 @@ from typing import Any
 
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.data.dataset import PairDataset
-from dpo_trainer.phases import stop_on_request
-from dpo_trainer.runtime.termination import StopRequest
+from dpo_trainer.runtime.job import stop_on_request
+from dpo_trainer.runtime.stop import StopRequest
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.metrics_file import read_metrics

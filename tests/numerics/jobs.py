@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from dpo_operator.api.types import DPOJob
+from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.data.dataset import PairDataset, TokenPair
-from dpo_trainer.runtime.termination import StopRequest
+from dpo_trainer.runtime.stop import StopRequest
 from dpo_trainer.runtime.workdir import WorkDir
 
 VOCABULARY = 96
@@ -79,7 +80,14 @@ def train_on_rank(
     from dpo_trainer.training import train
 
     work, rank, warnings = WorkDir(root), int(os.environ["RANK"]), []
-    telemetry = Telemetry("train", attempt, work, rank=rank, world_size=int(os.environ["WORLD_SIZE"]))
+    telemetry = Telemetry(
+        "train",
+        attempt,
+        work,
+        rank=rank,
+        world_size=int(os.environ["WORLD_SIZE"]),
+        checkpoints=CheckpointFolder(work.checkpoints),
+    )
     telemetry.warning = lambda code, _text: warnings.append(code)  # type: ignore[method-assign]
     stop = StopAfter(telemetry, *stop_after) if stop_after else StopRequest()
     outcome = train.run(DPOJob.model_validate(document), work, telemetry=telemetry, attempt=attempt, stop=stop)
@@ -108,7 +116,7 @@ def plain_training(document: dict[str, Any], model: Path, data: PairDataset, tot
     spec = DPOJob.model_validate(document).spec
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     if spec.adapter.type != "none":
-        from dpo_trainer.model.policy import add_lora
+        from dpo_trainer.model.load import add_lora
 
         policy = add_lora(policy, spec.adapter, seed=spec.training.seed)
     trained = [p for p in policy.parameters() if p.requires_grad]

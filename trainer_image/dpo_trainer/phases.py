@@ -2,22 +2,27 @@
 
 import json
 import os
-import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import DatasetReport, Termination
-from dpo_operator.api.rules import spec as rules
-from dpo_operator.api.rules import support
 from dpo_operator.api.types import DPOJob
+from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.distributed import rendezvous
 from dpo_trainer.runtime import termination as outcome
-from dpo_trainer.runtime.errors import TrainerError, input_not_found, invalid_configuration
-from dpo_trainer.runtime.quiet import quiet_libraries
+from dpo_trainer.runtime.job import (
+    _secrets,
+    _stop_by_exception,
+    _token,
+    attempt_from_environment,
+    read_job,
+    stop_on_request,
+)
+from dpo_trainer.runtime.libraries import quiet_libraries
+from dpo_trainer.runtime.stop import Stopped
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 
@@ -44,9 +49,10 @@ def run(command: str, job_file: Path, work_dir: Path) -> int:
             rank=rank,
             local_rank=int(os.environ.get("LOCAL_RANK", "0")),
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            checkpoints=CheckpointFolder(work.checkpoints),
         )
         words = {"prepare": _prepare, "train": _train, "export": _export}[phase](job, work, telemetry, attempt)
-    except (Exception, outcome.Stopped, KeyboardInterrupt) as error:
+    except (Exception, Stopped, KeyboardInterrupt) as error:
         code, message = outcome.classify(error)
         if code == ExitCode.INTERNAL_ERROR:
             traceback.print_exc()
@@ -67,36 +73,6 @@ def run(command: str, job_file: Path, work_dir: Path) -> int:
 
 def _say(words: Termination) -> None:
     print(f"{words.phase}: {words.reason}: {words.message}", file=sys.stderr, flush=True)
-
-
-def read_job(path: Path, *, begun: bool = False) -> DPOJob:
-    """The job file, checked by the types, the rules and what this version can do.
-
-    begun: an earlier attempt got through this. A rule that a later version of the image has must not end it half way.
-    Raises TrainerError or pydantic's ValidationError.
-    """
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise input_not_found(f"{path}: the job file can't be read: {error.strerror}") from error
-    except ValueError as error:
-        raise invalid_configuration(f"{path}: expected a DPOJob as JSON, found {error}") from error
-    job = DPOJob.model_validate(document)
-    if (broken := rules.violations(job)) and begun:
-        print(f"newer rules would refuse this job: {'; '.join(broken)}", file=sys.stderr, flush=True)
-    elif broken:
-        raise invalid_configuration("\n".join(broken))
-    if missing := support.unsupported(job.spec):
-        raise TrainerError(ExitCode.UNSUPPORTED, "\n".join(missing))
-    return job
-
-
-def attempt_from_environment() -> int:
-    """Number of this attempt, from 1. Raises TrainerError."""
-    text = os.environ.get(names.ENV_ATTEMPT, "1")
-    if not text.isdecimal() or int(text) < 1:
-        raise invalid_configuration(f"{names.ENV_ATTEMPT}: expected a number from 1, found {text!r}")
-    return int(text)
 
 
 def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
@@ -171,39 +147,3 @@ def _show(command: str, work: WorkDir) -> int:
         print(f"{command}: {message}", file=sys.stderr, flush=True)
         return int(code)
     return int(ExitCode.OK)
-
-
-def _stop_by_exception() -> None:
-    """SIGTERM and SIGINT end a phase that writes nothing in place, and its last words say so."""
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise outcome.Stopped(signal.Signals(number).name)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-
-
-def stop_on_request() -> outcome.StopRequest:
-    """SIGTERM and SIGINT only leave word; the loop asks for it."""
-    stop = outcome.StopRequest()
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        stop.signal_name = signal.Signals(number).name
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask)
-    return stop
-
-
-def _token() -> str | None:
-    """The hub token, from a mounted file alone: an environment variable would show in more places."""
-    path = Path(os.environ.get(names.ENV_TOKEN_FILE, names.TOKEN_FILE))
-    try:
-        return path.read_text(encoding="utf-8").strip() or None
-    except OSError:
-        return None
-
-
-def _secrets() -> list[str]:
-    token = _token()
-    return [token] if token else []

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 from dpo_operator.api.status import DPOJobStatus, Restart, State
 from dpo_operator.metrics.process import ProcessMetrics
 from dpo_operator.planning.failures import REASONS
-from dpo_operator.queueing.keys import Key
+from dpo_operator.queueing.key import Key
 
 LABELS = ("namespace", "dpojob")
 

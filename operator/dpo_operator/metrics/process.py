@@ -6,7 +6,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollecto
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from dpo_operator.queueing.keys import KeyQueue, LaneName
+from dpo_operator.queueing.key import LaneName
+from dpo_operator.queueing.keys import KeyQueue
 
 LANES: tuple[LaneName, ...] = ("normal", "slow")
 

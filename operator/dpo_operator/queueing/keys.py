@@ -8,8 +8,8 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Literal
+
+from dpo_operator.queueing.key import Key, LaneName
 
 logger = logging.getLogger(__name__)
 
@@ -17,19 +17,6 @@ FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 60.0
 # While both lanes have keys, one of so many is taken from the slow one.
 SLOW_TURN = 4
-
-LaneName = Literal["normal", "slow"]
-
-
-@dataclass(frozen=True, order=True)
-class Key:
-    """Which DPOJob."""
-
-    namespace: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
 
 
 class Lane:

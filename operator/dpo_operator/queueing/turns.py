@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from dpo_operator.planning.gangs import Order, Stand
-from dpo_operator.queueing.keys import Key
+from dpo_operator.queueing.key import Key
 
 # A job that can't be looked at does not keep all others from training for ever.
 FIRST_LOOKS_SECONDS = 120.0

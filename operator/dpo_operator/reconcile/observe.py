@@ -13,7 +13,7 @@ from dpo_operator.builders.guards import build_guards, build_open_budget
 from dpo_operator.builders.volume import claim_name
 from dpo_operator.kube.client import ApiError, Client, resource_of
 from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Guard, Observed, Support, owner_uid
-from dpo_operator.queueing.keys import Key
+from dpo_operator.queueing.key import Key
 from dpo_operator.queueing.stopwatch import Stopwatch
 from dpo_operator.reconcile.memory import Furniture, JobMemory
 

@@ -19,7 +19,7 @@ from dpo_operator.planning.actions import Create, Event, ExpandClaim, Plan, Susp
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.plan import Settings, plan, reject_unreadable
 from dpo_operator.planning.validate import Problems
-from dpo_operator.queueing.keys import Key
+from dpo_operator.queueing.key import Key
 from dpo_operator.queueing.stopwatch import Stopwatch
 from dpo_operator.queueing.turns import Turns
 from dpo_operator.reconcile import write

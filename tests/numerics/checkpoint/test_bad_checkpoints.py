@@ -15,6 +15,8 @@ import pytest
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import CheckpointRecord, RecordedCheckpoints
 from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.folder import CheckpointFolder
+from dpo_trainer.checkpoint.manifest import read_manifest
 from dpo_trainer.commands import listing
 from tests.numerics.corruptions import CORRUPTIONS, MANIFEST, Trap, change
 from tests.numerics.interruptions import folder, job, train_until
@@ -113,7 +115,7 @@ def test_a_planted_pickle_never_runs(bad: dict[str, Bad], tmp_path: Path):
 
 
 def record(root: Path, step: int, **changes: Any) -> CheckpointRecord:
-    manifest, digest = layout.read_manifest(root / layout.folder_name(step))
+    manifest, digest = read_manifest(root / layout.folder_name(step))
     return CheckpointRecord(**{"step": step, "attempt": manifest.attempt, "digest": digest} | changes)
 
 
@@ -204,14 +206,21 @@ def _goes_on(document: dict[str, Any], root: Path, recorded: RecordedCheckpoints
     """Attempt 2 of a run, as a pod that is given digests."""
     from dpo_operator.api import names
     from dpo_operator.api.types import DPOJob
-    from dpo_trainer.runtime.termination import StopRequest
+    from dpo_trainer.runtime.stop import StopRequest
     from dpo_trainer.runtime.workdir import WorkDir
     from dpo_trainer.telemetry import Telemetry
     from dpo_trainer.training import train
 
     os.environ[names.ENV_RECORDED_CHECKPOINTS] = recorded.model_dump_json()
     warnings: list[str] = []
-    telemetry = Telemetry("train", 2, WorkDir(root), rank=int(os.environ["RANK"]), world_size=2)
+    telemetry = Telemetry(
+        "train",
+        2,
+        WorkDir(root),
+        rank=int(os.environ["RANK"]),
+        world_size=2,
+        checkpoints=CheckpointFolder(WorkDir(root).checkpoints),
+    )
     telemetry.warning = lambda code, _text: warnings.append(code)  # type: ignore[method-assign]
     train.run(DPOJob.model_validate(document), WorkDir(root), telemetry=telemetry, attempt=2, stop=StopRequest())
     telemetry.close()
@@ -275,7 +284,8 @@ def _load_all(document: dict[str, Any], root: Path, cases: list[Case]) -> list[d
     from dpo_trainer.checkpoint.trust import Owner, Trust
     from dpo_trainer.checkpoint.zero3 import Zero3State
     from dpo_trainer.distributed.ranks import Ranks
-    from dpo_trainer.engine.engine import Engine, join_world
+    from dpo_trainer.distributed.world import join_world
+    from dpo_trainer.engine.engine import Engine
     from dpo_trainer.runtime.errors import TrainerError
     from dpo_trainer.runtime.workdir import WorkDir
 

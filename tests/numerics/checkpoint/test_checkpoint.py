@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint import layout, verification
+from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.checkpoint.full import open_newest
+from dpo_trainer.checkpoint.manifest import read_manifest
 from tests.filesystems import fill, small_file_system
 from tests.numerics.interruptions import STEPS, curve, folder, job, train_until
 from tests.numerics.ranks import RankFailed, on_ranks
@@ -123,9 +125,9 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path: Pa
 
     assert (first["status"], first["resumed_from"]) == ("Succeeded", 2)
     assert [step for step, _ in layout.committed(tmp_path / "checkpoints")] == [6, 4]
-    manifest, _ = layout.read_manifest(tmp_path / "checkpoints" / "step-00000004")
+    manifest, _ = read_manifest(tmp_path / "checkpoints" / "step-00000004")
     for name, file in manifest.files.items():
-        layout.verify(tmp_path / "checkpoints" / "step-00000004", name, file)
+        verification.verify(tmp_path / "checkpoints" / "step-00000004", name, file)
     assert layout.temporary_folders(tmp_path / "checkpoints") == []
 
 
@@ -226,7 +228,7 @@ def _filled(document: dict[str, Any], root: Path) -> tuple[int, str]:
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.checkpoint.store import Checkpoints
     from dpo_trainer.runtime.errors import TrainerError
-    from dpo_trainer.runtime.termination import StopRequest
+    from dpo_trainer.runtime.stop import StopRequest
     from dpo_trainer.runtime.workdir import WorkDir
     from dpo_trainer.telemetry import Telemetry
     from dpo_trainer.training import train
@@ -238,7 +240,9 @@ def _filled(document: dict[str, Any], root: Path) -> tuple[int, str]:
             fill(root.parent)
 
     train.Checkpoints = partial(Checkpoints, observe=observe)  # type: ignore[misc]
-    telemetry = Telemetry("train", 2, WorkDir(root), rank=rank, world_size=2)
+    telemetry = Telemetry(
+        "train", 2, WorkDir(root), rank=rank, world_size=2, checkpoints=CheckpointFolder(WorkDir(root).checkpoints)
+    )
     try:
         train.run(DPOJob.model_validate(document), WorkDir(root), telemetry=telemetry, attempt=2, stop=StopRequest())
     except TrainerError as error:
@@ -252,7 +256,8 @@ def _refused(document: dict[str, Any], root: Path) -> dict[str, Any]:
     from dpo_trainer.checkpoint.store import Checkpoints
     from dpo_trainer.checkpoint.zero3 import Zero3State
     from dpo_trainer.distributed.ranks import Ranks
-    from dpo_trainer.engine.engine import Engine, join_world
+    from dpo_trainer.distributed.world import join_world
+    from dpo_trainer.engine.engine import Engine
     from dpo_trainer.runtime.workdir import WorkDir
 
     work, world = WorkDir(root), join_world("cpu")

@@ -50,7 +50,7 @@ def test_where_numbers_lie_in_memory_changes_no_product():
 def _distinct_products() -> list[int]:
     import torch
 
-    from dpo_trainer.engine.engine import join_world
+    from dpo_trainer.distributed.world import join_world
 
     join_world("cpu")
     torch.manual_seed(0)

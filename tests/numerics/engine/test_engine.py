@@ -29,7 +29,8 @@ def partitions(document: dict[str, Any], model: Path, extensions: Path) -> dict[
 
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.batches.batch import collate
-    from dpo_trainer.engine.engine import Engine, join_world
+    from dpo_trainer.distributed.world import join_world
+    from dpo_trainer.engine.engine import Engine
 
     engine = Engine(DPOJob.model_validate(document).spec, model, join_world("cpu"))
     engine.backward(-engine.score(collate(some_pairs(3), [0])).answers[..., 0].sum(), last=True)
@@ -60,9 +61,10 @@ def gradients(document: dict[str, Any], model: Path) -> dict[str, Any]:
 
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.batches.batch import collate
-    from dpo_trainer.engine.engine import Engine, join_world
+    from dpo_trainer.distributed.world import join_world
+    from dpo_trainer.engine.engine import Engine
     from dpo_trainer.model.policy import Policy
-    from dpo_trainer.training.evaluate import micro_batches_of, plan_rounds
+    from dpo_trainer.training.passes import micro_batches_of, plan_rounds
 
     world, data = join_world("cpu"), some_pairs(9)
     engine = Engine(DPOJob.model_validate(document).spec, model, world)
@@ -93,7 +95,8 @@ def overflowing_update(document: dict[str, Any], model: Path) -> tuple[float | N
 
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.batches.batch import collate
-    from dpo_trainer.engine.engine import Engine, join_world
+    from dpo_trainer.distributed.world import join_world
+    from dpo_trainer.engine.engine import Engine
 
     world = join_world("cpu")
     engine, batch = Engine(DPOJob.model_validate(document).spec, model, world), collate(some_pairs(3), [0])
@@ -189,7 +192,7 @@ def test_evaluation_weighs_every_pair_once(work: WorkDir):
 
 def chosen_device(wanted: str, visible: str) -> str:
     os.environ["NVIDIA_VISIBLE_DEVICES"] = visible
-    from dpo_trainer.engine.engine import choose_device
+    from dpo_trainer.distributed.world import choose_device
 
     return str(choose_device(wanted, local_rank=0))
 

@@ -55,7 +55,7 @@ def compare(document: dict[str, Any], root: Path) -> dict[str, Any]:
     from dpo_trainer.checkpoint.full import open_newest
     from dpo_trainer.data.dataset import PairDataset
     from dpo_trainer.export.check import answer_logps
-    from dpo_trainer.model.policy import DTYPES
+    from dpo_trainer.model.load import DTYPES
 
     work = WorkDir(root)
     probe = open_newest(work.checkpoints)[0].state["probe"]

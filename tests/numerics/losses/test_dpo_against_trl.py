@@ -53,7 +53,7 @@ def trl_training(model: Path, data: PairDataset, output: Path, lora: dict[str, A
     policy: Any = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
     if lora:
         from dpo_operator.api.types import Adapter
-        from dpo_trainer.model.policy import add_lora
+        from dpo_trainer.model.load import add_lora
 
         policy = add_lora(policy, Adapter.model_validate(lora), seed=7)
     trainer = SameTokensSameOrder(

@@ -64,10 +64,12 @@ def test_only_methods_with_a_reference_have_one(method: str, tmp_path: Path):
 def evaluation_that_is_stopped(document: dict[str, Any], root: Path, answers: list[bool]) -> tuple[bool, int]:
     """Whether an evaluation gave figures, and how many passes it made. answers: to whether to stop, after each pass."""
     from dpo_operator.api.types import DPOJob
-    from dpo_trainer.engine.engine import Engine, join_world
+    from dpo_trainer.distributed.world import join_world
+    from dpo_trainer.engine.engine import Engine
     from dpo_trainer.losses.objective import Objective
-    from dpo_trainer.training.evaluate import evaluate, logps_table
+    from dpo_trainer.training.evaluate import evaluate
     from dpo_trainer.training.examples import open_examples
+    from dpo_trainer.training.passes import logps_table
 
     work, spec = WorkDir(root), DPOJob.model_validate(document).spec
     objective, engine = Objective(spec.method), Engine(spec, work.model, join_world("cpu"))

@@ -61,7 +61,7 @@ NOT_COMPARED = ("entropy", "mean_token_accuracy", "margin_length_correlation", "
 def train_each(cases: dict[str, tuple[dict[str, Any], str, dict | None]], model: Path) -> dict[str, dict[str, Any]]:
     """The training of each case as one rank: metrics of its "steps", final "weights", and then "resized", the metrics of
     one step in micro-batches of other sizes, and "eval", those of an evaluation."""
-    from dpo_trainer.engine.engine import join_world
+    from dpo_trainer.distributed.world import join_world
 
     world = join_world("cpu")
     return {name: _train(*case, model, world) for name, case in cases.items()}
@@ -74,9 +74,10 @@ def _train(method: dict[str, Any], which: str, adapter: dict[str, Any] | None, m
     from dpo_trainer.data.dataset import mismatched
     from dpo_trainer.engine.engine import Engine
     from dpo_trainer.losses.objective import Objective
-    from dpo_trainer.runtime.termination import StopRequest
-    from dpo_trainer.training.evaluate import evaluate, logps_table
+    from dpo_trainer.runtime.stop import StopRequest
+    from dpo_trainer.training.evaluate import evaluate
     from dpo_trainer.training.examples import Examples
+    from dpo_trainer.training.passes import logps_table
     from dpo_trainer.training.step import forward_backward
 
     document = a_job(globalBatchSize=STEP_SIZE, microBatchSize=MICRO_BATCH)

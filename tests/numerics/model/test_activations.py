@@ -14,7 +14,8 @@ from dpo_operator.sizing.activations import with_gradient
 from dpo_operator.sizing.work import Work
 from dpo_trainer.batches.batch import collate
 from dpo_trainer.data.dataset import PairDataset, TokenPair
-from dpo_trainer.model.policy import Policy, load_model
+from dpo_trainer.model.load import load_model
+from dpo_trainer.model.policy import Policy
 
 pytestmark = pytest.mark.numerics
 

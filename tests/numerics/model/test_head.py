@@ -22,7 +22,8 @@ def chunks_and_whole() -> dict[str, dict[str, tuple[float, float]]]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from dpo_trainer.batches.batch import collate
-    from dpo_trainer.model.policy import Policy, turn_off_dropout
+    from dpo_trainer.model.load import turn_off_dropout
+    from dpo_trainer.model.policy import Policy
     from tests.numerics.jobs import VOCABULARY, some_pairs
 
     data, found = some_pairs(5), {}

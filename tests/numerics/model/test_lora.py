@@ -42,7 +42,8 @@ def base_after_training(document: dict[str, Any], model: Path, pairs: int) -> tu
 
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.batches.batch import collate
-    from dpo_trainer.engine.engine import Engine, join_world
+    from dpo_trainer.distributed.world import join_world
+    from dpo_trainer.engine.engine import Engine
 
     world = join_world("cpu")
     engine = Engine(DPOJob.model_validate(document).spec, model, world)

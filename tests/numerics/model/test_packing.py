@@ -39,7 +39,8 @@ def packed_and_rows() -> dict[str, dict[str, tuple[float, float]]]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from dpo_trainer.batches.batch import collate
-    from dpo_trainer.model.policy import Policy, turn_off_dropout
+    from dpo_trainer.model.load import turn_off_dropout
+    from dpo_trainer.model.policy import Policy
 
     data, found = one_sided(some_pairs(7)), {}
     for name, settings in PACKED.items():
@@ -87,7 +88,8 @@ def flex_and_rows() -> dict[str, float]:
 
     from dpo_trainer.batches.batch import collate
     from dpo_trainer.model.attention import FLEX
-    from dpo_trainer.model.policy import Policy, turn_off_dropout
+    from dpo_trainer.model.load import turn_off_dropout
+    from dpo_trainer.model.policy import Policy
 
     data, found = one_sided(some_pairs(7)), {}
     for name in ("llama", "qwen2, attention bias", "mistral, a window shorter than the answers"):
@@ -115,7 +117,8 @@ def layouts_chosen(root: Path) -> list[str]:
     import torch
 
     from dpo_operator.api.types import DPOJob
-    from dpo_trainer.engine.engine import Engine, join_world
+    from dpo_trainer.distributed.world import join_world
+    from dpo_trainer.engine.engine import Engine
     from dpo_trainer.telemetry import Telemetry
     from dpo_trainer.training.startup_checks import choose_layout
 

@@ -39,7 +39,8 @@ def worst_differences() -> dict[str, tuple[float, float]]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from dpo_trainer.batches.batch import collate
-    from dpo_trainer.model.policy import Policy, turn_off_dropout
+    from dpo_trainer.model.load import turn_off_dropout
+    from dpo_trainer.model.policy import Policy
 
     data = some_pairs(4)
     found = {}

@@ -12,7 +12,7 @@ import pytest
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.data.dataset import PairDataset, TokenPair
-from dpo_trainer.runtime.termination import StopRequest
+from dpo_trainer.runtime.stop import StopRequest
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.metrics_file import read_metrics

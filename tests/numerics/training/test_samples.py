@@ -206,7 +206,7 @@ def test_a_signal_while_sampling_is_heard_and_the_evaluation_kept(prepared: Work
 def signalled_in_samples(document: dict[str, Any], root: Path) -> dict[str, Any]:
     """One rank of a run in which rank 1 gets SIGTERM while the answers of step 2 are generated."""
     from dpo_operator.api.types import DPOJob
-    from dpo_trainer.runtime.termination import StopRequest
+    from dpo_trainer.runtime.stop import StopRequest
     from dpo_trainer.telemetry import Telemetry
     from dpo_trainer.training import samples, train
 

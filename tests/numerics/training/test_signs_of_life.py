@@ -11,7 +11,7 @@ import pytest
 
 from dpo_operator.api.reports import Progress
 from dpo_operator.api.types import DPOJob
-from dpo_trainer.runtime.termination import StopRequest
+from dpo_trainer.runtime.stop import StopRequest
 from dpo_trainer.runtime.workdir import WorkDir
 from tests.numerics.family import prepared
 from tests.numerics.jobs import a_job

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.cli.main import app
 from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.manifest import MANIFEST, read_manifest
 from dpo_trainer.commands import listing
 from dpo_trainer.commands.checkpoints import main
 from tests.filesystems import server_is_gone
@@ -28,10 +29,10 @@ def work(tmp_path: Path) -> Path:
     root = tmp_path / "checkpoints"
     for step, cost in ((2, 0.7), (4, -0.5), (6, 0.6)):
         folder = a_checkpoint(root, step, selection=cost, attempt=step // 2)
-        document = json.loads((folder / layout.MANIFEST).read_text())
+        document = json.loads((folder / MANIFEST).read_text())
         # Before the first update there are no moments; these checkpoints have none.
         document.update(adam_step=0, time=1_700_000_000.0, state={"selection_metric": "eval_reward_margin"})
-        (folder / layout.MANIFEST).write_text(json.dumps(document))
+        (folder / MANIFEST).write_text(json.dumps(document))
     (root / layout.temporary_name(8, 3)).mkdir()
     return tmp_path
 
@@ -70,7 +71,7 @@ def test_checkpoints_are_listed_newest_first(work: Path, capsys: pytest.CaptureF
     ]
     folder = work / "checkpoints" / "step-00000006"
     assert lines[0]["bytes"] == sum(path.stat().st_size for path in folder.iterdir())
-    assert lines[0]["digest"] == layout.read_manifest(folder)[1]
+    assert lines[0]["digest"] == read_manifest(folder)[1]
     assert not any(line["verified"] for line in lines)
     assert document["unfinished"] == ["step-00000008.attempt-3.tmp"]
 
@@ -106,8 +107,8 @@ def test_no_checkpoints_are_said_to_be_none(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_table_says_all_of_it_without_torch(work: Path):
-    (work / "checkpoints" / "step-00000006" / layout.MANIFEST).write_text("{}")
-    long = work / "checkpoints" / "step-00000002" / layout.MANIFEST
+    (work / "checkpoints" / "step-00000006" / MANIFEST).write_text("{}")
+    long = work / "checkpoints" / "step-00000002" / MANIFEST
     document = json.loads(long.read_text())
     document["files"] = {"another-name-that-is-long" * 4: document["files"][layout.shard_name(0)]}
     long.write_text(json.dumps(document))
@@ -150,7 +151,7 @@ def test_a_folder_that_gives_no_answer_is_one_lines_problem(work: Path):
 
 
 def test_the_command_hands_its_arguments_and_the_exit_code_on(work: Path, capfd: pytest.CaptureFixture[str]):
-    (work / "checkpoints" / "step-00000006" / layout.MANIFEST).unlink()
+    (work / "checkpoints" / "step-00000006" / MANIFEST).unlink()
     result = CliRunner().invoke(app, ["checkpoints", str(work), "--json", "--verify"])
     assert result.exit_code == ExitCode.VOLUME_ERROR
     newest, older, _ = json.loads(capfd.readouterr().out)["checkpoints"]

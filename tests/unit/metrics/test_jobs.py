@@ -6,7 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dpo_operator.api.status import State
 from dpo_operator.metrics.jobs import JobMetrics
-from dpo_operator.queueing.keys import Key
+from dpo_operator.queueing.key import Key
 from tests.unit.planning.build import a_child, a_pod, a_reading, a_status, a_view, decide, ended, last_words
 
 pytestmark = pytest.mark.unit

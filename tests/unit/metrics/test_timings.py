@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from dpo_operator.metrics.timings import Timings
 from dpo_operator.planning.transitions import Moment, completed, failed, suspended
-from dpo_operator.queueing.keys import Key
+from dpo_operator.queueing.key import Key
 from tests.unit.planning.build import NOON, a_child, a_pod, a_status, a_view, decide, ended
 
 pytestmark = pytest.mark.unit

@@ -8,7 +8,7 @@ import pytest
 from dpo_operator.planning import gangs
 from dpo_operator.planning.actions import SuspendJob
 from dpo_operator.planning.plan import plan
-from dpo_operator.queueing.keys import Key
+from dpo_operator.queueing.key import Key
 from dpo_operator.queueing.turns import Turns
 from tests.unit.planning.build import NOON, SETTINGS, a_child, a_job, a_pod, a_status, a_view
 

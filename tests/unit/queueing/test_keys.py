@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from dpo_operator.kube.client import ApiError
-from dpo_operator.queueing.keys import Key, KeyQueue
+from dpo_operator.queueing.key import Key
+from dpo_operator.queueing.keys import KeyQueue
 
 pytestmark = pytest.mark.unit
 

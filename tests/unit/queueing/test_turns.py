@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from dpo_operator.planning.gangs import Order, Stand
-from dpo_operator.queueing.keys import Key
+from dpo_operator.queueing.key import Key
 from dpo_operator.queueing.turns import FIRST_LOOKS_SECONDS, FRESH_SECONDS, Turns
 
 pytestmark = pytest.mark.unit

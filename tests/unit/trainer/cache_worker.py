@@ -21,6 +21,7 @@ from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.sources import cache as caches
 from dpo_trainer.sources import resolve as sources
+from dpo_trainer.sources import retrying
 
 MODEL = "org/tiny"
 DATASET = "org/pairs"
@@ -77,7 +78,7 @@ def main(mode: str, jobs: int, cache: Path, folder: Path, longest_wait: float) -
         *(() if mode == "fetch" else ("dpo_trainer.prepare.phase", "transformers", "datasets")),
     ):
         importlib.import_module(module)
-    sources.FIRST_WAIT_SECONDS = 0.01
+    retrying.FIRST_WAIT_SECONDS = 0.01
     caches.LONGEST_WAIT_SECONDS = longest_wait
     children = []
     for number in range(jobs):

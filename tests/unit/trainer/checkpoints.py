@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from dpo_trainer.checkpoint import layout
-from dpo_trainer.checkpoint.layout import Manifest, Parameter
+from dpo_trainer.checkpoint.manifest import MANIFEST, Manifest, Parameter
 from dpo_trainer.checkpoint.shard import Entry, write_shard
 from dpo_trainer.runtime.files import write_synced
 
@@ -31,5 +31,5 @@ def a_checkpoint(root: Path, step: int, *, selection: float | None = None, attem
         parameters={"w": Parameter(shape=(7,), dtype="float32")}, files={layout.shard_name(0): file},
         metrics={"selection": selection},
     )  # fmt: skip
-    write_synced(folder / layout.MANIFEST, manifest.to_bytes())
+    write_synced(folder / MANIFEST, manifest.to_bytes())
     return folder

@@ -120,9 +120,9 @@ def main(folder: Path) -> None:
     logging.disable(logging.WARNING)
     with serving(repositories(folder)) as hub:
         os.environ |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-        from dpo_trainer.sources import resolve as sources
+        from dpo_trainer.sources import retrying
 
-        sources.FIRST_WAIT_SECONDS = 0.01
+        retrying.FIRST_WAIT_SECONDS = 0.01
         results = {}
         for name, settings in SCENARIOS.items():
             hub.requests.clear()

@@ -15,8 +15,8 @@ from pathlib import Path
 rank = int(os.environ["LOCAL_RANK"])
 out = Path(os.environ["OUT"])
 def leave(code, message=""):
-    from dpo_trainer import outcome
-    outcome.write_termination(Path(os.environ["DPO_TERMINATION_LOG"]), outcome.termination("train", 1, code, message, rank=rank))
+    from dpo_trainer.runtime import termination
+    termination.write_termination(Path(os.environ["DPO_TERMINATION_LOG"]), termination.termination("train", 1, code, message, rank=rank))
     os._exit(code)
 def others(): # all ranks have got as far as this
     (out / f"here-{rank}").touch()
@@ -32,9 +32,9 @@ class Pod:
         path.write_text(PRELUDE + textwrap.dedent(script))
         self.log = folder / "termination.json"
         body = (
-            "import sys; from pathlib import Path; from dpo_trainer import gang, launch\n"
-            "patience = gang.Patience(notice=0.5, end=1.0, dump=0.5, collect=0.5, together=1.0)\n"
-            f"sys.exit(launch.run(Path('job'), Path({str(folder)!r}), [sys.executable, {str(path)!r}], patience))"
+            "import sys; from pathlib import Path; from dpo_trainer.launch import launcher, supervisor\n"
+            "patience = supervisor.Patience(notice=0.5, end=1.0, dump=0.5, collect=0.5, together=1.0)\n"
+            f"sys.exit(launcher.run(Path('job'), Path({str(folder)!r}), [sys.executable, {str(path)!r}], patience))"
         )
         self.process = subprocess.Popen(
             [sys.executable, "-c", body],

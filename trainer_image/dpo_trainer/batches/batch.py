@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from dpo_trainer.data.dataset import PairDataset, TokenPair
-from dpo_trainer.model.attention import Span
 
+# (start, prompt, chosen, rejected): where a pair begins in the row, and the lengths of its parts, in tokens.
+Span = tuple[int, int, int, int]
 Layout = Literal["shared", "plain", "off"]
 
 

@@ -67,14 +67,3 @@ class Plan:
         """Pairs used in all steps up to and with this one, repeats counted."""
         full, steps = divmod(step, self.steps_per_epoch)
         return full * self.pairs + steps * self.global_batch_size
-
-
-def shares(indices: IntArray, *, rank: int, world_size: int, size: int) -> list[IntArray]:
-    """One rank's share of some prompts, in groups of at most `size`.
-
-    Every rank gets a list of the same length, because ZeRO-3's gathers are collective: a rank with fewer groups gets
-    empty ones at the end, for which the caller runs something that does not count.
-    """
-    mine = indices[rank::world_size]
-    groups = math.ceil(math.ceil(len(indices) / world_size) / size)
-    return [mine[i * size : (i + 1) * size] for i in range(groups)]

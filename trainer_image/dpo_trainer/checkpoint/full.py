@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint import layout
-from dpo_trainer.checkpoint.layout import BadCheckpoint, Manifest
+from dpo_trainer.checkpoint.manifest import Manifest, read_manifest, reference
+from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.checkpoint.shard import ShardReader
 from dpo_trainer.checkpoint.trust import Owner
 from dpo_trainer.checkpoint.verification import verify_shards
@@ -22,10 +23,10 @@ class FullCheckpoint:
         """Check every digest. owner: the job that it must be of; None takes any. Raises BadCheckpoint."""
         self.folder = folder
         self.manifest: Manifest
-        self.manifest, digest = layout.read_manifest(folder)
+        self.manifest, digest = read_manifest(folder)
         self.doubt = owner.judge(self.manifest, digest) if owner else ""
         verify_shards(folder, self.manifest, range(self.manifest.world_size), kinds=("fp32",))
-        self.ref: CheckpointRef = layout.reference(root, self.manifest, digest)
+        self.ref: CheckpointRef = reference(root, self.manifest, digest)
         self._shards = [ShardReader(folder / layout.shard_name(r)) for r in range(self.manifest.world_size)]
 
     @property

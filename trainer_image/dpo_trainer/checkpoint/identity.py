@@ -4,7 +4,7 @@ from typing import Any
 
 from dpo_operator.api.rules.resuming import NEUTRAL_TRAINING
 from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer.checkpoint.layout import shown
+from dpo_trainer.checkpoint.plain_files import shown
 
 _PARTS = ("model", "data", "method", "adapter", "training")
 

@@ -10,7 +10,8 @@ import torch
 from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.identity import differences, other_settings
-from dpo_trainer.checkpoint.layout import BadCheckpoint, Manifest
+from dpo_trainer.checkpoint.manifest import Manifest, read_manifest, reference
+from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.checkpoint.rng import set_rng
 from dpo_trainer.checkpoint.shard import ShardReader
 from dpo_trainer.checkpoint.slices import partition, pieces
@@ -73,8 +74,8 @@ class Loader:
                 continue
             digest, doubt = found[0]["digest"], found[0]["doubt"]
             self.ranks.everywhere(lambda folder=folder, digest=digest: self._restore(folder, digest, state))  # type: ignore[misc]
-            manifest, _ = layout.read_manifest(folder)
-            ref = layout.reference(self.root, manifest, digest)
+            manifest, _ = read_manifest(folder)
+            ref = reference(self.root, manifest, digest)
             return Restored(
                 ref,
                 manifest.state,
@@ -102,7 +103,7 @@ class Loader:
         """Digest of the manifest when all that this rank needs is whole, else the reason why not."""
         answer: dict[str, Any] = {"reason": None, "digest": None, "doubt": "", "foreign": False}
         try:
-            manifest, digest = layout.read_manifest(folder)
+            manifest, digest = read_manifest(folder)
             if problems := self._other_settings(manifest, state):
                 return answer | {"reason": problems, "foreign": True}
             doubt = self.trust.judge(manifest, digest) if self.trust else ""
@@ -139,7 +140,7 @@ class Loader:
 
     def _restore(self, folder: Path, digest: str, state: Zero3State) -> None:
         try:
-            manifest, now = layout.read_manifest(folder)
+            manifest, now = read_manifest(folder)
             if now != digest:
                 raise BadCheckpoint("the manifest was changed while it was being read")
             readers = {rank: ShardReader(folder / layout.shard_name(rank)) for rank in self._needed(manifest)}

@@ -18,7 +18,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_trainer.checkpoint.layout import BadCheckpoint, File
+from dpo_trainer.checkpoint.manifest import File
+from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.files import create
 

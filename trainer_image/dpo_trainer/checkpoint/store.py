@@ -18,8 +18,8 @@ from typing import Any
 from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint.background import Background
 from dpo_trainer.checkpoint.hostcopy import HostCopy
-from dpo_trainer.checkpoint.layout import Manifest
 from dpo_trainer.checkpoint.loading import Loader, Restored
+from dpo_trainer.checkpoint.manifest import Manifest
 from dpo_trainer.checkpoint.rng import rng_entries
 from dpo_trainer.checkpoint.shard import Entry
 from dpo_trainer.checkpoint.trust import Trust

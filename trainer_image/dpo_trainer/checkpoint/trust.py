@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from dpo_operator.api import names
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord, CheckpointRef, RecordedCheckpoints
 from dpo_trainer.checkpoint.identity import differences, other_settings
-from dpo_trainer.checkpoint.layout import BadCheckpoint, Manifest
+from dpo_trainer.checkpoint.manifest import Manifest
+from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.runtime.errors import invalid_configuration
 
 

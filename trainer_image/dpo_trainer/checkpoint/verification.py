@@ -1,13 +1,17 @@
 """Is a checkpoint whole? Its digests, and whether each shard holds the slices that a reader will ask for. Needs no torch."""
 
+import hashlib
 import json
+import os
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from dpo_trainer.checkpoint import layout
-from dpo_trainer.checkpoint.layout import BadCheckpoint, Manifest
+from dpo_trainer.checkpoint import layout, plain_files
+from dpo_trainer.checkpoint.layout import SHARD
+from dpo_trainer.checkpoint.manifest import File, Manifest, read_manifest
+from dpo_trainer.checkpoint.plain_files import BadCheckpoint, open_plain, unreadable
 from dpo_trainer.checkpoint.slices import KINDS, partition
 
 # The safetensors library reads no longer header either.
@@ -28,7 +32,7 @@ def verify_shards(
     """
     for rank in sorted(ranks):
         name = layout.shard_name(rank)
-        layout.verify(folder, name, manifest.files[name], alive)
+        verify(folder, name, manifest.files[name], alive)
         _check_slices(folder / name, manifest, rank, kinds)
 
 
@@ -42,9 +46,9 @@ def usable_costs(found: Iterable[tuple[int, Path]], refused: Collection[int]) ->
     for step, folder in found:
         if step not in refused:
             with suppress(BadCheckpoint):
-                manifest, _ = layout.read_manifest(folder)
+                manifest, _ = read_manifest(folder)
                 for name, file in manifest.files.items():
-                    layout.verify_size(folder, name, file)
+                    verify_size(folder, name, file)
                 costs[step] = manifest.metrics.get("selection")
     return costs
 
@@ -69,18 +73,18 @@ def _check_slices(path: Path, manifest: Manifest, rank: int, kinds: Iterable[str
             if found is None:
                 raise BadCheckpoint(f"{path.name}: has no tensor {kind}/{parameter}")
             if found.get("dtype") != "F32" or found.get("shape") != [end - start]:
-                what = layout.shown(f"{found.get('shape')} of {found.get('dtype')}")
+                what = plain_files.shown(f"{found.get('shape')} of {found.get('dtype')}")
                 raise BadCheckpoint(f"{path.name}: {kind}/{parameter}: expected [{end - start}] of F32, found {what}")
 
 
 def _read_table(path: Path) -> dict[str, dict[str, Any]]:
     """The header of a safetensors file, with the place of every tensor in it. Raises BadCheckpoint."""
     try:
-        with layout.open_plain(path) as file:
+        with plain_files.open_plain(path) as file:
             length = int.from_bytes(file.read(8), "little")
             raw = file.read(length) if length <= _MAX_HEADER_BYTES else b""
     except OSError as error:
-        raise layout.unreadable(path.name, error) from error
+        raise plain_files.unreadable(path.name, error) from error
     try:
         table = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError):
@@ -88,3 +92,41 @@ def _read_table(path: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(table, dict) or not all(isinstance(entry, dict) for entry in table.values()):
         raise BadCheckpoint(f"{path.name}: is not safetensors")
     return table
+
+
+def verify(folder: Path, name: str, expected: File, alive: Callable[[], None] = lambda: None) -> None:
+    """Compare every byte of a file with its entry in the manifest. alive: called again and again as they are read.
+
+    Raises BadCheckpoint, and OSError when the volume as a whole does not answer.
+    """
+    digest = hashlib.sha256()
+    try:
+        with _open_shard(folder, name, expected) as file:
+            left = expected.size
+            while left and (chunk := file.read(min(left, 8 << 20))):
+                digest.update(chunk)
+                left -= len(chunk)
+                alive()
+    except OSError as error:
+        raise unreadable(name, error) from error
+    if digest.hexdigest() != expected.sha256:
+        raise BadCheckpoint(f"{name}: the SHA-256 is not the one in the manifest")
+
+
+def verify_size(folder: Path, name: str, expected: File) -> None:
+    """Compare a file's size alone with its entry in the manifest. Raises as verify does."""
+    try:
+        _open_shard(folder, name, expected).close()
+    except OSError as error:
+        raise unreadable(name, error) from error
+
+
+def _open_shard(folder: Path, name: str, expected: File) -> BinaryIO:
+    if not SHARD.fullmatch(name):
+        raise BadCheckpoint(f"{name!r} is no name of a shard")
+    file = open_plain(folder / name)
+    size = os.fstat(file.fileno()).st_size
+    if size != expected.size:
+        file.close()
+        raise BadCheckpoint(f"{name}: expected {expected.size} bytes, found {size}")
+    return file

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint import layout
-from dpo_trainer.checkpoint.layout import File, Manifest
+from dpo_trainer.checkpoint.manifest import MANIFEST, File, Manifest, attempt_of, read_manifest, reference
 from dpo_trainer.checkpoint.shard import Entry, file_size, write_shard
 from dpo_trainer.checkpoint.verification import usable_costs
 from dpo_trainer.checkpoint.volume import check_room, explained
@@ -61,7 +61,7 @@ class Writer:
 
     def _take_over(self, folders: Sequence[Path]) -> None:
         """Remove temporary folders, so that no older writer can make a checkpoint of one that is half removed."""
-        ours = [folder for folder in folders if layout.attempt_of(folder) <= self.attempt]
+        ours = [folder for folder in folders if attempt_of(folder) <= self.attempt]
         removed = {self.root / layout.removed_name(folder.name) for folder in ours}
         for folder in removed:
             remove(folder)  # of a beginning that a crash cut short
@@ -131,7 +131,7 @@ class Writer:
         """Make the temporary folder the checkpoint; what it is called from now on. Raises TrainerError PEER_LOST, OSError."""
         self.before_commit()
         content = manifest.to_bytes()
-        write_synced(temporary / layout.MANIFEST, content)
+        write_synced(temporary / MANIFEST, content)
         sync_folder(temporary)
         self.observe(manifest.step, "manifest-synced")
         self.check_fence()
@@ -148,19 +148,19 @@ class Writer:
         self.observe(manifest.step, "committed")
         self.retain(manifest.step)
         self.observe(manifest.step, "old-removed")
-        return layout.reference(self.root, manifest, hashlib.sha256(content).hexdigest()).model_dump()
+        return reference(self.root, manifest, hashlib.sha256(content).hexdigest()).model_dump()
 
     def amend(self, step: int, loop: Mapping[str, Any], metrics: Mapping[str, float | None]) -> dict[str, Any]:
         """Replace what a checkpoint says of the loop. Raises TrainerError PEER_LOST, OSError."""
         folder = self.root / layout.folder_name(step)
-        manifest, _ = layout.read_manifest(folder)
+        manifest, _ = read_manifest(folder)
         changes = {"attempt": self.attempt, "time": time.time(), "state": dict(loop), "metrics": dict(metrics)}
         manifest = manifest.model_copy(update=changes)
         content = manifest.to_bytes()
         self.check_fence()
-        commit(folder / layout.MANIFEST, content)
+        commit(folder / MANIFEST, content)
         self.retain(manifest.step)
-        return layout.reference(self.root, manifest, hashlib.sha256(content).hexdigest()).model_dump()
+        return reference(self.root, manifest, hashlib.sha256(content).hexdigest()).model_dump()
 
     def retain(self, newest: int) -> None:
         """Remove what need not stay. The checkpoint that was just committed stays, and so does all of a newer attempt.
@@ -177,7 +177,7 @@ class Writer:
         for folder in [folder for _, folder in found if folder.name not in keep] + left_over:
             try:
                 self.check_fence()
-                is_newer = layout.attempt_of(folder) > self.attempt
+                is_newer = attempt_of(folder) > self.attempt
             except (OSError, TrainerError):
                 return
             if not is_newer:

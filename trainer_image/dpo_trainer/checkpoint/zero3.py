@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_trainer.checkpoint.eightbit import get_moment, is_8bit, set_moment
-from dpo_trainer.checkpoint.layout import Parameter
+from dpo_trainer.checkpoint.manifest import Parameter
 from dpo_trainer.checkpoint.shard import Entry
 from dpo_trainer.checkpoint.slices import KINDS, partition
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.manifest import MANIFEST
 from dpo_trainer.runtime import termination as outcome
 from dpo_trainer.runtime.errors import input_not_found, invalid_configuration
-from dpo_trainer.runtime.quiet import quiet_libraries
+from dpo_trainer.runtime.libraries import quiet_libraries
 from dpo_trainer.runtime.workdir import WorkDir
 
 COMMANDS = ("checkpoints", "export-checkpoint")
@@ -52,13 +53,13 @@ def _export(folder: Path, work_dir: Path | None, job_file: Path | None, to: Path
     """Export one checkpoint. Raises TrainerError, OSError or pydantic's ValidationError."""
     from dpo_operator.api.training import AdapterType
     from dpo_trainer.export import phase as export
-    from dpo_trainer.phases import read_job
+    from dpo_trainer.runtime.job import read_job
 
     folder = folder.absolute()
-    if not (folder / layout.MANIFEST).is_file():
+    if not (folder / MANIFEST).is_file():
         raise input_not_found(
             f"{folder}: expected the folder of a checkpoint, such as runs/job/checkpoints/{layout.folder_name(50)}, found no "
-            f"{layout.MANIFEST} in it"
+            f"{MANIFEST} in it"
         )
     work = WorkDir((work_dir or folder.parents[1]).absolute())
     job = read_job(job_file or work.root / "job.json")

@@ -13,12 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_trainer.checkpoint import layout
-from dpo_trainer.checkpoint.layout import BadCheckpoint
+from dpo_trainer.checkpoint import layout, verification
+from dpo_trainer.checkpoint.manifest import read_manifest
+from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.checkpoint.verification import kinds_of, verify_shards
 from dpo_trainer.checkpoint.volume import readable
 from dpo_trainer.runtime.errors import input_not_found
-from dpo_trainer.training.early_stopping import METRICS
+from dpo_trainer.telemetry.selection import METRICS
 
 # Columns of the table's paper; it needs about 80 of them.
 _WIDTH = 160
@@ -87,7 +88,7 @@ def _line(folder: Path, *, verify: bool) -> Line:
     size = 0
     try:
         size = _size(folder)
-        manifest, digest = layout.read_manifest(folder)
+        manifest, digest = read_manifest(folder)
     except BadCheckpoint as error:
         return Line(folder.name, str(error), False, size)
     except OSError as error:
@@ -98,7 +99,7 @@ def _line(folder: Path, *, verify: bool) -> Line:
             verify_shards(folder, manifest, range(manifest.world_size), kinds=kinds_of(manifest))
         else:
             for name, file in sorted(manifest.files.items()):
-                layout.verify_size(folder, name, file)
+                verification.verify_size(folder, name, file)
     except BadCheckpoint as error:
         problem = str(error)
     except OSError as error:
@@ -180,7 +181,9 @@ def _cells(line: Line, *, verify: bool) -> tuple[str, ...]:
     return (
         str(int(line.name.removeprefix("step-"))),
         state,
-        datetime.fromtimestamp(line.time, UTC).strftime("%Y-%m-%d %H:%M") if _is_date(line.time) else "–",
+        datetime.fromtimestamp(line.time, UTC).strftime("%Y-%m-%d %H:%M")
+        if line.time is not None and _is_date(line.time)
+        else "–",
         readable(line.bytes),
         str(line.attempt or "–"),
         str(line.world_size or "–"),

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 from dpo_operator.api.reports import Termination
 from dpo_trainer.checkpoint import layout
-from dpo_trainer.checkpoint.layout import BadCheckpoint
+from dpo_trainer.checkpoint.manifest import read_manifest
+from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.metrics_file import Line, initial_loss, kind, read_metrics
-from dpo_trainer.training.early_stopping import METRICS
+from dpo_trainer.telemetry.selection import METRICS
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def _loop(work: WorkDir) -> Line:
     """What the newest readable checkpoint keeps of the training loop; empty without one."""
     for _, folder in layout.committed(work.checkpoints):
         try:
-            return layout.read_manifest(folder)[0].state
+            return read_manifest(folder)[0].state
         except BadCheckpoint:
             continue
     return {}

@@ -119,7 +119,12 @@ class PairDataset:
         folder.mkdir(parents=True, exist_ok=True)
         meta = folder / "meta.json"
         meta.unlink(missing_ok=True)
-        arrays = {"tokens": self._tokens, "offsets": self._offsets, "rows": self._rows, "cut": self._cut}
+        arrays: dict[str, np.ndarray] = {
+            "tokens": self._tokens,
+            "offsets": self._offsets,
+            "rows": self._rows,
+            "cut": self._cut,
+        }
         for name, values in arrays.items():
             with (folder / f"{name}.npy").open("wb") as file:
                 np.save(file, values, allow_pickle=False)

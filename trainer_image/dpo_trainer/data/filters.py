@@ -86,13 +86,14 @@ class RowFilters:
         least = self._filters.min_score_gap
         if least is None:
             return None
-        if not self._note("minScoreGap", pair.score_gap is not None):
+        gap = pair.score_gap
+        if not self._note("minScoreGap", gap is not None) or gap is None:
             names = f"{self._columns.chosen_score} and {self._columns.rejected_score}"
             return self._lacking("minScoreGap", f"no numbers in columns {names}, and no scores of several answers")
-        if pair.score_gap < least:
+        if gap < least:
             return Rejection(
                 Reason.LOW_SCORE_GAP,
-                f"the score of the chosen answer minus that of the rejected one is {pair.score_gap:g}; filters.minScoreGap is "
+                f"the score of the chosen answer minus that of the rejected one is {gap:g}; filters.minScoreGap is "
                 f"{least:g}",
             )
         return None
@@ -101,12 +102,13 @@ class RowFilters:
         least = self._filters.min_agreement
         if least is None:
             return None
-        if not self._note("minAgreement", pair.agreement is not None):
+        agreement = pair.agreement
+        if not self._note("minAgreement", agreement is not None) or agreement is None:
             return self._lacking("minAgreement", "the row is no pair with votes")
-        if pair.agreement < least:
+        if agreement < least:
             return Rejection(
                 Reason.LOW_AGREEMENT,
-                f"{pair.agreement:.1%} of the votes are for the chosen answer; filters.minAgreement is {least:g}",
+                f"{agreement:.1%} of the votes are for the chosen answer; filters.minAgreement is {least:g}",
             )
         return None
 

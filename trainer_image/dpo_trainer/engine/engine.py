@@ -4,46 +4,27 @@ Everything that DeepSpeed would compile at start-up is left out, so that a pod n
 """
 
 import logging
-import os
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches.batch import MicroBatch
+from dpo_trainer.distributed.world import World
+from dpo_trainer.engine.deepspeed_import import import_deepspeed
 from dpo_trainer.engine.loss_scale import LossScale
 from dpo_trainer.engine.memory import release_free
 from dpo_trainer.engine.optimizer import make_optimizer
-from dpo_trainer.model.policy import Policy, load_model
-from dpo_trainer.runtime.devices import has_gpu
-from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
-from dpo_trainer.runtime.quiet import quiet_libraries
+from dpo_trainer.engine.zero_config import zero_config
+from dpo_trainer.model.load import load_model
+from dpo_trainer.model.policy import Policy
+from dpo_trainer.runtime.errors import invalid_configuration
 
 log = logging.getLogger(__name__)
-
-# Elements that the optimizer updates at a time. DeepSpeed copies their gradients first, by default those of a billion.
-_SUB_GROUP = 1 << 24
-
-_MUON = "deepspeed.runtime.zero.muon.muon_optimizer"
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among the ranks."""
-
-    rank: int
-    world_size: int
-    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -61,90 +42,6 @@ class Scored:
     distribution: Tensor
 
 
-def choose_device(wanted: str, *, local_rank: int) -> torch.device:
-    """Device for `training.device`.
-
-    auto never falls back in silence: a container that was given GPUs which CUDA can't use is an error.
-    Raises TrainerError NO_ACCELERATOR.
-    """
-    if wanted == "cpu":
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            raise TrainerError(
-                ExitCode.NO_ACCELERATOR,
-                f"expected a GPU for local rank {local_rank}, found {torch.cuda.device_count()}; check gpusPerNode",
-            )
-        return torch.device("cuda", local_rank)
-    if wanted == "cuda" or has_gpu(os.environ):
-        raise TrainerError(
-            ExitCode.NO_ACCELERATOR,
-            "expected a GPU, found none that CUDA can use; check the node's driver and the image's CUDA version",
-        )
-    log.warning("NO GPU in this container: training on the CPU, which only suits very small models")
-    return torch.device("cpu")
-
-
-def join_world(wanted_device: str, *, timeout_seconds: float = 1800) -> World:
-    """Connect this process to the other ranks by torchrun's environment variables; alone without them."""
-    for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
-        os.environ.setdefault(name, alone)  # DeepSpeed reads them, too
-    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    device = choose_device(wanted_device, local_rank=int(os.environ["LOCAL_RANK"]))
-    # DeepSpeed would try every vendor's module to find this out.
-    os.environ["DS_ACCELERATOR"] = device.type
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    else:
-        # DeepSpeed would run numactl to count this machine's devices, in every backward pass.
-        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        # By default MKL multiplies narrow matrices in an order that depends on where they lie in memory (docs/checkpoints.md).
-        os.environ.setdefault("MKL_CBWR", "AUTO")
-    timeout = timedelta(seconds=timeout_seconds)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if world_size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-    else:
-        dist.init_process_group(backend, timeout=timeout)
-    return World(rank, world_size, device)
-
-
-def zero_config(spec: DPOJobSpec, hidden_size: int, device: torch.device, *, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's configuration for ZeRO-3 (Rajbhandari et al. 2019, 1910.02054).
-
-    hidden_size: width of the model. A weight matrix has about its square of elements, so buckets hold one of them and
-    what is smaller than ten vectors (norms, biases) is not partitioned while it is used.
-    Gradients are summed and kept in fp32, master weights too, whatever the precision of the model.
-    """
-    matrix = hidden_size * hidden_size
-    offload = {"device": "cpu", "pin_memory": device.type == "cuda"} if spec.training.offload == "cpu" else None
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": spec.training.max_grad_norm,
-        "bf16": {"enabled": spec.training.precision == "bf16"},
-        # A fixed scale for DeepSpeed; lossscale.py changes it.
-        "fp16": {"enabled": spec.training.precision == "fp16", "loss_scale": LossScale().factor},
-        "communication_data_type": "fp32",
-        "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_allow_untested_optimizer": True,
-        # torch's own AdamW takes offloaded state, too; DeepSpeed's would have to be compiled.
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": {
-            "stage": 3,
-            "overlap_comm": device.type == "cuda",
-            "contiguous_gradients": True,
-            "reduce_bucket_size": max(matrix, 1_000_000),
-            "sub_group_size": _SUB_GROUP,
-            "stage3_prefetch_bucket_size": int(0.9 * matrix),
-            "stage3_param_persistence_threshold": sys.maxsize if world_size == 1 else 10 * hidden_size,
-            "stage3_gather_16bit_weights_on_model_save": False,
-            **({"offload_optimizer": offload} if offload else {}),
-        },
-        "steps_per_print": None,
-    }
-
-
 class Engine:
     """The policy, its optimizer and the collective operations around them.
 
@@ -153,7 +50,7 @@ class Engine:
 
     def __init__(self, spec: DPOJobSpec, model_folder: Path, world: World) -> None:
         """Load the model partitioned and make the optimizer. Collective."""
-        deepspeed = _import_deepspeed()
+        deepspeed = import_deepspeed()
         self.world = world
         self._loss_scale: LossScale | None = None
         if spec.training.precision == "fp16":
@@ -295,32 +192,3 @@ class Engine:
             "total": sum(p.ds_numel for p in parameters),
             "persistent": sum(p.ds_numel for p in parameters if p.ds_persist),
         }
-
-
-def _import_deepspeed() -> Any:
-    """DeepSpeed without its compilers, quiet."""
-    import deepspeed
-    from deepspeed.utils import logger as deepspeed_logger
-
-    # An empty table says that no operator of DeepSpeed's own can be built here. Otherwise the table is made by running
-    # a compiler on probes, and on CPUs a shared-memory collective is compiled when the process group is first used.
-    vars(deepspeed.ops)["__compatible_ops__"] = {}
-    # DeepSpeed asks of every optimizer whether it is Muon. Importing that one loads all of torch's compiler, seconds of
-    # CPU time on each start, so the answer comes from a class that no optimizer has.
-    if _MUON not in sys.modules:
-        muon = ModuleType(_MUON)
-        vars(muon)["MuonWithAuxAdam"] = type("MuonWithAuxAdam", (torch.optim.Optimizer,), {})
-        sys.modules[_MUON] = muon
-    collectives = vars(deepspeed.runtime.comm.coalesced_collectives)
-    scatter = collectives["_torch_reduce_scatter_fn"]
-    if not isinstance(scatter, partial):  # by an earlier engine of this process
-        collectives["_torch_reduce_scatter_fn"] = partial(_reduce_scatter, scatter)
-    deepspeed_logger.setLevel(logging.ERROR)
-    quiet_libraries()
-    return deepspeed
-
-
-def _reduce_scatter(scatter: Callable[..., None], whole: Tensor, part: Tensor, **options: Any) -> None:
-    """DeepSpeed's, but that of one rank gives what it got, in the same memory; gloo would copy every gradient for that."""
-    if dist.get_world_size(options.get("group")) > 1:
-        scatter(whole, part, **options)

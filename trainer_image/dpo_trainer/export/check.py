@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.checkpoint.full import FullCheckpoint
 from dpo_trainer.data.dataset import PairDataset, TokenPair
-from dpo_trainer.model.policy import DTYPES
+from dpo_trainer.model.load import DTYPES
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.libraries import import_peft
 from dpo_trainer.runtime.workdir import WorkDir

@@ -97,7 +97,7 @@ def _peft_config(job: DPOJob, base: Path) -> dict[str, Any]:
     """adapter_config.json, from the same code that made the adapters, on a model without weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from dpo_trainer.model.policy import add_lora
+    from dpo_trainer.model.load import add_lora
 
     with torch.device("meta"):
         bare: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, local_files_only=True))

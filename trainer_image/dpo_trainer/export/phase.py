@@ -16,18 +16,19 @@ from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.checkpoint.full import FullCheckpoint, open_best, open_newest, require_any
 from dpo_trainer.checkpoint.identity import identity
-from dpo_trainer.checkpoint.layout import BadCheckpoint
+from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.checkpoint.trust import Owner, Trust
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.export.check import check_probe, check_weights, load_exported, make_probe
 from dpo_trainer.export.files import MERGED, copy_small_files, write_adapter, write_merged, write_model
 from dpo_trainer.export.model_card import Made, model_card
-from dpo_trainer.pretrained.digest import known_digests, model_digest
+from dpo_trainer.prepare.record import known_digests
+from dpo_trainer.pretrained.digest import model_digest
 from dpo_trainer.runtime.errors import input_not_found, invalid_configuration, volume_error
 from dpo_trainer.runtime.files import remove, sha256, sync_folder
 from dpo_trainer.runtime.versions import own_version
 from dpo_trainer.runtime.workdir import WorkDir
-from dpo_trainer.training.early_stopping import METRICS
+from dpo_trainer.telemetry.selection import METRICS
 
 PROVENANCE = "dpo_provenance.json"
 

@@ -156,8 +156,8 @@ def _prune(folder: Path) -> None:
     numbers = sorted(
         int(number) for found in folder.glob("attempt-*") if (number := found.name.removeprefix("attempt-")).isdecimal()
     )
-    for number in numbers[:-KEPT_ATTEMPTS]:
-        shutil.rmtree(folder / f"attempt-{number}", ignore_errors=True)
+    for attempt in numbers[:-KEPT_ATTEMPTS]:
+        shutil.rmtree(folder / f"attempt-{attempt}", ignore_errors=True)
 
 
 def _kill(pid: int, number: signal.Signals) -> None:

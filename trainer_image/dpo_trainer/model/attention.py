@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dpo_trainer.batches.batch import Span
+
 # The names under which transformers finds it: as calls of SDPA, and as one of FlexAttention.
 NAME = "dpo_shared_prompt"
 FLEX = "dpo_shared_prompt_flex"
 
-# (start, prompt, chosen, rejected): where a pair begins in the row, and the lengths of its parts, in tokens.
-Span = tuple[int, int, int, int]
 
 # What models hand to their attention that this one does, or that changes nothing. All else (caps on scores, sinks, biases,
 # indices of the keys that are looked at) would be left out in silence, often for long texts alone.

@@ -2,21 +2,15 @@
 
 import inspect
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dpo_operator.api.training import Adapter, AdapterType
-from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches.batch import Layout, MicroBatch
 from dpo_trainer.model import attention
 from dpo_trainer.model.head import OutputHead, token_logps
-from dpo_trainer.runtime.errors import input_not_found, invalid_configuration
-from dpo_trainer.runtime.libraries import import_peft
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from dpo_trainer.runtime.errors import invalid_configuration
 
 
 class Policy(nn.Module):
@@ -91,123 +85,3 @@ class Policy(nn.Module):
 
 def _accepts(module: nn.Module, name: str) -> bool:
     return name in inspect.signature(type(module).forward).parameters
-
-
-def load_model(spec: DPOJobSpec, folder: Path, *, seed: int, zero3: Callable[[int], Any] | None = None) -> nn.Module:
-    """The job's model from its folder, with new adapters where the job wants them, ready to be trained.
-
-    seed: of the adapters' start values; the same on all ranks.
-    zero3: called with the hidden size before the weights are read; whatever it returns is kept until they are. Under
-        ZeRO-3 it switches partitioned loading on, so that no rank ever holds the whole model.
-    Dropout of the base model is off, as in every published DPO implementation: the policy's log-probs are compared
-    with the reference's, and noise in either only hides the preference. Adapters keep the dropout that the job sets.
-    Raises TrainerError when the folder is no model or lacks weights, or adapter targets don't exist.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    if not (folder / "config.json").is_file():
-        raise input_not_found(f"{folder}: expected a Hugging Face model folder with config.json; run prepare again")
-    try:
-        config = AutoConfig.from_pretrained(folder, **common)
-        turn_off_dropout(config)
-        partitioning = zero3(config.get_text_config().hidden_size) if zero3 else None
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            dtype=DTYPES[spec.training.precision],
-            attn_implementation={"auto": None, "flex": "sdpa"}.get(spec.model.attention, spec.model.attention),
-            output_loading_info=True,
-            **common,
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise invalid_configuration(f"spec.model: {folder.name} can't be loaded: {error}") from error
-    if missing := sorted(info["missing_keys"]):
-        raise invalid_configuration(
-            f"spec.model: expected weights for every parameter, found none for {len(missing)}, such as {missing[0]}"
-        )
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    if spec.adapter.type is not AdapterType.NONE:
-        model = add_lora(model, spec.adapter, seed=seed)
-    # Until here it tells PEFT, too, that weights are partitioned: DoRA starts from their norms and has to gather them.
-    del partitioning
-    if spec.training.gradient_checkpointing:
-        _enable_checkpointing(model)
-    model.train()
-    return model
-
-
-def turn_off_dropout(config: Any) -> None:
-    """Set every dropout probability of a model configuration to 0, whatever its models call it."""
-    for part in {id(c): c for c in (config, config.get_text_config())}.values():
-        for name, value in part.to_dict().items():
-            if ("drop" in name or "jitter" in name) and isinstance(value, float):
-                setattr(part, name, 0.0)
-
-
-def _enable_checkpointing(model: nn.Module) -> None:
-    """Recompute each block in the backward pass.
-
-    Reentrant: the other kind compares shapes of recomputed tensors, and under older versions of DeepSpeed a parameter that
-    was partitioned again in between had another one. Reentrant blocks get gradients only when an input needs them, which
-    frozen embeddings do not give, hence enable_input_require_grads.
-    """
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    # Named anew in transformers 5; both take torch.utils.checkpoint's options first.
-    enable = getattr(causal_lm, "activation_checkpointing_enable", causal_lm.gradient_checkpointing_enable)
-    try:
-        enable({"use_reentrant": True})
-    except ValueError as error:
-        raise invalid_configuration(f"spec.training.gradientCheckpointing: set it to false; {error}") from error
-    causal_lm.enable_input_require_grads()
-
-
-def add_lora(model: nn.Module, adapter: Adapter, *, seed: int) -> nn.Module:
-    """Freeze a model and add low-rank adapters (Hu et al. 2021, 2106.09685) that start as no change.
-
-    With dora each also has a magnitude for every output (2402.09353), at first the norm of the model's own weights; with
-    rslora its scale is alpha/sqrt(rank) (2312.03732).
-    Returns the PEFT model. Raises TrainerError when a target names no module.
-    """
-    peft = import_peft()
-
-    targets: str | list[str] = adapter.target_modules
-    if "all-linear" in adapter.target_modules:
-        targets = "all-linear"
-    else:
-        names = [name for name, _ in model.named_modules()]
-        for target in adapter.target_modules:
-            if not any(name == target or name.endswith(f".{target}") for name in names):
-                raise invalid_configuration(
-                    f"spec.adapter.targetModules: the model has no module {target}; it has {', '.join(_weight_modules(model))}, "
-                    "or use all-linear"
-                )
-    config = peft.LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        target_modules=targets,
-        use_dora=adapter.dora,
-        use_rslora=adapter.rslora,
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        # Adapters in the model's dtype: DeepSpeed's flat buffers hold one dtype, and keeps fp32 master weights anyway.
-        return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
-
-
-def _weight_modules(model: nn.Module) -> list[str]:
-    """Last parts of the names of modules with a weight matrix, each once."""
-    output = model.get_output_embeddings()
-    found = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if hasattr(module, "weight") and not isinstance(module, nn.Embedding) and module is not output
-    }
-    return sorted(name for name in found if "norm" not in name and not name.startswith("ln_"))

@@ -21,7 +21,7 @@ from dpo_operator.api.models.config import ModelConfigError, shape_of
 from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.reports import DatasetReport, TokenReport
 from dpo_operator.api.types import DPOJob, DPOJobSpec
-from dpo_trainer.data import mixture, rows
+from dpo_trainer.data import hub_rows, mixture, rows
 from dpo_trainer.data import statistics as datastats
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.data.report import build as datareport
@@ -33,7 +33,7 @@ from dpo_trainer.pretrained import checks as modelcheck
 from dpo_trainer.pretrained import files as modelfiles
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration, volume_error
 from dpo_trainer.runtime.workdir import WorkDir
-from dpo_trainer.sources import hub
+from dpo_trainer.sources import hub, retrying
 from dpo_trainer.sources import resolve as sources
 from dpo_trainer.sources.cache import Cache
 
@@ -201,7 +201,7 @@ def _rows(
     facts = {"source": spec.source, "kind": _kind(source), "weight": spec.weight}
     if isinstance(source, sources.HubSource):
         conditions = {condition.column for condition in data.filters.where}
-        table = hub.dataset(source, spec, conditions, cache, token, fetch)
+        table = hub_rows.dataset(source, spec, conditions, cache, token, fetch)
         return table, facts | {"split": spec.split, "config": spec.config, "commit": table.commit}
     return rows.FileRows(source, progress), facts | {
         "files": {name: source.sizes[name] for name in rows.data_files(source)}
@@ -319,7 +319,7 @@ def _known_errors(root: Path) -> Iterator[None]:
     except TrainerError:
         raise
     except Exception as error:
-        if (known := _volume_error(error, root) or sources.explain(error, "reading the inputs")) is not None:
+        if (known := _volume_error(error, root) or retrying.explain(error, "reading the inputs")) is not None:
             raise known from error
         raise
 

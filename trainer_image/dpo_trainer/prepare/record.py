@@ -85,3 +85,12 @@ def sync(file: IO[str]) -> None:
     """Make what was written survive a power cut."""
     file.flush()
     os.fsync(file.fileno())
+
+
+def known_digests(work: WorkDir) -> dict[str, str] | None:
+    """SHA-256 of the weight files as prepare recorded them, or None."""
+    try:
+        weights: dict[str, str] = json.loads(work.prepared.read_text())["model"]["weights"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return weights

@@ -64,7 +64,8 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     if isinstance(config.get("text_config"), Mapping):
         config = config["text_config"]
     keys = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
-    length = next((config[key] for key in keys if isinstance(config.get(key), int)), None)
+    lengths = (config.get(key) for key in keys)
+    length = next((length for length in lengths if isinstance(length, int)), None)
     scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
     factor = scaling.get("factor") if isinstance(scaling, Mapping) else None
     if length is None or not isinstance(factor, int | float):

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 from dpo_trainer.runtime.files import sha256
-from dpo_trainer.runtime.workdir import WorkDir
 
 
 def model_digest(folder: Path, weights: dict[str, str] | None = None) -> str:
@@ -17,12 +16,3 @@ def model_digest(folder: Path, weights: dict[str, str] | None = None) -> str:
     config = json.dumps(json.loads((folder / "config.json").read_text()), sort_keys=True)
     facts = {"config": config, "weights": digests}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def known_digests(work: WorkDir) -> dict[str, str] | None:
-    """SHA-256 of the weight files as prepare recorded them, or None."""
-    try:
-        weights: dict[str, str] = json.loads(work.prepared.read_text())["model"]["weights"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return weights

@@ -7,8 +7,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +18,7 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import DatasetReport, Progress, Termination
 from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.runtime.stop import Stopped
 
 _VOLUME_ERRNOS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG})
 # Sockets have these errors, too; those of a volume name a file.
@@ -40,44 +40,6 @@ _PEER_LOST_TEXTS = (
     "watchdog caught collective operation timeout",
 )
 _PEER_LOST_TYPES = ("DistNetworkError", "DistStoreError", "DistBackendError")
-
-
-class Stopped(BaseException):
-    """SIGTERM or SIGINT arrived in a phase that has no state to save. Not an Exception, so that no handler eats it."""
-
-
-@dataclass
-class StopRequest:
-    """Set by SIGTERM and SIGINT; the training loop asks for it between steps, saves and returns."""
-
-    signal_name: str | None = None
-
-    def is_set(self) -> bool:
-        """Whether this process was asked to stop."""
-        return self.signal_name is not None
-
-
-class StopWhen(StopRequest):
-    """A stop request that is also set by a condition of the run itself."""
-
-    def __init__(self, request: StopRequest, condition: Callable[[], bool]) -> None:
-        super().__init__()
-        self._request, self._condition = request, condition
-
-    def is_set(self) -> bool:
-        """Whether this process was asked to stop, or the condition holds."""
-        return self._request.is_set() or self._condition()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How train ended without an error.
-
-    status: Succeeded, or Stopped when a signal ended it after its state was saved.
-    """
-
-    status: Literal["Succeeded", "Stopped"]
-    message: str = ""
 
 
 def classify(error: BaseException) -> tuple[ExitCode, str]:

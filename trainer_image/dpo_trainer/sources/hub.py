@@ -1,22 +1,13 @@
 """The Hugging Face hub: what a repository holds, its files, its datasets. No code from a repository is ever run."""
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from dpo_operator.api.data import Dataset
-from dpo_operator.api.exitcodes import ExitCode
-from dpo_trainer.data.formats import columns_read, detect
-from dpo_trainer.runtime.errors import TrainerError, bad_dataset, input_not_found, invalid_configuration
-from dpo_trainer.sources.resolve import GATED, HubSource, no_space, retrying
-
-# Files of a dataset that are fetched at the same time: some have thousands of small ones.
-AT_ONCE = 8
-# Rows that are looked at to decide which columns to decode.
-LOOK_AT = 64
+from dpo_trainer.sources.resolve import HubSource
+from dpo_trainer.sources.retrying import retrying
 
 
 @dataclass(frozen=True)
@@ -49,10 +40,10 @@ def snapshot(source: HubSource, token: str | None) -> Snapshot:
     info = retrying(
         lambda: HfApi(token=token).model_info(source.repo, revision=source.revision, files_metadata=True), source.label
     )
-    return _snapshot(source.repo, info, "model")
+    return snapshot_of(source.repo, info, "model")
 
 
-def _snapshot(repo: str, info: Any, kind: Literal["model", "dataset"]) -> Snapshot:
+def snapshot_of(repo: str, info: Any, kind: Literal["model", "dataset"]) -> Snapshot:
     # Names become paths; git has none that lead elsewhere, but what answers as a hub may.
     files = [file for file in info.siblings or [] if _is_plain(file.rfilename)]
     sha256 = {file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None}
@@ -88,112 +79,3 @@ def download(found: Snapshot, names: Sequence[str], folder: Path, token: str | N
 def discard_download_state(folder: Path) -> None:
     """Remove what huggingface_hub keeps beside the files to resume a download."""
     shutil.rmtree(folder / ".cache", ignore_errors=True)
-
-
-@dataclass(frozen=True)
-class HubRows:
-    """Rows of one split of a dataset, at one commit."""
-
-    commit: str
-    columns: tuple[str, ...]
-    table: Any
-
-    def where(self, row: int) -> str:
-        """Where a row stands, for messages."""
-        return f"row {row} of the split"
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.table.iter(batch_size=512):
-            names = list(batch)
-            for values in zip(*batch.values(), strict=True):
-                yield dict(zip(names, values, strict=True))
-
-
-def dataset(
-    source: HubSource, spec: Dataset, conditions: set[str], cache: Path, token: str | None, fetch: Fetch | None = None
-) -> HubRows:
-    """Download one split of a hub dataset into a cache folder.
-
-    fetch: gets the files from where other jobs may have left them. Without it, they are downloaded.
-    conditions: columns that filters read, besides those of the formats. Other columns are not decoded, unless the first rows
-        fit no format without them, so that a message can name all columns.
-    Raises TrainerError: ACCESS_DENIED, INPUT_NOT_FOUND, SOURCE_UNAVAILABLE, INVALID_CONFIGURATION, BAD_DATASET, or
-    UNSUPPORTED for a dataset that needs a script of its own.
-    """
-    import datasets
-    from huggingface_hub import HfApi
-
-    info = retrying(
-        lambda: HfApi(token=token).dataset_info(
-            source.repo, revision=source.revision, files_metadata=fetch is not None
-        ),
-        source.label,
-    )
-    datasets.disable_progress_bars()
-
-    def ask(load: Callable[..., Any], **options: Any) -> Any:
-        try:
-            return load(source.repo, spec.config, revision=info.sha, token=token, cache_dir=str(cache), **options)
-        except (ValueError, RuntimeError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
-            if (known := _explained(error, source, spec)) is None:
-                raise
-            raise known from error
-
-    if fetch is not None:
-        builder = retrying(lambda: ask(datasets.load_dataset_builder), source.label)
-        # Its URLs have the repository's own name; a job may have an older one.
-        _provide(_snapshot(info.id, info, "dataset"), builder.config.data_files or {}, fetch)
-    table = retrying(lambda: ask(datasets.load_dataset, split=spec.split), source.label)
-    columns = tuple(table.column_names)
-    narrow = table.select_columns(list(columns_read(columns, spec.columns, conditions)))
-    if detect(narrow.select(range(min(LOOK_AT, len(narrow)))), spec.columns) is not None:
-        table = narrow
-    return HubRows(str(info.sha), columns, table)
-
-
-def _provide(found: Snapshot, data_files: dict[str, list[str]], fetch: Fetch) -> None:
-    """Put a dataset's files where load_dataset looks before it downloads them: huggingface_hub's own cache.
-
-    data_files: URLs by split.
-    """
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
-    of_repo = f"hf://datasets/{found.repo}@{found.commit}/"
-    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=found.repo, repo_type="dataset")
-    snapshot = folder / "snapshots" / found.commit
-    urls = dict.fromkeys(url for split in data_files.values() for url in split)
-    names = [name for url in urls if (name := url.removeprefix(of_repo)) in found.sizes]
-    with ThreadPoolExecutor(max_workers=AT_ONCE) as pool:
-        list(pool.map(lambda name: fetch(found, name, snapshot), names))  # raises what one of them raised
-    discard_download_state(snapshot)
-
-
-def _explained(error: Exception, source: HubSource, spec: Dataset) -> TrainerError | None:
-    """TrainerError for an error that load_dataset has for a wrong dataset; None when it is none of those."""
-    from datasets.data_files import EmptyDatasetError
-    from datasets.exceptions import DataFilesNotFoundError, DatasetBuildError, DatasetNotFoundError
-
-    text = (str(error).strip().splitlines() or [""])[0][:300]
-    if isinstance(error, RuntimeError) and "script" in text:
-        return TrainerError(
-            ExitCode.UNSUPPORTED,
-            f"{source.label}: the dataset is made by a script of its repository, and code from a hub is never run; use its "
-            "Parquet conversion (revision refs/convert/parquet) or files",
-        )
-    if isinstance(error, ValueError) and "BuilderConfig" in text:
-        return invalid_configuration(f"{source.label}: no configuration {spec.config}; {text}")
-    if isinstance(error, ValueError) and "Config name is missing" in text:
-        return invalid_configuration(
-            f"{source.label}: the dataset has several configurations; set config. {str(error)[:300]}"
-        )
-    if isinstance(error, ValueError) and ("split" in text.lower() or "slice" in text.lower()):
-        return input_not_found(f"{source.label}: no split {spec.split}; {text}")
-    if isinstance(error, DatasetNotFoundError) and "is a gated dataset" in text:
-        return TrainerError(ExitCode.ACCESS_DENIED, f"{source.label}: {GATED}")
-    if isinstance(error, DataFilesNotFoundError | EmptyDatasetError):
-        return input_not_found(f"{source.label}: the repository has no data files that can be read; name files instead")
-    if isinstance(error, DatasetBuildError) and no_space(error) is None:
-        cause = str(error.__cause__ or error).strip()[:300]
-        return bad_dataset(f"{source.label}: the repository's files can't be read as a dataset: {cause}")
-    return None

@@ -57,7 +57,7 @@ class _Server(http.server.ThreadingHTTPServer):
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
-        self.server_name, self.server_port = self.server_address[:2]
+        self.server_name, self.server_port = self.socket.getsockname()[:2]
 
 
 def _handler(registry: CollectorRegistry, status: Callable[[], str]) -> type[http.server.BaseHTTPRequestHandler]:

@@ -14,15 +14,13 @@ from dpo_operator.api import names
 from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Metrics, Progress, SlowestRank
 from dpo_operator.api.types import DPOJob
-from dpo_trainer.checkpoint import layout
-from dpo_trainer.checkpoint.trust import remember
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.console import Console, console, figure
 from dpo_trainer.telemetry.metrics_file import INITIAL_LOSS, MetricsFile, initial_loss, read_metrics
 from dpo_trainer.telemetry.prometheus import TrainerMetrics
 from dpo_trainer.telemetry.server import TelemetryServer, bind_address
 from dpo_trainer.telemetry.tensorboard import TensorBoardFile
-from dpo_trainer.telemetry.volume import VolumeWatch
+from dpo_trainer.telemetry.volume import CheckpointFolder, NoCheckpoints, VolumeWatch
 from dpo_trainer.telemetry.wandb import WandBRun
 
 # Steps over which speed and time left are averaged: long enough to hold a checkpoint or an evaluation now and then.
@@ -48,11 +46,13 @@ class Telemetry:
         rank: int = 0,
         local_rank: int = 0,
         world_size: int = 1,
+        checkpoints: CheckpointFolder | None = None,
         show: Console | None = None,
     ) -> None:
         self.rank = rank
         self._local_rank = local_rank
         self._work = work
+        self._checkpoints = checkpoints or NoCheckpoints()
         self._show = show or console()
         self._metrics = TrainerMetrics(rank_zero=rank == 0)
         self._lock = threading.Lock()
@@ -97,7 +97,7 @@ class Telemetry:
             self.warning("NoMetrics", f"no /metrics and /status on {address} port {text}: {error}")
             return None
         if self.rank == 0:
-            self._volume = VolumeWatch(self._work)
+            self._volume = VolumeWatch(self._work, self._checkpoints)
         if self.rank == 0 and "KUBERNETES_SERVICE_HOST" not in os.environ:
             self._show.say(f"metrics and status: http://{address}:{self._server.port}/metrics and /status")
         return self._server.port
@@ -307,13 +307,7 @@ class Telemetry:
 
     def _remember(self, before: Sequence[CheckpointRecord], ref: CheckpointRef | None) -> list[CheckpointRecord]:
         """Rank 0's records, which the operator keeps; the others tell of the newest checkpoint alone."""
-        if self.rank != 0:
-            return []
-        try:
-            on_volume = {step for step, _ in layout.committed(self._work.checkpoints)}
-        except OSError:
-            on_volume = {record.step for record in before}
-        return remember(before, ref, on_volume)
+        return self._checkpoints.records(before, ref) if self.rank == 0 else []
 
     def _watch_saves(self, seconds: float) -> None:
         """Say it once when a save takes longer than the time from the end of the one before to its beginning."""

@@ -5,21 +5,44 @@ They are read in a thread of their own: a network file system that hangs must no
 
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
-from dpo_operator.api.reports import VolumeReport
-from dpo_trainer.checkpoint import layout
+from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, VolumeReport
 from dpo_trainer.runtime.workdir import WorkDir
 
 INTERVAL_SECONDS = 30.0
 
 
+class CheckpointFolder(Protocol):
+    """What telemetry reports of a job's checkpoints; telemetry itself knows nothing of their files."""
+
+    def newest(self) -> tuple[int, Path] | None:
+        """Step and folder of the newest checkpoint. Raises OSError."""
+
+    def records(self, before: Sequence[CheckpointRecord], newest: CheckpointRef | None) -> list[CheckpointRecord]:
+        """Records of the checkpoints that are still there, oldest first."""
+
+
+class NoCheckpoints:
+    """A run without checkpoints."""
+
+    def newest(self) -> None:
+        """There is none."""
+
+    def records(self, before: Sequence[CheckpointRecord], newest: CheckpointRef | None) -> list[CheckpointRecord]:
+        """There are none."""
+        return []
+
+
 class VolumeWatch:
     """Reads at once, and then at intervals, until closed. newest: the last reading, None before there is one."""
 
-    def __init__(self, work: WorkDir, *, interval: float = INTERVAL_SECONDS) -> None:
+    def __init__(self, work: WorkDir, checkpoints: CheckpointFolder, *, interval: float = INTERVAL_SECONDS) -> None:
         self.newest: VolumeReport | None = None
         self._work = work
+        self._checkpoints = checkpoints
         self._interval = interval
         self._sized: tuple[int, int | None] = (-1, None)
         self._closed = threading.Event()
@@ -49,9 +72,8 @@ class VolumeWatch:
     def _checkpoint(self) -> int | None:
         """Bytes of the newest checkpoint, which is looked at once."""
         try:
-            step, folder = next(iter(layout.committed(self._work.checkpoints)), (-1, None))
-            if folder is not None and step != self._sized[0]:
-                self._sized = (step, _size(folder))
+            if (newest := self._checkpoints.newest()) is not None and newest[0] != self._sized[0]:
+                self._sized = (newest[0], _size(newest[1]))
         except OSError:
             # It may just be removed; the next reading sees another one.
             pass

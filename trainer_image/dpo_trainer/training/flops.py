@@ -14,7 +14,7 @@ from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches.batch import Layout
 from dpo_trainer.batches.packing import tokens_of
 from dpo_trainer.batches.sampler import IntArray
-from dpo_trainer.engine.engine import World
+from dpo_trainer.distributed.world import World
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ from dpo_trainer.engine.engine import Engine
 from dpo_trainer.engine.loss_scale import LossScale
 from dpo_trainer.losses.objective import Objective
 from dpo_trainer.runtime.errors import TrainerError
-from dpo_trainer.runtime.termination import Outcome, StopRequest
+from dpo_trainer.runtime.stop import Outcome, StopRequest
 from dpo_trainer.telemetry import Telemetry
-from dpo_trainer.training.early_stopping import cost, judge
-from dpo_trainer.training.evaluate import evaluate, logps_table
+from dpo_trainer.telemetry.selection import cost
+from dpo_trainer.training.early_stopping import judge
+from dpo_trainer.training.evaluate import evaluate
 from dpo_trainer.training.examples import Examples
+from dpo_trainer.training.passes import logps_table
 from dpo_trainer.training.samples import Samples
 
 if TYPE_CHECKING:

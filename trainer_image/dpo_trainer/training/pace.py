@@ -16,7 +16,7 @@ from statistics import fmean, median
 import torch
 
 from dpo_operator.api.reports import SlowestRank
-from dpo_trainer.engine.engine import World
+from dpo_trainer.distributed.world import World
 
 # Measurements that are averaged, and how many there must be before anything is said.
 WINDOW, LEAST = 8, 3

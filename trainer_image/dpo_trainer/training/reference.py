@@ -23,10 +23,10 @@ from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.runtime.errors import invalid_configuration
 from dpo_trainer.runtime.files import commit
-from dpo_trainer.runtime.termination import Stopped, StopRequest
+from dpo_trainer.runtime.stop import Stopped, StopRequest
 from dpo_trainer.telemetry import Telemetry
-from dpo_trainer.training.evaluate import logps_table
 from dpo_trainer.training.examples import Examples
+from dpo_trainer.training.passes import logps_table
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import torch
 
 from dpo_operator.api.training import Budget
 from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer.batches.sampler import shares
+from dpo_trainer.batches.sampler import IntArray
 from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.data.tokens.tokenization import load_tokenizer
 from dpo_trainer.distributed.ranks import Ranks
@@ -256,3 +256,14 @@ def _key(line: Line) -> tuple[int, str]:
 
 def _said(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def shares(indices: IntArray, *, rank: int, world_size: int, size: int) -> list[IntArray]:
+    """One rank's share of some prompts, in groups of at most `size`.
+
+    Every rank gets a list of the same length, because ZeRO-3's gathers are collective: a rank with fewer groups gets
+    empty ones at the end, for which the caller runs something that does not count.
+    """
+    mine = indices[rank::world_size]
+    groups = math.ceil(math.ceil(len(indices) / world_size) / size)
+    return [mine[i * size : (i + 1) * size] for i in range(groups)]

@@ -10,10 +10,11 @@ from dpo_trainer.batches.sampler import IntArray
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.losses.metrics import Totals, means, sums
 from dpo_trainer.losses.objective import Objective
-from dpo_trainer.runtime.termination import StopRequest
-from dpo_trainer.training.evaluate import logps_of, micro_batches_of, plan_rounds, reference_point
+from dpo_trainer.runtime.stop import StopRequest
+from dpo_trainer.training.evaluate import reference_point
 from dpo_trainer.training.examples import Examples
 from dpo_trainer.training.pace import Pace
+from dpo_trainer.training.passes import logps_of, micro_batches_of, plan_rounds
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ from dpo_trainer.checkpoint.identity import identity
 from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.trust import trust_from_environment
 from dpo_trainer.distributed.ranks import Ranks
-from dpo_trainer.engine.engine import Engine, join_world
+from dpo_trainer.distributed.world import join_world
+from dpo_trainer.engine.engine import Engine
 from dpo_trainer.engine.loss_scale import LossScale
 from dpo_trainer.losses.objective import Objective
-from dpo_trainer.pretrained.digest import known_digests, model_digest
-from dpo_trainer.runtime.termination import Outcome, Stopped, StopRequest, StopWhen
+from dpo_trainer.prepare.record import known_digests
+from dpo_trainer.pretrained.digest import model_digest
+from dpo_trainer.runtime.stop import Outcome, Stopped, StopRequest, StopWhen
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.training.examples import open_examples

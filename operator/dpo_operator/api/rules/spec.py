@@ -13,7 +13,6 @@ from pydantic import BaseModel
 from dpo_operator.api import names
 from dpo_operator.api.pods import RESERVED_ENV, Toleration, Volume
 from dpo_operator.api.rules.data import DATA_RULES
-from dpo_operator.api.rules.failure import FAILURE_RULES
 from dpo_operator.api.rules.method import METHOD_RULES
 from dpo_operator.api.rules.pods import POD_RULES
 from dpo_operator.api.rules.rule import Rule
@@ -61,6 +60,21 @@ _EVALUATES = "has(self.data.eval) || self.data.evalFraction > 0.0"
 _HAS_GPU = "(self.training.device != 'cpu' && self.gpusPerNode > 0)"
 _NO_ADAPTER = Adapter()
 _MODULES = ", ".join(f"'{module}'" for module in _NO_ADAPTER.target_modules)
+
+FAILURE_RULES: tuple[Rule, ...] = (
+    Rule(
+        "failurePolicy.maxBackoffSeconds",
+        "self.failurePolicy.maxBackoffSeconds >= self.failurePolicy.backoffSeconds",
+        lambda s: s.failure_policy.max_backoff_seconds >= s.failure_policy.backoff_seconds,
+        "must be at least backoffSeconds",
+    ),
+    Rule(
+        "failurePolicy.rules",
+        "self.failurePolicy.rules.all(r, r.exitCodes.size() > 0 || r.reasons.size() > 0 || has(r.messageContains))",
+        lambda s: all(r.exit_codes or r.reasons or r.message_contains for r in s.failure_policy.rules),
+        "every rule needs exitCodes, reasons or messageContains",
+    ),
+)
 
 SPEC_RULES: tuple[Rule, ...] = (
     *DATA_RULES,

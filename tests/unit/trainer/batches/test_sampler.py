@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_trainer.batches.sampler import Plan, epoch_order, shares
+from dpo_trainer.batches.sampler import Plan, epoch_order
+from dpo_trainer.training.samples import shares
 
 pytestmark = pytest.mark.unit
 

@@ -12,7 +12,7 @@ import torch
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import CheckpointRecord, RecordedCheckpoints
 from dpo_trainer.checkpoint import layout
-from dpo_trainer.checkpoint.layout import Parameter
+from dpo_trainer.checkpoint.manifest import Parameter, read_manifest
 from dpo_trainer.checkpoint.shard import Entry
 from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.trust import Trust
@@ -83,7 +83,7 @@ def assert_only_step_1(root: Path) -> None:
     """The first checkpoint is there as it was, and nothing else."""
     assert sorted(os.listdir(root)) == ["attempt", "step-00000001"]
     folder = root / "step-00000001"
-    manifest, _ = layout.read_manifest(folder)
+    manifest, _ = read_manifest(folder)
     verify_shards(folder, manifest, [0], kinds=["fp32"])
 
 

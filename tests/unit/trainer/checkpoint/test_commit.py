@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer.checkpoint import layout, shard
+from dpo_trainer.checkpoint import layout, plain_files, shard, verification
 from dpo_trainer.checkpoint.identity import differences, identity
-from dpo_trainer.checkpoint.layout import BadCheckpoint, File, Manifest
+from dpo_trainer.checkpoint.manifest import MANIFEST, File, Manifest, read_manifest
+from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.checkpoint.shard import ShardReader, file_size, write_shard
 from dpo_trainer.checkpoint.slices import partition, pieces
 from dpo_trainer.checkpoint.store import Checkpoints
@@ -37,7 +38,7 @@ def test_a_shard_is_plain_safetensors(tmp_path: Path):
 
     assert {name: tensor.tolist() for name, tensor in found.items()} == {e.name: e.read().tolist() for e in ENTRIES}
     assert file.size == path.stat().st_size == file_size(ENTRIES)
-    layout.verify(tmp_path, path.name, file)
+    verification.verify(tmp_path, path.name, file)
     assert ShardReader(path).slice("fp32/w", 2, 5).tolist() == [2.0, 3.0, 4.0]
     with pytest.raises(BadCheckpoint, match="fp32/w: expected elements 2 to 8"):
         ShardReader(path).slice("fp32/w", 2, 8)
@@ -57,7 +58,7 @@ def test_each_tensor_of_a_shard_and_each_chunk_that_is_read_again_is_a_sign_of_l
     monkeypatch.setattr(shard, "_UNSYNCED_BYTES", 6 << 20)
     monkeypatch.setattr(os, "fdatasync", synced)
     file = write_shard(path, large, lambda _: None, lambda: written.append(path.stat().st_size))
-    layout.verify(tmp_path, path.name, file, lambda: read.append(None))
+    verification.verify(tmp_path, path.name, file, lambda: read.append(None))
 
     assert len(written) == 1 + len(large)
     assert written[-1] > 15 << 20
@@ -75,17 +76,17 @@ def test_an_empty_shard_is_a_shard(tmp_path: Path):
 
 def test_every_kind_of_damage_to_a_shard_is_found(tmp_path: Path):
     folder = a_checkpoint(tmp_path, 1)
-    manifest, _ = layout.read_manifest(folder)
+    manifest, _ = read_manifest(folder)
     [(name, file)] = manifest.files.items()
     content = (folder / name).read_bytes()
     for position in range(len(content)):
         (folder / name).write_bytes(content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :])
         with pytest.raises(BadCheckpoint, match="SHA-256"):
-            layout.verify(folder, name, file)
+            verification.verify(folder, name, file)
     for length in (0, 1, len(content) - 1):
         (folder / name).write_bytes(content[:length])
         with pytest.raises(BadCheckpoint, match=f"found {length}"):
-            layout.verify(folder, name, file)
+            verification.verify(folder, name, file)
 
 
 @pytest.mark.parametrize(
@@ -101,11 +102,11 @@ def test_every_kind_of_damage_to_a_shard_is_found(tmp_path: Path):
 )
 def test_a_manifest_that_is_not_ours_is_refused(tmp_path: Path, change: dict, reason: str):
     folder = a_checkpoint(tmp_path, 3)
-    document = json.loads((folder / layout.MANIFEST).read_text())
-    (folder / layout.MANIFEST).write_text(json.dumps({**document, **change}))
+    document = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps({**document, **change}))
 
     with pytest.raises(BadCheckpoint, match=reason):
-        layout.read_manifest(folder)
+        read_manifest(folder)
 
 
 def test_links_are_not_followed(tmp_path: Path):
@@ -115,13 +116,13 @@ def test_links_are_not_followed(tmp_path: Path):
     (root / folder.name).symlink_to(folder)
     [(_, link)] = layout.committed(root)
     with pytest.raises(BadCheckpoint, match="is a link or a file"):
-        layout.read_manifest(link)
+        read_manifest(link)
 
     real = a_checkpoint(root, 2)
-    (real / layout.MANIFEST).rename(tmp_path / "manifest.json")
-    (real / layout.MANIFEST).symlink_to(tmp_path / "manifest.json")
+    (real / MANIFEST).rename(tmp_path / "manifest.json")
+    (real / MANIFEST).symlink_to(tmp_path / "manifest.json")
     with pytest.raises(BadCheckpoint, match="symbolic link"):
-        layout.read_manifest(real)
+        read_manifest(real)
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
@@ -130,13 +131,13 @@ def test_what_is_no_file_does_not_block_a_reader(tmp_path: Path, make: Callable[
     name = layout.shard_name(0)
     (folder / name).unlink()
     make(folder / name)
-    (folder / layout.MANIFEST).unlink()
-    make(folder / layout.MANIFEST)
+    (folder / MANIFEST).unlink()
+    make(folder / MANIFEST)
 
     with pytest.raises(BadCheckpoint, match="is not a regular file"):
-        layout.verify(folder, name, File(size=1, sha256="0" * 64))
+        verification.verify(folder, name, File(size=1, sha256="0" * 64))
     with pytest.raises(BadCheckpoint, match="is not a regular file"):
-        layout.read_manifest(folder)
+        read_manifest(folder)
 
 
 def test_a_newer_attempt_fences_an_older_one(tmp_path: Path):
@@ -281,7 +282,7 @@ def test_a_link_in_a_checkpoints_place_gives_way_to_it(tmp_path: Path):
     commit_step(begun(tmp_path, 1), 50)
 
     assert sorted(os.listdir(tmp_path)) == ["attempt", link.name]
-    assert layout.read_manifest(link)[0].step == 50
+    assert read_manifest(link)[0].step == 50
 
 
 def test_no_writer_follows_a_link(tmp_path: Path):
@@ -299,14 +300,14 @@ def test_no_writer_follows_a_link(tmp_path: Path):
     with pytest.raises(FileExistsError):
         writer.write_shard(temporary, ENTRIES, 5)
     manifest = written(writer, 5, temporary)
-    (temporary / layout.MANIFEST).symlink_to(victim)
+    (temporary / MANIFEST).symlink_to(victim)
     with pytest.raises(FileExistsError):
         writer.commit(temporary, manifest)
 
     commit_step(writer, 6)
     (root / layout.folder_name(6) / "manifest.tmp").symlink_to(victim)
     writer.amend(6, {"finished": "yes"}, {})
-    assert layout.read_manifest(root / layout.folder_name(6))[0].state == {"finished": "yes"}
+    assert read_manifest(root / layout.folder_name(6))[0].state == {"finished": "yes"}
     assert victim.read_text() == "7\n"
 
 
@@ -330,9 +331,9 @@ def test_a_fence_that_is_no_number_says_how_to_repair_it(tmp_path: Path):
 def test_an_error_that_says_nothing_of_the_file_is_not_a_bad_checkpoint(number: int):
     error = OSError(number, os.strerror(number))
     with pytest.raises(OSError) as caught:
-        layout.unreadable("rank-00000.safetensors", error)
+        plain_files.unreadable("rank-00000.safetensors", error)
     assert caught.value is error
-    assert isinstance(layout.unreadable("x", OSError(errno.ENOENT, "gone")), BadCheckpoint)
+    assert isinstance(plain_files.unreadable("x", OSError(errno.ENOENT, "gone")), BadCheckpoint)
 
 
 def test_a_process_without_files_left_passes_no_checkpoint_over(tmp_path: Path):
@@ -341,7 +342,7 @@ def test_a_process_without_files_left_passes_no_checkpoint_over(tmp_path: Path):
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
         with pytest.raises(OSError, match="Too many open files"):
-            layout.read_manifest(folder)
+            read_manifest(folder)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 

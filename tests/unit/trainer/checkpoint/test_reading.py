@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_trainer.checkpoint import layout
-from dpo_trainer.checkpoint.layout import BadCheckpoint, File, Manifest, Parameter
+from dpo_trainer.checkpoint.manifest import MANIFEST, File, Manifest, Parameter, read_manifest
+from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.checkpoint.verification import kinds_of, verify_shards
 from tests.unit.trainer.checkpoint.test_commit import a_checkpoint
 
@@ -41,9 +42,9 @@ def place() -> Iterator[Path]:
 
 def read(place: Path, content: bytes) -> Manifest | None:
     """What is made of a manifest; None when it is refused in a short line. Any other exception fails the test."""
-    (place / layout.MANIFEST).write_bytes(content)
+    (place / MANIFEST).write_bytes(content)
     try:
-        return layout.read_manifest(place)[0]
+        return read_manifest(place)[0]
     except BadCheckpoint as error:
         reason = str(error)
     assert reason.isprintable()
@@ -71,10 +72,10 @@ def test_any_value_in_any_field_is_refused_or_read_as_it_is_written(place: Path,
 def test_a_manifest_with_one_byte_changed_is_refused_or_has_another_digest(place: Path, position: int, value: int):
     content = bytearray(PLAIN.to_bytes())
     before, content[position] = content[position], value
-    (place / layout.MANIFEST).write_bytes(PLAIN.to_bytes())
-    _, digest = layout.read_manifest(place)
+    (place / MANIFEST).write_bytes(PLAIN.to_bytes())
+    _, digest = read_manifest(place)
     if read(place, bytes(content)) is not None and value != before:
-        assert layout.read_manifest(place)[1] != digest
+        assert read_manifest(place)[1] != digest
 
 
 @given(cut=st.integers(0, len(PLAIN.to_bytes()) - 1))
@@ -102,7 +103,7 @@ def test_any_table_of_contents_is_refused_with_a_reason(place: Path, table: byte
 
 def test_a_whole_checkpoint_is_verified_and_its_missing_moments_are_seen(tmp_path: Path):
     folder = a_checkpoint(tmp_path, 3)
-    manifest, _ = layout.read_manifest(folder)
+    manifest, _ = read_manifest(folder)
     verify_shards(folder, manifest, [0], kinds=["fp32"])
     with pytest.raises(BadCheckpoint, match="has no tensor exp_avg/w"):
         verify_shards(folder, manifest, [0], kinds=kinds_of(manifest))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_trainer.checkpoint import layout
-from dpo_trainer.checkpoint.layout import Parameter
+from dpo_trainer.checkpoint.manifest import Parameter, read_manifest
 from dpo_trainer.checkpoint.shard import Entry
 from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.trust import Trust
@@ -138,7 +138,7 @@ def test_a_save_in_the_background_holds_what_the_state_was(tmp_path: Path):
     found = {step: load_file(folder / layout.shard_name(0))["fp32/w"] for step, folder in layout.committed(tmp_path)}
     assert found[5].equal(torch.arange(1000.0))
     assert found[6].equal(torch.zeros(1000))
-    assert layout.read_manifest(tmp_path / layout.folder_name(5))[0].state == {"evaluations": [1]}
+    assert read_manifest(tmp_path / layout.folder_name(5))[0].state == {"evaluations": [1]}
     assert committed == [5, 6]
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dpo_operator.api import names
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord, CheckpointRef, RecordedCheckpoints
-from dpo_trainer.checkpoint.layout import BadCheckpoint
+from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.checkpoint.trust import Trust, remember, trust_from_environment
 from dpo_trainer.runtime.errors import TrainerError
 

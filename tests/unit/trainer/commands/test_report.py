@@ -11,6 +11,7 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import Progress
 from dpo_trainer import phases
 from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.manifest import MANIFEST, File, Manifest
 from dpo_trainer.commands.report import report
 from dpo_trainer.commands.run_log import Best, read_run
 from dpo_trainer.runtime import termination as outcome
@@ -96,12 +97,12 @@ def keep(work: WorkDir, step: int, **loop: object) -> None:
     """A checkpoint's manifest, as the training loop leaves it."""
     folder = work.checkpoints / layout.folder_name(step)
     folder.mkdir(parents=True)
-    manifest = layout.Manifest(
+    manifest = Manifest(
         step=step, attempt=1, world_size=1, time=1.0, identity={}, parameters={}, adam_step=step,
-        files={layout.shard_name(0): layout.File(size=1, sha256="0" * 64)}, state={"step": step, **loop},
+        files={layout.shard_name(0): File(size=1, sha256="0" * 64)}, state={"step": step, **loop},
         metrics={"loss": 0.5}, versions={},
     )  # fmt: skip
-    (folder / layout.MANIFEST).write_bytes(manifest.to_bytes())
+    (folder / MANIFEST).write_bytes(manifest.to_bytes())
 
 
 def test_an_early_stop_and_the_best_evaluation_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

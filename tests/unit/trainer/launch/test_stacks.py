@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 # Both ranks hang for ever in a function of their own, and do not listen to SIGTERM.
 HANGING = """
 import threading
-from dpo_trainer import stacks
+from dpo_trainer.launch import stacks
 stacks.register()
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 def waits_for_a_peer():
@@ -30,7 +30,7 @@ waits_for_a_peer()
 """
 # A rank that saves and leaves when it's asked to.
 OBEDIENT = """
-from dpo_trainer import stacks
+from dpo_trainer.launch import stacks
 stacks.register()
 signal.signal(signal.SIGTERM, lambda *_: leave(143, "saved"))
 def works():

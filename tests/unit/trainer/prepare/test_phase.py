@@ -377,10 +377,10 @@ def test_a_full_volume_is_a_volume_error(place):
     script = (
         "import resource, signal, sys, json; from pathlib import Path\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from dpo_operator.api.types import DPOJob; from dpo_trainer import prepare, workdir, errors\n"
+        "from dpo_operator.api.types import DPOJob; from dpo_trainer.prepare import phase; from dpo_trainer.runtime import errors, workdir\n"
         "job = DPOJob.model_validate_json(sys.argv[1]); root = Path(sys.argv[2])\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
-        "try: prepare.run(job, workdir.WorkDir(root), claims=root, token=None, progress=lambda *_: None)\n"
+        "try: phase.run(job, workdir.WorkDir(root), claims=root, token=None, progress=lambda *_: None)\n"
         "except errors.TrainerError as error: print(int(error.exit_code), error)\n"
     )
     job = place.job().model_dump_json(by_alias=True, exclude_none=True)

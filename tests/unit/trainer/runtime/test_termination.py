@@ -11,6 +11,7 @@ from dpo_operator.api.reports import MAX_TERMINATION_BYTES, Termination
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.runtime import termination as outcome
 from dpo_trainer.runtime.errors import bad_dataset
+from dpo_trainer.runtime.stop import Stopped
 
 pytestmark = pytest.mark.unit
 
@@ -29,7 +30,7 @@ class DistBackendError(RuntimeError):
         (OSError(errno.ESTALE, "Stale file handle"), ExitCode.VOLUME_ERROR, "Stale"),
         (FileNotFoundError(errno.ENOENT, "No such file"), ExitCode.INTERNAL_ERROR, "FileNotFoundError"),
         (MemoryError(), ExitCode.INTERNAL_ERROR, "Out of memory"),
-        (outcome.Stopped("SIGTERM"), ExitCode.SIGTERM, "SIGTERM"),
+        (Stopped("SIGTERM"), ExitCode.SIGTERM, "SIGTERM"),
         (DistBackendError("NCCL error"), ExitCode.PEER_LOST, "NCCL error"),
         (
             RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.7]:4711"),

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_trainer.sources.hub import _snapshot
-from dpo_trainer.sources.resolve import explain
+from dpo_trainer.sources.hub import snapshot_of
+from dpo_trainer.sources.retrying import explain
 from tests.unit.trainer.hub_server import COMMIT
 
 pytestmark = pytest.mark.unit
@@ -72,7 +72,7 @@ def test_only_safetensors_configuration_and_tokenizer_are_downloaded(results):
 )
 def test_names_that_lead_elsewhere_are_not_listed(name, plain):
     info = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename=name, size=1, blob_id="0", lfs=None)])
-    assert (name in _snapshot("org/name", info, "dataset").sizes) == plain
+    assert (name in snapshot_of("org/name", info, "dataset").sizes) == plain
 
 
 def test_an_error_that_is_its_own_cause_is_looked_through_once():
@@ -124,7 +124,7 @@ def test_the_token_is_in_no_message(results):
 
 
 def test_an_unreachable_hub_is_asked_again_and_a_refusal_is_not(results):
-    from dpo_trainer.sources.resolve import ATTEMPTS
+    from dpo_trainer.sources.retrying import ATTEMPTS
 
     assert results["down"]["requests"].count("GET api/models/org/down") >= ATTEMPTS
     assert results["gated"]["requests"].count("GET api/models/org/gated") == 1

@@ -11,8 +11,8 @@ from huggingface_hub import errors as hub_errors
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.runtime.errors import TrainerError, bad_dataset
-from dpo_trainer.sources import resolve as sources
-from dpo_trainer.sources.resolve import FileSource, HubSource, explain, resolve, retrying
+from dpo_trainer.sources.resolve import FileSource, HubSource, resolve
+from dpo_trainer.sources.retrying import ATTEMPTS, explain, retrying
 
 pytestmark = pytest.mark.unit
 
@@ -172,7 +172,7 @@ def test_errors_of_other_kinds_are_not_explained(error):
 
 
 def test_an_unreachable_source_is_tried_again(monkeypatch):
-    monkeypatch.setattr(sources, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr("dpo_trainer.sources.retrying.FIRST_WAIT_SECONDS", 0.001)
     calls = []
 
     def flaky():
@@ -186,7 +186,7 @@ def test_an_unreachable_source_is_tried_again(monkeypatch):
     with pytest.raises(TrainerError) as failure:
         retrying(lambda: calls.append(1) or (_ for _ in ()).throw(TimeoutError()), "x")
     assert failure.value.exit_code == ExitCode.SOURCE_UNAVAILABLE
-    assert len(calls) == 3 + sources.ATTEMPTS
+    assert len(calls) == 3 + ATTEMPTS
 
 
 def test_a_refusal_is_not_tried_again():

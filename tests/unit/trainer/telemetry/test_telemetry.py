@@ -15,6 +15,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Progress
+from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.console import console, duration
@@ -49,7 +50,14 @@ def _not_in_a_pod(monkeypatch: pytest.MonkeyPatch):
 
 def telemetry(folder: Path, attempt: int = 1, **ranks: int) -> tuple[Telemetry, io.StringIO]:
     shown = io.StringIO()
-    return Telemetry("train", attempt, WorkDir(folder), show=console(shown), **ranks), shown
+    return Telemetry(
+        "train",
+        attempt,
+        WorkDir(folder),
+        checkpoints=CheckpointFolder(WorkDir(folder).checkpoints),
+        show=console(shown),
+        **ranks,
+    ), shown
 
 
 def steps(news: Telemetry, *numbers: int, **changes: float) -> None:
@@ -383,7 +391,7 @@ def test_two_files_of_the_same_second_are_both_written(tmp_path: Path, monkeypat
 
 def test_speed_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     now = 100.0
-    monkeypatch.setattr("dpo_trainer.telemetry.time.monotonic", lambda: now)
+    monkeypatch.setattr("dpo_trainer.telemetry.telemetry.time.monotonic", lambda: now)
     news, _ = telemetry(tmp_path)
     news.begin(max_steps=10)
     for step in (1, 2, 3, 4):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dpo_operator.api.reports import Progress
+from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.volume import VolumeWatch
@@ -38,7 +39,7 @@ def test_room_and_the_newest_checkpoints_size_are_read(tmp_path: Path):
     work = WorkDir(tmp_path)
     a_checkpoint(work, 5, 10)
     a_checkpoint(work, 10, 1000, 500)
-    watch = VolumeWatch(work, interval=0.01)
+    watch = VolumeWatch(work, CheckpointFolder(work.checkpoints), interval=0.01)
     found = soon(lambda: watch.newest)
     disk = os.statvfs(tmp_path)
     assert found.total == disk.f_blocks * disk.f_frsize
@@ -50,7 +51,7 @@ def test_room_and_the_newest_checkpoints_size_are_read(tmp_path: Path):
 
 
 def test_a_folder_that_is_not_there_is_no_error(tmp_path: Path):
-    watch = VolumeWatch(WorkDir(tmp_path / "none"), interval=0.01)
+    watch = VolumeWatch(WorkDir(tmp_path / "none"), CheckpointFolder(tmp_path / "none" / "checkpoints"), interval=0.01)
     time.sleep(0.1)
     assert watch.newest is None
     watch.close()
@@ -71,7 +72,7 @@ def test_status_has_it_and_does_not_wait_for_it(tmp_path: Path, monkeypatch: pyt
         return real(path)
 
     monkeypatch.setattr(os, "statvfs", hanging)
-    news = Telemetry("train", 1, WorkDir(tmp_path))
+    news = Telemetry("train", 1, WorkDir(tmp_path), checkpoints=CheckpointFolder(WorkDir(tmp_path).checkpoints))
     port = news.serve()
     assert port is not None
     try:

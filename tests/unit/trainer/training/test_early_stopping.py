@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dpo_operator.api.training import EarlyStopping
-from dpo_trainer.training.early_stopping import METRICS, Verdict, cost, judge
+from dpo_trainer.telemetry.selection import METRICS, cost
+from dpo_trainer.training.early_stopping import Verdict, judge
 
 pytestmark = pytest.mark.unit
 

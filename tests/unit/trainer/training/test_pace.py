@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from dpo_trainer.engine.engine import World
+from dpo_trainer.distributed.world import World
 from dpo_trainer.training import pace
 from dpo_trainer.training.pace import LEAST, Pace, slowest
 

@@ -1,7 +1,7 @@
 """A prompt and one or two answers, of any shape, into a pair."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,13 +46,14 @@ def compose(
     """
     answers = [answer for answer in (chosen, rejected) if answer is not None]
     style = style or _style(row, columns, answers)
+    read: Callable[..., tuple[str | tuple[Message, ...], list[str]]]
     read = {"text": _texts, "chat": _chats, "dialogue": _dialogues}[style]
     prompt, found = read(row, columns, answers)
-    sides = (found[0] if chosen is not None else None, found[-1] if rejected is not None else None)
-    _check_answers(*sides)
+    first, last = (found[0] if chosen is not None else None), (found[-1] if rejected is not None else None)
+    _check_answers(first, last)
     if isinstance(prompt, str):
-        return TextPair(prompt, *sides, score_gap, agreement)
-    return ChatPair(prompt, *sides, score_gap, agreement)
+        return TextPair(prompt, first, last, score_gap, agreement)
+    return ChatPair(prompt, first, last, score_gap, agreement)
 
 
 def find_prompt(row: Mapping[str, Any], columns: Columns) -> Given | None:

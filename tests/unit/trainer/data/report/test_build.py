@@ -197,11 +197,11 @@ def test_the_same_data_give_the_same_three_files(tmp_path, name):
 def test_without_matplotlib_there_is_no_picture_and_a_line_that_says_so(tmp_path: Path):
     body = (
         "import sys; sys.modules['matplotlib'] = None\n"
-        "from pathlib import Path; from dpo_trainer import datareport; from dpo_trainer.runtime.workdir import WorkDir\n"
+        "from pathlib import Path; from dpo_trainer.data.report import build; from dpo_trainer.runtime.workdir import WorkDir\n"
         "from dpo_trainer.data.dataset import PairDataset; from dpo_trainer.data.tokens.truncation import Limits\n"
         "empty = PairDataset.from_pairs([])\n"
-        "report = datareport.build(empty, None, [], Limits(8, None, 'drop'))\n"
-        f"datareport.write(WorkDir(Path({str(tmp_path)!r})), report, empty, None)"
+        "report = build.build(empty, None, [], Limits(8, None, 'drop'))\n"
+        f"build.write(WorkDir(Path({str(tmp_path)!r})), report, empty, None)"
     )
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "report.png").write_bytes(b"of an earlier run")

@@ -1,0 +1,151 @@
+"""The manifest of a checkpoint: what it holds, checked by types and bounds."""
+
+import hashlib
+import json
+import math
+import stat
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dpo_operator.api.reports import CheckpointRef
+from dpo_trainer.checkpoint.layout import TEMPORARY, folder_name, shard_name
+from dpo_trainer.checkpoint.plain_files import BadCheckpoint, read_plain, shown, unreadable
+
+MANIFEST = "manifest.json"
+
+
+# 100,000 parameters and as many shards fit; what is larger is not read into memory.
+MAX_MANIFEST_BYTES = 32 << 20
+
+
+MAX_WORLD_SIZE = 100_000
+
+
+# Larger numbers are not the same in every program that reads JSON.
+_Count = Annotated[int, Field(ge=0, le=2**53)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Parameter(_Part):
+    """A trained parameter as a whole. dtype: of the model, such as bfloat16; what is stored is always float32."""
+
+    shape: tuple[_Count, ...]
+    dtype: str
+
+    @property
+    def numel(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+
+class File(_Part):
+    """A file of the checkpoint, in bytes and SHA-256 hex."""
+
+    size: _Count
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Manifest(_Part):
+    """Everything that is needed to go on, apart from the tensors.
+
+    identity: what must be equal for the run to be the same one, as path -> value.
+    adam_step: updates that the optimizer has counted, for its bias correction.
+    state: the loop's own: data cursor and what else it needs. metrics: TRL's keys, eval_ for evaluations.
+    """
+
+    format: Literal[1] = 1
+    step: _Count
+    attempt: int = Field(ge=1, le=2**53)
+    world_size: int = Field(ge=1, le=MAX_WORLD_SIZE)
+    time: float
+    identity: dict[str, Any]
+    parameters: dict[str, Parameter]
+    adam_step: _Count
+    files: dict[str, File]
+    state: dict[str, Any]
+    metrics: dict[str, float | None]
+    versions: dict[str, str]
+
+    def to_bytes(self) -> bytes:
+        """The file's content; its SHA-256 is the checkpoint's digest."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1, allow_nan=False).encode()
+
+
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """Manifest of a checkpoint and its digest.
+
+    Raises BadCheckpoint, and OSError when the volume as a whole does not answer.
+    """
+    try:
+        if not stat.S_ISDIR(folder.lstat().st_mode):
+            raise BadCheckpoint("is a link or a file, and no folder")
+        raw = read_plain(folder / MANIFEST, limit=MAX_MANIFEST_BYTES)
+        _check_json(raw)
+        # Not lax: a number in quotes, which some programs take and others don't, was not written by this one.
+        manifest = Manifest.model_validate_json(raw, strict=True)
+    except OSError as error:
+        raise unreadable(MANIFEST, error) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        raise BadCheckpoint(f"{MANIFEST}: {shown(where)}: {first['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{MANIFEST}: expected JSON, found {shown(str(error))}") from error
+    if len(manifest.files) != manifest.world_size or any(
+        shard_name(rank) not in manifest.files for rank in range(manifest.world_size)
+    ):
+        names = ", ".join(map(shown, sorted(manifest.files)[:3]))
+        raise BadCheckpoint(
+            f"{MANIFEST}: expected {manifest.world_size} shards, {shard_name(0)} and so on, found {len(manifest.files)}"
+            f"{': ' if names else ''}{names}"
+        )
+    if folder_name(manifest.step) != folder.name:
+        raise BadCheckpoint(f"{MANIFEST}: is of step {manifest.step}, but the folder is {folder.name}")
+    return manifest, hashlib.sha256(raw).hexdigest()
+
+
+def _check_json(raw: bytes) -> None:
+    """Refuse what programs read differently: other encodings, a name that is there twice, NaN. Raises ValueError."""
+
+    def unique(items: list[tuple[str, Any]]) -> None:
+        seen: set[str] = set()
+        for name, _ in items:
+            if name in seen:
+                raise ValueError(f"{shown(name)} twice in one object")
+            seen.add(name)
+
+    def constant(text: str) -> None:
+        raise ValueError(f"{text}, which is no number")
+
+    def finite(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError(f"{shown(text)}, which is too large a number")
+        return value
+
+    json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant, parse_float=finite)
+
+
+def reference(root: Path, manifest: Manifest, digest: str) -> CheckpointRef:
+    """A committed checkpoint, as status and logs name it."""
+    return CheckpointRef(
+        step=manifest.step,
+        path=f"{root.name}/{folder_name(manifest.step)}",
+        digest=digest,
+        attempt=manifest.attempt,
+        time=manifest.time,
+    )
+
+
+def attempt_of(folder: Path) -> int:
+    """Attempt that wrote a checkpoint or a temporary folder; 0 when nothing readable says it. Raises OSError."""
+    if match := TEMPORARY.fullmatch(folder.name):
+        return int(match[1] or 0)
+    try:
+        return read_manifest(folder)[0].attempt
+    except BadCheckpoint:
+        return 0

@@ -1,0 +1,72 @@
+"""This process's place among the ranks, and joining them."""
+
+import logging
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_trainer.runtime.devices import has_gpu
+from dpo_trainer.runtime.errors import TrainerError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+
+def choose_device(wanted: str, *, local_rank: int) -> torch.device:
+    """Device for `training.device`.
+
+    auto never falls back in silence: a container that was given GPUs which CUDA can't use is an error.
+    Raises TrainerError NO_ACCELERATOR.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise TrainerError(
+                ExitCode.NO_ACCELERATOR,
+                f"expected a GPU for local rank {local_rank}, found {torch.cuda.device_count()}; check gpusPerNode",
+            )
+        return torch.device("cuda", local_rank)
+    if wanted == "cuda" or has_gpu(os.environ):
+        raise TrainerError(
+            ExitCode.NO_ACCELERATOR,
+            "expected a GPU, found none that CUDA can use; check the node's driver and the image's CUDA version",
+        )
+    log.warning("NO GPU in this container: training on the CPU, which only suits very small models")
+    return torch.device("cpu")
+
+
+def join_world(wanted_device: str, *, timeout_seconds: float = 1800) -> World:
+    """Connect this process to the other ranks by torchrun's environment variables; alone without them."""
+    for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        os.environ.setdefault(name, alone)  # DeepSpeed reads them, too
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    device = choose_device(wanted_device, local_rank=int(os.environ["LOCAL_RANK"]))
+    # DeepSpeed would try every vendor's module to find this out.
+    os.environ["DS_ACCELERATOR"] = device.type
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        # DeepSpeed would run numactl to count this machine's devices, in every backward pass.
+        os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        # By default MKL multiplies narrow matrices in an order that depends on where they lie in memory (docs/checkpoints.md).
+        os.environ.setdefault("MKL_CBWR", "AUTO")
+    timeout = timedelta(seconds=timeout_seconds)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    else:
+        dist.init_process_group(backend, timeout=timeout)
+    return World(rank, world_size, device)
