@@ -22,10 +22,12 @@ COMMAND = "dpo run examples/quickstart/dpojob.yaml"
 WIDTH = 96
 # Lines that are shown. The last one is the end of the result's table.
 SHOWN = re.compile(
-    r"(prepare|train|export):$|prepared|Warning: Dataset|ZeRO-3: |reference log-probs of the training|step (1|2|10|20|30|40)/|eval at|"
+    r"(prepare|train|export):$|prepared|Warning: Dataset|reference log-probs of the training|step (1|2|10|20|30|40)/|eval at|"
     r"checkpoint of|Trained|comparing|exported|[┏┃┡│└]|Result|training time:"
 )
 LAST = "training time:"
+# Shorter groups of lines that are left out get no ellipsis.
+LONG = 5
 STYLES = (
     (re.compile(r"(prepare|train|export):$"), "bold cyan"),
     (re.compile(r"Warning:"), "yellow"),
@@ -69,13 +71,17 @@ def run() -> str:
 
 
 def shown(said: str) -> list[str]:
-    """The lines of the picture, an ellipsis for each group that is left out."""
+    """The lines of the picture, an ellipsis for each long group that is left out."""
     lines: list[str] = []
+    left_out = 0
     for line in said.splitlines():
-        if SHOWN.match(line):
-            lines.append(line.rstrip())
-        elif lines[-1:] != ["…"]:
+        if not SHOWN.match(line):
+            left_out += 1
+            continue
+        if left_out >= LONG:
             lines.append("…")
+        left_out = 0
+        lines.append(line.rstrip())
         if line.startswith(LAST):
             break
     return lines
