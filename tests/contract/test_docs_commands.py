@@ -21,17 +21,11 @@ from dpo_operator.api import names
 from dpo_operator.cli.main import app
 from tests.cluster.rig.binaries import binary
 from tests.conftest import REPOSITORY
+from tests.contract.pages import COMMANDS, DPO, HELM, KUBECTL, MAKE, PAGES, PLUGIN, named
 from tests.unit.trainer.tiny import CONFIG, tiny_model, write_jsonl
 
 pytestmark = pytest.mark.contract
 
-DOCS = REPOSITORY / "docs"
-PAGES = [
-    REPOSITORY / "README.md",
-    *sorted(DOCS.rglob("*.md")),
-    REPOSITORY / "benchmarks" / "README.md",
-    REPOSITORY / "charts" / "dpo-operator" / "README.md",
-]
 SCRIPTS = Path(sys.executable).parent
 JOB, RUN, STEPS = "helpful", "runs/helpful", 50
 
@@ -41,35 +35,6 @@ NOT_RUN = {
     ("docker", "push"): "needs a registry",
     ("python3", "-m", "pip", "install"): "these tests run in such an environment; its entry points are looked at below",
 }
-
-
-def spoken(page: Path) -> list[tuple[str, ...]]:
-    """The commands of a page's console and shell blocks, without comments. In console blocks other lines are output."""
-    found = []
-    for language, block in re.findall(r"^```(console|sh|bash)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            if language == "console" and not line.startswith("$ "):
-                continue
-            words = shlex.split(line.removeprefix("$ "), comments=True)
-            while "&&" in words:
-                found.append(tuple(words[: words.index("&&")]))
-                words = words[words.index("&&") + 1 :]
-            found.append(tuple(words))
-    return [command for command in found if command]
-
-
-def named(page: Path) -> list[str]:
-    """The code spans of a page's text."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return re.findall(r"`([^`\n]+)`", text)
-
-
-COMMANDS = sorted({command for page in PAGES for command in spoken(page)})
-DPO = [command for command in COMMANDS if command[0] == "dpo"]
-MAKE = [command for command in COMMANDS if command[0] == "make"]
-HELM = [command for command in COMMANDS if command[0] == "helm"]
-PLUGIN = [command for command in COMMANDS if command[:2] == ("kubectl", "dpo")]
-KUBECTL = [command for command in COMMANDS if command[0] == "kubectl" and command not in PLUGIN]
 
 
 def test_each_command_is_covered() -> None:
@@ -168,7 +133,7 @@ def test_helm_renders_the_chart_with_these_values(command: tuple[str, ...]) -> N
 
 @pytest.mark.parametrize("command", PLUGIN, ids=" ".join)
 def test_a_command_of_the_plugin_is_known_with_its_options(command: tuple[str, ...]) -> None:
-    """kubectl runs kubectl-dpo for `kubectl dpo`. What the commands do is tested with the command line's other tests."""
+    """kubectl runs kubectl-dpo for `kubectl dpo`. The tier apiserver runs these commands against an API server."""
     plugin = SCRIPTS / "kubectl-dpo"
     assert os.access(plugin, os.X_OK)
     done = CliRunner().invoke(app, [*command[2:], "--help"])
@@ -177,7 +142,7 @@ def test_a_command_of_the_plugin_is_known_with_its_options(command: tuple[str, .
 
 @pytest.mark.parametrize("command", KUBECTL, ids=" ".join)
 def test_kubectl_knows_the_options(command: tuple[str, ...]) -> None:
-    """Without a cluster kubectl itself can't say more: even a dry run asks the API server for its resources."""
+    """Without a cluster kubectl can't say more: even a dry run asks the API server for its resources. The tier apiserver does."""
     done = subprocess.run([str(binary("kubectl")), command[1], "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     common = subprocess.run([str(binary("kubectl")), "options"], capture_output=True, text=True).stdout
