@@ -30,6 +30,10 @@ quickstart: $(VENV)/.ready ## align a small model on this machine, in a few minu
 	@$(BIN)/python examples/quickstart/make_model.py
 	@$(BIN)/dpo run examples/quickstart/dpojob.yaml
 
+.PHONY: pictures
+pictures: $(VENV)/.ready ## make the pictures of the README from a real run of the quickstart
+	@$(BIN)/python docs/pictures/make.py
+
 .PHONY: bench-methods
 bench-methods: $(VENV)/.ready ## one epoch of every method on small real data, as a table; BENCH="--help" tells more
 	@$(BIN)/python -m benchmarks.methods $(BENCH)

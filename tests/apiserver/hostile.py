@@ -160,6 +160,15 @@ def _environment() -> list[Hostile]:
         "NVIDIA_DRIVER_CAPABILITIES",
     )
     reserved += ("AMD_VISIBLE_DEVICES", "HF_TOKEN_PATH", "KUBERNETES_SERVICE_HOST", "TORCH_DEVICE_BACKEND_AUTOLOAD")
+    reserved += (
+        "CC",
+        "TRITON_PTXAS_PATH",
+        "NCCL_NET_PLUGIN",
+        "NCCL_TUNER_PLUGIN",
+        "MPLBACKEND",
+        "UCX_MODULE_DIR",
+        "TMPDIR",
+    )
     names = ("A=B", "A B", "", "$(X)", "a-b", "é", "X" * 129)
     nul = Hostile("env with a NUL", _env("NCCL_DEBUG", "a\0b"))
     return [

@@ -247,6 +247,26 @@ def combinations() -> Iterator[dict[str, Any]]:
         *("RANK", "RANKS", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "LOCAL_WORLD_SIZE", "ld_preload"),
         *("NVIDIA_VISIBLE_DEVICES", "NVIDIA_TF32_OVERRIDE", "CUDA_VISIBLE_DEVICES", "CUDA_INJECTION64_PATH"),
         *("HUGGING_FACE_HUB_TOKEN", "TORCHELASTIC_RUN_ID"),
+        *(
+            "CC",
+            "CCC",
+            "CFLAGS",
+            "TRITON_PTXAS_PATH",
+            "NCCL_NET_PLUGIN",
+            "NCCL_NET",
+            "NCCL_CONF_FILE",
+            "MPLBACKEND",
+            "UCX_MODULE_DIR",
+        ),
+        *(
+            "UCX_TLS",
+            "TORCHINDUCTOR_CACHE_DIR",
+            "TORCH_COMPILE_DEBUG",
+            "TORCH_NCCL_TRACE",
+            "OMPI_MCA_btl",
+            "TMPDIR",
+            "WANDB_BASE_URL",
+        ),
     ):
         yield {"pod": {"env": [{"name": "A"}, {"name": name, "value": "v"}]}}
 

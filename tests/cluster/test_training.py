@@ -62,6 +62,8 @@ def test_end_to_end(job: Job, spec: dict[str, Any], undisturbed: dict[int, dict[
     assert sum(held) >= PARAMETERS
     assert max(held) < 0.6 * PARAMETERS
     assert scenario.export_difference(job.work_folder(), job.work_folder() / status["export"]["path"]) <= 1e-4
+    assert "reward margin" in (job.work_folder() / "report" / "report.txt").read_text()
+    assert (job.work_folder() / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
 def unanswered(job: Job, queries: list[str], patience: float = 30) -> list[str]:

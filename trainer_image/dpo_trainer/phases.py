@@ -128,7 +128,22 @@ def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> T
         telemetry.alive()
 
     path = export.run(job, work, progress=progress, trust=trust)
+    progress("writing the report")
+    _write_report(work, telemetry)
     return outcome.termination("export", attempt, ExitCode.OK, export_path=path)
+
+
+def _write_report(work: WorkDir, telemetry: Telemetry) -> None:
+    """Leave the report on the volume. The model is already exported, so a report that fails is only a warning."""
+    try:
+        from dpo_trainer.commands import report
+        from dpo_trainer.commands import run_log as runlog
+
+        without = report.write(runlog.read_run(work), work)
+    except Exception as error:
+        without = f"The report could not be written: {outcome.classify(error)[1]}"
+    if without:
+        telemetry.warning("NoReport", without)
 
 
 def _show(command: str, work: WorkDir) -> int:

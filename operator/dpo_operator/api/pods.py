@@ -52,13 +52,32 @@ class Toleration(ApiModel):
     )
 
 
-# What decides which code a process loads, or what the operator itself sets, is not the job's to change. Libraries read
-# *_PROXY in any case. Those of the container runtime could ask for devices that the scheduler gave to somebody else.
-RESERVED_ENV = (
-    r"^(LD_.*|PYTHON.*|PATH|HOME|ENV|BASH_ENV|GIT_.*|OPENSSL_.*|GCONV_PATH|GLIBC_TUNABLES|LOCPATH|.*_[Pp][Rr][Oo][Xx][Yy]|"
-    r"HF_ENDPOINT|HF_HUB_OFFLINE|HF_TOKEN.*|HF_MODULES_CACHE|HUGGING.*|TORCH_DEVICE_BACKEND_AUTOLOAD|TORCHELASTIC_.*|PET_.*|DPO_.*|"
-    r"KUBERNETES_.*|MASTER_.*|RANK|LOCAL_RANK|WORLD_SIZE|LOCAL_WORLD_SIZE|GROUP_RANK|.*_VISIBLE_DEVICES|CUDA_INJECTION.*|"
-    r"NVIDIA_([A-SU-Z].*|T[A-EG-Z].*))$"
+# Variables that a job may not set, in groups: those that decide which code a process loads or which program it starts, then
+# those that the operator sets. They are read by the interpreter, glibc, compilers, torch and Triton, NCCL, UCX, MPI, matplotlib,
+# wandb and the clients of object stores. A folder for temporary or cached files is among them, because compiled code is loaded
+# from there. Libraries read *_PROXY in any case. The container runtime's variables could ask for devices of somebody else.
+_ENDINGS = "PATHS?|DIR|DIRECTORY|LIBS?|LIBRARY|LIBRARIES|PLUGINS?|EXECUTABLE|BINARY"
+_RESERVED = (
+    "LD_.*", "PYTHON.*", "PATH", "HOME", "ENV", "BASH_ENV", "GIT_.*", "OPENSSL_.*", "GLIBC_TUNABLES", "LOCPATH",
+    f".*_({_ENDINGS})", "XDG_.*", "TMPDIR", "TEMP", "TMP", "MPL.*", "MATPLOTLIB.*",
+    "CC", "CXX", "CPP", "CUDACXX", "CUDAHOSTCXX", "CPATH", "(C|CXX|CPP|LD)FLAGS", "GCC_.*", "LLVM_.*", "NVCC_.*", "PYTORCH_NVCC",
+    "CUDA_HOME", "ROCM_HOME", "TRITON_.*", "TORCH_?(INDUCTOR|COMPILE|FORCE|PYTHON)_.*", "TORCH_DEVICE_BACKEND_AUTOLOAD", "DS_.*", "BNB_.*",
+    "NCCL_CONF_FILE", "IBV_DRIVERS", "RDMAV_DRIVERS", "UCX_(MODULE|CONFIG).*", "UCC_CONFIG.*", "OMPI_.*", "OPAL_.*", "PMIX_.*", "PRTE_.*",
+    ".*_INJECTION.*", "INTEL_(LIBITT|JIT).*", "OMP_TOOL.*", "HSA_TOOLS.*", "LOCAL_KERNELS", "USE_HUB_KERNELS", ".*TRUST_REMOTE_CODE",
+    "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE", "BOTO_CONFIG", "GOOGLE_EXTERNAL_ACCOUNT.*",
+    ".*_[Pp][Rr][Oo][Xx][Yy]", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN.*", "HF_MODULES_CACHE", "HUGGING.*",
+    "TORCHELASTIC_.*", "PET_.*", "DPO_.*", "KUBERNETES_.*", "MASTER_.*", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK",
+    ".*_VISIBLE_DEVICES", "NVIDIA_([A-SU-Z].*|T[A-EG-Z].*)",
+)  # fmt: skip
+RESERVED_ENV = f"^({'|'.join(_RESERVED)})$"
+# The same for people; those that nobody would try are left out.
+RESERVED_ENV_TEXT = (
+    "LD_*, PYTHON*, PATH, HOME, ENV, BASH_ENV, GIT_*, OPENSSL_*, GLIBC_TUNABLES, LOCPATH, TMPDIR, XDG_*, MPL*, names that end in _PATH, "
+    "_DIR, _LIB, _LIBRARY, _PLUGIN or _EXECUTABLE, compilers and their flags (CC, CXX, CFLAGS, NVCC_*, CUDA_HOME, LLVM_*), TRITON_*, "
+    "TORCHINDUCTOR_*, TORCH_COMPILE_*, TORCH_FORCE_*, TORCH_DEVICE_BACKEND_AUTOLOAD, DS_*, BNB_*, NCCL_CONF_FILE, UCX_MODULE*, OMPI_*, "
+    "*_INJECTION*, OMP_TOOL*, *TRUST_REMOTE_CODE, AWS_CONFIG_FILE, *_PROXY, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN*, HF_MODULES_CACHE, HUGGING*, "
+    "TORCHELASTIC_*, PET_*, DPO_*, KUBERNETES_*, MASTER_*, RANK, LOCAL_RANK, GROUP_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, "
+    "*_VISIBLE_DEVICES, NVIDIA_* but NVIDIA_TF32_OVERRIDE"
 )
 
 
@@ -69,7 +88,7 @@ class EnvVar(ApiModel):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         min_length=1,
         max_length=128,
-        description="Name. Variables that choose code or that the operator sets (LD_*, PYTHON*, PATH, *_PROXY, HF_ENDPOINT, RANK, MASTER_*, NVIDIA_*, …) are refused.",
+        description="Name. Variables that choose code or that the operator sets (LD_*, PYTHON*, PATH, *_PATH, *_PLUGIN, CC, TRITON_*, *_PROXY, HF_ENDPOINT, RANK, MASTER_*, NVIDIA_*, …) are refused.",
     )
     value: str = Field(
         default="", max_length=4096, pattern=r"^[^\x00]*$", description="Value, taken literally; no NUL fits in it."

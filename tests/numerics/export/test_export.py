@@ -1,13 +1,17 @@
 """The exported folder, loaded by transformers or PEFT alone, is the trained policy; anything else is refused."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.reports import Termination
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.workdir import WorkDir
@@ -70,6 +74,24 @@ def test_the_folder_is_complete_and_says_where_it_comes_from(work: tuple[dict[st
     provenance = json.loads((folder_.export / "dpo_provenance.json").read_text())
     assert provenance["checkpoint"]["step"] == 6
     assert not list(folder_.root.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("trained", ["adapter"], indirect=True)
+def test_the_phase_leaves_a_report_and_never_fails_for_it(work: tuple[dict[str, Any], WorkDir], tmp_path: Path):
+    document, folder_ = work
+    folder_.report.write_text("a file, where a folder is wanted")
+    said, words = _export_phase(document, folder_, tmp_path)
+    assert (words.exit_code, words.export_path) == (ExitCode.OK, "export")
+    assert "Warning: NoReport: The report could not be written" in said
+    assert (folder_.export / "dpo_provenance.json").is_file()
+
+    folder_.report.unlink()
+    said, words = _export_phase(document, folder_, tmp_path)
+    assert (words.exit_code, words.export_path) == (ExitCode.OK, "export")
+    assert "already exported" in said
+    assert "Warning" not in said
+    assert "reward margin" in (folder_.report / "report.txt").read_text()
+    assert (folder_.report / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_again_it_changes_nothing_and_a_damaged_export_is_made_anew(work: tuple[dict[str, Any], WorkDir]):
@@ -157,6 +179,22 @@ def _export(document: dict[str, Any], work: WorkDir) -> str:
             code = next(c for c in ExitCode if f"exit code {int(c)} of {c.name}" in str(failure))
             raise TrainerError(code, str(failure)) from failure
         raise
+
+
+def _export_phase(document: dict[str, Any], work: WorkDir, temporary: Path) -> tuple[str, Termination]:
+    """Run the export phase as its pod does; what it said, and its termination message."""
+    job_file, log = temporary / "job.json", temporary / "termination.json"
+    job_file.write_text(json.dumps(document))
+    done = subprocess.run(
+        [sys.executable, "-m", "dpo_trainer", "export", "--job-file", str(job_file), "--work-dir", str(work.root)],
+        env={**os.environ, "DPO_METRICS_PORT": "0", "DPO_TERMINATION_LOG": str(log)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    words = Termination.from_text(log.read_text())
+    assert words is not None, done.stderr
+    return done.stdout + done.stderr, words
 
 
 def _export_there(document: dict[str, Any], root: Path) -> str:

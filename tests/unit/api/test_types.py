@@ -121,6 +121,32 @@ def test_a_broken_rule_names_its_field(spec: dict[str, Any], field: str) -> None
     assert [line.split(":")[0] for line in rules.violations(job(**spec))] == [f"spec.{field}"]
 
 
+# By what reads them: shells and glibc, caches, matplotlib, compilers, torch, Triton, NCCL, UCX and MPI, profilers, clients.
+CODE = (
+    "BASH_ENV GCONV_PATH OPENSSL_CONF PYTHONSTARTUP LD_AUDIT TMPDIR XDG_CACHE_HOME MPLBACKEND MPLCONFIGDIR MATPLOTLIBRC CC CXX CFLAGS "
+    "LIBRARY_PATH COMPILER_PATH NVCC_PREPEND_FLAGS CUDA_HOME CUDA_PATH CUDA_CACHE_PATH TORCH_EXTENSIONS_DIR TORCHINDUCTOR_CACHE_DIR "
+    "TORCHINDUCTOR_REDIS_HOST TORCH_COMPILE_OVERRIDE_BACKENDS TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD TRITON_PTXAS_PATH TRITON_CACHE_MANAGER "
+    "LLVM_PASS_PLUGIN_PATH NCCL_NET_PLUGIN NCCL_TUNER_PLUGIN NCCL_ENV_PLUGIN NCCL_IBVERBS_LIB NCCL_CONF_FILE IBV_DRIVERS FI_PROVIDER_PATH "
+    "UCX_MODULE_DIR UCX_MODULES OMPI_MCA_mca_base_component_path PMIX_MCA_base CUDA_INJECTION64_PATH NVTX_INJECTION64_PATH "
+    "INTEL_LIBITTNOTIFY64 OMP_TOOL_LIBRARIES BNB_CUDA_VERSION DS_ACCELERATOR LOCAL_KERNELS WANDB_X_EXECUTABLE AWS_CONFIG_FILE"
+)
+SETTINGS = (
+    "NCCL_DEBUG NCCL_NET NCCL_IB_HCA NCCL_TOPO_FILE NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME TORCH_NCCL_ASYNC_ERROR_HANDLING UCX_TLS "
+    "UCX_NET_DEVICES IBV_FORK_SAFE TORCH_DISTRIBUTED_DEBUG PYTORCH_CUDA_ALLOC_CONF CUDA_LAUNCH_BLOCKING CUBLAS_WORKSPACE_CONFIG MKL_CBWR "
+    "OMP_NUM_THREADS MALLOC_ARENA_MAX HF_HOME HF_HUB_CACHE WANDB_BASE_URL SSL_CERT_FILE TOKENIZERS_PARALLELISM TZ NVIDIA_TF32_OVERRIDE"
+)
+
+
+@pytest.mark.parametrize("name", CODE.split())
+def test_a_variable_that_chooses_code_is_refused(name: str) -> None:
+    assert [line.split(":")[0] for line in rules.violations(job(pod={"env": [{"name": name}]}))] == ["spec.pod.env"]
+
+
+@pytest.mark.parametrize("name", SETTINGS.split())
+def test_a_variable_that_only_tunes_is_allowed(name: str) -> None:
+    assert rules.violations(job(pod={"env": [{"name": name}]})) == []
+
+
 @pytest.mark.parametrize(
     "source",
     ["org/name", "./a", "/data/a..b", "pvc://claim", "pvc://my.claim/", "pvc://claim/a..b/c", "s3://b/k", "gs://b"],

@@ -1,5 +1,6 @@
 """The report of a run: a picture of its curves, a table of where it began and ended, and a few of its answers."""
 
+import io
 import sys
 
 from rich.console import Console
@@ -7,8 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_trainer.commands.run_log import Run, read_run
-from dpo_trainer.commands.run_picture import draw
+from dpo_trainer.commands.run_picture import PICTURE, draw
 from dpo_trainer.runtime.errors import input_not_found
+from dpo_trainer.runtime.files import commit
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.console import duration
 from dpo_trainer.telemetry.metrics_file import Line
@@ -30,8 +32,12 @@ _TABLE = (
 _PROMPTS, _CHARACTERS = 3, 600
 
 
+# The text file has a fixed width: a pod has no terminal.
+TEXT, _WIDTH = "report.txt", 100
+
+
 def report(work: WorkDir) -> None:
-    """Print the table and the answers, and write the picture. Without matplotlib a line says so instead.
+    """Print the report of a run, and write it as report.txt and report.png.
 
     Raises TrainerError INPUT_NOT_FOUND when the folder is not that of a run.
     """
@@ -41,21 +47,36 @@ def report(work: WorkDir) -> None:
             "job.json in it"
         )
     run = read_run(work)
-    if not run.train:
-        print(f"{work.metrics}: no steps yet, so there is nothing to report.", file=sys.stderr)
-        return
     console = Console(highlight=False)
+    if run.train:
+        _print(console, run, work)
+    if without := write(run, work):
+        print(without, file=sys.stderr)
+    else:
+        console.print(f"picture: {work.report / PICTURE}", markup=False, soft_wrap=True)
+
+
+def write(run: Run, work: WorkDir) -> str:
+    """Write report.txt and report.png. Returns why there is no picture, "" when there is one."""
+    if not run.train:
+        return f"{work.metrics}: no steps yet, so there is nothing to report."
+    work.report.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    _print(Console(file=text, width=_WIDTH, color_system=None, highlight=False), run, work)
+    commit(work.report / TEXT, text.getvalue().encode())
+    try:
+        draw(run, work.report)
+    except ImportError:
+        return "No picture: matplotlib is not installed (pip install matplotlib)."
+    return ""
+
+
+def _print(console: Console, run: Run, work: WorkDir) -> None:
     console.print(_table(run))
     for name, text in _facts(run, work):
         console.print(f"{name}: {text}", markup=False, soft_wrap=True)
     for table in _answers(run):
         console.print(table)
-    try:
-        path = draw(run, work.report)
-    except ImportError:
-        print("No picture: matplotlib is not installed (pip install matplotlib).", file=sys.stderr)
-    else:
-        console.print(f"picture: {path}", markup=False, soft_wrap=True)
 
 
 def _table(run: Run) -> Table:

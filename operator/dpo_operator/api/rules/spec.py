@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pydantic import BaseModel
 
 from dpo_operator.api import names
-from dpo_operator.api.pods import RESERVED_ENV, Toleration, Volume
+from dpo_operator.api.pods import RESERVED_ENV, RESERVED_ENV_TEXT, Toleration, Volume
 from dpo_operator.api.rules.data import DATA_RULES
 from dpo_operator.api.rules.method import METHOD_RULES
 from dpo_operator.api.rules.pods import POD_RULES
 from dpo_operator.api.rules.rule import Rule
+from dpo_operator.api.rules.spec import FAILURE_RULES
 from dpo_operator.api.training import Adapter, AdapterType, Checkpoint
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 
@@ -186,10 +187,8 @@ SPEC_RULES: tuple[Rule, ...] = (
         "pod.env",
         f"!self.pod.env.exists(e, e.name.matches('{RESERVED_ENV}'))",
         lambda s: not any(re.search(RESERVED_ENV, e.name) for e in s.pod.env),
-        "must not set a variable that chooses what is loaded, that asks for devices, or that the operator sets: LD_*, PYTHON*, PATH, HOME, "
-        "ENV, BASH_ENV, GIT_*, OPENSSL_*, GCONV_PATH, GLIBC_TUNABLES, LOCPATH, *_PROXY, HF_ENDPOINT, HF_HUB_OFFLINE, HF_TOKEN*, "
-        "HF_MODULES_CACHE, HUGGING*, TORCH_DEVICE_BACKEND_AUTOLOAD, TORCHELASTIC_*, PET_*, DPO_*, KUBERNETES_*, MASTER_*, RANK, "
-        "LOCAL_RANK, GROUP_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, *_VISIBLE_DEVICES, CUDA_INJECTION*, NVIDIA_* but NVIDIA_TF32_OVERRIDE",
+        "must not set a variable that chooses which code is loaded, that asks for devices, or that the operator sets: "
+        + RESERVED_ENV_TEXT,
     ),
 )
 

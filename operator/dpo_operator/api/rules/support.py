@@ -9,8 +9,8 @@ def unsupported(spec: DPOJobSpec) -> list[str]:
     problems = []
     if spec.adapter.type is AdapterType.QLORA:
         problems.append(
-            "spec.adapter.type: qlora is not implemented yet, because this version partitions the weights over the GPUs (ZeRO-3) and "
-            "4-bit blocks do not survive that; use lora, which partitions the frozen model too, with more GPUs when memory is short"
+            "spec.adapter.type: qlora is not implemented yet: this version can't load a 4-bit base into ZeRO-3 partitions, nor check what "
+            "is exported from one; use lora, whose frozen base is partitioned over the GPUs too, with more GPUs when memory is short"
         )
     if spec.training.zero_stage != 3:
         problems.append(f"spec.training.zeroStage: {spec.training.zero_stage} is not implemented yet; use 3")

@@ -79,7 +79,19 @@ def test_the_picture_is_a_png_of_its_size(tmp_path: Path, steps: int, evaluation
 
     assert picture.startswith(b"\x89PNG")
     assert (int.from_bytes(picture[16:20], "big"), int.from_bytes(picture[20:24], "big")) == (1500, 1380)
-    assert [p.name for p in (tmp_path / "report").iterdir()] == ["report.png"]
+    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == ["report.png", "report.txt"]
+
+
+def test_the_text_file_has_what_was_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "100")
+    report(a_run(tmp_path, 10))
+    said = capsys.readouterr().out
+    text = (tmp_path / "report" / "report.txt").read_text()
+
+    assert "reward margin" in text
+    assert said == f"{text}picture: {tmp_path / 'report' / 'report.png'}\n"
 
 
 def test_restarts_are_known_from_the_last_words(tmp_path: Path):
@@ -192,6 +204,7 @@ def test_without_matplotlib_there_is_still_the_table(tmp_path: Path):
     done = subprocess.run([sys.executable, "-c", body], capture_output=True, text=True, check=True)
 
     assert "reward margin" in done.stdout
+    assert "reward margin" in (tmp_path / "report" / "report.txt").read_text()
     assert done.stderr.strip() == "No picture: matplotlib is not installed (pip install matplotlib)."
 
 
