@@ -16,6 +16,7 @@ from tests.cluster.rig.images import TEST_IMAGE
 from tests.cluster.rig.layout import Layout
 from tests.cluster.rig.remains import group_of
 from tests.cluster.rig.shell import RigError, wait_for
+from tests.cluster.rig.usage import in_use
 
 pytestmark = pytest.mark.cluster
 
@@ -174,16 +175,17 @@ def test_a_node_is_lost_and_found(rig: Cluster) -> None:
 def test_what_a_kill_left_behind_does_not_hinder_the_next_start() -> None:
     """Every process of a cluster is killed, records and folders stay; it boots again, and then leaves nothing."""
     shape = Shape(gpus=(0,), images=False, volumes=0)
-    first = Cluster.boot("rig-crash", shape)
     layout = Layout.of("rig-crash")
-    first.apply(pod("web", SERVE))
-    first.kubectl("wait", "pod", "web", "--for=condition=Ready", "--timeout=60s")
-    group_of(layout).kill()
-    assert not first.healthy
-    second = Cluster.boot("rig-crash", shape)
-    assert second.healthy
-    begun = time.monotonic()
-    second.destroy()
+    with in_use("rig-crash") as use:
+        first = Cluster.boot(use, shape)
+        first.apply(pod("web", SERVE))
+        first.kubectl("wait", "pod", "web", "--for=condition=Ready", "--timeout=60s")
+        group_of(layout).kill()
+        assert not first.healthy
+        second = Cluster.boot(use, shape)
+        assert second.healthy
+        begun = time.monotonic()
+        second.destroy()
     assert time.monotonic() - begun < 15
     assert not layout.root.exists()
     assert not Path("/sys/class/net", second.addresses.host_interface).exists()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.cluster.rig import packages
 from tests.cluster.rig.layout import cache_root
 from tests.cluster.rig.shell import RigError, run, run_logged
 
@@ -30,6 +31,7 @@ def storage() -> Path:
 
 def buildah(*words: str | Path) -> list[str | Path]:
     """A buildah command line."""
+    packages.ensure()
     # metacopy would leave files in a layer that are understood only together with the layers below.
     plain = ("--storage-driver", "overlay", "--storage-opt", "overlay.mountopt=nodev")
     own = ("--root", storage(), "--runroot", storage().with_name("run"))
