@@ -6,11 +6,14 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 _DETACH = 2  # MNT_DETACH
+_NEW_MOUNTS = 0x20000  # CLONE_NEWNS
+_SLAVE_ALL = 1 << 19 | 1 << 14  # MS_SLAVE | MS_REC
 
 
 @contextmanager
@@ -18,6 +21,7 @@ def small_file_system(place: Path, mebibytes: int) -> Iterator[Path]:
     """A file system on place/mounted: ext4 in a file on a loop device, or tmpfs where the machine has no such devices."""
     if os.geteuid() != 0:
         pytest.skip("mounting a file system needs root")
+    _own_mounts()
     mounted = place / "mounted"
     mounted.mkdir()
     image = place / "image"
@@ -66,6 +70,7 @@ def unmount(mounted: Path) -> None:
 @contextmanager
 def server_is_gone(folder: Path) -> Iterator[None]:
     """A file system over a folder, whose server has ended: every access fails with ENOTCONN, as on a network volume."""
+    _own_mounts()
     device = os.open("/dev/fuse", os.O_RDWR)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
     try:
@@ -77,6 +82,13 @@ def server_is_gone(folder: Path) -> Iterator[None]:
         yield
     finally:
         unmount(folder)
+
+
+@cache
+def _own_mounts() -> None:
+    """Give this process mounts of its own: what it mounts from now on ends with it and its children, even if it is killed."""
+    if _libc().unshare(_NEW_MOUNTS) or _libc().mount(None, b"/", None, _SLAVE_ALL, None):
+        raise OSError(ctypes.get_errno(), "unshare")
 
 
 def _libc() -> ctypes.CDLL:
