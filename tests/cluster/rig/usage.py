@@ -23,6 +23,7 @@ from tests.cluster.rig.layout import CHECKOUT, STATE_VARIABLE, Layout, locked, s
 from tests.cluster.rig.shell import RigError, say
 
 STAYS = b"stays"
+GUARDIAN = "import sys; from tests.cluster.rig.usage import guard; guard(sys.argv[1])"
 # A guardian that removes a cluster is waited for; a user that works with it is not.
 PATIENCE_SECONDS = 30.0
 
@@ -40,7 +41,7 @@ class Use:
         remains.remove(self.name)
         if self._guardian is None:
             self._guardian = subprocess.Popen(
-                [sys.executable, "-m", "tests.cluster.rig.usage", self.name],
+                [sys.executable, "-c", GUARDIAN, self.name],
                 cwd=CHECKOUT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
@@ -109,7 +110,3 @@ def guard(name: str) -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.stdin.buffer.read() != STAYS:
         remains.remove(name)
-
-
-if __name__ == "__main__":
-    guard(sys.argv[1])
