@@ -4,9 +4,9 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,6 @@ def small_file_system(place: Path, mebibytes: int) -> Iterator[Path]:
     """A file system on place/mounted: ext4 in a file on a loop device, or tmpfs where the machine has no such devices."""
     if os.geteuid() != 0:
         pytest.skip("mounting a file system needs root")
-    _own_mounts()
     mounted = place / "mounted"
     mounted.mkdir()
     image = place / "image"
@@ -70,7 +69,6 @@ def unmount(mounted: Path) -> None:
 @contextmanager
 def server_is_gone(folder: Path) -> Iterator[None]:
     """A file system over a folder, whose server has ended: every access fails with ENOTCONN, as on a network volume."""
-    _own_mounts()
     device = os.open("/dev/fuse", os.O_RDWR)
     options = f"fd={device},rootmode=40000,user_id=0,group_id=0"
     try:
@@ -84,9 +82,13 @@ def server_is_gone(folder: Path) -> Iterator[None]:
         unmount(folder)
 
 
-@cache
-def _own_mounts() -> None:
-    """Give this process mounts of its own: what it mounts from now on ends with it and its children, even if it is killed."""
+def take_own_mounts() -> None:
+    """What this process mounts from now on ends with it and its children, even if it is killed. Call it before threads start.
+
+    Without root it does nothing, for then nothing can be mounted either.
+    """
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return
     if _libc().unshare(_NEW_MOUNTS) or _libc().mount(None, b"/", None, _SLAVE_ALL, None):
         raise OSError(ctypes.get_errno(), "unshare")
 
