@@ -14,8 +14,6 @@ from tests.cluster.rig.shell import run_logged, step
 SUITE = "bookworm"
 PACKAGES = ("python3", "python3-venv", "ca-certificates", "libgomp1")
 PREFIX = "base-"
-# What debootstrap mounts and starts ends with it, even when it is killed.
-ALONE = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child")
 # What the image of the same name from the registry has, and Debian's packages have not.
 FINISH = """\
 ln -s /usr/bin/python3 /usr/local/bin/python
@@ -49,7 +47,7 @@ def make(name: str) -> str:
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=cache_root()))
     try:
         include = f"--include={','.join(PACKAGES)}"
-        run_logged([*ALONE, "debootstrap", "--variant=minbase", include, SUITE, folder], log)
+        run_logged([*builder.ALONE, "debootstrap", "--variant=minbase", include, SUITE, folder], log)
         run_logged(["chroot", folder, "sh", "-e", "-c", FINISH], log)
         folder.chmod(0o755)
         container = builder.call("from", "scratch")
