@@ -11,15 +11,20 @@ BIN := $(VENV)/bin
 # Pinned, because it decides what the lock files look like and installs everything else.
 UV_VERSION := 0.13.8
 export OMP_NUM_THREADS ?= 1
+# What a target runs gets SIGTERM when make is killed, and cleans up. Linux only; elsewhere it goes on to its end.
+TIED := exec $(shell setpriv --pdeathsig TERM true 2> /dev/null && echo setpriv --pdeathsig TERM)
 
 .PHONY: help
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
+INSTALL_VENV := { apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes python3-venv; }
+
 $(VENV)/.ready: requirements/dev.txt pyproject.toml
 	@echo "== Python environment in $(VENV) (torch is large: a few minutes the first time)"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; found $$($(PYTHON) --version). Set PYTHON=…"; exit 1; }
-	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) can't make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+	@[ -x $(BIN)/pip ] || $(PYTHON) -c 'import ensurepip' 2> /dev/null || $(INSTALL_VENV) || { echo "$(PYTHON) can't make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@$(BIN)/uv pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements/dev.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
@@ -27,8 +32,8 @@ $(VENV)/.ready: requirements/dev.txt pyproject.toml
 
 .PHONY: quickstart
 quickstart: $(VENV)/.ready ## align a small model on this machine, in a few minutes
-	@$(BIN)/python examples/quickstart/make_model.py
-	@$(BIN)/dpo run examples/quickstart/dpojob.yaml
+	@$(TIED) $(BIN)/python examples/quickstart/make_model.py
+	@$(TIED) $(BIN)/dpo run examples/quickstart/dpojob.yaml
 
 .PHONY: pictures
 pictures: $(VENV)/.ready ## make the pictures of the README from a real run of the quickstart
@@ -36,44 +41,44 @@ pictures: $(VENV)/.ready ## make the pictures of the README from a real run of t
 
 .PHONY: bench-methods
 bench-methods: $(VENV)/.ready ## one epoch of every method on small real data, as a table; BENCH="--help" tells more
-	@$(BIN)/python -m benchmarks.methods $(BENCH)
+	@$(TIED) $(BIN)/python -m benchmarks.methods $(BENCH)
 
 .PHONY: bench-trl
 bench-trl: $(VENV)/.ready ## this trainer and TRL on the same pairs, in turns: speed, memory, losses, where the time goes (40 min)
-	@$(BIN)/python -m benchmarks.against_trl $(BENCH)
+	@$(TIED) $(BIN)/python -m benchmarks.against_trl $(BENCH)
 
 .PHONY: bench-packing
 bench-packing: $(VENV)/.ready ## tokens that packing saves, and what memory grows with
-	@$(BIN)/python -m benchmarks.packing $(BENCH)
+	@$(TIED) $(BIN)/python -m benchmarks.packing $(BENCH)
 
 .PHONY: bench-scaling
 bench-scaling: $(VENV)/.ready ## pairs/s with 1, 4 and 16 times the data, and with 1, 2 and 4 ranks
-	@$(BIN)/python -m benchmarks.scaling $(BENCH)
+	@$(TIED) $(BIN)/python -m benchmarks.scaling $(BENCH)
 
 .PHONY: bench-plan
 bench-plan: $(VENV)/.ready ## what `dpo plan` predicts beside what training takes here
-	@$(BIN)/python -m benchmarks.planner $(BENCH)
+	@$(TIED) $(BIN)/python -m benchmarks.planner $(BENCH)
 
 .PHONY: bench-checkpoints
 bench-checkpoints: $(VENV)/.ready ## how long training waits for checkpoints, beside DeepSpeed's save_checkpoint; fails above 3.5%
-	@$(BIN)/python -m benchmarks.checkpoints $(BENCH)
+	@$(TIED) $(BIN)/python -m benchmarks.checkpoints $(BENCH)
 
 .PHONY: bench-operator
 bench-operator: $(VENV)/.ready ## the operator on a real API server: 100 jobs at once, a good job among 1,000 bad ones, time to see an exit; then bench-recovery
-	@$(BIN)/python -m benchmarks.operator $(BENCH)
-	@$(BIN)/python -m benchmarks.recovery $(BENCH)
+	@$(TIED) $(BIN)/python -m benchmarks.operator $(BENCH)
+	@$(TIED) $(BIN)/python -m benchmarks.recovery $(BENCH)
 
 .PHONY: bench-recovery
 bench-recovery: $(VENV)/.ready ## a real cluster: ranks killed and stopped, nodes lost; how soon the job trains again (30 min)
-	@$(BIN)/python -m benchmarks.recovery $(BENCH)
+	@$(TIED) $(BIN)/python -m benchmarks.recovery $(BENCH)
 
 .PHONY: test
 test: $(VENV)/.ready ## every tier of the tests, with all their set-up
-	@$(BIN)/python -m tests.run_tiers
+	@$(TIED) $(BIN)/python -m tests.run_tiers
 
 .PHONY: faults
 faults: $(VENV)/.ready ## inject every fault of the matrix for real; FAULTS="17 34" some of them; prints the table of docs/faults.md
-	@$(BIN)/python -m tests.faults $(FAULTS)
+	@$(TIED) $(BIN)/python -m tests.faults $(FAULTS)
 
 .PHONY: lint
 lint: $(VENV)/.ready ## ruff, mypy and the import layers
@@ -103,19 +108,19 @@ lock: $(VENV)/.ready ## pin what pyproject.toml asks for, with hashes
 
 .PHONY: cluster-up
 cluster-up: $(VENV)/.ready ## a real Kubernetes on this machine: control plane, a CPU node, two "GPU" nodes, Prometheus
-	@$(BIN)/python -m tests.cluster.rig up
+	@$(TIED) $(BIN)/python -m tests.cluster.rig up
 
 .PHONY: cluster-down
 cluster-down: $(VENV)/.ready ## end it
-	@$(BIN)/python -m tests.cluster.rig down
+	@$(TIED) $(BIN)/python -m tests.cluster.rig down
 
 .PHONY: images
 images: $(VENV)/.ready ## build the operator and trainer images
-	@$(BIN)/python -m tests.cluster.rig images
+	@$(TIED) $(BIN)/python -m tests.cluster.rig images
 
 .PHONY: demo
 demo: $(VENV)/.ready ## from nothing to a finished DPOJob on that cluster
-	@$(BIN)/python -m tests.cluster.demo
+	@$(TIED) $(BIN)/python -m tests.cluster.demo
 
 .PHONY: clean
 clean: ## remove the environment and local runs, not the cache

@@ -10,9 +10,7 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,8 @@ from rich.table import Table
 
 from benchmarks import inputs
 from benchmarks.inputs import REPOSITORY, SHAPES, TUNED
+from tests import tied
+from tests.scratch import scratch_folder
 
 SIDES = ("ours", "trl-best", "trl-plain")
 # Shape, adapter, allocator, and what the project promises: pairs/s and peak memory as multiples of TRL's best.
@@ -36,11 +36,11 @@ Run = dict[str, Any]
 
 def run_side(side: str, folder: Path, *, adapter: bool, allocator: str) -> Run:
     """One side in a process of its own; what it measured."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         command = [sys.executable, "-m", "benchmarks.against_trl_side", side, str(folder), scratch, str(int(adapter))]
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
         environment = {**kept, "OMP_NUM_THREADS": "1", **(TUNED if allocator == "tuned" else {})}
-        done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+        done = tied.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
@@ -136,7 +136,7 @@ def main() -> None:
     inputs.add_arguments(parser)
     options = parser.parse_args()
     console, missed = Console(width=140), list[str]()
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         folders = {name: Path(scratch) / name for name in options.shapes}
         for name, folder in folders.items():
             inputs.make_data(folder, options.dialogues, options.tokenizer, pairs=SHAPES[name].pairs)

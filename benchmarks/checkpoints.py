@@ -11,9 +11,7 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +23,8 @@ from rich.table import Table
 from benchmarks import inputs
 from benchmarks.inputs import REPOSITORY, SHAPES
 from benchmarks.job import BATCH, RATE
+from tests import tied
+from tests.scratch import scratch_folder
 
 _SIDES = ("ours", "deepspeed")
 
@@ -159,13 +159,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         import torch
 
         torch.set_num_threads(1)
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch_folder() as scratch:
             found = run_here(options.run, Path(scratch), saves=options.saves, gap=options.gap, every=options.every)
         print(json.dumps(found))
         return 0
     worst = 0.0
     for name in options.shapes:
-        with tempfile.TemporaryDirectory() as made:
+        with scratch_folder() as made:
             inputs.make_data(Path(made), options.dialogues, options.tokenizer, pairs=SHAPES[name].pairs)
             inputs.make_model(Path(made), SHAPES[name])
             command = [
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ]  # fmt: skip
             runs = []
             for _ in range(options.times):
-                done = subprocess.run(
+                done = tied.run(
                     command,
                     cwd=REPOSITORY,
                     env={**os.environ, "OMP_NUM_THREADS": "1"},

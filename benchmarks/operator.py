@@ -8,11 +8,9 @@ import argparse
 import os
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from tests.apiserver.hands import Hands, wait_until
 from tests.apiserver.operator_process import OperatorProcess, running
 from tests.cluster.rig import fixture
 from tests.cluster.rig.control_plane import ControlPlane
+from tests.scratch import scratch_folder
 
 JOBS, BAD_JOBS, EXITS = 100, 1000, 20
 # Good jobs that are timed, without and with the bad ones.
@@ -253,7 +252,7 @@ def main() -> int:
     parser.add_argument("--times", type=int, default=10, help="runs with 100 jobs; default: %(default)s")
     arguments = parser.parse_args()
     missed = False
-    with tempfile.TemporaryDirectory() as folder, fixture.control_plane("bench-operator") as plane:
+    with scratch_folder() as folder, fixture.control_plane("bench-operator") as plane:
         plane.apply(crd.crd())
         wait_until_served(plane, crd.NAME)
         bench = Bench(plane, Path(folder))
@@ -265,5 +264,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    with suppress(KeyboardInterrupt):
+    try:
         sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

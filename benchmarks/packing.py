@@ -6,9 +6,7 @@ Tokens are counted; memory is the growth of a process' peak while it trains one 
 import argparse
 import json
 import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,8 @@ from rich.table import Table
 
 from benchmarks import inputs
 from benchmarks.inputs import REPOSITORY
+from tests import tied
+from tests.scratch import scratch_folder
 
 STEP, BUDGET = 128, 1024
 LONG_PAIR = (1024, 1536, 1536)
@@ -100,7 +100,7 @@ def measured(*arguments: int) -> float:
     """MiB by which a process' peak grows in one forward and backward pass."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", STEP_HERE, *map(str, arguments)]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    done = tied.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-2000:])
     return float(json.loads(done.stdout.splitlines()[-1]))
@@ -136,7 +136,7 @@ def main() -> None:
     inputs.add_arguments(parser)
     options: Any = parser.parse_args()
     console = Console(width=140)
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         inputs.make_data(Path(scratch), options.dialogues, options.tokenizer, pairs=None)
         console.print(count_tokens(Path(scratch)))
     console.print(memory_of_budgets())

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,8 @@ from dpo_operator.api.reports import TokenReport
 from dpo_operator.api.types import DPOJob
 from dpo_operator.sizing import proposal
 from dpo_operator.sizing.work import Pairs
+from tests import tied
+from tests.scratch import scratch_folder
 
 MIB = 1 << 20
 STEPS = 2
@@ -122,7 +123,7 @@ def train(folder: Path, job: dict[str, Any]) -> tuple[int, float]:
         **os.environ, "OMP_NUM_THREADS": "1", names.ENV_METRICS_PORT: "0", "DPO_BIND_ADDRESS": "127.0.0.1",
     }  # fmt: skip
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        process = tied.popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         # The kernel's figure for a process that ended covers those that it waited for.
         _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -137,7 +138,7 @@ def run(case: Case) -> dict[str, Any]:
     prompt, chosen, rejected = case.lengths
     found = TokenReport(prompt=prompt, chosen=chosen, rejected=rejected, longest=sum(case.lengths))
     pairs = Pairs.of(job.spec, found, 2 * case.pairs)
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         # In a process of its own, so that this one stays small: a child's peak begins with its parent's.
         maker = multiprocessing.get_context("spawn").Process(target=make_inputs, args=(Path(scratch), case))
         maker.start()

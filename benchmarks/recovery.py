@@ -20,6 +20,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tests import tied
 from tests.cluster import scenario
 from tests.cluster.rig import fixture
 from tests.cluster.rig.binaries import binary
@@ -65,7 +66,7 @@ def watching(job: Job) -> Iterator[Watch]:
     command = [
         binary("kubectl"), f"--kubeconfig={job.cluster.kubeconfig}", "get", "dpojob", job.name, "--watch", "-o", "json",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    process = tied.popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdout is not None
     watch = Watch()
     threading.Thread(target=watch.follow, args=(iter(process.stdout.readline, b""),), daemon=True).start()
@@ -201,4 +202,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -17,6 +17,7 @@ from dpo_operator.api.data import Columns
 from dpo_trainer.data.formats import Rejection, TextPair, detect, normalize
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.metrics_file import read_metrics
+from tests import tied
 
 
 class Failed(Exception):
@@ -147,7 +148,7 @@ def _phase(command: str, job: dict[str, Any], work: Path) -> None:
         "OMP_NUM_THREADS": "1", **os.environ, names.ENV_METRICS_PORT: "0", "DPO_BIND_ADDRESS": "127.0.0.1",
     }  # fmt: skip
     with log.open("wb") as out:
-        done = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, check=False)
+        done = tied.run(argv, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, check=False)
     if done.returncode:
         words = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
         raise Failed(f"{command} ended with exit code {done.returncode}: {words[-1]} (all of it: {log})")

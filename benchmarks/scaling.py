@@ -9,9 +9,7 @@ import json
 import os
 import socket
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -20,6 +18,8 @@ from rich.table import Table
 
 from benchmarks import inputs
 from benchmarks.inputs import REPOSITORY, SHAPES, TUNED
+from tests import tied
+from tests.scratch import scratch_folder
 
 RANK = """
 import json, sys
@@ -33,7 +33,7 @@ print(json.dumps(train_here(a_job(adapter=False), Path(sys.argv[1]), Path(sys.ar
 
 def seconds(folder: Path, *, ranks: int) -> float:
     """Seconds that one epoch takes on so many ranks, the reference pass included."""
-    with socket.socket() as probe, tempfile.TemporaryDirectory() as scratch:
+    with socket.socket() as probe, scratch_folder() as scratch:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
@@ -49,7 +49,7 @@ def seconds(folder: Path, *, ranks: int) -> float:
             environment = {**os.environ, "OMP_NUM_THREADS": "1", **TUNED, **{k: str(v) for k, v in place.items()}}
             command = [sys.executable, "-c", RANK, str(folder), scratch]
             with (Path(scratch) / f"{rank}.out").open("wb") as out, (Path(scratch) / f"{rank}.err").open("wb") as err:
-                running.append(subprocess.Popen(command, env=environment, cwd=REPOSITORY, stdout=out, stderr=err))
+                running.append(tied.popen(command, env=environment, cwd=REPOSITORY, stdout=out, stderr=err))
         while any(process.poll() is None for process in running) and not any(process.poll() for process in running):
             time.sleep(0.1)
         for rank, process in enumerate(running):
@@ -69,7 +69,7 @@ def main() -> None:
     inputs.add_arguments(parser)
     options = parser.parse_args()
     console, pairs = Console(width=120), SHAPES["S"].pairs
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         folders = {size: Path(scratch) / str(size) for size in options.sizes}
         for size, folder in folders.items():
             inputs.make_data(folder, options.dialogues, options.tokenizer, pairs=pairs, repeat=size)

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import filesystems
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Hypothesis fails an example that takes 200 ms; on a busy machine any does, and it says nothing about the code.
@@ -14,7 +16,8 @@ settings.load_profile("unhurried")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """One thread for each process: the ranks of a test share two cores."""
+    """Mounts that end with the tests, and one thread for each process: the ranks of a test share two cores."""
+    filesystems.take_own_mounts()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

@@ -1,9 +1,10 @@
 """Others that want the processor, too."""
 
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from tests import tied
 
 
 @contextmanager
@@ -11,7 +12,7 @@ def crowd(core: int, processes: int) -> Iterator[None]:
     """So many processes that keep one core busy."""
     command = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"]
     # In sessions of their own: some kernels share a core among sessions first, and one session would be one competitor.
-    busy = [subprocess.Popen(command, start_new_session=True) for _ in range(processes)]
+    busy = [tied.popen(command, start_new_session=True) for _ in range(processes)]
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 _DETACH = 2  # MNT_DETACH
+_NEW_MOUNTS = 0x20000  # CLONE_NEWNS
+_SLAVE_ALL = 1 << 19 | 1 << 14  # MS_SLAVE | MS_REC
 
 
 @contextmanager
@@ -77,6 +80,17 @@ def server_is_gone(folder: Path) -> Iterator[None]:
         yield
     finally:
         unmount(folder)
+
+
+def take_own_mounts() -> None:
+    """What this process mounts from now on ends with it and its children, even if it is killed. Call it before threads start.
+
+    Without root it does nothing, for then nothing can be mounted either.
+    """
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return
+    if _libc().unshare(_NEW_MOUNTS) or _libc().mount(None, b"/", None, _SLAVE_ALL, None):
+        raise OSError(ctypes.get_errno(), "unshare")
 
 
 def _libc() -> ctypes.CDLL:

@@ -6,11 +6,14 @@ of it, at a lower priority. The numerics run beside the tiers of small tests; wh
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
+
+from tests import tied
+from tests.scratch import scratch_folder
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIERS = ("unit", "numerics", "contract", "apiserver", "cluster")
@@ -25,7 +28,14 @@ def start_build(log: Path) -> subprocess.Popen[bytes]:
     """Build what the cluster tiers need, in the background."""
     command = ["nice", "-n", "10", sys.executable, "-m", "tests.cluster.rig", "build"]
     with log.open("wb") as out:
-        return subprocess.Popen(command, cwd=REPOSITORY, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        return tied.popen(
+            command,
+            number=signal.SIGTERM,
+            cwd=REPOSITORY,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+        )
 
 
 class Tier:
@@ -38,10 +48,12 @@ class Tier:
         command = [sys.executable, "-m", "pytest", "-m", name, *IN_PROCESSES.get(name, ()), *extra]
         if log is None:
             print(f"\n== {name}", flush=True)
-            self._process = subprocess.Popen(command, cwd=REPOSITORY)
+            self._process = tied.popen(command, number=signal.SIGTERM, cwd=REPOSITORY)
         else:
             with log.open("wb") as out:
-                self._process = subprocess.Popen(command, cwd=REPOSITORY, stdout=out, stderr=subprocess.STDOUT)
+                self._process = tied.popen(
+                    command, number=signal.SIGTERM, cwd=REPOSITORY, stdout=out, stderr=subprocess.STDOUT
+                )
 
     def result(self) -> tuple[str, int, float]:
         """Name, pytest's exit status and the seconds it took. Exit status 5, no test, is a failure like any other."""
@@ -67,8 +79,8 @@ def main() -> int:
     tiers = [tier for tier in TIERS if tier in (arguments.tiers or TIERS)]
     build = None
     results: list[tuple[str, int, float]] = []
-    with tempfile.TemporaryDirectory(prefix="dpo-tiers-") as folder:
-        log = Path(folder) / "build.log"
+    with scratch_folder() as folder:
+        log = folder / "build.log"
         beside: Tier | None = None
         if set(tiers) & set(NEED_THE_RIG):
             if os.geteuid() != 0:
@@ -76,7 +88,7 @@ def main() -> int:
             build = start_build(log)
         try:
             if "numerics" in tiers and len(tiers) > 1:
-                beside = Tier("numerics", arguments.pytest.split(), Path(folder) / "numerics.log")
+                beside = Tier("numerics", arguments.pytest.split(), folder / "numerics.log")
                 tiers.remove("numerics")
             for tier in tiers:
                 if beside is not None and tier in NEED_QUIET:

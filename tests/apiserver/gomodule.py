@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from tests import tied
+from tests.cluster.rig.binaries import require_go
 from tests.cluster.rig.layout import cache_root, locked
 
 KUEUE = ("sigs.k8s.io/kueue", "v0.17.0")
@@ -17,6 +19,7 @@ SCHEDULER_PLUGINS = ("sigs.k8s.io/scheduler-plugins", "v0.32.7")
 @cache
 def folder(module: str, version: str) -> Path:
     """Where the module's files are, downloaded once."""
+    require_go(module)
     command = ["go", "mod", "download", "-json", f"{module}@{version}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, cwd="/")
     return Path(json.loads(done.stdout)["Dir"])
@@ -38,6 +41,6 @@ def kueue_binary() -> Path:
             command += ["-o", str(unfinished), "./cmd/kueue"]
             source = folder(module, version)
             binary.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run(command, cwd=source, timeout=1500, check=True)
+            tied.run(command, cwd=source, timeout=1500, check=True)
             unfinished.rename(binary)
     return binary

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests import tied
 from tests.apiserver.hands import wait_until
 from tests.ports import free_port
 
@@ -47,9 +48,7 @@ class OperatorProcess:
             | self.settings
         )
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "dpo_operator"], env=environment, stdout=log, stderr=log
-            )
+            self._process = tied.popen([sys.executable, "-m", "dpo_operator"], env=environment, stdout=log, stderr=log)
         wait_until("healthy operator", self._healthy, seconds=90)
 
     @property

@@ -14,10 +14,9 @@ import yaml
 from dpo_operator.api import names
 from dpo_operator.generate import crd
 from tests.apiserver.mutants import a_job
-from tests.cluster.rig import fixture, remains
+from tests.cluster.rig import fixture
 from tests.cluster.rig.binaries import binary
-from tests.cluster.rig.control_plane import ControlPlane, Endpoints
-from tests.cluster.rig.layout import Layout
+from tests.cluster.rig.control_plane import ControlPlane
 from tests.cluster.rig.shell import RigError
 from tests.contract.chart import CHART, NAMESPACE
 
@@ -35,17 +34,11 @@ spec: {containers: [{name: c, image: x, securityContext: {privileged: true}}]}
 @pytest.fixture(scope="module")
 def plane() -> Iterator[ControlPlane]:
     """An API with a namespace that admits restricted pods alone."""
-    with fixture.in_use("chart"):
-        remains.remove("chart")
-        plane = ControlPlane(Layout.of("chart"), Endpoints.on_loopback())
-        try:
-            plane.start(scheduler=False)
-            plane.kubectl("create", "namespace", NAMESPACE)
-            plane.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
-            plane.wait_for_service_account(NAMESPACE)
-            yield plane
-        finally:
-            remains.remove("chart")
+    with fixture.control_plane("chart") as plane:
+        plane.kubectl("create", "namespace", NAMESPACE)
+        plane.kubectl("label", "namespace", NAMESPACE, "pod-security.kubernetes.io/enforce=restricted")
+        plane.wait_for_service_account(NAMESPACE)
+        yield plane
 
 
 def helm(plane: ControlPlane, *words: str) -> str:

@@ -13,6 +13,7 @@ import pytest
 from tests.apiserver.faults import NAMESPACE, Stage, behind_a_proxy, stage
 from tests.apiserver.hands import wait_until
 from tests.apiserver.scripted import kubelets
+from tests.cluster.rig import packages
 
 # Shifts the wall clock that Python reads. The monotonic clock stays, and so does time(2), by which certificates are judged.
 SHIFTED_CLOCK = """
@@ -43,6 +44,7 @@ def shifted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clock")
     (folder / "clock.c").write_text(SHIFTED_CLOCK)
     library = folder / "clock.so"
+    packages.ensure(packages.COMPILER)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, folder / "clock.c", "-ldl"], check=True)
     return library
 

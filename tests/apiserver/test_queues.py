@@ -1,7 +1,6 @@
 """Queues of other projects, against their own CRDs; and Kueue's real manager."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import pytest
 
 from dpo_operator.generate import crd
+from tests import tied
 from tests.apiserver import gomodule
 from tests.apiserver.client import Requests, wait_until_served
 from tests.apiserver.hands import Hands, last_words, wait_until
@@ -89,7 +89,7 @@ def kueue(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iter
     manager = [str(gomodule.kueue_binary()), f"--config={file}", f"--kubeconfig={plane.kubeconfig}"]
     command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, str(certificates), *manager]
     with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out)
+        process = tied.popen(command, stdout=out, stderr=out)
     try:
         plane.apply(
             a_resource("ResourceFlavor", "gpus", {}),

@@ -14,9 +14,8 @@ from dpo_operator.generate import crd
 from tests.apiserver.client import Requests, wait_until_served
 from tests.apiserver.hands import Hands, bind, make_storage_class, wait_until
 from tests.apiserver.operator_process import OperatorProcess, running
-from tests.cluster.rig import fixture, remains
-from tests.cluster.rig.control_plane import ControlPlane, Endpoints
-from tests.cluster.rig.layout import Layout
+from tests.cluster.rig import fixture
+from tests.cluster.rig.control_plane import ControlPlane
 from tests.contract.chart import NAMESPACE, render
 
 pytestmark = pytest.mark.apiserver
@@ -49,19 +48,13 @@ def settings(request: pytest.FixtureRequest) -> tuple[str, ...]:
 @pytest.fixture(scope="module")
 def plane(settings: tuple[str, ...]) -> Iterator[ControlPlane]:
     """An API with an audit log, and on it what the chart installs besides the operator's pod."""
-    with fixture.in_use("rights"):
-        remains.remove("rights")
-        plane = ControlPlane(Layout.of("rights"), Endpoints.on_loopback(), audit=True)
-        try:
-            plane.start(scheduler=False)
-            for name in (NAMESPACE, TEAM):
-                plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-                plane.wait_for_service_account(name)
-            plane.apply(*(o for o in render(*settings).objects if o["kind"] in INSTALLED))
-            wait_until_served(plane, crd.NAME)
-            yield plane
-        finally:
-            remains.remove("rights")
+    with fixture.control_plane("rights", audit=True) as plane:
+        for name in (NAMESPACE, TEAM):
+            plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+            plane.wait_for_service_account(name)
+        plane.apply(*(o for o in render(*settings).objects if o["kind"] in INSTALLED))
+        wait_until_served(plane, crd.NAME)
+        yield plane
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +225,8 @@ def test_a_queue_that_the_chart_was_installed_without_is_told_of(life: Life, set
     life.hands.apply("queued", queue={"kind": "Volcano"})
     wait_until("reason", lambda: life.hands.condition("queued", "Running") == ("False", "RequestRefused"))
     assert "set queues.volcano.enabled" in life.hands.status("queued")["message"]
+    # The event is written after the status.
+    wait_until("event", lambda: "RequestRefused" in life.hands.events("queued"))
     assert life.hands.events("queued").count("RequestRefused") == 1
 
 

@@ -3,7 +3,6 @@
 The cluster stays up afterwards, to look at; `make cluster-down` ends it.
 """
 
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,10 +11,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from tests import tied
 from tests.cluster import scenario
 from tests.cluster.rig import fixture
 from tests.cluster.rig.cluster import Cluster
 from tests.cluster.rig.layout import DEFAULT_NAME
+from tests.cluster.rig.shell import RigError, say
+from tests.cluster.rig.usage import in_use
 from tests.cluster.scenario import REPOSITORY, Job
 
 console = Console(highlight=False)
@@ -44,7 +46,7 @@ def choose_inputs() -> tuple[dict[str, Path], dict[str, Any]]:
         data["maxLength"] = 512  # type: ignore[assignment]
         training["learningRate"] = 5e-5
     else:
-        subprocess.run([sys.executable, EXAMPLE / "make_model.py"], check=True)
+        tied.run([sys.executable, EXAMPLE / "make_model.py"], check=True)
         folders = {"model": MODEL, "data": EXAMPLE / "data"}
         data = {
             "train": {"source": "pvc://inputs/data/train.jsonl"},
@@ -134,16 +136,23 @@ def run(cluster: Cluster) -> bool:
 def main() -> int:
     """Boot the cluster if need be; exit status 0 when every check held."""
     started = time.monotonic()
-    with fixture.in_use(DEFAULT_NAME):
+    with in_use(DEFAULT_NAME) as use:
         cluster = fixture.running(DEFAULT_NAME)
         if cluster:
             cluster.load_images()
         else:
-            cluster = Cluster.boot(DEFAULT_NAME)
+            cluster = Cluster.boot(use)
         fine = run(cluster)
+        use.leave_running()
     console.print(f"{'done' if fine else 'FAILED'} after {time.monotonic() - started:.0f} s")
     return 0 if fine else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except RigError as error:
+        say(f"error: {error}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,12 +11,16 @@ from typing import Any
 
 import pytest
 
+from tests import tied
 from tests.cluster.rig import Cluster, cluster, control_plane
+from tests.cluster.rig.addresses import Addresses
 from tests.cluster.rig.cluster import Shape
 from tests.cluster.rig.images import TEST_IMAGE
-from tests.cluster.rig.layout import Layout
+from tests.cluster.rig.layout import CHECKOUT, Layout
+from tests.cluster.rig.processes import recorded
 from tests.cluster.rig.remains import group_of
 from tests.cluster.rig.shell import RigError, wait_for
+from tests.cluster.rig.usage import in_use
 
 pytestmark = pytest.mark.cluster
 
@@ -174,20 +179,47 @@ def test_a_node_is_lost_and_found(rig: Cluster) -> None:
 def test_what_a_kill_left_behind_does_not_hinder_the_next_start() -> None:
     """Every process of a cluster is killed, records and folders stay; it boots again, and then leaves nothing."""
     shape = Shape(gpus=(0,), images=False, volumes=0)
-    first = Cluster.boot("rig-crash", shape)
     layout = Layout.of("rig-crash")
-    first.apply(pod("web", SERVE))
-    first.kubectl("wait", "pod", "web", "--for=condition=Ready", "--timeout=60s")
-    group_of(layout).kill()
-    assert not first.healthy
-    second = Cluster.boot("rig-crash", shape)
-    assert second.healthy
-    begun = time.monotonic()
-    second.destroy()
+    with in_use("rig-crash") as use:
+        first = Cluster.boot(use, shape)
+        first.apply(pod("web", SERVE))
+        first.kubectl("wait", "pod", "web", "--for=condition=Ready", "--timeout=60s")
+        group_of(layout).kill()
+        assert not first.healthy
+        second = Cluster.boot(use, shape)
+        assert second.healthy
+        begun = time.monotonic()
+        second.destroy()
     assert time.monotonic() - begun < 15
     assert not layout.root.exists()
     assert not Path("/sys/class/net", second.addresses.host_interface).exists()
     assert group_of(layout).remains == []
+    assert str(layout.root) not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_boot_that_is_ended_half_way_leaves_nothing(number: signal.Signals) -> None:
+    """Its containerd and its interface are there already, the nodes are not ready yet."""
+    layout = Layout.of("rig-half")
+    words = ["up", "--name", layout.name, "--gpus", "0", "--no-images", "--fresh"]
+    # A shell without job control starts its children with SIGINT ignored.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    code = f"{heed}; from tests.cluster.rig.__main__ import app; app({words!r})"
+    process = tied.popen([sys.executable, "-c", code], cwd=CHECKOUT)
+
+    def half_way() -> bool:
+        names = {each.name for each in recorded(layout.processes) if each.alive}
+        return {"etcd", "n1-containerd"} <= names
+
+    eventually("half a cluster", half_way)
+    number_of_cluster = int(layout.number.read_text())
+    started = recorded(layout.processes)
+    process.send_signal(number)
+    assert process.wait(timeout=60) != 0
+    eventually("the removal", lambda: not layout.root.exists())
+    assert not any(each.alive for each in started)
+    assert group_of(layout).remains == []
+    assert not Path("/sys/class/net", Addresses(number_of_cluster).host_interface).exists()
     assert str(layout.root) not in Path("/proc/self/mountinfo").read_text()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from dpo_operator.api import names
+from tests import tied
 from tests.cluster.rig.binaries import binary
 from tests.cluster.scenario import Job
 
@@ -62,7 +63,7 @@ def witness(job: Job) -> Iterator[Witness]:
     ]  # fmt: skip
     found = Witness(job)
     with tempfile.TemporaryFile("w+") as out:
-        watch = subprocess.Popen(command, stdout=out, stderr=subprocess.DEVNULL)
+        watch = tied.popen(command, stdout=out, stderr=subprocess.DEVNULL)
         try:
             yield found
         finally:

@@ -1,7 +1,6 @@
 """Every query of the dashboard returns data from a real Prometheus that scrapes the code's own exporters."""
 
 import json
-import subprocess
 import time
 import urllib.parse
 import urllib.request
@@ -23,6 +22,7 @@ from dpo_operator.queueing.key import Key
 from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
+from tests import tied
 from tests.cluster.rig.binaries import binary
 from tests.contract.chart import NAMESPACE, render
 from tests.ports import free_port
@@ -140,7 +140,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     flags = [f"--config.file={folder}/prometheus.yaml", f"--storage.tsdb.path={folder}/data"]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
+        process = tied.popen(
             [str(binary("prometheus")), *flags, f"--web.listen-address=127.0.0.1:{port}"], stdout=log, stderr=log
         )
     try:

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from dpo_operator.cli.parent import request_signal
 from tests.ports import free_port
 
 _context = multiprocessing.get_context("forkserver")
@@ -79,6 +81,8 @@ def on_ranks(
 def _rank(
     end: Connection, rank: int, world_size: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
+    # The fork server ends with the tests' process, and the ranks with the fork server.
+    request_signal(signal.SIGKILL, os.getppid())
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )

@@ -26,6 +26,7 @@ from dpo_operator.api import exitcodes, names
 from dpo_operator.api.reports import Termination
 from dpo_operator.api.rules import resuming
 from dpo_operator.api.types import DPOJob, DPOJobSpec
+from dpo_operator.cli.parent import signal_at_parents_end
 
 
 class LocalRunError(Exception):
@@ -77,7 +78,12 @@ class LocalRun:
                 code = self._train() if phase == "train" else self._one_process(phase)
                 if code != exitcodes.ExitCode.OK:
                     return code
-            subprocess.run(self._command(show), env=self._environment(1), check=False)
+            subprocess.run(
+                self._command(show),
+                env=self._environment(1),
+                check=False,
+                preexec_fn=signal_at_parents_end(signal.SIGTERM),
+            )
             return exitcodes.ExitCode.OK
         finally:
             for number, handler in previous.items():
@@ -147,7 +153,11 @@ class LocalRun:
 
     def _run_all(self, commands: list[tuple[list[str], dict[str, str]]], phase: names.Phase, attempt: int) -> int:
         """Run processes until all have ended; the first failure ends the others and is the result."""
-        self._processes = [subprocess.Popen(argv, env=env, start_new_session=True) for argv, env in commands]
+        # Without this process nobody can stop them; SIGTERM makes a training save its state first, as Ctrl-C does.
+        setup = signal_at_parents_end(signal.SIGTERM)
+        self._processes = [
+            subprocess.Popen(argv, env=env, start_new_session=True, preexec_fn=setup) for argv, env in commands
+        ]
         first = 0
         if self._stopping:  # the signal came between two phases
             self._end_all()

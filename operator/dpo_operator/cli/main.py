@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from dpo_operator.api.models import hardware
 from dpo_operator.api.quantity import to_bytes
 from dpo_operator.api.types import DPOJob
 from dpo_operator.cli import cluster, jobfile, local, modelsource, planview
+from dpo_operator.cli.parent import signal_at_parents_end
 from dpo_operator.sizing import proposal
 from dpo_operator.sizing.work import Pairs
 
@@ -229,4 +231,5 @@ def _steer(
 def _trainer(*arguments: str) -> None:
     """End as the trainer does with these arguments, which torch and its like stay in."""
     argv = [sys.executable, "-m", "dpo_trainer", *arguments]
-    raise typer.Exit(subprocess.run(argv, env=dict(os.environ), check=False).returncode)
+    setup = signal_at_parents_end(signal.SIGTERM)
+    raise typer.Exit(subprocess.run(argv, env=dict(os.environ), check=False, preexec_fn=setup).returncode)

@@ -11,9 +11,10 @@ import typer
 from tests.cluster.rig import binaries, images, packages, remains
 from tests.cluster.rig import volumes as volume_pool
 from tests.cluster.rig.cluster import Cluster, Shape
-from tests.cluster.rig.fixture import in_use, running
+from tests.cluster.rig.fixture import running
 from tests.cluster.rig.layout import DEFAULT_NAME, Layout
 from tests.cluster.rig.shell import RigError, say
+from tests.cluster.rig.usage import in_use
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -30,7 +31,7 @@ def up(
 ) -> None:
     """Boot a cluster, or bring a running one's images up to date; prints the export line for kubectl."""
     build(images=images)
-    with in_use(name):
+    with in_use(name) as use:
         cluster = None if fresh else running(name)
         if cluster:
             say(f"cluster {name} is running already")
@@ -38,7 +39,8 @@ def up(
                 cluster.load_images()
         else:
             shape = Shape(gpus=tuple(int(count) for count in gpus.split(",")), images=images, audit=audit)
-            cluster = Cluster.boot(name, shape)
+            cluster = Cluster.boot(use, shape)
+        use.leave_running()
     print(f"export KUBECONFIG={cluster.kubeconfig}")
 
 

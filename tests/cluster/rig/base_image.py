@@ -7,12 +7,13 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from tests.cluster.rig import builder
+from tests.cluster.rig import builder, packages
 from tests.cluster.rig.layout import cache_root
 from tests.cluster.rig.shell import run_logged, step
 
 SUITE = "bookworm"
 PACKAGES = ("python3", "python3-venv", "ca-certificates", "libgomp1")
+PREFIX = "base-"
 # What the image of the same name from the registry has, and Debian's packages have not.
 FINISH = """\
 ln -s /usr/bin/python3 /usr/local/bin/python
@@ -39,11 +40,14 @@ def ensure() -> str:
 
 
 def make(name: str) -> str:
+    packages.ensure()
     log = cache_root() / "logs" / "base-image.log"
-    folder = Path(tempfile.mkdtemp(prefix="base-", dir=cache_root()))
+    for leftover in cache_root().glob(f"{PREFIX}*"):
+        shutil.rmtree(leftover)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=cache_root()))
     try:
         include = f"--include={','.join(PACKAGES)}"
-        run_logged(["debootstrap", "--variant=minbase", include, SUITE, folder], log)
+        run_logged([*builder.ALONE, "debootstrap", "--variant=minbase", include, SUITE, folder], log)
         run_logged(["chroot", folder, "sh", "-e", "-c", FINISH], log)
         folder.chmod(0o755)
         container = builder.call("from", "scratch")

@@ -114,9 +114,14 @@ def ensure(module: Module) -> Path:
     return module.folder
 
 
-def build(module: Module) -> None:
+def require_go(what: str) -> None:
+    """Debian's own Go is too old for Kubernetes, so this one command is not installed here."""
     if not shutil.which("go"):
-        raise RigError(f"building {module.name} needs the go command")
+        raise RigError(f"building {what} needs Go (https://go.dev/dl) with its `go` command on PATH")
+
+
+def build(module: Module) -> None:
+    require_go(module.name)
     discard_interrupted(module.name)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{module.name}-", dir=cache_root()))
     log = cache_root() / "logs" / f"build-{module.name}.log"

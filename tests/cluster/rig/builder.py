@@ -1,7 +1,7 @@
 """Building images with buildah, without a container daemon and without a registry.
 
-Its storage is the rig's own folder in the cache. Every call gets a mount namespace of its own, so that no mount outlives
-a build, however it ends.
+Its storage is the rig's own folder in the cache. Every call gets namespaces of its own for mounts and processes, so that
+none outlives a build, however it ends.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.cluster.rig import packages
 from tests.cluster.rig.layout import cache_root
 from tests.cluster.rig.shell import RigError, run, run_logged
 
+# What a command mounts and starts ends with it, even when it is killed.
+ALONE = ("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child")
 CERTIFICATES = Path("/etc/ssl/certs")
 USED_CACHE = re.compile(r"^--> Using cache ([0-9a-f]{64})", re.MULTILINE)
 INSTALLER_PREFIXES = ("PIP_", "UV_")
@@ -30,10 +33,11 @@ def storage() -> Path:
 
 def buildah(*words: str | Path) -> list[str | Path]:
     """A buildah command line."""
+    packages.ensure()
     # metacopy would leave files in a layer that are understood only together with the layers below.
     plain = ("--storage-driver", "overlay", "--storage-opt", "overlay.mountopt=nodev")
     own = ("--root", storage(), "--runroot", storage().with_name("run"))
-    return ["unshare", "--mount", "--propagation", "private", "buildah", *own, *plain, *words]
+    return [*ALONE, "buildah", *own, *plain, *words]
 
 
 def call(*words: str | Path) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.rig import configs, images, manifests, volumes
+from tests.cluster.rig import configs, images, manifests, packages, volumes
 from tests.cluster.rig.addresses import Addresses
 from tests.cluster.rig.binaries import binary
 from tests.cluster.rig.control_plane import ControlPlane, Endpoints
@@ -23,6 +23,7 @@ from tests.cluster.rig.namespaces import Namespace, connect_machine, connect_nod
 from tests.cluster.rig.node import Node
 from tests.cluster.rig.remains import claim_number, group_of, remove
 from tests.cluster.rig.shell import RigError, run, say, step, wait_for
+from tests.cluster.rig.usage import Use
 
 NODES_READY_SECONDS = 120.0
 PROMETHEUS_PORT = 9090
@@ -59,11 +60,13 @@ class Cluster:
         return cls(name, said["number"], Shape(**said["shape"]))
 
     @classmethod
-    def boot(cls, name: str, shape: Shape | None = None) -> Cluster:
-        """Boot a cluster, after removing what an earlier one of this name left behind."""
+    def boot(cls, use: Use, shape: Shape | None = None) -> Cluster:
+        """Boot a cluster, after removing what an earlier one of this name left behind; use.leave_running() keeps it."""
+        name = use.name
         if not NAME.fullmatch(name):
             raise RigError(f"{name!r} cannot be a cluster's name: lower-case letters, digits and dashes, 20 at most")
-        remove(name)
+        use.begin()
+        packages.ensure()
         shape = shape or Shape()
         # Everything slow and missing is made before anything of the cluster exists.
         loaded = images.ensure(images.RECIPES if shape.images else ())

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.rig import configs
+from tests.cluster.rig import configs, packages
 from tests.cluster.rig.addresses import KUBERNETES_SERVICE, SERVICE_SUBNET
 from tests.cluster.rig.binaries import binary
 from tests.cluster.rig.layout import Layout
@@ -86,6 +86,7 @@ class ControlPlane:
 
     def start(self, *, scheduler: bool = True) -> None:
         """Start everything; returns when the API answers."""
+        packages.ensure(packages.CONTROL_PLANE)
         self.create_credentials()
         self.start_etcd()
         apiserver = self.start_apiserver()

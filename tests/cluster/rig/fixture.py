@@ -9,11 +9,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.cluster.rig import remains
 from tests.cluster.rig.cluster import Cluster, Shape
 from tests.cluster.rig.control_plane import ControlPlane, Endpoints
-from tests.cluster.rig.layout import Layout, locked, state_root
 from tests.cluster.rig.shell import RigError, step
+from tests.cluster.rig.usage import in_use
 
 KEEP_VARIABLE = "DPO_RIG_KEEP"
 
@@ -21,31 +20,25 @@ KEEP_VARIABLE = "DPO_RIG_KEEP"
 @contextmanager
 def cluster(name: str = "test", *, shape: Shape | None = None) -> Iterator[Cluster]:
     """A whole cluster: a CPU node n1 and GPU nodes n2, n3 unless another shape is asked for."""
-    with in_use(name):
+    with in_use(name) as use:
         booted = running(name) if keep() else None
         if not booted:
-            booted = Cluster.boot(name, shape)
+            booted = Cluster.boot(use, shape)
         elif booted.shape.images:
             booted.load_images()
-        try:
-            yield booted
-        finally:
-            if not keep():
-                booted.destroy()
+        if keep():
+            use.leave_running()
+        yield booted
 
 
 @contextmanager
-def control_plane(name: str = "api", *, scheduler: bool = False) -> Iterator[ControlPlane]:
+def control_plane(name: str = "api", *, scheduler: bool = False, audit: bool = False) -> Iterator[ControlPlane]:
     """An API server with its controllers and no nodes, on loopback; needs no root."""
-    with in_use(name):
-        remains.remove(name)
-        plane = ControlPlane(Layout.of(name), Endpoints.on_loopback())
-        try:
-            with step(f"starting an API server ({name})"):
-                plane.start(scheduler=scheduler)
-            yield plane
-        finally:
-            remains.remove(name)
+    with in_use(name) as use:
+        plane = ControlPlane(use.begin(), Endpoints.on_loopback(), audit=audit)
+        with step(f"starting an API server ({name})"):
+            plane.start(scheduler=scheduler)
+        yield plane
 
 
 def running(name: str) -> Cluster | None:
@@ -59,10 +52,3 @@ def running(name: str) -> Cluster | None:
 
 def keep() -> bool:
     return bool(os.environ.get(KEEP_VARIABLE))
-
-
-@contextmanager
-def in_use(name: str) -> Iterator[None]:
-    """One user at a time: a second run of the tests must not remove the first one's cluster."""
-    with locked(state_root() / f"{name}.lock", busy=f"cluster {name} is in use by another process"):
-        yield

@@ -5,10 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from tests.cluster.rig.shell import RigError
 
@@ -65,6 +67,11 @@ class Layout:
         return self.root / "cluster.json"
 
     @property
+    def left_running(self) -> Path:
+        """Its presence says that the cluster's user left it running on purpose."""
+        return self.root / "left-running"
+
+    @property
     def number(self) -> Path:
         """The cluster's number among those of this machine; addresses are derived from it."""
         return self.root / "number"
@@ -74,15 +81,21 @@ class Layout:
 
 
 @contextmanager
-def locked(path: Path, *, busy: str | None = None) -> Iterator[None]:
-    """Hold an exclusive lock between processes; the kernel drops it when its holder dies.
+def locked(path: Path, *, busy: str | None = None, patience: float = 0.0) -> Iterator[IO[str]]:
+    """Hold an exclusive lock between processes; the kernel drops it when its last holder dies.
 
-    Waits for another holder, unless a message says why that one will not let go soon: then it becomes a RigError.
+    Waits for another holder, unless a message says why that one will not let go soon: then it becomes a RigError after
+    so many seconds of patience.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience
     with path.open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError as error:
-            raise RigError(busy) from error
-        yield
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise RigError(busy) from error
+                time.sleep(0.1)
+        yield handle

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.cluster.rig.shell import RigError, tail
+from tests.cluster.rig.shell import RigError, environment, search_path, tail
 
 # The shell puts itself into the control group, then becomes the command: no moment at which a child could escape.
 JOIN_GROUP = 'echo $$ > "$0" && exec "$@"'
@@ -71,7 +71,7 @@ def spawn(
 ) -> Process:
     """Start a process that outlives this one, in a control group when one is given, and record it."""
     words = [str(word) for word in argv]
-    if not shutil.which(words[0]):
+    if not shutil.which(words[0], path=search_path()):
         raise RigError(f"{name}: {words[0]} is not there")
     wrapped = words if group is None else ["sh", "-c", JOIN_GROUP, str(group / "cgroup.procs"), *words]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def spawn(
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **env} if env else None,
+            env=environment(env),
             start_new_session=True,
         )
     start_time = start_time_of(child.pid)

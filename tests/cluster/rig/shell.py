@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
+
+from dpo_operator.cli.parent import signal_at_parents_end
 
 Answer = TypeVar("Answer")
 
@@ -53,6 +56,16 @@ def step(what: str) -> Iterator[None]:
     say(f"{what}: done in {time.monotonic() - begun:.1f}s")
 
 
+def search_path() -> str:
+    """PATH with the folders of the administrator's commands, which a shell that became root may lack."""
+    return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+
+
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The variables of every command."""
+    return {**os.environ, "PATH": search_path(), **(more or {})}
+
+
 def run(
     argv: Sequence[str | Path],
     *,
@@ -72,7 +85,7 @@ def run(
             text=True,
             errors="replace",
             cwd=cwd,
-            env={**os.environ, **env} if env else None,
+            env=environment(env),
             timeout=timeout,
             check=False,
         )
@@ -89,9 +102,17 @@ def run(
 
 
 def run_logged(
-    argv: Sequence[str | Path], log: Path, *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+    argv: Sequence[str | Path],
+    log: Path,
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    tied: bool = True,
 ) -> None:
-    """Run a long command with its output in a file; on failure the file's end becomes the error's message."""
+    """Run a long command with its output in a file; on failure the file's end becomes the error's message.
+
+    tied: the command is killed when this process ends.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     words = [str(word) for word in argv]
     with log.open("ab") as sink:
@@ -101,8 +122,9 @@ def run_logged(
             stdout=sink,
             stderr=subprocess.STDOUT,
             cwd=cwd,
-            env={**os.environ, **env} if env else None,
+            env=environment(env),
             check=False,
+            preexec_fn=signal_at_parents_end(signal.SIGKILL) if tied else None,
         )
     if done.returncode != 0:
         raise RigError(f"{' '.join(words)}\nexit status {done.returncode}; the end of {log}:\n{tail(log)}")

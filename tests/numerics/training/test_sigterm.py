@@ -18,6 +18,7 @@ from dpo_operator.api.reports import Progress, Termination
 from dpo_operator.planning.stale import FAILED_GRACE_SECONDS
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.telemetry.metrics_file import read_metrics
+from tests import tied
 from tests.numerics.interruptions import curve, folder, job, train_until
 from tests.numerics.ranks import on_ranks
 from tests.ports import free_port
@@ -35,7 +36,7 @@ class Launch:
         self.port, master = free_port(), free_port()
         (root / "job.json").write_text(json.dumps(document))
         self.log = (root / f"log-{attempt}").open("w+")
-        self.process = subprocess.Popen(
+        self.process = tied.popen(
             [
                 sys.executable, "-m", "dpo_trainer", "launch", "--job-file", str(root / "job.json"),
                 "--work-dir", str(root),

@@ -18,6 +18,7 @@ from dpo_operator.planning.hangs import SILENT_SECONDS
 from dpo_operator.planning.progress import progress_status
 from dpo_operator.reconcile.heartbeats import LONGEST_WAIT, OTHERS, Heartbeats
 from dpo_operator.reconcile.progress_reader import ProgressReader, Silence
+from tests import tied
 from tests.unit.planning.build import NOON, a_child, a_job, a_pod, a_reading, a_status, a_view, ended
 
 pytestmark = pytest.mark.unit
@@ -50,7 +51,7 @@ def read(port: int, times: int = 1) -> list[object]:
 @pytest.fixture
 def trainer() -> Iterator[tuple[int, int]]:
     """Process id and port of a trainer's HTTP server."""
-    process = subprocess.Popen(
+    process = tied.popen(
         [sys.executable, "-c", textwrap.dedent(SERVER)], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
     )
     assert process.stdout is not None

@@ -5,9 +5,11 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_operator.api.reports import Termination
+from tests import tied
 
 PRELUDE = """
 import json, os, signal, sys, time
@@ -25,19 +27,22 @@ def others(): # all ranks have got as far as this
 
 
 class Pod:
-    """A launcher in a process of its own, whose ranks run a script."""
+    """A launcher in a process of its own, whose ranks run a script.
 
-    def __init__(self, folder: Path, script: str, ranks: int, **environment: str) -> None:
+    under: command that starts the launcher; its own command line follows.
+    """
+
+    def __init__(self, folder: Path, script: str, ranks: int, *, under: Sequence[str] = (), **environment: str) -> None:
         path = folder / "rank.py"
         path.write_text(PRELUDE + textwrap.dedent(script))
         self.log = folder / "termination.json"
         body = (
             "import sys; from pathlib import Path; from dpo_trainer.launch import launcher, supervisor\n"
-            "patience = supervisor.Patience(notice=0.5, end=1.0, dump=0.5, collect=0.5, together=1.0)\n"
+            "patience = supervisor.Patience(notice=0.5, end=1.0, dump=0.5, collect=0.5, together=1.0, orphaned=1.0)\n"
             f"sys.exit(launcher.run(Path('job'), Path({str(folder)!r}), [sys.executable, {str(path)!r}], patience))"
         )
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", body],
+        self.process = tied.popen(
+            [*under, sys.executable, "-c", body],
             env={
                 **os.environ,
                 "OUT": str(folder),

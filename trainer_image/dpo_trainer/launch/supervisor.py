@@ -5,6 +5,7 @@ import ctypes
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Patience:
         fits the 10 s that the operator leaves to the pods of an attempt that failed.
     collect: for the dump.
     together: a rank that stopped in order (143) does so with all others; one that has not by then is ended.
+    orphaned: after a stop signal, when the launcher's own parent has ended: nobody is left who could end ranks that hang.
     """
 
     notice: float = 5.0
@@ -33,6 +35,7 @@ class Patience:
     dump: float = 5.0
     collect: float = 1.0
     together: float = 120.0
+    orphaned: float = 120.0
 
 
 @dataclass
@@ -50,6 +53,7 @@ class Gang:
     patience: Patience = Patience()
     codes: dict[int, int] = field(default_factory=dict)
     failed: int | None = None
+    _parent: int = field(default_factory=os.getppid)
     _running: dict[int, int] = field(default_factory=dict)
     _ending: bool = False
     _killing: bool = False
@@ -150,6 +154,8 @@ class Gang:
         self._stop_sent = True
         self._signal(signal.Signals(number))
         self._after(self.patience.dump, self._dump_late)
+        if os.getppid() != self._parent:
+            self._after(self.patience.orphaned, self._end_others)
 
     def _forward_dump(self, _number: int, _frame: FrameType | None) -> None:
         self._dump("SIGUSR1")
@@ -220,4 +226,5 @@ def _child_setup(held: set[signal.Signals]) -> Callable[[], None]:
 
 
 def _prctl(option: int, value: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)

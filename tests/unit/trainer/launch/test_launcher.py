@@ -150,14 +150,36 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path, started: list[Po
     rank = int((tmp_path / "pid").read_text())
     pod.process.kill()
     pod.process.wait()
+    wait_for(lambda: gone(rank))
 
-    def gone() -> bool:
-        try:
-            return Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        except (FileNotFoundError, ProcessLookupError):
-            return True
 
-    wait_for(gone)
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def test_hung_ranks_end_after_the_end_of_the_launchers_parent(tmp_path: Path, started: list[Pod]):
+    """The launcher gets SIGTERM as its parent is killed; nobody else is left to kill ranks that ignore the signal."""
+    parent = (
+        "import signal, subprocess, sys\n"
+        "from dpo_operator.cli.parent import signal_at_parents_end\n"
+        "subprocess.run(sys.argv[1:], preexec_fn=signal_at_parents_end(signal.SIGTERM))"
+    )
+    script = """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    (out / f"pid-{rank}").write_text(str(os.getpid()))
+    others()
+    time.sleep(60)
+    """
+    pod = Pod(tmp_path, script, 2, under=[sys.executable, "-c", parent])
+    started.append(pod)
+    wait_for(lambda: len(list(tmp_path.glob("here-*"))) == 2)
+    ranks = [int((tmp_path / f"pid-{rank}").read_text()) for rank in range(2)]
+    pod.process.kill()
+    pod.process.wait()
+    wait_for(lambda: all(gone(rank) for rank in ranks), 20)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
+from tests import tied
 from tests.filesystems import fill, set_writable, small_file_system
 from tests.unit.trainer.hub_server import COMMIT, Hub, Repo, files_of, serving
 from tests.unit.trainer.tiny import CHATML, tiny_model
@@ -53,7 +54,7 @@ class Site:
         }
         clean |= {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.folder / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
         command = [sys.executable, "-m", "tests.unit.trainer.cache_worker", mode, str(jobs), str(self.cache)]
-        return subprocess.Popen(
+        return tied.popen(
             [*command, str(self.folder), str(self.longest_wait)],
             cwd=ROOT,
             env=clean,
