@@ -16,7 +16,6 @@ from dpo_operator.api.rules.data import DATA_RULES
 from dpo_operator.api.rules.method import METHOD_RULES
 from dpo_operator.api.rules.pods import POD_RULES
 from dpo_operator.api.rules.rule import Rule
-from dpo_operator.api.rules.spec import FAILURE_RULES
 from dpo_operator.api.training import Adapter, AdapterType, Checkpoint
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 
