@@ -76,6 +76,14 @@ bench-recovery: $(VENV)/.ready ## a real cluster: ranks killed and stopped, node
 test: $(VENV)/.ready ## every tier of the tests, with all their set-up
 	@$(TIED) $(BIN)/python -m tests.run_tiers
 
+.PHONY: test-all
+test-all: $(VENV)/.ready ## the same, and every combination of the largest matrices; before a release
+	@$(BIN)/python -m tests.run_tiers --all
+
+.PHONY: ci
+ci: $(VENV)/.ready ## lint, verify and test, with the first two beside the slowest tests
+	@$(BIN)/python -m tests.run_tiers --checks
+
 .PHONY: faults
 faults: $(VENV)/.ready ## inject every fault of the matrix for real; FAULTS="17 34" some of them; prints the table of docs/faults.md
 	@$(TIED) $(BIN)/python -m tests.faults $(FAULTS)

@@ -1,7 +1,8 @@
-"""Run every tier of the tests with all its set-up: `make test`, or `python -m tests.run_tiers unit numerics`.
+"""Run the tiers of the tests with all their set-up: `make test`, or `python -m tests.run_tiers unit numerics`.
 
 Kubernetes' binaries and the images take minutes to build the first time. That work runs beside the tiers that need none
-of it, at a lower priority. The numerics run beside the tiers of small tests; what it prints comes when it has ended.
+of it, at a lower priority. Two lanes run side by side: the numerics, and the small tests one tier after the other. The
+tiers that need a quiet machine follow when both have ended. docs/development/testing.md says what each tier takes.
 """
 
 import argparse
@@ -9,7 +10,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests import tied
@@ -20,104 +25,174 @@ TIERS = ("unit", "numerics", "contract", "apiserver", "cluster")
 NEED_THE_RIG = ("contract", "apiserver", "cluster")
 # Tests of what happens within seconds: nothing else may run meanwhile.
 NEED_QUIET = ("apiserver", "cluster")
-# These mostly wait for Kubernetes' controllers: two processes, each with an API server of its own and whole files of tests.
-IN_PROCESSES = {"apiserver": ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]}
+# Whole files of tests in several processes. A test of the numerics waits for its ranks, and one of the API server for
+# Kubernetes' controllers, so that one process leaves a core idle. Each process has an API server of its own.
+PROCESSES = {"numerics": 2, "apiserver": 2}
+BY_FILE = ("--dist", "loadfile", "--no-loadscope-reorder")
+CHECKS = "lint and verify"
 
 
-def start_build(log: Path) -> subprocess.Popen[bytes]:
-    """Build what the cluster tiers need, in the background."""
-    command = ["nice", "-n", "10", sys.executable, "-m", "tests.cluster.rig", "build"]
-    with log.open("wb") as out:
-        return tied.popen(
-            command,
-            number=signal.SIGTERM,
-            cwd=REPOSITORY,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-        )
+@dataclass(frozen=True)
+class Result:
+    """What became of one part of the run. code: its exit status."""
+
+    name: str
+    code: int
+    seconds: float
 
 
-class Tier:
-    """One tier's pytest, from its start on. log: where its output goes until it has ended; at once without it."""
+def tier_command(name: str, exhaustive: bool, extra: list[str]) -> list[str]:
+    """pytest for one tier. It looks into the tier's own folder, because importing all tests takes half a minute."""
+    marks = name if exhaustive else f"{name} and not exhaustive"
+    processes = ["-n", str(PROCESSES[name]), *BY_FILE] if name in PROCESSES else []
+    return [sys.executable, "-m", "pytest", f"tests/{name}", "-m", marks, *processes, *extra]
 
-    def __init__(self, name: str, extra: list[str], log: Path | None = None) -> None:
-        self.name = name
-        self._log = log
-        self._started = time.monotonic()
-        command = [sys.executable, "-m", "pytest", "-m", name, *IN_PROCESSES.get(name, ()), *extra]
-        if log is None:
+
+class Runner:
+    """Runs commands, and keeps what became of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.results: list[Result] = []
+        self._folder = folder
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._stopped = False
+        # The tests start some hundred Python processes, and each would compile the project's modules for itself.
+        self._environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+
+    def run(self, name: str, command: list[str], *, aside: bool = False) -> int:
+        """Run a command to its end; its exit status. aside: its output comes when it has ended. 5, no test, is a failure, too."""
+        started, log = time.monotonic(), self._folder / f"{name.replace(' ', '-')}.log"
+        if not aside:
             print(f"\n== {name}", flush=True)
-            self._process = tied.popen(command, number=signal.SIGTERM, cwd=REPOSITORY)
-        else:
-            with log.open("wb") as out:
-                self._process = tied.popen(
-                    command, number=signal.SIGTERM, cwd=REPOSITORY, stdout=out, stderr=subprocess.STDOUT
-                )
+        with log.open("wb") as out:
+            process = self._start(command, out.fileno() if aside else None)
+        code = process.wait()
+        with self._lock:
+            self._running.discard(process)
+            self.results.append(Result(name, code, time.monotonic() - started))
+            if aside:
+                print(f"\n== {name}", log.read_text(errors="replace"), sep="\n", flush=True)
+        return code
 
-    def result(self) -> tuple[str, int, float]:
-        """Name, pytest's exit status and the seconds it took. Exit status 5, no test, is a failure like any other."""
+    def _start(self, command: list[str], out: int | None) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._stopped:
+                raise SystemExit(1)
+            into = subprocess.STDOUT if out is not None else None
+            process = tied.popen(
+                command, number=signal.SIGTERM, cwd=REPOSITORY, env=self._environment, stdout=out, stderr=into
+            )
+            self._running.add(process)
+            return process
+
+    @contextmanager
+    def beside(self, work: Callable[[], object]) -> Iterator[None]:
+        """Call a function in a thread, and wait for its end afterwards."""
+        thread = threading.Thread(target=work)
+        thread.start()
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            thread.join()
+
+    def stop(self) -> None:
+        """End what still runs, and start nothing more."""
+        with self._lock:
+            self._stopped = True
+            running = list(self._running)
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.wait()
+
+
+class Build:
+    """What the cluster tiers need, built in the background."""
+
+    def __init__(self, folder: Path) -> None:
+        self._log = folder / "build.log"
+        command = ["nice", "-n", "10", sys.executable, "-m", "tests.cluster.rig", "build"]
+        with self._log.open("wb") as out:
+            self._process = tied.popen(
+                command,
+                number=signal.SIGTERM,
+                cwd=REPOSITORY,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def finish(self) -> Result:
+        """Wait for the end of it, and show the end of what it said."""
+        started = time.monotonic()
+        print("\n== waiting for Kubernetes' binaries and the images", flush=True)
         code = self._process.wait()
-        seconds = time.monotonic() - self._started
-        if self._log is not None:
-            print(f"\n== {self.name}", self._log.read_text(errors="replace"), sep="\n", flush=True)
-        return self.name, code, seconds
+        print("".join(self._log.read_text(errors="replace").splitlines(keepends=True)[-40:]), flush=True)
+        return Result("build (rest of it)", code, time.monotonic() - started)
 
     def stop(self) -> None:
         """End it, if it still runs."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait()
+        self._process.terminate()
+        self._process.wait()
+
+
+def run_all(tiers: list[str], runner: Runner, build: Build | None, arguments: argparse.Namespace) -> None:
+    """Both lanes, then the tiers that need quiet. When the build fails, what needs it is left out."""
+
+    def run(name: str, *, aside: bool = False) -> None:
+        runner.run(name, tier_command(name, arguments.all, arguments.pytest.split()), aside=aside)
+
+    def numerics() -> None:
+        if "numerics" in tiers:
+            run("numerics", aside=len(tiers) > 1)
+
+    with runner.beside(numerics):
+        if arguments.checks:
+            runner.run(CHECKS, ["make", "--keep-going", "lint", "verify"])
+        if "unit" in tiers:
+            run("unit")
+        if build is not None:
+            runner.results.append(build.finish())
+            if runner.results[-1].code:
+                return
+        if "contract" in tiers:
+            run("contract")
+    for name in tiers:
+        if name in NEED_QUIET:
+            run(name)
 
 
 def main() -> int:
-    """Exit status 0 when every tier passed."""
+    """Exit status 0 when every part passed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tiers", nargs="*", choices=[*TIERS, []], help="default: all")
+    parser.add_argument("--all", action="store_true", help="also the tests that are marked exhaustive")
+    parser.add_argument("--checks", action="store_true", help="also `make lint verify`, beside the numerics")
     parser.add_argument("--pytest", default="", help="more arguments for pytest")
     arguments = parser.parse_args()
     tiers = [tier for tier in TIERS if tier in (arguments.tiers or TIERS)]
-    build = None
-    results: list[tuple[str, int, float]] = []
+    started = time.monotonic()
     with scratch_folder() as folder:
-        log = folder / "build.log"
-        beside: Tier | None = None
+        runner, build = Runner(folder), None
         if set(tiers) & set(NEED_THE_RIG):
             if os.geteuid() != 0:
                 raise SystemExit("the cluster tiers need root, for network namespaces; run one of: unit numerics")
-            build = start_build(log)
+            build = Build(folder)
         try:
-            if "numerics" in tiers and len(tiers) > 1:
-                beside = Tier("numerics", arguments.pytest.split(), folder / "numerics.log")
-                tiers.remove("numerics")
-            for tier in tiers:
-                if beside is not None and tier in NEED_QUIET:
-                    results.append(beside.result())
-                    beside = None
-                if build is not None and tier in NEED_THE_RIG:
-                    started = time.monotonic()
-                    print("\n== waiting for Kubernetes' binaries and the images", flush=True)
-                    failed = build.wait()
-                    print("".join(log.read_text(errors="replace").splitlines(keepends=True)[-40:]), flush=True)
-                    results.append(("build (rest of it)", failed, time.monotonic() - started))
-                    build = None
-                    if failed:
-                        break
-                results.append(Tier(tier, arguments.pytest.split()).result())
-            if beside is not None:
-                results.append(beside.result())
-                beside = None
+            run_all(tiers, runner, build, arguments)
         finally:
-            if beside is not None:
-                beside.stop()
+            runner.stop()
             if build is not None:
-                build.terminate()
-                build.wait()
+                build.stop()
     print(f"\n{'tier':<20} {'result':<8} {'seconds':>8}")
-    for name, code, seconds in results:
-        print(f"{name:<20} {'ok' if code == 0 else 'FAILED':<8} {seconds:>8.0f}")
-    failures = sum(code != 0 for _, code, _ in results)
-    print(f"{len(results) - failures} passed, {failures} failed")
+    for result in runner.results:
+        print(f"{result.name:<20} {'ok' if result.code == 0 else 'FAILED':<8} {result.seconds:>8.0f}")
+    failures = sum(result.code != 0 for result in runner.results)
+    print(f"{len(runner.results) - failures} passed, {failures} failed in {time.monotonic() - started:.0f} s")
     return 1 if failures else 0
 
 

@@ -31,9 +31,9 @@ def job(*, every_steps: int, keep_last: int = 2, lora: bool = False, **training:
 
 
 def folder(root: Path, *, pairs: PairDataset | None = None) -> WorkDir:
-    """A prepared work folder."""
+    """A prepared work folder. One layer has all that a checkpoint holds, and trains in two thirds of the time of two."""
     work = WorkDir(root)
-    make_model(work.model)
+    make_model(work.model, layers=1)
     (pairs or some_pairs(5)).save(work.train_data)
     return work
 

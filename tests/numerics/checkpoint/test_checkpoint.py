@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,23 @@ from tests.numerics.ranks import RankFailed, on_ranks
 
 pytestmark = pytest.mark.numerics
 
+DAMAGES = ("truncated", "flipped bit", "missing", "a link")
 SETTINGS = {
     "all weights, fp32": {"precision": "fp32"},
     "all weights, bf16": {"precision": "bf16"},
     "adapters with dropout, fp32": {"precision": "fp32", "lora": True},
     "adapters with dropout, bf16": {"precision": "bf16", "lora": True},
 }
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two ranks with checkpoints of steps 2 and 4, killed after step 5; tests go on with copies of it."""
+    root = tmp_path_factory.mktemp("killed")
+    folder(root)
+    with pytest.raises(RankFailed):
+        on_ranks(2, _killed, job(every_steps=2), root)
+    return root
 
 
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS.keys())
@@ -83,21 +95,27 @@ def test_signals_in_the_middle_of_saves_lose_no_step(tmp_path: Path):
     assert curve(broken) == curve(whole)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped bit", "missing", "a link"])
-def test_a_damaged_checkpoint_is_passed_over_with_the_reason(tmp_path: Path, damage: str):
-    document = job(every_steps=2)
-    folder(tmp_path)
-    with pytest.raises(RankFailed):
-        on_ranks(2, _killed, document, tmp_path)
-    shard = tmp_path / "checkpoints" / "step-00000004" / "rank-00001.safetensors"
-    expected = _damage(shard, damage)
+@pytest.fixture(scope="module")
+def refusals(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Damage -> what the reason must contain, and what two ranks loaded; one world loads all of them."""
+    base = tmp_path_factory.mktemp("damaged")
+    expected = {}
+    for damage in DAMAGES:
+        shutil.copytree(killed, base / damage)
+        expected[damage] = _damage(base / damage / "checkpoints" / "step-00000004" / "rank-00001.safetensors", damage)
+    first, second = on_ranks(2, _refused, job(every_steps=2), [base / damage for damage in DAMAGES])
+    assert first == second
+    return {damage: (expected[damage], found) for damage, found in zip(DAMAGES, first, strict=True)}
 
-    first, _ = on_ranks(2, _refused, document, tmp_path)
 
-    assert first["step"] == 2
-    assert len(first["refused"]) == 1
-    assert "step-00000004: rank-00001.safetensors: " in first["refused"][0]
-    assert expected in first["refused"][0]
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_with_the_reason(refusals: dict[str, Any], damage: str):
+    expected, found = refusals[damage]
+
+    assert found["step"] == 2
+    assert len(found["refused"]) == 1
+    assert "step-00000004: rank-00001.safetensors: " in found["refused"][0]
+    assert expected in found["refused"][0]
 
 
 def test_damaged_checkpoints_alone_do_not_mean_training_from_the_start(tmp_path: Path):
@@ -114,14 +132,11 @@ def test_damaged_checkpoints_alone_do_not_mean_training_from_the_start(tmp_path:
     assert [step for step, _ in layout.committed(tmp_path / "checkpoints")] == [4]
 
 
-def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path: Path):
-    document = job(every_steps=2)
-    folder(tmp_path)
-    with pytest.raises(RankFailed):
-        on_ranks(2, _killed, document, tmp_path)
+def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(killed: Path, tmp_path: Path):
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     _damage(tmp_path / "checkpoints" / "step-00000004" / "rank-00000.safetensors", "truncated")
 
-    first, _ = on_ranks(2, _resumed, document, tmp_path)
+    first, _ = on_ranks(2, _resumed, job(every_steps=2), tmp_path)
 
     assert (first["status"], first["resumed_from"]) == ("Succeeded", 2)
     assert [step for step, _ in layout.committed(tmp_path / "checkpoints")] == [6, 4]
@@ -131,13 +146,11 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(tmp_path: Pa
     assert layout.temporary_folders(tmp_path / "checkpoints") == []
 
 
-def test_a_volume_that_another_writer_fills_ends_all_ranks_in_agreement_and_loses_nothing(tmp_path: Path):
+def test_a_volume_that_another_writer_fills_ends_all_ranks_in_agreement_and_loses_nothing(killed: Path, tmp_path: Path):
     document = job(every_steps=2)
     with small_file_system(tmp_path, 24) as volume:
         root = volume / "run"
-        folder(root)
-        with pytest.raises(RankFailed):
-            on_ranks(2, _killed, document, root)
+        shutil.copytree(killed, root)
 
         first, second = on_ranks(2, _filled, document, root)
 
@@ -250,8 +263,8 @@ def _filled(document: dict[str, Any], root: Path) -> tuple[int, str]:
     raise AssertionError("the save succeeded")
 
 
-def _refused(document: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Load as the loop does; which step, and what was refused."""
+def _refused(document: dict[str, Any], roots: list[Path]) -> list[dict[str, Any]]:
+    """Load from each folder as the loop does; which step, and what was refused."""
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.checkpoint.store import Checkpoints
     from dpo_trainer.checkpoint.zero3 import Zero3State
@@ -260,12 +273,15 @@ def _refused(document: dict[str, Any], root: Path) -> dict[str, Any]:
     from dpo_trainer.engine.engine import Engine
     from dpo_trainer.runtime.workdir import WorkDir
 
-    work, world = WorkDir(root), join_world("cpu")
-    engine = Engine(DPOJob.model_validate(document).spec, work.model, world)
+    world, found = join_world("cpu"), []
+    engine = Engine(DPOJob.model_validate(document).spec, WorkDir(roots[0]).model, world)
     state = Zero3State(engine.deepspeed, engine.module.model, rank=world.rank, world_size=world.world_size)
-    saved = json.loads((work.checkpoints / "step-00000002" / "manifest.json").read_text())
-    checkpoints = Checkpoints(work.checkpoints, 2, saved["identity"], ranks=Ranks(world.device))
-    checkpoints.begin()
-    restored = checkpoints.load(state)
-    assert restored is not None
-    return {"step": restored.step, "refused": list(restored.refused)}
+    for root in roots:
+        work = WorkDir(root)
+        saved = json.loads((work.checkpoints / "step-00000002" / "manifest.json").read_text())
+        checkpoints = Checkpoints(work.checkpoints, 2, saved["identity"], ranks=Ranks(world.device))
+        checkpoints.begin()
+        restored = checkpoints.load(state)
+        assert restored is not None
+        found.append({"step": restored.step, "refused": list(restored.refused)})
+    return found
