@@ -1,0 +1,85 @@
+"""A job whose status an earlier operator wrote goes on under this one."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from dpo_operator.api.status import DPOJobStatus, State
+from dpo_operator.api.types import DPOJob
+from dpo_operator.planning.observed import Observed
+from dpo_operator.planning.plan import plan
+from tests.fixtures.make_statuses import answer, ending
+from tests.unit.planning.build import SETTINGS
+
+pytestmark = pytest.mark.unit
+
+FILES = sorted((Path(__file__).resolve().parents[2] / "fixtures").glob("*/statuses.json"))
+RECORDS: list[dict[str, Any]] = [record for file in FILES for record in json.loads(file.read_text())]
+
+# Fields of the status that have another name now: the earlier name -> today's.
+RENAMED: dict[str, str] = {}
+# Sentences for people. Their words may change; reasons, which programs read, may not.
+WORDS = ("message", "ending")
+
+
+def renamed(status: dict[str, Any]) -> dict[str, Any]:
+    """An earlier status with today's names."""
+    return {RENAMED.get(key, key): value for key, value in status.items()}
+
+
+def without_words(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: without_words(part) for key, part in value.items() if key not in WORDS}
+    return [without_words(part) for part in value] if isinstance(value, list) else value
+
+
+def seen_then(document: dict[str, Any]) -> Observed:
+    """The cluster as an earlier operator saw it, with today's types."""
+    return TypeAdapter(Observed).validate_python(document)
+
+
+def parsed(record: dict[str, Any]) -> tuple[DPOJob, DPOJobStatus, Observed, datetime]:
+    job, status = DPOJob.model_validate(record["job"]), DPOJobStatus.model_validate(record["status"])
+    return job, status, seen_then(record["observed"]), datetime.fromisoformat(record["now"])
+
+
+def test_the_fixtures_show_every_state_and_much_else():
+    statuses = [DPOJobStatus.model_validate(record["status"]) for record in RECORDS]
+    assert len({json.dumps(record["status"], sort_keys=True) for record in RECORDS}) >= 30
+    assert {status.state for status in statuses} == {None, *State}
+    assert {status.phase for status in statuses} == {None, "prepare", "train", "export"}
+    fields = {key for record in RECORDS for key, value in record["status"].items() if value}
+    known = {field.alias for field in DPOJobStatus.model_fields.values()}
+    assert {RENAMED.get(field, field) for field in fields} <= known
+    assert {"restartHistory", "recordedCheckpoints", "checkpoint", "straggler", "placement", "notBefore"} <= fields
+    asked = {(action["verb"], action["kind"]) for record in RECORDS for action in record["answer"]["actions"]}
+    assert {("create", "Job"), ("delete", "Job"), ("delete", "Pod")} <= asked
+
+
+@pytest.mark.parametrize("number", range(len(RECORDS)))
+def test_no_field_is_lost(number: int):
+    for status in (RECORDS[number]["status"], RECORDS[number]["answer"]["status"]):
+        assert DPOJobStatus.model_validate(status).to_dict() == renamed(status)
+
+
+@pytest.mark.parametrize("number", range(len(RECORDS)))
+def test_the_same_is_decided(number: int):
+    record = RECORDS[number]
+    then, now = record["answer"], answer(plan(*parsed(record), SETTINGS))
+    assert without_words(now["status"]) == without_words(renamed(then["status"]))
+    assert {**now, "status": None} == {**then, "status": None}
+
+
+@pytest.mark.parametrize("number", range(len(RECORDS)))
+def test_the_job_ends_as_it_would_have(number: int):
+    assert ending(*parsed(RECORDS[number])) == RECORDS[number]["ending"]
+
+
+def test_most_of_the_jobs_get_to_their_end():
+    ends = [record["ending"]["state"] for record in RECORDS if record["ending"] is not None]
+    assert ends.count("Complete") >= 90
+    assert len(ends) >= 110
