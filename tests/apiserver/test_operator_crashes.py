@@ -73,7 +73,7 @@ async def live(hands: Hands, name: str, at: int, after: bool) -> int:
     reader = ProgressReader()
 
     def newborn() -> Reconciler:
-        return Reconciler(client, reader, Settings(TrainerImage("t:1")), JobMetrics(), look_seconds=0)
+        return Reconciler(client, reader, Settings(TrainerImage("t:1")), JobMetrics(), full_pass_seconds=0)
 
     reconciler, key = newborn(), Key(hands.namespace, name)
     try:
@@ -136,7 +136,7 @@ def test_an_error_of_its_own_is_told_on_the_job(hands: Hands) -> None:
     async def scenario() -> None:
         hands.apply("defect")
         client, reader = await BrokenClient.connect(), ProgressReader()
-        reconciler = Reconciler(client, reader, Settings(TrainerImage("t:1")), JobMetrics(), look_seconds=0)
+        reconciler = Reconciler(client, reader, Settings(TrainerImage("t:1")), JobMetrics(), full_pass_seconds=0)
         key = Key(hands.namespace, "defect")
         try:
             await reconciler.reconcile(key)

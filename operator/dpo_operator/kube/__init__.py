@@ -1,1 +1,1 @@
-"""The edge: everything that talks to the API server or to a pod."""
+"""Input and output: everything that talks to the API server. It takes no decision."""

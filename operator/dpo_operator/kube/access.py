@@ -1,7 +1,7 @@
-"""How the API server is reached: its address, certificates, and a token that is read anew.
+"""Connection settings of the API server: address, TLS, and a bearer token that is refreshed.
 
-One place for this operator's own requests and for kopf's watches. The client library reads the configuration and runs
-login plugins; its generated requests and models are passed by: they cost more than all decisions together.
+Shared by the operator's own client and kopf's watches. The kubernetes library only loads the configuration and runs login
+plugins; its generated API classes are not used, because they cost more CPU than everything else.
 """
 
 import os
@@ -19,14 +19,14 @@ from dpo_operator.api import names
 
 CONNECTIONS = 64
 IDLE_SECONDS = 60.0
-# A refused token is read anew at most this often.
+# Minimum interval between reloads of rejected credentials.
 RELOAD_SECONDS = 10.0
 
 Send = Callable[[aiohttp.ClientRequest], Awaitable[aiohttp.ClientResponse]]
 
 
 class Access:
-    """Where the API server is and who this process is there."""
+    """Address and credentials for the API server."""
 
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
@@ -45,7 +45,7 @@ class Access:
         return str(self._configuration.host).rstrip("/")
 
     async def reload(self) -> bool:
-        """Read the credentials again after the server refused them; False when that was done a moment ago."""
+        """Reload rejected credentials; False if they were reloaded less than RELOAD_SECONDS ago."""
         if time.monotonic() - self._reloaded < RELOAD_SECONDS:
             return False
         self._reloaded = time.monotonic()
@@ -53,7 +53,7 @@ class Access:
         return True
 
     def open(self, **options: Any) -> aiohttp.ClientSession:
-        """A new set of connections. options: more arguments of aiohttp's session."""
+        """A new aiohttp session. options: more arguments of it."""
         connector = aiohttp.TCPConnector(limit=CONNECTIONS, ssl=self._tls(), keepalive_timeout=IDLE_SECONDS)
         return aiohttp.ClientSession(
             connector=connector,
@@ -66,7 +66,7 @@ class Access:
         )
 
     async def _authorize(self, request: aiohttp.ClientRequest, send: Send) -> aiohttp.ClientResponse:
-        # Asked for each request: a service account's token is replaced while the pod runs.
+        # Per request, because service account tokens rotate while the pod runs.
         if token := await self._configuration.get_api_key_with_prefix("BearerToken"):
             request.headers["Authorization"] = str(token)
         return await send(request)

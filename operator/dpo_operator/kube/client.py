@@ -24,18 +24,18 @@ MERGE_PATCH = {"Content-Type": "application/merge-patch+json"}
 
 # Seconds during which this process may still write.
 Fence = Callable[[], float]
-# Method, URL path and HTTP status of every answer; status 0 where none came.
-Heard = Callable[[str, str, int], None]
+# Called with the method, URL path and HTTP status of every response; status 0 without a response.
+OnResponse = Callable[[str, str, int], None]
 
 
 class FencedError(Exception):
-    """A write that was not sent: another process may be the leader by now."""
+    """A write that was not sent, because another process may be the leader by now."""
 
 
 class ApiError(Exception):
-    """The API server's refusal.
+    """An error response of the API server.
 
-    code: HTTP status. reason: Kubernetes' word for it, such as AlreadyExists. retry_after: seconds that it asks to wait.
+    code: HTTP status. reason: that of the metav1.Status, such as AlreadyExists. retry_after: Retry-After, seconds.
     """
 
     def __init__(self, code: int, reason: str, message: str, retry_after: float = 0.0) -> None:
@@ -57,13 +57,13 @@ class ApiError(Exception):
 
     @property
     def is_terminating(self) -> bool:
-        """The namespace is being deleted: nothing can be made in it any more, and nothing has to be."""
+        """The namespace is terminating, so creations are refused and unnecessary."""
         return self.code == 403 and "because it is being terminated" in self.message
 
     @property
     def is_refusal(self) -> bool:
-        """The request itself was judged and refused: invalid, forbidden by a quota, a policy or a webhook."""
-        # A webhook that does not answer comes as an error of the server.
+        """The request was rejected by validation, quota, policy or a webhook; the same request will be rejected again."""
+        # A webhook that does not answer is reported as an error of the server.
         return self.code in (400, 403, 422) or "failed calling webhook" in self.message
 
 
@@ -75,7 +75,7 @@ class Resource:
     plural: str
 
     def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
-        """URL path; without a namespace it spans all of them."""
+        """URL path; namespace None: all namespaces."""
         parts = [self.prefix, f"namespaces/{namespace}" if namespace else None, self.plural, name, subresource]
         return "/" + "/".join(part for part in parts if part)
 
@@ -95,7 +95,7 @@ RESOURCES: dict[str, Resource] = {
 
 
 def resource_of(manifest: Json) -> Resource:
-    """Where an object belongs. PodGroups of several projects share their kind."""
+    """API path of an object. PodGroups of several projects share their kind."""
     if manifest["kind"] == "PodGroup":
         return Resource(f"apis/{manifest['apiVersion']}", "podgroups")
     return RESOURCES[manifest["kind"]]
@@ -104,19 +104,19 @@ def resource_of(manifest: Json) -> Resource:
 class Client:
     """A connection to one API server. Close it, or use it as a context manager.
 
-    fence: asked before every write is queued and again when its connection is at hand; without one, writes are free.
+    fence: seconds left for writing, checked before a write is queued and again just before it is sent. None: no limit.
     """
 
-    def __init__(self, access: Access, *, fence: Fence | None = None, heard: Heard | None = None) -> None:
+    def __init__(self, access: Access, *, fence: Fence | None = None, on_response: OnResponse | None = None) -> None:
         self._access = access
         self._fence = fence
-        self._heard = heard
+        self._on_response = on_response
         self._server_clock = ServerClock()
-        gate = aiohttp.TraceConfig()
-        # The last moments before a request is written to a connection, new or used before.
-        gate.on_connection_create_end.append(self._at_the_gate)
-        gate.on_connection_reuseconn.append(self._at_the_gate)
-        self._session = access.open(trace_configs=[gate])
+        hooks = aiohttp.TraceConfig()
+        # The last hooks before a request is written to a new or a reused connection.
+        hooks.on_connection_create_end.append(self._check_fence)
+        hooks.on_connection_reuseconn.append(self._check_fence)
+        self._session = access.open(trace_configs=[hooks])
 
     @classmethod
     async def connect(cls) -> "Client":
@@ -140,7 +140,7 @@ class Client:
         return self._server_clock.now()
 
     async def get(self, kind: str | Resource, namespace: str, name: str) -> Json | None:
-        """One object, None when it does not exist. Read from the storage, never from a cache."""
+        """One object, None when it does not exist. A quorum read, never from the watch cache."""
         try:
             resource = RESOURCES[kind] if isinstance(kind, str) else kind
             return await self.request("GET", resource.path(namespace, name))
@@ -152,7 +152,7 @@ class Client:
     async def list(
         self, kind: str, namespace: str | None, label_selector: str = "", field_selector: str = ""
     ) -> list[Json]:
-        """All objects of a kind, page by page. Read from the storage, never from a cache."""
+        """All objects of a kind, page by page. A quorum read, never from the watch cache."""
         items: list[Json] = []
         token = ""
         while True:
@@ -168,17 +168,17 @@ class Client:
     async def request(
         self, method: str, path: str, body: Json | None = None, query: dict[str, str] | None = None
     ) -> Json:
-        """One request. Raises ApiError for an answer other than 2xx, and OSError or TimeoutError without an answer.
+        """One request. Raises ApiError for a response other than 2xx, and OSError or TimeoutError without a response.
 
         A PATCH is a JSON merge patch.
         """
         began = time.monotonic()
         limit = min(REQUEST_SECONDS, self._may_send(method))
-        # As short as it can be: with escapes, what a user may store could be too long to send back.
+        # Without \u escapes, with which an object near the size limit would exceed it.
         data = None if body is None else json.dumps(body, ensure_ascii=False).encode(errors="replace")
         status = 0
         try:
-            # An answer that comes after the right to write ended could be to a request of another leader's time.
+            # Time out with the fence: a later response may belong to a write made during another leader's term.
             async with (
                 asyncio.timeout(limit),
                 self._session.request(
@@ -188,42 +188,42 @@ class Client:
                     params=query,
                     headers=None if body is None else MERGE_PATCH if method == "PATCH" else JSON_BODY,
                     trace_request_ctx=method,
-                ) as answer,
+                ) as response,
             ):
-                status, text = answer.status, await answer.read()
-                retry_after = answer.headers.get("Retry-After", "")
-                self._server_clock.heard(answer.headers.get("Date", ""))
+                status, text = response.status, await response.read()
+                retry_after = response.headers.get("Retry-After", "")
+                self._server_clock.observe(response.headers.get("Date", ""))
         except aiohttp.ClientError as error:
             raise ConnectionError(f"{method} {path}: {str(error) or type(error).__name__}") from error
         except TimeoutError as error:
-            raise TimeoutError(f"{method} {path}: no answer within {time.monotonic() - began:.1f} s") from error
+            raise TimeoutError(f"{method} {path}: no response within {time.monotonic() - began:.1f} s") from error
         finally:
-            if self._heard is not None:
-                self._heard(method, path, status)
+            if self._on_response is not None:
+                self._on_response(method, path, status)
         if 200 <= status < 300:
             try:
                 parsed: Json = json.loads(text)
             except ValueError as error:
-                raise ConnectionError(f"{method} {path}: an answer that is no JSON") from error
+                raise ConnectionError(f"{method} {path}: the response is not JSON") from error
             return parsed
         if status == 401 and await self._access.reload():
             return await self.request(method, path, body, query)
-        raise _refusal(status, text, retry_after)
+        raise _error_of(status, text, retry_after)
 
     def _may_send(self, method: str) -> float:
         """Seconds for a request. Raises FencedError when a write may not be sent at all."""
         if self._fence is None or method in READS:
             return REQUEST_SECONDS
         if (left := self._fence()) <= 0:
-            raise FencedError("not the leader: nothing is written")
+            raise FencedError("write refused: this process is not the leader")
         return left
 
-    async def _at_the_gate(self, session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+    async def _check_fence(self, session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
         self._may_send(str(context.trace_request_ctx))
 
 
-def _refusal(code: int, text: bytes, retry_after: str) -> ApiError:
-    """From a metav1.Status, or from whatever a proxy in between says."""
+def _error_of(code: int, text: bytes, retry_after: str) -> ApiError:
+    """ApiError from a metav1.Status, or from the body of a proxy's response."""
     try:
         wait = min(60.0, max(0.0, float(retry_after)))
     except ValueError:

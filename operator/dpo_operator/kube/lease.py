@@ -1,8 +1,8 @@
-"""Which of several operators acts: the one that holds the Lease.
+"""Leader election with a coordination.k8s.io Lease.
 
-A holder may write while it has renewed the Lease recently enough by its own monotonic clock. Others wait until they have
-seen no renewal for the Lease's whole duration by theirs. No two machines' clocks are ever compared, and a process that
-was stopped for a while finds its time over before it does anything else.
+A holder may write while it has renewed the Lease recently enough by its own monotonic clock. Candidates wait until they
+have observed no renewal for the full duration by their own clock. Clocks of different machines are never compared. A
+process that was paused finds its fence expired before its next write.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ class LeaseLostError(Exception):
 
 
 class Lease:
-    """One candidate. client: without a fence, and used by nobody else, so that no other request delays a renewal."""
+    """One candidate. client: unfenced and used for nothing else, so that no other request delays a renewal."""
 
     def __init__(
         self, client: Client, namespace: str, name: str, identity: str, seconds: float, clock: Clock = time.monotonic
@@ -37,19 +37,19 @@ class Lease:
         self._identity = identity
         self._seconds = seconds
         self._clock = clock
-        # A quarter of the duration lies between the last write of a holder and the first of its successor.
+        # Safety margin: the holder stops writing a quarter of the duration before a successor may start.
         self._valid_seconds = 0.75 * seconds
         self._every = seconds / 6
         self._valid_until = float("-inf")
         self._held: Json | None = None
-        self._seen: tuple[str, float] = ("", 0.0)
+        self._observed: tuple[str, float] = ("", 0.0)
 
     def remaining(self) -> float:
         """Seconds during which this process may write; 0 or less: it may not."""
         return self._valid_until - self._clock()
 
     async def acquire(self) -> None:
-        """Return when this process holds the Lease."""
+        """Wait until this process holds the Lease."""
         while True:
             try:
                 if await self._try():
@@ -62,8 +62,8 @@ class Lease:
     async def keep(self) -> None:
         """Renew for ever. Raises LeaseLostError when another process has the Lease.
 
-        While the API server is away nothing can be written anyway; when it's back and nobody took the Lease meanwhile,
-        this process goes on.
+        During an outage of the API server no process can write. Afterwards this process continues if no other one took the
+        Lease.
         """
         while True:
             await asyncio.sleep(self._every)
@@ -74,7 +74,7 @@ class Lease:
                 logger.warning("lease %s/%s: %s", self._namespace, self._name, str(error) or type(error).__name__)
 
     async def release(self) -> None:
-        """Let another process lead at once. For an orderly end, when nothing is written any more."""
+        """Let another process lead at once. Call it on shutdown, after the last write."""
         held, self._held, self._valid_until = self._held, None, float("-inf")
         if held is None:
             return
@@ -102,11 +102,11 @@ class Lease:
             self._held = await self._request("PUT" if wanted["metadata"].get("resourceVersion") else "POST", wanted)
         except ApiError as error:
             if error.is_conflict or error.is_gone:
-                # Taken by another, or changed by our own request whose answer was lost: a look will tell.
+                # Taken by another process, or changed by our own request whose response was lost. Read it to find out.
                 was_held, self._held = self._held is not None, None
                 return await self._try() if was_held else False
             raise
-        # From when the request was made, not from when its answer came: others may count from any moment between.
+        # Count from the time of sending: others may observe the renewal at any time after it.
         self._valid_until = asked + self._valid_seconds
         return True
 
@@ -115,16 +115,16 @@ class Lease:
         if spec.get("holderIdentity") in (None, "", self._identity):
             return True
         version = str(found["metadata"]["resourceVersion"])
-        if version != self._seen[0]:
-            self._seen = (version, now)
-        return now - self._seen[1] >= float(spec.get("leaseDurationSeconds") or self._seconds)
+        if version != self._observed[0]:
+            self._observed = (version, now)
+        return now - self._observed[1] >= float(spec.get("leaseDurationSeconds") or self._seconds)
 
     def _claimed(self, found: Json | None) -> Json:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         spec = dict((found or {}).get("spec") or {})
         if spec.get("holderIdentity") != self._identity:
             spec |= {"acquireTime": now, "leaseTransitions": int(spec.get("leaseTransitions") or 0) + 1}
-        # For people; what counts is that the object changes.
+        # Informational; candidates only compare resourceVersions.
         spec |= {
             "holderIdentity": self._identity,
             "renewTime": now,
@@ -135,6 +135,6 @@ class Lease:
 
     async def _request(self, method: str, body: Json | None = None) -> Json:
         path = RESOURCES["Lease"].path(self._namespace, None if method == "POST" else self._name)
-        # Not wait_for, which may swallow a cancellation that comes at the same moment as the answer.
+        # Not wait_for, which may swallow a cancellation that comes at the same moment as the response.
         async with asyncio.timeout(self._every):
             return await self._client.request(method, path, body=body)

@@ -1,7 +1,7 @@
-"""Whether the watches still deliver: what they were heard to say, against what fresh reads show.
+"""Health of the watches: compares what they delivered with what lists show.
 
-A watch can die without a sign: its connection is open and nothing comes, or its task hangs. Then the process looks well
-and reacts to nothing but its own periodic pass.
+A watch can die without a sign: its connection is open and nothing arrives, or its task hangs. The process then looks
+healthy but reacts only to its own periodic pass.
 """
 
 import time
@@ -34,10 +34,10 @@ class Stream:
 
 
 class Watches:
-    """What is known about the watches.
+    """Activity and deliveries of all watches.
 
-    silent_seconds: a watch that says nothing for so long, not even a bookmark, is dead. behind_seconds: one that did not
-    deliver in that time what reads have shown all along is deaf.
+    silent_seconds: a watch without any data for this long, even bookmarks, is dead. behind_seconds: a watch that has not
+    delivered a listed version for this long is stuck.
     """
 
     def __init__(
@@ -47,21 +47,21 @@ class Watches:
         self._silent = silent_seconds
         self._behind = behind_seconds
         now = clock()
-        self._heard = dict.fromkeys(streams, now)
+        self._active_at = dict.fromkeys(streams, now)
         self._refused: set[Stream] = set()
         # Newest version that a stream delivered; the API server delivers a resource's versions in order.
         self._delivered: dict[Stream, int] = {}
-        # Version that a read showed and the stream has not reached, when first and when last.
+        # A listed version that the stream has not reached: resourceVersion, first listed at, last listed at.
         self._missing: dict[Stream, tuple[int, float, float]] = {}
-        # When a read of the same objects was last answered: a server that is away is not a dead watch.
-        self._answered: dict[Stream, float] = {}
+        # Last successful list of the same objects, to tell a dead watch from an unreachable server.
+        self._listed_at: dict[Stream, float] = {}
 
-    def heard(self, url: URL, status: int) -> None:
-        """The API server answered a list or a watch, or a watch said something."""
+    def on_activity(self, url: URL, status: int) -> None:
+        """The API server answered a list or a watch, or a watch received data."""
         stream = Stream.of(url.path)
-        if stream not in self._heard:
+        if stream not in self._active_at:
             return
-        self._heard[stream] = self._clock()
+        self._active_at[stream] = self._clock()
         if status == 200:
             self._refused.discard(stream)
         else:
@@ -74,33 +74,33 @@ class Watches:
             if stream in self._missing and newest >= self._missing[stream][0]:
                 del self._missing[stream]
 
-    def shown(self, stream: Stream, versions: Iterable[str]) -> None:
-        """A read showed objects of the stream."""
-        now = self._answered[stream] = self._clock()
+    def on_list(self, stream: Stream, versions: Iterable[str]) -> None:
+        """A list has returned objects of the stream. versions: their resourceVersions."""
+        now = self._listed_at[stream] = self._clock()
         newest = max((int(v) for v in versions if v.isdecimal()), default=0)
         if newest <= self._delivered.get(stream, 0):
             return
         version, first, last = self._missing.get(stream, (newest, now, now))
         if now - last > self._behind:
-            # What was missing has long not been seen; it may have been deleted without an event.
+            # The missing version is no longer listed; the object may have been deleted without an event.
             version, first = newest, now
         self._missing[stream] = (version, first, now)
 
     def ages(self) -> dict[str, float]:
-        """Seconds since each resource's watches were heard, the most silent one's."""
+        """Seconds since the last activity of each resource's watches; the largest of them."""
         now = self._clock()
         ages: dict[str, float] = {}
-        for stream, at in self._heard.copy().items():
+        for stream, at in self._active_at.copy().items():
             ages[stream.resource] = max(ages.get(stream.resource, 0.0), now - at)
         return ages
 
-    def complaint(self) -> str:
-        """Why the process should be started anew; empty when all is well."""
+    def unhealthy_reason(self) -> str:
+        """Why the process should be restarted; empty while the watches are healthy."""
         now = self._clock()
-        for stream, at in self._heard.items():
+        for stream, at in self._active_at.items():
             if stream in self._refused:
                 continue
-            if now - at > self._silent and self._answered.get(stream, float("-inf")) > at + self._silent:
+            if now - at > self._silent and self._listed_at.get(stream, float("-inf")) > at + self._silent:
                 return f"the watch of {stream} has been silent for {now - at:.0f} s while the API server answers"
         for stream, (version, first, last) in self._missing.items():
             if last - first >= self._behind and stream not in self._refused:
@@ -108,30 +108,32 @@ class Watches:
         return ""
 
 
-def hearing(heard: Callable[[URL, int], None]) -> type[aiohttp.ClientResponse]:
-    """A class of answers that tells of each piece of a body that arrives: kopf shows its handlers no bookmarks."""
+def tracking_response(on_activity: Callable[[URL, int], None]) -> type[aiohttp.ClientResponse]:
+    """Response class that reports every chunk of a watch. kopf's handlers do not suffice, because they get no bookmarks."""
 
-    class Hearing(aiohttp.ClientResponse):
+    class TrackingResponse(aiohttp.ClientResponse):
         async def start(self, connection: Any) -> aiohttp.ClientResponse:
             await super().start(connection)
-            heard(self.url, self.status)
+            on_activity(self.url, self.status)
             if self.url.query.get("watch") == "true":
-                self.content = _Ear(self.content, lambda: heard(self.url, self.status))  # type: ignore[assignment]
+                # aiohttp declares a StreamReader; kopf reads only with iter_chunked.
+                tracked = _TrackedStream(self.content, lambda: on_activity(self.url, self.status))
+                self.content = tracked  # type: ignore[assignment]
             return self
 
-    return Hearing
+    return TrackingResponse
 
 
-class _Ear:
-    """A stream that tells when something was read from it."""
+class _TrackedStream:
+    """A stream that reports every chunk that is read from it."""
 
-    def __init__(self, stream: aiohttp.StreamReader, heard: Callable[[], None]) -> None:
+    def __init__(self, stream: aiohttp.StreamReader, on_activity: Callable[[], None]) -> None:
         self._stream = stream
-        self._heard = heard
+        self._on_activity = on_activity
 
     async def iter_chunked(self, size: int) -> AsyncIterator[bytes]:
         async for chunk in self._stream.iter_chunked(size):
-            self._heard()
+            self._on_activity()
             yield chunk
 
     def __getattr__(self, name: str) -> Any:

@@ -37,12 +37,12 @@ class ProcessMetrics(Collector):
         """Count a request by the plural of its resource: names and namespaces would make too many series."""
         self._requests.labels(method, _plural(path), str(status)).inc()
 
-    def follow(self, queue: KeyQueue | None, ages: Callable[[], dict[str, float]]) -> None:
-        """Export this queue and these ages from now on."""
+    def set_sources(self, queue: KeyQueue | None, ages: Callable[[], dict[str, float]]) -> None:
+        """Export this queue and these seconds since each resource's watches were active."""
         self._queue, self._ages = queue, ages
 
     def collect(self) -> Iterator[Metric]:
-        """What is asked for when it's scraped."""
+        """Metrics that are computed when they are scraped."""
         depth = GaugeMetricFamily("dpojob_operator_queue_depth", "DPOJobs that wait for a worker.", labels=("lane",))
         oldest = GaugeMetricFamily(
             "dpojob_operator_queue_oldest_seconds", "How long the first of them has waited.", labels=("lane",)

@@ -12,19 +12,19 @@ from dpo_operator.builders.config import config_name
 from dpo_operator.builders.guards import build_guards, build_open_budget
 from dpo_operator.builders.volume import claim_name
 from dpo_operator.kube.client import ApiError, Client, resource_of
-from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Guard, Observed, Support, owner_uid
+from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Guard, Support, owner_uid
+from dpo_operator.planning.observed import Observed
 from dpo_operator.queueing.key import Key
 from dpo_operator.queueing.stopwatch import Stopwatch
 from dpo_operator.reconcile.memory import Furniture, JobMemory
 
 Json = dict[str, Any]
 
+# Called with kind, namespace and items of each list; namespace None: all namespaces.
+OnList = Callable[[str, str | None, Sequence[Json]], None]
 
-# Kind and objects of a list that was just read.
-Shown = Callable[[str, str, Sequence[Json]], None]
 
-
-async def observe(client: Client, job: DPOJob, memory: JobMemory, *, max_age: float, shown: Shown) -> Observed:
+async def observe(client: Client, job: DPOJob, memory: JobMemory, *, max_age: float, on_list: OnList) -> Observed:
     """Jobs and pods of a job as the API server holds them now, with its claim, Service and ConfigMap.
 
     max_age: seconds for which the last read of those three is good enough.
@@ -36,8 +36,8 @@ async def observe(client: Client, job: DPOJob, memory: JobMemory, *, max_age: fl
         client.list("Pod", namespace, selector),
         _furniture(client, job, memory.furniture, max_age),
     )
-    shown("Job", namespace, jobs)
-    shown("Pod", namespace, pods)
+    on_list("Job", namespace, jobs)
+    on_list("Pod", namespace, pods)
     memory.furniture = furniture
     memory.versions = frozenset(str(raw["metadata"]["resourceVersion"]) for raw in (*jobs, *pods))
     clock = _Clock(memory.pods)

@@ -16,7 +16,7 @@ from dpo_operator.metrics.jobs import JobMetrics
 from dpo_operator.metrics.timings import Timings
 from dpo_operator.planning import ending, gangs, resizing, retrying
 from dpo_operator.planning.actions import Create, Event, ExpandClaim, Plan, SuspendJob
-from dpo_operator.planning.observed import Observed
+from dpo_operator.planning.observed import Observed, Turn
 from dpo_operator.planning.plan import Settings, plan, reject_unreadable
 from dpo_operator.planning.validate import Problems
 from dpo_operator.queueing.key import Key
@@ -25,7 +25,7 @@ from dpo_operator.queueing.turns import Turns
 from dpo_operator.reconcile import write
 from dpo_operator.reconcile.memory import Furniture, JobMemory, RefusedExpansion
 from dpo_operator.reconcile.observe import (
-    Shown,
+    OnList,
     observe,
     observe_guards,
     observe_leftovers,
@@ -44,8 +44,8 @@ MAX_ROUNDS = 5
 TROUBLE = (ApiError, FencedError, OSError)
 
 
-def _unheard(kind: str, namespace: str, items: Sequence[Json]) -> None:
-    """For those who follow no watches."""
+def _ignore_list(kind: str, namespace: str | None, items: Sequence[Json]) -> None:
+    """Default for on_list: without watches nothing is compared."""
 
 
 class Reconciler:
@@ -58,16 +58,16 @@ class Reconciler:
         settings: Settings,
         metrics: JobMetrics,
         *,
-        look_seconds: float = 30.0,
-        shown: Shown = _unheard,
+        full_pass_seconds: float = 30.0,
+        on_list: OnList = _ignore_list,
     ) -> None:
         self._client = client
         self._reader = reader
         self._settings = settings
         self._metrics = metrics
         self._timings = Timings(metrics.registry)
-        self._look_seconds = look_seconds
-        self._shown = shown
+        self._full_pass_seconds = full_pass_seconds
+        self._on_list = on_list
         self._memory: dict[Key, JobMemory] = {}
         # How long the deleted pods of jobs that are no more have been seen.
         self._gone: dict[Key, Stopwatch] = {}
@@ -100,7 +100,7 @@ class Reconciler:
         memory = self._memory.setdefault(key, JobMemory())
         try:
             with self._metrics.timed("reconcile"):
-                if not memory.dirty and time.monotonic() - memory.looked_at < self._look_seconds:
+                if not memory.dirty and time.monotonic() - memory.looked_at < self._full_pass_seconds:
                     done, delay = await self._tick(key, memory)
                     if done:
                         return delay
@@ -209,17 +209,17 @@ class Reconciler:
         elif seen is None:
             # While an attempt's Job is there nothing is made from these, so that an older look is good enough.
             has_job = status.active_job is not None or memory.made == (status.phase, status.attempt)
-            max_age = self._look_seconds if has_job else 0.0
-            seen = await observe(self._client, job, memory, max_age=max_age, shown=self._shown)
+            max_age = self._full_pass_seconds if has_job else 0.0
+            seen = await observe(self._client, job, memory, max_age=max_age, on_list=self._on_list)
         if (refusal := memory.expansion) is not None and refusal.is_fresh:
             seen = replace(seen, expansion_refused=(refusal.size, refusal.why))
         running = resizing.as_running(job, status, seen)
         if is_fresh:
-            seen = await memory.startup.observe(self._client, running, status, seen)
+            seen = replace(seen, startup=await memory.startup.observe(self._client, running, status, seen))
         seen = await self._with_guards(running, status, seen, memory)
-        seen = await memory.heartbeats.observe(self._reader, running, status, seen)
+        seen = replace(seen, heartbeat=await memory.heartbeats.observe(self._reader, running, status, seen))
         now = self._client.now()
-        seen = self._with_turn(key, running, status, seen, memory, now)
+        seen = replace(seen, turn=self._turn(key, running, status, seen, memory, now))
         decision = plan(job, status, seen, now, self._settings)
         self.turns.settle(key, any(isinstance(a, SuspendJob) and not a.value for a in decision.actions))
         return decision, seen
@@ -235,7 +235,8 @@ class Reconciler:
         if isinstance(job, Problems) or not conditions.is_true(status.conditions, conditions.RUNNING):
             return False, None
         running = resizing.as_running(job, status, memory.seen)
-        seen = await memory.heartbeats.observe(self._reader, running, status, memory.seen)
+        heartbeat = await memory.heartbeats.observe(self._reader, running, status, memory.seen)
+        seen = replace(memory.seen, heartbeat=heartbeat)
         decision = plan(job, status, seen, self._client.now(), self._settings)
         news = decision.actions or decision.events or memory.heartbeats.has_news
         if memory.dirty or news or decision.requeue_after is None:
@@ -262,9 +263,9 @@ class Reconciler:
         memory.guarded, memory.guards_at = status.phase, time.monotonic()
         return replace(seen, guards=await observe_guards(self._client, job, status.phase))
 
-    def _with_turn(
+    def _turn(
         self, key: Key, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory, now: datetime
-    ) -> Observed:
+    ) -> Turn:
         stand = gangs.stand(job, status, seen, now)
         turn = self.turns.look(key, stand, gangs.order(status, now))
         # Since the Job was resumed: the next one that is, or the same one later, starts this clock anew.
@@ -272,7 +273,7 @@ class Reconciler:
         placing = stand is gangs.Stand.PLACING or gangs.holds_a_part(job, status, seen)
         memory.placing.keep([fact] if placing else [])
         seconds = memory.placing.seconds(fact) if placing else 0.0
-        return replace(seen, may_place=turn.may_place, others_waiting=turn.others_waiting, placing_seconds=seconds)
+        return replace(turn, placing_seconds=seconds)
 
     async def _write(self, raw: Json, decision: Plan, memory: JobMemory) -> Json:
         if decision.status == memory.parsed.status(raw):

@@ -24,7 +24,7 @@ class Server:
         self.monotonic += seconds
 
     def answers(self, wrong_by: timedelta = timedelta()) -> None:
-        self.clock.heard(format_datetime(self.time + wrong_by, usegmt=True))
+        self.clock.observe(format_datetime(self.time + wrong_by, usegmt=True))
 
     @property
     def error(self) -> float:
@@ -76,5 +76,5 @@ def test_a_clock_that_was_put_right_is_followed_after_a_while():
 def test_what_is_no_date_is_passed_over(text: str):
     server = Server()
     server.answers()
-    server.clock.heard(text)
+    server.clock.observe(text)
     assert server.error < 1

@@ -36,48 +36,48 @@ def test_stream_of_a_path():
 
 def test_version_that_reads_show_and_the_watch_does_not(watches, clock):
     watches.delivered(PODS, "5")
-    watches.shown(PODS, ["4", "5"])
+    watches.on_list(PODS, ["4", "5"])
     clock.now += 100
-    assert watches.complaint() == ""
-    watches.shown(PODS, ["7"])
+    assert watches.unhealthy_reason() == ""
+    watches.on_list(PODS, ["7"])
     clock.now += 29
-    watches.shown(PODS, ["8"])
-    assert watches.complaint() == ""
+    watches.on_list(PODS, ["8"])
+    assert watches.unhealthy_reason() == ""
     clock.now += 2
-    watches.shown(PODS, ["9"])
-    assert watches.complaint() == "the watch of pods in a has not delivered version 7 in 31 s, which reads show"
+    watches.on_list(PODS, ["9"])
+    assert watches.unhealthy_reason() == "the watch of pods in a has not delivered version 7 in 31 s, which reads show"
     # Not the newest, but what was missing first.
     watches.delivered(PODS, "7")
-    assert watches.complaint() == ""
+    assert watches.unhealthy_reason() == ""
 
 
 def test_object_that_vanished_without_an_event_is_no_sign_of_death(watches, clock):
-    watches.shown(PODS, ["7"])
+    watches.on_list(PODS, ["7"])
     clock.now += 1000
-    watches.heard(POD_WATCH, 200)
-    watches.shown(PODS, [])
-    assert watches.complaint() == ""
+    watches.on_activity(POD_WATCH, 200)
+    watches.on_list(PODS, [])
+    assert watches.unhealthy_reason() == ""
     # The next object is read a moment before its event comes.
-    watches.shown(PODS, ["9"])
-    assert watches.complaint() == ""
+    watches.on_list(PODS, ["9"])
+    assert watches.unhealthy_reason() == ""
 
 
 def test_silence_counts_while_the_server_answers(watches, clock):
     clock.now += 200
-    assert watches.complaint() == ""
-    watches.shown(JOBS, [])
-    assert watches.complaint().startswith("the watch of dpojobs in a has been silent for 200 s")
-    watches.heard(URL("https://server/apis/dpo-operator.dev/v1alpha1/namespaces/a/dpojobs"), 200)
-    assert watches.complaint() == ""
+    assert watches.unhealthy_reason() == ""
+    watches.on_list(JOBS, [])
+    assert watches.unhealthy_reason().startswith("the watch of dpojobs in a has been silent for 200 s")
+    watches.on_activity(URL("https://server/apis/dpo-operator.dev/v1alpha1/namespaces/a/dpojobs"), 200)
+    assert watches.unhealthy_reason() == ""
     assert watches.ages() == {"pods": 200.0, "dpojobs": 0.0}
 
 
 def test_refused_namespace_does_not_stop_the_others(watches, clock):
-    watches.heard(POD_WATCH, 403)
+    watches.on_activity(POD_WATCH, 403)
     clock.now += 500
     for _ in range(3):
-        watches.shown(PODS, ["7"])
+        watches.on_list(PODS, ["7"])
         clock.now += 20
-    assert watches.complaint() == ""
-    watches.heard(POD_WATCH, 200)
-    assert "version 7" in watches.complaint()
+    assert watches.unhealthy_reason() == ""
+    watches.on_activity(POD_WATCH, 200)
+    assert "version 7" in watches.unhealthy_reason()
