@@ -8,7 +8,8 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api.status import DPOJobStatus
-from dpo_operator.planning.observed import ChildPod, Observed
+from dpo_operator.planning.objects import ChildPod
+from dpo_operator.planning.observed import Observed
 from dpo_operator.queueing.key import Key
 
 

@@ -7,7 +7,8 @@ from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.planning import retrying
 from dpo_operator.planning.actions import Action, Delete, Plan
-from dpo_operator.planning.observed import LINGER_SECONDS, ChildJob, ChildPod, Observed
+from dpo_operator.planning.objects import LINGER_SECONDS, ChildJob, ChildPod
+from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.stale import Stale, overdue_in, removals
 from dpo_operator.planning.transitions import Moment
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from dpo_operator.api import exitcodes
 from dpo_operator.api.exitcodes import ExitCode, FailureClass
-from dpo_operator.planning.observed import ChildJob, ChildPod, Exit
+from dpo_operator.planning.objects import ChildJob, ChildPod, Exit
 
 # Reasons of the DisruptionTarget condition, in words that an event can use.
 DISRUPTIONS = {

@@ -17,7 +17,8 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.job import pod_count, takes_turns
 from dpo_operator.planning import failures, refusals, restarts, transitions
 from dpo_operator.planning.actions import Event, Plan, SuspendJob
-from dpo_operator.planning.observed import ChildJob, ChildPod, Observed
+from dpo_operator.planning.objects import ChildJob, ChildPod
+from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.stale import Stale, removals
 from dpo_operator.planning.transitions import Moment, changed
 
@@ -137,7 +138,7 @@ def wait(
         return Plan(status, requeue_after=_seconds_until(placement.not_before, at))
     if seen.refused and placement.not_before is None:
         return _ask_again_later(job, status, placement, seen.refused, at)
-    if not seen.may_place:
+    if not seen.turn.may_place:
         message = f"Job {child.name} waits for its turn: the pods of another job are being placed."
         return Plan(transitions.waiting(status, at, c.QUEUED, message), requeue_after=WAIT_SECONDS)
     message = f"The {pod_count(job, phase)} pods of {child.name} are about to be placed."
@@ -176,10 +177,10 @@ def give_back(
     desired = pod_count(job, status.phase)
     placed = len({pod.index for pod in pods if pod.placed})
     why = next((pod.unscheduled for pod in pods if pod.unscheduled), "")
-    refused = None if why or len(pods) >= desired else refusals.job_notice(child, seen.notices)
+    refused = None if why or len(pods) >= desired else refusals.job_notice(child, seen.startup.notices)
     why = why or (refused[1] if refused else "")
     why = why or f"{len(pods)} of {desired} pods exist: kubectl -n {job.metadata.namespace} describe job {child.name}"
-    found = f"{placed} of {desired} pods had a node after {seen.placing_seconds:.0f} s ({why})."
+    found = f"{placed} of {desired} pods had a node after {seen.turn.placing_seconds:.0f} s ({why})."
     if has_run(status) or not takes_turns(job, status.phase):
         # The Job can't go on under the same number, or it's a queue that decides when it goes on.
         failure = failures.Failure(failures.GANG_TIMED_OUT, "infrastructure", f"Job {child.name}: {found}")
@@ -203,9 +204,9 @@ def time_left(job: DPOJob, status: DPOJobStatus, seen: Observed, pods: Sequence[
     if not takes_one and not holds_a_part(job, status, seen):
         return float("inf")
     limit = float(job.spec.failure_policy.gang_timeout_seconds)
-    if takes_one and seen.others_waiting:
+    if takes_one and seen.turn.others_waiting:
         limit = min(limit, YIELD_SECONDS)
-    return limit - seen.placing_seconds
+    return limit - seen.turn.placing_seconds
 
 
 def placed(status: DPOJobStatus, pods: Sequence[ChildPod], desired: int) -> DPOJobStatus:

@@ -8,20 +8,21 @@ from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.planning.actions import Event
 from dpo_operator.planning.failures import HANG, Failure
-from dpo_operator.planning.observed import ChildPod, Observed
+from dpo_operator.planning.objects import ChildPod
+from dpo_operator.planning.observed import Heartbeat
 from dpo_operator.planning.progress import last_step
 
 # How long rank 0's pod may say nothing before that is worth a warning.
 SILENT_SECONDS = 30.0
 
 
-def hang(status: DPOJobStatus, seen: Observed, pods: Sequence[ChildPod], timeout: float) -> Failure | None:
+def hang(status: DPOJobStatus, heartbeat: Heartbeat, pods: Sequence[ChildPod], timeout: float) -> Failure | None:
     """Failure of an attempt whose ranks have finished nothing for so long, no step and no part of one, or None.
 
     The other phases have no steps, and a download may be quiet for hours: only a process that does not answer is hung.
     """
-    stalled = seen.stalled_seconds
-    hung = [_place(pod) for pod in pods if pod.index in seen.hung]
+    stalled = heartbeat.stalled_seconds
+    hung = [_place(pod) for pod in pods if pod.index in heartbeat.hung]
     if stalled is None or stalled < timeout or (status.phase != "train" and not hung):
         return None
     if status.phase != "train":
@@ -33,10 +34,10 @@ def hang(status: DPOJobStatus, seen: Observed, pods: Sequence[ChildPod], timeout
     return Failure(HANG, "counted", message)
 
 
-def patience(job: DPOJob, status: DPOJobStatus, seen: Observed) -> float:
+def timeout_seconds(job: DPOJob, status: DPOJobStatus, heartbeat: Heartbeat) -> float:
     """How long an attempt may show no progress, seconds. Loading a large model is no hang."""
     policy, last = job.spec.failure_policy, status.progress
-    works = seen.progress is not None and seen.progress.last_step_at is not None
+    works = heartbeat.progress is not None and heartbeat.progress.last_step_at is not None
     if last is not None and last.attempt == status.attempt:
         works = works or last.step > (last.resumed_from_step or 0)
     if works and status.phase == "train":
@@ -52,9 +53,9 @@ def stacks(status: DPOJobStatus) -> str:
     return f"Stacks of the ranks go to the pods' logs and to {place}."
 
 
-def seconds_left(seen: Observed, timeout: float) -> float:
+def seconds_left(heartbeat: Heartbeat, timeout: float) -> float:
     """Time until a stall that goes on is a hang; infinite for one that is none, however long it is."""
-    left = timeout - (seen.stalled_seconds or 0.0)
+    left = timeout - (heartbeat.stalled_seconds or 0.0)
     return max(0.5, left) if left > 0 else float("inf")
 
 

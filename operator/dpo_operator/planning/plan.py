@@ -33,7 +33,8 @@ from dpo_operator.planning import (
 )
 from dpo_operator.planning.actions import Create, Event, Plan
 from dpo_operator.planning.fit import predicted_not_to_fit
-from dpo_operator.planning.observed import ChildJob, ChildPod, Observed
+from dpo_operator.planning.objects import ChildJob, ChildPod
+from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.stale import find_stale, removals, stray_removals
 from dpo_operator.planning.transitions import Moment, changed
 from dpo_operator.planning.validate import Problems, validate
@@ -314,16 +315,21 @@ def _watch(
         obstacle = waiting.claim_obstacle(job, seen.claim)
         obstacle = obstacle or waiting.pods_obstacle(job, child, pods, desired, seen)
         again = waiting.try_again(child, pods, desired, seen)
-        decision = Plan(transitions.waiting(status, at, *obstacle), again, requeue_after=waiting.look_again(seen))
+        decision = Plan(
+            transitions.waiting(status, at, *obstacle), again, requeue_after=waiting.look_again(seen.startup)
+        )
         return gangs.with_time_left(decision, gangs.time_left(job, status, seen, pods))
     was_running = transitions.holds(status, c.RUNNING)
-    status = progress.with_reading(transitions.running(status, at), seen.progress, at.now)
-    timeout = hangs.patience(job, status, seen)
-    if failure := hangs.hang(status, seen, pods, timeout):
+    status = progress.with_reading(transitions.running(status, at), seen.heartbeat.progress, at.now)
+    timeout = hangs.timeout_seconds(job, status, seen.heartbeat)
+    if failure := hangs.hang(status, seen.heartbeat, pods, timeout):
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
-    status, slow = stragglers.noticed(job, status, seen.progress, pods, at)
+    status, slow = stragglers.noticed(job, status, seen.heartbeat.progress, pods, at)
     events = slow if was_running else (Event("Normal", c.RUNNING, status.message), *slow)
     missing = (*_missing_support(job, phase, seen), *guarding.repairs(job, phase, seen, settings.metrics_namespaces))
     return Plan(
-        status, missing, events, requeue_after=min(settings.progress_seconds, hangs.seconds_left(seen, timeout))
+        status,
+        missing,
+        events,
+        requeue_after=min(settings.progress_seconds, hangs.seconds_left(seen.heartbeat, timeout)),
     )

@@ -20,7 +20,7 @@ def with_told(status: DPOJobStatus, seen: Observed) -> DPOJobStatus:
     """
     for words in _last_words(seen):
         status = _with_newer(status, words)
-    live = seen.progress
+    live = seen.heartbeat.progress
     if live is not None and (live.phase, live.attempt) == ("train", status.attempts.train):
         status = _recording(status, merge(_records(status), live))
     return status

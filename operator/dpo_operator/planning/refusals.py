@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 from dpo_operator.api import conditions as c
-from dpo_operator.planning.observed import ChildJob, ChildPod, Notice
+from dpo_operator.planning.objects import ChildJob, ChildPod, Notice
 
 Reason = tuple[str, str]
 

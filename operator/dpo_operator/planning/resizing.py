@@ -7,7 +7,8 @@ from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.planning import restarts, transitions, waiting
 from dpo_operator.planning.actions import Event, Plan
-from dpo_operator.planning.observed import ChildJob, Observed, Size
+from dpo_operator.planning.objects import ChildJob, Size
+from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.transitions import Moment
 from dpo_operator.planning.validate import validate
 

@@ -6,7 +6,8 @@ from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.planning import failures
 from dpo_operator.planning.actions import Action, Delete
-from dpo_operator.planning.observed import ChildJob, ChildPod, Observed
+from dpo_operator.planning.objects import ChildJob, ChildPod
+from dpo_operator.planning.observed import Observed
 
 # Ranks of a failed attempt can't save any more: their peers are gone. So they don't get the pod's whole grace period.
 FAILED_GRACE_SECONDS = 10

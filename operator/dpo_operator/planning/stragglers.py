@@ -7,7 +7,7 @@ from dpo_operator.api.reports import Progress
 from dpo_operator.api.status import DPOJobStatus, StragglerStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.planning.actions import Event
-from dpo_operator.planning.observed import ChildPod
+from dpo_operator.planning.objects import ChildPod
 from dpo_operator.planning.transitions import Moment, changed
 
 # A rank that takes so many times as long as the others' median is one; below the second number it is one no longer.

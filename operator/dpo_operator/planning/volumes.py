@@ -13,7 +13,8 @@ from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.planning import transitions, waiting
 from dpo_operator.planning.actions import Action, Event, ExpandClaim, Plan
-from dpo_operator.planning.observed import Claim, Observed
+from dpo_operator.planning.objects import Claim
+from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.transitions import Moment, changed
 
 # How often the claim of a failed job is looked at, while it's expected to grow; nothing else would be a reason to.
@@ -40,7 +41,7 @@ def followed(decision: Plan, job: DPOJob, before: DPOJobStatus, seen: Observed, 
         events.append(reused)
     status, told, actions = _sized(job, status, claim, seen, at)
     events += told
-    read = seen.progress
+    read = seen.heartbeat.progress
     if read is not None and (read.phase, read.attempt) == (status.phase, status.attempt) and read.volume is not None:
         status, told = with_room(status, read.volume, at)
         events += told

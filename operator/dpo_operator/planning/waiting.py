@@ -9,7 +9,8 @@ from dpo_operator.builders.config import config_name
 from dpo_operator.builders.volume import claim_name
 from dpo_operator.planning import refusals
 from dpo_operator.planning.actions import TryAgain
-from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Observed
+from dpo_operator.planning.objects import ChildJob, ChildPod, Claim
+from dpo_operator.planning.observed import Observed, Startup
 
 Reason = tuple[str, str]
 
@@ -72,18 +73,18 @@ def support_obstacle(job: DPOJob, seen: Observed) -> Reason | None:
     return None
 
 
-def look_again(seen: Observed) -> float:
+def look_again(startup: Startup) -> float:
     """Seconds until pods that do not run are looked at again: what keeps them from it may be told by events alone."""
-    if seen.waiting_seconds < LOOK_AFTER_SECONDS:
-        return LOOK_AFTER_SECONDS - seen.waiting_seconds
-    return LOOK_SECONDS if seen.waiting_seconds < LONG_SECONDS else LATE_LOOK_SECONDS
+    if startup.waiting_seconds < LOOK_AFTER_SECONDS:
+        return LOOK_AFTER_SECONDS - startup.waiting_seconds
+    return LOOK_SECONDS if startup.waiting_seconds < LONG_SECONDS else LATE_LOOK_SECONDS
 
 
 def try_again(child: ChildJob, pods: Sequence[ChildPod], desired: int, seen: Observed) -> tuple[TryAgain, ...]:
     """What brings refused pods into being soon after the cause is gone, which nothing tells of."""
     missing = len({pod.index for pod in pods}) < desired
-    refused = missing and refusals.job_notice(child, seen.notices) is not None
-    return (TryAgain(child.name, child.uid),) if refused and seen.may_try_again else ()
+    refused = missing and refusals.job_notice(child, seen.startup.notices) is not None
+    return (TryAgain(child.name, child.uid),) if refused and seen.startup.may_try_again else ()
 
 
 def pods_obstacle(job: DPOJob, child: ChildJob, pods: Sequence[ChildPod], desired: int, seen: Observed) -> Reason:
@@ -98,10 +99,10 @@ def pods_obstacle(job: DPOJob, child: ChildJob, pods: Sequence[ChildPod], desire
             return c.SECRET_NOT_FOUND if secret else c.CONTAINER_CONFIG_ERROR, (
                 f"Pod {pod.name} can't start its container: {pod.waiting[0]}: {pod.waiting[1]}"
             )
-    if len({pod.index for pod in pods}) < desired and (refused := refusals.job_notice(child, seen.notices)):
+    if len({pod.index for pod in pods}) < desired and (refused := refusals.job_notice(child, seen.startup.notices)):
         return refused
     for pod in pods:
-        if not (pod.running or pod.ended) and (told := refusals.pod_notice(pod, seen.notices)):
+        if not (pod.running or pod.ended) and (told := refusals.pod_notice(pod, seen.startup.notices)):
             return told
     for pod in pods:
         if pod.unscheduled:

@@ -6,23 +6,15 @@ looked at every job; until then nobody gets a turn.
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 from dpo_operator.planning.gangs import Order, Stand
+from dpo_operator.planning.observed import Turn
 from dpo_operator.queueing.key import Key
 
 # A job that can't be looked at does not keep all others from training for ever.
 FIRST_LOOKS_SECONDS = 120.0
 # A job that waits or is being placed is looked at several times within this; one that was not is passed over.
 FRESH_SECONDS = 120.0
-
-
-@dataclass(frozen=True)
-class Turn:
-    """may_place: whether the job has the turn. others_waiting: whether another one wants it."""
-
-    may_place: bool
-    others_waiting: bool
 
 
 def _nobody(_: Key) -> None:

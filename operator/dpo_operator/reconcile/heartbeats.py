@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import Progress
@@ -13,7 +13,8 @@ from dpo_operator.builders.job import pod_count
 from dpo_operator.builders.ports import ports_of
 from dpo_operator.planning.actions import Event
 from dpo_operator.planning.hangs import SILENT_SECONDS, silent_event
-from dpo_operator.planning.observed import ChildPod, Observed
+from dpo_operator.planning.objects import ChildPod
+from dpo_operator.planning.observed import Heartbeat, Observed
 from dpo_operator.reconcile.progress_reader import ProgressReader, Silence
 
 # Pods that are asked when rank 0's is silent. Steps are taken together, so one that answers is enough.
@@ -46,10 +47,10 @@ class Heartbeats:
     _asked_last: int = 0
     _news: tuple[Event, ...] = ()
 
-    async def observe(self, reader: ProgressReader, job: DPOJob, status: DPOJobStatus, seen: Observed) -> Observed:
-        """What was seen, with the newest progress of the current attempt and the time without any."""
+    async def observe(self, reader: ProgressReader, job: DPOJob, status: DPOJobStatus, seen: Observed) -> Heartbeat:
+        """The newest progress of the current attempt, and the time without any."""
         if status.phase is None or status.is_final:
-            return seen
+            return seen.heartbeat
         pods = seen.pods_of(status.phase, status.attempt)
         if (status.phase, status.attempt) != self._attempt:
             self._forget(status)
@@ -62,12 +63,12 @@ class Heartbeats:
         read = told.get(0) or max(told.values(), key=lambda progress: progress.step, default=None)
         if sum(1 for pod in pods if pod.running) < pod_count(job, status.phase):
             self._forget(status)
-            return replace(seen, progress=read, stalled_seconds=None, hung=())
+            return Heartbeat(progress=read)
         stalled = self._stalled(status, answers)
         if status.phase == "train":
             self._watch_first(asked, answers, stalled, read)
         hung = tuple(sorted(self._hung & answers.keys()))
-        return replace(seen, progress=read, stalled_seconds=stalled, hung=hung)
+        return Heartbeat(read, stalled, hung)
 
     @property
     def has_news(self) -> bool:

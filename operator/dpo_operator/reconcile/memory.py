@@ -8,11 +8,12 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
-from dpo_operator.planning.observed import Claim, Observed, Support
+from dpo_operator.planning.objects import Claim, Support
+from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.validate import Problems, read_job
 from dpo_operator.queueing.stopwatch import Stopwatch
 from dpo_operator.reconcile.heartbeats import Heartbeats
-from dpo_operator.reconcile.startup import Startup
+from dpo_operator.reconcile.startup import StartupTracker
 
 EXPANSION_RETRY_SECONDS = 600.0
 
@@ -79,7 +80,7 @@ class JobMemory:
     pods: Stopwatch = field(default_factory=Stopwatch)
     heartbeats: Heartbeats = field(default_factory=Heartbeats)
     placing: Stopwatch = field(default_factory=Stopwatch)
-    startup: Startup = field(default_factory=Startup)
+    startup: StartupTracker = field(default_factory=StartupTracker)
     raw: dict[str, Any] | None = None
     seen: Observed | None = None
     looked_at: float = 0.0

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api.status import DPOJobStatus
@@ -12,7 +12,8 @@ from dpo_operator.builders.job import pod_count
 from dpo_operator.kube.client import Client
 from dpo_operator.planning.actions import Event
 from dpo_operator.planning.announcing import REPEAT_SECONDS, obstacle_event
-from dpo_operator.planning.observed import Notice, Observed
+from dpo_operator.planning.objects import Notice
+from dpo_operator.planning.observed import Observed, Startup
 from dpo_operator.planning.waiting import LOOK_AFTER_SECONDS, LOOK_SECONDS, TRY_AGAIN_SECONDS
 from dpo_operator.queueing.stopwatch import Clock, Stopwatch
 
@@ -21,7 +22,7 @@ PODS_AT_ONCE = 3
 
 
 @dataclass
-class Startup:
+class StartupTracker:
     """Memory of one job.
 
     notices: of the last look. tried: the last time of waiting after which refused pods were tried again. said: reasons of the events given
@@ -37,13 +38,13 @@ class Startup:
     said_of: Hashable = None
     last: str | None = None
 
-    async def observe(self, client: Client, job: DPOJob, status: DPOJobStatus, seen: Observed) -> Observed:
-        """What was seen, with the time since the attempt's pods should all run, and Kubernetes' words when that is long."""
+    async def observe(self, client: Client, job: DPOJob, status: DPOJobStatus, seen: Observed) -> Startup:
+        """The time since the attempt's pods should all run, and Kubernetes' events about them when that is long."""
         fact = _waits_for(job, status, seen)
         self.waiting.keep([] if fact is None else [fact])
         if fact is None:
             self.notices, self.looked_at = (), None
-            return seen
+            return seen.startup
         seconds = self.waiting.seconds(fact)
         due = self.looked_at is None or self.clock() - self.looked_at >= LOOK_SECONDS
         # A gang that waits for its turn has no pods yet.
@@ -54,7 +55,7 @@ class Startup:
         turn = int(seconds // TRY_AGAIN_SECONDS)
         again = turn > 0 and self.tried != (fact, turn)
         self.tried = fact, turn
-        return replace(seen, notices=self.notices, waiting_seconds=seconds, may_try_again=again)
+        return Startup(seconds, self.notices, again)
 
     def announce(self, before: DPOJobStatus, status: DPOJobStatus, seen: Observed | None) -> tuple[Event, ...]:
         """The warning about what keeps the job waiting, once for each change of its reason. before: as it was stored."""
@@ -66,7 +67,7 @@ class Startup:
         if self.said_of not in (None, attempt):
             self.said, self.last = {}, ""
         self.said_of = attempt
-        event = obstacle_event(status, seen.waiting_seconds if seen else 0.0)
+        event = obstacle_event(status, seen.startup.waiting_seconds if seen else 0.0)
         if c.is_true(status.conditions, c.RUNNING):
             self.last = ""
         if event is None or event.reason == self.last:

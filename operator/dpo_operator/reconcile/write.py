@@ -8,7 +8,7 @@ from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.kube.client import RESOURCES, ApiError, Client, resource_of
 from dpo_operator.planning.actions import Action, Create, Delete, Event, ExpandClaim, Patch, SuspendJob, TryAgain
-from dpo_operator.planning.observed import owner_uid
+from dpo_operator.planning.objects import owner_uid
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from dpo_operator.builders.job import build_child_job
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.planning import guarding
 from dpo_operator.planning.actions import Create, Patch
-from dpo_operator.planning.observed import Guard
+from dpo_operator.planning.objects import Guard
 from tests.unit.planning.build import UID, a_job, a_status, a_view, decide
 
 pytestmark = pytest.mark.unit

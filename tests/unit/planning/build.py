@@ -1,5 +1,6 @@
 """Small builders of jobs, statuses and what is seen, for tests of decisions."""
 
+import dataclasses
 import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,13 +11,16 @@ from dpo_operator.api.status import ActiveJob, DPOJobStatus, VolumeStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.planning.actions import Plan
-from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Exit, Observed, Support
+from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Exit, Support
+from dpo_operator.planning.observed import Heartbeat, Observed, Startup, Turn
 from dpo_operator.planning.plan import Settings, plan
 from dpo_operator.planning.transitions import Moment, accepted, settled
 
 NOON = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 UID = "3f0e2c1a-0000-4000-8000-000000000001"
 SETTINGS = Settings(image=TrainerImage("registry.example/trainer:1"))
+# Parts of what is seen, by their field.
+PARTS: dict[str, Any] = {"turn": Turn, "startup": Startup, "heartbeat": Heartbeat}
 BOTH = (Support("ConfigMap", UID), Support("Service", UID))
 
 
@@ -107,14 +111,24 @@ def a_claim(**fields: Any) -> Claim:
 
 
 def a_view(*children: ChildJob | ChildPod, claim: Claim | str | None = "own", **fields: Any) -> Observed:
-    """What is seen: Jobs and pods, with the claim, Service and ConfigMap in place."""
+    """What is seen: Jobs and pods, with the claim, Service and ConfigMap in place. fields: of Observed or of its parts."""
+    parts = {
+        name: part(**{f.name: fields.pop(f.name) for f in dataclasses.fields(part) if f.name in fields})
+        for name, part in PARTS.items()
+    }
     return Observed(
         jobs=tuple(c for c in children if isinstance(c, ChildJob)),
         pods=tuple(c for c in children if isinstance(c, ChildPod)),
         claim=a_claim() if isinstance(claim, str) else claim,
         support=fields.pop("support", BOTH),
+        **parts,
         **fields,
     )
+
+
+def with_heartbeat(view: Observed, **fields: Any) -> Observed:
+    """The view with other signs of life."""
+    return dataclasses.replace(view, heartbeat=dataclasses.replace(view.heartbeat, **fields))
 
 
 def a_reading(step: int = 10, *, attempt: int = 1, checkpoint: int | None = None, **fields: Any) -> Progress:

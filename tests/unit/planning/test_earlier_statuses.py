@@ -1,5 +1,6 @@
 """A job whose status an earlier operator wrote goes on under this one."""
 
+import dataclasses
 import json
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.plan import plan
 from tests.fixtures.make_statuses import answer, ending
-from tests.unit.planning.build import SETTINGS
+from tests.unit.planning.build import PARTS, SETTINGS
 
 pytestmark = pytest.mark.unit
 
@@ -38,8 +39,11 @@ def without_words(value: Any) -> Any:
 
 
 def seen_then(document: dict[str, Any]) -> Observed:
-    """The cluster as an earlier operator saw it, with today's types."""
-    return TypeAdapter(Observed).validate_python(document)
+    """The cluster as an earlier operator saw it, with today's types: it had the fields of the parts side by side."""
+    flat = dict(document)
+    for name, part in PARTS.items():
+        flat[name] = {f.name: flat.pop(f.name) for f in dataclasses.fields(part) if f.name in flat}
+    return TypeAdapter(Observed).validate_python(flat)
 
 
 def parsed(record: dict[str, Any]) -> tuple[DPOJob, DPOJobStatus, Observed, datetime]:

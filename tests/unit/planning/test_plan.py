@@ -24,6 +24,7 @@ from tests.unit.planning.build import (
     decide,
     ended,
     last_words,
+    with_heartbeat,
 )
 
 AT_NOON = Moment(NOON, 1)
@@ -274,7 +275,7 @@ def test_hang_restarts_and_shortens_the_goodbye():
     view = a_view(a_child(), a_pod(0), a_pod(1), progress=a_reading(12), stalled_seconds=299.0)
     calm = decide(a_status(), view)
     assert calm.status.restarts == 0
-    hung = decide(calm.status, replace(view, stalled_seconds=300.0))
+    hung = decide(calm.status, with_heartbeat(view, stalled_seconds=300.0))
     record = hung.status.restart_history[0]
     assert (record.reason, record.failure_class, hung.status.attempts.train) == ("Hang", "counted", 2)
     assert "after step 12" in record.message
@@ -284,13 +285,13 @@ def test_hang_restarts_and_shortens_the_goodbye():
 def test_loading_a_large_model_is_no_hang():
     loading = a_view(a_child(), a_pod(0), a_pod(1), progress=a_reading(0, last_step_at=None), stalled_seconds=1799.0)
     assert decide(a_status(), loading).status.restarts == 0
-    assert decide(a_status(), replace(loading, stalled_seconds=1800.0)).status.restarts == 1
+    assert decide(a_status(), with_heartbeat(loading, stalled_seconds=1800.0)).status.restarts == 1
 
 
 def test_silent_rank_that_had_worked_is_hung():
     working = a_view(a_child(), a_pod(0), a_pod(1), progress=a_reading(3), stalled_seconds=0.0)
     status = decide(a_status(), working).status
-    silent = replace(working, progress=None, stalled_seconds=300.0)
+    silent = with_heartbeat(working, progress=None, stalled_seconds=300.0)
     assert decide(status, silent).status.restart_history[0].reason == "Hang"
 
 

@@ -9,7 +9,7 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api.status import State
 from dpo_operator.planning import ending
 from dpo_operator.planning.actions import Delete
-from dpo_operator.planning.observed import ChildPod
+from dpo_operator.planning.objects import ChildPod
 from dpo_operator.planning.transitions import Moment, completed, settled
 from tests.unit.planning.build import NOON, UID, a_child, a_job, a_pod, a_status, a_view, condition, decide, ended
 

@@ -6,7 +6,7 @@ import pytest
 
 from dpo_operator.api.exitcodes import TABLE, ExitCode
 from dpo_operator.planning.failures import SECONDARY, classify, find_failure, is_settled
-from dpo_operator.planning.observed import Exit
+from dpo_operator.planning.objects import Exit
 from tests.unit.planning.build import a_child, a_pod, a_reading, ended, last_words
 
 pytestmark = pytest.mark.unit

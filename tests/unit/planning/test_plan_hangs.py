@@ -1,12 +1,10 @@
 """What is decided about ranks that hang or keep silent."""
 
-from dataclasses import replace
-
 import pytest
 
 from dpo_operator.api import conditions as c
 from dpo_operator.planning.hangs import silent_event
-from tests.unit.planning.build import UID, a_child, a_job, a_pod, a_reading, a_status, a_view, decide
+from tests.unit.planning.build import UID, a_child, a_job, a_pod, a_reading, a_status, a_view, decide, with_heartbeat
 
 pytestmark = [pytest.mark.unit, pytest.mark.fault(34)]
 
@@ -16,7 +14,7 @@ VIEW = a_view(a_child(), a_pod(0), a_pod(1), progress=a_reading(12), stalled_sec
 
 def test_event_says_which_pod_did_not_answer_and_where_the_stacks_are():
     before = decide(a_status(), VIEW, JOB).status
-    hung = decide(before, replace(VIEW, stalled_seconds=60.0, progress=None, hung=(1,)), JOB)
+    hung = decide(before, with_heartbeat(VIEW, stalled_seconds=60.0, progress=None, hung=(1,)), JOB)
     (event,) = hung.events
     assert (event.type, event.reason) == ("Warning", "Hang")
     assert (
@@ -37,21 +35,21 @@ def test_hang_before_the_first_step_of_a_later_attempt_does_not_show_the_step_of
 
 def test_a_job_is_looked_at_the_moment_its_time_runs_out():
     assert decide(a_status(), VIEW, JOB).requeue_after == 3.0
-    assert decide(a_status(), replace(VIEW, stalled_seconds=58.5), JOB).requeue_after == 1.5
-    assert decide(a_status(), replace(VIEW, stalled_seconds=59.9), JOB).requeue_after == 0.5
+    assert decide(a_status(), with_heartbeat(VIEW, stalled_seconds=58.5), JOB).requeue_after == 1.5
+    assert decide(a_status(), with_heartbeat(VIEW, stalled_seconds=59.9), JOB).requeue_after == 0.5
 
 
 @pytest.mark.parametrize("phase", ["prepare", "export"])
 def test_other_phases_hang_when_their_process_does_not_answer(phase: str):
     view = a_view(a_child(phase), a_pod(0, phase), stalled_seconds=60.0, hung=(0,))
     status = a_status(phase=phase)
-    assert decide(status, replace(view, stalled_seconds=59.0), JOB).status.restarts == 0
+    assert decide(status, with_heartbeat(view, stalled_seconds=59.0), JOB).status.restarts == 0
     hung = decide(status, view, JOB)
     (record,) = hung.status.restart_history
     assert (record.reason, record.failure_class) == ("Hang", "counted")
     assert record.message == f"{phase} attempt 1: pod pairs-{phase}-1-0 on node gpu-0 did not answer for 60 s."
     # A download may be quiet for hours, as long as somebody answers; it's not looked at more often for that.
-    quiet = decide(status, replace(view, stalled_seconds=86400.0, hung=()), JOB)
+    quiet = decide(status, with_heartbeat(view, stalled_seconds=86400.0, hung=()), JOB)
     assert (quiet.status.restarts, quiet.requeue_after) == (0, 3.0)
 
 

@@ -15,7 +15,8 @@ from dpo_operator.builders.config import config_name
 from dpo_operator.builders.job import build_child_job
 from dpo_operator.planning import guarding
 from dpo_operator.planning.actions import Create, Delete, Patch
-from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Guard, Observed, Size, Support, owner_uid
+from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Guard, Size, Support, owner_uid
+from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.plan import plan
 from dpo_operator.planning.validate import read_job
 from tests.unit.planning.build import (

@@ -10,7 +10,7 @@ from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus, State
 from dpo_operator.planning import restarts, transitions
 from dpo_operator.planning.actions import Create, Delete
-from dpo_operator.planning.observed import ChildJob, ChildPod
+from dpo_operator.planning.objects import ChildJob, ChildPod
 from dpo_operator.planning.plan import reject_unreadable
 from dpo_operator.planning.transitions import Moment, settled
 from dpo_operator.planning.validate import Problems

@@ -5,7 +5,7 @@ import pytest
 from dpo_operator.api import conditions as c
 from dpo_operator.planning import announcing
 from dpo_operator.planning.actions import TryAgain
-from dpo_operator.planning.observed import Notice
+from dpo_operator.planning.objects import Notice
 from dpo_operator.planning.refusals import refusal
 from tests.unit.planning.build import a_child, a_claim, a_job, a_pod, a_status, a_view, condition, decide
 

@@ -9,7 +9,8 @@ from datetime import datetime, timedelta
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.planning.actions import Action, Create, Delete, Patch, SuspendJob
-from dpo_operator.planning.observed import ChildJob, ChildPod, Claim, Exit, Observed, Support
+from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Exit, Support
+from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.plan import plan
 from tests.unit.planning.build import NOON, SETTINGS, UID, a_claim, a_job, last_words
 

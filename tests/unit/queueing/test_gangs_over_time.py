@@ -55,7 +55,7 @@ class Gang:
         stand = gangs.stand(self.job, self.status, seen, now)
         turn = hall.turns.look(self.key, stand, gangs.order(self.status, now))
         placing = hall.time - self.resumed_at if stand is gangs.Stand.PLACING else 0.0
-        seen = replace(seen, may_place=turn.may_place, others_waiting=turn.others_waiting, placing_seconds=placing)
+        seen = replace(seen, turn=replace(turn, placing_seconds=placing))
         if self.fits and not self.child.suspended and self.placed_at is None:
             self.placed_at = hall.time
         decision = plan(self.job, self.status, seen, now, SETTINGS)

@@ -10,7 +10,7 @@ from dpo_operator.planning.announcing import REPEAT_SECONDS
 from dpo_operator.planning.transitions import Moment, running
 from dpo_operator.planning.transitions import waiting as waits
 from dpo_operator.queueing.stopwatch import Stopwatch
-from dpo_operator.reconcile.startup import PODS_AT_ONCE, Startup
+from dpo_operator.reconcile.startup import PODS_AT_ONCE, StartupTracker
 from tests.unit.planning.build import NOON, a_child, a_job, a_pod, a_status, a_view
 
 pytestmark = pytest.mark.unit
@@ -40,7 +40,7 @@ class Watch:
 
     def __init__(self) -> None:
         self.now = 100.0
-        self.startup = Startup(clock=lambda: self.now, waiting=Stopwatch(clock=lambda: self.now))
+        self.startup = StartupTracker(clock=lambda: self.now, waiting=Stopwatch(clock=lambda: self.now))
         self.events = Events()
 
     def look(self, view: Any, *, job: Any = None, status: Any = None) -> Any:
