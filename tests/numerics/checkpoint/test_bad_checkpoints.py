@@ -282,7 +282,6 @@ def _load_all(document: dict[str, Any], root: Path, cases: list[Case]) -> list[d
     from dpo_trainer.checkpoint.full import open_newest
     from dpo_trainer.checkpoint.store import Checkpoints
     from dpo_trainer.checkpoint.trust import Owner, Trust
-    from dpo_trainer.checkpoint.zero3 import Zero3State
     from dpo_trainer.distributed.ranks import Ranks
     from dpo_trainer.distributed.world import join_world
     from dpo_trainer.engine.engine import Engine
@@ -291,7 +290,7 @@ def _load_all(document: dict[str, Any], root: Path, cases: list[Case]) -> list[d
 
     work, world = WorkDir(root), join_world("cpu")
     engine = Engine(DPOJob.model_validate(document).spec, work.model, world)
-    state = Zero3State(engine.deepspeed, engine.module.model, rank=world.rank, world_size=world.world_size)
+    state = engine.state()
     identity = json.loads((work.checkpoints / "step-00000002" / MANIFEST).read_text())["identity"]
 
     def load(case: Case) -> dict[str, Any]:

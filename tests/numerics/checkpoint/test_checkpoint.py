@@ -267,7 +267,6 @@ def _refused(document: dict[str, Any], roots: list[Path]) -> list[dict[str, Any]
     """Load from each folder as the loop does; which step, and what was refused."""
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.checkpoint.store import Checkpoints
-    from dpo_trainer.checkpoint.zero3 import Zero3State
     from dpo_trainer.distributed.ranks import Ranks
     from dpo_trainer.distributed.world import join_world
     from dpo_trainer.engine.engine import Engine
@@ -275,7 +274,7 @@ def _refused(document: dict[str, Any], roots: list[Path]) -> list[dict[str, Any]
 
     world, found = join_world("cpu"), []
     engine = Engine(DPOJob.model_validate(document).spec, WorkDir(roots[0]).model, world)
-    state = Zero3State(engine.deepspeed, engine.module.model, rank=world.rank, world_size=world.world_size)
+    state = engine.state()
     for root in roots:
         work = WorkDir(root)
         saved = json.loads((work.checkpoints / "step-00000002" / "manifest.json").read_text())

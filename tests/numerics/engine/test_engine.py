@@ -1,7 +1,10 @@
 """What the engine promises: partitions, no compiler, no update with numbers that are not finite, the right device."""
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +28,29 @@ def work(tmp_path: Path) -> WorkDir:
 
 def partitions(document: dict[str, Any], model: Path, extensions: Path) -> dict[str, Any]:
     os.environ["TORCH_EXTENSIONS_DIR"] = str(extensions)
-    import sys
 
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.batches.batch import collate
     from dpo_trainer.distributed.world import join_world
     from dpo_trainer.engine.engine import Engine
+    from dpo_trainer.engine.zero3_internals import local_partition, whole_numel
 
     engine = Engine(DPOJob.model_validate(document).spec, model, join_world("cpu"))
     engine.backward(-engine.score(collate(some_pairs(3), [0])).answers[..., 0].sum(), last=True)
     engine.step(1e-3)
-    whole = [name for name, p in engine.module.named_parameters() if p.ds_tensor.numel() >= p.ds_numel]
+    whole = [name for name, p in engine.module.named_parameters() if local_partition(p).numel() >= whole_numel(p)]
     return {**engine.partition_report(), "whole": whole, "inductor": "torch._inductor.compile_fx" in sys.modules}
 
 
-def test_each_rank_holds_its_part_and_nothing_is_compiled(work: WorkDir, tmp_path: Path):
+_ALONE = """
+import json, sys
+from pathlib import Path
+from tests.numerics.engine.test_engine import partitions
+print(json.dumps(partitions(json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))))
+"""
+
+
+def test_each_rank_holds_its_part_and_no_extension_is_compiled(work: WorkDir, tmp_path: Path):
     # Embedding and head, and in each of two layers q, k, v, o, gate, up, down and two norms; then the last norm.
     total = 2 * 96 * 32 + 2 * (32 * (32 + 16 + 16 + 32) + 3 * 32 * 48 + 2 * 32) + 32
     ranks = on_ranks(2, partitions, a_job(), work.model, tmp_path / "extensions")
@@ -48,7 +59,15 @@ def test_each_rank_holds_its_part_and_nothing_is_compiled(work: WorkDir, tmp_pat
         # Half of each parameter; all of these have an even number of elements.
         assert report["held"] == total // 2
         assert report["whole"] == []
-        assert not report["inductor"]
+    assert not (tmp_path / "extensions").exists()
+
+
+def test_a_step_loads_no_compiler(work: WorkDir, tmp_path: Path):
+    """In a process of its own: ranks of `on_ranks` are forks of a server that has loaded the compiler already."""
+    command = [sys.executable, "-c", _ALONE, json.dumps(a_job()), str(work.model), str(tmp_path / "extensions")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert not report["inductor"]
     assert not (tmp_path / "extensions").exists()
 
 

@@ -36,7 +36,7 @@ def round_trip(values: int) -> dict[str, Any]:
     import torch
     from bitsandbytes.optim import AdamW8bit
 
-    from dpo_trainer.checkpoint.eightbit import get_moment, is_8bit, set_moment
+    from dpo_trainer.engine.eightbit import get_moment, is_8bit, set_moment
 
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(values))

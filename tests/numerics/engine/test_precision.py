@@ -83,7 +83,7 @@ def newest(root: Path) -> tuple[dict[str, Any], bool]:
 
     found, _ = open_newest(WorkDir(root).checkpoints)
     weight = found.tensor("model.layers.0.self_attn.q_proj.weight")
-    return found.state, not torch.equal(weight, weight.to(torch.float16).float())
+    return found.state.model_dump(mode="json"), not torch.equal(weight, weight.to(torch.float16).float())
 
 
 def job(**training: Any) -> dict[str, Any]:

@@ -150,8 +150,7 @@ def start(document: dict[str, Any], model: Path) -> dict[str, Any]:
         if name in moved:
             part = moved[name].flatten().chunk(world.world_size)[world.rank]
             safe_set_local_fp32_param(parameter, part.clone())
-    for index in range(len(engine.deepspeed.optimizer.fp16_groups)):
-        engine.deepspeed.optimizer._reassign_or_swap_out_partitioned_parameters(index)
+    engine.zero.copy_master_weights_to_model()
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
             if name in moved:

@@ -9,7 +9,9 @@ import torch
 
 from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.engine_state import EngineState
 from dpo_trainer.checkpoint.identity import differences, other_settings
+from dpo_trainer.checkpoint.loop_state import LoopState
 from dpo_trainer.checkpoint.manifest import Manifest, read_manifest, reference
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.checkpoint.rng import set_rng
@@ -17,7 +19,6 @@ from dpo_trainer.checkpoint.shard import ShardReader
 from dpo_trainer.checkpoint.slices import partition, pieces
 from dpo_trainer.checkpoint.trust import Trust
 from dpo_trainer.checkpoint.verification import kinds_of, verify_shards
-from dpo_trainer.checkpoint.zero3 import Zero3State
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration, volume_error
 
@@ -31,7 +32,7 @@ class Restored:
     """
 
     ref: CheckpointRef
-    state: dict[str, Any]
+    state: LoopState
     metrics: dict[str, float | None]
     refused: tuple[str, ...] = ()
     refused_steps: frozenset[int] = frozenset()
@@ -53,7 +54,7 @@ class Loader:
     trust: Trust | None
     alive: Callable[[], None] = lambda: None
 
-    def load(self, state: Zero3State) -> Restored | None:
+    def load(self, state: EngineState) -> Restored | None:
         """Set the engine to the newest checkpoint that can be used; None when none was ever committed.
 
         Raises TrainerError INVALID_CONFIGURATION when all that are whole belong to other settings, VOLUME_ERROR when
@@ -99,7 +100,7 @@ class Loader:
             )
         return None
 
-    def _inspect(self, folder: Path, state: Zero3State) -> dict[str, Any]:
+    def _inspect(self, folder: Path, state: EngineState) -> dict[str, Any]:
         """Digest of the manifest when all that this rank needs is whole, else the reason why not."""
         answer: dict[str, Any] = {"reason": None, "digest": None, "doubt": "", "foreign": False}
         try:
@@ -117,7 +118,7 @@ class Loader:
             raise _no_answer(folder, error) from error
         return answer | {"digest": digest, "doubt": doubt}
 
-    def _other_settings(self, manifest: Manifest, state: Zero3State) -> str:
+    def _other_settings(self, manifest: Manifest, state: EngineState) -> str:
         """How a checkpoint's settings or parameters differ from the job's; empty when they do not."""
         problems = differences(manifest.identity, dict(self.identity))
         now = state.parameters()
@@ -138,7 +139,7 @@ class Loader:
             ranks.update(r for r, _, _ in pieces(parameter.numel, start, end, manifest.world_size))
         return ranks
 
-    def _restore(self, folder: Path, digest: str, state: Zero3State) -> None:
+    def _restore(self, folder: Path, digest: str, state: EngineState) -> None:
         try:
             manifest, now = read_manifest(folder)
             if now != digest:

@@ -8,7 +8,6 @@ A save in the background copies the rank's state and hands it to a thread, which
 the foreground, over a process group of its own (docs/decisions/0006-saves-in-the-background.md).
 """
 
-import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,14 +16,15 @@ from typing import Any
 
 from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint.background import Background
+from dpo_trainer.checkpoint.engine_state import EngineState
 from dpo_trainer.checkpoint.hostcopy import HostCopy
 from dpo_trainer.checkpoint.loading import Loader, Restored
+from dpo_trainer.checkpoint.loop_state import LoopState
 from dpo_trainer.checkpoint.manifest import Manifest
 from dpo_trainer.checkpoint.rng import rng_entries
 from dpo_trainer.checkpoint.shard import Entry
 from dpo_trainer.checkpoint.trust import Trust
 from dpo_trainer.checkpoint.writer import Writer
-from dpo_trainer.checkpoint.zero3 import Zero3State
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.runtime.versions import library_versions
 
@@ -33,7 +33,7 @@ from dpo_trainer.runtime.versions import library_versions
 class Checkpoints:
     """The checkpoints of one job, as one attempt writes and reads them. Methods are collective unless they say otherwise.
 
-    root: the folder of all checkpoints. identity: see identity.py. keep_best: kept besides, by metrics["selection"].
+    root: the folder of all checkpoints. identity: see identity.py. keep_best: also kept, by LoopState.selection_cost.
     aside: the same ranks in a process group of its own, over which saves run in the background; None saves in the foreground.
     trust: what is known of the job's checkpoints from elsewhere, besides those of this attempt and the one it went on from; None takes any that is whole.
     on_commit: called on every rank when a checkpoint was committed, with the seconds since its save began; in the
@@ -68,28 +68,20 @@ class Checkpoints:
         writer = self._writer(self.ranks, self.alive)
         self.ranks.on_first(lambda: writer.saving(0, writer.begin))
 
-    def save(
-        self,
-        state: Zero3State,
-        *,
-        step: int,
-        loop: Mapping[str, Any],
-        metrics: Mapping[str, float | None],
-        last: bool = False,
-    ) -> None:
-        """Save the current weights after `step` optimizer steps: committed on return, or in the background later.
+    def save(self, state: EngineState, loop: LoopState, *, last: bool = False) -> None:
+        """Save the current weights after `loop.step` optimizer steps: committed on return, or in the background later.
 
         last: nothing is trained meanwhile, so it is committed on return, and the state is written without being copied first.
-        loop: JSON, the loop's own state; rank 0's is kept. A step that is already committed is not written again.
+        loop: rank 0's is kept. A step that is already committed is not written again.
         A save that is still running is waited for first. Raises TrainerError on every rank when it, or in the foreground
         this one, fails on one; then the temporary folder is gone and the older checkpoints are as they were.
         """
         self.wait()
-        if self._newest is not None and self._newest.step == step:
+        if self._newest is not None and self._newest.step == loop.step:
             return
         began = time.monotonic()
         manifest = Manifest(
-            step=step,
+            step=loop.step,
             attempt=self.attempt,
             world_size=self.ranks.world_size,
             time=time.time(),
@@ -97,8 +89,8 @@ class Checkpoints:
             parameters=state.parameters(),
             adam_step=state.adam_step(),
             files={},
-            state=copy.deepcopy(dict(loop)),
-            metrics=dict(metrics),
+            state=loop,
+            metrics=loop.metrics(),
             versions=library_versions(),
         )
         entries = [*state.entries(), *rng_entries()]
@@ -106,7 +98,7 @@ class Checkpoints:
             self._write(self.ranks, entries, manifest, began, self.alive)
             return
         aside, copied = self.aside, self._copy.take(entries)
-        self.observe(step, "copied")
+        self.observe(loop.step, "copied")
         self._background.start(lambda: self._write(aside, copied, manifest, began, self._alive_aside))
 
     def wait(self) -> None:
@@ -129,7 +121,7 @@ class Checkpoints:
         """Whether a save in the background has failed, as far as this rank knows; `wait` raises it. Not collective."""
         return self._background.failed
 
-    def amend(self, *, loop: Mapping[str, Any], metrics: Mapping[str, float | None]) -> None:
+    def amend(self, loop: LoopState) -> None:
         """Replace what the newest checkpoint says of the loop, in one step; its tensors stay as they are.
 
         Raises TrainerError on every rank when it fails.
@@ -137,7 +129,7 @@ class Checkpoints:
         assert self._newest is not None, "there is a checkpoint to amend"
         began, step, writer = time.monotonic(), self._newest.step, self._writer(self.ranks, self.alive)
         self._committed(
-            CheckpointRef(**self.ranks.on_first(lambda: writer.saving(0, lambda: writer.amend(step, loop, metrics)))),
+            CheckpointRef(**self.ranks.on_first(lambda: writer.saving(0, lambda: writer.amend(step, loop)))),
             began,
         )
 
@@ -173,7 +165,7 @@ class Checkpoints:
     def _believe(self, ref: CheckpointRef) -> None:
         self._own = [*(other for other in self._own if other.step != ref.step), ref]
 
-    def load(self, state: Zero3State) -> Restored | None:
+    def load(self, state: EngineState) -> Restored | None:
         """Set the engine to the newest checkpoint that can be used; None when none was ever committed.
 
         Raises as loading.Loader.load does.

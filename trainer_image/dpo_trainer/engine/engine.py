@@ -15,10 +15,17 @@ from torch import Tensor
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches.batch import MicroBatch
 from dpo_trainer.distributed.world import World
-from dpo_trainer.engine.deepspeed_import import import_deepspeed
 from dpo_trainer.engine.loss_scale import LossScale
 from dpo_trainer.engine.memory import release_free
 from dpo_trainer.engine.optimizer import make_optimizer
+from dpo_trainer.engine.zero3_internals import (
+    Zero3Internals,
+    import_deepspeed,
+    is_persistent,
+    local_partition,
+    whole_numel,
+)
+from dpo_trainer.engine.zero3_state import Zero3State
 from dpo_trainer.engine.zero_config import zero_config
 from dpo_trainer.model.load import load_model
 from dpo_trainer.model.policy import Policy
@@ -76,43 +83,33 @@ class Engine:
         self.deepspeed, *_ = deepspeed.initialize(
             model=policy, optimizer=optimizer, config=self.config, dist_init_required=False
         )
-        self._share_memory()
-        self._claim_memory()
+        self.zero = Zero3Internals(self.deepspeed)
+        self._alias_equal_tensors()
+        self._allocate_optimizer_state()
         if world.device.type == "cpu":
             release_free()
 
-    def _share_memory(self) -> None:
-        """Let tensors that are always equal be one: DeepSpeed keeps copies of them.
+    def _alias_equal_tensors(self) -> None:
+        self.zero.alias_equal_tensors(self.module.parameters(), world_size=self.world.world_size)
 
-        In float32 the master weights are the weights. With one rank its partition is the whole parameter; a step takes the
-        views away.
-        """
-        optimizer = self.deepspeed.optimizer
-        for master, weights in zip(
-            optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True
-        ):
-            if weights is not None and (master.dtype, master.device) == (weights.dtype, weights.device):
-                master.data = weights.data
-        if self.world.world_size == 1:
-            # Otherwise they would be gathered, that is copied, after each step.
-            optimizer.persistent_parameters.clear()
-            for p in self.module.parameters():
-                p.data = p.ds_tensor.data[: p.ds_numel].view(p.ds_shape)
-                p.ds_status = type(p.ds_status).AVAILABLE
-
-    def _claim_memory(self) -> None:
+    def _allocate_optimizer_state(self) -> None:
         """Make Adam's state now and not in its first step, so that a job that does not fit fails before anything is computed."""
-        adam = self.deepspeed.optimizer.optimizer
+        adam = self.zero.inner_optimizer
         if not isinstance(adam, torch.optim.AdamW):
             return
-        for flat in self.deepspeed.optimizer.fp32_partitioned_groups_flat:
+        for flat in self.zero.master_weights:
             moments = {name: torch.zeros_like(flat.data) for name in ("exp_avg", "exp_avg_sq")}
             adam.state[flat] = {"step": torch.zeros((), device=flat.device), **moments}
 
     @property
     def module(self) -> Policy:
         """The policy; its parameters are partitioned."""
-        return self.deepspeed.module
+        policy: Policy = self.deepspeed.module
+        return policy
+
+    def state(self) -> Zero3State:
+        """The trained weights and the optimizer state, for checkpoints. Parameter names are those of the Hugging Face or PEFT model."""
+        return Zero3State(self.zero, self.module.model, rank=self.world.rank, world_size=self.world.world_size)
 
     def train(self, mode: bool) -> None:
         """Switch adapter dropout and activation checkpointing on or off."""
@@ -149,15 +146,15 @@ class Engine:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         self.deepspeed.step()
-        self._share_memory()
+        self._alias_equal_tensors()
         applied = self.deepspeed.was_step_applied()
         if self._loss_scale is not None:
             self.loss_scale = self._loss_scale.after(applied=applied)
         return float(self.deepspeed.get_global_grad_norm()) if applied else None
 
     def abandon(self) -> None:
-        """Forget the gradient of the step; no weight is changed."""
-        self.deepspeed.optimizer._overflow_clean_up(None)
+        """Discard the gradient of the step; no weight is changed."""
+        self.zero.discard_gradients()
 
     @property
     def loss_scale(self) -> LossScale | None:
@@ -167,7 +164,7 @@ class Engine:
     @loss_scale.setter
     def loss_scale(self, scale: LossScale) -> None:
         self._loss_scale = scale
-        self.deepspeed.optimizer.loss_scale = scale.factor
+        self.zero.set_loss_scale(scale.factor)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum over ranks, on every rank's device. Collective. values: any shape; a copy is summed."""
@@ -187,8 +184,8 @@ class Engine:
         """
         parameters = list(self.module.parameters())
         return {
-            "held": sum(p.ds_tensor.numel() for p in parameters),
-            "trainable": sum(p.ds_tensor.numel() for p in parameters if p.requires_grad),
-            "total": sum(p.ds_numel for p in parameters),
-            "persistent": sum(p.ds_numel for p in parameters if p.ds_persist),
+            "held": sum(local_partition(p).numel() for p in parameters),
+            "trainable": sum(local_partition(p).numel() for p in parameters if p.requires_grad),
+            "total": sum(whole_numel(p) for p in parameters),
+            "persistent": sum(whole_numel(p) for p in parameters if is_persistent(p)),
         }

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer.engine.zero3_internals import whole_shape
 from dpo_trainer.runtime.errors import invalid_configuration
 
 
@@ -44,7 +45,7 @@ def _parameter_groups(policy: nn.Module, weight_decay: float) -> list[dict[str, 
     trained = [p for p in policy.parameters() if p.requires_grad]
     if not trained:
         raise invalid_configuration("spec.adapter: expected parameters to train, found none")
-    dimensions = {id(p): len(getattr(p, "ds_shape", p.shape)) for p in trained}
+    dimensions = {id(p): len(whole_shape(p)) for p in trained}
     groups = [
         {"params": [p for p in trained if dimensions[id(p)] >= 2], "weight_decay": weight_decay},
         {"params": [p for p in trained if dimensions[id(p)] < 2], "weight_decay": 0.0},

@@ -3,14 +3,16 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dpo_operator.api.training import Budget
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches.sampler import Plan
-from dpo_trainer.checkpoint.store import Checkpoints, Restored
+from dpo_trainer.checkpoint.loading import Restored
+from dpo_trainer.checkpoint.loop_state import LoopState, LossScaleState, Probe, finite
+from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.engine.loss_scale import LossScale
 from dpo_trainer.losses.objective import Objective
@@ -25,7 +27,7 @@ from dpo_trainer.training.passes import logps_table
 from dpo_trainer.training.samples import Samples
 
 if TYPE_CHECKING:
-    from dpo_trainer.checkpoint.zero3 import Zero3State
+    from dpo_trainer.checkpoint.engine_state import EngineState
 
 _PROBE_PAIRS = 8
 # One pair in a pass, as the export scores them: then bf16 rounds alike.
@@ -49,7 +51,7 @@ class Milestones:
     eval_budget: Budget
     samples: Samples
     checkpoints: Checkpoints
-    state: "Zero3State"
+    state: "EngineState"
     telemetry: Telemetry
     stop: StopRequest
     evaluations: list[tuple[int, float | None]]
@@ -117,9 +119,9 @@ class Milestones:
         self.checkpoints.wait()
         restored = self.checkpoints.load(self.state)
         if restored is not None:
-            self.evaluations[:] = [(step, value) for step, value in restored.state["evaluations"]]
-            if self.engine.loss_scale is not None:
-                self.engine.loss_scale = LossScale(**restored.state["loss_scale"])
+            self.evaluations[:] = restored.state.evaluations
+            if (scale := restored.state.loss_scale) is not None:
+                self.engine.loss_scale = LossScale(**scale.model_dump())
             self.telemetry.rewind(restored.step, self.plan.epoch(restored.step))
         return restored
 
@@ -150,52 +152,41 @@ class Milestones:
         last: bool,
     ) -> None:
         """Save, or amend what was saved. last: the run ends, so be sure that it is committed."""
-        loop: dict[str, Any] = {
-            "step": step,
-            "epoch": self.plan.epoch(step),
-            "pairs_seen": self.plan.pairs_seen(step),
-            "total_steps": self.total_steps,
-            "train": finite(metrics),
-            "eval": evaluated,
-            "evaluations": self.evaluations,
-            "skipped": self.skipped,
-            "selection_metric": self.spec.selection_metric,
-            "finished": finished,
-        }
-        if self.engine.loss_scale is not None:
-            loop["loss_scale"] = asdict(self.engine.loss_scale)
-        if finished or evaluated is not None:
-            loop["probe"] = self._probe()
-        # By the cost of its evaluation the best checkpoint is chosen.
-        summary = {
-            "selection": self.evaluations[-1][1] if evaluated is not None else None,
-            "loss": finite(metrics)["loss"],
-        }
+        scale = self.engine.loss_scale
+        loop = LoopState(
+            step=step,
+            epoch=self.plan.epoch(step),
+            pairs_seen=self.plan.pairs_seen(step),
+            total_steps=self.total_steps,
+            train=finite(metrics),
+            eval=None if evaluated is None else finite(evaluated),
+            evaluations=tuple(self.evaluations),
+            skipped=tuple(self.skipped),
+            selection_metric=self.spec.selection_metric,
+            finished=finished,
+            loss_scale=None if scale is None else LossScaleState(**asdict(scale)),
+            probe=self._probe() if finished or evaluated is not None else None,
+        )
         self.telemetry.activity("saving a checkpoint")
         try:
             with self.telemetry.timed("checkpoint"):
                 if committed:
-                    self.checkpoints.amend(loop=loop, metrics=summary)
+                    self.checkpoints.amend(loop)
                 else:
-                    self.checkpoints.save(self.state, step=step, loop=loop, metrics=summary, last=last)
+                    self.checkpoints.save(self.state, loop, last=last)
         except TrainerError:
             self.telemetry.checkpoint_failed()
             raise
         self.telemetry.alive("training")
 
-    def _probe(self) -> dict[str, Any]:
-        """Log-probs of a few pairs under the current weights, to hold the exported model against."""
+    def _probe(self) -> Probe:
+        """Log-probs of a few pairs under the current weights, to compare the exported model with."""
         examples = self.evaluation or self.train
         indices = np.arange(min(_PROBE_PAIRS, len(examples.data)), dtype=np.int64)
         table = logps_table(self.engine, examples.data, budget=_ONE_PAIR, indices=indices)
-        return {
-            "split": "eval" if examples is self.evaluation else "train",
-            "pairs": indices.tolist(),
-            "logps": table[: len(indices), :, 0].tolist(),
-            "precision": self.spec.training.precision,
-        }
-
-
-def finite(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Metrics for JSON, which has no NaN: None where there is no finite number."""
-    return {key: value if value is not None and math.isfinite(value) else None for key, value in metrics.items()}
+        return Probe.of(
+            "eval" if examples is self.evaluation else "train",
+            indices.tolist(),
+            table[: len(indices), :, 0].tolist(),
+            self.spec.training.precision,
+        )

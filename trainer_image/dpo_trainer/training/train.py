@@ -82,10 +82,7 @@ def _run(
         if evaluation is not None:
             reference.add_to(evaluation, budget=spec.eval_batch)
 
-    # Not at the top: DeepSpeed looks for its device when it is imported, and join_world decides which one that is.
-    from dpo_trainer.checkpoint.zero3 import Zero3State
-
-    state = Zero3State(engine.deepspeed, engine.module.model, rank=world.rank, world_size=world.world_size)
+    state = engine.state()
     checkpoints = Checkpoints(
         work.checkpoints,
         attempt,
@@ -102,9 +99,9 @@ def _run(
     checkpoints.begin()
     telemetry.activity("looking for a checkpoint")
     restored = checkpoints.load(state)
-    before = restored.state if restored else {}
-    if engine.loss_scale is not None and before:
-        engine.loss_scale = LossScale(**before["loss_scale"])
+    before = restored.state if restored else None
+    if before is not None and before.loss_scale is not None:
+        engine.loss_scale = LossScale(**before.loss_scale.model_dump())
     first_step = restored.step + 1 if restored else 1
     if restored is not None:
         say_restored(restored, telemetry)
@@ -120,12 +117,12 @@ def _run(
     # Not before: signs of life end the longer patience that the operator has with loading.
     engine.module.after_each_pass(telemetry.alive)
     checkpoints.alive = telemetry.alive
-    if before.get("finished"):
-        telemetry.ended(before["finished"])
-        return Outcome("Succeeded", before["finished"])
-    tokens_seen = int(before.get("train", {}).get("num_tokens", 0))
+    if before is not None and before.finished:
+        telemetry.ended(before.finished)
+        return Outcome("Succeeded", before.finished)
+    tokens_seen = before.tokens_seen if before else 0
     pace = Pace(world)
-    bad = BadNumbers(training.non_finite, list(before.get("skipped", [])))
+    bad = BadNumbers(training.non_finite, list(before.skipped) if before else [])
     # A save that fails in the background ends the run as a signal does: at a step that all ranks agree on.
     asked = StopWhen(stop, lambda: checkpoints.failed)
     held_out = evaluation.data if evaluation is not None else None
@@ -144,18 +141,18 @@ def _run(
         state=state,
         telemetry=telemetry,
         stop=asked,
-        evaluations=[(step, value) for step, value in before.get("evaluations", [])],
+        evaluations=list(before.evaluations) if before else [],
         skipped=bad.skipped,
     )
 
-    if restored is None:
+    if restored is None or before is None:
         with telemetry.timed("eval"):
             answered = samples.take(0, telemetry, milestones.should_stop)
         if answered is None:
             raise Stopped(stop.signal_name or "a signal to another rank")
-    elif milestones.is_evaluated(restored.step) and before["eval"] is None:
+    elif milestones.is_evaluated(restored.step) and before.eval is None:
         # A signal came before this step was evaluated. What the evaluations decide must not depend on that.
-        ended = milestones.conclude(restored.step, before["train"], stopping=False, committed=True)
+        ended = milestones.conclude(restored.step, before.train, stopping=False, committed=True)
         if ended is not None:
             return ended
 
@@ -217,7 +214,7 @@ def _run(
                 f"step {step}: NaN or infinity in {wrong}; no weight was changed, and its pairs are left out",
             )
             if action == "rollback" and (back := milestones.roll_back()) is not None:
-                step, tokens_seen = back.step, int(back.state["train"]["num_tokens"])
+                step, tokens_seen = back.step, back.state.tokens_seen
                 say_restored(back, telemetry)
                 warn(telemetry, "RolledBack", f"went back to the checkpoint of step {step}")
             elif (ended := milestones.leave_out(step, rate, tokens_seen, stopping=sums.stop)) is not None:
