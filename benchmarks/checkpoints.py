@@ -59,6 +59,7 @@ def run_here(folder: Path, scratch: Path, *, saves: int, gap: int, every: int) -
     import shutil
 
     from dpo_operator.api.types import DPOJob
+    from dpo_trainer.checkpoint.loop_state import LoopState
     from dpo_trainer.checkpoint.store import Checkpoints
     from dpo_trainer.engine.engine import Engine
     from dpo_trainer.runtime.stop import StopRequest
@@ -80,12 +81,13 @@ def run_here(folder: Path, scratch: Path, *, saves: int, gap: int, every: int) -
             engines.append(self)
 
     class ByTurns(Checkpoints):
-        def save(self, state: Any, *, step: int, **more: Any) -> None:
+        def save(self, state: Any, loop: LoopState, *, last: bool = False) -> None:
+            step = loop.step
             if step % gap:
                 return  # the end of the run, which has nothing to do with the measurement
             began = time.monotonic()
             if side_of(step, gap) == "ours":
-                super().save(state, step=step, **more)
+                super().save(state, loop, last=last)
             else:
                 self.wait()
                 target = scratch / "deepspeed"

@@ -215,14 +215,14 @@ def _compare(document: dict[str, Any], root: Path) -> tuple[list[float], list[fl
     from dpo_trainer.export.check import answer_logps, load_exported
 
     work, precision = WorkDir(root), document["spec"]["training"]["precision"]
-    probe = open_newest(work.checkpoints)[0].state["probe"]
+    probe = open_newest(work.checkpoints)[0].state.probe
     data = PairDataset.open(work.train_data)
 
     def logps(base: Path, folder: Path) -> list[float]:
         model = load_exported(base, folder, precision)
-        return [value for index in probe["pairs"] for value in answer_logps(model, data[index]).tolist()]
+        return [value for index in probe.pairs for value in answer_logps(model, data[index]).tolist()]
 
-    expected = [value for pair in probe["logps"] for value in pair]
+    expected = [value for pair in probe.logps for value in pair]
     return logps(work.model, work.export), expected, logps(work.model, work.model)
 
 

@@ -58,16 +58,16 @@ def compare(document: dict[str, Any], root: Path) -> dict[str, Any]:
     from dpo_trainer.model.load import DTYPES
 
     work = WorkDir(root)
-    probe = open_newest(work.checkpoints)[0].state["probe"]
+    probe = open_newest(work.checkpoints)[0].state.probe
     data = PairDataset.open(work.train_data)
     dtype = DTYPES[document["spec"]["training"]["precision"]]
 
     def logps(path: Path) -> list[float]:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
-        return [value for index in probe["pairs"] for value in answer_logps(model, data[index]).tolist()]
+        return [value for index in probe.pairs for value in answer_logps(model, data[index]).tolist()]
 
     return {
-        "expected": [value for pair in probe["logps"] for value in pair],
+        "expected": [value for pair in probe.logps for value in pair],
         "merged": logps(work.export / "merged"),
         "base": logps(work.model),
         "dtype": str(AutoModelForCausalLM.from_pretrained(work.export / "merged").dtype),

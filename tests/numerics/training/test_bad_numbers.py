@@ -28,7 +28,7 @@ def test_a_bad_step_is_skipped_and_a_resumed_run_skips_it_too(tmp_path: Path):
     # Position in the data and learning rate move on; what was trained on does not grow.
     assert found[2]["num_tokens"] == found[1]["num_tokens"] < found[3]["num_tokens"]
     manifest = open_newest(straight.checkpoints)[0].manifest
-    assert (manifest.state["skipped"], manifest.step, manifest.adam_step) == ([3, 5], 6, 4)
+    assert (manifest.state.skipped, manifest.step, manifest.adam_step) == ((3, 5), 6, 4)
 
     # Stopped at the skipped step: that checkpoint says so, and the rest is the same to the last bit.
     first, _ = on_ranks(2, _poisoned, document, broken.root, 1, {3: "gradient", 5: "loss"}, 2)
@@ -47,7 +47,7 @@ def test_a_rollback_goes_back_to_the_checkpoint_and_leaves_the_step_out(tmp_path
     assert first["steps"] == second["steps"] == [1, 2, 3, 3, 4, 5, 6]
     # Weights were good, so going back changes nothing.
     assert curve(rolled.root) == curve(skipped.root)
-    assert open_newest(rolled.checkpoints)[0].state["skipped"] == [4]
+    assert open_newest(rolled.checkpoints)[0].state.skipped == (4,)
 
 
 def test_without_a_checkpoint_a_rollback_skips(tmp_path: Path):

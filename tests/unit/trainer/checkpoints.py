@@ -1,10 +1,12 @@
 """Small shards and checkpoints of one rank, for tests of the checkpoint protocol."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.loop_state import LoopState
 from dpo_trainer.checkpoint.manifest import MANIFEST, Manifest, Parameter
 from dpo_trainer.checkpoint.shard import Entry, write_shard
 from dpo_trainer.runtime.files import write_synced
@@ -21,13 +23,22 @@ ENTRIES = [
 ]
 
 
+def loop_state(step: int, **changes: Any) -> LoopState:
+    """State of a loop that has finished `step` of 100 steps."""
+    plain: dict[str, Any] = {
+        "step": step, "epoch": 0.5, "pairs_seen": step, "total_steps": 100, "train": {"loss": 0.5}, "eval": None,
+        "evaluations": (), "selection_metric": "eval_loss", "finished": "",
+    }  # fmt: skip
+    return LoopState(**plain | changes)
+
+
 def a_checkpoint(root: Path, step: int, *, selection: float | None = None, attempt: int = 1) -> Path:
     """A committed checkpoint of one rank."""
     folder = root / layout.folder_name(step)
     folder.mkdir(parents=True)
     file = write_shard(folder / layout.shard_name(0), ENTRIES, lambda _: None)
     manifest = Manifest(
-        step=step, attempt=attempt, world_size=1, time=0.0, identity={}, adam_step=step, state={}, versions={},
+        step=step, attempt=attempt, world_size=1, time=0.0, identity={}, adam_step=step, state=loop_state(step), versions={},
         parameters={"w": Parameter(shape=(7,), dtype="float32")}, files={layout.shard_name(0): file},
         metrics={"selection": selection},
     )  # fmt: skip

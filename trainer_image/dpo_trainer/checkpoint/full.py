@@ -1,13 +1,13 @@
 """Whole parameters from the shards of all ranks, one at a time: no GPU, no DeepSpeed, no process group."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.loop_state import LoopState
 from dpo_trainer.checkpoint.manifest import Manifest, read_manifest, reference
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.checkpoint.shard import ShardReader
@@ -30,8 +30,8 @@ class FullCheckpoint:
         self._shards = [ShardReader(folder / layout.shard_name(r)) for r in range(self.manifest.world_size)]
 
     @property
-    def state(self) -> dict[str, Any]:
-        """The loop's own state."""
+    def state(self) -> LoopState:
+        """State of the training loop."""
         return self.manifest.state
 
     def tensor(self, name: str) -> Tensor:
@@ -47,13 +47,13 @@ class FullCheckpoint:
 def open_best(
     root: Path, newest: FullCheckpoint, owner: Owner | None = None
 ) -> tuple[FullCheckpoint | None, list[str]]:
-    """The whole checkpoint with the lowest metrics["selection"], of equal ones the later; and better ones that were passed
-    over, with the reason. None when no evaluated checkpoint is whole.
+    """Best intact checkpoint by selection cost, ties to the later; and the better ones that were skipped, with the reason.
 
+    None when no evaluated checkpoint is intact.
     newest: the last checkpoint, whose state lists every evaluation of the run.
     """
     passed: list[str] = []
-    evaluated = [(cost, -step) for step, cost in newest.state.get("evaluations", []) if cost is not None]
+    evaluated = [(cost, -step) for step, cost in newest.state.evaluations if cost is not None]
     for _, negative in sorted(evaluated):
         folder = root / layout.folder_name(-negative)
         if not folder.is_dir():
@@ -64,7 +64,7 @@ def open_best(
         except BadCheckpoint as error:
             passed.append(f"{folder.name}: {error}")
             continue
-        if checkpoint.manifest.metrics.get("selection") is not None and "probe" in checkpoint.state:
+        if checkpoint.manifest.selection_cost is not None and checkpoint.state.probe is not None:
             return checkpoint, passed
         passed.append(f"{folder.name} was saved without its evaluation")
     return None, passed

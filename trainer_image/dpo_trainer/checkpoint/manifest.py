@@ -5,12 +5,13 @@ import json
 import math
 import stat
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint.layout import TEMPORARY, folder_name, shard_name
+from dpo_trainer.checkpoint.loop_state import SELECTION, Count, LoopState, Part
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint, read_plain, shown, unreadable
 
 MANIFEST = "manifest.json"
@@ -23,18 +24,10 @@ MAX_MANIFEST_BYTES = 32 << 20
 MAX_WORLD_SIZE = 100_000
 
 
-# Larger numbers are not the same in every program that reads JSON.
-_Count = Annotated[int, Field(ge=0, le=2**53)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Parameter(_Part):
+class Parameter(Part):
     """A trained parameter as a whole. dtype: of the model, such as bfloat16; what is stored is always float32."""
 
-    shape: tuple[_Count, ...]
+    shape: tuple[Count, ...]
     dtype: str
 
     @property
@@ -43,33 +36,38 @@ class Parameter(_Part):
         return math.prod(self.shape)
 
 
-class File(_Part):
+class File(Part):
     """A file of the checkpoint, in bytes and SHA-256 hex."""
 
-    size: _Count
+    size: Count
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Manifest(_Part):
+class Manifest(Part):
     """Everything that is needed to go on, apart from the tensors.
 
     identity: what must be equal for the run to be the same one, as path -> value.
     adam_step: updates that the optimizer has counted, for its bias correction.
-    state: the loop's own: data cursor and what else it needs. metrics: TRL's keys, eval_ for evaluations.
+    state: of the training loop. metrics: see LoopState.metrics.
     """
 
     format: Literal[1] = 1
-    step: _Count
+    step: Count
     attempt: int = Field(ge=1, le=2**53)
     world_size: int = Field(ge=1, le=MAX_WORLD_SIZE)
     time: float
     identity: dict[str, Any]
     parameters: dict[str, Parameter]
-    adam_step: _Count
+    adam_step: Count
     files: dict[str, File]
-    state: dict[str, Any]
+    state: LoopState
     metrics: dict[str, float | None]
     versions: dict[str, str]
+
+    @property
+    def selection_cost(self) -> float | None:
+        """Cost of the evaluation, less is better; None without one."""
+        return self.metrics.get(SELECTION)
 
     def to_bytes(self) -> bytes:
         """The file's content; its SHA-256 is the checkpoint's digest."""

@@ -49,7 +49,7 @@ def usable_costs(found: Iterable[tuple[int, Path]], refused: Collection[int]) ->
                 manifest, _ = read_manifest(folder)
                 for name, file in manifest.files.items():
                     verify_size(folder, name, file)
-                costs[step] = manifest.metrics.get("selection")
+                costs[step] = manifest.selection_cost
     return costs
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.loop_state import LoopState
 from dpo_trainer.checkpoint.manifest import MANIFEST, File, Manifest, attempt_of, read_manifest, reference
 from dpo_trainer.checkpoint.shard import Entry, file_size, write_shard
 from dpo_trainer.checkpoint.verification import usable_costs
@@ -150,11 +151,11 @@ class Writer:
         self.observe(manifest.step, "old-removed")
         return reference(self.root, manifest, hashlib.sha256(content).hexdigest()).model_dump()
 
-    def amend(self, step: int, loop: Mapping[str, Any], metrics: Mapping[str, float | None]) -> dict[str, Any]:
+    def amend(self, step: int, loop: LoopState) -> dict[str, Any]:
         """Replace what a checkpoint says of the loop. Raises TrainerError PEER_LOST, OSError."""
         folder = self.root / layout.folder_name(step)
         manifest, _ = read_manifest(folder)
-        changes = {"attempt": self.attempt, "time": time.time(), "state": dict(loop), "metrics": dict(metrics)}
+        changes = {"attempt": self.attempt, "time": time.time(), "state": loop, "metrics": loop.metrics()}
         manifest = manifest.model_copy(update=changes)
         content = manifest.to_bytes()
         self.check_fence()

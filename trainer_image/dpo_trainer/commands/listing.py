@@ -104,7 +104,7 @@ def _line(folder: Path, *, verify: bool) -> Line:
         problem = str(error)
     except OSError as error:
         problem = _unreadable(error)
-    metric, cost = str(manifest.state.get("selection_metric") or ""), manifest.metrics.get("selection")
+    metric, cost = manifest.state.selection_metric, manifest.selection_cost
     return Line(
         folder.name,
         problem,
@@ -118,7 +118,7 @@ def _line(folder: Path, *, verify: bool) -> Line:
         loss=manifest.metrics.get("loss"),
         evaluation=None if cost is None else _sign(metric) * cost,
         metric=metric,
-        finished=bool(manifest.state.get("finished")),
+        finished=bool(manifest.state.finished),
     )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from dpo_operator.api.reports import Termination
 from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint.loop_state import LoopState
 from dpo_trainer.checkpoint.manifest import read_manifest
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.runtime.workdir import WorkDir
@@ -66,27 +67,29 @@ def read_run(work: WorkDir) -> Run:
         # A finished run that is started again resumes at its last step and does nothing more.
         tuple(sorted(step for step in restarts if step < last)),
         start=initial_loss(lines),
-        ending=str(loop.get("finished") or ""),
-        early=bool(loop.get("finished")) and loop["step"] < loop["total_steps"],
+        ending=loop.finished if loop else "",
+        early=loop is not None and bool(loop.finished) and loop.step < loop.total_steps,
         best=_best(by_kind["eval"], loop),
         samples=tuple(read_metrics(work.samples)),
     )
 
 
-def _loop(work: WorkDir) -> Line:
-    """What the newest readable checkpoint keeps of the training loop; empty without one."""
+def _loop(work: WorkDir) -> LoopState | None:
+    """Loop state of the newest readable checkpoint; None without one."""
     for _, folder in layout.committed(work.checkpoints):
         try:
             return read_manifest(folder)[0].state
         except BadCheckpoint:
             continue
-    return {}
+    return None
 
 
-def _best(evaluations: list[Line], loop: Line) -> Best | None:
+def _best(evaluations: list[Line], loop: LoopState | None) -> Best | None:
     """The first evaluation with the lowest cost, as the run itself judged; None before the first."""
-    costs = [(cost, step) for step, cost in loop.get("evaluations", []) if cost is not None]
-    metric = loop.get("selection_metric")
+    if loop is None:
+        return None
+    costs = [(cost, step) for step, cost in loop.evaluations if cost is not None]
+    metric = loop.selection_metric
     if not costs or metric not in METRICS:
         return None
     step, key = min(costs)[1], f"eval_{METRICS[metric][0]}"

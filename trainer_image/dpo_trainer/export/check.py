@@ -1,8 +1,8 @@
 """Is the exported model the one that was trained? Loaded by transformers or PEFT alone, it must give the same numbers."""
 
+import math
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.checkpoint.full import FullCheckpoint
+from dpo_trainer.checkpoint.loop_state import Precision, Probe
 from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.model.load import DTYPES
 from dpo_trainer.runtime.errors import TrainerError
@@ -65,41 +66,36 @@ def check_weights(
             )
 
 
-def check_probe(model: nn.Module, work: WorkDir, probe: dict[str, Any], stored: Collection[torch.dtype]) -> float:
+def check_probe(model: nn.Module, work: WorkDir, probe: Probe, stored: Collection[torch.dtype]) -> float:
     """Compare log-probs with those that the engine had at the checkpoint; returns the largest difference, nats.
 
-    probe: split, pairs (indices), logps ([[chosen, rejected], …]), precision; from the checkpoint's state.
     stored: dtypes of the trained parameters in the export.
     Raises TrainerError BAD_EXPORT.
     """
-    data = PairDataset.open(work.eval_data if probe["split"] == "eval" else work.train_data)
-    exact = {*stored, DTYPES[probe["precision"]]} == {torch.float32}
+    data = PairDataset.open(work.eval_data if probe.split == "eval" else work.train_data)
+    exact = {*stored, DTYPES[probe.precision]} == {torch.float32}
     nats, share = _EXACT if exact else _ROUNDED
     worst = 0.0
-    for index, expected in zip(probe["pairs"], probe["logps"], strict=True):
+    for index, expected in zip(probe.pairs, probe.logps, strict=True):
         found = answer_logps(model, data[index])
-        for answer, ours, theirs in zip(("chosen", "rejected"), found.tolist(), expected, strict=True):
+        for answer, ours, saved in zip(("chosen", "rejected"), found.tolist(), expected, strict=True):
+            theirs = math.nan if saved is None else saved
             difference = abs(ours - theirs)
             worst = max(worst, difference)
             if not difference <= nats + share * abs(theirs):
                 raise TrainerError(
                     ExitCode.BAD_EXPORT,
-                    f"The export failed: for the {answer} answer of {probe['split']} pair {index}, expected a log-prob of "
+                    f"The export failed: for the {answer} answer of {probe.split} pair {index}, expected a log-prob of "
                     f"{theirs:.6f} (the trained policy's), found {ours:.6f} after loading the exported folder.",
                 )
     return worst
 
 
-def make_probe(model: nn.Module, work: WorkDir, precision: str, pairs: int = 8) -> dict[str, Any]:
+def make_probe(model: nn.Module, work: WorkDir, precision: Precision, pairs: int = 8) -> Probe:
     """Log-probs of the first training pairs under a loaded model, to hold another form of it against; see check_probe."""
     data = PairDataset.open(work.train_data)
     indices = range(min(pairs, len(data)))
-    return {
-        "split": "train",
-        "pairs": [*indices],
-        "logps": [answer_logps(model, data[index]).tolist() for index in indices],
-        "precision": precision,
-    }
+    return Probe.of("train", indices, [answer_logps(model, data[index]).tolist() for index in indices], precision)
 
 
 def answer_logps(model: nn.Module, pair: TokenPair) -> Tensor:

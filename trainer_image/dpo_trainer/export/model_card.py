@@ -212,7 +212,7 @@ def _settings(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint) -> list[tu
         ("longest pair", f"{data.max_length} tokens"),
         ("loss", loss_in_words(spec.method)),
         ("trained", _trained(job)),
-        ("steps", f"{manifest.step} ({checkpoint.state.get('epoch', 0):.2f} epochs)"),
+        ("steps", f"{manifest.step} ({checkpoint.state.epoch:.2f} epochs)"),
         ("pairs in a step", str(spec.training.global_batch_size)),
         ("learning rate", f"{spec.learning_rate:g}, {spec.training.scheduler}, warm-up {spec.training.warmup_ratio:g}"),
         ("precision", spec.training.precision),

@@ -93,11 +93,11 @@ def _export(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, why: str, ta
     check_weights(model, checkpoint, stored, precision)
     merge = adapter and spec.export.merge
     made = Made(why, whole=not adapter, merged=merge)
-    probe = checkpoint.state.get("probe")
+    probe = checkpoint.state.probe
     if probe is not None:
         progress("comparing its log-probs with the trained policy's")
         worst = check_probe(model, work, probe, set(stored.values()))
-        made = replace(made, difference=worst, pairs=len(probe["pairs"]))
+        made = replace(made, difference=worst, pairs=len(probe.pairs))
     parts = {"": made}
     if merge:
         progress("merging the adapter into the model")
@@ -106,9 +106,7 @@ def _export(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, why: str, ta
         dtype = write_merged(work.model, temporary)
         merged = load_exported(work.model, temporary / MERGED, precision)
         worst = check_probe(merged, work, against, {dtype})
-        parts[MERGED] = replace(
-            made, whole=True, difference=worst, pairs=len(against["pairs"]), engine=probe is not None
-        )
+        parts[MERGED] = replace(made, whole=True, difference=worst, pairs=len(against.pairs), engine=probe is not None)
 
     for folder, part in parts.items():
         (temporary / folder / "README.md").write_text(model_card(job, work, checkpoint, part), encoding="utf-8")
@@ -121,11 +119,11 @@ def _choose(spec: DPOJobSpec, root: Path, owner: Owner, progress: Progress) -> t
     """The checkpoint that is exported, and why it."""
     progress("checking the last checkpoint")
     newest, refused = open_newest(root, owner)
-    if not newest.state.get("finished"):
+    if not newest.state.finished:
         because = f" ({'; '.join(refused)})" if refused else ""
         raise input_not_found(
             f"Expected the checkpoint of the last step, found step {newest.manifest.step} of "
-            f"{newest.state.get('total_steps', 'more')}{because}; train to the end first."
+            f"{newest.state.total_steps}{because}; train to the end first."
         )
     for reason in refused:
         progress(f"passed over a checkpoint: {reason}")
@@ -140,7 +138,7 @@ def _choose(spec: DPOJobSpec, root: Path, owner: Owner, progress: Progress) -> t
     if best is None:
         progress("exporting the last checkpoint: none that was evaluated is whole")
         return newest, "the last step, because no checkpoint with an evaluation is whole"
-    cost = best.manifest.metrics["selection"] or 0.0
+    cost = best.manifest.selection_cost or 0.0
     value = -cost if METRICS[spec.selection_metric][1] else cost
     progress(f"exporting step {best.manifest.step}: {spec.selection_metric} {value:.4f}")
     without = f"; better ones are gone: {'; '.join(passed)}" if passed else ""
@@ -174,12 +172,13 @@ def _plain_spec(job: DPOJob) -> dict[str, Any]:
 
 def _write_provenance(folder: Path, job: DPOJob, checkpoint: FullCheckpoint, why: str, parts: dict[str, Made]) -> None:
     """Where the folder comes from, with the digest of every file in it. parts: by folder in it."""
+    probe = checkpoint.state.probe.model_dump(mode="json") if checkpoint.state.probe else {}
     document = {
         "job": job.metadata.name,
         "spec": _plain_spec(job),
         "checkpoint": {**checkpoint.ref.model_dump(), "chosen_as": why},
         "identity": checkpoint.manifest.identity,
-        "probe": {**checkpoint.state.get("probe", {}), "largest_difference_nats": parts[""].difference},
+        "probe": {**probe, "largest_difference_nats": parts[""].difference},
         "versions": {**checkpoint.manifest.versions, "dpo-operator": own_version()},
         "files": {path.relative_to(folder).as_posix(): sha256(path) for path in _files(folder)},
     }

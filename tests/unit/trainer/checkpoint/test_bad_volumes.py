@@ -22,6 +22,7 @@ from dpo_trainer.checkpoint.writer import Writer
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.runtime.errors import TrainerError
 from tests.filesystems import fill, kind, server_is_gone, set_writable, small_file_system, unmount
+from tests.unit.trainer.checkpoints import loop_state
 
 pytestmark = [pytest.mark.unit, pytest.mark.fault(27, 28)]
 
@@ -67,7 +68,7 @@ def writer(volume: Path) -> Checkpoints:
 
 
 def save(writer: Checkpoints, step: int) -> None:
-    writer.save(State(step), step=step, loop={}, metrics={})  # type: ignore[arg-type]
+    writer.save(State(step), loop_state(step))  # type: ignore[arg-type]
 
 
 def failed_save(writer: Checkpoints, step: int, at: str, do: Callable[[], object]) -> TrainerError:

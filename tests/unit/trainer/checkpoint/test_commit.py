@@ -26,7 +26,7 @@ from dpo_trainer.checkpoint.writer import Writer, retained
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.files import remove
-from tests.unit.trainer.checkpoints import ENTRIES, a_checkpoint, entry
+from tests.unit.trainer.checkpoints import ENTRIES, a_checkpoint, entry, loop_state
 
 pytestmark = pytest.mark.unit
 
@@ -164,7 +164,7 @@ def test_an_older_attempts_writer_cannot_commit(tmp_path: Path):
     old.make_room(temporary, 10, 5)
     file = old.write_shard(temporary, ENTRIES, 5)
     manifest = Manifest(
-        step=5, attempt=1, world_size=1, time=0.0, identity={}, adam_step=5, state={}, versions={}, metrics={},
+        step=5, attempt=1, world_size=1, time=0.0, identity={}, adam_step=5, state=loop_state(5), versions={}, metrics={},
         parameters={}, files={layout.shard_name(0): File(**file)},
     )  # fmt: skip
     # Between the check and the rename a newer attempt begins: the fence's second half.
@@ -193,7 +193,7 @@ def written(writer: Writer, step: int, temporary: Path) -> Manifest:
     writer.make_room(temporary, 10, step)
     file = writer.write_shard(temporary, ENTRIES, step)
     return Manifest(
-        step=step, attempt=writer.attempt, world_size=1, time=0.0, identity={}, adam_step=step, state={}, versions={},
+        step=step, attempt=writer.attempt, world_size=1, time=0.0, identity={}, adam_step=step, state=loop_state(step), versions={},
         metrics={}, parameters={}, files={layout.shard_name(0): File(**file)},
     )  # fmt: skip
 
@@ -306,8 +306,8 @@ def test_no_writer_follows_a_link(tmp_path: Path):
 
     commit_step(writer, 6)
     (root / layout.folder_name(6) / "manifest.tmp").symlink_to(victim)
-    writer.amend(6, {"finished": "yes"}, {})
-    assert read_manifest(root / layout.folder_name(6))[0].state == {"finished": "yes"}
+    writer.amend(6, loop_state(6, finished="yes"))
+    assert read_manifest(root / layout.folder_name(6))[0].state.finished == "yes"
     assert victim.read_text() == "7\n"
 
 

@@ -14,12 +14,12 @@ from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.manifest import MANIFEST, File, Manifest, Parameter, read_manifest
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.checkpoint.verification import kinds_of, verify_shards
-from tests.unit.trainer.checkpoint.test_commit import a_checkpoint
+from tests.unit.trainer.checkpoints import a_checkpoint, loop_state
 
 pytestmark = pytest.mark.unit
 
 PLAIN = Manifest(
-    step=3, attempt=1, world_size=1, time=0.0, identity={"spec.training.seed": 1}, adam_step=3, state={"step": 3},
+    step=3, attempt=1, world_size=1, time=0.0, identity={"spec.training.seed": 1}, adam_step=3, state=loop_state(3),
     versions={"torch": "2"}, parameters={"w": Parameter(shape=(7,), dtype="float32")},
     files={layout.shard_name(0): File(size=1, sha256="0" * 64)}, metrics={"loss": 0.5, "selection": None},
 )  # fmt: skip

@@ -5,6 +5,7 @@ import resource
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.trust import Trust
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.runtime.errors import TrainerError
-from tests.unit.trainer.checkpoints import a_checkpoint, entry
+from tests.unit.trainer.checkpoints import a_checkpoint, entry, loop_state
 
 pytestmark = pytest.mark.unit
 
@@ -40,8 +41,8 @@ class State:
         return 1
 
 
-def save(checkpoints: Checkpoints, state: State, step: int, **loop: object) -> None:
-    checkpoints.save(state, step=step, loop=loop, metrics={})  # type: ignore[arg-type]
+def save(checkpoints: Checkpoints, state: State, step: int, **loop: Any) -> None:
+    checkpoints.save(state, loop_state(step, **loop))  # type: ignore[arg-type]
 
 
 def save_and_wait(checkpoints: Checkpoints, state: State, step: int) -> None:
@@ -109,7 +110,7 @@ def test_numbers_that_are_not_finite_never_become_a_checkpoint(tmp_path: Path, a
 
 def test_a_save_in_the_background_holds_what_the_state_was(tmp_path: Path):
     """The thread is held at the first file while the loop goes on, and changes everything that it handed over."""
-    held, loop, committed = threading.Event(), {"evaluations": [1]}, []
+    held, loop, committed = threading.Event(), {"evaluations": [(5, 1.0)]}, []
 
     def observe(step: int, point: str) -> None:
         if (step, point) == (5, "shard-opened"):
@@ -127,7 +128,7 @@ def test_a_save_in_the_background_holds_what_the_state_was(tmp_path: Path):
     state = State(torch.arange(1000.0))
     save(checkpoints, state, 5, **loop)
     state.values.zero_()
-    loop["evaluations"].append(2)
+    loop["evaluations"].append((6, 2.0))
     assert (layout.committed(tmp_path), committed) == ([], [])
     held.set()
     # The next save waits for the older one before it takes the buffer.
@@ -138,7 +139,7 @@ def test_a_save_in_the_background_holds_what_the_state_was(tmp_path: Path):
     found = {step: load_file(folder / layout.shard_name(0))["fp32/w"] for step, folder in layout.committed(tmp_path)}
     assert found[5].equal(torch.arange(1000.0))
     assert found[6].equal(torch.zeros(1000))
-    assert read_manifest(tmp_path / layout.folder_name(5))[0].state == {"evaluations": [1]}
+    assert read_manifest(tmp_path / layout.folder_name(5))[0].state.evaluations == ((5, 1.0),)
     assert committed == [5, 6]
 
 

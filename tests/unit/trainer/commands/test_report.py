@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,7 @@ from dpo_trainer.commands.report import report
 from dpo_trainer.commands.run_log import Best, read_run
 from dpo_trainer.runtime import termination as outcome
 from dpo_trainer.runtime.workdir import WorkDir
+from tests.unit.trainer.checkpoints import loop_state
 
 pytestmark = pytest.mark.unit
 
@@ -105,13 +107,13 @@ def test_restarts_are_known_from_the_last_words(tmp_path: Path):
     assert read_run(work).restarts == (4,)
 
 
-def keep(work: WorkDir, step: int, **loop: object) -> None:
+def keep(work: WorkDir, step: int, **loop: Any) -> None:
     """A checkpoint's manifest, as the training loop leaves it."""
     folder = work.checkpoints / layout.folder_name(step)
     folder.mkdir(parents=True)
     manifest = Manifest(
         step=step, attempt=1, world_size=1, time=1.0, identity={}, parameters={}, adam_step=step,
-        files={layout.shard_name(0): File(size=1, sha256="0" * 64)}, state={"step": step, **loop},
+        files={layout.shard_name(0): File(size=1, sha256="0" * 64)}, state=loop_state(step, **loop),
         metrics={"loss": 0.5}, versions={},
     )  # fmt: skip
     (folder / MANIFEST).write_bytes(manifest.to_bytes())
