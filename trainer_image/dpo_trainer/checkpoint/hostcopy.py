@@ -1,4 +1,4 @@
-"""A copy of a rank's entries in host memory, so that training may go on while they are written."""
+"""A copy of a rank's entries in host memory, so that training can continue while they are written."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 
 from dpo_trainer.checkpoint.shard import Entry
+from dpo_trainer.distributed.world import uses_cuda
 
 # Keeps every entry at a multiple of its element's size.
 _ALIGNMENT = 64
 
 
 class HostCopy:
-    """One buffer of this process, made at the first copy and used again for each; on GPUs it is pinned.
+    """A reusable buffer in host memory, made at the first copy; pinned on GPUs.
 
     Only one copy is valid at a time: the next one overwrites it.
     """
@@ -23,14 +24,14 @@ class HostCopy:
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
     def take(self, entries: Sequence[Entry]) -> list[Entry]:
-        """The same entries, read from the copy from now on. Raises RuntimeError when there is no memory for it."""
+        """Copy the entries' data; returns entries that read from the copy. Raises RuntimeError when there is no memory for it."""
         starts, size = [], 0
         for entry in entries:
             starts.append(size)
             size += -(-entry.size // _ALIGNMENT) * _ALIGNMENT
-        on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+        on_gpu = uses_cuda()
         if self._buffer.numel() != size:
-            self._buffer = torch.empty(0, dtype=torch.uint8)  # gives the old one back first
+            self._buffer = torch.empty(0, dtype=torch.uint8)  # free the old buffer first
             self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=on_gpu)
         copied = []
         for entry, start in zip(entries, starts, strict=True):

@@ -60,12 +60,12 @@ class Loader:
         Raises TrainerError INVALID_CONFIGURATION when all that are whole belong to other settings, VOLUME_ERROR when
         there are some, or were some, and none can be used: starting anew would throw away the work in them.
         """
-        there = self.ranks.on_first(lambda: [(step, folder.name) for step, folder in layout.committed(self.root)])
+        there = self.ranks.run_on_rank_zero(lambda: [(step, folder.name) for step, folder in layout.committed(self.root)])
         refused: list[str] = []
         foreign = ""
         for step, name in there:
             folder = self.root / name
-            found = self.ranks.everywhere(lambda folder=folder: self._inspect(folder, state))  # type: ignore[misc]
+            found = self.ranks.run_on_all(lambda folder=folder: self._inspect(folder, state))  # type: ignore[misc]
             reasons = [answer["reason"] for answer in found if answer["reason"]]
             if not reasons and len({answer["digest"] for answer in found}) > 1:
                 reasons = ["the ranks read different manifests"]
@@ -74,7 +74,7 @@ class Loader:
                 foreign = foreign or (refused[-1] if found[0]["foreign"] else "")
                 continue
             digest, doubt = found[0]["digest"], found[0]["doubt"]
-            self.ranks.everywhere(lambda folder=folder, digest=digest: self._restore(folder, digest, state))  # type: ignore[misc]
+            self.ranks.run_on_all(lambda folder=folder, digest=digest: self._restore(folder, digest, state))  # type: ignore[misc]
             manifest, _ = read_manifest(folder)
             ref = reference(self.root, manifest, digest)
             return Restored(

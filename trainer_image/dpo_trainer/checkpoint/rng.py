@@ -5,12 +5,13 @@ import hashlib
 import torch
 
 from dpo_trainer.checkpoint.shard import Entry, ShardReader
+from dpo_trainer.distributed.world import uses_cuda
 
 
 def rng_entries() -> list[Entry]:
     """State of torch's generators, which dropout draws from."""
     made = [_entry("rng/cpu", torch.get_rng_state())]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if uses_cuda():
         made.append(_entry("rng/cuda", torch.cuda.get_rng_state()))
     return made
 
@@ -20,7 +21,10 @@ def _entry(name: str, value: torch.Tensor) -> Entry:
 
 
 def set_rng(shard: ShardReader | None, *, seed: str) -> None:
-    """Set torch's generators as they were; another number of ranks draws anew, differently on each."""
+    """Restore the state of torch's generators.
+
+    shard: None after a change of the number of ranks; then each rank is seeded from `seed`.
+    """
     if shard is None:
         torch.manual_seed(int.from_bytes(hashlib.sha256(seed.encode()).digest()[:7], "big"))
         return

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -25,15 +26,15 @@ from dpo_trainer.runtime.files import create
 
 _NAMES = {torch.float32: "F32", torch.uint8: "U8"}
 _HEADER_ALIGNMENT = 8
-# What the kernel has still to write when a file is complete; otherwise it could be a share of the memory, and minutes in one call.
+# fdatasync after this many bytes. It bounds the dirty pages in memory and the time of the final fsync.
 _UNSYNCED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor to write. Its bytes are asked for when they are needed, and then let go.
+    """A tensor to write, read lazily.
 
-    read: returns it, one-dimensional, with numel elements of dtype (float32 or uint8), on any device.
+    read: returns the tensor, one-dimensional, with numel elements of dtype (float32 or uint8), on any device.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Entry:
 
 
 def file_size(entries: Sequence[Entry]) -> int:
-    """Bytes that a shard takes on the volume."""
+    """Size of a shard's file, bytes."""
     return len(_header(entries)) + sum(entry.size for entry in entries)
 
 
@@ -57,7 +58,7 @@ def write_shard(
 ) -> File:
     """Write and fsync a shard; returns its size and digest.
 
-    observe: told "shard-opened", "shard-half", "shard-written" and "shard-synced" as they happen. alive: called after each tensor.
+    observe: called with "shard-opened", "shard-half", "shard-written" and "shard-synced" at these points. alive: called after each tensor.
     Raises TrainerError NON_FINITE when a number is NaN or infinite, FileExistsError, OSError.
     """
     digest, size, synced, header = hashlib.sha256(), 0, 0, _header(entries)
@@ -89,9 +90,9 @@ class ShardReader:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = safe_open(path, framework="pt", device="cpu")
+            self._file: Any = safe_open(path, framework="pt", device="cpu")
             self._names = frozenset(self._file.keys())
-        except Exception as error:  # the library has an exception type of its own for every way to be wrong
+        except Exception as error:  # safetensors raises many types
             raise BadCheckpoint(f"{path.name}: is not safetensors: {error}") from error
 
     def slice(self, name: str, start: int, end: int) -> Tensor:
@@ -145,4 +146,4 @@ def _parts(header: bytes, entries: Sequence[Entry]) -> Iterable[memoryview]:
                 f"{entry.name}: expected finite numbers, found NaN or infinity; this checkpoint was not committed and the older ones are "
                 "untouched. Lower training.learningRate, or set training.maxGradNorm.",
             )
-        yield memoryview(tensor.view(torch.uint8).numpy())
+        yield tensor.view(torch.uint8).numpy().data

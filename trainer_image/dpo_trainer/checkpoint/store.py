@@ -47,7 +47,7 @@ class Checkpoints:
     keep_last: int = 2
     keep_best: int = 1
     ranks: Ranks = field(default_factory=Ranks)
-    aside: Ranks | None = None
+    background: Ranks | None = None
     on_commit: Callable[[CheckpointRef, float], None] = lambda _ref, _seconds: None
     before_commit: Callable[[], None] = lambda: None
     trust: Trust | None = None
@@ -56,7 +56,7 @@ class Checkpoints:
     _newest: CheckpointRef | None = None
     _own: list[CheckpointRef] = field(default_factory=list)
     _refused: frozenset[int] = frozenset()
-    _background: Background = field(default_factory=Background)
+    _task: Background = field(default_factory=Background)
     _copy: HostCopy = field(default_factory=HostCopy)
     _awaited: bool = False
 
@@ -66,7 +66,7 @@ class Checkpoints:
         Raises TrainerError PEER_LOST when a newer attempt has begun.
         """
         writer = self._writer(self.ranks, self.alive)
-        self.ranks.on_first(lambda: writer.saving(0, writer.begin))
+        self.ranks.run_on_rank_zero(lambda: writer.saving(0, writer.begin))
 
     def save(self, state: EngineState, loop: LoopState, *, last: bool = False) -> None:
         """Save the current weights after `loop.step` optimizer steps: committed on return, or in the background later.
@@ -94,32 +94,32 @@ class Checkpoints:
             versions=library_versions(),
         )
         entries = [*state.entries(), *rng_entries()]
-        if self.aside is None or last:
+        if self.background is None or last:
             self._write(self.ranks, entries, manifest, began, self.alive)
             return
-        aside, copied = self.aside, self._copy.take(entries)
+        background, copied = self.background, self._copy.take(entries)
         self.observe(loop.step, "copied")
-        self._background.start(lambda: self._write(aside, copied, manifest, began, self._alive_aside))
+        self._task.start(lambda: self._write(background, copied, manifest, began, self._background_heartbeat))
 
     def wait(self) -> None:
         """Wait for the save in the background, if there is one. Raises TrainerError on every rank when it failed on one."""
         self._awaited = True
         try:
-            self._background.wait()
+            self._task.wait()
         finally:
             self._awaited = False
 
     def drain(self, seconds: float) -> None:
         """Let a save end that still can, because the run ends for another reason. Not collective; raises nothing."""
         try:
-            self._background.wait(seconds)
+            self._task.wait(seconds)
         except Exception:  # the run's own reason counts
             return
 
     @property
     def failed(self) -> bool:
         """Whether a save in the background has failed, as far as this rank knows; `wait` raises it. Not collective."""
-        return self._background.failed
+        return self._task.failed
 
     def amend(self, loop: LoopState) -> None:
         """Replace what the newest checkpoint says of the loop, in one step; its tensors stay as they are.
@@ -129,11 +129,11 @@ class Checkpoints:
         assert self._newest is not None, "there is a checkpoint to amend"
         began, step, writer = time.monotonic(), self._newest.step, self._writer(self.ranks, self.alive)
         self._committed(
-            CheckpointRef(**self.ranks.on_first(lambda: writer.saving(0, lambda: writer.amend(step, loop)))),
+            CheckpointRef(**self.ranks.run_on_rank_zero(lambda: writer.saving(0, lambda: writer.amend(step, loop)))),
             began,
         )
 
-    def _alive_aside(self) -> None:
+    def _background_heartbeat(self) -> None:
         """The background's own progress says nothing of a loop that does not wait for it, and must not hide that it hangs."""
         if self._awaited:
             self.alive()

@@ -80,18 +80,18 @@ class Writer:
         then the temporary folder is gone and the older checkpoints are as they were.
         """
         temporary = self.root / layout.temporary_name(manifest.step, self.attempt)
-        sizes = self.ranks.everywhere(lambda: file_size(entries))
+        sizes = self.ranks.run_on_all(lambda: file_size(entries))
         try:
             needed = sum(sizes)
-            self.ranks.on_first(lambda: self.saving(needed, lambda: self.make_room(temporary, needed, manifest.step)))
-            files = self.ranks.everywhere(
+            self.ranks.run_on_rank_zero(lambda: self.saving(needed, lambda: self.make_room(temporary, needed, manifest.step)))
+            files = self.ranks.run_on_all(
                 lambda: self.saving(needed, lambda: self.write_shard(temporary, entries, manifest.step))
             )
             self.observe(manifest.step, "digests-gathered")
             named = {layout.shard_name(rank): File(**file) for rank, file in enumerate(files)}
             whole = manifest.model_copy(update={"files": named})
             return CheckpointRef(
-                **self.ranks.on_first(lambda: self.saving(needed, lambda: self.commit(temporary, whole)))
+                **self.ranks.run_on_rank_zero(lambda: self.saving(needed, lambda: self.commit(temporary, whole)))
             )
         except TrainerError:
             if self.ranks.rank == 0:

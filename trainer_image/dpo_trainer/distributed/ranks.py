@@ -1,4 +1,4 @@
-"""Small agreements between ranks, in JSON: torch's own object collectives would unpickle what a peer sends."""
+"""JSON collectives between ranks. torch's own object collectives would unpickle the peers' data."""
 
 import json
 from collections.abc import Callable
@@ -15,19 +15,23 @@ T = TypeVar("T")
 
 
 class Ranks:
-    """The process group as the checkpoint protocol sees it; one process when there is none."""
+    """The ranks of a process group, or a single process without one."""
 
     def __init__(self, device: torch.device | None = None, group: dist.ProcessGroup | None = None) -> None:
-        """device: of the collectives' buffers; NCCL needs this rank's GPU. group: the default one without it."""
+        """device: for the collectives' buffers; NCCL needs this rank's GPU. group: None means the default group."""
         joined = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if joined else 0
         self.world_size = dist.get_world_size() if joined else 1
         self._device = device or torch.device("cpu")
         self._group = group
 
-    def aside(self) -> "Ranks":
-        """The same ranks in a new process group over gloo, for a thread that must not meet this group's collectives. Collective."""
-        return Ranks(group=dist.new_group(backend="gloo") if self.world_size > 1 else None)
+    def background_group(self) -> "Ranks":
+        """The same ranks in a new process group over gloo, for use in another thread. Collective."""
+        if self.world_size == 1:
+            return Ranks()
+        group = dist.new_group(backend="gloo")
+        assert isinstance(group, dist.ProcessGroup), "every rank is a member"
+        return Ranks(group=group)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's JSON value, on every rank, by rank. Collective."""
@@ -43,12 +47,11 @@ class Ranks:
         dist.all_gather(parts, mine, group=self._group)
         return [json.loads(part[: int(size)].cpu().numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
-    def everywhere(self, work: Callable[[], T]) -> list[T]:
+    def run_on_all(self, work: Callable[[], T]) -> list[T]:
         """Do work on every rank and gather the JSON results. Collective.
 
         When it fails on one rank, every rank raises TrainerError with that rank's exit code and message, so that all
-        leave the protocol at the same place. An error of a collective within work is raised as it is: what its peers can still be
-        told is not known.
+        leave the protocol at the same place. An error of a collective within work is raised as it is: the peers may be unreachable.
         """
         result, failure, cause = None, None, None
         try:
@@ -65,6 +68,7 @@ class Ranks:
                 raise TrainerError(ExitCode(answer["failure"]["code"]), where + answer["failure"]["message"]) from cause
         return [answer["result"] for answer in answers]
 
-    def on_first(self, work: Callable[[], T]) -> T:
+    def run_on_rank_zero(self, work: Callable[[], T]) -> T:
         """Do work on rank 0; its JSON result, or its failure, reaches every rank. Collective."""
-        return self.everywhere(lambda: work() if self.rank == 0 else None)[0]  # type: ignore[return-value]
+        result: T = self.run_on_all(lambda: work() if self.rank == 0 else None)[0]  # type: ignore[assignment]  # rank 0's
+        return result

@@ -48,6 +48,11 @@ def choose_device(wanted: str, *, local_rank: int) -> torch.device:
     return torch.device("cpu")
 
 
+def uses_cuda() -> bool:
+    """Whether this process has a CUDA context."""
+    return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # torch's
+
+
 def join_world(wanted_device: str, *, timeout_seconds: float = 1800) -> World:
     """Connect this process to the other ranks by torchrun's environment variables; alone without them."""
     for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
@@ -66,7 +71,8 @@ def join_world(wanted_device: str, *, timeout_seconds: float = 1800) -> World:
     timeout = timedelta(seconds=timeout_seconds)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if world_size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        store = dist.HashStore()  # type: ignore[attr-defined]  # public, but missing in torch's list of exported names
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     else:
         dist.init_process_group(backend, timeout=timeout)
     return World(rank, world_size, device)

@@ -80,7 +80,7 @@ def write_merged(base: Path, folder: Path) -> torch.dtype:
         warnings.simplefilter("ignore")  # each layer is merged here, and merge_and_unload finds it merged
         for layer in [module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]:
             before = layer.get_base_layer().weight.detach().clone()
-            layer.merge(safe_merge=True)  # type: ignore[operator]
+            layer.merge(safe_merge=True)
             changed |= not torch.equal(before, layer.get_base_layer().weight)
         merged = model.merge_and_unload()
     if not changed:

@@ -1,7 +1,7 @@
 """Attention over packed pairs whose two answers share one copy of their prompt.
 
 A packed row holds, for each pair, prompt, chosen and rejected tokens one after another. Prompt and chosen answer are an
-ordinary causal sequence; the rejected answer's tokens look at the prompt and at themselves, and at nothing of the chosen one.
+ordinary causal sequence; the rejected answer's tokens attend to the prompt and to themselves, and not to the chosen one.
 So the attention of a pair is two causal calls, whose cost is that of two rows without the second copy of the prompt, and no
 mask of the whole row is ever made. The idea is that of prefix sharing for DPO (Wang et al. 2024, 2410.20305).
 """
@@ -18,18 +18,17 @@ from dpo_trainer.batches.batch import Span
 NAME = "dpo_shared_prompt"
 FLEX = "dpo_shared_prompt_flex"
 
-
-# What models hand to their attention that this one does, or that changes nothing. All else (caps on scores, sinks, biases,
-# indices of the keys that are looked at) would be left out in silence, often for long texts alone.
+# Attention arguments that are supported here or may be ignored. Any other (caps on scores, sinks, biases, indices of the keys to
+# attend to) would be dropped silently, often for long texts alone.
 _KNOWN = frozenset({"dropout", "scaling", "is_causal", "position_ids", "use_cache", "output_attentions"})
 
 
 class UnsupportedAttention(ValueError):
-    """The architecture wants something of its attention that packed pairs can't have."""
+    """The model's attention needs a feature that packing does not support."""
 
 
 def register() -> None:
-    """Make the attention known to transformers; again does nothing new."""
+    """Make the attention known to transformers. Idempotent."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
@@ -40,10 +39,10 @@ def register() -> None:
 
 
 def enable(causal_lm: Any, *, by_flex: bool = False) -> bool:
-    """Have a Hugging Face model use this attention; False, and no change, where it can't. by_flex: see flex."""
+    """Make a Hugging Face model use this attention. Returns False and changes nothing if it can't. by_flex: see flex."""
     config = causal_lm.config.get_text_config()
     usable = config._attn_implementation in ("sdpa", NAME, FLEX) and causal_lm._can_set_attn_implementation()
-    # Attention in chunks of the text is made by masks, which packed rows have none of. A convolution would mix the end of one
+    # Attention in chunks of the text is made by masks, and packed rows have no masks. A convolution would mix the end of one
     # answer into the beginning of the next, too little for the comparison at the start to see in bf16.
     chunked = getattr(config, "attention_chunk_size", None) is not None
     if not usable or chunked or any(isinstance(module, nn.Conv1d) for module in causal_lm.modules()):
@@ -76,16 +75,19 @@ def attention(
     if spans is None:
         if sliding_window is not None:
             options["sliding_window"] = sliding_window
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
+        plain_output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return plain_output
     _check(attention_mask, options)
 
     def causal(queries: slice, keys: Tensor, values: Tensor, before: int) -> Tensor:
-        """Queries that follow `before` keys of their own sequence and look at those and at themselves."""
+        """Queries that follow `before` keys of their own sequence and attend to these keys and to themselves."""
         wanted = query[:, :, queries]
         count, length = wanted.shape[2], keys.shape[2]
         plain = before == 0 and (sliding_window is None or length <= sliding_window)
         mask = None if plain else _mask(count, length, before, sliding_window, query.device)
-        return sdpa_attention_forward(module, wanted, keys, values, mask, **{**options, "is_causal": plain})[0]  # type: ignore[no-any-return]
+        output: Tensor
+        output, _ = sdpa_attention_forward(module, wanted, keys, values, mask, **{**options, "is_causal": plain})
+        return output
 
     parts = []
     for start, prompt, chosen, rejected in spans:
@@ -111,9 +113,9 @@ def flex(
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """The same in one call for all pairs, whose kernel passes over the blocks that no token looks at (2410.20305).
+    """The same in one call for all pairs; the kernel skips the blocks that no token attends to (2410.20305).
 
-    It has no backward pass on CPUs, where gradients take the way of `attention`, and is compiled on GPUs when it is first used.
+    FlexAttention has no backward pass on CPUs: there `attention` is used when gradients are needed. On GPUs it is compiled at its first use.
     """
     if spans is None or (query.device.type == "cpu" and torch.is_grad_enabled()):
         return attention(
@@ -153,16 +155,16 @@ def _flex_attention(device: str) -> Any:
     return flex_attention if device == "cpu" else torch.compile(flex_attention, dynamic=True)
 
 
-# All layers of a pass ask for the same one, and those with a window for another.
+# All layers of a pass use the same mask, or one for layers with a window and one for layers without.
 @lru_cache(maxsize=2)
 def _blocks(spans: tuple[Span, ...], window: int | None, device: torch.device) -> Any:
-    """FlexAttention's mask of a packed row: a token looks at itself and at what is before it in its own sequence."""
+    """FlexAttention's mask of a packed row: a token attends to itself and to the tokens before it in its own sequence."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     parts = torch.tensor([span[1:] for span in spans])
     pair = torch.repeat_interleave(torch.arange(len(spans)), parts.sum(dim=1)).to(device)
     side = torch.repeat_interleave(torch.arange(3).repeat(len(spans)), parts.flatten()).to(device)
-    # Positions of the rejected answer go on from the prompt's, as in batch.py.
+    # Positions of the rejected answer continue the prompt's, as in batches/batch.py.
     runs = [run for _, p, c, r in spans for run in (torch.arange(p + c), torch.arange(p, p + r))]
     place = torch.cat(runs).to(device)
 
@@ -176,7 +178,7 @@ def _blocks(spans: tuple[Span, ...], window: int | None, device: torch.device) -
 
 
 def _check(attention_mask: Tensor | None, options: dict[str, Any]) -> None:
-    """Raises UnsupportedAttention when a model wants what packed pairs would go without."""
+    """Raises UnsupportedAttention when a model's attention needs an unsupported argument."""
     if wanted := sorted(name for name, value in options.items() if value is not None and name not in _KNOWN):
         raise UnsupportedAttention(f"its attention takes {', '.join(wanted)}")
     if attention_mask is None or attention_mask.numel() != 1:

@@ -1,4 +1,4 @@
-"""The output layer, run on the tokens that are scored and on nothing else: log-probs leave it, logits never do.
+"""Output head: log-probs of the scored tokens, without the logits of all tokens in memory.
 
 A large vocabulary makes logits the largest tensor of a forward pass. Here they exist for a chunk of rows at a time; with more than
 one chunk each is computed again in the backward pass, as in activation checkpointing. The layer is called once as a module whatever
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
-# Rows of a forward pass whose whole distribution is looked at, for entropy and token accuracy. They are spread evenly; more
-# would cost another pass over the vocabulary for figures that nothing is decided by.
-_LOOK_AT = 32
+# Rows of a forward pass whose whole distribution is evaluated, for entropy and token accuracy. They are spread evenly. More rows
+# would cost another pass over the vocabulary, for metrics that decide nothing.
+_SAMPLED_ROWS = 32
 # Columns of one product on a CPU: with all of a large vocabulary at once MKL packs the weight badly and takes half as long again.
 _CPU_COLUMNS = 1024
 # Rows whose log-softmax is taken at once on a CPU, so that the second copy of them stays in its cache.
@@ -41,7 +41,7 @@ class OutputHead:
         self._layer: Any = causal_lm._modules[self._name] if self._name is not None else None
         self._targets: Tensor | None = None
         self._after: Callable[[Tensor], Tensor] | None = None
-        self._looked_at: Tensor | None = None
+        self._statistics: Tensor | None = None
         self._is_known = False
         if self._layer is not None:
             # On the instance, so that hooks around the module, which gather its weight, stay in place.
@@ -52,49 +52,50 @@ class OutputHead:
 
         output: the transformer's, a Hugging Face ModelOutput. rows: [rows, hidden], its hidden states at some positions.
         targets: int64 [rows].
-        The model's own forward pass goes on from the rows. Calling the output layer alone would leave out what many models do
-        around it (Gemma caps logits, Cohere and Granite scale them); this way their own code does it.
+        The model's own forward pass continues from the rows. Calling the output layer alone would leave out what many models do
+        around it (Gemma caps logits, Cohere and Granite scale them).
         """
         transformer = self._model._modules[self._prefix]
-        given = _Given(replace(output, last_hidden_state=rows.unsqueeze(0)), transformer)
+        given = _FixedOutput(replace(output, last_hidden_state=rows.unsqueeze(0)), transformer)
         if self._name is not None and not self._is_known:
-            self._find_out(replace(output, last_hidden_state=rows.new_zeros(1, 1, rows.shape[1])))
+            self._detect_logit_processing(replace(output, last_hidden_state=rows.new_zeros(1, 1, rows.shape[1])))
         if self._name is None:
             with _replaced(self._model, {self._prefix: given}):
                 logits = self._model(input_ids=targets.unsqueeze(0), use_cache=False).logits.squeeze(0)
             return token_logps(logits, targets)
-        tap = _Tap(self._layer)
+        recorder = _Recorder(self._layer)
         self._targets = targets
         try:
-            with _replaced(self._model, {self._prefix: given, self._name: tap}):
+            with _replaced(self._model, {self._prefix: given, self._name: recorder}):
                 self._model(input_ids=targets.unsqueeze(0), use_cache=False)
         finally:
             self._targets = None
-        assert tap.output is not None
-        assert self._looked_at is not None
-        return tap.output, self._looked_at
+        assert recorder.output is not None
+        assert self._statistics is not None
+        return recorder.output, self._statistics
 
     def _layer_forward(self, hidden: Tensor) -> Tensor:
-        """The output layer's forward pass: log-probs while there are targets, else what it always was."""
+        """The output layer's forward pass: log-probs while there are targets, else the original one."""
         layer = self._layer
         if self._targets is None:
             return F.linear(hidden, layer.weight, layer.bias)
-        logps, self._looked_at = _TokenLogps.apply(
+        logps: Tensor
+        logps, self._statistics = _TokenLogps.apply(
             hidden.flatten(0, -2), layer.weight, layer.bias, self._targets, layer, self._after, self.chunk_bytes
         )
         return logps
 
     @torch.no_grad()
-    def _find_out(self, output: Any) -> None:
-        """What the model makes of its logits. Where that can't be asked for alone, its output layer is left as it is."""
-        after = partial(_made_of_logits, self._model, self._prefix, str(self._name), output)
+    def _detect_logit_processing(self, output: Any) -> None:
+        """Detect how the model processes its logits. If that can't be isolated, the output layer stays as it is, without chunks."""
+        after = partial(_processed_logits, self._model, self._prefix, str(self._name), output)
         hidden = output.last_hidden_state
         logits = torch.linspace(-60, 60, self._layer.out_features, device=hidden.device, dtype=hidden.dtype).unsqueeze(
             0
         )
         try:
             made = after(logits.clone())
-            after(logits.new_zeros(1, 1))  # what the tap hands on
+            after(logits.new_zeros(1, 1))  # the shape that _Recorder returns
         except (TypeError, ValueError, AttributeError, RuntimeError, LookupError) as error:
             log.info("the output head is not computed in chunks: %s", error)
             self._name = None
@@ -104,7 +105,7 @@ class OutputHead:
 
 
 def _plain_layer(causal_lm: Any, prefix: str) -> str | None:
-    """Name of the output layer, if all that the model has besides its transformer is a linear one without adapter."""
+    """Name of the output layer, if its weights are all that the model has in addition to its transformer, and it is linear, without an adapter."""
     if any(True for _ in causal_lm.parameters(recurse=False)):
         return None
     layer = causal_lm.get_output_embeddings()
@@ -117,14 +118,14 @@ def _plain_layer(causal_lm: Any, prefix: str) -> str | None:
     return name if found is layer and type(layer) is nn.Linear else None
 
 
-def _made_of_logits(causal_lm: Any, prefix: str, name: str, output: Any, logits: Tensor) -> Tensor:
-    """What the model makes of logits, [rows, vocabulary]: its own code with everything before them replaced.
+def _processed_logits(causal_lm: Any, prefix: str, name: str, output: Any, logits: Tensor) -> Tensor:
+    """Logits after the model's own processing, [rows, vocabulary]: its code runs with everything before the logits replaced.
 
-    output: the transformer's, for whatever else is in it.
+    output: the transformer's; the model may read other fields of it.
     """
     transformer = causal_lm._modules[prefix]
-    transformer = transformer.transformer if isinstance(transformer, _Given) else transformer
-    with _replaced(causal_lm, {prefix: _Given(output, transformer), name: _Constant(logits.unsqueeze(0))}):
+    transformer = transformer.transformer if isinstance(transformer, _FixedOutput) else transformer
+    with _replaced(causal_lm, {prefix: _FixedOutput(output, transformer), name: _Constant(logits.unsqueeze(0))}):
         # Not as a module: hooks are for weights, and there are none here.
         ids = torch.zeros(1, len(logits), dtype=torch.int64, device=logits.device)
         made: Tensor = type(causal_lm).forward(causal_lm, input_ids=ids, use_cache=False).logits
@@ -146,28 +147,28 @@ class _TokenLogps(torch.autograd.Function):
         chunk_bytes: int | None,
     ) -> tuple[Tensor, Tensor]:
         rows = len(hidden) if chunk_bytes is None else max(1, chunk_bytes // (4 * len(weight)))
-        every = -(-len(hidden) // _LOOK_AT)
+        every = -(-len(hidden) // _SAMPLED_ROWS)
         logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        looked_at = torch.zeros(3, dtype=torch.float64, device=hidden.device)
+        statistics = torch.zeros(3, dtype=torch.float64, device=hidden.device)
         kept = None
         for start in range(0, len(hidden), rows):
             part = slice(start, min(start + rows, len(hidden)))
             logits = _product(hidden[part], weight, bias)
             values = _log_softmax_(logits if after is None else after(logits.clone()))
             logps[part] = values.gather(1, targets[part, None]).squeeze(1)
-            some = slice(-start % every, None, every)
-            looked_at += _distribution(values[some], targets[part][some])
-            # The only chunk stays until the backward pass; of several each would need its memory.
+            sample = slice(-start % every, None, every)
+            statistics += _distribution(values[sample], targets[part][sample])
+            # A single chunk is kept for the backward pass. Several are not: each would need its memory.
             kept = (logits if after is not None else values) if rows >= len(hidden) else None
-        ctx.mark_non_differentiable(looked_at)
+        ctx.mark_non_differentiable(statistics)
         ctx.save_for_backward(hidden, targets)
         ctx.layer, ctx.after, ctx.rows, ctx.kept = layer, after, rows, kept
-        return logps, looked_at
+        return logps, statistics
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         hidden, targets = ctx.saved_tensors
-        # Read anew: under ZeRO-3 the weight was partitioned in between, and is gathered again by now.
+        # Read again: under ZeRO-3 the weight was partitioned in between, and is gathered again by now.
         weight, bias = ctx.layer.weight, ctx.layer.bias
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         of_hidden = torch.empty_like(hidden) if wants_hidden else None
@@ -200,15 +201,15 @@ class _TokenLogps(torch.autograd.Function):
 
 
 def token_logps(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs of targets under given logits: float32 [rows], nats, and something of their distributions.
+    """Log-probs of targets under given logits: float32 [rows], nats, and statistics of their distributions.
 
     logits: [rows, vocabulary]. targets: int64 [rows].
     The second is float64 [3], without gradient: sum of the entropies (nats) of some rows, how many of their targets are the most
-    likely token, and how many rows were looked at.
+    likely token, and the number of these rows.
     """
     # float32 whatever the model's dtype: bfloat16 log-probs lose what DPO subtracts.
     values = logits.float().log_softmax(dim=-1)
-    every = -(-len(values) // _LOOK_AT)
+    every = -(-len(values) // _SAMPLED_ROWS)
     found = _distribution(values.detach()[::every], targets[::every])
     return values.gather(1, targets[:, None]).squeeze(1), found
 
@@ -225,11 +226,11 @@ def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _log_softmax_(logits: Tensor) -> Tensor:
-    """Log-softmax in float32, in the same memory where that is float32 already."""
+    """Log-softmax in float32, in place on CPUs if the logits are float32 already."""
     values = logits.float()
     if values.device.type != "cpu":
         return values.log_softmax(dim=-1)
-    for rows in values.split(_CPU_ROWS):
+    for rows in torch.split(values, _CPU_ROWS):
         rows.copy_(rows.log_softmax(dim=-1))
     return values
 
@@ -260,7 +261,7 @@ def _distribution(values: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([entropy, hits.double(), torch.full_like(entropy, len(values))])
 
 
-class _Given(nn.Module):
+class _FixedOutput(nn.Module):
     """Stands in for the transformer: returns a given output; its attributes are the transformer's."""
 
     def __init__(self, output: Any, transformer: Any) -> None:
@@ -274,8 +275,10 @@ class _Given(nn.Module):
         return self.__dict__["output"]
 
 
-class _Tap(nn.Module):
-    """Stands in for the output layer: keeps what the layer returns, and gives the model something to go on with."""
+class _Recorder(nn.Module):
+    """Stands in for the output layer: keeps what the layer returns, and returns a placeholder to the model."""
+
+    output: Tensor | None
 
     def __init__(self, layer: Any) -> None:
         super().__init__()
@@ -294,12 +297,13 @@ class _Constant(nn.Module):
         self.__dict__["logits"] = logits
 
     def forward(self, _: Tensor) -> Tensor:
-        return self.__dict__["logits"]  # type: ignore[no-any-return]
+        logits: Tensor = self.__dict__["logits"]
+        return logits
 
 
 @contextmanager
 def _replaced(module: nn.Module, stand_ins: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Have submodules replaced for a while."""
+    """Replace submodules within this context."""
     before = {name: module._modules[name] for name in stand_ins}
     module._modules.update(stand_ins)
     try:

@@ -18,8 +18,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def load_model(spec: DPOJobSpec, folder: Path, *, seed: int, zero3: Callable[[int], Any] | None = None) -> nn.Module:
     """The job's model from its folder, with new adapters where the job wants them, ready to be trained.
 
-    seed: of the adapters' start values; the same on all ranks.
-    zero3: called with the hidden size before the weights are read; whatever it returns is kept until they are. Under
+    seed: for the adapters' start values; the same on all ranks.
+    zero3: called with the hidden size before the weights are read; the object that it returns is kept alive until they are read. Under
         ZeRO-3 it switches partitioned loading on, so that no rank ever holds the whole model.
     Dropout of the base model is off, as in every published DPO implementation: the policy's log-probs are compared
     with the reference's, and noise in either only hides the preference. Adapters keep the dropout that the job sets.
@@ -36,6 +36,7 @@ def load_model(spec: DPOJobSpec, folder: Path, *, seed: int, zero3: Callable[[in
         config = AutoConfig.from_pretrained(folder, **common)
         turn_off_dropout(config)
         partitioning = zero3(config.get_text_config().hidden_size) if zero3 else None
+        model: nn.Module
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -56,7 +57,7 @@ def load_model(spec: DPOJobSpec, folder: Path, *, seed: int, zero3: Callable[[in
             module.p = 0.0
     if spec.adapter.type is not AdapterType.NONE:
         model = add_lora(model, spec.adapter, seed=seed)
-    # Until here it tells PEFT, too, that weights are partitioned: DoRA starts from their norms and has to gather them.
+    # Partitioned loading stays on until here: DoRA starts from the norms of the weights, so PEFT has to gather them.
     del partitioning
     if spec.training.gradient_checkpointing:
         _enable_checkpointing(model)
@@ -72,6 +73,12 @@ def turn_off_dropout(config: Any) -> None:
                 setattr(part, name, 0.0)
 
 
+def causal_lm_of(model: nn.Module) -> Any:
+    """The Hugging Face model, without the PEFT model around it."""
+    base: Any = model
+    return base.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def _enable_checkpointing(model: nn.Module) -> None:
     """Recompute each block in the backward pass.
 
@@ -79,8 +86,8 @@ def _enable_checkpointing(model: nn.Module) -> None:
     was partitioned again in between had another one. Reentrant blocks get gradients only when an input needs them, which
     frozen embeddings do not give, hence enable_input_require_grads.
     """
-    causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-    # Named anew in transformers 5; both take torch.utils.checkpoint's options first.
+    causal_lm = causal_lm_of(model)
+    # Renamed in transformers 5; both take torch.utils.checkpoint's options first.
     enable = getattr(causal_lm, "activation_checkpointing_enable", causal_lm.gradient_checkpointing_enable)
     try:
         enable({"use_reentrant": True})
@@ -121,12 +128,13 @@ def add_lora(model: nn.Module, adapter: Adapter, *, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # Adapters in the model's dtype: DeepSpeed's flat buffers hold one dtype, and keeps fp32 master weights anyway.
-        return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+        adapted: nn.Module = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+        return adapted
 
 
 def _weight_modules(model: nn.Module) -> list[str]:
     """Last parts of the names of modules with a weight matrix, each once."""
-    output = model.get_output_embeddings()
+    output = causal_lm_of(model).get_output_embeddings()
     found = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()

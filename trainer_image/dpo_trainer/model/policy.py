@@ -1,4 +1,4 @@
-"""The policy: a causal language model that answers one question, the log-probs of given answers."""
+"""The policy: wraps a causal language model and returns the log-probs of given answers."""
 
 import inspect
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dpo_trainer.batches.batch import Layout, MicroBatch
 from dpo_trainer.model import attention
 from dpo_trainer.model.head import OutputHead, token_logps
+from dpo_trainer.model.load import causal_lm_of
 from dpo_trainer.runtime.errors import invalid_configuration
 
 
@@ -26,7 +27,7 @@ class Policy(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+        causal_lm = causal_lm_of(model)
         prefix = getattr(causal_lm, "base_model_prefix", "")
         if prefix not in causal_lm._modules or causal_lm.get_output_embeddings() is None:
             raise invalid_configuration(
@@ -36,12 +37,12 @@ class Policy(nn.Module):
         self.whole_logits = False
         self.layout: Layout = "off"
         # Second names for submodules of self.model; a tuple keeps them out of named_parameters().
-        self._parts: tuple[nn.Module, str] = (causal_lm, prefix)
+        self._parts: tuple[Any, str] = (causal_lm, prefix)
 
     def pack(self, layout: Layout, *, by_flex: bool = False) -> bool:
-        """Have batches of this layout accepted; False, and nothing changed, where the model's attention can't take them.
+        """Accept batches of this layout. Returns False and changes nothing if the model's attention does not support it.
 
-        by_flex: by FlexAttention instead of SDPA.
+        by_flex: use FlexAttention instead of SDPA.
         """
         if layout != "off" and not attention.enable(self._parts[0], by_flex=by_flex):
             return False
@@ -49,7 +50,7 @@ class Policy(nn.Module):
         return True
 
     def after_each_pass(self, call: Callable[[], None]) -> None:
-        """Have something called after each forward pass: over a micro-batch, or for one more token of an answer."""
+        """Register a hook that is called after each forward pass: over a micro-batch, or for one more token of an answer."""
         causal_lm, prefix = self._parts
         causal_lm._modules[prefix].register_forward_hook(lambda *_: call())
 
@@ -64,23 +65,23 @@ class Policy(nn.Module):
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
         if batch.spans is not None:
             inputs["spans"] = batch.spans
-            # Whatever has four dimensions is taken for a finished mask; otherwise one of the whole row would be made.
+            # A tensor of four dimensions is taken for a finished mask. Otherwise transformers would make one of the whole row.
             inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
         if _accepts(causal_lm._modules[prefix], "position_ids"):
             inputs["position_ids"] = batch.position_ids
         if whole_logits or self.whole_logits:
-            logps, looked_at = token_logps(
+            logps, statistics = token_logps(
                 causal_lm(**inputs).logits.flatten(0, 1)[batch.scored_positions], batch.scored_targets
             )
         else:
             # Only answer rows enter the head: prompts and padding would cost most of the logits' memory.
             output = causal_lm._modules[prefix](**inputs)
             rows = output.last_hidden_state.flatten(0, 1).index_select(0, batch.scored_positions)
-            logps, looked_at = self.head(output, rows, batch.scored_targets)
+            logps, statistics = self.head(output, rows, batch.scored_targets)
         # Sums in float64: near -600 nats float32 has steps of 6e-5, and DPO subtracts two such sums from two others.
         both = torch.stack([logps.double(), logps.double() * batch.scored_head], dim=1)
         sums = torch.zeros(batch.segments, 2, dtype=torch.float64, device=logps.device)
-        return sums.index_add(0, batch.scored_segment, both), looked_at
+        return sums.index_add(0, batch.scored_segment, both), statistics
 
 
 def _accepts(module: nn.Module, name: str) -> bool:

@@ -69,7 +69,7 @@ def reference_logps(
     """
     path = folder / f"{key}.safetensors"
     cached = load_table(path, key=key, pairs=len(dataset)) if ranks.rank == 0 else None
-    if ranks.on_first(lambda: cached is not None):
+    if ranks.run_on_rank_zero(lambda: cached is not None):
         # Rank 0 read it for all: on a network file system others might see an older state of the folder.
         return engine.sum(cached if cached is not None else torch.zeros(len(dataset), 2, 2, dtype=torch.float64)).cpu()
     table = logps_table(engine, dataset, budget=budget, after_each=after_each)
@@ -79,7 +79,7 @@ def reference_logps(
             f"spec.model: expected finite log-probs from the initial model, found NaN or infinity in {len(broken)} pairs "
             f"(the first is source row {dataset[int(broken[0])].row}); check the weights, and precision bf16 or fp32"
         )
-    ranks.on_first(lambda: save_table(path, table, key=key))
+    ranks.run_on_rank_zero(lambda: save_table(path, table, key=key))
     return table
 
 

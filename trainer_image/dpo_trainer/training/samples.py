@@ -21,6 +21,7 @@ from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.data.tokens.tokenization import load_tokenizer
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.engine.engine import Engine
+from dpo_trainer.model.load import causal_lm_of
 from dpo_trainer.pretrained import checks as modelcheck
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.workdir import WorkDir
@@ -96,7 +97,7 @@ class Samples:
             return None
         answers = {int(number): ids for part in self._ranks.gather(found) for number, ids in part.items()}
         try:
-            return self._ranks.on_first(lambda: self._write(step, answers))
+            return self._ranks.run_on_rank_zero(lambda: self._write(step, answers))
         except TrainerError as error:
             self._agreed(_said(error), telemetry)
             return {}
@@ -111,7 +112,7 @@ class Samples:
 
     def _open(self) -> _Decoder:
         """Tokenizer and prompts. Raises what _CAN_NOT lists."""
-        model = _causal_lm(self._engine)
+        model = causal_lm_of(self._engine.module.model)
         if not model.can_generate():
             raise TypeError(f"{type(model).__name__} can't generate")
         tokenizer = load_tokenizer(self._work.model, "spec.model")
@@ -201,7 +202,7 @@ def greedy_answers(engine: Engine, prompts: list[Ids], *, tokens: int, end: tupl
         eos_token_id=list(end) or None,
         pad_token_id=0,
     )
-    model, device = _causal_lm(engine), engine.world.device
+    model, device = causal_lm_of(engine.module.model), engine.world.device
     with _settings_replaced(model, greedy):
         # synced_gpus: all ranks go on until the last one's answer is finished, because each token gathers the weights.
         whole = model.generate(
@@ -242,12 +243,6 @@ def _first_prompts(data: PairDataset, count: int, *, longest: float) -> list[Tok
         if len(pair.prompt) <= longest:
             found.setdefault(pair.prompt.tobytes(), pair)
     return list(found.values())
-
-
-def _causal_lm(engine: Engine) -> Any:
-    """The Hugging Face model; with adapters they are inside of it, and on."""
-    model = engine.module.model
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _key(line: Line) -> tuple[int, str]:

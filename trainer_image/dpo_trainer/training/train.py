@@ -75,7 +75,7 @@ def _run(
     choose_layout(engine, train.data, spec, telemetry)
     throughput = Throughput.of(spec, work.model, engine.module.layout, world)
 
-    digest = ranks.on_first(lambda: model_digest(work.model, known_digests(work)))
+    digest = ranks.run_on_rank_zero(lambda: model_digest(work.model, known_digests(work)))
     if objective.needs_reference:
         reference = References(spec, engine, ranks, work.reference, digest, telemetry, stop)
         reference.add_to(train, budget=spec.eval_batch)
@@ -91,7 +91,7 @@ def _run(
         keep_best=spec.checkpoint.keep_best,
         ranks=ranks,
         trust=trust,
-        aside=ranks.aside() if spec.checkpoint.asynchronous else None,
+        background=ranks.background_group() if spec.checkpoint.asynchronous else None,
         on_commit=telemetry.checkpoint,
         before_commit=telemetry.sync,
     )

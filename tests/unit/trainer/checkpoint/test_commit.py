@@ -263,7 +263,7 @@ def test_an_error_that_nobody_expected_is_agreed_like_any_other():
         raise KeyError("no such tensor")
 
     with pytest.raises(TrainerError, match=r"KeyError: 'no such tensor' \(") as caught:
-        Ranks().everywhere(broken)
+        Ranks().run_on_all(broken)
     assert caught.value.exit_code is ExitCode.INTERNAL_ERROR
     assert isinstance(caught.value.__cause__, KeyError)
 
@@ -273,7 +273,7 @@ def test_a_lost_peer_inside_the_work_is_told_at_once():
         raise RuntimeError("Connection closed by peer [10.0.0.7]:4711")
 
     with pytest.raises(RuntimeError, match="Connection closed by peer"):
-        Ranks().everywhere(lost)
+        Ranks().run_on_all(lost)
 
 
 def test_a_link_in_a_checkpoints_place_gives_way_to_it(tmp_path: Path):

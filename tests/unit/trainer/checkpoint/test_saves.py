@@ -69,17 +69,17 @@ def test_a_roll_back_believes_what_the_same_attempt_went_on_from(tmp_path: Path)
     assert (back.step, back.doubt, len(back.refused)) == (5, "", 1)
 
 
-BOTH = pytest.mark.parametrize("aside", [None, Ranks()], ids=["foreground", "background"])
+BOTH = pytest.mark.parametrize("background", [None, Ranks()], ids=["foreground", "background"])
 
 
 @BOTH
-def test_a_failed_write_is_agreed_and_cleaned_up(tmp_path: Path, aside: Ranks | None):
+def test_a_failed_write_is_agreed_and_cleaned_up(tmp_path: Path, background: Ranks | None):
     """A real write error in the middle of a shard: the process may not make files of that size (EFBIG)."""
     import signal
 
     root = tmp_path / "checkpoints"
     kept = a_checkpoint(root, 1)
-    checkpoints = Checkpoints(root, 1, {}, ranks=Ranks(), aside=aside)
+    checkpoints = Checkpoints(root, 1, {}, ranks=Ranks(), background=background)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
@@ -97,8 +97,8 @@ def test_a_failed_write_is_agreed_and_cleaned_up(tmp_path: Path, aside: Ranks | 
 
 @BOTH
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_that_are_not_finite_never_become_a_checkpoint(tmp_path: Path, aside: Ranks | None, wrong: float):
-    checkpoints = Checkpoints(tmp_path, 1, {}, ranks=Ranks(), aside=aside)
+def test_numbers_that_are_not_finite_never_become_a_checkpoint(tmp_path: Path, background: Ranks | None, wrong: float):
+    checkpoints = Checkpoints(tmp_path, 1, {}, ranks=Ranks(), background=background)
     values = torch.zeros(1000)
     values[777] = wrong
     with pytest.raises(TrainerError, match="fp32/w: expected finite numbers") as caught:
@@ -121,7 +121,7 @@ def test_a_save_in_the_background_holds_what_the_state_was(tmp_path: Path):
         1,
         {},
         ranks=Ranks(),
-        aside=Ranks(),
+        background=Ranks(),
         observe=observe,
         on_commit=lambda ref, _: committed.append(ref.step),
     )
@@ -154,7 +154,7 @@ def test_a_save_in_the_background_is_a_sign_of_life_only_while_the_loop_waits_fo
     def alive() -> None:
         signs.append(threading.current_thread().name)
 
-    checkpoints = Checkpoints(tmp_path, 1, {}, ranks=Ranks(), aside=Ranks(), observe=observe, alive=alive)
+    checkpoints = Checkpoints(tmp_path, 1, {}, ranks=Ranks(), background=Ranks(), observe=observe, alive=alive)
     state = State(torch.zeros(1000))
     state.restore = lambda read, _adam_step: read("fp32", "w", 0, 1000)  # type: ignore[attr-defined]
     state.adam_step = lambda: 0  # type: ignore[method-assign]
@@ -176,7 +176,7 @@ def test_a_save_in_the_background_is_a_sign_of_life_only_while_the_loop_waits_fo
 
 
 def test_a_failure_in_the_background_is_known_before_anybody_waits(tmp_path: Path):
-    checkpoints = Checkpoints(tmp_path / "missing", 1, {}, ranks=Ranks(), aside=Ranks())
+    checkpoints = Checkpoints(tmp_path / "missing", 1, {}, ranks=Ranks(), background=Ranks())
     save(checkpoints, State(torch.zeros(10)), 5)
     deadline = time.monotonic() + 60
     while not checkpoints.failed:
