@@ -56,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return tools.main(argv)
     arguments = parse(argv)
     if arguments.command == "launch":
-        from dpo_trainer.launch import launcher as launch
+        from dpo_trainer.launch import launcher
 
-        return launch.run(arguments.job_file, arguments.work_dir)
+        return launcher.run(arguments.job_file, arguments.work_dir)
     from dpo_trainer.launch import stacks
 
     stacks.register()

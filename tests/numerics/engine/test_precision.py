@@ -48,12 +48,12 @@ def half(
     from dpo_trainer.engine.loss_scale import LossScale
     from dpo_trainer.runtime.errors import TrainerError
     from dpo_trainer.telemetry import Telemetry
-    from dpo_trainer.training import train
+    from dpo_trainer.training import build, train
 
     supported(True)
     seen: dict[str, Any] = {"overflows": 0, "scales": [], "error": None}
 
-    class Watched(train.Engine):
+    class Watched(build.Engine):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             if first_scale is not None:
@@ -67,7 +67,7 @@ def half(
     def count(self: Any) -> None:
         seen["overflows"] += 1
 
-    train.Engine = Watched  # type: ignore[misc]
+    build.Engine = Watched  # type: ignore[misc]
     Telemetry.nonfinite_step = count  # type: ignore[method-assign]
     try:
         return {**train_on_rank(document, root, attempt, stop_after), **seen}

@@ -20,7 +20,7 @@ def leave(code, message=""):
     from dpo_trainer.runtime import termination
     termination.write_termination(Path(os.environ["DPO_TERMINATION_LOG"]), termination.termination("train", 1, code, message, rank=rank))
     os._exit(code)
-def others(): # all ranks have got as far as this
+def others(): # wait until every rank has called this
     (out / f"here-{rank}").touch()
     while len(list(out.glob("here-*"))) < int(os.environ["LOCAL_WORLD_SIZE"]): time.sleep(0.01)
 """
@@ -38,8 +38,8 @@ class Pod:
         self.log = folder / "termination.json"
         body = (
             "import sys; from pathlib import Path; from dpo_trainer.launch import launcher, supervisor\n"
-            "patience = supervisor.Patience(notice=0.5, end=1.0, dump=0.5, collect=0.5, together=1.0, orphaned=1.0)\n"
-            f"sys.exit(launcher.run(Path('job'), Path({str(folder)!r}), [sys.executable, {str(path)!r}], patience))"
+            "grace = supervisor.GracePeriods(notice=0.5, end=1.0, dump=0.5, collect=0.5, together=1.0, orphaned=1.0)\n"
+            f"sys.exit(launcher.run(Path('job'), Path({str(folder)!r}), [sys.executable, {str(path)!r}], grace))"
         )
         self.process = tied.popen(
             [*under, sys.executable, "-c", body],
@@ -55,10 +55,10 @@ class Pod:
         )
 
     def wait(self) -> tuple[int, str, Termination | None]:
-        """Exit code, what was said, and the last words."""
-        said = self.process.communicate(timeout=60)[1]
-        words = Termination.from_text(self.log.read_text()) if self.log.exists() else None
-        return self.process.returncode, said, words
+        """Exit code, log, and termination message."""
+        log = self.process.communicate(timeout=60)[1]
+        termination = Termination.from_text(self.log.read_text()) if self.log.exists() else None
+        return self.process.returncode, log, termination
 
 
 def wait_for(condition, seconds: float = 30.0) -> None:  # type: ignore[no-untyped-def]

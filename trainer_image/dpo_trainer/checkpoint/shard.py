@@ -26,6 +26,8 @@ from dpo_trainer.runtime.files import create
 
 _NAMES = {torch.float32: "F32", torch.uint8: "U8"}
 _HEADER_ALIGNMENT = 8
+# safetensors has no type annotations.
+_open: Callable[..., Any] = safe_open
 # fdatasync after this many bytes. It bounds the dirty pages in memory and the time of the final fsync.
 _UNSYNCED_BYTES = 1 << 30
 
@@ -90,7 +92,7 @@ class ShardReader:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file: Any = safe_open(path, framework="pt", device="cpu")
+            self._file = _open(path, framework="pt", device="cpu")
             self._names = frozenset(self._file.keys())
         except Exception as error:  # safetensors raises many types
             raise BadCheckpoint(f"{path.name}: is not safetensors: {error}") from error

@@ -1,4 +1,4 @@
-"""What a training pod runs: one `train` process for each local rank, and one answer for the pod.
+"""What a training pod runs: one `train` process for each local rank, and one exit code for the pod.
 
 A stand-in for torchrun with its variables (PET_*), without its import of torch, its fixed 30 s after SIGTERM and its
 exit status of 1 for everything; docs/decisions/0001-own-launcher.md says why. This process needs the standard library
@@ -18,22 +18,21 @@ from typing import TYPE_CHECKING
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode, info
 from dpo_trainer.launch.stacks import ENV_STACKS_FILE, Stacks
-from dpo_trainer.launch.supervisor import Gang, Patience, exit_code
+from dpo_trainer.launch.supervisor import GracePeriods, Supervisor, exit_code
 from dpo_trainer.runtime.devices import has_gpu
 from dpo_trainer.runtime.workdir import WorkDir
 
 if TYPE_CHECKING:
     from dpo_operator.api.reports import Termination
 
-
-# Activations of megabytes come and go in every step. glibc would give each back to the system, and the next one would begin with a page fault for
-# every 4 KiB: a sixth of the time of a small model, for 1 to 5% less memory.
+# Each step allocates and frees activations of megabytes. glibc would return them to the system, and the next one would begin with a
+# page fault for every 4 KiB: a sixth of the time of a small model, for 1 to 5% less memory.
 KEEP_FREED = {"MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": "268435456"}
 
 
 @dataclass(frozen=True)
-class World:
-    """Where this pod is among the others, from torchrun's PET_* variables."""
+class PodWorld:
+    """This pod's place among the pods of the job, from torchrun's PET_* variables."""
 
     nodes: int
     processes: int
@@ -42,7 +41,7 @@ class World:
     master_port: str
 
     @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> "World":
+    def from_environment(cls, environment: Mapping[str, str]) -> "PodWorld":
         """Raises ValueError with the variable's name."""
 
         def number(name: str, default: int, least: int) -> int:
@@ -63,9 +62,9 @@ class World:
         return world
 
     def variables(self, local_rank: int, environment: Mapping[str, str], *, cores: int) -> dict[str, str]:
-        """What torchrun would set for a rank, and what glibc does with memory that a step frees on a CPU.
+        """Environment variables of a rank: those of torchrun, and on CPUs glibc's settings for freed memory.
 
-        cores: that this pod may use; 0 when nothing limits it. Then a rank gets one thread, as under torchrun: pods
+        cores: number that this pod may use; 0 without a limit. Then a rank gets one thread, as under torchrun: pods
         that share a node's cores and each start a thread for every core wait for one another most of the time.
         """
         made = {
@@ -91,50 +90,51 @@ class World:
         return self.node_rank * self.processes + local_rank
 
 
-def run(job_file: Path, work_dir: Path, command: Sequence[str] | None = None, patience: Patience | None = None) -> int:
-    """Run this pod's ranks; returns the pod's exit code and leaves its termination message.
+def run(job_file: Path, work_dir: Path, command: Sequence[str] | None = None, grace: GracePeriods | None = None) -> int:
+    """Run this pod's ranks; writes the pod's termination message and returns its exit code.
 
-    command: argv of a rank, default `python -m dpo_trainer train`.
+    command: argv of a rank, default `python -m dpo_trainer train`. grace: default GracePeriods().
     """
     try:
-        world = World.from_environment(os.environ)
+        world = PodWorld.from_environment(os.environ)
     except ValueError as error:
-        _leave(work_dir, _words(ExitCode.INVALID_CONFIGURATION, str(error), 0))
+        _write_termination(work_dir, _termination(ExitCode.INVALID_CONFIGURATION, str(error), 0))
         return ExitCode.INVALID_CONFIGURATION
     command = command or [
         sys.executable, "-m", "dpo_trainer", "train", "--job-file", str(job_file), "--work-dir", str(work_dir),
     ]  # fmt: skip
-    words = Path(tempfile.mkdtemp(prefix="dpo-words-"))
+    messages = Path(tempfile.mkdtemp(prefix="dpo-launch-"))
     try:
         cores = cpu_limit(Path("/sys/fs/cgroup"))
         ranks = {local_rank: world.rank(local_rank) for local_rank in range(world.processes)}
-        stacks = Stacks(words, WorkDir(work_dir), _attempt(), ranks, _say)
+        stacks = Stacks(messages, WorkDir(work_dir), _attempt(), ranks, _say)
         environments = [
             {
                 **os.environ,
                 **world.variables(local_rank, os.environ, cores=cores),
-                names.ENV_TERMINATION_LOG: str(words / str(local_rank)),
+                names.ENV_TERMINATION_LOG: str(messages / str(local_rank)),
                 ENV_STACKS_FILE: str(stacks.file(local_rank)),
             }
             for local_rank in range(world.processes)
         ]
-        gang = Gang(command, environments, _say, stacks, patience or Patience())
+        supervisor = Supervisor(command, environments, _say, stacks, grace or GracePeriods())
         try:
-            gang.run()
-        except OSError as error:  # no memory or no process number for another rank; those that run end with this one
-            _leave(work_dir, _words(ExitCode.INTERNAL_ERROR, f"the ranks could not be started: {error}", world.rank(0)))
+            supervisor.run()
+        except OSError as error:  # no memory or no process number for another rank; running ranks end with this process
+            message = f"the ranks could not be started: {error}"
+            _write_termination(work_dir, _termination(ExitCode.INTERNAL_ERROR, message, world.rank(0)))
             return ExitCode.INTERNAL_ERROR
-        return _finish(gang, world, words, work_dir)
+        return _finish(supervisor, world, messages, work_dir)
     finally:
-        shutil.rmtree(words, ignore_errors=True)
+        shutil.rmtree(messages, ignore_errors=True)
 
 
 def cpu_limit(groups: Path) -> int:
     """Whole cores of this container's CPU limit, from its control group (version 2, then 1); 0 without a limit."""
     for quota_file, period_file in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
-            words = (groups / quota_file).read_text().split()
-            quota, period = words[0], words[1] if period_file is None else (groups / period_file).read_text().strip()
+            fields = (groups / quota_file).read_text().split()
+            quota, period = fields[0], fields[1] if period_file is None else (groups / period_file).read_text().strip()
         except (OSError, IndexError):
             continue
         if quota.isdecimal() and period.isdecimal() and int(period) > 0:
@@ -142,26 +142,26 @@ def cpu_limit(groups: Path) -> int:
     return 0
 
 
-def _finish(gang: Gang, world: World, words: Path, work_dir: Path) -> int:
-    """Choose the pod's last words and exit code."""
-    local_rank = gang.culprit or 0
-    code = exit_code(gang.codes[local_rank])
-    said = _read(words / str(local_rank))
-    if said is None or said.exit_code != code:
+def _finish(supervisor: Supervisor, world: PodWorld, messages: Path, work_dir: Path) -> int:
+    """Write the pod's termination message and return its exit code. messages: folder of the ranks' termination messages."""
+    local_rank = supervisor.primary_failure or 0
+    code = exit_code(supervisor.codes[local_rank])
+    termination = _read(messages / str(local_rank))
+    if termination is None or termination.exit_code != code:
         rank = world.rank(local_rank)
-        said = _words(code, _silent_end(rank, gang.codes[local_rank]), rank)
-        # Where the run was is known to any rank.
-        others = (_read(words / str(other)) for other in sorted(gang.codes))
-        said.progress = next((other.progress for other in others if other and other.progress), None)
-    _leave(work_dir, said)
+        termination = _termination(code, _describe_exit(rank, supervisor.codes[local_rank]), rank)
+        # Progress is the same on every rank, so any rank's will do.
+        others = (_read(messages / str(other)) for other in sorted(supervisor.codes))
+        termination.progress = next((other.progress for other in others if other and other.progress), None)
+    _write_termination(work_dir, termination)
     if code:
-        ends = ", ".join(f"{world.rank(r)}: {exit_code(c)}" for r, c in sorted(gang.codes.items()))
+        ends = ", ".join(f"{world.rank(r)}: {exit_code(c)}" for r, c in sorted(supervisor.codes.items()))
         _say(f"launch: exit codes by rank: {ends}; this pod's is {code} ({info(code).reason})")
     return code
 
 
-def _silent_end(rank: int, code: int) -> str:
-    """A sentence for a rank that left no message."""
+def _describe_exit(rank: int, code: int) -> str:
+    """Message for a rank that wrote no termination message. code: negative is a signal. Empty for code 0."""
     if code == -signal.SIGKILL:
         return f"rank {rank} was killed by SIGKILL (out of memory, or killed on the node)"
     if code < 0:
@@ -169,18 +169,18 @@ def _silent_end(rank: int, code: int) -> str:
     return f"rank {rank} ended with exit code {code} and left no message" if code else ""
 
 
-def _words(code: int, message: str, rank: int) -> "Termination":
-    from dpo_trainer.runtime import termination as outcome
+def _termination(code: int, message: str, rank: int) -> "Termination":
+    from dpo_trainer.runtime.termination import termination
 
     if message:
         _say(f"launch: {message}")
-    return outcome.termination("train", _attempt(), code, message, rank=rank)
+    return termination("train", _attempt(), code, message, rank=rank)
 
 
-def _leave(work_dir: Path, words: "Termination") -> None:
-    from dpo_trainer.runtime import termination as outcome
+def _write_termination(work_dir: Path, termination: "Termination") -> None:
+    from dpo_trainer.runtime.termination import termination_log, write_termination
 
-    outcome.write_termination(outcome.termination_log(work_dir, "train", _attempt()), words)
+    write_termination(termination_log(work_dir, "train", _attempt()), termination)
 
 
 def _read(path: Path) -> "Termination | None":

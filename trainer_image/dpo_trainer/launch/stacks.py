@@ -1,7 +1,8 @@
-"""Where ranks hang: stacks of all their threads, in the pod's log and in a file on the volume that outlives the pod.
+"""Stack dumps of hung ranks, in the pod's log and in a file on the volume that outlives the pod.
 
-A rank dumps on SIGUSR1, from C and so also inside a collective, into a file of the container's own: the volume may be what hangs. The
-launcher puts what is new there into the log, and copies it. What a rank can't say, being stopped or deep in the kernel, /proc says.
+On SIGUSR1 faulthandler dumps the stacks of all threads, from C and so also inside a collective, into a container-local file: the
+volume may be what hangs. The launcher copies new text to the log and to the volume. The state of stopped or uninterruptible ranks,
+which can't dump, is read from /proc.
 """
 
 import faulthandler
@@ -19,13 +20,12 @@ from dpo_operator.api import names
 from dpo_trainer.runtime.workdir import WorkDir
 
 ENV_STACKS_FILE = "DPO_STACKS_FILE"
-# From one dump of one rank; what is beyond is left out.
+# Bytes kept of one dump of one rank; the rest is left out.
 MAX_BYTES = 262_144
 # Attempts whose stacks are kept on the volume.
 KEPT_ATTEMPTS = 10
-# How long the launcher's end waits for the volume, seconds.
+# How long the launcher waits for the volume before it exits, seconds.
 COPY_SECONDS = 2.0
-
 STATES = {"T": "stopped", "t": "stopped by a debugger", "D": "waiting in the kernel", "Z": "ended, not reaped"}
 
 
@@ -39,15 +39,15 @@ def register() -> None:
 
 
 def state(pid: int) -> str:
-    """One letter for what a process does, as in `ps`; empty when it's gone."""
+    """State of a process as one letter, as in `ps`; empty when it has exited."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return ""
 
 
-def oddity(pid: int) -> str:
-    """Words for a process that can't answer a signal now; empty for one that can."""
+def unresponsive_reason(pid: int) -> str:
+    """Why a process can't handle a signal now; empty if it can."""
     letter = state(pid)
     if letter not in STATES:
         return ""
@@ -65,9 +65,9 @@ def _kernel_function(pid: int) -> str:
 
 @dataclass
 class Stacks:
-    """The launcher's side.
+    """The launcher's side of stack dumps.
 
-    folder: of the container's own, for one file for each local rank. work: on the volume. ranks: of local ranks, among all.
+    folder: container-local, with one file for each local rank. work: on the volume. ranks: global rank by local rank.
     """
 
     folder: Path
@@ -79,20 +79,20 @@ class Stacks:
     _copies: list[threading.Thread] = field(default_factory=list)
 
     def file(self, local_rank: int) -> Path:
-        """Where a rank dumps."""
+        """File that a rank dumps to."""
         return self.folder / f"stacks-{local_rank}"
 
     def request(self, running: Mapping[int, int], why: str) -> None:
-        """Ask ranks for their stacks. running: process ids, and the local rank of each. why: for the log.
+        """Request stack dumps. running: local rank by process id. why: for the log.
 
-        A stopped rank goes on: until then it can neither answer nor save, and what it is asked for comes first.
+        A stopped rank gets SIGCONT, without which it can neither dump nor save. SIGUSR1 is sent before it.
         """
         if not running:
             return
         listed = ", ".join(str(self.ranks[local]) for local in sorted(running.values()))
         self.say(f"launch: {why}; stacks of ranks {listed} follow, and go to {self.where()} on the volume")
         for pid, local_rank in sorted(running.items(), key=lambda item: item[1]):
-            if found := oddity(pid):
+            if found := unresponsive_reason(pid):
                 note = f"rank {self.ranks[local_rank]} {found}"
                 self.say(f"launch: {note}")
                 self._copy(local_rank, f"{_now()} {note}\n")
@@ -101,9 +101,9 @@ class Stacks:
                 _kill(pid, signal.SIGCONT)
 
     def collect(self, local_ranks: Iterable[int], *, missed: Collection[int] = ()) -> None:
-        """Show and keep what ranks have dumped since the last time. missed: those that should have and are named when not."""
+        """Log and copy what ranks have dumped since the last call. missed: ranks that are reported if they have dumped nothing."""
         for local_rank in local_ranks:
-            rank, text = self.ranks[local_rank], self._news(local_rank)
+            rank, text = self.ranks[local_rank], self._new_text(local_rank)
             if text:
                 self.say(f"launch: stacks of rank {rank}:\n{text.rstrip()}")
                 self._copy(local_rank, f"{_now()} stacks of rank {rank}:\n{text}\n")
@@ -115,12 +115,12 @@ class Stacks:
         return f"{names.STACKS}/attempt-{self.attempt}"
 
     def finish(self) -> None:
-        """Wait for the copies, not for ever: a volume that hangs must not hold up the pod's end."""
+        """Wait for the copies, at most COPY_SECONDS: a hung volume must not delay the pod's exit."""
         end = time.monotonic() + COPY_SECONDS
         for thread in self._copies:
             thread.join(max(0.0, end - time.monotonic()))
 
-    def _news(self, local_rank: int) -> str:
+    def _new_text(self, local_rank: int) -> str:
         begin = self._shown.get(local_rank, 0)
         try:
             with self.file(local_rank).open("rb") as file:
@@ -134,7 +134,7 @@ class Stacks:
 
     def _copy(self, local_rank: int, text: str) -> None:
         path = self.work.root / self.where() / f"rank-{self.ranks[local_rank]}.txt"
-        # In a thread: writing to a volume that does not answer never ends.
+        # In a thread, because a write to a hung volume never returns.
         thread = threading.Thread(target=self._append, args=(path, text), daemon=True)
         self._copies.append(thread)
         thread.start()
@@ -142,7 +142,7 @@ class Stacks:
     def _append(self, path: Path, text: str) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Two copies may be under way; each is one write to the end of the file.
+            # Two copies may run at the same time; each is one write to the end of the file.
             with path.open("a", encoding="utf-8") as file:
                 file.write(text)
             if 0 in self.ranks.values():
@@ -152,7 +152,7 @@ class Stacks:
 
 
 def _prune(folder: Path) -> None:
-    """Leave the newest attempts; by the pod of rank 0 alone."""
+    """Delete all but the KEPT_ATTEMPTS newest attempts. Only the pod of rank 0 does this."""
     numbers = sorted(
         int(number) for found in folder.glob("attempt-*") if (number := found.name.removeprefix("attempt-")).isdecimal()
     )

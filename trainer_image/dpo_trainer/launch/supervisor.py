@@ -1,4 +1,4 @@
-"""The processes of one pod: started together, ended together, and the first failure is the one that counts."""
+"""The processes of one pod: started together and ended together. The pod reports the first failure."""
 
 import contextlib
 import ctypes
@@ -18,16 +18,16 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 @dataclass(frozen=True)
-class Patience:
+class GracePeriods:
     """How long the launcher waits, in seconds.
 
-    notice: a sibling of a failed rank may say that it lost its peer, before SIGTERM. end: after that, before SIGKILL.
-    dump: after a stop signal, before the stacks of ranks that are still there are dumped. How long a save may take is
-        Kubernetes' grace period to decide; the dump only shows where a rank hangs, or what a long save does. With collect it
-        fits the 10 s that the operator leaves to the pods of an attempt that failed.
-    collect: for the dump.
-    together: a rank that stopped in order (143) does so with all others; one that has not by then is ended.
-    orphaned: after a stop signal, when the launcher's own parent has ended: nobody is left who could end ranks that hang.
+    notice: time for siblings of a failed rank to exit with PeerLost, before SIGTERM. end: from SIGTERM to SIGKILL.
+    dump: from a stop signal to the dump of the stacks of ranks that still run. Kubernetes' grace period decides how long a save may
+        take; the dump only shows where a rank hangs, or what a long save does. With collect it fits the 10 s that the
+        operator gives to the pods of a failed attempt.
+    collect: from the request of a dump to its collection.
+    together: after the exit of a rank that was stopped (143), time for the others to do the same, before SIGTERM.
+    orphaned: from a stop signal to SIGTERM when the launcher's own parent has exited, because no other process could end hung ranks.
     """
 
     notice: float = 5.0
@@ -39,18 +39,19 @@ class Patience:
 
 
 @dataclass
-class Gang:
-    """The ranks of this pod, from their start until all have ended.
+class Supervisor:
+    """Starts the ranks of this pod and waits until all have exited.
 
     command: argv of every rank. environments: one for each local rank. say: prints a line.
-    stacks: takes the stacks of ranks that hang.
+    stacks: collects the stacks of hung ranks.
+    codes: exit code by local rank, negative for a signal. failed: local rank of the first failure.
     """
 
     command: Sequence[str]
     environments: Sequence[Mapping[str, str]]
     say: Callable[[str], None]
     stacks: Stacks
-    patience: Patience = Patience()
+    grace: GracePeriods = GracePeriods()
     codes: dict[int, int] = field(default_factory=dict)
     failed: int | None = None
     _parent: int = field(default_factory=os.getppid)
@@ -61,7 +62,7 @@ class Gang:
     _timers: list[tuple[float, Callable[[], None]]] = field(default_factory=list)
 
     def run(self) -> None:
-        """Start, wait, and end what has to be ended. Afterwards `codes` has an exit code for every local rank."""
+        """Start the ranks, wait for them, and end the others after a failure. Afterwards `codes` has every local rank."""
         _become_reaper()
         handlers = {
             signal.SIGTERM: self._forward,
@@ -78,13 +79,13 @@ class Gang:
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in previous.items():
                 signal.signal(number, handler)
-            # Of ranks that ended between the request and the look.
+            # Stacks of ranks that exited between the request and its collection.
             self.stacks.collect(range(len(self.environments)))
             self.stacks.finish()
 
     @property
-    def culprit(self) -> int | None:
-        """Local rank whose end is the pod's: the first failure, else a rank that stopped, else None."""
+    def primary_failure(self) -> int | None:
+        """Local rank whose exit code the pod reports: the first failure, else a rank that was stopped, else None."""
         if self.failed is not None:
             return self.failed
         return next((rank for rank, code in sorted(self.codes.items()) if code != 0), None)
@@ -108,7 +109,7 @@ class Gang:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
 
     def _reap(self) -> None:
-        """Take the next child that ended; as process 1 of a container that may be anybody's orphan."""
+        """Wait for the next child that exits. As PID 1 it may be an adopted orphan, which is no rank."""
         try:
             pid, status = os.wait()
         except ChildProcessError:
@@ -119,30 +120,29 @@ class Gang:
             return
         code = os.waitstatus_to_exitcode(status)
         self.codes[local_rank] = code
-        self._judge(local_rank, code)
+        self._record_exit(local_rank, code)
 
-    def _judge(self, local_rank: int, code: int) -> None:
+    def _record_exit(self, local_rank: int, code: int) -> None:
         if code == 0:
             return
         if code == ExitCode.SIGTERM:
             if not self._stop_sent and not self._ending:
-                self._after(self.patience.together, self._end_others)
+                self._after(self.grace.together, self._end_others)
             return
-        # Ends that the launcher itself brought about are no failures of their own.
-        ours = (self._ending and code == -signal.SIGTERM) or (self._killing and code == -signal.SIGKILL)
-        if ours:
+        # Ignore exits that the launcher caused.
+        if (self._ending and code == -signal.SIGTERM) or (self._killing and code == -signal.SIGKILL):
             return
         if self.failed is None:
             self.failed = local_rank
-            self._after(self.patience.notice, self._end_others)
+            self._after(self.grace.notice, self._end_others)
         elif _is_secondary(self.codes[self.failed]) and not _is_secondary(code):
-            # Who lost a peer can be reaped before the peer that was lost.
+            # A rank that lost its peer may be reaped before the peer that failed.
             self.failed = local_rank
 
     def _end_others(self) -> None:
         self._ending = True
         self._signal(signal.SIGTERM)
-        self._after(self.patience.end, self._kill_others)
+        self._after(self.grace.end, self._kill_others)
 
     def _kill_others(self) -> None:
         if self._running:
@@ -153,24 +153,24 @@ class Gang:
     def _forward(self, number: int, _frame: FrameType | None) -> None:
         self._stop_sent = True
         self._signal(signal.Signals(number))
-        self._after(self.patience.dump, self._dump_late)
+        self._after(self.grace.dump, self._dump_late)
         if os.getppid() != self._parent:
-            self._after(self.patience.orphaned, self._end_others)
+            self._after(self.grace.orphaned, self._end_others)
 
     def _forward_dump(self, _number: int, _frame: FrameType | None) -> None:
         self._dump("SIGUSR1")
 
     def _dump_late(self) -> None:
-        self._dump(f"not ended {self.patience.dump:.0f} s after the signal")
+        self._dump(f"not ended {self.grace.dump:.0f} s after the signal")
 
     def _dump(self, why: str) -> None:
-        asked = dict(self._running)
-        if asked:
-            self.stacks.request(asked, why)
-            self._after(self.patience.collect, lambda: self._collect(asked))
+        requested = dict(self._running)
+        if requested:
+            self.stacks.request(requested, why)
+            self._after(self.grace.collect, lambda: self._collect(requested))
 
-    def _collect(self, asked: Mapping[int, int]) -> None:
-        self.stacks.collect(sorted(asked.values()), missed=self._running.values())
+    def _collect(self, requested: Mapping[int, int]) -> None:
+        self.stacks.collect(sorted(requested.values()), missed=self._running.values())
 
     def _signal(self, number: signal.Signals) -> None:
         for pid in list(self._running):
@@ -197,7 +197,7 @@ class Gang:
 
 
 def exit_code(code: int) -> int:
-    """A wait status as an exit code: what died of signal n is 128+n, as for a shell."""
+    """Exit code as a shell reports it. code: negative for a signal n, which becomes 128+n."""
     return 128 - code if code < 0 else code
 
 
@@ -206,7 +206,7 @@ def _is_secondary(code: int) -> bool:
 
 
 def _become_reaper() -> None:
-    """Orphans of a rank come to this process, as they would to process 1, and are reaped instead of staying zombies."""
+    """Make this process adopt orphans of the ranks, as PID 1 would, so that they are reaped and do not stay zombies."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -214,11 +214,11 @@ def _child_setup(held: set[signal.Signals]) -> Callable[[], None]:
     parent = os.getpid()
 
     def setup() -> None:
-        # Without its launcher a rank has no one to end it; SIGTERM makes it save and go.
+        # Without its launcher no process would end the rank; SIGTERM makes it save and exit.
         _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             os._exit(ExitCode.SIGTERM)
-        # Until a rank has set up its stack dumps, a request for one must not end it; exec keeps what is ignored.
+        # SIGUSR1 must not end a rank that has not set up its stack dumps yet; exec keeps ignored signals ignored.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
 

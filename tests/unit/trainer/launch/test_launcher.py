@@ -1,4 +1,4 @@
-"""The launcher with real processes: whose exit code the pod gets, who is ended and when, what is left to read."""
+"""The launcher with real processes: the exit code of the pod, when ranks are ended, and the termination message."""
 
 import json
 import os
@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_trainer.launch.launcher import KEEP_FREED, World, cpu_limit
+from dpo_trainer.launch.launcher import KEEP_FREED, PodWorld, cpu_limit
 from dpo_trainer.launch.stacks import Stacks
-from dpo_trainer.launch.supervisor import Gang, Patience
+from dpo_trainer.launch.supervisor import GracePeriods, Supervisor
 from dpo_trainer.runtime.workdir import WorkDir
 from tests.unit.trainer.launched import Pod, wait_for
 
@@ -31,9 +31,9 @@ def test_ranks_get_torchruns_variables(tmp_path: Path, started: list[Pod]):
         tmp_path, script, 2, PET_NNODES="3", PET_NODE_RANK="2", PET_MASTER_ADDR="first.example", PET_MASTER_PORT="1234"
     )
     started.append(pod)
-    code, _, words = pod.wait()
+    code, _, termination = pod.wait()
 
-    assert (code, words.outcome) == (0, "Succeeded")
+    assert (code, termination.outcome) == (0, "Succeeded")
     assert json.loads((tmp_path / "env-1").read_text()) == {
         "RANK": "5", "LOCAL_RANK": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "2",
         "MASTER_ADDR": "first.example", "MASTER_PORT": "1234",
@@ -41,24 +41,24 @@ def test_ranks_get_torchruns_variables(tmp_path: Path, started: list[Pod]):
 
 
 @pytest.mark.parametrize("code", [1, 65, 70, 74, 78, 255])
-def test_the_failing_ranks_exit_code_and_words_are_the_pods(tmp_path: Path, started: list[Pod], code: int):
+def test_the_pod_reports_the_failed_ranks_exit_code_and_message(tmp_path: Path, started: list[Pod], code: int):
     pod = Pod(tmp_path, f"others()\nleave({code}, 'the cause') if rank == 1 else time.sleep(60)", 2)
     started.append(pod)
-    found, said, words = pod.wait()
+    found, said, termination = pod.wait()
 
     assert found == code
-    assert (words.exit_code, words.message, words.rank) == (code, "the cause", 1)
+    assert (termination.exit_code, termination.message, termination.rank) == (code, "the cause", 1)
     assert f"this pod's is {code}" in said
 
 
-def test_a_killed_rank_leaves_no_words_so_the_launcher_writes_them(tmp_path: Path, started: list[Pod]):
+def test_the_launcher_writes_the_termination_of_a_killed_rank(tmp_path: Path, started: list[Pod]):
     pod = Pod(tmp_path, "others()\nos.kill(os.getpid(), 9) if rank == 3 else time.sleep(60)", 4)
     started.append(pod)
-    code, _, words = pod.wait()
+    code, _, termination = pod.wait()
 
     assert code == 137
-    assert (words.exit_code, words.reason, words.rank) == (137, "Killed", 3)
-    assert words.message == "rank 3 was killed by SIGKILL (out of memory, or killed on the node)"
+    assert (termination.exit_code, termination.reason, termination.rank) == (137, "Killed", 3)
+    assert termination.message == "rank 3 was killed by SIGKILL (out of memory, or killed on the node)"
 
 
 @pytest.mark.parametrize("first", ["cause", "echo"])
@@ -72,12 +72,12 @@ def test_a_lost_peer_never_hides_the_cause(tmp_path: Path, started: list[Pod], f
     """
     pod = Pod(tmp_path, script, 2)
     started.append(pod)
-    code, _, words = pod.wait()
+    code, _, termination = pod.wait()
 
-    assert (code, words.message) == (65, "bad rows")
+    assert (code, termination.message) == (65, "bad rows")
 
 
-def test_a_sibling_that_ignores_sigterm_is_killed_and_does_not_change_the_verdict(tmp_path: Path, started: list[Pod]):
+def test_killing_a_sibling_that_ignores_sigterm_keeps_the_exit_code(tmp_path: Path, started: list[Pod]):
     script = """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     others()
@@ -86,9 +86,9 @@ def test_a_sibling_that_ignores_sigterm_is_killed_and_does_not_change_the_verdic
     pod = Pod(tmp_path, script, 2)
     started.append(pod)
     begin = time.monotonic()
-    code, said, words = pod.wait()
+    code, said, termination = pod.wait()
 
-    assert (code, words.message) == (74, "full")
+    assert (code, termination.message) == (74, "full")
     assert "do not end; killing them" in said
     assert time.monotonic() - begin < 20
 
@@ -98,7 +98,7 @@ def test_a_stop_waits_for_the_save_however_long_and_exits_143(tmp_path: Path, st
     script = """
     import faulthandler; faulthandler.register(signal.SIGUSR1)
     def save(*_):
-        time.sleep(3) # longer than any of the launcher's own patience in this test
+        time.sleep(3) # longer than any of the launcher's grace periods in this test
         (out / f"saved-{rank}").touch()
         leave(143, "saved")
     signal.signal(signal.SIGTERM, save); signal.signal(signal.SIGINT, save)
@@ -109,11 +109,11 @@ def test_a_stop_waits_for_the_save_however_long_and_exits_143(tmp_path: Path, st
     started.append(pod)
     wait_for(lambda: len(list(tmp_path.glob("here-*"))) == 2)
     pod.process.send_signal(number)
-    code, said, words = pod.wait()
+    code, said, termination = pod.wait()
 
-    assert (code, words.outcome, words.message) == (143, "Stopped", "saved")
+    assert (code, termination.outcome, termination.message) == (143, "Stopped", "saved")
     assert len(list(tmp_path.glob("saved-*"))) == 2
-    # What hangs in a save shows where: the stacks were dumped while it went on.
+    # The stacks were dumped during the save, so a hung save would show its place.
     assert "rank.py" in said
     assert "in save" in said
 
@@ -161,7 +161,7 @@ def gone(pid: int) -> bool:
 
 
 def test_hung_ranks_end_after_the_end_of_the_launchers_parent(tmp_path: Path, started: list[Pod]):
-    """The launcher gets SIGTERM as its parent is killed; nobody else is left to kill ranks that ignore the signal."""
+    """The launcher gets SIGTERM as its parent is killed; no other process is left to kill ranks that ignore the signal."""
     parent = (
         "import signal, subprocess, sys\n"
         "from dpo_operator.cli.parent import signal_at_parents_end\n"
@@ -193,13 +193,13 @@ def test_hung_ranks_end_after_the_end_of_the_launchers_parent(tmp_path: Path, st
 def test_wrong_variables_are_named(tmp_path: Path, started: list[Pod], environment: dict[str, str], message: str):
     pod = Pod(tmp_path, "leave(0)", 1, **environment)
     started.append(pod)
-    code, _, words = pod.wait()
+    code, _, termination = pod.wait()
 
-    assert (code, words.message) == (ExitCode.INVALID_CONFIGURATION, message)
+    assert (code, termination.message) == (ExitCode.INVALID_CONFIGURATION, message)
 
 
 def test_threads_are_shared_among_the_ranks_unless_set():
-    world = World(nodes=1, processes=4, node_rank=0, master_address="m", master_port="1")
+    world = PodWorld(nodes=1, processes=4, node_rank=0, master_address="m", master_port="1")
 
     assert world.variables(0, {}, cores=10)["OMP_NUM_THREADS"] == "2"
     assert world.variables(0, {}, cores=2)["OMP_NUM_THREADS"] == "1"
@@ -208,7 +208,7 @@ def test_threads_are_shared_among_the_ranks_unless_set():
 
 
 def test_on_cpus_freed_memory_is_kept_unless_something_else_is_set():
-    world = World(nodes=1, processes=1, node_rank=0, master_address="m", master_port="1")
+    world = PodWorld(nodes=1, processes=1, node_rank=0, master_address="m", master_port="1")
 
     def allocator(**environment: str) -> dict[str, str]:
         return {k: v for k, v in world.variables(0, environment, cores=1).items() if k.startswith("MALLOC_")}
@@ -222,11 +222,12 @@ def test_a_rank_that_stops_alone_takes_the_others_with_it(tmp_path: Path):
     script = "import os, time; os._exit(143) if os.environ['R'] == '0' else time.sleep(60)"
     environments = [{**os.environ, "R": str(rank)} for rank in range(2)]
     stacks = Stacks(tmp_path, WorkDir(tmp_path), 1, {0: 0, 1: 1}, print)
-    gang = Gang([sys.executable, "-c", script], environments, print, stacks, Patience(together=0.5, end=1.0))
-    gang.run()
+    grace = GracePeriods(together=0.5, end=1.0)
+    supervisor = Supervisor([sys.executable, "-c", script], environments, print, stacks, grace)
+    supervisor.run()
 
-    assert gang.codes == {0: 143, 1: -signal.SIGTERM}
-    assert gang.culprit == 0
+    assert supervisor.codes == {0: 143, 1: -signal.SIGTERM}
+    assert supervisor.primary_failure == 0
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Stacks of ranks that hang, with real processes: in the log and on the volume, whatever is stopped or does not answer."""
+"""Stack dumps of hung ranks, with real processes: in the log and on the volume, also of stopped ranks."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.unit.trainer.launched import Pod, wait_for
 
 pytestmark = pytest.mark.unit
 
-# Both ranks hang for ever in a function of their own, and do not listen to SIGTERM.
+# Both ranks hang in a function and ignore SIGTERM.
 HANGING = """
 import threading
 from dpo_trainer.launch import stacks
@@ -24,11 +24,11 @@ def waits_for_a_peer():
     (out / f"pid-{rank}").write_text(str(os.getpid()))
     others()
     threading.Event().wait()
-def beside_it(): threading.Event().wait()
-threading.Thread(target=beside_it, daemon=True).start()
+def waits_too(): threading.Event().wait()
+threading.Thread(target=waits_too, daemon=True).start()
 waits_for_a_peer()
 """
-# A rank that saves and leaves when it's asked to.
+# A rank that saves and exits on SIGTERM.
 OBEDIENT = """
 from dpo_trainer.launch import stacks
 stacks.register()
@@ -42,7 +42,7 @@ works()
 
 
 def begun(folder: Path, pods: list[Pod], script: str, ranks: int = 2, **environment: str) -> Pod:
-    """A pod whose ranks have all got to work."""
+    """A pod whose ranks have all started to work."""
     pod = Pod(folder, script, ranks, DPO_ATTEMPT="3", **environment)
     pods.append(pod)
     wait_for(lambda: len(list(folder.glob("here-*"))) == ranks)
@@ -59,22 +59,20 @@ def kept(folder: Path, rank: int) -> str:
 
 
 def killed(pod: Pod, *pids: int) -> str:
-    """The end that Kubernetes brings about; what was said."""
+    """Kill the ranks as Kubernetes does after the grace period; returns the log."""
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
     return pod.wait()[1]
 
 
 @pytest.mark.fault(34)
-def test_ranks_that_hang_leave_the_stacks_of_all_threads_in_the_log_and_on_the_volume(
-    tmp_path: Path, started: list[Pod]
-):
+def test_hung_ranks_leave_stacks_of_all_threads_in_log_and_on_volume(tmp_path: Path, started: list[Pod]):
     pod = begun(tmp_path, started, HANGING, PET_NNODES="2", PET_NODE_RANK="1")
     pod.process.send_signal(signal.SIGTERM)
     # Ranks of the second pod of two.
     for rank in (2, 3):
         wait_for(lambda rank=rank: "in waits_for_a_peer" in kept(tmp_path, rank))
-        assert "in beside_it" in kept(tmp_path, rank)
+        assert "in waits_too" in kept(tmp_path, rank)
         assert f"stacks of rank {rank}:" in kept(tmp_path, rank)
     said = killed(pod, rank_pid(tmp_path, 0), rank_pid(tmp_path, 1))
 
@@ -89,16 +87,16 @@ def test_a_stopped_rank_is_named_shows_its_stack_and_can_save(tmp_path: Path, st
     os.kill(rank_pid(tmp_path, 1), signal.SIGSTOP)
     wait_for(lambda: stacks.state(rank_pid(tmp_path, 1)) == "T")
     pod.process.send_signal(signal.SIGTERM)
-    code, said, words = pod.wait()
+    code, said, termination = pod.wait()
 
     assert "launch: rank 1 is stopped (state T)" in said
     assert "rank 1 is stopped (state T)" in kept(tmp_path, 1)
-    # Where it was stopped, not where it ended.
+    # The place where it was stopped, not where it exited.
     assert "in works" in kept(tmp_path, 1)
     assert "in works" in said
-    # Its peer had left at once, and has nothing to show.
+    # Its peer had exited at once, without a dump.
     assert kept(tmp_path, 0) == ""
-    assert (code, words.outcome, words.message) == (143, "Stopped", "saved")
+    assert (code, termination.outcome, termination.message) == (143, "Stopped", "saved")
 
 
 def test_a_request_to_the_launcher_shows_stacks_and_ends_nothing(tmp_path: Path, started: list[Pod]):
@@ -114,10 +112,10 @@ def test_a_request_to_the_launcher_shows_stacks_and_ends_nothing(tmp_path: Path,
     assert "launch: SIGUSR1; stacks of ranks 0, 1 follow" in said
 
 
-def test_a_volume_that_hangs_or_fails_costs_the_copy_alone(tmp_path: Path, started: list[Pod]):
+def test_a_hung_or_failed_volume_loses_only_the_copy(tmp_path: Path, started: list[Pod]):
     folder = tmp_path / "stacks" / "attempt-3"
     folder.mkdir(parents=True)
-    # Opening a pipe that nobody reads never ends; a folder can't be written to.
+    # Opening a pipe without a reader never returns; a folder can't be written to.
     os.mkfifo(folder / "rank-0.txt")
     (folder / "rank-1.txt").mkdir()
     pod = begun(tmp_path, started, OBEDIENT.replace("lambda *_: leave", "lambda *_: time.sleep(2) or leave"))
@@ -131,23 +129,23 @@ def test_a_volume_that_hangs_or_fails_costs_the_copy_alone(tmp_path: Path, start
     assert "rank-1.txt: Is a directory" in said
 
 
-def test_a_process_that_can_not_answer_is_described(tmp_path: Path):
+def test_the_reason_why_a_process_is_unresponsive(tmp_path: Path):
     child = os.fork()
     if child == 0:
         time.sleep(60)
         os._exit(0)
     try:
-        assert stacks.oddity(child) == ""
+        assert stacks.unresponsive_reason(child) == ""
         os.kill(child, signal.SIGSTOP)
-        wait_for(lambda: stacks.oddity(child) == "is stopped (state T)")
+        wait_for(lambda: stacks.unresponsive_reason(child) == "is stopped (state T)")
     finally:
         os.kill(child, signal.SIGKILL)
-    wait_for(lambda: stacks.oddity(child) == "is ended, not reaped (state Z)")
+    wait_for(lambda: stacks.unresponsive_reason(child) == "is ended, not reaped (state Z)")
     os.waitpid(child, 0)
-    assert stacks.state(child) == stacks.oddity(child) == ""
+    assert stacks.state(child) == stacks.unresponsive_reason(child) == ""
 
 
-def test_what_is_shown_and_kept_is_bounded(tmp_path: Path):
+def test_dumps_and_kept_attempts_are_limited(tmp_path: Path):
     said: list[str] = []
     for attempt in range(1, stacks.KEPT_ATTEMPTS + 3):
         folder = tmp_path / str(attempt)
