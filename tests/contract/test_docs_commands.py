@@ -102,7 +102,7 @@ def said(command: tuple[str, ...], folder: Path) -> str:
     """Run a command as a reader does; what it printed."""
     argv = [str(SCRIPTS / command[0]), *command[1:]]
     done = subprocess.run(
-        argv, cwd=folder, capture_output=True, text=True, timeout=300, env={**os.environ, "COLUMNS": "120"}
+        argv, cwd=folder, capture_output=True, text=True, timeout=800, env={**os.environ, "COLUMNS": "120"}
     )
     assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
