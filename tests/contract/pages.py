@@ -23,6 +23,8 @@ def spoken(page: Path) -> list[tuple[str, ...]]:
             if language == "console" and not line.startswith("$ "):
                 continue
             words = shlex.split(line.removeprefix("$ "), comments=True)
+            if ">" in words:  # where the output goes is the shell's part
+                words = words[: words.index(">")]
             while "&&" in words:
                 found.append(tuple(words[: words.index("&&")]))
                 words = words[words.index("&&") + 1 :]
