@@ -16,8 +16,10 @@ pytestmark = pytest.mark.numerics
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 RUNS = sorted(path.parent for path in FIXTURES.glob("format*/*/job.yaml"))
-# Of numbers up to some hundred that come from float32, on another processor or with another torch.
+# On another processor or with another torch. Measured with the slowest kernels of this torch: 7e-7; a correlation, which divides
+# by the spread of margins that hardly differ: 7e-6.
 ROUNDING = 1e-6
+ROUNDING_OF_CORRELATIONS = 1e-4
 
 
 @pytest.fixture(params=RUNS, ids=lambda path: f"{path.parent.name} {path.name}")
@@ -64,8 +66,15 @@ def test_a_resumed_run_has_the_curve_of_one_without_a_stop(run: tuple[Path, Path
         assert found == expected["lines"]
         assert exported(work) == expected["export"]
         return
-    for now, then in zip(map(numbers, found), map(numbers, expected["lines"]), strict=True):
-        assert now == pytest.approx(then, rel=ROUNDING, abs=ROUNDING), f"step {then['step']}"
+    assert_close(found, expected["lines"])
+
+
+def assert_close(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    for now, then in zip(map(numbers, found), map(numbers, expected), strict=True):
+        assert now.keys() == then.keys()
+        for key, value in then.items():
+            bar = ROUNDING_OF_CORRELATIONS if "correlation" in key else ROUNDING
+            assert now[key] == pytest.approx(value, rel=bar, abs=bar), f"step {then['step']}: {key}"
 
 
 def numbers(line: dict[str, Any]) -> dict[str, float]:
