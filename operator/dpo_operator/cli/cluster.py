@@ -1,4 +1,4 @@
-"""Commands that steer a DPOJob in a cluster, through the kubectl that is installed."""
+"""Commands on a DPOJob in a cluster, through the installed kubectl: suspend, resume, retry."""
 
 import json
 import re
@@ -15,7 +15,7 @@ RESOURCE = f"{names.PLURAL}.{names.GROUP}"
 
 
 class ClusterError(Exception):
-    """What can't be done, in words for the user."""
+    """A command that can't be carried out. The message is for the user."""
 
 
 @dataclass(frozen=True)
@@ -30,25 +30,25 @@ class Kubectl:
         """Stop a job's pods after a save. Returns what was done; raises ClusterError."""
         state = self._state(name)
         if state in (State.COMPLETE, State.FAILED):
-            raise ClusterError(f"{name} is {state}: nothing of it runs")
+            raise ClusterError(f"{name} is {state}: nothing is running")
         self._merge(name, {"spec": {"suspend": True}})
         return f"{name} is being suspended; its pods stop after a save"
 
     def resume(self, name: str) -> str:
-        """Let a suspended or failed job go on. Returns what was done; raises ClusterError."""
+        """Resume a suspended job, or retry a failed one. Returns what was done; raises ClusterError."""
         state = self._state(name)
         if state == State.COMPLETE:
             raise ClusterError(f"{name} is {state}: there is nothing to resume")
         if state == State.FAILED:
             return self._retry(name)
         self._merge(name, {"spec": {"suspend": False}})
-        return f"{name} goes on"
+        return f"{name} was resumed"
 
     def retry(self, name: str) -> str:
-        """Let a failed job go on from its last checkpoint. Returns what was done; raises ClusterError."""
+        """Retry a failed job from its last checkpoint. Returns what was done; raises ClusterError."""
         state = self._state(name)
         if state != State.FAILED:
-            raise ClusterError(f"{name} is {state or 'not looked at yet'}: only a failed job can be retried")
+            raise ClusterError(f"{name} is {state or 'not reconciled yet'}: only a failed job can be retried")
         return self._retry(name)
 
     def _retry(self, name: str) -> str:
@@ -57,11 +57,11 @@ class Kubectl:
         return f"{name} is retried from its last checkpoint"
 
     def _state(self, name: str) -> str:
-        found = json.loads(self._call("get", RESOURCE, _checked(name), "--output=json"))
+        found = json.loads(self._call("get", RESOURCE, _valid_name(name), "--output=json"))
         return str((found.get("status") or {}).get("state") or "")
 
     def _merge(self, name: str, body: dict[str, Any]) -> None:
-        self._call("patch", RESOURCE, _checked(name), "--type=merge", f"--patch={json.dumps(body)}")
+        self._call("patch", RESOURCE, _valid_name(name), "--type=merge", f"--patch={json.dumps(body)}")
 
     def _call(self, *arguments: str) -> str:
         options = [
@@ -82,8 +82,8 @@ class Kubectl:
         return done.stdout
 
 
-def _checked(name: str) -> str:
-    """A name that kubectl can't take for anything else."""
+def _valid_name(name: str) -> str:
+    """A valid name, which kubectl can't parse as an option. Raises ClusterError."""
     if len(name) > names.MAX_JOB_NAME or not re.fullmatch(NAME_PATTERN, name):
-        raise ClusterError(f"{name!r} is no name of a DPOJob: {NAME_MESSAGE}")
+        raise ClusterError(f"{name!r} is not a name of a DPOJob: {NAME_MESSAGE}")
     return name

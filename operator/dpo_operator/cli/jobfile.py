@@ -1,4 +1,4 @@
-"""Read a DPOJob file and say clearly what is wrong with it."""
+"""Reads a DPOJob file and lists all problems in it."""
 
 import copy
 import itertools
@@ -44,21 +44,21 @@ def read(path: Path) -> DPOJob:
     try:
         job = _job(document)
     except ValidationError as error:
-        raise JobFileError("\n".join([*_sentences(error), *_problems_of_the_rest(document)])) from error
+        raise JobFileError("\n".join([*_sentences(error), *_rule_problems(document)])) from error
     if problems := rules.violations(job) + support.unsupported(job.spec):
         raise JobFileError("\n".join(problems))
     return job
 
 
 def _job(document: dict[str, Any]) -> DPOJob:
-    """The document as the types have it. Fields have one name, that of the API: label_smoothing is as unknown here as there."""
+    """The document as the types have it. Only the API's names count: label_smoothing is unknown."""
     return DPOJob.model_validate(document, by_alias=True, by_name=False)
 
 
-def _problems_of_the_rest(document: dict[str, Any]) -> list[str]:
-    """What is wrong besides single values, so that a user sees all problems at once.
+def _rule_problems(document: dict[str, Any]) -> list[str]:
+    """Problems from rules over several fields, with invalid values removed, so that a user sees all problems at once.
 
-    Wrong values are left out, and so are the rules that name them: what such a rule would say of a default means nothing.
+    Rules that name an invalid value are left out: they would check its default.
     """
     rest, wrong = copy.deepcopy(document), set[str]()
     for _ in range(_ROUNDS):
@@ -68,7 +68,7 @@ def _problems_of_the_rest(document: dict[str, Any]) -> list[str]:
             # The last item of a list first: the earlier ones keep their places.
             for problem in sorted(error.errors(), key=lambda p: [str(key).zfill(9) for key in p["loc"]], reverse=True):
                 wrong.add(_in_rules(problem["loc"]))
-                _mend(rest, problem["loc"], problem["type"])
+                _repair(rest, problem["loc"], problem["type"])
         else:
             broken = [
                 f"spec.{rule.field}: {rule.message}"
@@ -79,18 +79,18 @@ def _problems_of_the_rest(document: dict[str, Any]) -> list[str]:
     return ["spec: rules over several fields were not checked, because required fields are missing or wrong"]
 
 
-# data missing, data.train missing, its source missing: each takes two.
+# Most repairs that a document needs: three nested required fields (data, train, source), two rounds each, and one check.
 _ROUNDS = 7
 
 
 def _in_rules(path: tuple[int | str, ...]) -> str:
-    """How rules write the path: spec is self, and of a list they look at all items."""
+    """The path as rules write it: spec is self, and a list's index is left out because rules check all items."""
     inside = itertools.takewhile(lambda key: isinstance(key, str), path[1:])
     return ".".join(["self" if path[0] == "spec" else str(path[0]), *map(str, inside)])
 
 
-def _mend(document: Any, path: tuple[Any, ...], problem: str) -> None:
-    """Leave a wrong value out, or put a value where one is required, in place."""
+def _repair(document: Any, path: tuple[Any, ...], problem: str) -> None:
+    """Remove an invalid value, or fill in a missing required one, in place."""
     *parents, last = path[:-1] if path[-1] == "[key]" else path
     try:
         for key in parents:
@@ -104,7 +104,7 @@ def _mend(document: Any, path: tuple[Any, ...], problem: str) -> None:
 
 
 def _document(path: Path) -> dict[str, Any]:
-    """The one DPOJob of a YAML file; other documents, such as a Secret, are passed over."""
+    """The one DPOJob of a YAML file; other documents, such as a Secret, are ignored."""
     try:
         documents = list(yaml.load_all(path.read_text(encoding="utf-8"), Loader=_Loader))
     except OSError as error:

@@ -23,19 +23,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from dpo_operator.api import exitcodes, names
-from dpo_operator.api.reports import Termination
 from dpo_operator.api.rules import resuming
 from dpo_operator.api.types import DPOJob, DPOJobSpec
+from dpo_operator.cli.attempts import Ending, TrainAttempts
 from dpo_operator.cli.parent import signal_at_parents_end
 
 
 class LocalRunError(Exception):
-    """The run can't begin or go on."""
+    """The run can't start or resume."""
 
 
 @dataclass
 class LocalRun:
-    """One job in one work folder. Run again, it goes on where it stopped.
+    """One job in one work folder. A repeated run resumes.
 
     claims: folder whose subfolders stand for the claims of pvc:// sources.
     say: prints a line for the user.
@@ -50,7 +50,7 @@ class LocalRun:
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def run(self) -> int:
-        """Prepare, train with restarts, export. Returns an exit status of the shared table.
+        """Prepare, train with restarts by failurePolicy, export. Returns an exit code of the shared table.
 
         Raises LocalRunError when the work folder can't be used.
         """
@@ -63,7 +63,7 @@ class LocalRun:
     def _in_work_folder(self, phases: Sequence[names.Phase], show: str) -> int:
         try:
             self.work.mkdir(parents=True, exist_ok=True)
-            with _alone_in(self.work):
+            with _locked(self.work):
                 self._write_job_file()
                 return self._phases(phases, show)
         except OSError as error:
@@ -103,9 +103,9 @@ class LocalRun:
                 )
             document["metadata"]["uid"] = earlier["metadata"]["uid"]
         elif any(self.work.iterdir()):
-            # Else --fresh would later remove what was never this command's.
+            # Otherwise a later --fresh would delete files that this command did not write.
             raise LocalRunError(
-                f"{self.work} is not empty and not a folder of `dpo run`; name a new or empty folder with --work-dir"
+                f"{self.work} is not empty and is not a folder of `dpo run`; name a new or empty folder with --work-dir"
             )
         else:
             document["metadata"]["uid"] = str(uuid.uuid4())
@@ -114,44 +114,52 @@ class LocalRun:
         temporary.replace(path)
 
     def _one_process(self, phase: names.Phase) -> int:
-        return self._run_all([(self._command(phase), self._environment(1))], phase, attempt=1)
+        ending = self._run_all([(self._command(phase), self._environment(1))], phase, attempt=1)
+        if ending.code != exitcodes.ExitCode.OK:
+            self.say(str(ending))
+        return ending.code
 
     def _train(self) -> int:
-        """Train; a counted failure restarts all ranks from the last committed checkpoint, as the operator would."""
-        policy = self.job.spec.failure_policy
-        restarts: list[float] = []
-        attempt = self._next_attempt()
+        """Train. After a failure the operator's restart policy decides whether all ranks start again."""
+        attempts = TrainAttempts(self.job.spec.failure_policy, self._next_attempt())
         while True:
-            port = _free_port()
-            worlds = [
-                (self._command("launch"), self._environment(attempt, node, port)) for node in range(self.job.spec.nodes)
-            ]
-            code = self._run_all(worlds, "train", attempt)
-            row = exitcodes.info(code)
-            if code == exitcodes.ExitCode.OK or self._stopping or row.failure_class == "configuration":
-                return code
-            if code == exitcodes.ExitCode.NO_ACCELERATOR:
-                return code  # a pod may find its GPU on another node; here there is no other
-            now = time.monotonic()
-            restarts = [at for at in restarts if now - at < policy.window_seconds]
-            if len(restarts) >= policy.max_restarts:
-                self.say(f"{row.reason}: stopped after {len(restarts)} restarts (failurePolicy.maxRestarts)")
-                return code
-            restarts.append(now)
-            attempt += 1
+            attempt, port = attempts.current, _free_port()
+            nodes = range(self.job.spec.nodes)
+            launchers = [(self._command("launch"), self._environment(attempt, node, port)) for node in nodes]
+            ending = self._run_all(launchers, "train", attempt)
+            if ending.code == exitcodes.ExitCode.OK:
+                return ending.code
+            self.say(str(ending))
+            if self._stopping:
+                return ending.code
+            decision = attempts.after_failure(ending)
+            if decision.wait_seconds is None:
+                if decision.message:
+                    self.say(f"{decision.reason}: {decision.message}")
+                return ending.code
             committed = any((self.work / "checkpoints").glob("step-????????"))
-            whence = "goes on from the last committed checkpoint" if committed else "starts again"
-            self.say(f"{row.reason}: attempt {attempt} {whence}")
+            start = "resumes from the last committed checkpoint" if committed else "starts from the beginning"
+            when = f" in {decision.wait_seconds:g} s" if decision.wait_seconds else ""
+            self.say(f"{decision.reason}: attempt {attempts.current} {start}{when}; {decision.message}")
+            if not self._wait(decision.wait_seconds):
+                return ending.code
+
+    def _wait(self, seconds: float) -> bool:
+        """Sleep; False when the user has stopped the run."""
+        end = time.monotonic() + seconds
+        while not self._stopping and time.monotonic() < end:
+            time.sleep(0.1)
+        return not self._stopping
 
     def _next_attempt(self) -> int:
-        """One more than any attempt that began or left a word here: an older writer can't commit after a newer one."""
+        """1 + the highest attempt in the fence and the termination files: an older writer can't commit after a newer one."""
         seen = [int(p.name.split("-")[2]) for p in self.work.glob("termination-train-*-*.json")]
         fence = self.work / "checkpoints" / "attempt"
         if fence.is_file() and (text := fence.read_text().strip()).isdecimal():
             seen.append(int(text))
         return max(seen, default=0) + 1
 
-    def _run_all(self, commands: list[tuple[list[str], dict[str, str]]], phase: names.Phase, attempt: int) -> int:
+    def _run_all(self, commands: list[tuple[list[str], dict[str, str]]], phase: names.Phase, attempt: int) -> Ending:
         """Run processes until all have ended; the first failure ends the others and is the result."""
         # Without this process nobody can stop them; SIGTERM makes a training save its state first, as Ctrl-C does.
         setup = signal_at_parents_end(signal.SIGTERM)
@@ -165,7 +173,7 @@ class LocalRun:
             failed = next((p.returncode for p in self._processes if p.returncode), 0)
             if failed and not first:
                 first = failed
-                # Peers notice by themselves and leave their own last words; the signal is for those that can't.
+                # Peers usually exit by themselves with a message; SIGTERM is for those that don't.
                 deadline = time.monotonic() + 20
             if first and time.monotonic() > deadline:
                 self._end_all()
@@ -174,22 +182,10 @@ class LocalRun:
         codes = [128 - p.returncode if p.returncode < 0 else p.returncode for p in self._processes if p.returncode]
         self._processes = []
         if not codes:
-            return exitcodes.ExitCode.OK
+            return Ending(phase, attempt)
         primary = [code for code in codes if exitcodes.info(code).failure_class != "secondary"] or codes
         code = 128 - first if first < 0 else first
-        code = code if code in primary else primary[0]
-        self.say(self._last_words(phase, attempt, code))
-        return code
-
-    def _last_words(self, phase: names.Phase, attempt: int, code: int) -> str:
-        """How a phase ended, and why, unless the trainer has just said that itself."""
-        words = [
-            Termination.from_text(path.read_text())
-            for path in sorted(self.work.glob(f"termination-{phase}-{attempt}-*.json"))
-        ]
-        row = exitcodes.info(code)
-        is_said = any(w and w.exit_code == code and w.message for w in words)
-        return f"{phase} ended with {row.reason} (exit code {code}){'' if is_said else ': ' + row.meaning}"
+        return Ending.read(self.work, phase, attempt, code if code in primary else primary[0])
 
     def _command(self, subcommand: str) -> list[str]:
         return [
@@ -227,7 +223,7 @@ class LocalRun:
 
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         if not self._stopping:
-            self.say("Stopping: the state is being saved. Run the same command again to go on.")
+            self.say("Stopping: the state is being saved. Run the same command again to resume.")
         self._stopping = True
         self._end_all()
 
@@ -247,22 +243,22 @@ def remove(work: Path) -> None:
         if not (work / "job.json").is_file():
             raise LocalRunError(f"{work} is not a folder of `dpo run` (it has no job.json); nothing was removed")
         _job_of(work)
-        with _alone_in(work):
+        with _locked(work):
             shutil.rmtree(work)
     except OSError as error:
         raise LocalRunError(f"{work} can't be removed: {error}") from error
 
 
 def _without_defaults(spec: dict[str, Any]) -> dict[str, Any]:
-    """A spec without what says no more than the defaults, which an earlier version may not have known."""
+    """A spec without default values, so that a new setting's default equals its absence in an earlier version's spec."""
     try:
         return DPOJobSpec.model_validate(spec).model_dump(mode="json", by_alias=True, exclude_defaults=True)
     except ValidationError:
-        return spec  # of a version that knew other settings
+        return spec  # written by a version with other settings
 
 
 def _job_of(work: Path) -> dict[str, Any]:
-    """The job file of an earlier run. Raises LocalRunError when it is something else."""
+    """The job file of an earlier run. Raises LocalRunError when it is another kind of file."""
     path = work / "job.json"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -276,7 +272,7 @@ def _job_of(work: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _alone_in(work: Path) -> Iterator[None]:
+def _locked(work: Path) -> Iterator[None]:
     """Keep a second `dpo run` out of a folder: the two would end each other's ranks and mix their metrics.
 
     Raises LocalRunError. Some network file systems have no locks for folders; there it does nothing.

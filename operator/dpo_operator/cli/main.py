@@ -52,7 +52,10 @@ def run(
     claims: Claims = Path("claims"),
     metrics_port: MetricsPort = names.METRICS_PORT,
 ) -> None:
-    """Run a DPOJob on this machine: prepare, train, export. Run it again to go on after a stop."""
+    """Run a DPOJob on this machine: prepare, train, export. Run it again to resume after a stop.
+
+    After a failure in training, all ranks restart from the last checkpoint as spec.failurePolicy says.
+    """
     _run(file, local.LocalRun.run, work_dir, fresh, claims, metrics_port)
 
 
@@ -99,9 +102,7 @@ def plan(
     gpu_memory: Annotated[
         str | None, typer.Option(help="Memory of one GPU, or of a CPU job's pod, such as 80Gi.")
     ] = None,
-    flops: Annotated[
-        float | None, typer.Option(min=1, help="Matrix products that a rank really reaches, FLOP/s.")
-    ] = None,
+    flops: Annotated[float | None, typer.Option(min=1, help="Measured matrix products of a rank, FLOP/s.")] = None,
     node_link: Annotated[float, typer.Option(min=0.1, help="Each GPU's bandwidth to other nodes, Gbit/s.")] = 400,
     model_config: Annotated[
         Path | None, typer.Option(help="config.json of the model, or its folder.", exists=True)
@@ -135,7 +136,7 @@ def plan(
 
 
 def _device(job: DPOJob, gpu: str | None, memory: str | None, flops: float | None) -> hardware.Device:
-    """What a rank runs on. Raises ValueError."""
+    """The device of a rank. Raises ValueError."""
     limit = None if memory is None else to_bytes(memory)
     if job.spec.gpus_per_node == 0:
         if gpu is not None:
@@ -157,7 +158,7 @@ def _device(job: DPOJob, gpu: str | None, memory: str | None, flops: float | Non
 def report(
     work_dir: Annotated[Path, typer.Argument(help="Work folder of a run.", exists=True, file_okay=False)],
 ) -> None:
-    """Print the table of a run and draw its picture anew."""
+    """Print the table of a run and redraw its plot."""
     _trainer("report", "--work-dir", str(work_dir))
 
 
@@ -165,7 +166,7 @@ def report(
 def checkpoints(
     folder: Annotated[Path, typer.Argument(help="Work folder of a run, or its folder of checkpoints.")],
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare the SHA-256.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a document instead of a table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the checkpoints of a run: step, time, size, metrics, and whether they are whole. Needs no torch.
 
@@ -178,8 +179,8 @@ def checkpoints(
 @app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, such as runs/job/checkpoints/step-00000050.")],
-    to: Annotated[Path | None, typer.Option(help="Folder to make. Default: export-step-… in the work folder.")] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Besides, merge the adapter into the model.")] = False,
+    to: Annotated[Path | None, typer.Option(help="Target folder. Default: export-step-… in the work folder.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Also merge the adapter into the model.")] = False,
     work_dir: Annotated[Path | None, typer.Option(help="The run's work folder. Default: the one it is in.")] = None,
     job_file: Annotated[
         Path | None, typer.Option(help="The DPOJob as JSON. Default: job.json in the work folder.")
@@ -202,23 +203,23 @@ Kubeconfig = Annotated[str | None, typer.Option(help="File, as for kubectl.")]
 
 @app.command()
 def suspend(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
-    """Stop a DPOJob's pods after a save, and keep all else."""
-    _steer(lambda kubectl: kubectl.suspend(name), namespace, context, kubeconfig)
+    """Stop a DPOJob's pods after a save, and keep everything else."""
+    _kubectl_command(lambda kubectl: kubectl.suspend(name), namespace, context, kubeconfig)
 
 
 @app.command()
 def resume(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
-    """Let a suspended DPOJob go on; one that failed is retried."""
-    _steer(lambda kubectl: kubectl.resume(name), namespace, context, kubeconfig)
+    """Resume a suspended DPOJob, or retry a failed one."""
+    _kubectl_command(lambda kubectl: kubectl.resume(name), namespace, context, kubeconfig)
 
 
 @app.command()
 def retry(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
-    """Let a failed DPOJob go on from its last checkpoint."""
-    _steer(lambda kubectl: kubectl.retry(name), namespace, context, kubeconfig)
+    """Retry a failed DPOJob from its last checkpoint."""
+    _kubectl_command(lambda kubectl: kubectl.retry(name), namespace, context, kubeconfig)
 
 
-def _steer(
+def _kubectl_command(
     what: Callable[[cluster.Kubectl], str], namespace: str | None, context: str | None, kubeconfig: str | None
 ) -> None:
     try:
@@ -229,7 +230,7 @@ def _steer(
 
 
 def _trainer(*arguments: str) -> None:
-    """End as the trainer does with these arguments, which torch and its like stay in."""
+    """Run the trainer in a process of its own, so that torch is not imported here, and exit with its code."""
     argv = [sys.executable, "-m", "dpo_trainer", *arguments]
     setup = signal_at_parents_end(signal.SIGTERM)
     raise typer.Exit(subprocess.run(argv, env=dict(os.environ), check=False, preexec_fn=setup).returncode)

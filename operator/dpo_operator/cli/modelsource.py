@@ -1,4 +1,4 @@
-"""Where `dpo plan` learns a model's dimensions and the lengths of a job's pairs."""
+"""Finds the model's dimensions and the lengths of the pairs for `dpo plan`."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from dpo_operator.api.reports import DatasetReport
 from dpo_operator.api.types import DPOJob
 
 # A config.json has some kilobytes.
-MOST_BYTES = 4 << 20
+MAX_BYTES = 4 << 20
 _ELSE = "name a config.json with --model-config"
 
 
@@ -23,7 +23,7 @@ class ModelSourceError(Exception):
 
 @dataclass(frozen=True)
 class Found:
-    """The dimensions, what prepare said of the data where it ran, and where both are from."""
+    """The model's dimensions and the source of them. report: of prepare, None where it has not run."""
 
     shape: ModelShape
     report: DatasetReport | None
@@ -80,7 +80,7 @@ def _of_hub(name: str, revision: str | None) -> Path:
 
 def _read(path: Path) -> Any:
     try:
-        if path.stat().st_size > MOST_BYTES:
+        if path.stat().st_size > MAX_BYTES:
             raise ModelSourceError(f"{path}: expected a config.json, found a file of {path.stat().st_size} bytes")
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

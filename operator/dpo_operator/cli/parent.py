@@ -1,4 +1,4 @@
-"""Processes that end with the process that started them, even when that one is killed with SIGKILL."""
+"""Child processes that end with their parent, even when the parent is killed with SIGKILL."""
 
 import ctypes
 import os

@@ -66,9 +66,7 @@ def _head(job: Job, found: Found) -> Text:
         ),
     ]
     if not shape.exact:
-        text.append(
-            f"The family {shape.family} is not known here and is taken for a Llama: read the figures as a rough guess."
-        )
+        text.append(f"The family {shape.family} is not known and is treated as Llama: the numbers are a rough guess.")
     return Text("\n".join(text))
 
 
@@ -137,10 +135,10 @@ def _proposals(job: Job) -> list[Text]:
         if change is None:
             made.append(Text("Nothing that is known here makes it fit: use a smaller model or larger GPUs."))
         else:
-            made.append(_said("The smallest change that makes it fit", change))
+            made.append(_option_text("The smallest change that makes it fit", change))
     best = fastest(job) if job.limit is not None else None
     if best is not None and best.time.seconds < job.time().seconds * 0.98:
-        made.append(_said("The fastest setting that fits these ranks", best))
+        made.append(_option_text("The fastest setting that fits these ranks", best))
     elif best is not None and job.fits():
         made.append(
             Text("No other setting of these ranks is predicted to be faster and to leave a tenth of the memory.")
@@ -148,7 +146,7 @@ def _proposals(job: Job) -> list[Text]:
     return made
 
 
-def _said(title: str, option: Option) -> Text:
+def _option_text(title: str, option: Option) -> Text:
     host = f" and {gibibytes(sum(option.memory.host.values()))} of the host" if option.memory.host else ""
     size = f"{gibibytes(option.memory.peak)} of a rank's device{host}" if host else gibibytes(option.memory.peak)
     text = Text(f"\n{title}, {size}, {option.time.seconds:,.3g} s a step:\n", style="bold")

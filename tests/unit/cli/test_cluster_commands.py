@@ -64,7 +64,7 @@ def test_a_failed_job_gets_a_new_token(kubectl: Path, command: str) -> None:
     [
         ("retry", "Training", "only a failed job"),
         ("resume", "Complete", "nothing to resume"),
-        ("suspend", "Failed", "nothing of it runs"),
+        ("suspend", "Failed", "nothing is running"),
     ],
 )
 def test_what_makes_no_sense_is_refused(kubectl: Path, command: str, state: str, said: str) -> None:
@@ -78,7 +78,7 @@ def test_what_makes_no_sense_is_refused(kubectl: Path, command: str, state: str,
 def test_a_name_is_no_option(kubectl: Path) -> None:
     result = CliRunner().invoke(app, ["suspend", "--", "--all"])
     assert result.exit_code == 1
-    assert "is no name of a DPOJob" in result.output
+    assert "is not a name of a DPOJob" in result.output
     assert not (kubectl / "calls").exists()
 
 
