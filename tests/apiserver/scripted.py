@@ -44,7 +44,7 @@ def ending(hands: Hands, name: str) -> dict[str, Any]:
     return {
         "state": status["state"],
         "attempts": status["attempts"],
-        "restarts": (status["restarts"], status["restartsCountTowardsMax"]),
+        "restarts": (status["restarts"], status["countedRestarts"]),
         "history": [(r["phase"], r["attempt"], r["reason"]) for r in status["restartHistory"]],
         "conditions": [(c["type"], c["status"], c["reason"]) for c in status["conditions"]],
         "children": [

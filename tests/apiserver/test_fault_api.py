@@ -86,7 +86,7 @@ def test_deletion_that_no_watch_tells_of_is_healed(theatre: Stage, proxy: Proxy,
     assert time.monotonic() - began < 30
     proxy.edits.clear()
     status = theatre.hands().status("deaf")
-    assert (status["restarts"], status["restartsCountTowardsMax"]) == (1, 0)
+    assert (status["restarts"], status["countedRestarts"]) == (1, 0)
     # What was made by then is the only gang.
     theatre.hands().pods("deaf", "train", 2, 2)
 

@@ -68,7 +68,7 @@ def test_two_jobs_that_fit_only_alone_run_one_after_the_other(
     for name in ("one", "two"):
         status = hands.status(name)
         assert (status["restarts"], status["attempts"]["train"]) == (0, 1)
-        assert "placement" not in status
+        assert "placementWait" not in status
 
 
 def test_three_jobs_take_turns(hands: Hands, plane: ControlPlane, operator: OperatorProcess) -> None:
@@ -99,7 +99,7 @@ def test_a_gang_without_all_of_its_nodes_gives_them_back(
         # The scheduler's own words, and how many had a node.
         assert "1 of 2 pods had a node" in status["message"]
         assert "Insufficient nvidia.com/gpu" in status["message"]
-        assert status["placement"]["timeouts"] == 1
+        assert status["placementWait"]["timeouts"] == 1
         assert "GangTimedOut" in hands.events("large")
         # What it gave back is really free: a job of one pod runs meanwhile.
         hands.apply("small", nodes=1, gpusPerNode=1)
@@ -107,8 +107,8 @@ def test_a_gang_without_all_of_its_nodes_gives_them_back(
         kubelets.add("gpu-2")
         complete(hands, "large")
     status = hands.status("large")
-    assert (status["restarts"], status["restartsCountTowardsMax"], status["attempts"]["train"]) == (0, 0, 1)
-    assert "placement" not in status
+    assert (status["restarts"], status["countedRestarts"], status["attempts"]["train"]) == (0, 0, 1)
+    assert "placementWait" not in status
 
 
 def test_the_turn_of_a_deleted_or_suspended_job_goes_to_the_next(
@@ -235,7 +235,7 @@ def test_a_gang_that_loses_a_node_while_it_is_placed_waits_for_another(
         kubelets.add("gpu-2")
         kubelets.add("gpu-3")
         complete(hands, "unlucky", seconds=180)
-    assert hands.status("unlucky")["restartsCountTowardsMax"] == 0
+    assert hands.status("unlucky")["countedRestarts"] == 0
 
 
 @pytest.mark.campaign  # a minute of waiting

@@ -69,7 +69,7 @@ def test_a_drain_takes_one_pod_at_a_time(hands: Hands, operator: OperatorProcess
     assert evict(hands, second) == 429
     # The gang goes on as a whole, and the eviction counts for nothing.
     wait_until("restart", lambda: hands.status("drained").get("restarts") == 1)
-    assert hands.status("drained")["restartsCountTowardsMax"] == 0
+    assert hands.status("drained")["countedRestarts"] == 0
 
 
 @pytest.mark.fault(16)

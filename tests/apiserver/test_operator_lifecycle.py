@@ -117,7 +117,7 @@ def test_resize_saves_and_goes_on(hands: Hands, operator: OperatorProcess) -> No
     start_training(hands, "resize", 1, attempt=2)
     status = hands.status("resize")
     (record,) = status["restartHistory"]
-    assert (record["reason"], record["failureClass"], status["restartsCountTowardsMax"]) == ("Resized", "planned", 0)
+    assert (record["reason"], record["counting"], status["countedRestarts"]) == ("Resized", "Planned", 0)
     assert "Resized" in hands.events("resize")
     assert 'dpojob_restarts_total{dpojob="resize",namespace="lifecycle",reason="Resized"} 1.0' in operator.metrics()
     assert len(hands.children("configmaps", "resize")) == 2
@@ -242,6 +242,6 @@ def test_a_token_survives_a_dead_operator_once(hands: Hands, operator: OperatorP
     operator.kill()
     operator.start()
     status = hands.status("crash")
-    assert (status["attempts"]["prepare"], status["retried"]) == (2, "one")
+    assert (status["attempts"]["prepare"], status["lastHandledRetry"]) == (2, "one")
     assert json.dumps(status).count('"Retried"') == 1
     hands.delete("dpojobs", "crash")

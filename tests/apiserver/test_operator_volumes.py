@@ -193,6 +193,6 @@ def test_a_lost_claim_ends_the_job_and_no_new_one_is_made(hands: Hands, operator
     assert hands.get("persistentvolumeclaims", "loses-work") is None
     # Not even when it is asked to go on: that would be a silent step 0.
     hands.patch("dpojobs", "loses", {"metadata": {"annotations": {names.ANNOTATION_RETRY: "x"}}})
-    wait_until("answer", lambda: hands.status("loses").get("retried") == "x")
+    wait_until("answer", lambda: hands.status("loses").get("lastHandledRetry") == "x")
     wait_until("end", lambda: hands.condition("loses", "Failed") == ("True", "VolumeLost"))
     assert hands.get("persistentvolumeclaims", "loses-work") is None

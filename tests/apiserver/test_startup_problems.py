@@ -306,7 +306,7 @@ def test_crash_loop_without_progress_ends(hands: Hands, operator: OperatorProces
     assert hands.condition("looping", "Failed") == ("True", "NoProgress")
     status = hands.status("looping")
     assert "3 restarts did not get beyond step 7" in status["message"]
-    assert (status["restarts"], status["restartsCountTowardsMax"]) == (3, 0 if rules else 3)
+    assert (status["restarts"], status["countedRestarts"]) == (3, 0 if rules else 3)
     shown = operator.metrics()
     assert 'dpojob_restarts_total{dpojob="looping"' in shown
     assert "dpojob_recovery_seconds_count 3.0" in shown

@@ -39,7 +39,7 @@ def test_end_to_end(job: Job, spec: dict[str, Any], undisturbed: dict[int, dict[
     assert len({pod["spec"]["nodeName"] for pod in pods}) == 2
     assert {pod["spec"]["nodeName"] for pod in pods} == {"n2", "n3"}
     status = job.status
-    assert status["workers"] == {"desired": 2, "ready": 2}
+    assert status["workers"] == {"desired": 2, "started": 2}
     assert float(status["progress"]["loss"]) > 0
 
     for query in FIRST_METRICS:

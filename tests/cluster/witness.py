@@ -130,7 +130,7 @@ def check(
     """B to G after a job that has completed. volume: UID of its claim before the fault."""
     status = job.status
     assert ending(job) == undisturbed.ending
-    assert (status["restarts"], status["restartsCountTowardsMax"]) == (restarts, counted), status["restartHistory"]
+    assert (status["restarts"], status["countedRestarts"]) == (restarts, counted), status["restartHistory"]
     claim = job.cluster.get("pvc", status["volume"]["claimName"], "--namespace", job.namespace)
     assert claim["metadata"]["uid"] == volume
     living = [pod["metadata"]["name"] for pod in job.pods("train") if pod["status"]["phase"] in ("Running", "Pending")]

@@ -1,8 +1,8 @@
 """Conditions of a DPOJob: metav1.Condition, their types and every reason that the operator gives."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic.alias_generators import to_camel
@@ -14,7 +14,7 @@ RUNNING = "Running"
 RESTARTING = "Restarting"
 COMPLETE = "Complete"
 FAILED = "Failed"
-# Only where there is something to say.
+# Present only when relevant.
 RESIZED = "Resized"
 VOLUME_TOO_SMALL = "VolumeTooSmall"
 VOLUME_NEARLY_FULL = "VolumeNearlyFull"
@@ -57,7 +57,7 @@ HEARTBEAT_SILENT = "HeartbeatSilent"
 STRAGGLER = "Straggler"
 OPERATOR_ERROR = "OperatorError"
 
-# Reasons of the ordinary course.
+# Reasons of normal operation.
 PREPARING = "Preparing"
 PREPARE_SUCCEEDED = "PrepareSucceeded"
 PODS_RUNNING = "PodsRunning"
@@ -102,11 +102,17 @@ class StatusModel(BaseModel):
 
     model_config = ConfigDict(extra="ignore", frozen=True, populate_by_name=True, alias_generator=to_camel)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """As pydantic's, which takes any name: one that is no field would be lost at the next write. Raises TypeError for it."""
+        if unknown := set(update or ()) - type(self).model_fields.keys():
+            raise TypeError(f"{type(self).__name__} has no field {', '.join(sorted(unknown))}")
+        return super().model_copy(update=update, deep=deep)
+
 
 class Condition(StatusModel):
     """One aspect of the job's state, as in metav1.Condition."""
 
-    type: str = Field(max_length=316, description="Aspect: Suspended, Prepared, Running, Restarting, Complete, Failed.")
+    type: str = Field(max_length=316, description=f"Aspect: {', '.join(TYPES)}.")
     status: Literal["True", "False", "Unknown"] = Field(description="Whether it holds.")
     observed_generation: int | None = Field(
         default=None, ge=0, description="metadata.generation that this was decided for."
@@ -157,7 +163,7 @@ MAX_END = 240
 
 
 def shorten(message: str, limit: int = MAX_MESSAGE) -> str:
-    """A message of at most so many characters. Its end stays: what follows from what was said is said last."""
+    """A message of at most `limit` characters. The middle is cut: the end holds the consequence."""
     if len(message) <= limit:
         return message
     end = min(MAX_END, limit // 3)

@@ -1,4 +1,4 @@
-"""What the trainer tells the operator: the answer of /status and the termination message.
+"""Messages from trainer to operator: the answer of /status and the termination message.
 
 Both are small JSON documents. Times are seconds since the epoch (UTC); log-probabilities and rewards are in nats.
 """
@@ -10,14 +10,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.names import Phase
 
-# Checkpoints whose digests are kept: as many as fit a termination message beside everything else.
+# Checkpoints whose digests are kept: as many as fit a termination message together with everything else.
 MAX_RECORDED = 12
 
 # The kubelet keeps 4,096 bytes of a termination message for a pod with one container.
 MAX_TERMINATION_BYTES = 4096
 
 
-# Pods belong to tenants: what they say has bounds within which every later computation and the API server can take it.
+# Pods belong to tenants: numbers in reports are bounded, so that later arithmetic and the API server accept them.
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Number = Annotated[int, Field(ge=1, le=2**53)]
 Amount = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
@@ -40,7 +40,9 @@ class CheckpointRef(_Report):
 
 
 class CheckpointRecord(_Report):
-    """What proves later that a checkpoint is the one that was committed."""
+    """Identity of a committed checkpoint."""
+
+    model_config = ConfigDict(frozen=True)
 
     step: Count = Field(description="Optimizer steps that the checkpoint contains.")
     attempt: Number = Field(description="Attempt that wrote it.")
@@ -48,14 +50,14 @@ class CheckpointRecord(_Report):
 
     @property
     def age(self) -> tuple[int, int]:
-        """Order in which a job's checkpoints are committed: a later attempt may go back some steps."""
+        """Sort key by time of commit: a later attempt may go back some steps."""
         return self.attempt, self.step
 
 
 class RecordedCheckpoints(_Report):
-    """What the operator gives the pods of an attempt in DPO_RECORDED_CHECKPOINTS: what it was told of earlier ones.
+    """Checkpoints of earlier attempts, passed to the pods of an attempt in DPO_RECORDED_CHECKPOINTS.
 
-    last_attempt: newest attempt at training that may have committed anything; 0 before the first.
+    last_attempt: newest training attempt that may have committed anything; 0 before the first.
     """
 
     last_attempt: int = Field(ge=0)
@@ -112,7 +114,7 @@ class Progress(_Report):
         description="Checkpoints on the volume that this or an earlier attempt committed.",
     )
     resumed_from_step: Count | None = None
-    volume: VolumeReport | None = Field(default=None, description="None where the file system does not say.")
+    volume: VolumeReport | None = Field(default=None, description="None if the file system reports no sizes.")
     world_size: int = 1
     slowest: SlowestRank | None = None
 
@@ -127,18 +129,18 @@ class TokenReport(_Report):
 
 
 class DatasetReport(_Report):
-    """What prepare found, in numbers that fit a status, and what the job's needs are estimated from."""
+    """Result of prepare in numbers that fit a status, with what the job's needs are estimated from."""
 
     train_pairs: Count
     eval_pairs: Count
     dropped: dict[str, Count] = Field(default_factory=dict, description="Dropped rows by reason.")
     truncated_pairs: Count = 0
     tokens: TokenReport | None = None
-    model: ModelShape | None = Field(default=None, description="None where config.json does not say enough.")
+    model: ModelShape | None = Field(default=None, description="None if config.json does not say enough.")
 
 
 class Termination(_Report):
-    """The container's last words, written to the termination log."""
+    """Termination message of a trainer container, written to the termination log."""
 
     phase: Phase
     attempt: int
@@ -154,19 +156,19 @@ class Termination(_Report):
     )
 
     def to_text(self) -> str:
-        """JSON of at most 4,096 bytes: the message is shortened, never the facts."""
+        """JSON of at most 4,096 bytes; truncates only `message`."""
         text = self.model_dump_json(exclude_none=True)
         excess = len(text.encode()) - MAX_TERMINATION_BYTES
         if excess <= 0:
             return text
-        # Escapes such as \\n double in JSON, so cut by what is left and try again.
+        # Escapes such as \\n double in JSON, so cut by the excess and try again.
         keep = max(0, len(self.message) - excess - 16)
         shorter = self.model_copy(update={"message": self.message[:keep] + " […]" if keep else ""})
         return shorter.to_text() if keep else shorter.model_dump_json(exclude_none=True)
 
     @classmethod
     def from_text(cls, text: str | None) -> "Termination | None":
-        """Parse what a pod left; None when it is not ours (a log tail, an image's own message)."""
+        """Parse a pod's termination message; None when the trainer did not write it (a log tail, another program)."""
         if not text:
             return None
         try:

@@ -1,20 +1,76 @@
-"""Status of a DPOJob: what `kubectl get` and `kubectl describe` show, and all that a decision depends on.
+"""Status of a DPOJob: what `kubectl get` and `kubectl describe` show, and all persisted state of the operator.
 
 Every list and text is bounded, so that the object stays small however long a job lives. Real numbers are text, as in
 other Kubernetes APIs: printer columns can't show them otherwise.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal, TypedDict
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from dpo_operator.api.conditions import Condition, StatusModel, Time
+from dpo_operator.api.conditions import TYPES, Condition, StatusModel, Time
 from dpo_operator.api.names import ANNOTATION_RETRY, Phase
-from dpo_operator.api.reports import MAX_RECORDED
+from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord
 
 MAX_HISTORY = 10
 MAX_HISTORY_MESSAGE = 512
+
+Counting = Literal["Counted", "Uncounted", "Planned"]
+
+
+@dataclass(frozen=True)
+class Rename:
+    """A field of the status that had another name.
+
+    part: path of the object that has the field; the status itself without one, [] for each item of a list. values: earlier
+    values that have another name now, too.
+    """
+
+    earlier: str
+    now: str
+    part: str = ""
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+# The API server drops fields that its schema does not have, so the CRD keeps the earlier names. A status has them until it is
+# next written, and always when the job has finished.
+RENAMED = (
+    Rename("restartsCountTowardsMax", "countedRestarts"),
+    Rename("bestStep", "furthestStep"),
+    Rename("placement", "placementWait"),
+    Rename("activeSeconds", "activeSecondsBefore"),
+    Rename("retried", "lastHandledRetry"),
+    Rename("ready", "started", part="workers"),
+    Rename(
+        "failureClass",
+        "counting",
+        part="restartHistory[]",
+        values={"counted": "Counted", "infrastructure": "Uncounted", "planned": "Planned"},
+    ),
+)
+
+
+def with_current_names(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A stored status with today's names. An earlier name counts only where today's is absent."""
+    for rename in RENAMED:
+        status = _renamed(status, rename, rename.part)
+    return status
+
+
+def _renamed(node: Mapping[str, Any], rename: Rename, part: str) -> Mapping[str, Any]:
+    if not part:
+        if rename.earlier not in node or rename.now in node:
+            return node
+        value = node[rename.earlier]
+        return {**node, rename.now: rename.values.get(value, value) if rename.values else value}
+    inner = node.get(part.removesuffix("[]"))
+    if part.endswith("[]") and isinstance(inner, list):
+        items = [_renamed(item, rename, "") if isinstance(item, Mapping) else item for item in inner]
+        return {**node, part.removesuffix("[]"): items}
+    return {**node, part: _renamed(inner, rename, "")} if isinstance(inner, Mapping) else node
 
 
 class State(StrEnum):
@@ -31,30 +87,31 @@ class State(StrEnum):
 
 
 class Attempts(StatusModel):
-    """Number of the current attempt at each phase; 0 before its first."""
+    """Number of the current attempt of each phase; 0 before its first."""
 
-    prepare: int = Field(default=0, ge=0, description="Attempts at prepare.")
-    train: int = Field(default=0, ge=0, description="Attempts at training.")
-    export: int = Field(default=0, ge=0, description="Attempts at the export.")
+    prepare: int = Field(default=0, ge=0, description="Attempts of prepare.")
+    train: int = Field(default=0, ge=0, description="Attempts of training.")
+    export: int = Field(default=0, ge=0, description="Attempts of the export.")
 
     def of(self, phase: Phase) -> int:
         """Number of a phase's current attempt."""
         return int(getattr(self, phase))
 
     def next(self, phase: Phase) -> "Attempts":
-        """With one more attempt at a phase."""
+        """With one more attempt of a phase."""
         return self.model_copy(update={phase: self.of(phase) + 1})
 
 
 class Restart(StatusModel):
-    """Why an attempt ended and the next was made."""
+    """Why an attempt ended and the next one began."""
 
     time: Time = Field(description="When the restart was decided.")
     phase: Phase = Field(description="Phase that was running.")
     attempt: int = Field(ge=0, description="Attempt that ended.")
     reason: str = Field(description="CamelCase reason.")
-    failure_class: Literal["infrastructure", "counted", "planned"] = Field(
-        description="infrastructure: does not count against maxRestarts. planned: no failure, such as a change of nodes."
+    counting: Counting = Field(
+        description="Counted: counts against failurePolicy.maxRestarts. Uncounted: does not, because the job did not cause the failure or "
+        "a rule says so. Planned: no failure, such as a change of nodes."
     )
     step: int = Field(default=0, ge=0, description="Optimizer steps finished before it ended.")
     message: str = Field(default="", description="What happened, and to which pod.")
@@ -68,7 +125,7 @@ class ProgressStatus(StatusModel):
     step: int = Field(default=0, ge=0, description="Finished optimizer steps.")
     max_steps: int = Field(default=0, ge=0, description="Optimizer steps of the whole run.")
     percent: str | None = Field(default=None, description="Share of the steps that are finished.")
-    epoch: str | None = Field(default=None, description="Passes over the data.")
+    epoch: str | None = Field(default=None, description="Passes over the data so far.")
     eta: str | None = Field(default=None, description="Time left, such as 1h12m.")
     eta_seconds: int | None = Field(default=None, ge=0, description="Time left, seconds.")
     pairs_per_second: str | None = Field(default=None, description="Throughput of all ranks.")
@@ -80,18 +137,20 @@ class ProgressStatus(StatusModel):
     eval_loss: str | None = Field(default=None, description="Loss of the newest evaluation, nats.")
     eval_reward_margin: str | None = Field(default=None, description="Margin of the newest evaluation, nats.")
     eval_reward_accuracy: str | None = Field(default=None, description="Accuracy of the newest evaluation.")
-    resumed_from_step: int | None = Field(default=None, ge=0, description="Step of the checkpoint it started from.")
+    resumed_from_step: int | None = Field(
+        default=None, ge=0, description="Step of the checkpoint that the attempt resumed from."
+    )
     updated_time: Time | None = Field(default=None, description="When this was read.")
 
 
 class DatasetStatus(StatusModel):
-    """What prepare found."""
+    """Result of the prepare phase."""
 
     train_pairs: int = Field(default=0, ge=0, description="Pairs to train on.")
     eval_pairs: int = Field(default=0, ge=0, description="Pairs to evaluate on.")
     dropped_rows: int = Field(default=0, ge=0, description="Rows left out.")
     dropped: dict[str, int] = Field(default={}, max_length=32, description="Rows left out, by reason.")
-    truncated_pairs: int = Field(default=0, ge=0, description="Pairs that were shortened.")
+    truncated_pairs: int = Field(default=0, ge=0, description="Pairs that were truncated.")
 
 
 class CheckpointStatus(StatusModel):
@@ -104,28 +163,20 @@ class CheckpointStatus(StatusModel):
     time: Time = Field(description="When it was committed.")
 
 
-class RecordedCheckpoint(StatusModel):
-    """A checkpoint that an attempt committed, and by which it is known again."""
-
-    step: int = Field(ge=0, description="Optimizer steps that it contains.")
-    attempt: int = Field(ge=1, description="Attempt that wrote it.")
-    digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of its manifest, hex.")
-
-
 class Workers(StatusModel):
     """Pods of the current phase."""
 
-    desired: int = Field(default=0, ge=0, description="Pods wanted.")
-    ready: int = Field(default=0, ge=0, description="Pods that run.")
+    desired: int = Field(default=0, ge=0, description="Pods that the phase needs.")
+    started: int = Field(default=0, ge=0, description="Pods whose trainer runs or has ended.")
 
 
 class StragglerStatus(StatusModel):
     """A rank that is much slower than the others."""
 
-    attempt: int = Field(ge=1, description="Attempt at training.")
+    attempt: int = Field(ge=1, description="Training attempt.")
     rank: int = Field(ge=0, description="Rank among all processes.")
     ratio: str = Field(
-        max_length=16, description="How many times as long as the others' median it takes for the same work."
+        max_length=16, description="Its time for the same work, relative to the median of the other ranks."
     )
     pod: str = Field(default="", description="Its pod.")
     node: str = Field(default="", description="Node of that pod.")
@@ -155,11 +206,11 @@ class VolumeStatus(StatusModel):
     """Where the job's files are."""
 
     claim_name: str = Field(description="PersistentVolumeClaim.")
-    claim_uid: str = Field(default="", description="Its UID; another one means that the job's files are gone.")
+    claim_uid: str = Field(default="", description="Its UID; if it changes, the job's files are lost.")
     folder: str = Field(description="Folder of this job on the volume: its UID.")
     capacity_bytes: int | None = Field(default=None, ge=0, description="Size of the file system, as rank 0 sees it.")
     free_bytes: int | None = Field(
-        default=None, ge=0, description="Room that was left on it. Written when it changed by 5% of the size."
+        default=None, ge=0, description="Free space; updated when it changes by 5% of the size."
     )
 
 
@@ -167,15 +218,15 @@ class ActiveJob(StatusModel):
     """The batch/v1 Job of the current attempt, once it was seen."""
 
     name: str = Field(description="Name.")
-    uid: str = Field(description="UID; when it is gone, so is the attempt.")
+    uid: str = Field(description="UID; the attempt ends when this Job is deleted.")
 
 
-class Placement(StatusModel):
+class PlacementWait(StatusModel):
     """How long a gang has waited for nodes for all of its pods."""
 
-    waiting_since: Time = Field(description="When it began to wait; who has waited longest goes first.")
-    timeouts: int = Field(default=0, ge=0, description="Times that it gave its nodes back for want of more.")
-    not_before: Time | None = Field(default=None, description="It asks for no further turn before this time.")
+    waiting_since: Time = Field(description="When it began to wait; the gang that has waited longest goes first.")
+    timeouts: int = Field(default=0, ge=0, description="Placement time-outs so far.")
+    not_before: Time | None = Field(default=None, description="Earliest next placement attempt.")
 
 
 class DPOJobStatus(StatusModel):
@@ -185,16 +236,19 @@ class DPOJobStatus(StatusModel):
     state: State | None = Field(default=None, description="One word for the whole job.")
     phase: Phase | None = Field(default=None, description="Current phase, or the last one.")
     message: str = Field(default="", description="What the job does or waits for, or why it failed.")
-    attempts: Attempts = Field(default=Attempts(), description="Number of the current attempt at each phase.")
+    attempts: Attempts = Field(default=Attempts(), description="Number of the current attempt of each phase.")
     active_job: ActiveJob | None = Field(default=None, description="Job of the current attempt.")
     restarts: int = Field(default=0, ge=0, description="Restarts of any kind.")
-    restarts_count_towards_max: int = Field(
-        default=0, ge=0, description="Restarts that counted against failurePolicy.maxRestarts, over the job's life."
+    counted_restarts: int = Field(
+        default=0,
+        ge=0,
+        description="Restarts that counted against failurePolicy.maxRestarts, over the job's life. maxRestarts limits only those within "
+        "windowSeconds.",
     )
     restarts_without_progress: int = Field(
-        default=0, ge=0, description="Counted restarts since training last went further than ever before."
+        default=0, ge=0, description="Restarts since furthestStep last grew that counted or that a rule decided."
     )
-    best_step: int = Field(default=0, ge=0, description="Most optimizer steps that any attempt finished.")
+    furthest_step: int = Field(default=0, ge=0, description="Largest optimizer step that any attempt reached.")
     counted_restart_times: list[int] = Field(
         default=[],
         max_length=10_001,
@@ -203,37 +257,48 @@ class DPOJobStatus(StatusModel):
     restart_history: list[Restart] = Field(
         default=[], max_length=MAX_HISTORY, description="Newest restarts, newest last."
     )
-    not_before: Time | None = Field(default=None, description="The next attempt is not made before this time.")
-    placement: Placement | None = Field(
-        default=None, description="A gang that waits for nodes; absent once it has them."
+    not_before: Time | None = Field(default=None, description="The next attempt does not start before this time.")
+    placement_wait: PlacementWait | None = Field(
+        default=None, description="How long a gang has waited for nodes; absent once it has them."
     )
     conditions: list[Condition] = Field(
         default=[],
-        description="Suspended, Prepared, Running, Restarting, Complete, Failed.",
+        description=f"Types: {', '.join(TYPES)}. The last three appear only when relevant.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     start_time: Time | None = Field(default=None, description="When the job was accepted.")
     completion_time: Time | None = Field(default=None, description="When the job completed or failed.")
-    active_since: Time | None = Field(default=None, description="Start of the current time without suspension.")
-    active_seconds: int = Field(default=0, ge=0, description="Time without suspension before activeSince, seconds.")
+    active_since: Time | None = Field(
+        default=None, description="Start of the current active time; absent while the job is suspended or queued."
+    )
+    active_seconds_before: int = Field(
+        default=0,
+        ge=0,
+        description="Active time before activeSince, seconds. activeDeadlineSeconds limits this plus the time since activeSince.",
+    )
     progress: ProgressStatus | None = Field(default=None, description="Newest reading of rank 0.")
-    dataset: DatasetStatus | None = Field(default=None, description="What prepare found.")
+    dataset: DatasetStatus | None = Field(default=None, description="Result of the prepare phase.")
     checkpoint: CheckpointStatus | None = Field(default=None, description="Newest committed checkpoint.")
-    recorded_checkpoints: list[RecordedCheckpoint] = Field(
+    recorded_checkpoints: list[CheckpointRecord] = Field(
         default=[],
         max_length=MAX_RECORDED,
-        description="Checkpoints that were told of, oldest first; the next attempt goes on from one of them.",
+        description="Checkpoints that pods reported, oldest first; the next attempt resumes from one of them.",
     )
     workers: Workers = Field(default=Workers(), description="Pods of the current phase.")
     straggler: StragglerStatus | None = Field(
-        default=None, description="A rank that is much slower than the others now; it is told of and left alone."
+        default=None, description="A rank that is much slower than the others now. For information; no action is taken."
     )
     volume: VolumeStatus | None = Field(default=None, description="Where the job's files are.")
-    retried: str = Field(
-        default="", max_length=256, description=f"Value of the annotation {ANNOTATION_RETRY} that was acted on last."
+    last_handled_retry: str = Field(
+        default="", max_length=256, description=f"Value of the annotation {ANNOTATION_RETRY} that was handled last."
     )
     export: ExportStatus | None = Field(default=None, description="The trained model.")
     final_metrics: FinalMetrics | None = Field(default=None, description="Values at the end of training.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_current_names(cls, raw: Any) -> Any:
+        return with_current_names(raw) if isinstance(raw, Mapping) else raw
 
     @property
     def is_final(self) -> bool:
@@ -242,9 +307,43 @@ class DPOJobStatus(StatusModel):
 
     @property
     def attempt(self) -> int:
-        """Number of the current attempt at the current phase; 0 before the first."""
+        """Number of the current attempt of the current phase; 0 before the first."""
         return self.attempts.of(self.phase) if self.phase else 0
 
     def to_dict(self) -> dict[str, object]:
         """As written to the API server."""
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class StatusFields(TypedDict, total=False):
+    """Fields of `DPOJobStatus` by name, so that a type checker sees a misspelt one in `planning.transitions.changed`."""
+
+    observed_generation: int
+    state: State | None
+    phase: Phase | None
+    message: str
+    attempts: Attempts
+    active_job: ActiveJob | None
+    restarts: int
+    counted_restarts: int
+    restarts_without_progress: int
+    furthest_step: int
+    counted_restart_times: list[int]
+    restart_history: list[Restart]
+    not_before: Time | None
+    placement_wait: PlacementWait | None
+    conditions: list[Condition]
+    start_time: Time | None
+    completion_time: Time | None
+    active_since: Time | None
+    active_seconds_before: int
+    progress: ProgressStatus | None
+    dataset: DatasetStatus | None
+    checkpoint: CheckpointStatus | None
+    recorded_checkpoints: list[CheckpointRecord]
+    workers: Workers
+    straggler: StragglerStatus | None
+    volume: VolumeStatus | None
+    last_handled_retry: str
+    export: ExportStatus | None
+    final_metrics: FinalMetrics | None

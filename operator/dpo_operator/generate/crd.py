@@ -5,12 +5,13 @@ every reference, drops `null` (an optional field is one that is not required), a
 differently. It refuses a keyword that it does not know: a constraint must never be lost without a word.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.rules import spec as rules
-from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.status import RENAMED, DPOJobStatus, Rename
 from dpo_operator.api.types import DPOJobSpec
 
 Schema = dict[str, Any]
@@ -131,8 +132,29 @@ def spec_schema() -> Schema:
 
 
 def status_schema() -> Schema:
-    """Structural schema of `status`, which only the operator writes."""
-    return _without_defaults(structural(DPOJobStatus.model_json_schema(by_alias=True)))
+    """Structural schema of `status`, which only the operator writes; with the earlier names of its fields."""
+    schema = _without_defaults(structural(DPOJobStatus.model_json_schema(by_alias=True)))
+    for rename in RENAMED:
+        _keep_earlier_name(schema, rename)
+    return schema
+
+
+def _keep_earlier_name(schema: Schema, rename: Rename) -> None:
+    """Add the earlier name of a field, which the API server would otherwise drop from stored objects.
+
+    Neither name is required: a stored status, which is validated whenever its DPOJob is changed, has either.
+    """
+    node = schema
+    if rename.part:
+        node = schema["properties"][rename.part.removesuffix("[]")]
+        node = node["items"] if rename.part.endswith("[]") else node
+    now = node["properties"][rename.now]
+    earlier = {**copy.deepcopy(now), "description": f"Deprecated: read when {rename.now} is absent."}
+    if rename.values:
+        earlier["enum"] = list(rename.values)
+    node["properties"][rename.earlier] = earlier
+    if rename.now in node.get("required", ()):
+        node["required"] = [name for name in node["required"] if name != rename.now]
 
 
 def structural(schema: Schema) -> Schema:

@@ -12,7 +12,7 @@ from enum import Enum
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
-from dpo_operator.api.status import DPOJobStatus, Placement, Workers
+from dpo_operator.api.status import DPOJobStatus, PlacementWait, Workers
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.job import pod_count, takes_turns
 from dpo_operator.planning import failures, refusals, restarts, transitions
@@ -64,13 +64,13 @@ def stand(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime) -> S
         restarts_now = transitions.holds(status, c.RESTARTING) and not seen.refused
         wants = restarts_now and not restarts.waits(job.spec.failure_policy, status, now)
     else:
-        wants = not has_run(status) and not (status.placement and _before(now, status.placement.not_before))
+        wants = not has_run(status) and not (status.placement_wait and _before(now, status.placement_wait.not_before))
     return Stand.WAITING if wants and not job.spec.suspend else Stand.OUT
 
 
 def order(status: DPOJobStatus, now: datetime) -> Order:
     """Its place among those that wait; the smallest goes first."""
-    placement = status.placement
+    placement = status.placement_wait
     if placement is not None and placement.timeouts:
         return 2, placement.not_before or placement.waiting_since
     rank = 0 if transitions.holds(status, c.RESTARTING) else 1
@@ -105,7 +105,7 @@ def _seconds_until(time: datetime | None, at: Moment) -> float:
     return (time - at.now).total_seconds() if time is not None else 0.0
 
 
-def _later(job: DPOJob, placement: Placement, at: Moment) -> Placement:
+def _later(job: DPOJob, placement: PlacementWait, at: Moment) -> PlacementWait:
     """The wait with the time from which the gang asks again, later each time."""
     timeouts = placement.timeouts + 1
     seconds = round(backoff_seconds(job.metadata.uid, timeouts))
@@ -125,15 +125,15 @@ def wait(
         )
         event = Event("Normal", c.QUEUED, message)
         return Plan(transitions.set_aside(status, at, message), events=(event,), requeue_after=0)
-    status = changed(status, workers=Workers(desired=pod_count(job, phase), ready=0))
+    status = changed(status, workers=Workers(desired=pod_count(job, phase), started=0))
     leftovers = tuple(pod for pod in pods if not pod.ended)
     if leftovers:
         # They are going by themselves, unless their node is lost.
         return Plan(status, removals(Stale((), leftovers), status, seen), requeue_after=SETTLE_SECONDS)
     if not takes_turns(job, phase):
         return Plan(transitions.waiting(status, at, c.QUEUED, _elsewhere(job, child)))
-    placement = status.placement or Placement(waiting_since=at.now)
-    status = changed(status, placement=placement)
+    placement = status.placement_wait or PlacementWait(waiting_since=at.now)
+    status = changed(status, placement_wait=placement)
     if _before(at.now, placement.not_before):
         return Plan(status, requeue_after=_seconds_until(placement.not_before, at))
     if seen.refused and placement.not_before is None:
@@ -143,16 +143,16 @@ def wait(
         return Plan(transitions.waiting(status, at, c.QUEUED, message), requeue_after=WAIT_SECONDS)
     message = f"The {pod_count(job, phase)} pods of {child.name} are about to be placed."
     # Whoever is refused now has no wait behind it, and gets a new one.
-    status = changed(status, placement=placement.model_copy(update={"not_before": None}))
+    status = changed(status, placement_wait=placement.model_copy(update={"not_before": None}))
     status = transitions.waiting(status, at, c.PODS_PENDING, message)
     return Plan(status, (_set_suspend(child, False),), requeue_after=SETTLE_SECONDS)
 
 
-def _ask_again_later(job: DPOJob, status: DPOJobStatus, placement: Placement, refused: str, at: Moment) -> Plan:
+def _ask_again_later(job: DPOJob, status: DPOJobStatus, placement: PlacementWait, refused: str, at: Moment) -> Plan:
     """The API server would not let the gang begin: what stands in its way must not keep others from their turn."""
     reason, message = refusals.refusal(refused, c.REQUEST_REFUSED)
     placement = _later(job, placement, at)
-    status = transitions.waiting(changed(status, placement=placement), at, reason, message)
+    status = transitions.waiting(changed(status, placement_wait=placement), at, reason, message)
     return Plan(status, requeue_after=_seconds_until(placement.not_before, at))
 
 
@@ -185,10 +185,10 @@ def give_back(
         # The Job can't go on under the same number, or it's a queue that decides when it goes on.
         failure = failures.Failure(failures.GANG_TIMED_OUT, "infrastructure", f"Job {child.name}: {found}")
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
-    before = status.placement or Placement(waiting_since=at.now)
+    before = status.placement_wait or PlacementWait(waiting_since=at.now)
     placement = _later(job, before, at)
     message = f"{found} The gang gives its nodes back and asks for another turn at {placement.not_before:%H:%M:%S} UTC."
-    status = changed(status, placement=placement, workers=Workers(desired=desired, ready=0))
+    status = changed(status, placement_wait=placement, workers=Workers(desired=desired, started=0))
     status = transitions.waiting(status, at, c.GANG_TIMED_OUT, message)
     event = Event("Warning", c.GANG_TIMED_OUT, message)
     return Plan(status, (_set_suspend(child, True),), (event,), requeue_after=SETTLE_SECONDS)
@@ -211,7 +211,11 @@ def time_left(job: DPOJob, status: DPOJobStatus, seen: Observed, pods: Sequence[
 
 def placed(status: DPOJobStatus, pods: Sequence[ChildPod], desired: int) -> DPOJobStatus:
     """The status without its wait, once each pod has a node."""
-    return changed(status, placement=None) if status.placement is not None and is_placed(pods, desired) else status
+    return (
+        changed(status, placement_wait=None)
+        if status.placement_wait is not None and is_placed(pods, desired)
+        else status
+    )
 
 
 def with_time_left(decision: Plan, left: float) -> Plan:

@@ -71,7 +71,7 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
         return ending.going(job, status, seen)
     at = Moment(now.replace(microsecond=0), job.metadata.generation)
     if not status.is_final:
-        status = recorded.with_told(status, seen)
+        status = recorded.with_reported_checkpoints(status, seen)
     decision = volumes.followed(_decide(job, status, seen, at, settings), job, status, seen, at)
     due = _next_deadline(job, decision.status, at)
     if due is not None:
@@ -175,7 +175,7 @@ def reject_unreadable(
         if not retrying.is_asked(retry, status):
             return Plan(status)
         event = Event("Warning", problems.reason, c.shorten(problems.describe(), 1000))
-        return Plan(changed(status, retried=retry), events=(event,))
+        return Plan(changed(status, last_handled_retry=retry), events=(event,))
     if status.phase is not None:
         message = f"This version of the operator can't read the spec and leaves the job alone. {problems.describe()}"
         if status.message == c.shorten(message):
@@ -275,7 +275,7 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     missing = (*_missing_support(job, phase, seen), *guarding.repairs(job, phase, seen, settings.metrics_namespaces))
     if missing:
         return Plan(status, missing, requeue_after=0)
-    recorded_now = recorded.handed_back(status)
+    recorded_now = recorded.for_current_attempt(status)
     child = build_child_job(job, phase, status.attempt, settings.image, recorded_now, settings.schedulers)
     return Plan(status, (Create(child),), requeue_after=WAIT_SECONDS)
 
@@ -308,7 +308,7 @@ def _watch(
     desired = pod_count(job, phase)
     # A pod whose process has ended runs, too, until Kubernetes says how: a failed one was dealt with before.
     started = len({pod.index for pod in pods if pod.running or pod.ended})
-    status = changed(gangs.placed(status, pods, desired), workers=Workers(desired=desired, ready=started))
+    status = changed(gangs.placed(status, pods, desired), workers=Workers(desired=desired, started=started))
     if started < desired:
         if given_back := gangs.give_back(job, status, seen, child, pods, at):
             return given_back

@@ -8,7 +8,7 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api.conditions import shorten
 from dpo_operator.api.exitcodes import ExitCode, FailureClass, info
 from dpo_operator.api.failurepolicy import FailureAction, FailurePolicy, FailureRule
-from dpo_operator.api.status import MAX_HISTORY, MAX_HISTORY_MESSAGE, DPOJobStatus, Restart
+from dpo_operator.api.status import MAX_HISTORY, MAX_HISTORY_MESSAGE, Counting, DPOJobStatus, Restart
 from dpo_operator.planning import failures, transitions
 from dpo_operator.planning.actions import Event, Plan
 from dpo_operator.planning.failures import Failure
@@ -57,7 +57,7 @@ def after_failure(status: DPOJobStatus, failure: Failure, policy: FailurePolicy,
         status = transitions.changed(
             status,
             counted_restart_times=[*times, int(at.now.timestamp())],
-            restarts_count_towards_max=status.restarts_count_towards_max + 1,
+            counted_restarts=status.counted_restarts + 1,
         )
     return _restart(status, failure, policy, at)
 
@@ -91,7 +91,7 @@ def _stuck(status: DPOJobStatus, *, counted: bool) -> str:
     """Why another restart would not help, or nothing. counted: whether it would count, and so end by maxRestarts."""
     done = status.restarts_without_progress
     if status.phase == "train" and done >= MAX_RESTARTS_WITHOUT_PROGRESS:
-        return f"{done} restarts did not get beyond step {status.best_step}, so another one would not help."
+        return f"{done} restarts did not get beyond step {status.furthest_step}, so another one would not help."
     if status.phase != "train" and not counted and done >= MAX_UNCOUNTED_WITHOUT_STEPS:
         return f"{done} restarts did not get the {status.phase} phase done, so another one would not help."
     return ""
@@ -99,7 +99,7 @@ def _stuck(status: DPOJobStatus, *, counted: bool) -> str:
 
 def _in_vain(status: DPOJobStatus, failure: Failure) -> str:
     """Why a failure for which nobody is known to be to blame is not worth another try, or nothing."""
-    reasons, furthest = (BY_NODES + AMONG_RANKS, status.best_step) if status.phase == "train" else (BY_NODES, 0)
+    reasons, furthest = (BY_NODES + AMONG_RANKS, status.furthest_step) if status.phase == "train" else (BY_NODES, 0)
     retried = c.find(status.conditions, c.FAILED)
     alike = [
         r
@@ -125,7 +125,7 @@ def _restart(status: DPOJobStatus, failure: Failure, policy: FailurePolicy, at: 
     delay = backoff_seconds(status.restart_history, failure.reason, policy, at.now)
     counting = "counts against maxRestarts" if counted else "does not count against maxRestarts"
     restarted = _next_attempt(
-        status, failure.reason, failure.message, failure.step, at, "counted" if counted else "infrastructure", delay
+        status, failure.reason, failure.message, failure.step, at, "Counted" if counted else "Uncounted", delay
     )
     message = f"{failure.message} All pods restart as attempt {restarted.attempt}; this {counting}."
     return _told(restarted, "Warning", failure.reason, message, at)
@@ -134,7 +134,7 @@ def _restart(status: DPOJobStatus, failure: Failure, policy: FailurePolicy, at: 
 def planned(status: DPOJobStatus, reason: str, message: str, at: Moment) -> Plan:
     """The next attempt without a failure: it's told like a restart, counts against nothing, and begins at once."""
     return _told(
-        _next_attempt(status, reason, message, last_step(status), at, "planned"), "Normal", reason, message, at
+        _next_attempt(status, reason, message, last_step(status), at, "Planned"), "Normal", reason, message, at
     )
 
 
@@ -144,7 +144,7 @@ def _next_attempt(
     message: str,
     step: int,
     at: Moment,
-    kind: Literal["infrastructure", "counted", "planned"],
+    counting: Counting,
     delay: float = 0.0,
 ) -> DPOJobStatus:
     """The status with the end of the current attempt in its history, and the next one as the current."""
@@ -154,7 +154,7 @@ def _next_attempt(
         phase=status.phase,
         attempt=status.attempt,
         reason=reason,
-        failure_class=kind,
+        counting=counting,
         step=step if status.phase == "train" else 0,
         message=shorten(message, MAX_HISTORY_MESSAGE),
     )
@@ -185,7 +185,7 @@ def backoff_seconds(history: list[Restart], reason: str, policy: FailurePolicy, 
     first, longest = policy.backoff_seconds * factor, policy.max_backoff_seconds * factor
     # As far back as the restarts that are remembered reach when each waits the longest time.
     memory = timedelta(seconds=longest * MAX_HISTORY)
-    recent = sum(1 for r in history if r.failure_class != "planned" and now - r.time < memory)
+    recent = sum(1 for r in history if r.counting != "Planned" and now - r.time < memory)
     if recent >= MAX_HISTORY:
         return float(longest)
     exponent = recent if is_source else recent - 1
@@ -207,9 +207,9 @@ def _with_progress(status: DPOJobStatus, failure: Failure) -> DPOJobStatus:
     """The status with the furthest step that is known of."""
     if status.phase != "train":
         return status
-    if failure.step <= status.best_step:
+    if failure.step <= status.furthest_step:
         return status
-    return transitions.changed(status, best_step=failure.step, restarts_without_progress=0)
+    return transitions.changed(status, furthest_step=failure.step, restarts_without_progress=0)
 
 
 def _within_window(times: list[int], policy: FailurePolicy, now: datetime) -> list[int]:

@@ -19,7 +19,7 @@ def token_of(annotations: dict[str, str]) -> str:
 
 def is_asked(token: str, status: DPOJobStatus) -> bool:
     """Whether there is a value that was not acted on yet."""
-    return token not in ("", status.retried)
+    return token not in ("", status.last_handled_retry)
 
 
 def after_the_end(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
@@ -27,7 +27,7 @@ def after_the_end(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
     token = token_of(job.metadata.annotations)
     if transitions.holds(status, c.COMPLETE):
         return _ignored(status, token, "The job is complete: there is nothing to retry.")
-    status = changed(status, retried=token)
+    status = changed(status, last_handled_retry=token)
     if status.phase is None:
         # It never began: its spec is looked at again, perhaps by a newer version of the operator.
         status = _cleared(status, "The spec is validated again.", at)
@@ -45,12 +45,14 @@ def before_the_end(job: DPOJob, status: DPOJobStatus) -> Plan | None:
         return None
     if status.phase is None:
         # It came with the manifest, perhaps copied from a job that was retried.
-        return Plan(changed(status, retried=token), requeue_after=0)
+        return Plan(changed(status, last_handled_retry=token), requeue_after=0)
     return _ignored(status, token, "The job has not failed: there is nothing to retry.")
 
 
 def _ignored(status: DPOJobStatus, token: str, why: str) -> Plan:
-    return Plan(changed(status, retried=token), events=(Event("Warning", c.RETRY_IGNORED, why),), requeue_after=0)
+    return Plan(
+        changed(status, last_handled_retry=token), events=(Event("Warning", c.RETRY_IGNORED, why),), requeue_after=0
+    )
 
 
 def _cleared(status: DPOJobStatus, message: str, at: Moment) -> DPOJobStatus:
@@ -60,11 +62,11 @@ def _cleared(status: DPOJobStatus, message: str, at: Moment) -> DPOJobStatus:
         status,
         active_job=None,
         not_before=None,
-        placement=None,
+        placement_wait=None,
         completion_time=None,
         counted_restart_times=[],
         restarts_without_progress=0,
-        active_seconds=0,
+        active_seconds_before=0,
         active_since=None if suspended else at.now,
         message=message,
     )

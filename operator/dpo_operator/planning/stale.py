@@ -124,7 +124,7 @@ def _grace(pod: ChildPod, status: DPOJobStatus) -> int | None:
         r.phase == pod.phase
         and r.attempt == pod.attempt
         and r.reason != failures.JOB_DELETED
-        and r.failure_class != "planned"
+        and r.counting != "Planned"
         for r in status.restart_history
     )
     return FAILED_GRACE_SECONDS if failed and not pod.ended else None

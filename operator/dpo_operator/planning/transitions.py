@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Unpack
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
-from dpo_operator.api.status import DPOJobStatus, State
+from dpo_operator.api.status import DPOJobStatus, State, StatusFields
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ def is_ahead(time: datetime | None, now: datetime, longest: float) -> bool:
     return time is not None and 0 < (time - now).total_seconds() <= longest
 
 
-def changed(status: DPOJobStatus, **fields: Any) -> DPOJobStatus:
+def changed(status: DPOJobStatus, **fields: Unpack[StatusFields]) -> DPOJobStatus:
     """The status with some fields replaced."""
     return status.model_copy(update=fields)
 
@@ -123,7 +123,7 @@ def stopped(status: DPOJobStatus) -> DPOJobStatus:
     if progress is not None:
         idle = {"activity": None, "eta": None, "eta_seconds": None, "pairs_per_second": None}
         progress = progress.model_copy(update=idle)
-    return changed(status, progress=progress, straggler=None, workers=status.workers.model_copy(update={"ready": 0}))
+    return changed(status, progress=progress, straggler=None, workers=status.workers.model_copy(update={"started": 0}))
 
 
 def failed(status: DPOJobStatus, reason: str, message: str, at: Moment) -> DPOJobStatus:
@@ -152,7 +152,7 @@ def suspended(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
         attempts=attempts,
         active_job=None,
         not_before=None,
-        active_seconds=active_seconds(status, at.now),
+        active_seconds_before=active_seconds(status, at.now),
         active_since=None,
         message=message,
     )
@@ -165,7 +165,7 @@ def suspended(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
 
 def resumed(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
     """The spec wants the job to go on. Its deadline begins anew, as that of a batch/v1 Job does."""
-    status = changed(status, active_since=at.now, active_seconds=0, message="Resumed.")
+    status = changed(status, active_since=at.now, active_seconds_before=0, message="Resumed.")
     return mark(status, at, c.SUSPENDED, False, c.RESUMED)
 
 
@@ -179,7 +179,7 @@ def set_aside(status: DPOJobStatus, at: Moment, message: str) -> DPOJobStatus:
 def clocked(status: DPOJobStatus, at: Moment, *, suspended: bool) -> DPOJobStatus:
     """The status with its active time stopped or going on. suspended: the Job of the attempt is, by a queue or until its turn."""
     if suspended and status.active_since is not None:
-        return changed(status, active_seconds=active_seconds(status, at.now), active_since=None)
+        return changed(status, active_seconds_before=active_seconds(status, at.now), active_since=None)
     if not suspended and status.active_since is None:
         return changed(status, active_since=at.now)
     return status
@@ -188,7 +188,7 @@ def clocked(status: DPOJobStatus, at: Moment, *, suspended: bool) -> DPOJobStatu
 def active_seconds(status: DPOJobStatus, now: datetime) -> int:
     """Time since the job was accepted, without suspended time, seconds."""
     running = (now - status.active_since).total_seconds() if status.active_since else 0.0
-    return status.active_seconds + max(0, int(running))
+    return status.active_seconds_before + max(0, int(running))
 
 
 def waiting(status: DPOJobStatus, at: Moment, reason: str, message: str) -> DPOJobStatus:

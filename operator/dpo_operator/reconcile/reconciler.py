@@ -269,7 +269,7 @@ class Reconciler:
         stand = gangs.stand(job, status, seen, now)
         turn = self.turns.look(key, stand, gangs.order(status, now))
         # Since the Job was resumed: the next one that is, or the same one later, starts this clock anew.
-        fact = (status.attempts.train, status.placement.timeouts if status.placement else 0)
+        fact = (status.attempts.train, status.placement_wait.timeouts if status.placement_wait else 0)
         placing = stand is gangs.Stand.PLACING or gangs.holds_a_part(job, status, seen)
         memory.placing.keep([fact] if placing else [])
         seconds = memory.placing.seconds(fact) if placing else 0.0

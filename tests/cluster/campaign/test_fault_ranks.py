@@ -101,7 +101,7 @@ def test_memory_runs_out(job: Job, spec: Spec) -> None:
     status, failed = job.wait_for_failure(240)
     assert failed["reason"] == "MaxRestartsExceeded"
     assert "OOMKilled" in failed["message"]
-    assert status["restartsCountTowardsMax"] == 1
+    assert status["countedRestarts"] == 1
     assert [r["reason"] for r in status["restartHistory"]] == ["OOMKilled"]
     assert "pod.resources.limits.memory" in job.describe()
 
@@ -158,4 +158,4 @@ def test_crash_loop_ends(job: Job, spec: Spec) -> None:
         time.sleep(0.2)
     (failed,) = (c for c in status["conditions"] if c["type"] == "Failed")
     assert failed["reason"] == "NoProgress"
-    assert status["restartsCountTowardsMax"] == 3
+    assert status["countedRestarts"] == 3

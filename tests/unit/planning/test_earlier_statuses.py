@@ -22,14 +22,31 @@ FILES = sorted((Path(__file__).resolve().parents[2] / "fixtures").glob("*/status
 RECORDS: list[dict[str, Any]] = [record for file in FILES for record in json.loads(file.read_text())]
 
 # Fields of the status that have another name now: the earlier name -> today's.
-RENAMED: dict[str, str] = {}
+RENAMED = {
+    "restartsCountTowardsMax": "countedRestarts",
+    "bestStep": "furthestStep",
+    "placement": "placementWait",
+    "activeSeconds": "activeSecondsBefore",
+    "retried": "lastHandledRetry",
+}
+# The same of workers and of restartHistory, whose values have other names, too.
+COUNTING = {"counted": "Counted", "infrastructure": "Uncounted", "planned": "Planned"}
 # Sentences for people. Their words may change; reasons, which programs read, may not.
 WORDS = ("message", "ending")
 
 
 def renamed(status: dict[str, Any]) -> dict[str, Any]:
     """An earlier status with today's names."""
-    return {RENAMED.get(key, key): value for key, value in status.items()}
+    current = {RENAMED.get(key, key): value for key, value in status.items()}
+    if workers := current.get("workers"):
+        current["workers"] = {{"ready": "started"}.get(key, key): value for key, value in workers.items()}
+    if history := current.get("restartHistory"):
+        current["restartHistory"] = [
+            {key: value for key, value in restart.items() if key != "failureClass"}
+            | {"counting": COUNTING[restart["failureClass"]]}
+            for restart in history
+        ]
+    return current
 
 
 def without_words(value: Any) -> Any:
@@ -80,7 +97,8 @@ def test_the_same_is_decided(number: int):
 
 @pytest.mark.parametrize("number", range(len(RECORDS)))
 def test_the_job_ends_as_it_would_have(number: int):
-    assert ending(*parsed(RECORDS[number])) == RECORDS[number]["ending"]
+    then = RECORDS[number]["ending"]
+    assert ending(*parsed(RECORDS[number])) == (None if then is None else renamed(then))
 
 
 def test_most_of_the_jobs_get_to_their_end():

@@ -63,7 +63,7 @@ def test_the_first_rule_that_matches_decides():
 )  # fmt: skip
 def test_a_rule_overrides_the_class(failure, action, restarts, counted):
     plan = after_failure(a_status(), failure, policy(rule(action, reasons=[failure.reason])), Moment(NOON, 1))
-    assert (plan.status.restarts, plan.status.restarts_count_towards_max) == (restarts, counted)
+    assert (plan.status.restarts, plan.status.counted_restarts) == (restarts, counted)
     assert c.is_true(plan.status.conditions, c.FAILED) is (action is FAIL)
     if action is FAIL:
         assert condition(plan.status, c.FAILED) == ("True", "InternalError")
@@ -81,7 +81,7 @@ def test_uncounted_restarts_of_a_rule_end_without_progress():
     assert (further.restarts, further.restarts_without_progress) == (4, 1)
     last = after_failure(status, replace(CRASH, step=20), rules, Moment(NOON + timedelta(minutes=4), 1)).status
     assert condition(last, c.FAILED) == ("True", c.NO_PROGRESS)
-    assert (last.restarts, last.restarts_count_towards_max) == (3, 0)
+    assert (last.restarts, last.counted_restarts) == (3, 0)
 
 
 def test_uncounted_restarts_of_a_rule_end_in_phases_without_steps():

@@ -96,7 +96,7 @@ def test_job_condition_alone_is_a_success_when_pods_were_collected():
 def test_one_of_two_ranks_done_is_no_success():
     result = decide(a_status(), a_view(a_child(), ended(0, 0), a_pod(1)))
     assert result.status.phase == "train"
-    assert result.status.workers.ready == 2
+    assert result.status.workers.started == 2
 
 
 def test_reports_of_all_phases_reach_the_status():
@@ -158,7 +158,7 @@ def test_failed_rank_bumps_the_attempt_and_touches_nothing():
     result = decide(a_status(), a_view(a_child(), a_pod(0), ended(1, 137)))
     assert result.status.attempts.train == 2
     assert result.status.active_job is None
-    assert (result.status.restarts, result.status.restarts_count_towards_max) == (1, 1)
+    assert (result.status.restarts, result.status.counted_restarts) == (1, 1)
     assert result.status.state is State.RESTARTING
     assert result.actions == ()
 
@@ -194,7 +194,7 @@ def test_whole_restart_counts_once_when_one_rank_is_killed_and_the_other_loses_i
 def test_vanished_job_is_the_next_attempt_and_does_not_count():
     result = decide(a_status(), a_view())
     assert result.status.attempts.train == 2
-    assert (result.status.restarts, result.status.restarts_count_towards_max) == (1, 0)
+    assert (result.status.restarts, result.status.counted_restarts) == (1, 0)
     assert result.status.restart_history[0].reason == "JobDeleted"
     # Its pods are alive, and all together: they may save in their own time.
     assert decide(result.status, a_view(a_pod(0, deleting=True), a_pod(1, deleting=True))).actions == ()
@@ -277,7 +277,7 @@ def test_hang_restarts_and_shortens_the_goodbye():
     assert calm.status.restarts == 0
     hung = decide(calm.status, with_heartbeat(view, stalled_seconds=300.0))
     record = hung.status.restart_history[0]
-    assert (record.reason, record.failure_class, hung.status.attempts.train) == ("Hang", "counted", 2)
+    assert (record.reason, record.counting, hung.status.attempts.train) == ("Hang", "Counted", 2)
     assert "after step 12" in record.message
     assert {action.grace_seconds for action in decide(hung.status, view).actions if action.kind == "Pod"} == {10}
 
@@ -340,7 +340,7 @@ def test_deadline_fails_the_job_and_stops_its_pods():
 def test_a_deadline_begins_anew_when_a_job_is_resumed():
     job = a_job(activeDeadlineSeconds=1801)
     stopped = decide(a_status(), a_view(), a_job(suspend=True, activeDeadlineSeconds=1801)).status
-    assert stopped.active_seconds == 1800
+    assert stopped.active_seconds_before == 1800
     later = NOON + timedelta(days=1)
     resumed = decide(stopped, a_view(), job, now=later).status
     assert decide(resumed, a_view(), job, now=later + timedelta(seconds=1800)).status.state is not State.FAILED

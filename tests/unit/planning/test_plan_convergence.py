@@ -91,7 +91,7 @@ def test_fault_in_training_is_one_restart(fault, counted):
     run(world, fault)
     world.settle()
     assert world.status.state is State.COMPLETE
-    assert (world.status.restarts, world.status.restarts_count_towards_max) == (1, counted)
+    assert (world.status.restarts, world.status.counted_restarts) == (1, counted)
     assert world.status.attempts.train == 2
 
 

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from dpo_operator.api import conditions as c
-from dpo_operator.api.status import Placement, ProgressStatus
+from dpo_operator.api.status import PlacementWait, ProgressStatus
 from dpo_operator.planning import gangs
 from dpo_operator.planning.actions import Create, Delete, SuspendJob
 from dpo_operator.planning.gangs import Stand
@@ -43,7 +43,7 @@ def test_its_turn_resumes_the_job_that_was_seen():
         "7",
         False,
     )
-    assert plan.status.placement == Placement(waiting_since=NOON)
+    assert plan.status.placement_wait == PlacementWait(waiting_since=NOON)
 
 
 def test_out_of_turn_it_waits_and_says_so():
@@ -52,7 +52,7 @@ def test_out_of_turn_it_waits_and_says_so():
     assert condition(plan.status, c.RUNNING) == ("False", c.QUEUED)
     assert plan.requeue_after == gangs.WAIT_SECONDS
     later = decide(plan.status, a_view(held(), may_place=False), now=NOON + timedelta(minutes=5))
-    assert later.status.placement.waiting_since == NOON
+    assert later.status.placement_wait.waiting_since == NOON
 
 
 @pytest.mark.parametrize(
@@ -70,8 +70,8 @@ def test_a_partial_gang_gives_its_nodes_back(others, seconds, expected):
     assert "1 of 2 pods had a node" in plan.status.message
     assert "2 Insufficient nvidia.com/gpu" in plan.status.message
     assert [event.reason for event in plan.events] == [c.GANG_TIMED_OUT]
-    assert (plan.status.attempts.train, plan.status.restarts, plan.status.placement.timeouts) == (1, 0, 1)
-    assert NOON < plan.status.placement.not_before <= NOON + timedelta(seconds=10)
+    assert (plan.status.attempts.train, plan.status.restarts, plan.status.placement_wait.timeouts) == (1, 0, 1)
+    assert NOON < plan.status.placement_wait.not_before <= NOON + timedelta(seconds=10)
 
 
 def test_the_time_out_is_the_jobs_own():
@@ -84,9 +84,9 @@ def test_a_whole_gang_has_all_the_time_it_wants():
     """Its image may be pulled for an hour."""
     waiting = {"pod_phase": "Pending", "ready": False}
     view = a_view(a_child(), a_pod(0, **waiting), a_pod(1, **waiting), placing_seconds=9999)
-    plan = decide(a_status(placement=Placement(waiting_since=NOON)), view)
+    plan = decide(a_status(placement_wait=PlacementWait(waiting_since=NOON)), view)
     assert plan.actions == ()
-    assert plan.status.placement is None
+    assert plan.status.placement_wait is None
     assert gangs.stand(a_job(), plan.status, view, NOON) is Stand.OUT
 
 
@@ -123,8 +123,8 @@ def test_a_pod_on_a_lost_node_is_removed_before_the_next_turn():
 
 
 def test_a_time_out_is_waited_for_and_then_the_turn_asked_for():
-    placement = Placement(waiting_since=NOON, timeouts=1, not_before=NOON + timedelta(seconds=8))
-    status = a_status(placement=placement)
+    placement = PlacementWait(waiting_since=NOON, timeouts=1, not_before=NOON + timedelta(seconds=8))
+    status = a_status(placement_wait=placement)
     assert gangs.stand(a_job(), status, a_view(held()), NOON) is Stand.OUT
     plan = decide(status, a_view(held()))
     assert (plan.actions, plan.requeue_after) == ((), 8)
@@ -150,7 +150,7 @@ def test_a_gang_that_may_not_begin_says_why_and_keeps_nobody_waiting():
     assert suspends(again) == [False]
     twice = decide(again.status, a_view(held(), refused=denied), now=later)
     assert twice.actions == ()
-    assert twice.status.placement.timeouts == 2
+    assert twice.status.placement_wait.timeouts == 2
 
 
 @pytest.mark.parametrize("queue", [None, {"kind": "Kueue", "name": "q"}])
@@ -158,20 +158,20 @@ def test_time_in_a_queue_is_no_time_of_the_job(queue):
     job = a_job(activeDeadlineSeconds=3600, **({"queue": queue} if queue else {}))
     begun = a_status().active_since
     queued = decide(a_status(), a_view(held(), may_place=False), job).status
-    assert (queued.active_since, queued.active_seconds) == (None, (NOON - begun).total_seconds())
+    assert (queued.active_since, queued.active_seconds_before) == (None, (NOON - begun).total_seconds())
     later = NOON + timedelta(hours=5)
     still = decide(queued, a_view(held(), may_place=False), job, now=later).status
     assert not still.is_final
     goes_on = decide(still, a_view(a_child(), a_pod(0), a_pod(1)), job, now=later).status
-    assert (goes_on.active_since, goes_on.active_seconds) == (later, queued.active_seconds)
-    end = later + timedelta(seconds=3600 - queued.active_seconds)
+    assert (goes_on.active_since, goes_on.active_seconds_before) == (later, queued.active_seconds_before)
+    end = later + timedelta(seconds=3600 - queued.active_seconds_before)
     assert decide(goes_on, a_view(a_child(), a_pod(0), a_pod(1)), job, now=end).status.is_final
 
 
 @pytest.mark.fault(41)
 def test_a_wait_that_another_clock_set_is_not_waited_for():
-    placement = Placement(waiting_since=NOON, timeouts=1, not_before=NOON + timedelta(hours=1))
-    status = a_status(placement=placement)
+    placement = PlacementWait(waiting_since=NOON, timeouts=1, not_before=NOON + timedelta(hours=1))
+    status = a_status(placement_wait=placement)
     assert gangs.stand(a_job(), status, a_view(held()), NOON) is Stand.WAITING
     assert suspends(decide(status, a_view(held()))) == [False]
 
@@ -194,7 +194,7 @@ def test_a_gang_that_ran_and_lost_a_pod_restarts_instead_of_waiting():
     view = a_view(a_child(), a_pod(0), a_pod(1, **UNSCHEDULED), placing_seconds=300)
     plan = decide(status, view)
     assert suspends(plan) == []
-    assert (plan.status.attempts.train, plan.status.restarts, plan.status.restarts_count_towards_max) == (2, 1, 0)
+    assert (plan.status.attempts.train, plan.status.restarts, plan.status.counted_restarts) == (2, 1, 0)
 
 
 @pytest.mark.parametrize("kind", ["prepare", "export"])
@@ -249,12 +249,12 @@ def test_a_gang_that_restarts_asks_before_its_next_job_is_there():
 
 def test_gangs_that_had_a_turn_in_vain_come_last_and_by_the_time_of_asking():
     def order(*, restarting=False, since=0, timeouts=0, again=None):
-        placement = Placement(
+        placement = PlacementWait(
             waiting_since=NOON + timedelta(minutes=since),
             timeouts=timeouts,
             not_before=None if again is None else NOON + timedelta(minutes=again),
         )
-        status = a_status(placement=placement)
+        status = a_status(placement_wait=placement)
         if restarting:
             status = mark(status, AT, c.RESTARTING, True, "Killed")
         return gangs.order(status, NOON)
@@ -279,7 +279,7 @@ def test_half_a_gang_that_a_queue_let_begin_gives_its_nodes_back(kind):
     assert waiting.status.attempts.train == 1
     assert waiting.requeue_after == 1.0
     given_back = decide(a_status(), a_view(*half, placing_seconds=60.0), job).status
-    assert (given_back.attempts.train, given_back.restarts_count_towards_max) == (2, 0)
+    assert (given_back.attempts.train, given_back.counted_restarts) == (2, 0)
     assert condition(given_back, c.RESTARTING) == ("True", c.GANG_TIMED_OUT)
     assert "1 of 2 pods had a node after 60 s" in given_back.message
     # How long it waited before is nobody's business.
@@ -312,7 +312,7 @@ def test_waits_grow_differ_and_end():
 
 def test_set_aside_keeps_all_counters():
     status = set_aside(running(a_status(restarts=3), AT), AT, "m")
-    assert (status.restarts, status.restarts_count_towards_max, status.attempts.train) == (3, 0, 2)
+    assert (status.restarts, status.counted_restarts, status.attempts.train) == (3, 0, 2)
 
 
 def test_what_prepare_reported_does_not_pass_for_training():

@@ -46,7 +46,7 @@ def test_other_phases_hang_when_their_process_does_not_answer(phase: str):
     assert decide(status, with_heartbeat(view, stalled_seconds=59.0), JOB).status.restarts == 0
     hung = decide(status, view, JOB)
     (record,) = hung.status.restart_history
-    assert (record.reason, record.failure_class) == ("Hang", "counted")
+    assert (record.reason, record.counting) == ("Hang", "Counted")
     assert record.message == f"{phase} attempt 1: pod pairs-{phase}-1-0 on node gpu-0 did not answer for 60 s."
     # A download may be quiet for hours, as long as somebody answers; it's not looked at more often for that.
     quiet = decide(status, with_heartbeat(view, stalled_seconds=86400.0, hung=()), JOB)

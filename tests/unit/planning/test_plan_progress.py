@@ -109,7 +109,7 @@ def test_nothing_is_expected_of_pods_that_are_gone(end):
     shown = after.progress
     assert (shown.step, shown.loss) == (10, "0.6312")
     assert (shown.eta, shown.eta_seconds, shown.activity, shown.pairs_per_second) == (None,) * 4
-    assert after.workers.ready == 0
+    assert after.workers.started == 0
 
 
 def test_checkpoint_of_an_earlier_attempt_never_replaces_a_later_one():

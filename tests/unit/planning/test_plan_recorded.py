@@ -6,9 +6,8 @@ import pytest
 
 from dpo_operator.api import names
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord, Progress, RecordedCheckpoints
-from dpo_operator.api.status import RecordedCheckpoint
 from dpo_operator.planning.actions import Create
-from dpo_operator.planning.recorded import handed_back, merge
+from dpo_operator.planning.recorded import for_current_attempt, merge
 from tests.unit.planning.build import a_child, a_job, a_pod, a_reading, a_status, a_view, decide, ended, last_words
 
 pytestmark = pytest.mark.unit
@@ -20,10 +19,6 @@ def digest(step: int, attempt: int = 1) -> str:
 
 def record(step: int, attempt: int = 1) -> CheckpointRecord:
     return CheckpointRecord(step=step, attempt=attempt, digest=digest(step, attempt))
-
-
-def kept(*records: CheckpointRecord) -> list[RecordedCheckpoint]:
-    return [RecordedCheckpoint(**r.model_dump()) for r in records]
 
 
 def told(*records: CheckpointRecord, attempt: int = 1) -> Progress:
@@ -58,7 +53,7 @@ def test_a_running_attempt_is_recorded_at_once_and_what_left_the_volume_is_forgo
 
 
 def test_the_last_words_of_a_failed_pod_tell_of_what_was_committed_after_the_last_reading():
-    before = a_status(recorded_checkpoints=kept(record(10)))
+    before = a_status(recorded_checkpoints=[record(10)])
     failed = ended(1, 70, text=words(told(record(10), record(20)), 70))
     result = decide(before, a_view(a_child(), a_pod(0), failed))
 
@@ -70,7 +65,7 @@ def test_the_last_words_of_a_failed_pod_tell_of_what_was_committed_after_the_las
 def test_any_rank_can_tell_when_the_node_of_rank_0_is_lost():
     alone = told(record(20)).model_copy(update={"recorded": []})
     result = decide(
-        a_status(recorded_checkpoints=kept(record(10))),
+        a_status(recorded_checkpoints=[record(10)]),
         a_view(a_child(), a_pod(0), ended(1, 75, text=words(alone, 75))),
     )
     assert recorded(result) == [10, 20]
@@ -78,7 +73,7 @@ def test_any_rank_can_tell_when_the_node_of_rank_0_is_lost():
 
 def test_a_pod_that_was_stopped_after_its_attempt_was_over_is_still_heard():
     """A suspended job saves on SIGTERM when its next attempt is already decided on."""
-    suspended = a_status(attempt=2, created=False, recorded_checkpoints=kept(record(10)))
+    suspended = a_status(attempt=2, created=False, recorded_checkpoints=[record(10)])
     stopped = ended(0, 143, text=words(told(record(10), record(17))), attempt=1, deleting=True)
     result = decide(suspended, a_view(a_child(attempt=1, deleting=True), stopped), a_job(suspend=True))
     assert recorded(result) == [10, 17]
@@ -90,13 +85,13 @@ def test_a_pod_that_was_stopped_after_its_attempt_was_over_is_still_heard():
     ids=["another attempt than the pod's", "a record of an attempt to come"],
 )
 def test_a_pod_can_tell_of_no_later_attempt_than_its_own(lie: Progress):
-    before = a_status(recorded_checkpoints=kept(record(10)))
+    before = a_status(recorded_checkpoints=[record(10)])
     pod = ended(0, 70, text=last_words(70, progress=lie.model_dump(mode="json")))
     assert recorded(decide(before, a_view(a_child(), pod))) == [10]
 
 
 def test_words_of_an_older_attempt_change_nothing_about_a_newer_one():
-    before = a_status(attempt=2, recorded_checkpoints=kept(record(10), record(14, 2)))
+    before = a_status(attempt=2, recorded_checkpoints=[record(10), record(14, 2)])
     old = ended(0, 70, text=words(told(record(10), record(20)), 70), attempt=1)
     assert recorded(decide(before, a_view(a_child(attempt=2), a_pod(0, attempt=2), a_pod(1, attempt=2), old))) == [
         10,
@@ -119,10 +114,10 @@ def test_the_list_is_bounded_and_loses_its_oldest():
 
 
 def test_each_attempt_gets_what_is_recorded():
-    assert handed_back(a_status("prepare")) is None
-    training = a_status("train", 3, created=False, recorded_checkpoints=kept(record(10), record(15, 2)))
+    assert for_current_attempt(a_status("prepare")) is None
+    training = a_status("train", 3, created=False, recorded_checkpoints=[record(10), record(15, 2)])
     expected = RecordedCheckpoints(last_attempt=2, checkpoints=(record(10), record(15, 2)))
-    assert handed_back(training) == expected
+    assert for_current_attempt(training) == expected
 
     [create] = [a for a in decide(training, a_view()).actions if isinstance(a, Create) and a.kind == "Job"]
     [container] = create.manifest["spec"]["template"]["spec"]["containers"]
@@ -134,10 +129,10 @@ def test_each_attempt_gets_what_is_recorded():
 
 
 def test_the_export_may_use_what_the_last_attempt_committed():
-    exporting = a_status("export", recorded_checkpoints=kept(record(100)))
-    assert handed_back(exporting).last_attempt == exporting.attempts.train
+    exporting = a_status("export", recorded_checkpoints=[record(100)])
+    assert for_current_attempt(exporting).last_attempt == exporting.attempts.train
 
 
 def test_a_first_attempt_is_told_that_there_is_nothing():
-    assert handed_back(a_status("train", 1)) == RecordedCheckpoints(last_attempt=0)
+    assert for_current_attempt(a_status("train", 1)) == RecordedCheckpoints(last_attempt=0)
     assert a_job().spec.checkpoint.require_recorded_digest is False

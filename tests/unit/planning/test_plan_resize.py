@@ -47,9 +47,9 @@ def test_another_size_is_the_next_attempt_and_counts_against_nothing(spec: dict[
     status = decision.status
     assert decision.actions == ()
     assert (status.attempts.train, status.active_job, status.not_before) == (2, None, None)
-    assert (status.restarts, status.restarts_count_towards_max, status.counted_restart_times) == (1, 0, [])
+    assert (status.restarts, status.counted_restarts, status.counted_restart_times) == (1, 0, [])
     (record,) = status.restart_history
-    assert (record.reason, record.failure_class, record.attempt, record.step) == ("Resized", "planned", 1, 40)
+    assert (record.reason, record.counting, record.attempt, record.step) == ("Resized", "Planned", 1, 40)
     assert [(e.type, e.reason) for e in decision.events] == [("Normal", "Resized")]
     assert condition(status, c.RESIZED) == ("True", "Resized")
 

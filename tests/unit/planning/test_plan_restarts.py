@@ -45,7 +45,7 @@ def test_restarts_before_the_window_are_forgotten():
     status = a_status()
     for i in range(6):
         status = fail(status, minutes=6 * i, step=i + 1)
-    assert (status.restarts, status.restarts_count_towards_max) == (6, 6)
+    assert (status.restarts, status.counted_restarts) == (6, 6)
     assert not c.is_true(status.conditions, c.FAILED)
     assert len(status.counted_restart_times) == 2
 
@@ -54,7 +54,7 @@ def test_infrastructure_never_uses_up_the_budget():
     status = a_status()
     for i in range(30):
         status = fail(status, EVICTION, minutes=i)
-    assert (status.restarts, status.restarts_count_towards_max, status.attempts.train) == (30, 0, 31)
+    assert (status.restarts, status.counted_restarts, status.attempts.train) == (30, 0, 31)
     assert len(status.restart_history) == MAX_HISTORY
     assert not c.is_true(status.conditions, c.FAILED)
 
@@ -92,7 +92,7 @@ def test_ranks_that_lose_each_other_again_and_again_end(peer):
         view = a_view(a_child(attempt=attempt, failed=True, failed_seconds=11.0), *pods)
         status = decide(status.model_copy(update={"active_job": None}), view, now=now).status
         now += timedelta(minutes=3)
-    assert status.restarts_count_towards_max == 0
+    assert status.counted_restarts == 0
     assert condition(status, c.FAILED) == ("True", c.NO_PROGRESS)
 
 
@@ -149,10 +149,12 @@ def test_one_step_of_progress_starts_the_count_anew():
 
 
 def test_progress_that_was_read_counts_when_the_rank_left_no_report():
-    status = a_status(progress=progress_status(a_reading(15), NOON), best_step=14, restarts_without_progress=3)
-    assert fail(status).best_step == 15
+    status = a_status(progress=progress_status(a_reading(15), NOON), furthest_step=14, restarts_without_progress=3)
+    assert fail(status).furthest_step == 15
     # A reading of an earlier attempt says nothing about this one.
-    old = a_status(attempt=2, progress=progress_status(a_reading(15), NOON), best_step=14, restarts_without_progress=3)
+    old = a_status(
+        attempt=2, progress=progress_status(a_reading(15), NOON), furthest_step=14, restarts_without_progress=3
+    )
     assert condition(fail(old), c.FAILED) == ("True", c.NO_PROGRESS)
 
 
@@ -165,9 +167,7 @@ def test_prepare_has_no_steps_and_only_its_budget():
 
 
 def restarted(seconds_ago: float) -> Restart:
-    return Restart(
-        time=NOON - timedelta(seconds=seconds_ago), phase="train", attempt=1, reason="X", failure_class="counted"
-    )
+    return Restart(time=NOON - timedelta(seconds=seconds_ago), phase="train", attempt=1, reason="X", counting="Counted")
 
 
 @pytest.mark.parametrize(

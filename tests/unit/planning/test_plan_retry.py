@@ -32,7 +32,7 @@ def a_failed(phase: names.Phase = "train", reason: str = c.NO_PROGRESS, **fields
 def test_a_failed_phase_goes_on_as_its_next_attempt(phase: names.Phase) -> None:
     decision = decide(a_failed(phase), a_view(), asked())
     status = decision.status
-    assert (status.state, status.completion_time, status.retried) == (State.PENDING, None, "once")
+    assert (status.state, status.completion_time, status.last_handled_retry) == (State.PENDING, None, "once")
     assert (status.attempts.of(phase), status.active_job) == (2, None)
     assert (status.counted_restart_times, status.restarts_without_progress) == ([], 0)
     assert condition(status, c.FAILED) == ("False", "Retried")
@@ -43,9 +43,9 @@ def test_a_failed_phase_goes_on_as_its_next_attempt(phase: names.Phase) -> None:
 
 
 def test_a_token_is_one_retry() -> None:
-    again = a_failed(retried="once")
+    again = a_failed(last_handled_retry="once")
     assert decide(again, a_view(), asked()).status == again
-    assert decide(again, a_view(), asked("twice")).status.retried == "twice"
+    assert decide(again, a_view(), asked("twice")).status.last_handled_retry == "twice"
 
 
 def test_the_deadline_counts_anew() -> None:
@@ -75,20 +75,20 @@ def test_pods_of_the_failed_attempt_go_first() -> None:
 def test_a_complete_job_is_not_retried() -> None:
     complete = settled(transitions.completed(a_status("export"), AT), AT)
     decision = decide(complete, a_view(), asked())
-    assert (decision.status.state, decision.status.retried) == (State.COMPLETE, "once")
+    assert (decision.status.state, decision.status.last_handled_retry) == (State.COMPLETE, "once")
     assert [(e.type, e.reason) for e in decision.events] == [("Warning", "RetryIgnored")]
     assert decide(decision.status, a_view(), asked()).events == ()
 
 
 def test_a_running_job_is_not_retried_now_nor_later() -> None:
     decision = decide(a_status(), a_view(a_child(), a_pod(0), a_pod(1)), asked())
-    assert (decision.status.attempts.train, decision.status.retried) == (1, "once")
+    assert (decision.status.attempts.train, decision.status.last_handled_retry) == (1, "once")
     assert [e.reason for e in decision.events] == ["RetryIgnored"]
 
 
 def test_a_new_job_with_a_token_just_begins() -> None:
     decision = decide(DPOJobStatus(), a_view(), asked())
-    assert (decision.status.retried, decision.events, decision.requeue_after) == ("once", (), 0)
+    assert (decision.status.last_handled_retry, decision.events, decision.requeue_after) == ("once", (), 0)
     assert decide(decision.status, a_view(), asked()).status.phase == "prepare"
 
 
@@ -106,7 +106,7 @@ def test_a_spec_that_can_not_be_read_says_so_again() -> None:
     problems = Problems(c.INVALID_SPEC, ("spec: wrong",))
     first = reject_unreadable(DPOJobStatus(), problems, generation=1, now=NOON).status
     again = reject_unreadable(first, problems, generation=1, now=NOON, retry="once")
-    assert (again.status.retried, [e.reason for e in again.events]) == ("once", [c.INVALID_SPEC])
+    assert (again.status.last_handled_retry, [e.reason for e in again.events]) == ("once", [c.INVALID_SPEC])
     assert reject_unreadable(again.status, problems, generation=1, now=NOON, retry="once").events == ()
 
 

@@ -60,7 +60,7 @@ def test_unreadable_running_job_is_left_alone_and_told_once():
 
 
 def test_status_survives_the_api_server():
-    status = a_status(counted_restart_times=[1, 2], best_step=3)
+    status = a_status(counted_restart_times=[1, 2], furthest_step=3)
     assert DPOJobStatus.model_validate(status.to_dict()) == status
 
 
