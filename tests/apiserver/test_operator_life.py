@@ -85,7 +85,7 @@ def test_whole_life(hands: Hands, alive: OperatorProcess) -> None:
         status = wait_until("progress", lambda: hands.status("life") if hands.status("life").get("progress") else None)
     finally:
         rank.close()
-    assert (status["state"], status["workers"]) == ("Training", {"desired": 2, "ready": 2})
+    assert (status["state"], status["workers"]) == ("Training", {"desired": 2, "started": 2})
     shown = status["progress"]
     assert (shown["percent"], shown["loss"], shown["rewardMargin"]) == ("37%", "0.5123", "0.4000")
     final = {"phase": "train", "attempt": 1, "step": 100, "max_steps": 100, "train": {"loss": 0.31}}
@@ -112,7 +112,7 @@ def test_whole_life(hands: Hands, alive: OperatorProcess) -> None:
             assert [o["kind"] for o in child["metadata"]["ownerReferences"]] in (["DPOJob"], ["Job"])
             assert not [f for f in child["metadata"].get("finalizers", ()) if "kopf" in f]
             assert not [a for a in child["metadata"].get("annotations", {}) if "kopf" in a]
-    assert 'dpojob_status_phase{dpojob="life",namespace="operator-tests",phase="Complete"} 1.0' in alive.metrics()
+    assert 'dpojob_status_state{dpojob="life",namespace="operator-tests",state="Complete"} 1.0' in alive.metrics()
     assert 'dpojob_final_loss{dpojob="life",namespace="operator-tests"} 0.31' in alive.metrics()
 
 
@@ -137,7 +137,7 @@ def test_killed_rank_restarts_all_ranks_once_and_soon(hands: Hands, alive: Opera
     assert attempts == {"2"}
     assert not {p["metadata"]["uid"] for p in first} & {p["metadata"]["uid"] for p in second}
     (record,) = hands.status("killed")["restartHistory"]
-    assert (record["reason"], record["attempt"], record["failureClass"]) == ("Killed", 1, "counted")
+    assert (record["reason"], record["attempt"], record["counting"]) == ("Killed", 1, "Counted")
     assert first[1]["metadata"]["name"] in record["message"]
     hands.run_all("killed", train=2)
     assert hands.status("killed")["restarts"] == 1
@@ -173,7 +173,7 @@ def test_deleted_job_of_an_attempt_is_replaced_by_the_next_attempt(hands: Hands,
     hands.delete("jobs", "vanished-train-1")
     hands.run_all("vanished", train=2)
     status = hands.status("vanished")
-    assert (status["restarts"], status["restartsCountTowardsMax"]) == (1, 0)
+    assert (status["restarts"], status["countedRestarts"]) == (1, 0)
 
 
 def test_suspend_and_resume(hands: Hands, alive: OperatorProcess) -> None:

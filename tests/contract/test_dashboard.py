@@ -147,6 +147,6 @@ def test_what_an_administrator_wants_to_see_is_there() -> None:
 def test_the_labels_of_the_scrape_are_the_labels_of_the_queries() -> None:
     # The PodMonitor turns the pod's label into `dpojob`; both begin with the API group.
     assert f"{GROUP}/job" == LABEL_JOB
-    phases = next(metric for metric in catalogue() if metric.name == "dpojob_status_phase")
-    assert phases.labels == ("namespace", "dpojob", "phase")
+    states = next(metric for metric in catalogue() if metric.name == "dpojob_status_state")
+    assert states.labels == ("namespace", "dpojob", "state")
     assert {state.value for state in State} >= {"Training", "Complete", "Failed"}

@@ -35,13 +35,11 @@ STATUS: dict[str, Any] = {
     "state": "Training",
     "phase": "train",
     "attempts": {"prepare": 1, "train": 2},
-    "workers": {"desired": 2, "ready": 2},
+    "workers": {"desired": 2, "started": 2},
     "progress": {"attempt": 2, "step": 3, "maxSteps": 10},
     "volume": {"claimName": "w", "claimUid": "u", "folder": "f", "capacityBytes": 10**11, "freeBytes": 10**10},
 }
-RESTART = Restart(
-    time="2026-01-01T00:00:00Z", phase="train", attempt=1, reason="Killed", failure_class="counted", step=1
-)
+RESTART = Restart(time="2026-01-01T00:00:00Z", phase="train", attempt=1, reason="Killed", counting="Counted", step=1)
 TRAIN = {
     "loss": 0.6,
     "rewards/chosen": 0.1,
@@ -106,7 +104,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder: Path = tmp_path_factory.mktemp("prometheus")
     operator = JobMetrics()
     Timings(operator.registry)
-    operator.process.follow(None, lambda: {"pods": 1.0})
+    operator.process.set_sources(None, lambda: {"pods": 1.0})
     raw = {"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"model": {"name": "org/model"}}}
     operator.update(Key(TENANT, NAME), raw, DPOJobStatus.model_validate(STATUS))
     trainer = Telemetry(

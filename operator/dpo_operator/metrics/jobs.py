@@ -47,11 +47,11 @@ class JobMetrics(Collector):
             registry=self.registry,
         )
         self._errors = Counter(
-            "dpojob_operator_handler_errors", "Errors of the operator.", ("handler", "kind"), registry=self.registry
+            "dpojob_operator_handler_errors", "Errors of the operator.", ("handler", "error"), registry=self.registry
         )
         self._restarts = Counter(
-            "dpojob_operator_restarts",
-            "Restarts of all jobs since the operator runs.",
+            "dpojob_operator_job_restarts",
+            "Restarts of all jobs after a failure, since the operator process started; without planned ones (Resized).",
             ("reason",),
             registry=self.registry,
         )
@@ -104,14 +104,19 @@ class JobMetrics(Collector):
         """Series of all jobs."""
         jobs = [((key.namespace, key.name), record) for key, record in self._jobs.copy().items()]
         yield _family("dpojob_info", "Settings of a job.", ("model", "method", "adapter"), _infos(jobs))
-        yield _family("dpojob_status_phase", "1 for the state that a job is in.", ("phase",), _states(jobs))
+        yield _family("dpojob_status_state", "1 for the state that a job is in.", ("state",), _states(jobs))
         yield _family(
             "dpojob_status_condition",
             "1 for the status that a condition has.",
             ("condition", "status"),
             _conditions(jobs),
         )
-        yield _family("dpojob_workers", "Pods of the current phase.", ("state",), _workers(jobs))
+        yield _family(
+            "dpojob_workers",
+            "Pods of the current phase: desired, and started (the trainer runs or has ended).",
+            ("state",),
+            _workers(jobs),
+        )
         for name, text, attribute in (
             ("dpojob_volume_capacity_bytes", "Size of the file system that a job's files are on.", "capacity_bytes"),
             ("dpojob_volume_free_bytes", "Room that is left on it, as of the last change by 5%.", "free_bytes"),
@@ -184,7 +189,7 @@ def _workers(jobs: Jobs) -> Rows:
     return [
         ((*labels, state), float(getattr(r.status.workers, state)))
         for labels, r in jobs
-        for state in ("desired", "ready")
+        for state in ("desired", "started")
     ]
 
 

@@ -31,12 +31,13 @@ def test_state_is_one_of_all_and_progress_a_ratio():
     running = decide(a_status(), a_view(a_child(), a_pod(0), a_pod(1), progress=a_reading(25))).status
     metrics.update(KEY, RAW, running)
     states = {
-        s: value(metrics, "dpojob_status_phase", phase=s.value, dpojob="pairs", namespace="default") for s in State
+        s: value(metrics, "dpojob_status_state", state=s.value, dpojob="pairs", namespace="default") for s in State
     }
     assert {s for s, v in states.items() if v == 1} == {State.TRAINING}
     assert set(states.values()) == {0, 1}
     assert value(metrics, "dpojob_progress_ratio", dpojob="pairs") == 0.25
     assert value(metrics, "dpojob_workers", state="desired") == 2
+    assert value(metrics, "dpojob_workers", state="started") == 2
     assert value(metrics, "dpojob_status_condition", condition="Running", status="True") == 1
     assert value(metrics, "dpojob_info", model="org/model") == 1
 
@@ -66,7 +67,7 @@ def test_what_an_earlier_operator_restarted_is_no_news():
 
 
 def total(metrics, reason):
-    return metrics.registry.get_sample_value("dpojob_operator_restarts_total", {"reason": reason})
+    return metrics.registry.get_sample_value("dpojob_operator_job_restarts_total", {"reason": reason})
 
 
 def evicted(attempt):
@@ -95,5 +96,5 @@ def test_errors_are_counted_and_passed_on():
     metrics = JobMetrics()
     with pytest.raises(TimeoutError), metrics.timed("reconcile"):
         raise TimeoutError
-    assert value(metrics, "dpojob_operator_handler_errors_total", handler="reconcile", kind="TimeoutError") == 1
+    assert value(metrics, "dpojob_operator_handler_errors_total", handler="reconcile", error="TimeoutError") == 1
     assert value(metrics, "dpojob_operator_handler_seconds_count", handler="reconcile", outcome="error") == 1

@@ -1,10 +1,10 @@
-"""The dashboard of the operator: what all jobs do, how soon it sees and mends, and whether it hears and is heard."""
+"""The dashboard of the operator: jobs, reaction times, reconcile work and connections."""
 
 from dpo_operator.generate.dashboards.panels import Json, Panel, Query, Row, build_dashboard
 from dpo_operator.generate.dashboards.queries import quantile, rate
 
 UID = "dpo-operator"
-# Of what every scraped process exports, the operator's own.
+# Restricts process_* metrics, which every scraped process exports, to the operator.
 OURS = "and on (instance, job) dpojob_operator_build_info"
 
 
@@ -16,7 +16,7 @@ def dashboard() -> Json:
         description="All DPOJobs by state, and the operator's own work.",
         variables=[],
         annotations=[],
-        rows=[_jobs(), _promptness(), _work(), _connections(), _process()],
+        rows=[_jobs(), _reaction_times(), _work(), _connections(), _process()],
     )
 
 
@@ -32,7 +32,7 @@ def _jobs() -> Row:
             Panel(
                 "Jobs by state",
                 "DPOJobs that the operator knows, by the state that `kubectl get dpojob` shows.",
-                (Query("sum by (phase) (dpojob_status_phase) > 0", "{{phase}}"),),
+                (Query("sum by (state) (dpojob_status_state) > 0", "{{state}}"),),
                 decimals=0,
                 minimum=0,
                 width=12,
@@ -43,7 +43,8 @@ def _jobs() -> Row:
                 "Restarts of the last hour. Many of one reason on different jobs point at a node, a network or a storage.",
                 (
                     Query(
-                        "sum by (reason) (increase(dpojob_operator_restarts_total[1h])) > 0 or vector(0)", "{{reason}}"
+                        "sum by (reason) (increase(dpojob_operator_job_restarts_total[1h])) > 0 or vector(0)",
+                        "{{reason}}",
                     ),
                 ),
                 minimum=0,
@@ -54,7 +55,7 @@ def _jobs() -> Row:
     )
 
 
-def _promptness() -> Row:
+def _reaction_times() -> Row:
     return Row(
         "Failures",
         (
@@ -94,7 +95,7 @@ def _work() -> Row:
             ),
             Panel(
                 "Waiting jobs",
-                "Jobs that wait for a worker. Those in the slow lane failed last time, or have time.",
+                "Jobs that wait for a worker. Those in the slow lane failed last time, or will be rejected.",
                 (Query("sum by (lane) (dpojob_operator_queue_depth)", "{{lane}}"),),
                 decimals=0,
                 minimum=0,
@@ -108,8 +109,8 @@ def _work() -> Row:
             ),
             Panel(
                 "Errors",
-                "Errors for each second, by kind; each is tried again after a delay that grows. The log tells which job's.",
-                (Query(f"{rate('dpojob_operator_handler_errors_total', 'kind', '')} or vector(0)", "{{kind}}"),),
+                "Errors for each second, by kind; each is retried after a growing delay. See the log for the job.",
+                (Query(f"{rate('dpojob_operator_handler_errors_total', 'error', '')} or vector(0)", "{{error}}"),),
                 minimum=0,
             ),
             Panel(
@@ -121,8 +122,8 @@ def _work() -> Row:
             ),
             Panel(
                 "Requests",
-                "Requests to the API server for each second, watches aside, by answer; 0: none came, 409: somebody else wrote "
-                "first, 429: the API server asks for patience.",
+                "Requests to the API server for each second, watches aside, by status code. 0: no response. 409: another "
+                "client wrote first. 429: throttled.",
                 (Query(rate("dpojob_operator_api_requests_total", "code", ""), "{{code}}"),),
                 minimum=0,
                 stack=True,
@@ -137,7 +138,7 @@ def _connections() -> Row:
         (
             Panel(
                 "Leader",
-                "Replicas that act. Always 1: 0 means that nobody does.",
+                "Replicas that lead. Always 1; 0: no replica reconciles jobs.",
                 (Query("sum(dpojob_operator_leader)", "leaders"),),
                 kind="stat",
                 width=4,
@@ -146,7 +147,7 @@ def _connections() -> Row:
             ),
             Panel(
                 "Not delivered",
-                "DPOJobs that a list shows in a version that the watch has not delivered. More than 0 for long: the watch is dead.",
+                "DPOJobs that a list shows in a version that the watch has not delivered. More than 0 for long: the watch is stuck.",
                 (Query("max(dpojob_operator_unobserved_objects)", "jobs"),),
                 kind="stat",
                 width=4,
@@ -164,8 +165,8 @@ def _connections() -> Row:
             ),
             Panel(
                 "Age of the watches",
-                "Time since each resource's watch was heard, bookmarks included, which come about every minute. A watch that "
-                "stays silent is opened anew, and then the liveness probe fails.",
+                "Time since each resource's watch received data, bookmarks included, which come about every minute. A watch that "
+                "stays silent is reopened; if that does not help, the liveness probe fails.",
                 (Query("max by (resource) (dpojob_operator_watch_age_seconds)", "{{resource}}"),),
                 unit="s",
                 minimum=0,

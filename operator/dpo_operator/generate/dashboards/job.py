@@ -77,7 +77,7 @@ def _overview() -> Row:
             _stat(
                 "State",
                 "What the operator says the job is doing, as in `kubectl get dpojob`.",
-                Query(f"max by (phase) (dpojob_status_phase{{{JOB}}}) == 1", "{{phase}}"),
+                Query(f"max by (state) (dpojob_status_state{{{JOB}}}) == 1", "{{state}}"),
                 show_name=True,
             ),
             Panel(
@@ -170,93 +170,93 @@ def _optimizer() -> Row:
 
 
 def _speed() -> Row:
-    return Row(
-        "Speed",
-        (
-            Panel(
-                "Time of a step",
-                "Median and 95th percentile over all pods. A growing gap between them is a straggler or a slow volume.",
-                (
-                    Query(quantile(0.5, "dpo_train_step_seconds"), "p50"),
-                    Query(quantile(0.95, "dpo_train_step_seconds"), "p95"),
-                ),
-                unit="s",
-                minimum=0,
+    return Row("Speed", (*_step_panels(), *_resource_panels()))
+
+
+def _step_panels() -> tuple[Panel, ...]:
+    """How fast training is, and what it waits for."""
+    return (
+        Panel(
+            "Time of a step",
+            "Median and 95th percentile over all pods. A growing gap between them is a straggler or a slow volume.",
+            (
+                Query(quantile(0.5, "dpo_train_step_seconds"), "p50"),
+                Query(quantile(0.95, "dpo_train_step_seconds"), "p95"),
             ),
-            Panel(
-                "Slowest rank",
-                "How many times as long the slowest rank takes for the same work as the median of the others; all wait for "
-                "it. From 1.5 on an event names it and its node. 0: nothing to compare yet.",
-                (Query(f"{newest('dpo_train_rank_slowdown_ratio', by='rank')} or vector(0)", "rank {{rank}}"),),
-                minimum=0,
-                steps=((None, "blue"), (1.5, "red")),
-                line=True,
+            unit="s",
+            minimum=0,
+        ),
+        Panel(
+            "Slowest rank",
+            "How many times as long the slowest rank takes for the same work as the median of the others; all wait for "
+            "it. From 1.5 on an event names it and its node. 0: nothing to compare yet.",
+            (Query(f"{newest('dpo_train_rank_slowdown_ratio', by='rank')} or vector(0)", "rank {{rank}}"),),
+            minimum=0,
+            steps=((None, "blue"), (1.5, "red")),
+            line=True,
+        ),
+        Panel(
+            "Throughput",
+            "Pairs trained on each second, all ranks together.",
+            (Query(rate("dpo_train_pairs_total"), "pairs"),),
+            unit="short",
+            minimum=0,
+        ),
+        Panel(
+            "Tokens",
+            "Tokens of prompts and answers trained on each second, all ranks together.",
+            (Query(rate("dpo_train_tokens_total"), "tokens"),),
+            unit="short",
+            minimum=0,
+        ),
+        Panel(
+            "Use of the GPUs",
+            "Model FLOPs of the newest step as a share of what all GPUs could do meanwhile (0 on CPUs). Low: larger "
+            "training.microBatchTokens, fewer nodes, or a faster network.",
+            (Query(f"({newest('dpo_train_model_flops_utilization_ratio')} >= 0) or vector(0)", "MFU"),),
+            unit="percentunit",
+            minimum=0,
+        ),
+        Panel(
+            "Where the time goes",
+            "Share of the pods' time in each part of the loop. Much `data` is waiting for input; much `checkpoint` asks "
+            "for a larger checkpoint.everySteps.",
+            (Query(f"avg by (phase) (rate(dpo_train_phase_seconds_total{{{JOB}}}[$__rate_interval]))", "{{phase}}"),),
+            unit="percentunit",
+            minimum=0,
+            stack=True,
+        ),
+    )
+
+
+def _resource_panels() -> tuple[Panel, ...]:
+    """Checkpoints, free space and memory."""
+    return (
+        Panel(
+            "Time of a checkpoint",
+            "Mean time from the start of a save to its commit. With checkpoint.async, training continues meanwhile.",
+            (Query(f"sum(dpo_checkpoint_seconds_sum{{{JOB}}}) / sum(dpo_checkpoint_seconds_count{{{JOB}}})", "mean"),),
+            unit="s",
+            minimum=0,
+        ),
+        Panel(
+            "Free space on the volume",
+            "What may still be written to the claim's file system. A save that does not fit fails; an event warns before.",
+            (
+                Query(newest("dpojob_volume_free_bytes"), "free"),
+                Query(newest("dpojob_volume_capacity_bytes"), "size"),
             ),
-            Panel(
-                "Throughput",
-                "Pairs trained on each second, all ranks together.",
-                (Query(rate("dpo_train_pairs_total"), "pairs"),),
-                unit="short",
-                minimum=0,
+            unit="bytes",
+            minimum=0,
+        ),
+        Panel(
+            "Memory",
+            "Memory of each pod's first process, and the most GPU memory that tensors took on any GPU (0 on CPUs).",
+            (
+                Query(newest("process_resident_memory_bytes", by="pod"), "{{pod}}"),
+                Query(f"{newest('dpo_train_gpu_memory_peak_bytes')} or vector(0)", "GPU, peak"),
             ),
-            Panel(
-                "Tokens",
-                "Tokens of prompts and answers trained on each second, all ranks together.",
-                (Query(rate("dpo_train_tokens_total"), "tokens"),),
-                unit="short",
-                minimum=0,
-            ),
-            Panel(
-                "Use of the GPUs",
-                "Model FLOPs of the newest step as a share of what all GPUs could do meanwhile (0 on CPUs). Low: larger "
-                "training.microBatchTokens, fewer nodes, or a faster network.",
-                (Query(f"({newest('dpo_train_model_flops_utilization_ratio')} >= 0) or vector(0)", "MFU"),),
-                unit="percentunit",
-                minimum=0,
-            ),
-            Panel(
-                "Where the time goes",
-                "Share of the pods' time in each part of the loop. Much `data` is waiting for input; much `checkpoint` asks "
-                "for a larger checkpoint.everySteps.",
-                (
-                    Query(
-                        f"avg by (phase) (rate(dpo_train_phase_seconds_total{{{JOB}}}[$__rate_interval]))", "{{phase}}"
-                    ),
-                ),
-                unit="percentunit",
-                minimum=0,
-                stack=True,
-            ),
-            Panel(
-                "Time of a checkpoint",
-                "Mean time to commit one, while training waits.",
-                (
-                    Query(
-                        f"sum(dpo_checkpoint_seconds_sum{{{JOB}}}) / sum(dpo_checkpoint_seconds_count{{{JOB}}})", "mean"
-                    ),
-                ),
-                unit="s",
-                minimum=0,
-            ),
-            Panel(
-                "Room on the volume",
-                "What may still be written of the claim's file system. A save that does not fit fails; an event comes before.",
-                (
-                    Query(newest("dpojob_volume_free_bytes"), "free"),
-                    Query(newest("dpojob_volume_capacity_bytes"), "size"),
-                ),
-                unit="bytes",
-                minimum=0,
-            ),
-            Panel(
-                "Memory",
-                "Memory of each pod's first process, and the most GPU memory that tensors took on any GPU (0 on CPUs).",
-                (
-                    Query(newest("process_resident_memory_bytes", by="pod"), "{{pod}}"),
-                    Query(f"{newest('dpo_train_gpu_memory_peak_bytes')} or vector(0)", "GPU, peak"),
-                ),
-                unit="bytes",
-                minimum=0,
-            ),
+            unit="bytes",
+            minimum=0,
         ),
     )
