@@ -244,7 +244,7 @@ def _filled(document: dict[str, Any], root: Path) -> tuple[int, str]:
     from dpo_trainer.runtime.stop import StopRequest
     from dpo_trainer.runtime.workdir import WorkDir
     from dpo_trainer.telemetry import Telemetry
-    from dpo_trainer.training import train
+    from dpo_trainer.training import build, train
 
     rank = int(os.environ["RANK"])
 
@@ -252,7 +252,7 @@ def _filled(document: dict[str, Any], root: Path) -> tuple[int, str]:
         if rank == 1 and reached[-1] == "shard-opened":
             fill(root.parent)
 
-    train.Checkpoints = partial(Checkpoints, observe=observe)  # type: ignore[misc]
+    build.Checkpoints = partial(Checkpoints, observe=observe)  # type: ignore[misc]
     telemetry = Telemetry(
         "train", 2, WorkDir(root), rank=rank, world_size=2, checkpoints=CheckpointFolder(WorkDir(root).checkpoints)
     )

@@ -1,4 +1,4 @@
-"""One piece of work at a time in a thread that gives way to the training loop."""
+"""One task at a time in a low-priority thread."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ _NICENESS = 10
 
 
 class Background:
-    """Runs work in a thread of its own; what it raises comes out of `wait`."""
+    """Runs a task in its own thread; an error of the task is raised by `wait`."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -18,18 +18,18 @@ class Background:
 
     @property
     def failed(self) -> bool:
-        """Whether work has failed and nobody has asked for it yet."""
+        """Whether a task failed and its error was not yet raised by `wait`."""
         return self._error is not None
 
     def start(self, work: Callable[[], None]) -> None:
-        """Begin; what was started before must have been waited for."""
-        assert self._thread is None, "one piece of work at a time"
-        # A daemon: a thread that hangs in a collective must not hold up the end of the process.
+        """Start a task; the previous one must have been waited for."""
+        assert self._thread is None, "one task at a time"
+        # A daemon: a thread that hangs in a collective must not delay the exit of the process.
         self._thread = threading.Thread(target=self._run, args=(work,), name="checkpoint", daemon=True)
         self._thread.start()
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait for what was started; raises its error once. False when it has not ended within so many seconds."""
+        """Wait for the task; raises its error once. seconds: None waits without a limit. False if the task still runs after them."""
         if self._thread is not None:
             self._thread.join(seconds)
             if self._thread.is_alive():
@@ -42,9 +42,9 @@ class Background:
 
     def _run(self, work: Callable[[], None]) -> None:
         with contextlib.suppress(OSError):
-            # In Linux this is the niceness of one thread, and of those that it starts.
+            # In Linux this is the niceness of one thread, and of the threads that it starts.
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         try:
             work()
-        except BaseException as error:  # whatever it is, it belongs to who waits
+        except BaseException as error:  # re-raised by wait()
             self._error = error

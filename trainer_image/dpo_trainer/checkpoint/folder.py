@@ -1,4 +1,4 @@
-"""What telemetry reports of a job's checkpoint folder."""
+"""A job's checkpoint folder, as telemetry reports it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -17,10 +17,10 @@ from dpo_trainer.runtime.errors import input_not_found, volume_error
 
 
 class FullCheckpoint:
-    """A verified checkpoint. doubt: why it is not fully trusted, or nothing."""
+    """A verified checkpoint. doubt: why it is not fully trusted; empty if it is."""
 
     def __init__(self, root: Path, folder: Path, owner: Owner | None = None) -> None:
-        """Check every digest. owner: the job that it must be of; None takes any. Raises BadCheckpoint."""
+        """Check every digest. owner: the job that it must belong to; None accepts any. Raises BadCheckpoint."""
         self.folder = folder
         self.manifest: Manifest
         self.manifest, digest = read_manifest(folder)
@@ -52,26 +52,26 @@ def open_best(
     None when no evaluated checkpoint is intact.
     newest: the last checkpoint, whose state lists every evaluation of the run.
     """
-    passed: list[str] = []
+    skipped: list[str] = []
     evaluated = [(cost, -step) for step, cost in newest.state.evaluations if cost is not None]
     for _, negative in sorted(evaluated):
         folder = root / layout.folder_name(-negative)
         if not folder.is_dir():
-            passed.append(f"{folder.name} is no longer there")
+            skipped.append(f"{folder.name} is no longer there")
             continue
         try:
             checkpoint = FullCheckpoint(root, folder, owner)
         except BadCheckpoint as error:
-            passed.append(f"{folder.name}: {error}")
+            skipped.append(f"{folder.name}: {error}")
             continue
         if checkpoint.manifest.selection_cost is not None and checkpoint.state.probe is not None:
-            return checkpoint, passed
-        passed.append(f"{folder.name} was saved without its evaluation")
-    return None, passed
+            return checkpoint, skipped
+        skipped.append(f"{folder.name} was saved without its evaluation")
+    return None, skipped
 
 
 def open_newest(root: Path, owner: Owner | None = None) -> tuple[FullCheckpoint, list[str]]:
-    """The newest whole checkpoint, and newer ones that were refused with the reason.
+    """The newest intact checkpoint, and the newer ones that were refused, with the reason.
 
     Raises TrainerError when there is none.
     """
@@ -81,7 +81,7 @@ def open_newest(root: Path, owner: Owner | None = None) -> tuple[FullCheckpoint,
             return FullCheckpoint(root, folder, owner), refused
         except BadCheckpoint as error:
             refused.append(f"{folder.name}: {error}")
-    raise volume_error(f"None of the checkpoints in {root} is whole and this job's own: {'; '.join(refused)}")
+    raise volume_error(f"No checkpoint in {root} is intact and belongs to this job: {'; '.join(refused)}")
 
 
 def require_any(root: Path) -> list[tuple[int, Path]]:

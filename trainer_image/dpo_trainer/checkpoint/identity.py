@@ -1,10 +1,10 @@
-"""What must be equal for a checkpoint to belong to a job: the settings that decide which numbers come out."""
+"""Identity of a run: the settings that affect results and must match for a checkpoint to be resumed."""
 
 from typing import Any
 
 from dpo_operator.api.rules.resuming import NEUTRAL_TRAINING
 from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer.checkpoint.plain_files import shown
+from dpo_trainer.checkpoint.plain_files import sanitized
 
 _PARTS = ("model", "data", "method", "adapter", "training")
 
@@ -13,8 +13,8 @@ def identity(spec: DPOJobSpec, **more: str) -> dict[str, Any]:
     """Path -> value of every setting that the training depends on and that is not the default.
 
     more: digests of inputs, such as dataset=... and model=...; the names appear in error messages.
-    Defaults are left out, so that a later version, which knows more settings, can go on from this one's checkpoints; those
-    that depend on other settings are written as what they come to.
+    Defaults are left out, so that a later version, which knows more settings, can resume from this version's checkpoints; defaults
+    that depend on other settings are resolved.
     """
     document = {part: {} for part in _PARTS} | spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     document["training"] = {key: value for key, value in document["training"].items() if key not in NEUTRAL_TRAINING}
@@ -28,7 +28,7 @@ def identity(spec: DPOJobSpec, **more: str) -> dict[str, Any]:
 
 
 def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Sentences about what differs."""
+    """One sentence for each setting that differs."""
 
     def value(side: dict[str, Any], path: str) -> str:
         return repr(side[path]) if path in side else "the default"
@@ -40,12 +40,12 @@ def differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     ]
 
 
-def other_settings(problems: list[str]) -> str:
-    """Why a checkpoint is not this job's, from what differs; empty when nothing does."""
+def mismatch_message(problems: list[str]) -> str:
+    """Why a checkpoint does not belong to this job. problems: see differences. Empty without problems."""
     if not problems:
         return ""
     more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-    return f"belongs to other settings: {'; '.join(shown(problem) for problem in problems[:5])}{more}"
+    return f"belongs to other settings: {'; '.join(sanitized(problem) for problem in problems[:5])}{more}"
 
 
 def _flatten(path: str, value: Any, into: dict[str, Any]) -> None:

@@ -1,17 +1,17 @@
-"""What is on the volume: folders, names and the manifest.
+"""Folders and names on the volume.
 
 checkpoints/attempt                        number of the newest attempt that began: the fence
 checkpoints/step-00000050/manifest.json    written last; it names every other file with its SHA-256
 checkpoints/step-00000050/rank-00000.safetensors
 checkpoints/step-00000050.attempt-2.tmp    being written, or left by a crash
-checkpoints/step-00000050.attempt-2.removed.tmp    taken from its writer by a newer attempt, and being removed
+checkpoints/step-00000050.attempt-2.removed.tmp    taken from its writer by a newer attempt, being removed
 """
 
 import os
 import re
 from pathlib import Path
 
-from dpo_trainer.checkpoint.plain_files import read_plain, shown
+from dpo_trainer.checkpoint.plain_files import read_plain, sanitized
 from dpo_trainer.runtime.errors import volume_error
 
 FENCE = "attempt"
@@ -38,7 +38,7 @@ def shard_name(rank: int) -> str:
 def committed(root: Path) -> list[tuple[int, Path]]:
     """Steps and folders of committed checkpoints, newest first.
 
-    Only names are looked at: what is no folder, such as a link, is refused with its reason when it is read.
+    By name only; links and files are refused when they are read.
     Raises OSError.
     """
     found = [(int(match[1]), path) for path in _entries(root) if (match := _FOLDER.fullmatch(path.name))]
@@ -51,7 +51,7 @@ def temporary_folders(root: Path) -> list[Path]:
 
 
 def removed_name(temporary: str) -> str:
-    """Name under which a newer attempt removes a temporary folder; of one that has such a name already, the same."""
+    """Name under which a newer attempt removes a temporary folder. Idempotent."""
     return f"{temporary.removesuffix('.tmp').removesuffix('.removed')}.removed.tmp"
 
 
@@ -70,7 +70,7 @@ def read_fence(root: Path) -> int:
         return 0
     if not re.fullmatch(r"[0-9]{1,18}", text):
         raise volume_error(
-            f"{root / FENCE}: expected the number of an attempt, found {shown(text)!r}. When no older attempt of this job is "
+            f"{root / FENCE}: expected the number of an attempt, found {sanitized(text)!r}. When no older attempt of this job is "
             "running, delete that file"
         )
     return int(text)

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest that is whole, this job's own, and trusted. All methods are collective."""
+"""Select and load the checkpoint to resume from: the newest intact, matching and trusted one. All methods are collective."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.engine_state import EngineState
-from dpo_trainer.checkpoint.identity import differences, other_settings
+from dpo_trainer.checkpoint.identity import differences, mismatch_message
 from dpo_trainer.checkpoint.loop_state import LoopState
 from dpo_trainer.checkpoint.manifest import Manifest, read_manifest, reference
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint
@@ -25,10 +25,10 @@ from dpo_trainer.runtime.errors import TrainerError, invalid_configuration, volu
 
 @dataclass(frozen=True)
 class Restored:
-    """What a run goes on from.
+    """Resumed state.
 
-    refused: newer checkpoints that could not be used, each with its reason; refused_steps: theirs. doubt: why it is not
-    fully trusted.
+    refused: newer checkpoints that could not be used, each with its reason. refused_steps: steps of the refused checkpoints.
+    doubt: why the resumed checkpoint is not fully trusted; empty if it is.
     """
 
     ref: CheckpointRef
@@ -46,7 +46,7 @@ class Restored:
 
 @dataclass(frozen=True)
 class Loader:
-    """Reads the checkpoints of one job. root, identity, alive: see store.Checkpoints. trust: None takes any whole one."""
+    """Reads the checkpoints of one job. root, identity, alive: see store.Checkpoints. trust: None accepts any intact one."""
 
     root: Path
     identity: Mapping[str, Any]
@@ -57,10 +57,12 @@ class Loader:
     def load(self, state: EngineState) -> Restored | None:
         """Set the engine to the newest checkpoint that can be used; None when none was ever committed.
 
-        Raises TrainerError INVALID_CONFIGURATION when all that are whole belong to other settings, VOLUME_ERROR when
-        there are some, or were some, and none can be used: starting anew would throw away the work in them.
+        Raises TrainerError INVALID_CONFIGURATION when all intact checkpoints belong to other settings, VOLUME_ERROR when
+        there are or were checkpoints and none can be used: starting from step 0 would lose their work.
         """
-        there = self.ranks.run_on_rank_zero(lambda: [(step, folder.name) for step, folder in layout.committed(self.root)])
+        there = self.ranks.run_on_rank_zero(
+            lambda: [(step, folder.name) for step, folder in layout.committed(self.root)]
+        )
         refused: list[str] = []
         foreign = ""
         for step, name in there:
@@ -89,7 +91,7 @@ class Loader:
             raise invalid_configuration(f"{foreign}. Undo the change, or use another work folder.")
         if refused:
             raise volume_error(
-                f"None of the {len(refused)} checkpoints in {self.root} is whole and this job's own: {'; '.join(refused)}. Restore "
+                f"None of the {len(refused)} checkpoints in {self.root} is intact and belongs to this job: {'; '.join(refused)}. Restore "
                 "one from a backup, or delete that folder to train from the start."
             )
         if self.trust and self.trust.records:
@@ -101,11 +103,11 @@ class Loader:
         return None
 
     def _inspect(self, folder: Path, state: EngineState) -> dict[str, Any]:
-        """Digest of the manifest when all that this rank needs is whole, else the reason why not."""
+        """Digest of the manifest if the shards that this rank needs are intact, else the reason why not."""
         answer: dict[str, Any] = {"reason": None, "digest": None, "doubt": "", "foreign": False}
         try:
             manifest, digest = read_manifest(folder)
-            if problems := self._other_settings(manifest, state):
+            if problems := self._mismatch(manifest, state):
                 return answer | {"reason": problems, "foreign": True}
             doubt = self.trust.judge(manifest, digest) if self.trust else ""
             needed = self._needed(manifest)
@@ -118,7 +120,7 @@ class Loader:
             raise _no_answer(folder, error) from error
         return answer | {"digest": digest, "doubt": doubt}
 
-    def _other_settings(self, manifest: Manifest, state: EngineState) -> str:
+    def _mismatch(self, manifest: Manifest, state: EngineState) -> str:
         """How a checkpoint's settings or parameters differ from the job's; empty when they do not."""
         problems = differences(manifest.identity, dict(self.identity))
         now = state.parameters()
@@ -127,10 +129,10 @@ class Loader:
             if saved is None or expected is None or saved.shape != expected.shape:
                 shapes = [part.shape if part else "nothing" for part in (saved, expected)]
                 problems.append(f"parameter {name}: the checkpoint has {shapes[0]}, the model {shapes[1]}")
-        return other_settings(problems)
+        return mismatch_message(problems)
 
     def _needed(self, manifest: Manifest) -> set[int]:
-        """Ranks whose shards this rank reads. All ranks together read, and so verify, every one that holds anything."""
+        """Ranks whose shards this rank reads. Together the ranks read, and so verify, every shard that holds data."""
         if manifest.world_size == self.ranks.world_size:
             return {self.ranks.rank}
         ranks: set[int] = set()
@@ -163,6 +165,6 @@ class Loader:
 
 def _no_answer(folder: Path, error: OSError) -> TrainerError:
     return volume_error(
-        f"{folder} can't be read: {error.strerror}. Is the volume still mounted, and its server there? No older checkpoint was "
+        f"{folder} can't be read: {error.strerror}. Is the volume still mounted, and does its server respond? No older checkpoint was "
         "used, because the newest may be good."
     )

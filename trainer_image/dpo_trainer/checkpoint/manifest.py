@@ -12,20 +12,16 @@ from pydantic import Field, ValidationError
 from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint.layout import TEMPORARY, folder_name, shard_name
 from dpo_trainer.checkpoint.loop_state import SELECTION, Count, LoopState, Part
-from dpo_trainer.checkpoint.plain_files import BadCheckpoint, read_plain, shown, unreadable
+from dpo_trainer.checkpoint.plain_files import BadCheckpoint, read_plain, sanitized, unreadable
 
 MANIFEST = "manifest.json"
-
-
-# 100,000 parameters and as many shards fit; what is larger is not read into memory.
+# 100,000 parameters and as many shards fit; a larger file is not read into memory.
 MAX_MANIFEST_BYTES = 32 << 20
-
-
 MAX_WORLD_SIZE = 100_000
 
 
 class Parameter(Part):
-    """A trained parameter as a whole. dtype: of the model, such as bfloat16; what is stored is always float32."""
+    """A trained parameter as a whole. dtype: the model's, such as bfloat16; shards always hold float32."""
 
     shape: tuple[Count, ...]
     dtype: str
@@ -44,11 +40,11 @@ class File(Part):
 
 
 class Manifest(Part):
-    """Everything that is needed to go on, apart from the tensors.
+    """Everything needed to resume except tensors.
 
-    identity: what must be equal for the run to be the same one, as path -> value.
+    identity: path -> value of the settings that must match, see identity.py.
     adam_step: updates that the optimizer has counted, for its bias correction.
-    state: of the training loop. metrics: see LoopState.metrics.
+    state: training-loop state. metrics: see LoopState.metrics.
     """
 
     format: Literal[1] = 1
@@ -84,20 +80,20 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
             raise BadCheckpoint("is a link or a file, and no folder")
         raw = read_plain(folder / MANIFEST, limit=MAX_MANIFEST_BYTES)
         _check_json(raw)
-        # Not lax: a number in quotes, which some programs take and others don't, was not written by this one.
+        # Strict mode: this trainer never writes numbers as strings.
         manifest = Manifest.model_validate_json(raw, strict=True)
     except OSError as error:
         raise unreadable(MANIFEST, error) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"
-        raise BadCheckpoint(f"{MANIFEST}: {shown(where)}: {first['msg']}") from error
+        raise BadCheckpoint(f"{MANIFEST}: {sanitized(where)}: {first['msg']}") from error
     except (ValueError, RecursionError) as error:
-        raise BadCheckpoint(f"{MANIFEST}: expected JSON, found {shown(str(error))}") from error
+        raise BadCheckpoint(f"{MANIFEST}: expected JSON, found {sanitized(str(error))}") from error
     if len(manifest.files) != manifest.world_size or any(
         shard_name(rank) not in manifest.files for rank in range(manifest.world_size)
     ):
-        names = ", ".join(map(shown, sorted(manifest.files)[:3]))
+        names = ", ".join(map(sanitized, sorted(manifest.files)[:3]))
         raise BadCheckpoint(
             f"{MANIFEST}: expected {manifest.world_size} shards, {shard_name(0)} and so on, found {len(manifest.files)}"
             f"{': ' if names else ''}{names}"
@@ -108,13 +104,13 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
 
 
 def _check_json(raw: bytes) -> None:
-    """Refuse what programs read differently: other encodings, a name that is there twice, NaN. Raises ValueError."""
+    """Reject ambiguous JSON: other encodings, duplicate names, NaN. Raises ValueError."""
 
     def unique(items: list[tuple[str, Any]]) -> None:
         seen: set[str] = set()
         for name, _ in items:
             if name in seen:
-                raise ValueError(f"{shown(name)} twice in one object")
+                raise ValueError(f"{sanitized(name)} twice in one object")
             seen.add(name)
 
     def constant(text: str) -> None:
@@ -122,7 +118,7 @@ def _check_json(raw: bytes) -> None:
 
     def finite(text: str) -> float:
         if not math.isfinite(value := float(text)):
-            raise ValueError(f"{shown(text)}, which is too large a number")
+            raise ValueError(f"{sanitized(text)}, which is too large a number")
         return value
 
     json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=constant, parse_float=finite)
@@ -140,7 +136,7 @@ def reference(root: Path, manifest: Manifest, digest: str) -> CheckpointRef:
 
 
 def attempt_of(folder: Path) -> int:
-    """Attempt that wrote a checkpoint or a temporary folder; 0 when nothing readable says it. Raises OSError."""
+    """Attempt that wrote a checkpoint or a temporary folder; 0 if unknown. Raises OSError."""
     if match := TEMPORARY.fullmatch(folder.name):
         return int(match[1] or 0)
     try:

@@ -1,4 +1,4 @@
-"""Reading files of a checkpoint without following links, and saying what is wrong with them."""
+"""Reading files of a checkpoint without following links, and the reason why one can't be read."""
 
 import errno
 import os
@@ -6,9 +6,9 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-# Errors that say that the volume is gone or the process has no more files or memory, not that a file is bad: an older checkpoint
+# These errors mean that the volume is gone or the process has no more files or memory, not that a file is bad: an older checkpoint
 # would be no better, and the newest may be good.
-_NOT_OF_THE_FILE = frozenset(
+_VOLUME_ERRORS = frozenset(
     {
         errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH,
         errno.EMFILE, errno.ENFILE, errno.ENOMEM,
@@ -21,8 +21,8 @@ class BadCheckpoint(Exception):
 
 
 def unreadable(name: str, error: OSError) -> BadCheckpoint:
-    """What is said of a file that can't be read. Raises the error again when it says nothing of the file."""
-    if error.errno in _NOT_OF_THE_FILE:
+    """BadCheckpoint for an error of the file. Re-raises errors of the volume."""
+    if error.errno in _VOLUME_ERRORS:
         raise error
     return BadCheckpoint(f"{name}: {error.strerror}")
 
@@ -46,7 +46,7 @@ def read_plain(path: Path, *, limit: int) -> bytes:
     return content
 
 
-def shown(text: str) -> str:
-    """Text of a stranger, short and on one line."""
+def sanitized(text: str) -> str:
+    """Untrusted text, shortened to one line."""
     text = text if len(text) <= 120 else text[:120] + "…"
     return text if text.isprintable() else ascii(text)

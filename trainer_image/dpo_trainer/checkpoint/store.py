@@ -1,8 +1,8 @@
-"""The checkpoints of a job: who may write, what a save takes from the loop, which one a run goes on from.
+"""Facade of the checkpoints of a job: fencing, saving, loading.
 
 A newer attempt fences an older one in this order: it writes its number, removes every temporary folder, and only then
-looks which checkpoints there are. An older writer that still lives either renamed its folder before, and the newer
-attempt sees that checkpoint, or finds its folder gone and fails.
+lists the checkpoints. An older live writer either committed before, and the newer attempt sees the checkpoint, or finds
+its folder gone and fails.
 
 A save in the background copies the rank's state and hands it to a thread, which goes through the same protocol as a save in
 the foreground, over a process group of its own (docs/decisions/0006-saves-in-the-background.md).
@@ -34,11 +34,12 @@ class Checkpoints:
     """The checkpoints of one job, as one attempt writes and reads them. Methods are collective unless they say otherwise.
 
     root: the folder of all checkpoints. identity: see identity.py. keep_best: also kept, by LoopState.selection_cost.
-    aside: the same ranks in a process group of its own, over which saves run in the background; None saves in the foreground.
-    trust: what is known of the job's checkpoints from elsewhere, besides those of this attempt and the one it went on from; None takes any that is whole.
+    background: the same ranks in their own process group, for saves in the background; None saves in the foreground.
+    trust: recorded digests; the checkpoints of this attempt, and the one that it resumed from, are trusted without a record. None
+        accepts any intact checkpoint.
     on_commit: called on every rank when a checkpoint was committed, with the seconds since its save began; in the
         background's thread. observe, before_commit: see Writer.
-    alive: called again and again while bytes are written or read, and the loop waits for that. From any thread.
+    alive: called during writing and reading while the loop waits for it. From any thread.
     """
 
     root: Path
@@ -71,10 +72,10 @@ class Checkpoints:
     def save(self, state: EngineState, loop: LoopState, *, last: bool = False) -> None:
         """Save the current weights after `loop.step` optimizer steps: committed on return, or in the background later.
 
-        last: nothing is trained meanwhile, so it is committed on return, and the state is written without being copied first.
+        last: synchronous, and without the copy, because training has ended.
         loop: rank 0's is kept. A step that is already committed is not written again.
-        A save that is still running is waited for first. Raises TrainerError on every rank when it, or in the foreground
-        this one, fails on one; then the temporary folder is gone and the older checkpoints are as they were.
+        Waits for a running save first. Raises TrainerError on every rank if that save, or this foreground save, failed on
+        any; then the temporary folder is gone and the older checkpoints are as they were.
         """
         self.wait()
         if self._newest is not None and self._newest.step == loop.step:
@@ -110,10 +111,10 @@ class Checkpoints:
             self._awaited = False
 
     def drain(self, seconds: float) -> None:
-        """Let a save end that still can, because the run ends for another reason. Not collective; raises nothing."""
+        """Wait for a running save during shutdown, at most these seconds. Not collective; raises nothing."""
         try:
             self._task.wait(seconds)
-        except Exception:  # the run's own reason counts
+        except Exception:  # don't mask the error that ends the run
             return
 
     @property
@@ -122,7 +123,7 @@ class Checkpoints:
         return self._task.failed
 
     def amend(self, loop: LoopState) -> None:
-        """Replace what the newest checkpoint says of the loop, in one step; its tensors stay as they are.
+        """Atomically replace loop state and metrics of the newest checkpoint; its tensors stay as they are.
 
         Raises TrainerError on every rank when it fails.
         """
@@ -134,7 +135,7 @@ class Checkpoints:
         )
 
     def _background_heartbeat(self) -> None:
-        """The background's own progress says nothing of a loop that does not wait for it, and must not hide that it hangs."""
+        """No-op unless the loop waits: background progress must not mask a hung loop."""
         if self._awaited:
             self.alive()
 
@@ -158,11 +159,11 @@ class Checkpoints:
 
     def _committed(self, ref: CheckpointRef, began: float) -> None:
         self._newest = ref
-        self._believe(ref)
+        self._trust_own(ref)
         self._refused -= {ref.step}
         self.on_commit(ref, time.monotonic() - began)
 
-    def _believe(self, ref: CheckpointRef) -> None:
+    def _trust_own(self, ref: CheckpointRef) -> None:
         self._own = [*(other for other in self._own if other.step != ref.step), ref]
 
     def load(self, state: EngineState) -> Restored | None:
@@ -170,10 +171,10 @@ class Checkpoints:
 
         Raises as loading.Loader.load does.
         """
-        trust = self.trust.knowing(self._own) if self.trust else None
+        trust = self.trust.with_own(self._own) if self.trust else None
         restored = Loader(self.root, self.identity, self.ranks, trust, self.alive).load(state)
         if restored is not None:
             self._newest, self._refused = restored.ref, restored.refused_steps
-            # What was good enough to go on from is good enough to go back to, also when no record of it was handed back.
-            self._believe(restored.ref)
+            # A checkpoint that was resumed from may also be rolled back to, even without a record of it.
+            self._trust_own(restored.ref)
         return restored

@@ -1,8 +1,8 @@
-"""Is a checkpoint one that this job committed? The operator hands back the digests that it was told of.
+"""Trust check: was a checkpoint committed by this job? Uses the digests recorded in the DPOJob status.
 
-Whoever can write to the volume can put a checkpoint there, with digests that fit. Nothing of it is ever run, but weights
-and optimizer state would be its. So a digest must be one that the operator recorded, or belong to a checkpoint that
-could have been committed after the operator last heard of one: a node may die before the news is out.
+Anyone with write access to the volume could plant a checkpoint with valid digests. It could run no code, but the job would use
+its weights and optimizer state. So its digest must be recorded, or it must be newer than the last record, because a node can
+die before it reports a checkpoint.
 """
 
 import os
@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from dpo_operator.api import names
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord, CheckpointRef, RecordedCheckpoints
-from dpo_trainer.checkpoint.identity import differences, other_settings
+from dpo_trainer.checkpoint.identity import differences, mismatch_message
 from dpo_trainer.checkpoint.manifest import Manifest
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.runtime.errors import invalid_configuration
@@ -22,9 +22,9 @@ from dpo_trainer.runtime.errors import invalid_configuration
 
 @dataclass(frozen=True)
 class Trust:
-    """What is known of a job's checkpoints from elsewhere than the volume.
+    """Known checkpoints of a job, from other sources than the volume.
 
-    required: only a recorded digest will do. own: what this attempt itself committed, or found good and went on from.
+    required: accept recorded digests only. own: checkpoints that this attempt committed or resumed from.
     """
 
     recorded: RecordedCheckpoints
@@ -33,7 +33,7 @@ class Trust:
 
     @property
     def records(self) -> tuple[CheckpointRecord, ...]:
-        """All that is known, one by step; of two the attempt's own."""
+        """One record for each step; the attempt's own records take precedence."""
         return tuple({record.step: record for record in (*self.recorded.checkpoints, *self.own)}.values())
 
     def judge(self, manifest: Manifest, digest: str) -> str:
@@ -43,7 +43,7 @@ class Trust:
             return ""
         expected = [record.digest for record in records if record.step == manifest.step]
         found = f"found {digest[:12]}… of attempt {manifest.attempt}"
-        if not self._can_be_honest(manifest):
+        if not self._may_be_unrecorded(manifest):
             if expected:
                 raise BadCheckpoint(
                     f"expected the recorded digest {expected[0][:12]}…, {found}: it was changed afterwards"
@@ -55,41 +55,41 @@ class Trust:
             )
         if self.required:
             raise BadCheckpoint(f"expected a recorded digest (checkpoint.requireRecordedDigest), {found}")
-        return f"its digest {digest[:12]}… was not recorded; attempt {manifest.attempt} ended before the operator heard of it"
+        return f"its digest {digest[:12]}… was not recorded; attempt {manifest.attempt} ended before reporting it to the operator"
 
-    def knowing(self, own: Iterable[CheckpointRef]) -> "Trust":
-        """With the checkpoints that this attempt committed itself or went on from."""
+    def with_own(self, own: Iterable[CheckpointRef]) -> "Trust":
+        """A copy with the checkpoints that this attempt committed or resumed from."""
         records = (CheckpointRecord(step=ref.step, attempt=ref.attempt, digest=ref.digest) for ref in own)
         return replace(self, own=tuple(records))
 
-    def _can_be_honest(self, manifest: Manifest) -> bool:
-        """Whether an earlier attempt can have committed it without a record of it being here."""
+    def _may_be_unrecorded(self, manifest: Manifest) -> bool:
+        """Whether an earlier attempt may have committed it although no record of it is here."""
         if manifest.attempt > self.recorded.last_attempt:
             return False
         age = (manifest.attempt, manifest.step)
         if all(age > record.age for record in self.records):
             return True
-        # A full list has lost its oldest ones. Only the one that was handed back can be full: no own one is ever lost.
-        handed_back = self.recorded.checkpoints
-        return len(handed_back) >= MAX_RECORDED and all(age < record.age for record in handed_back)
+        # A full record list may have dropped its oldest entries. `own` is never cut.
+        recorded = self.recorded.checkpoints
+        return len(recorded) >= MAX_RECORDED and all(age < record.age for record in recorded)
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The job that a checkpoint must be of. identity: see identity.py. trust: None takes any that is whole."""
+    """The job that a checkpoint must belong to. identity: see identity.py. trust: None accepts any intact one."""
 
     identity: Mapping[str, Any]
     trust: Trust | None = None
 
     def judge(self, manifest: Manifest, digest: str) -> str:
-        """As Trust.judge does, also about the settings. Raises BadCheckpoint."""
-        if problem := other_settings(differences(manifest.identity, dict(self.identity))):
+        """Checks the settings, then as Trust.judge. Raises BadCheckpoint."""
+        if problem := mismatch_message(differences(manifest.identity, dict(self.identity))):
             raise BadCheckpoint(problem)
         return self.trust.judge(manifest, digest) if self.trust else ""
 
 
 def trust_from_environment(*, required: bool) -> Trust | None:
-    """What the operator gave this pod; None in a local run, where the volume is the user's own.
+    """The records that the operator passed to this pod; None in a local run, where the volume is the user's own.
 
     Raises TrainerError INVALID_CONFIGURATION.
     """
@@ -105,9 +105,9 @@ def trust_from_environment(*, required: bool) -> Trust | None:
 def remember(
     before: Iterable[CheckpointRecord], committed: CheckpointRef | None, on_volume: Collection[int]
 ) -> list[CheckpointRecord]:
-    """Records of the checkpoints that are still there, oldest first. committed: the newest, if there is news.
+    """Records of the checkpoints that are still there, oldest first. committed: new checkpoint, or None.
 
-    on_volume: their steps. One that was refused stays recorded while it is there, so that it is refused again.
+    on_volume: steps of the checkpoints there. A refused checkpoint stays recorded while it is there, so that it is refused again.
     """
     records = {record.step: record for record in before if record.step in on_volume}
     if committed is not None:

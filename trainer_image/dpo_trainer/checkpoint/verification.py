@@ -1,4 +1,4 @@
-"""Is a checkpoint whole? Its digests, and whether each shard holds the slices that a reader will ask for. Needs no torch."""
+"""Is a checkpoint intact? Checks digests, and that each shard holds the slices that readers need. Needs no torch."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from dpo_trainer.checkpoint.manifest import File, Manifest, read_manifest
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint, open_plain, unreadable
 from dpo_trainer.checkpoint.slices import KINDS, partition
 
-# The safetensors library reads no longer header either.
+# The safetensors library has the same limit.
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -26,9 +26,9 @@ def verify_shards(
     kinds: Iterable[str],
     alive: Callable[[], None] = lambda: None,
 ) -> None:
-    """Read every byte of the shards of some ranks. kinds: what each of them must have of every parameter (KINDS). alive: see verify.
+    """Read every byte of the shards of some ranks. kinds: the tensors that each must have of every parameter (KINDS). alive: see verify.
 
-    Raises BadCheckpoint, and OSError when the volume as a whole does not answer.
+    Raises BadCheckpoint, and OSError when the volume as a whole does not respond.
     """
     for rank in sorted(ranks):
         name = layout.shard_name(rank)
@@ -39,8 +39,8 @@ def verify_shards(
 def usable_costs(found: Iterable[tuple[int, Path]], refused: Collection[int]) -> dict[int, float | None]:
     """Cost of the evaluation of each checkpoint that a load may use, by step; None where there was no evaluation.
 
-    found: of layout.committed. refused: steps that a load refused: none of them may take the place of a good one, and
-    neither may one whose manifest or sizes are wrong. Raises OSError when the volume as a whole does not answer.
+    found: from layout.committed. refused: steps that a load refused. Refused and damaged checkpoints don't count towards
+    keepLast and keepBest. Raises OSError when the volume as a whole does not respond.
     """
     costs: dict[int, float | None] = {}
     for step, folder in found:
@@ -54,14 +54,14 @@ def usable_costs(found: Iterable[tuple[int, Path]], refused: Collection[int]) ->
 
 
 def kinds_of(manifest: Manifest) -> tuple[str, ...]:
-    """What training needs to go on from it: before the optimizer's first update there are weights alone."""
+    """Kinds of tensors needed to resume: before the optimizer's first update there are only weights."""
     return KINDS if manifest.adam_step else KINDS[:1]
 
 
 def _check_slices(path: Path, manifest: Manifest, rank: int, kinds: Iterable[str]) -> None:
     """Compare a shard's table of contents with the parameters in the manifest.
 
-    The digests say that it is what the manifest's writer meant; not that the writer was an honest trainer.
+    Digests prove integrity, not a correct writer.
     """
     table = _read_table(path)
     for kind in kinds:
@@ -73,7 +73,7 @@ def _check_slices(path: Path, manifest: Manifest, rank: int, kinds: Iterable[str
             if found is None:
                 raise BadCheckpoint(f"{path.name}: has no tensor {kind}/{parameter}")
             if found.get("dtype") != "F32" or found.get("shape") != [end - start]:
-                what = plain_files.shown(f"{found.get('shape')} of {found.get('dtype')}")
+                what = plain_files.sanitized(f"{found.get('shape')} of {found.get('dtype')}")
                 raise BadCheckpoint(f"{path.name}: {kind}/{parameter}: expected [{end - start}] of F32, found {what}")
 
 
@@ -95,9 +95,9 @@ def _read_table(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def verify(folder: Path, name: str, expected: File, alive: Callable[[], None] = lambda: None) -> None:
-    """Compare every byte of a file with its entry in the manifest. alive: called again and again as they are read.
+    """Compare every byte of a file with its entry in the manifest. alive: called during reading.
 
-    Raises BadCheckpoint, and OSError when the volume as a whole does not answer.
+    Raises BadCheckpoint, and OSError when the volume as a whole does not respond.
     """
     digest = hashlib.sha256()
     try:

@@ -1,4 +1,4 @@
-"""What is said when the volume fails in the middle of a save: what happened, where, how much was needed, what to do."""
+"""Error messages for volume failures during a save: what happened, where, how much space was needed, what to do."""
 
 import errno
 import os
@@ -8,17 +8,16 @@ from pathlib import Path
 
 from dpo_trainer.runtime.errors import volume_error
 
-# Room that must be left after a save, for the manifest and other writers' small files.
+# Free space that a save leaves, for the manifest and small files of others.
 _SPARE_BYTES = 1 << 20
-# The settings of a DPOJob on a cluster can't change, so it has only the folders to remove.
+# On a cluster these settings are immutable, so only deleting checkpoints helps.
 _KEEP_FEWER = "delete older checkpoints, or with `dpo run` lower checkpoint.keepLast or checkpoint.keepBest"
-
 _GONE = frozenset({errno.ENOENT, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT})
 
 
 @contextmanager
-def explained(root: Path, needed: int, check_fence: Callable[[], None]) -> Iterator[None]:
-    """Raise TrainerError VOLUME_ERROR with the reason and the remedy for an OSError of a part of a save.
+def volume_errors_explained(root: Path, needed: int, check_fence: Callable[[], None]) -> Iterator[None]:
+    """Turn an OSError of a part of a save into TrainerError VOLUME_ERROR with the reason and the remedy.
 
     needed: bytes of the whole checkpoint; 0 when nothing large was written. check_fence: raises when a newer attempt has
     begun, which removes what an older one is writing.
@@ -31,8 +30,8 @@ def explained(root: Path, needed: int, check_fence: Callable[[], None]) -> Itera
         raise volume_error(describe(error, root, needed, free_bytes(root))) from error
 
 
-def check_room(root: Path, needed: int) -> None:
-    """Raises TrainerError VOLUME_ERROR when the volume can't take so many bytes more."""
+def check_free_space(root: Path, needed: int) -> None:
+    """Raises TrainerError VOLUME_ERROR when less than `needed` bytes, and some to spare, are free."""
     free = free_bytes(root)
     if free is not None and free < needed + _SPARE_BYTES:
         raise volume_error(
@@ -43,11 +42,11 @@ def check_room(root: Path, needed: int) -> None:
 
 
 def describe(error: OSError, root: Path, needed: int, free: int | None) -> str:
-    """The message for an error of the volume. free: bytes, None when the volume does not say."""
+    """The message for an error of the volume. free: bytes, None if unknown."""
     untouched = "The checkpoints that were committed before are untouched."
     what = f"Saving a checkpoint in {root} failed: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        size = f" A checkpoint needs {readable(needed)}" if needed else " The folder needs some room"
+        size = f" A checkpoint needs {readable(needed)}" if needed else " The folder needs some space"
         left = f", and now {readable(free)} are free there" if free is not None else ""
         remedies = {
             errno.ENOSPC: f"enlarge the volume, remove other files from it, {_KEEP_FEWER}",
@@ -61,7 +60,7 @@ def describe(error: OSError, root: Path, needed: int, free: int | None) -> str:
             f"(dmesg), repair the volume or mount it for writing. {untouched}"
         )
     if error.errno in _GONE:
-        return f"{what}. The folder, or the volume that it is on, went away. Is it still mounted, and its server there?"
+        return f"{what}. The folder, or the volume that it is on, went away. Is it still mounted, and does its server respond?"
     if error.errno == errno.EIO:
         return (
             f"{what}. The storage behind the volume is failing or full. Look into the node's log (dmesg) and that of the storage. "
@@ -73,7 +72,7 @@ def describe(error: OSError, root: Path, needed: int, free: int | None) -> str:
 
 
 def free_bytes(root: Path) -> int | None:
-    """Room that is left for this user, bytes. Some network file systems report no sizes at all: None."""
+    """Free space for this user, bytes. None on network file systems that report no sizes."""
     try:
         disk = os.statvfs(root)
     except OSError:

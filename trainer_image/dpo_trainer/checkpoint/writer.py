@@ -1,4 +1,4 @@
-"""How a checkpoint becomes one: room, shards, manifest, rename, retention. No engine, no loop."""
+"""Commit protocol: free space, shards, manifest, rename, retention. No engine, no loop."""
 
 import hashlib
 import os
@@ -18,7 +18,7 @@ from dpo_trainer.checkpoint.loop_state import LoopState
 from dpo_trainer.checkpoint.manifest import MANIFEST, File, Manifest, attempt_of, read_manifest, reference
 from dpo_trainer.checkpoint.shard import Entry, file_size, write_shard
 from dpo_trainer.checkpoint.verification import usable_costs
-from dpo_trainer.checkpoint.volume import check_room, explained
+from dpo_trainer.checkpoint.volume import check_free_space, volume_errors_explained
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.files import commit, remove, sync_folder, write_synced
@@ -28,12 +28,12 @@ T = TypeVar("T")
 
 @dataclass
 class Writer:
-    """Writes the checkpoints of one attempt. `write` is collective over ranks; the other methods are one process's own.
+    """Writes the checkpoints of one attempt. `write` is collective over ranks; the other methods run on a single rank.
 
-    observe: told the step and the name of every sub-step of a save as it is reached; tests kill there.
-    alive: called whenever something more was written or removed.
-    refused: steps of checkpoints that a load refused, which take no place of good ones.
-    before_commit: called on rank 0 when all shards are on the disk, before the checkpoint becomes one.
+    observe: called with the step and the name of each sub-step of a save, for fault injection.
+    alive: called after each part that was written or removed.
+    refused: steps of checkpoints that a load refused; they don't count for retention.
+    before_commit: called on rank 0 when all shards are on the disk, before the commit.
     """
 
     root: Path
@@ -51,7 +51,7 @@ class Writer:
         self.root.mkdir(parents=True, exist_ok=True)
         fence = self.root / layout.FENCE
         if os.path.lexists(fence) and not stat.S_ISREG(fence.lstat().st_mode):
-            remove(fence)  # no attempt wrote it, and it would stop every one
+            remove(fence)  # invalid fence: it would block all attempts
         self.check_fence()
         temporary = fence.with_suffix(f".{self.attempt}.tmp")
         remove(temporary)
@@ -61,13 +61,13 @@ class Writer:
         self._take_over(layout.temporary_folders(self.root))
 
     def _take_over(self, folders: Sequence[Path]) -> None:
-        """Remove temporary folders, so that no older writer can make a checkpoint of one that is half removed."""
+        """Remove temporary folders. The rename first keeps an older writer from committing a half-removed folder."""
         ours = [folder for folder in folders if attempt_of(folder) <= self.attempt]
         removed = {self.root / layout.removed_name(folder.name) for folder in ours}
         for folder in removed:
-            remove(folder)  # of a beginning that a crash cut short
+            remove(folder)  # left by an interrupted take-over
         for folder in ours:
-            with suppress(FileNotFoundError):  # it was one of those, or its writer failed and removed it
+            with suppress(FileNotFoundError):  # already removed, here or by its writer
                 folder.rename(self.root / layout.removed_name(folder.name))
         sync_folder(self.root)
         for folder in removed:
@@ -83,7 +83,9 @@ class Writer:
         sizes = self.ranks.run_on_all(lambda: file_size(entries))
         try:
             needed = sum(sizes)
-            self.ranks.run_on_rank_zero(lambda: self.saving(needed, lambda: self.make_room(temporary, needed, manifest.step)))
+            self.ranks.run_on_rank_zero(
+                lambda: self.saving(needed, lambda: self.make_folder(temporary, needed, manifest.step))
+            )
             files = self.ranks.run_on_all(
                 lambda: self.saving(needed, lambda: self.write_shard(temporary, entries, manifest.step))
             )
@@ -99,24 +101,24 @@ class Writer:
             raise
 
     def saving(self, needed: int, work: Callable[[], T]) -> T:
-        """Do a part of a save, of so many bytes in all. An error of the volume is told with what to do about it."""
-        with explained(self.root, needed, self.check_fence):
+        """Run a part of a save; volume errors become TrainerErrors with advice. needed: bytes of the whole checkpoint."""
+        with volume_errors_explained(self.root, needed, self.check_fence):
             return work()
 
-    def make_room(self, temporary: Path, needed: int, step: int) -> None:
-        """Make the temporary folder when the volume has room for so many bytes.
+    def make_folder(self, temporary: Path, needed: int, step: int) -> None:
+        """Make the temporary folder if the volume has free space for the checkpoint. needed: bytes.
 
-        Where it has not, what need not stay goes first: refused checkpoints, and those that a lower keepLast no longer keeps.
+        If space is short, refused and surplus checkpoints are deleted first.
         Raises TrainerError VOLUME_ERROR, PEER_LOST, OSError.
         """
         self.observe(step, "space-checked")
         try:
-            check_room(self.root, needed)
+            check_free_space(self.root, needed)
         except TrainerError:
             self.check_fence()
             if usable := usable_costs(layout.committed(self.root), self.refused):
                 self.retain(max(usable))
-            check_room(self.root, needed)
+            check_free_space(self.root, needed)
         remove(temporary)
         temporary.mkdir()
         self.observe(step, "folder-made")
@@ -129,7 +131,7 @@ class Writer:
         return file.model_dump()
 
     def commit(self, temporary: Path, manifest: Manifest) -> dict[str, Any]:
-        """Make the temporary folder the checkpoint; what it is called from now on. Raises TrainerError PEER_LOST, OSError."""
+        """Commit the temporary folder; returns the fields of its reference. Raises TrainerError PEER_LOST, OSError."""
         self.before_commit()
         content = manifest.to_bytes()
         write_synced(temporary / MANIFEST, content)
@@ -139,7 +141,7 @@ class Writer:
         self.observe(manifest.step, "fence-checked")
         target = self.root / layout.folder_name(manifest.step)
         if os.path.lexists(target):
-            # Only a checkpoint that was refused at the start is ever written again. It can be a link to nothing.
+            # Only a checkpoint that was refused at the start is ever overwritten. It can be a dangling link.
             replaced = self.root / f"{target.name}.replaced.tmp"
             remove(replaced)
             target.rename(replaced)
@@ -152,7 +154,7 @@ class Writer:
         return reference(self.root, manifest, hashlib.sha256(content).hexdigest()).model_dump()
 
     def amend(self, step: int, loop: LoopState) -> dict[str, Any]:
-        """Replace what a checkpoint says of the loop. Raises TrainerError PEER_LOST, OSError."""
+        """Replace the loop state of a checkpoint. Raises TrainerError PEER_LOST, OSError."""
         folder = self.root / layout.folder_name(step)
         manifest, _ = read_manifest(folder)
         changes = {"attempt": self.attempt, "time": time.time(), "state": loop, "metrics": loop.metrics()}
@@ -164,16 +166,16 @@ class Writer:
         return reference(self.root, manifest, hashlib.sha256(content).hexdigest()).model_dump()
 
     def retain(self, newest: int) -> None:
-        """Remove what need not stay. The checkpoint that was just committed stays, and so does all of a newer attempt.
+        """Delete surplus checkpoints and temporary folders; the newest checkpoint stays.
 
-        A process can stall for any time after its commit: what it then finds too much is a newer attempt's.
+        Never deletes a newer attempt's checkpoints: this process may have been stalled since its commit.
         """
         try:
             self.check_fence()
             found, left_over = layout.committed(self.root), layout.temporary_folders(self.root)
             costs = usable_costs(found, self.refused - {newest})
         except (OSError, TrainerError):
-            return  # fenced, or the volume does not answer: what can't be read may be good, so it waits for the next save
+            return  # fenced, or the volume does not respond: unreadable checkpoints may be good, so keep them until the next save
         keep = {layout.folder_name(step) for step in retained(costs, newest, self.keep_last, self.keep_best)}
         for folder in [folder for _, folder in found if folder.name not in keep] + left_over:
             try:
@@ -196,11 +198,11 @@ class Writer:
 def retained(costs: Mapping[int, float | None], newest: int, keep_last: int, keep_best: int) -> set[int]:
     """Steps of the checkpoints that stay.
 
-    costs: evaluation result by step, less is better, None where there was no evaluation. newest: the one that was just committed; later
-    ones were refused when this attempt began, or it would have gone on from them, so they go.
+    costs: evaluation result by step, less is better, None without an evaluation. newest: the step that was just committed. Later
+    steps were refused when this attempt began, or it would have resumed from them, so they are deleted.
     """
     usable = {step: cost for step, cost in costs.items() if step <= newest}
     last = sorted(usable, reverse=True)[: max(1, keep_last)]
-    # Of equal ones the later one: it has seen more.
+    # Ties go to the later step: it has seen more data.
     best = sorted((cost, -step) for step, cost in usable.items() if cost is not None)[:keep_best]
     return {newest, *last, *(-step for _, step in best)}

@@ -1,8 +1,8 @@
-"""The state of bitsandbytes' 8-bit AdamW (Dettmers et al. 2021, 2110.02861) as the float32 moments that it stands for, and back.
+"""Convert the state of bitsandbytes' 8-bit AdamW (Dettmers et al. 2021, 2110.02861) to float32 moments and back.
 
-Each block of 256 elements has a float32 scale, and each element the index of a number between -1 and 1 in a table. What is
-stored in a checkpoint are the products, so any number of ranks can read it: with the same number they give the same scales
-and indices again, with another one they are rounded to 8 bits once more. State of fewer than 4096 elements is float32.
+Each block of 256 elements has a float32 scale, and each element the index of a number between -1 and 1 in a table. A checkpoint
+stores the products, so any number of ranks can read it: with the same number of ranks the conversion is exact, with another one
+values are quantized again. State of fewer than 4096 elements is float32.
 """
 
 from typing import Any
@@ -52,10 +52,10 @@ def set_moment(state: dict[str, Any], kind: str, values: Tensor) -> None:
 
 
 def _scales(blocks: Tensor, table: Tensor) -> Tensor:
-    """Scale of each block with which its numbers come from the table. blocks: [blocks, 256]. Returns [blocks].
+    """Per-block scale that reproduces the values from the table. blocks: [blocks, 256]. Returns [blocks].
 
     The table goes up to 1 and, if it has negative numbers, down to about -0.993: the largest element of a block is at one of
-    the two ends, which tells the scale that it was stored with.
+    the two ends, which gives the scale that it was stored with.
     """
     scales = blocks.amax(dim=1) / table[-1]
     if table[0] < 0:

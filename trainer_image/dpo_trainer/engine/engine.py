@@ -35,18 +35,30 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class TokenStats:
+    """Sums over a sample of the answers' tokens: scalars, without gradients.
+
+    entropy: of the policy's distribution, nats. top1: tokens that are the policy's most likely one. rows: tokens sampled.
+    """
+
+    entropy: Tensor
+    top1: Tensor
+    rows: Tensor
+
+
+@dataclass(frozen=True)
 class Scored:
     """What the policy says of a batch, float64, nats.
 
     answers: [pairs, 2, 2]: of the chosen and the rejected answer, the log-prob of all tokens and of the head; 0 where an
         unpaired example has no such answer.
     prompts: [pairs], or None when the batch does not score prompts.
-    distribution: [3], see Policy.forward.
+    tokens: statistics of the distributions, see Policy.forward.
     """
 
     answers: Tensor
     prompts: Tensor | None
-    distribution: Tensor
+    tokens: TokenStats
 
 
 class Engine:
@@ -117,13 +129,13 @@ class Engine:
 
     def score(self, batch: MicroBatch, *, whole_logits: bool = False) -> Scored:
         """Log-probs of a batch under the current weights. Collective; with gradients unless under torch.no_grad()."""
-        sums, distribution = self.deepspeed(batch.to(self.world.device), whole_logits=whole_logits)
+        sums, statistics = self.deepspeed(batch.to(self.world.device), whole_logits=whole_logits)
         pairs = len(batch.pairs)
         answers = sums[: 2 * pairs].view(pairs, 2, 2)
         return Scored(
             answers=answers,
             prompts=sums[2 * pairs :, 0] if batch.segments > 2 * pairs else None,
-            distribution=distribution,
+            tokens=TokenStats(*statistics),
         )
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

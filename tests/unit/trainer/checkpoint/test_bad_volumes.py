@@ -123,11 +123,11 @@ def test_what_need_not_stay_goes_first_when_there_is_too_little_room(volume: Pat
     # A later attempt, which went on from step 3, because the newest was refused; now fewer are to be kept.
     fill(volume)
     later = Writer(writer.root, 2, keep_last=2, refused=frozenset({4}))
-    later.make_room(later.root / layout.temporary_name(5, 2), PARTS * ELEMENTS * 4, 5)
+    later.make_folder(later.root / layout.temporary_name(5, 2), PARTS * ELEMENTS * 4, 5)
     assert [step for step, _ in layout.committed(later.root)] == [3, 2]
     # What is to stay does so, whether it fits or not.
     with pytest.raises(TrainerError, match=r"to spare\), but only"):
-        later.make_room(later.root / layout.temporary_name(6, 2), 1 << 40, 6)
+        later.make_folder(later.root / layout.temporary_name(6, 2), 1 << 40, 6)
     assert [step for step, _ in layout.committed(later.root)] == [3, 2]
 
 
@@ -176,7 +176,7 @@ def test_the_server_of_a_volume_goes_away(volume: Path, writer: Checkpoints):
         error = failed_save(writer, 2, "folder-made", lambda: stack.enter_context(server_is_gone(writer.root)))
         assert error.exit_code is ExitCode.VOLUME_ERROR
         assert "Transport endpoint is not connected" in str(error)
-        assert "its server there?" in str(error)
+        assert "does its server respond?" in str(error)
         with pytest.raises(TrainerError, match="Transport endpoint is not connected"):
             Checkpoints(writer.root, 2, {}, ranks=Ranks()).begin()
 

@@ -161,7 +161,7 @@ def test_an_older_attempts_writer_cannot_commit(tmp_path: Path):
     old = Writer(root, 1)
     old.begin()
     temporary = root / layout.temporary_name(5, 1)
-    old.make_room(temporary, 10, 5)
+    old.make_folder(temporary, 10, 5)
     file = old.write_shard(temporary, ENTRIES, 5)
     manifest = Manifest(
         step=5, attempt=1, world_size=1, time=0.0, identity={}, adam_step=5, state=loop_state(5), versions={}, metrics={},
@@ -174,7 +174,7 @@ def test_an_older_attempts_writer_cannot_commit(tmp_path: Path):
     assert layout.committed(root) == []
 
     old.observe = lambda _, __: None
-    old.make_room(temporary, 10, 5)
+    old.make_folder(temporary, 10, 5)
     old.write_shard(temporary, ENTRIES, 5)
     with pytest.raises(TrainerError, match="may no longer write"):
         old.commit(temporary, manifest)
@@ -190,7 +190,7 @@ def begun(root: Path, attempt: int, **settings: object) -> Writer:
 
 def written(writer: Writer, step: int, temporary: Path) -> Manifest:
     """What a commit needs: the temporary folder with a shard, and the manifest."""
-    writer.make_room(temporary, 10, step)
+    writer.make_folder(temporary, 10, step)
     file = writer.write_shard(temporary, ENTRIES, step)
     return Manifest(
         step=step, attempt=writer.attempt, world_size=1, time=0.0, identity={}, adam_step=step, state=loop_state(step), versions={},
@@ -295,7 +295,7 @@ def test_no_writer_follows_a_link(tmp_path: Path):
     assert layout.read_fence(root) == 1
 
     temporary = root / layout.temporary_name(5, 1)
-    writer.make_room(temporary, 10, 5)
+    writer.make_folder(temporary, 10, 5)
     (temporary / layout.shard_name(0)).symlink_to(victim)
     with pytest.raises(FileExistsError):
         writer.write_shard(temporary, ENTRIES, 5)
@@ -361,7 +361,7 @@ def test_too_little_room_says_how_much_is_needed_and_touches_nothing(tmp_path: P
     writer = Writer(root, 1)
 
     with pytest.raises(TrainerError, match=r"needs 9[0-9]{5}\.\d\d GiB \(with 1.00 MiB to spare\), but only") as caught:
-        writer.make_room(root / layout.temporary_name(2, 1), 10**15, 2)
+        writer.make_folder(root / layout.temporary_name(2, 1), 10**15, 2)
     assert caught.value.exit_code is ExitCode.VOLUME_ERROR
     assert [folder for _, folder in layout.committed(root)] == [kept]
     assert layout.temporary_folders(root) == []

@@ -65,7 +65,7 @@ def test_before_the_first_attempt_nothing_is_believed():
 def test_an_attempt_that_goes_back_believes_what_it_committed_itself():
     own = CheckpointRef(step=150, attempt=3, digest="c" * 64, path="p", time=0)
     again = own.model_copy(update={"step": 50, "digest": "d" * 64})
-    trust = Trust(RecordedCheckpoints(last_attempt=2, checkpoints=KNOWN), required=True).knowing([own, again])
+    trust = Trust(RecordedCheckpoints(last_attempt=2, checkpoints=KNOWN), required=True).with_own([own, again])
 
     def judge(step: int, letter: str) -> str:
         return trust.judge(SimpleNamespace(step=step, attempt=3), letter * 64)  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ def test_a_full_list_says_nothing_of_what_it_has_lost():
 
 def test_what_an_attempt_committed_itself_does_not_fill_the_list_that_was_handed_back():
     own = [CheckpointRef(step=200 + step, attempt=3, digest="c" * 64, path="p", time=0) for step in range(MAX_RECORDED)]
-    trust = Trust(RecordedCheckpoints(last_attempt=2, checkpoints=KNOWN)).knowing(own)
+    trust = Trust(RecordedCheckpoints(last_attempt=2, checkpoints=KNOWN)).with_own(own)
 
     with pytest.raises(BadCheckpoint, match="put there by someone else"):
         trust.judge(SimpleNamespace(step=10, attempt=1), "e" * 64)  # type: ignore[arg-type]
