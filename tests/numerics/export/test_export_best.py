@@ -97,7 +97,7 @@ def test_without_the_best_the_next_best_is_exported_and_the_log_says_why(
     assert step == second
     assert why.startswith(f"the best eval_loss, {cost:.4f}; better ones are gone: {folder_.name}")
     reason = "is no longer there" if how == "removed" else "rank-00001.safetensors: the SHA-256 is not the one"
-    [line] = [line for line in said if line.startswith(f"passed over a better checkpoint: {folder_.name}")]
+    [line] = [line for line in said if line.startswith(f"skipped a better checkpoint: {folder_.name}")]
     assert reason in line
 
 
@@ -106,4 +106,4 @@ def test_a_run_without_evaluations_falls_back_to_its_last_step(trained: tuple[di
     _export(trained[0], work)
     step, why, _ = exported(work)
     assert step == 6
-    assert why == "the last step, because no checkpoint with an evaluation is whole"
+    assert why == "the last step, because no checkpoint with an evaluation is intact"

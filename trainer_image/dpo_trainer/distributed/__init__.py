@@ -1,1 +1,1 @@
-"""The ranks: joining, waiting for rank 0, small agreements."""
+"""The ranks: joining the process group, waiting for rank 0, JSON collectives."""

@@ -11,7 +11,7 @@ from dpo_trainer.runtime.errors import TrainerError
 ENV_TIMEOUT = "DPO_RENDEZVOUS_TIMEOUT"
 DEFAULT_TIMEOUT = 300.0
 _SECONDS_BETWEEN_TRIES = 1.0
-_SECONDS_BETWEEN_WORDS = 15.0
+_LOG_INTERVAL_SECONDS = 15.0
 
 
 def timeout_from_environment() -> float:
@@ -33,11 +33,11 @@ def wait_for_name(
 ) -> None:
     """Return as soon as host resolves.
 
-    say: told about the wait when it begins and every 15 s. timeout: seconds.
-    Raises TrainerError PEER_LOST: without the pod of rank 0 there is nobody to train with.
+    say: called at the start of the wait and every 15 s. timeout: seconds.
+    Raises TrainerError PEER_LOST after the timeout.
     """
     start = clock()
-    spoken: float | None = None
+    last_log: float | None = None
     while True:
         try:
             resolve(host)
@@ -51,7 +51,7 @@ def wait_for_name(
                 f"The name of rank 0's pod, {host}, did not resolve within {timeout:.0f} s ({reason}). Is that pod running, "
                 "does the headless Service exist, and may this pod reach the cluster's DNS?",
             )
-        if spoken is None or now - spoken >= _SECONDS_BETWEEN_WORDS:
+        if last_log is None or now - last_log >= _LOG_INTERVAL_SECONDS:
             say(f"waiting for the name of rank 0, {host}: {reason} ({now - start:.0f} of {timeout:.0f} s)")
-            spoken = now
+            last_log = now
         sleep(_SECONDS_BETWEEN_TRIES)

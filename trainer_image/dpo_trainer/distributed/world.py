@@ -1,4 +1,4 @@
-"""This process's place among the ranks, and joining them."""
+"""This process's place among the ranks, and joining the process group."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class World:
-    """This process among the ranks."""
+    """This process's rank and device."""
 
     rank: int
     world_size: int
@@ -27,7 +27,7 @@ class World:
 def choose_device(wanted: str, *, local_rank: int) -> torch.device:
     """Device for `training.device`.
 
-    auto never falls back in silence: a container that was given GPUs which CUDA can't use is an error.
+    auto never falls back silently: GPUs that the container has but CUDA can't use are an error.
     Raises TrainerError NO_ACCELERATOR.
     """
     if wanted == "cpu":
@@ -54,12 +54,12 @@ def uses_cuda() -> bool:
 
 
 def join_world(wanted_device: str, *, timeout_seconds: float = 1800) -> World:
-    """Connect this process to the other ranks by torchrun's environment variables; alone without them."""
+    """Connect this process to the other ranks as torchrun's environment variables say; without them it is a world of one rank."""
     for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
-        os.environ.setdefault(name, alone)  # DeepSpeed reads them, too
+        os.environ.setdefault(name, alone)  # DeepSpeed also reads them
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     device = choose_device(wanted_device, local_rank=int(os.environ["LOCAL_RANK"]))
-    # DeepSpeed would try every vendor's module to find this out.
+    # Otherwise DeepSpeed imports every vendor's module to detect the device.
     os.environ["DS_ACCELERATOR"] = device.type
     if device.type == "cuda":
         torch.cuda.set_device(device)

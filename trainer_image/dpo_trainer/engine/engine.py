@@ -1,6 +1,6 @@
 """A DeepSpeed ZeRO-3 engine around the policy: the same code on GPUs over NCCL and on CPUs over gloo.
 
-Everything that DeepSpeed would compile at start-up is left out, so that a pod needs no compiler and starts fast.
+Nothing is compiled at start-up, so a pod needs no compiler and starts fast.
 """
 
 import logging
@@ -48,11 +48,11 @@ class TokenStats:
 
 @dataclass(frozen=True)
 class Scored:
-    """What the policy says of a batch, float64, nats.
+    """Log-probs of a batch, float64, nats.
 
-    answers: [pairs, 2, 2]: of the chosen and the rejected answer, the log-prob of all tokens and of the head; 0 where an
+    answers: [pairs, 2, 2]: for the chosen and the rejected answer, the log-prob of all tokens and of the head; 0 where an
         unpaired example has no such answer.
-    prompts: [pairs], or None when the batch does not score prompts.
+    prompts: [pairs], or None if the batch does not score prompts.
     tokens: statistics of the distributions, see Policy.forward.
     """
 
@@ -62,13 +62,13 @@ class Scored:
 
 
 class Engine:
-    """The policy, its optimizer and the collective operations around them.
+    """The policy, its optimizer and the collective operations on them.
 
     Every method with "collective" in its description must be called by all ranks in the same order.
     """
 
     def __init__(self, spec: DPOJobSpec, model_folder: Path, world: World) -> None:
-        """Load the model partitioned and make the optimizer. Collective."""
+        """Load the model partitioned and make the optimizer. Collective. Raises TrainerError INVALID_CONFIGURATION."""
         deepspeed = import_deepspeed()
         self.world = world
         self._loss_scale: LossScale | None = None
@@ -105,7 +105,7 @@ class Engine:
         self.zero.alias_equal_tensors(self.module.parameters(), world_size=self.world.world_size)
 
     def _allocate_optimizer_state(self) -> None:
-        """Make Adam's state now and not in its first step, so that a job that does not fit fails before anything is computed."""
+        """Make Adam's state now and not in its first step, so that a job that does not fit into memory fails at its start."""
         adam = self.zero.inner_optimizer
         if not isinstance(adam, torch.optim.AdamW):
             return
@@ -145,7 +145,7 @@ class Engine:
             micro-batches that is the step's mean loss, for any split.
         last: true for the step's last micro-batch.
         """
-        # DeepSpeed averages over ranks; the loss is a share of a sum, so undo that.
+        # DeepSpeed averages over ranks. The loss is part of a sum, so undo the average.
         self.deepspeed.set_gradient_accumulation_boundary(last)
         self.deepspeed.backward(loss * self.world.world_size, scale_wrt_gas=False)
 
@@ -189,10 +189,10 @@ class Engine:
         return bool(self.sum(torch.tensor([float(flag)], dtype=torch.float64)).item())
 
     def partition_report(self) -> dict[str, int]:
-        """How many parameters this rank holds, of how many.
+        """Number of elements that this rank holds.
 
         held: elements of this rank's partitions, with their padding. trainable: the part of `held` that is trained.
-        total: elements of the model. persistent: elements that are, besides, kept whole on every rank (norms).
+        total: elements of the model. persistent: elements that are also kept in full on every rank (norms).
         """
         parameters = list(self.module.parameters())
         return {

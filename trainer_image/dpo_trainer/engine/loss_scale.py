@@ -1,7 +1,7 @@
-"""The factor that keeps float16 gradients from vanishing (Micikevicius et al. 2017, 1710.03740), as a pure function of what happened.
+"""The factor that keeps float16 gradients from vanishing (Micikevicius et al. 2017, 1710.03740), as a pure function of the past steps.
 
 DeepSpeed has a dynamic scale of its own, but doubles it before it divides the same step's gradient by it: one update in
-each window would be half as large. So DeepSpeed is told a fixed scale, and this decides which one.
+each window would be half as large. So DeepSpeed gets a fixed scale, and this module adjusts it.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ _MOST_OVERFLOWS = 20
 
 @dataclass(frozen=True)
 class LossScale:
-    """What losses are multiplied by, and gradients divided by.
+    """The factor that losses are multiplied by, and gradients divided by.
 
-    updates: since the factor last changed. overflows: in a row until now.
+    updates: number since the factor last changed. overflows: current number in a row.
     """
 
     factor: float = 2.0**16
@@ -31,5 +31,5 @@ class LossScale:
 
     @property
     def is_hopeless(self) -> bool:
-        """Whether the gradient is infinite for another reason than the scale: so many halvings make any finite one fit."""
+        """Whether the gradient is infinite for another reason than the scale: _MOST_OVERFLOWS halvings make any finite one fit."""
         return self.overflows >= _MOST_OVERFLOWS

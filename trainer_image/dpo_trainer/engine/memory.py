@@ -1,4 +1,4 @@
-"""Memory that the process holds and no longer uses."""
+"""Return free heap memory to the operating system."""
 
 import ctypes
 import ctypes.util
@@ -6,10 +6,10 @@ import gc
 
 
 def release_free() -> None:
-    """Give free memory of the C heap back to the system.
+    """Return free memory of the C heap to the operating system. Does nothing with C libraries other than glibc.
 
-    Loading a model leaves holes of its size behind. glibc keeps them, and what comes later does not always fit into them, so that the
-    peak of a run would depend on how its model was read. Other C libraries have no such call, and nothing is done.
+    Loading a model leaves free blocks of its size. glibc keeps them, and later allocations do not always fit into them, so the peak
+    memory of a run would depend on how its model was read.
     """
     gc.collect()
     name = ctypes.util.find_library("c")

@@ -13,7 +13,7 @@ from dpo_trainer.runtime.errors import invalid_configuration
 def make_optimizer(policy: nn.Module, spec: DPOJobSpec) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2017, 1711.05101), its state in float32 or in 8 bits (Dettmers et al. 2021, 2110.02861).
 
-    Raises TrainerError when nothing is trained, or bitsandbytes is missing.
+    Raises TrainerError INVALID_CONFIGURATION if there are no trainable parameters or bitsandbytes is missing.
     """
     training = spec.training
     settings: dict[str, Any] = {

@@ -1,1 +1,1 @@
-"""The export phase: a model folder that was loaded again and compared before it is committed."""
+"""The export phase: a model folder, verified by loading it before it is committed."""

@@ -1,4 +1,4 @@
-"""Is the exported model the one that was trained? Loaded by transformers or PEFT alone, it must give the same numbers."""
+"""Export check: the exported model, loaded by transformers or PEFT alone, must have the weights and log-probs of the trained one."""
 
 import math
 from collections.abc import Collection, Mapping
@@ -17,16 +17,16 @@ from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.libraries import import_peft
 from dpo_trainer.runtime.workdir import WorkDir
 
-# Allowed difference of an answer's log-prob: so many nats, and besides so much of its size. In float32 only the order of
-# sums differs. bfloat16 has 8 bits and float16 11: a GPU and a CPU, or two shapes of a batch, round most of a model's
-# numbers differently, so there the exact comparison of the weights (check_weights) is the one with power.
+# Allowed difference of an answer's log-prob: absolute (nats) and relative tolerance. In float32 only the order of sums differs.
+# bfloat16 has 8 bits and float16 11: a GPU and a CPU, or two shapes of a batch, round most of a model's numbers differently.
+# There the exact comparison of the weights (check_weights) is the decisive one.
 _EXACT, _ROUNDED = (1e-4, 1e-5), (0.1, 2e-2)
 
 
 def load_exported(base: Path, folder: Path, precision: str) -> nn.Module:
-    """Load an export as a user would, in the training's precision, on the CPU. base: the model that adapters go on.
+    """Load an export as a user would, in the training's precision, on the CPU. base: the base model of an adapter.
 
-    Raises TrainerError BAD_EXPORT when weights are missing, which would otherwise be made up.
+    Raises TrainerError BAD_EXPORT when weights are missing; transformers would initialize them randomly.
     """
     from transformers import AutoModelForCausalLM
 
@@ -51,7 +51,7 @@ def check_weights(
 ) -> None:
     """Compare every trained parameter of a loaded export with the checkpoint, bit for bit after rounding.
 
-    stored: dtype of each parameter in the export. precision: that the model was loaded in.
+    stored: dtype of each parameter in the export. precision: of the loaded model.
     Raises TrainerError BAD_EXPORT.
     """
     own = dict(model.named_parameters())
@@ -92,14 +92,14 @@ def check_probe(model: nn.Module, work: WorkDir, probe: Probe, stored: Collectio
 
 
 def make_probe(model: nn.Module, work: WorkDir, precision: Precision, pairs: int = 8) -> Probe:
-    """Log-probs of the first training pairs under a loaded model, to hold another form of it against; see check_probe."""
+    """Log-probs of the first training pairs under a loaded model, as reference for another form of it, see check_probe."""
     data = PairDataset.open(work.train_data)
     indices = range(min(pairs, len(data)))
     return Probe.of("train", indices, [answer_logps(model, data[index]).tolist() for index in indices], precision)
 
 
 def answer_logps(model: nn.Module, pair: TokenPair) -> Tensor:
-    """Log-probs of a pair's two answers, the plainest way: float64 [2], nats."""
+    """Log-probs of a pair's two answers, without packing: float64 [2], nats."""
     sums = []
     for answer in (pair.chosen, pair.rejected):
         ids = torch.from_numpy(np.concatenate([pair.prompt, answer]).astype(np.int64)[None])

@@ -12,18 +12,19 @@ from torch import nn
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.full import FullCheckpoint
+from dpo_trainer.model.load import add_lora
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.libraries import import_peft
 
 MERGED = "merged"
 _SHARD_SIZE = "5GB"
-# Weights are written anew, and transformers writes these beside them.
+# Not copied from the base model: transformers writes its own with the weights.
 _OWN_FILES = ("config.json", "README.md")
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".onnx")
 
 
 def write_model(base: Path, checkpoint: FullCheckpoint, folder: Path) -> dict[str, torch.dtype]:
-    """All weights, in the model's own dtype; returns that of each trained parameter."""
+    """Write all weights in the model's own dtype; returns the dtype of each trained parameter."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
@@ -31,7 +32,7 @@ def write_model(base: Path, checkpoint: FullCheckpoint, folder: Path) -> dict[st
     with torch.no_grad():
         for name in checkpoint.manifest.parameters:
             if name not in own:
-                raise bad_export(f"the checkpoint has a parameter {name}, which the model has not")
+                raise bad_export(f"the checkpoint has a parameter {name}, which the model lacks")
             found = checkpoint.tensor(name)
             if found.shape != own[name].shape:
                 raise bad_export(
@@ -43,12 +44,12 @@ def write_model(base: Path, checkpoint: FullCheckpoint, folder: Path) -> dict[st
 
 
 def write_adapter(job: DPOJob, base: Path, checkpoint: FullCheckpoint, folder: Path) -> dict[str, torch.dtype]:
-    """The adapter alone, in float32: it is small, and merging it later should not round twice."""
+    """Write the adapter alone, in float32: it is small, and merging it later should not round twice. Returns dtypes as write_model."""
     from safetensors.torch import save_file
 
     trained = {name: checkpoint.tensor(name) for name in checkpoint.manifest.parameters}
-    # The second matrix of every adapter starts as zero; when all still are, nothing was learnt or all was lost. DoRA's
-    # magnitudes may have moved even then, but they are no direction: the product of the two matrices is.
+    # The second matrix of every adapter starts as zero. If all are still zero, nothing was learnt or the weights were lost. DoRA's
+    # magnitudes may have changed even then, but the direction of the update is the product of the two matrices.
     if not any(tensor.any() for name, tensor in trained.items() if "lora_B" in name):
         raise bad_export(f"the adapter is empty or zero ({len(trained)} tensors)")
     save_file(
@@ -67,7 +68,7 @@ def _peft_name(name: str) -> str:
 
 
 def write_merged(base: Path, folder: Path) -> torch.dtype:
-    """The model with the adapter in folder merged into it, in folder/merged and in the base's own dtype, which is returned."""
+    """Merge the adapter in folder into the model; writes folder/merged in the base's own dtype and returns that dtype."""
     peft = import_peft()
     from transformers import AutoModelForCausalLM
 
@@ -77,7 +78,7 @@ def write_merged(base: Path, folder: Path) -> torch.dtype:
     model = peft.PeftModel.from_pretrained(model, folder, torch_device="cpu")
     changed = False
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # each layer is merged here, and merge_and_unload finds it merged
+        warnings.simplefilter("ignore")  # merge_and_unload warns that each layer is merged already
         for layer in [module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]:
             before = layer.get_base_layer().weight.detach().clone()
             layer.merge(safe_merge=True)
@@ -97,8 +98,6 @@ def _peft_config(job: DPOJob, base: Path) -> dict[str, Any]:
     """adapter_config.json, from the same code that made the adapters, on a model without weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from dpo_trainer.model.load import add_lora
-
     with torch.device("meta"):
         bare: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, local_files_only=True))
         wrapped: Any = add_lora(bare, job.spec.adapter, seed=job.spec.training.seed)
@@ -115,7 +114,7 @@ def _plain(value: Any) -> Any:
 
 
 def copy_small_files(base: Path, folder: Path, *, adapter: bool) -> None:
-    """Tokenizer, chat template, generation settings: as they were for training."""
+    """Copy tokenizer, chat template and generation settings unchanged from the base model."""
     for entry in sorted(base.iterdir()):
         if not entry.is_file() or entry.name.endswith(_WEIGHTS) or entry.name in _OWN_FILES:
             continue
@@ -125,5 +124,5 @@ def copy_small_files(base: Path, folder: Path, *, adapter: bool) -> None:
 
 
 def bad_export(message: str) -> TrainerError:
-    """BAD_EXPORT."""
+    """A TrainerError with exit code BAD_EXPORT."""
     return TrainerError(ExitCode.BAD_EXPORT, f"The export failed: {message}.")

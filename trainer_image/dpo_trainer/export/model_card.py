@@ -20,8 +20,6 @@ _ROWS = (
     ("rewards/chosen", "reward, chosen"),
     ("rewards/rejected", "reward, rejected"),
 )
-
-
 # The paper of each loss: title and arXiv number.
 _PAPERS = {
     MethodName.DPO: ("Direct Preference Optimization", "2305.18290"),
@@ -36,13 +34,13 @@ _PAPERS = {
 
 
 @dataclass(frozen=True)
-class Made:
+class ExportedFolder:
     """One folder of an export.
 
-    why: what makes its checkpoint the one to export, such as "the last step". whole: it holds a whole model, not an
-    adapter. merged: the export has the adapter and the merged model. difference: of the log-probs of so many pairs after
-    reloading, nats; None when the checkpoint has none to compare with. engine: they are the training engine's, not those
-    of the adapter before merging.
+    why: reason why its checkpoint was chosen, such as "the last step". whole: it holds a whole model, not an adapter.
+    merged: the export has the adapter and the merged model. difference: largest difference of log-probs after reloading, nats;
+    None without reference values. pairs: number of pairs compared. engine: the reference values are the training engine's, not
+    those of the adapter before merging.
     """
 
     why: str
@@ -53,10 +51,10 @@ class Made:
     engine: bool = True
 
 
-def model_card(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, made: Made) -> str:
+def model_card(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, part: ExportedFolder) -> str:
     """Markdown with the hub's metadata block."""
     spec = job.spec
-    adapter = not made.whole
+    adapter = not part.whole
     step = checkpoint.manifest.step
     parts = [
         _metadata(job, adapter),
@@ -64,16 +62,16 @@ def model_card(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, made: Mad
         f"{f'A {_kind(spec.adapter)} adapter for' if adapter else 'A fine-tuned version of'} `{_text(spec.model.name)}`"
         f"{f' at revision `{_text(spec.model.revision)}`' if spec.model.revision else ''}, trained with "
         f"{_cited(spec.method)} by dpo-operator.",
-        *_about_merging(made),
+        *_about_merging(part),
         "## Use",
         _usage(spec.model.name, adapter),
         "## Result",
         _results([line for line in read_metrics(work.metrics) if line["step"] <= step]),
-        f"Step 1 is measured before the first update. Rewards are beta times {reward_in_words(spec.method)}, in nats.",
+        f"Step 1 is measured before the first update. Rewards are beta times {describe_reward(spec.method)}, in nats.",
         "## Training",
-        _table("Setting", "Value", [("exported", f"step {step}: {made.why}"), *_settings(job, work, checkpoint)]),
+        _table("Setting", "Value", [("exported", f"step {step}: {part.why}"), *_settings(job, work, checkpoint)]),
         "## Check",
-        f"After writing, this folder was loaded with {'PEFT' if adapter else 'transformers'}: {_compared(made)} "
+        f"After writing, this folder was loaded with {'PEFT' if adapter else 'transformers'}: {_compared(part)} "
         "`dpo_provenance.json` has the checkpoint's digest and every setting.",
     ]
     return "\n\n".join(parts) + "\n"
@@ -87,7 +85,7 @@ def _cited(method: Method) -> str:
     )
 
 
-def loss_in_words(method: Method) -> str:
+def describe_loss(method: Method) -> str:
     """Every term of the loss with its weight and its settings."""
     terms = [_term(loss) for loss in method.losses]
     if method.likelihood_weight:
@@ -114,8 +112,8 @@ def _term(loss: Loss) -> str:
     return text if loss.weight == 1 else f"{loss.weight:g} × ({text})"
 
 
-def reward_in_words(method: Method) -> str:
-    """What the first loss compares, which rewards are made of."""
+def describe_reward(method: Method) -> str:
+    """The quantity that the first loss compares; rewards are beta times it."""
     ratio = "the log-ratio to the reference"
     match method.name:
         case MethodName.ORPO | MethodName.SIMPO:
@@ -129,30 +127,30 @@ def reward_in_words(method: Method) -> str:
     return ratio
 
 
-def _about_merging(made: Made) -> list[str]:
-    if not made.merged:
+def _about_merging(part: ExportedFolder) -> list[str]:
+    if not part.merged:
         return []
-    if made.whole:
+    if part.whole:
         return ["The adapter was merged into the model's weights; the folder above this one has the adapter alone."]
     return [
-        "The folder `merged` has the whole model with this adapter merged into it, for programs that know no adapters."
+        "The folder `merged` has the whole model with this adapter merged into it, for programs that don't support adapters."
     ]
 
 
-def _compared(made: Made) -> str:
-    """What was found equal, in a sentence. Merged weights are rounded, so they equal nothing."""
-    weights = "" if made.merged and made.whole else "its weights equal the checkpoint's"
-    if made.difference is None:
+def _compared(part: ExportedFolder) -> str:
+    """Result of the comparison, in a sentence. Merged weights are rounded, so they are not compared."""
+    weights = "" if part.merged and part.whole else "its weights equal the checkpoint's"
+    if part.difference is None:
         return f"{weights}. The checkpoint has no log-probs to compare with."
-    source = "the training engine's" if made.engine else "those of the adapter before merging"
+    source = "the training engine's" if part.engine else "those of the adapter before merging"
     return (
-        f"{weights}{', and ' if weights else ''}the log-probs of {made.pairs} pairs differ from {source} by at most "
-        f"{made.difference:.2g} nats."
+        f"{weights}{', and ' if weights else ''}the log-probs of {part.pairs} pairs differ from {source} by at most "
+        f"{part.difference:.2g} nats."
     )
 
 
 def _kind(adapter: Adapter) -> str:
-    """LoRA, DoRA, rsLoRA: what is trained, in words."""
+    """Kind of adapter: LoRA, DoRA, rsLoRA."""
     names = [name for name, used in (("DoRA", adapter.dora), ("rsLoRA", adapter.rslora)) if used]
     return " and ".join(names) or "LoRA"
 
@@ -210,7 +208,7 @@ def _settings(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint) -> list[tu
     rows = [
         ("training data", f"{_source(data.train)}, {len(PairDataset.open(work.train_data)):,} pairs"),
         ("longest pair", f"{data.max_length} tokens"),
-        ("loss", loss_in_words(spec.method)),
+        ("loss", describe_loss(spec.method)),
         ("trained", _trained(job)),
         ("steps", f"{manifest.step} ({checkpoint.state.epoch:.2f} epochs)"),
         ("pairs in a step", str(spec.training.global_batch_size)),
@@ -252,5 +250,5 @@ def _number(value: Any) -> str:
 
 
 def _text(text: str) -> str:
-    """A name inside a table or a code span can't end it."""
+    """Escape a name for a table or a code span."""
     return text.replace("`", "'").replace("|", "\\|")

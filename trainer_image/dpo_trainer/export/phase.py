@@ -1,6 +1,6 @@
-"""The export: from a checkpoint to a folder that transformers or PEFT loads, proved by loading it.
+"""The export: from a checkpoint to a folder for transformers or PEFT, verified by loading it.
 
-The phase takes the last or the best checkpoint of a finished training, a person any that is whole.
+The phase exports the last or the best checkpoint of a finished training, a user may export any intact one.
 
 One process on the CPU, without DeepSpeed. The folder appears when it is complete and checked; running again finds it.
 """
@@ -21,7 +21,7 @@ from dpo_trainer.checkpoint.trust import Owner, Trust
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.export.check import check_probe, check_weights, load_exported, make_probe
 from dpo_trainer.export.files import MERGED, copy_small_files, write_adapter, write_merged, write_model
-from dpo_trainer.export.model_card import Made, model_card
+from dpo_trainer.export.model_card import ExportedFolder, model_card
 from dpo_trainer.prepare.record import known_digests
 from dpo_trainer.pretrained.digest import model_digest
 from dpo_trainer.runtime.errors import input_not_found, invalid_configuration, volume_error
@@ -38,7 +38,7 @@ Progress = Callable[[str], None]
 def run(job: DPOJob, work: WorkDir, *, progress: Progress, trust: Trust | None = None) -> str:
     """Write, load and check the trained model or adapter; returns its folder, relative to the work folder.
 
-    trust: what is known of the job's checkpoints from elsewhere. Raises TrainerError INPUT_NOT_FOUND when training has
+    trust: see checkpoint.trust; None accepts any intact checkpoint. Raises TrainerError INPUT_NOT_FOUND when training has
     not finished, BAD_EXPORT when what was written does not give the trained policy's log-probs.
     """
     _quiet()
@@ -54,8 +54,8 @@ def run(job: DPOJob, work: WorkDir, *, progress: Progress, trust: Trust | None =
 def export_one(job: DPOJob, work: WorkDir, folder: Path, target: Path, *, progress: Progress) -> None:
     """Write, load and check the weights of one checkpoint of a run, whether or not it is the last or was evaluated.
 
-    folder: the checkpoint's. target: made anew, or an earlier export, which is replaced.
-    Raises TrainerError VOLUME_ERROR when the checkpoint is not whole, INVALID_CONFIGURATION when target holds something else.
+    folder: the checkpoint's. target: new, empty, or an earlier export, which is replaced.
+    Raises TrainerError VOLUME_ERROR when the checkpoint is not intact, INVALID_CONFIGURATION when target holds something else.
     """
     _quiet()
     if target.exists() and not (target / PROVENANCE).is_file() and (not target.is_dir() or any(target.iterdir())):
@@ -92,21 +92,23 @@ def _export(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, why: str, ta
     model = load_exported(work.model, temporary, precision)
     check_weights(model, checkpoint, stored, precision)
     merge = adapter and spec.export.merge
-    made = Made(why, whole=not adapter, merged=merge)
+    exported = ExportedFolder(why, whole=not adapter, merged=merge)
     probe = checkpoint.state.probe
     if probe is not None:
         progress("comparing its log-probs with the trained policy's")
         worst = check_probe(model, work, probe, set(stored.values()))
-        made = replace(made, difference=worst, pairs=len(probe.pairs))
-    parts = {"": made}
+        exported = replace(exported, difference=worst, pairs=len(probe.pairs))
+    parts = {"": exported}
     if merge:
         progress("merging the adapter into the model")
-        # A checkpoint in passing has no log-probs; those of the adapter are as good, as its weights are the checkpoint's.
+        # Checkpoints without an evaluation have no probe. The adapter's log-probs are used instead: its weights are the checkpoint's.
         against = probe or make_probe(model, work, precision)
         dtype = write_merged(work.model, temporary)
         merged = load_exported(work.model, temporary / MERGED, precision)
         worst = check_probe(merged, work, against, {dtype})
-        parts[MERGED] = replace(made, whole=True, difference=worst, pairs=len(against.pairs), engine=probe is not None)
+        parts[MERGED] = replace(
+            exported, whole=True, difference=worst, pairs=len(against.pairs), engine=probe is not None
+        )
 
     for folder, part in parts.items():
         (temporary / folder / "README.md").write_text(model_card(job, work, checkpoint, part), encoding="utf-8")
@@ -116,7 +118,7 @@ def _export(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, why: str, ta
 
 
 def _choose(spec: DPOJobSpec, root: Path, owner: Owner, progress: Progress) -> tuple[FullCheckpoint, str]:
-    """The checkpoint that is exported, and why it."""
+    """The checkpoint to export, and the reason for the choice."""
     progress("checking the last checkpoint")
     newest, refused = open_newest(root, owner)
     if not newest.state.finished:
@@ -126,22 +128,22 @@ def _choose(spec: DPOJobSpec, root: Path, owner: Owner, progress: Progress) -> t
             f"{newest.state.total_steps}{because}; train to the end first."
         )
     for reason in refused:
-        progress(f"passed over a checkpoint: {reason}")
+        progress(f"skipped a checkpoint: {reason}")
     if newest.doubt:
         progress(f"{newest.folder.name}: {newest.doubt}")
     if not spec.exports_best:
         return newest, "the last step"
     progress("looking for the best checkpoint")
-    best, passed = open_best(root, newest, owner)
-    for reason in passed:
-        progress(f"passed over a better checkpoint: {reason}")
+    best, skipped = open_best(root, newest, owner)
+    for reason in skipped:
+        progress(f"skipped a better checkpoint: {reason}")
     if best is None:
-        progress("exporting the last checkpoint: none that was evaluated is whole")
-        return newest, "the last step, because no checkpoint with an evaluation is whole"
+        progress("exporting the last checkpoint: no evaluated checkpoint is intact")
+        return newest, "the last step, because no checkpoint with an evaluation is intact"
     cost = best.manifest.selection_cost or 0.0
     value = -cost if METRICS[spec.selection_metric][1] else cost
     progress(f"exporting step {best.manifest.step}: {spec.selection_metric} {value:.4f}")
-    without = f"; better ones are gone: {'; '.join(passed)}" if passed else ""
+    without = f"; better ones are gone: {'; '.join(skipped)}" if skipped else ""
     return best, f"the best {spec.selection_metric}, {value:.4f}{without}"
 
 
@@ -154,7 +156,7 @@ def _quiet() -> None:
 
 
 def _is_done(folder: Path, job: DPOJob, checkpoint: FullCheckpoint) -> bool:
-    """Whether the folder is this checkpoint's export, with all that the job wants, and its files are as they were written."""
+    """Whether the folder is this checkpoint's export with the job's export settings, and its files are unchanged."""
     try:
         document = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         return (
@@ -170,8 +172,10 @@ def _plain_spec(job: DPOJob) -> dict[str, Any]:
     return job.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def _write_provenance(folder: Path, job: DPOJob, checkpoint: FullCheckpoint, why: str, parts: dict[str, Made]) -> None:
-    """Where the folder comes from, with the digest of every file in it. parts: by folder in it."""
+def _write_provenance(
+    folder: Path, job: DPOJob, checkpoint: FullCheckpoint, why: str, parts: dict[str, ExportedFolder]
+) -> None:
+    """Write the provenance: checkpoint, settings, and the digest of every file. parts: by relative folder."""
     probe = checkpoint.state.probe.model_dump(mode="json") if checkpoint.state.probe else {}
     document = {
         "job": job.metadata.name,
@@ -192,9 +196,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _replace(temporary: Path, target: Path) -> None:
-    """Put a finished folder in the place of an older one; a crash leaves one of the two, and export runs again."""
+    """Replace an older export. A crash leaves one of the two, and export runs again."""
     for path in _files(temporary):
-        path.chmod(0o644)  # safetensors makes files that nobody else may read
+        path.chmod(0o644)  # safetensors makes files that other users may not read
         with path.open("rb") as file:
             os.fsync(file.fileno())
     for folder in {path.parent for path in _files(temporary)}:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dpo_operator.api.method import Method
-from dpo_trainer.export.model_card import loss_in_words, reward_in_words
+from dpo_trainer.export.model_card import describe_loss, describe_reward
 
 pytestmark = pytest.mark.unit
 
@@ -31,12 +31,12 @@ pytestmark = pytest.mark.unit
     ],
 )
 def test_a_card_names_every_term_of_the_loss(method: dict[str, Any], words: str):
-    assert loss_in_words(Method.model_validate(method)) == words
+    assert describe_loss(Method.model_validate(method)) == words
 
 
 @pytest.mark.parametrize("name", ["orpo", "simpo"])
 def test_rewards_without_a_reference_are_not_said_to_have_one(name: str):
-    assert "reference" not in reward_in_words(Method.model_validate({"name": name, "plus": [{"name": "dpo"}]}))
+    assert "reference" not in describe_reward(Method.model_validate({"name": name, "plus": [{"name": "dpo"}]}))
 
 
 @pytest.mark.parametrize(
@@ -44,4 +44,4 @@ def test_rewards_without_a_reference_are_not_said_to_have_one(name: str):
     [({"name": "ipo"}, True), ({"name": "ipo", "reduction": "sum"}, False), ({"name": "ln-dpo"}, True), ({}, False)],
 )
 def test_means_over_tokens_are_called_so(method: dict[str, Any], mean: bool):
-    assert ("mean over an answer's tokens" in reward_in_words(Method.model_validate(method))) == mean
+    assert ("mean over an answer's tokens" in describe_reward(Method.model_validate(method))) == mean
