@@ -3,7 +3,6 @@
 import copy
 import itertools
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from dpo_operator.api import names
+from dpo_operator.api.problems import sentences
 from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.rules import support
 from dpo_operator.api.types import DPOJob
@@ -44,7 +44,7 @@ def read(path: Path) -> DPOJob:
     try:
         job = _job(document)
     except ValidationError as error:
-        raise JobFileError("\n".join([*_sentences(error), *_rule_problems(document)])) from error
+        raise JobFileError("\n".join([*sentences(error), *_rule_problems(document)])) from error
     if problems := rules.violations(job) + support.unsupported(job.spec):
         raise JobFileError("\n".join(problems))
     return job
@@ -129,10 +129,3 @@ def _resolve_paths(document: dict[str, Any], folder: Path) -> None:
     for part, key in ((spec.get("model"), "name"), *((dataset, "source") for dataset in datasets)):
         if isinstance(part, dict) and isinstance(part.get(key), str) and part[key].startswith(("./", "../")):
             part[key] = str((folder / part[key]).resolve())
-
-
-def _sentences(error: ValidationError) -> Iterable[str]:
-    for problem in error.errors():
-        where = ".".join(str(part) for part in problem["loc"])
-        found = "" if problem["type"] in ("missing", "extra_forbidden") else f" (found {problem['input']!r})"
-        yield f"{where}: {problem['msg']}{found}"

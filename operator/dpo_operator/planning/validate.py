@@ -1,4 +1,4 @@
-"""Whether a job can be run at all, said in sentences that name the field."""
+"""Validation of a job; problems are sentences that name the field."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from dpo_operator.api import conditions as c
+from dpo_operator.api.problems import sentences
 from dpo_operator.api.rules.spec import violations
 from dpo_operator.api.rules.support import unsupported
 from dpo_operator.api.types import DPOJob
@@ -32,22 +33,15 @@ class Problems:
 
 
 def read_job(raw: Mapping[str, Any]) -> DPOJob | Problems:
-    """The job as it's stored, which may be older than the CRD, or what is wrong with it."""
+    """Parse a stored object, which may be older than the CRD: a DPOJob or Problems."""
     try:
         return DPOJob.model_validate({k: raw[k] for k in ("apiVersion", "kind", "metadata", "spec") if k in raw})
     except ValidationError as error:
-        return Problems(c.INVALID_SPEC, tuple(_sentence(item) for item in error.errors()))
-
-
-def _sentence(item: Any) -> str:
-    path = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in item["loc"]).lstrip(".")
-    found = repr(item.get("input"))
-    shown = f" (found {found[:80]})" if not isinstance(item.get("input"), dict) else ""
-    return f"{path}: {item['msg']}{shown}"
+        return Problems(c.INVALID_SPEC, tuple(sentences(error)))
 
 
 def validate(job: DPOJob) -> Problems | None:
-    """Rules over several fields, and what this version can't do yet."""
+    """Check rules over several fields, and features that this version lacks."""
     if broken := violations(job):
         return Problems(c.INVALID_SPEC, tuple(broken))
     if missing := unsupported(job.spec):

@@ -74,7 +74,7 @@ def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(JobFileError) as caught:
         read(write(tmp_path, text))
     assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == [
-        *("spec.model.name", "spec.model.nme", "spec.data.mixture.0.source", "spec.data.mixture.1.source"),
+        *("spec.model.name", "spec.model.nme", "spec.data.mixture[0].source", "spec.data.mixture[1].source"),
         *("spec.method.beta", "spec.method.labelSmoothing", "spec.nodes", "spec.pod.resources.limits.a b.[key]"),
         # Not method.robust, whose rule looks at labelSmoothing: what that should have been is not known.
         *("spec.method.margin", "spec.training.device", "spec.training.zeroStage"),
