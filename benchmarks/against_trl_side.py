@@ -100,7 +100,7 @@ def breakdown(folder: Path, scratch: Path) -> dict[str, Any]:
         (step, "plan_rounds", "data"), (evaluate, "plan_rounds", "data"),
     ):  # fmt: skip
         setattr(owner, name, clocks.around(part, getattr(owner, name)))
-    made, table, conclude = passes.micro_batches_of, passes.logps_table, milestones.Milestones.conclude
+    made, table, conclude = passes.micro_batches_of, passes.logps_table, milestones.Milestones.after_step
     parts: dict[str, float] = {}
 
     def batches(*arguments: Any, **more: Any) -> Any:
@@ -119,7 +119,7 @@ def breakdown(folder: Path, scratch: Path) -> dict[str, Any]:
 
     passes.micro_batches_of = step.micro_batches_of = batches
     reference.logps_table = from_here  # type: ignore[attr-defined]
-    milestones.Milestones.conclude = up_to_here  # type: ignore[method-assign]
+    milestones.Milestones.after_step = up_to_here  # type: ignore[method-assign]
     run = ours(folder, scratch, lora=False)
     parts["everything else"] = run["seconds"] - sum(parts.values())
     clocks.seconds.clear()

@@ -65,7 +65,7 @@ def run_here(folder: Path, scratch: Path, *, saves: int, gap: int, every: int) -
     from dpo_trainer.runtime.stop import StopRequest
     from dpo_trainer.runtime.workdir import WorkDir
     from dpo_trainer.telemetry import Telemetry
-    from dpo_trainer.training import train
+    from dpo_trainer.training import build, train
 
     work = WorkDir(scratch / "work")
     work.root.mkdir()
@@ -101,7 +101,7 @@ def run_here(folder: Path, scratch: Path, *, saves: int, gap: int, every: int) -
             ended.append((now - seconds, now))
             super().step(step, seconds=seconds, **news)
 
-    train.Engine, train.Checkpoints = Known, ByTurns  # type: ignore[misc]
+    build.Engine, build.Checkpoints = Known, ByTurns  # type: ignore[misc]
     job = DPOJob.model_validate({
         "metadata": {"name": "bench"},
         "spec": {

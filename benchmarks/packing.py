@@ -27,11 +27,11 @@ def count_tokens(folder: Path) -> Table:
 
     from dpo_operator.api.training import Budget
     from dpo_trainer.batches.packing import rounds, tokens_of
-    from dpo_trainer.batches.sampler import Plan
+    from dpo_trainer.batches.sampler import StepPlan
     from dpo_trainer.data.dataset import PairDataset
 
     lengths = PairDataset.open(folder / "data" / "train").lengths
-    plan = Plan(len(lengths), STEP, seed=0, shuffle=True)
+    plan = StepPlan(len(lengths), STEP, seed=0, shuffle=True)
     pairs_alone = int(tokens_of(lengths, "plain").sum())
     table = Table(
         "layout", "ranks", "tokens", "÷ plain pairs' tokens", "waste", "waiting", "micro-batches",

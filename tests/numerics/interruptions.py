@@ -61,8 +61,8 @@ def train_until(
     stop_after: ask this run to stop, as SIGTERM does, after a step; on one rank alone, the second where there is one.
     kill_after: rank and step after which that rank is killed. kill_in_save: rank, step and sub-step of a save.
     """
-    import dpo_trainer.training.train as train
     from dpo_trainer.checkpoint.store import Checkpoints
+    from dpo_trainer.training import build, train
 
     rank, stop = int(os.environ["RANK"]), StopRequest() if terminate_in_saves is None else stop_on_request()
     every_steps = document["spec"]["checkpoint"]["everySteps"]
@@ -97,7 +97,7 @@ def train_until(
         if terminate_in_saves == (rank, point):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    train.Checkpoints = partial(Checkpoints, observe=observe)  # type: ignore[misc]
+    build.Checkpoints = partial(Checkpoints, observe=observe)  # type: ignore[misc]
     ended = train.run(DPOJob.model_validate(document), WorkDir(root), telemetry=telemetry, attempt=attempt, stop=stop)
     telemetry.close()
     progress = telemetry.progress

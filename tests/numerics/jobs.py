@@ -88,7 +88,7 @@ def train_on_rank(
         world_size=int(os.environ["WORLD_SIZE"]),
         checkpoints=CheckpointFolder(work.checkpoints),
     )
-    telemetry.warning = lambda code, _text: warnings.append(code)  # type: ignore[method-assign]
+    telemetry.warning = lambda code, _text, **_: warnings.append(code) if telemetry.rank == 0 else None  # type: ignore[method-assign]
     stop = StopAfter(telemetry, *stop_after) if stop_after else StopRequest()
     outcome = train.run(DPOJob.model_validate(document), work, telemetry=telemetry, attempt=attempt, stop=stop)
     telemetry.close()
@@ -110,7 +110,7 @@ def plain_training(document: dict[str, Any], model: Path, data: PairDataset, tot
     from torch.nn.functional import logsigmoid
     from transformers import AutoModelForCausalLM
 
-    from dpo_trainer.batches.sampler import Plan
+    from dpo_trainer.batches.sampler import StepPlan
     from dpo_trainer.training.schedule import learning_rate, warmup_steps
 
     spec = DPOJob.model_validate(document).spec
@@ -141,7 +141,7 @@ def plain_training(document: dict[str, Any], model: Path, data: PairDataset, tot
     with torch.no_grad():
         reference = torch.stack([logps(data[i]) for i in range(len(data))])
     training, beta = spec.training, spec.method.strength
-    plan = Plan(len(data), training.global_batch_size, seed=training.seed, shuffle=training.shuffle)
+    plan = StepPlan(len(data), training.global_batch_size, seed=training.seed, shuffle=training.shuffle)
     warmup = warmup_steps(training.warmup_ratio, total_steps)
     steps = []
     for step in range(1, total_steps + 1):

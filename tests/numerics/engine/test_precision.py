@@ -48,7 +48,7 @@ def half(
     from dpo_trainer.engine.loss_scale import LossScale
     from dpo_trainer.runtime.errors import TrainerError
     from dpo_trainer.telemetry import Telemetry
-    from dpo_trainer.training import build, train
+    from dpo_trainer.training import build
 
     supported(True)
     seen: dict[str, Any] = {"overflows": 0, "scales": [], "error": None}

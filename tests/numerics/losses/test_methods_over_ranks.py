@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dpo_operator.api.training import Budget
-from dpo_trainer.batches.sampler import Plan
+from dpo_trainer.batches.sampler import StepPlan
 from tests.numerics.family import examples
 from tests.numerics.jobs import a_job, make_model
 from tests.numerics.ranks import on_ranks
@@ -53,7 +53,7 @@ CASES = {
     for how, adapter in (("full", None), ("lora", LORA))
     if adapter is None or name not in FULL_ONLY
 }
-PLAN = Plan(15, STEP_SIZE, seed=7, shuffle=True)
+PLAN = StepPlan(15, STEP_SIZE, seed=7, shuffle=True)
 # Of what is logged, these are samples of each micro-batch, or compare what rounding left before the first update.
 NOT_COMPARED = ("entropy", "mean_token_accuracy", "margin_length_correlation", "rewards/accuracies")
 

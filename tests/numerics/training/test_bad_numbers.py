@@ -100,7 +100,7 @@ def _poisoned(
 
     now, seen, codes = 0, [], []
     plan_step, sums, backward, told, warned = (
-        sampler.Plan.step, step.sums, Engine.backward, Telemetry.step, Telemetry.warning,
+        sampler.StepPlan.step, step.sums, Engine.backward, Telemetry.step, Telemetry.warning,
     )  # fmt: skip
     mine = os.environ["RANK"] == "1"
 
@@ -119,11 +119,12 @@ def _poisoned(
         seen.append(number)
         told(telemetry, number, **news)
 
-    def warning_told(telemetry: Telemetry, code: str, text: str) -> None:
-        codes.append(code)
-        warned(telemetry, code, text)
+    def warning_told(telemetry: Telemetry, code: str, text: str, *, once: bool = False) -> None:
+        if telemetry.rank == 0:
+            codes.append(code)
+        warned(telemetry, code, text, once=once)
 
-    sampler.Plan.step, step.sums, Engine.backward = which, spoilt_sums, spoilt_backward  # type: ignore[method-assign,assignment]
+    sampler.StepPlan.step, step.sums, Engine.backward = which, spoilt_sums, spoilt_backward  # type: ignore[method-assign,assignment]
     Telemetry.step, Telemetry.warning = step_told, warning_told  # type: ignore[method-assign,assignment]
     ended = train_until(document, root, attempt, stop_after=stop_after)
     return ended | {"steps": seen, "codes": codes}

@@ -5,7 +5,7 @@ The loss sees a MicroBatch and nothing of how it was laid out: as rows, or packe
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -59,10 +59,9 @@ class MicroBatch:
         if self.input_ids.device.type == device.type:
             return self
         pin = device.type == "cuda"
-        moved = {n: v for n, v in vars(self).items() if isinstance(v, Tensor) and n != "pairs"}
-        return replace(
-            self, **{n: (v.pin_memory() if pin else v).to(device, non_blocking=pin) for n, v in moved.items()}
-        )
+        moved: dict[str, Any] = {n: v for n, v in vars(self).items() if isinstance(v, Tensor) and n != "pairs"}
+        moved = {n: (v.pin_memory() if pin else v).to(device, non_blocking=pin) for n, v in moved.items()}
+        return replace(self, **moved)
 
 
 def collate(

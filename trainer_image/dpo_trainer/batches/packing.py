@@ -11,27 +11,30 @@ import numpy as np
 
 from dpo_operator.api.training import Budget
 from dpo_trainer.batches.batch import Layout
-from dpo_trainer.batches.sampler import IntArray
+from dpo_trainer.batches.sampler import Indices, Lengths
 
-# Pairs by rank: what every rank runs at one time. Empty for a rank that has none left.
-Round = list[IntArray]
+# One round: each rank's micro-batch, as indices of its pairs; empty when that rank has run out.
+Round = list[Indices]
 
 
-def tokens_of(lengths: IntArray, layout: Layout) -> IntArray:
+def tokens_of(lengths: Lengths, layout: Layout) -> Lengths:
     """Tokens that each pair takes when it is alone: int64 [pairs].
 
     lengths: int64 [pairs, 3], of prompt, chosen and rejected answer; 0 where an unpaired example has none.
     """
     prompt, answers = lengths[:, 0], lengths[:, 1:]
+    sides: Lengths = (answers > 0).sum(axis=1)
+    tokens: Lengths
     if layout == "shared":
-        return prompt + answers.sum(axis=1)
-    sides = (answers > 0).sum(axis=1)
-    if layout == "plain":
-        return prompt * sides + answers.sum(axis=1)
-    return (prompt + answers.max(axis=1)) * sides
+        tokens = prompt + answers.sum(axis=1)
+    elif layout == "plain":
+        tokens = prompt * sides + answers.sum(axis=1)
+    else:
+        tokens = (prompt + answers.max(axis=1)) * sides
+    return tokens
 
 
-def rounds(indices: IntArray, lengths: IntArray, *, layout: Layout, budget: Budget, world_size: int) -> list[Round]:
+def rounds(indices: Indices, lengths: Lengths, *, layout: Layout, budget: Budget, world_size: int) -> list[Round]:
     """Spread pairs over bins, and bins over ranks and time; the largest bins come first.
 
     indices: which pairs. lengths: of all pairs of the dataset, see tokens_of. A pair over the budget has a bin of its own.
@@ -39,7 +42,7 @@ def rounds(indices: IntArray, lengths: IntArray, *, layout: Layout, budget: Budg
     order = np.argsort(-tokens_of(lengths[indices], layout), kind="stable")
     by_size = indices[order]
     if layout == "off":
-        bins = _of_like_length(lengths[by_size], budget)
+        bins = _length_sorted(lengths[by_size], budget)
     else:
         bins = _balanced(tokens_of(lengths[by_size], layout), budget, world_size)
     groups = [by_size[np.array(members, dtype=np.int64)] for members in bins]
@@ -47,7 +50,7 @@ def rounds(indices: IntArray, lengths: IntArray, *, layout: Layout, budget: Budg
     return [groups[i : i + world_size] for i in range(0, len(groups), world_size)]
 
 
-def _balanced(costs: IntArray, budget: Budget, world_size: int) -> list[list[int]]:
+def _balanced(costs: Lengths, budget: Budget, world_size: int) -> list[list[int]]:
     """Bins with about equal tokens, each within the budget, as few as that takes and a multiple of the world size.
 
     costs: int64 [pairs], falling. The next largest pair always goes into the emptiest bin; the fullest one is then at most
@@ -75,7 +78,7 @@ def _balanced(costs: IntArray, budget: Budget, world_size: int) -> list[list[int
         wanted = count + max(1, count // 16)
 
 
-def _of_like_length(lengths: IntArray, budget: Budget) -> list[list[int]]:
+def _length_sorted(lengths: Lengths, budget: Budget) -> list[list[int]]:
     """Bins of rows that are padded to their longest: neighbours by length, within the budget with the padding."""
     bins: list[list[int]] = []
     rows = longest = 0

@@ -10,11 +10,13 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-IntArray = npt.NDArray[np.int64]
+Indices = npt.NDArray[np.int64]
+# Numbers of tokens.
+Lengths = npt.NDArray[np.int64]
 
 
 @lru_cache(maxsize=2)
-def epoch_order(pairs: int, *, seed: int, epoch: int, shuffle: bool) -> IntArray:
+def epoch_order(pairs: int, *, seed: int, epoch: int, shuffle: bool) -> Indices:
     """Order of the pairs in one epoch: int64 [pairs], each index once, read-only.
 
     epoch: counted from 0; every epoch has an order of its own.
@@ -30,7 +32,7 @@ def epoch_order(pairs: int, *, seed: int, epoch: int, shuffle: bool) -> IntArray
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """How the pairs are spread over the optimizer steps.
 
     pairs: size of the training set, > 0.
@@ -51,7 +53,7 @@ class Plan:
         """Optimizer steps of the whole run; max_steps goes before epochs."""
         return max_steps if max_steps is not None else max(1, math.ceil(epochs * self.steps_per_epoch))
 
-    def step(self, step: int) -> IntArray:
+    def step(self, step: int) -> Indices:
         """Pairs of one optimizer step: int64 [at most global_batch_size]. Steps are counted from 1."""
         epoch, position = divmod(step - 1, self.steps_per_epoch)
         order = epoch_order(self.pairs, seed=self.seed, epoch=epoch, shuffle=self.shuffle)

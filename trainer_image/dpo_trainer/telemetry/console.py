@@ -1,4 +1,4 @@
-"""What a person sees while it runs: a progress bar on a terminal, one line for each logged step elsewhere."""
+"""Console output: a progress bar on a terminal, one line for each logged step elsewhere."""
 
 import math
 import sys
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 class Console(Protocol):
-    """Where words and steps are shown."""
+    """Where lines and steps are shown."""
 
-    def say(self, text: str) -> None:
+    def line(self, text: str) -> None:
         """Show one line."""
 
     def step(self, progress: Progress, metrics: Mapping[str, float]) -> None:
@@ -36,7 +36,7 @@ def step_line(progress: Progress, metrics: Mapping[str, float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 8s, 3m10s, 2h05m, 3d04h."""
+    """Seconds for reading: 8s, 3m10s, 2h05m, 3d04h."""
     whole = max(0, round(seconds))
     if whole < 60:
         return f"{whole}s"
@@ -47,8 +47,8 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
-def figure(form: str, value: float) -> str:
-    """A figure with its name; a dash where there is none, as the margin of a step without any rejected answer."""
+def format_metric(form: str, value: float) -> str:
+    """A metric with its name; a dash where there is no value, as the margin of a step without any rejected answer."""
     return form.format(value) if math.isfinite(value) else f"{form.partition(' ')[0]} –"
 
 
@@ -62,7 +62,7 @@ def _parts(progress: Progress, metrics: Mapping[str, float], *, rate: bool) -> l
         ("learning_rate", "lr {:.1e}"),
     ):
         if key in metrics and (rate or key not in ("grad_norm", "learning_rate")):
-            parts.append(figure(form, metrics[key]))
+            parts.append(format_metric(form, metrics[key]))
     if progress.pairs_per_second is not None:
         parts.append(f"{progress.pairs_per_second:.2g} pairs/s")
     if progress.eta_seconds is not None:
@@ -70,15 +70,28 @@ def _parts(progress: Progress, metrics: Mapping[str, float], *, rate: bool) -> l
     return parts
 
 
+class Silent:
+    """Shows nothing: the console of ranks other than 0."""
+
+    def line(self, text: str) -> None:
+        """Show nothing."""
+
+    def step(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+        """Show nothing."""
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 class _Lines:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def say(self, text: str) -> None:
+    def line(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
 
     def step(self, progress: Progress, metrics: Mapping[str, float]) -> None:
-        self.say(step_line(progress, metrics))
+        self.line(step_line(progress, metrics))
 
     def close(self) -> None:
         pass
@@ -91,7 +104,7 @@ class _Bar:
         self._console = RichConsole(file=stream)
         self._bar: Bar | None = None
 
-    def say(self, text: str) -> None:
+    def line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False)
 
     def step(self, progress: Progress, metrics: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""metrics.jsonl and samples.jsonl: one JSON object a line, each once, whatever was restarted in between."""
+"""metrics.jsonl and samples.jsonl: JSON Lines files in which each step appears once across restarts."""
 
 import json
 import math
@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
+
+from dpo_trainer.telemetry.output import Output, Record, Start
 
 Line = dict[str, Any]
 # In the first training line, for methods that start at a known loss.
@@ -49,9 +51,9 @@ class MetricsFile:
     """Appends lines; one that is already there is not written twice."""
 
     def __init__(self, path: Path, *, resumed_step: int, key: Callable[[Line], Hashable] = _kind_and_step) -> None:
-        """Cut the lines after the step that the run goes on from, atomically. Raises OSError.
+        """Cut the lines after the step that the run resumes from, atomically. Raises OSError.
 
-        key: what may be in the file once.
+        key: a line with the key of an earlier one is not written.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_metrics(path) if line["step"] <= resumed_step]
@@ -67,7 +69,7 @@ class MetricsFile:
         self._torn = False
 
     def write(self, line: Line) -> None:
-        """Append one line. A full volume costs the line and a word in the log, not the run."""
+        """Append one line. On a full volume the line is lost, which is logged."""
         key = self._key(line)
         if key in self._seen:
             return
@@ -92,6 +94,41 @@ class MetricsFile:
         if not self._file.closed:
             self.sync()
             self._file.close()
+
+
+class MetricsOutput:
+    """metrics.jsonl as an output of telemetry."""
+
+    def __init__(self, path: Path, *, resumed_step: int) -> None:
+        """See MetricsFile."""
+        self._path = path
+        self._file = MetricsFile(path, resumed_step=resumed_step)
+
+    def write(self, record: Record) -> None:
+        """Append a line; keys of an evaluation get the prefix eval_."""
+        prefix = "eval_" if record.split == "eval" else ""
+        named = {key if key == "epoch" else prefix + key: value for key, value in record.values.items()}
+        self._file.write({"step": record.step, **named, "time": round(record.time, 3)})
+        if record.split == "eval":
+            self._file.sync()
+
+    def sync(self) -> None:
+        """Write to disk."""
+        self._file.sync()
+
+    def rewind(self, step: int) -> None:
+        """Cut the lines after `step`. Raises OSError."""
+        self._file.close()
+        self._file = MetricsFile(self._path, resumed_step=step)
+
+    def close(self, exit_code: int) -> None:
+        """Sync and close."""
+        self._file.close()
+
+
+def output(start: Start) -> Output:
+    """metrics.jsonl, which every run has. Raises OSError."""
+    return MetricsOutput(start.work.metrics, resumed_step=start.resumed_step)
 
 
 def _encode(line: Mapping[str, Any]) -> str:

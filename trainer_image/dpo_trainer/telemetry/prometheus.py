@@ -2,7 +2,7 @@
 
 The names mirror TRL's keys. There are no namespace, pod or job labels: the PodMonitor's relabelling adds them. Rank 0
 exports what is reduced over all ranks; every pod exports its own times and memory. A gauge without a value yet is NaN,
-because 0 would be a lie that an alert could believe; a value that is not finite leaves the last finite one in place and
+because 0 could trigger alerts; a value that is not finite leaves the last finite one in place and
 is counted.
 """
 
@@ -80,7 +80,10 @@ _BUCKET_KEY = "rewards/accuracies/"
 
 
 class TrainerMetrics:
-    """The metrics of one process, in a registry of their own."""
+    """The metrics of one process, in a registry of their own.
+
+    shared: what is the same on all ranks, exported by rank 0 alone.
+    """
 
     def __init__(self, *, rank_zero: bool) -> None:
         self.registry = CollectorRegistry()
@@ -99,7 +102,8 @@ class TrainerMetrics:
             ["local_rank"],
             registry=self.registry,
         )
-        self._algorithm = _Algorithm(self.registry) if rank_zero else None
+        # Other ranks keep these values in a registry that is not exported.
+        self.shared = SharedMetrics(self.registry if rank_zero else CollectorRegistry())
 
     def phase(self, name: str, seconds: float) -> None:
         """Add time to a part of the loop."""
@@ -111,13 +115,8 @@ class TrainerMetrics:
         """Peak of allocated bytes on this process's GPU."""
         self._gpu_memory.labels(str(local_rank)).set(peak)
 
-    @property
-    def algorithm(self) -> "_Algorithm | None":
-        """What rank 0 exports for all ranks; None on other ranks."""
-        return self._algorithm
 
-
-class _Algorithm:
+class SharedMetrics:
     """Values that are the same on all ranks, and the checkpoints that all ranks write together."""
 
     def __init__(self, registry: CollectorRegistry) -> None:

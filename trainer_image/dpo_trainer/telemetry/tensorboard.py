@@ -4,11 +4,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from dpo_trainer.telemetry.output import Output, Record, Start
 
 
 class TensorBoardFile:
@@ -20,8 +21,8 @@ class TensorBoardFile:
         self._writer: Any = None
         self._broken = False
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add scalars under their TRL keys. A failure is said once and ends the file, not the run."""
+    def write(self, record: Record) -> None:
+        """Add scalars under the names of TRL's curves. A failure is logged once and ends the file, not the run."""
         if self._broken:
             return
         try:
@@ -29,14 +30,22 @@ class TensorBoardFile:
                 self._open()
             from tensorboard.compat.proto.summary_pb2 import Summary
 
-            parts = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-            self._event(step=step, summary=Summary(value=parts))
+            parts = [Summary.Value(tag=tag, simple_value=value) for tag, value in record.curves().items()]
+            self._event(step=record.step, summary=Summary(value=parts))
             self._writer.flush()
         except (ImportError, OSError) as error:
             self._broken = True
             print(f"TensorBoard files are not written: {error}", file=sys.stderr, flush=True)
 
-    def close(self) -> None:
+    def sync(self) -> None:
+        """Nothing to do: every write is flushed."""
+
+    def rewind(self, step: int) -> None:
+        """Start another file, which voids the values after `step`."""
+        self.close(0)
+        self._resumed_step, self._broken = step, False
+
+    def close(self, exit_code: int) -> None:
         """Close the file; closing again does nothing."""
         if self._writer is not None:
             self._writer.close()
@@ -61,3 +70,8 @@ class TensorBoardFile:
         from tensorboard.compat.proto.event_pb2 import Event
 
         self._writer.write(Event(wall_time=time.time(), **fields).SerializeToString())
+
+
+def output(start: Start) -> Output:
+    """Event files, which every run has."""
+    return TensorBoardFile(start.work.tensorboard, resumed_step=start.resumed_step)

@@ -7,21 +7,21 @@ is handed over: no code, no console, no host facts. The client works in a proces
 import math
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.training import WandB
 from dpo_operator.api.types import DPOJob
+from dpo_trainer.telemetry.output import Output, Record, Start
 
 _STEP = "train/global_step"
-# Seconds that a run waits for the service, at its start and at its end.
-_PATIENCE = 30.0
+# How long a run waits for the service at its start and at its end.
+_TIMEOUT_SECONDS = 30.0
 
 
 class WandBRun:
-    """The job's run. Any failure is said once and ends the logging, not the training."""
+    """The job's run. A failure is logged once and ends the logging, not the training."""
 
     def __init__(self, settings: WandB, job: DPOJob, folder: Path) -> None:
         """folder: the client makes a folder wandb in it, with all that it writes."""
@@ -29,20 +29,29 @@ class WandBRun:
         self._run: Any = None
         self._broken = False
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Log what is finite under its names. The first call connects."""
+    def write(self, record: Record) -> None:
+        """Log what is finite under the names of TRL's curves. The first call connects."""
         if self._broken:
             return
         key = ""
         try:
             key = self._key()
             self._run = self._run or self._open(key)
-            self._run.log({_STEP: step} | {name: value for name, value in values.items() if math.isfinite(value)})
+            finite = {name: value for name, value in record.curves().items() if math.isfinite(value)}
+            self._run.log({_STEP: record.step} | finite)
         except Exception as error:  # whatever the client and the network come up with
             self._broken = True
             text = "the package is not installed (pip install wandb)" if isinstance(error, ImportError) else str(error)
             said = text.replace(key, "***") if key else text
-            print(f"Weights & Biases: nothing is logged from step {step} on: {said}", file=sys.stderr, flush=True)
+            print(
+                f"Weights & Biases: nothing is logged from step {record.step} on: {said}", file=sys.stderr, flush=True
+            )
+
+    def sync(self) -> None:
+        """Nothing to do: the client keeps its own files."""
+
+    def rewind(self, step: int) -> None:
+        """Nothing to do: what was logged can't be taken back, and repeated steps are added to it."""
 
     def close(self, exit_code: int) -> None:
         """End the run; what the service has not got by then stays in the folder, for `wandb sync`."""
@@ -78,17 +87,17 @@ class WandBRun:
             entity=self._settings.entity,
             mode=self._settings.mode,
             dir=self._folder,
-            # The same for each attempt, so that a restart goes on with the same curves.
+            # The same for each attempt, so that a restart continues the same curves.
             id=f"{metadata.name}-{metadata.uid}" if metadata.uid else metadata.name,
             name=metadata.name,
             resume="allow",
-            # Without pod: its variables may be nobody else's business.
+            # Without pod: its variables may be private.
             config=self._job.spec.model_dump(mode="json", by_alias=True, exclude={"pod"}),
             allow_val_change=True,
             settings=wandb.Settings(
                 api_key=key or None,
-                init_timeout=_PATIENCE,
-                finish_timeout=_PATIENCE,
+                init_timeout=_TIMEOUT_SECONDS,
+                finish_timeout=_TIMEOUT_SECONDS,
                 console="off",
                 silent=True,
                 save_code=False,
@@ -103,3 +112,10 @@ class WandBRun:
         )
         run.define_metric("*", step_metric=_STEP)
         return run
+
+
+def output(start: Start) -> Output | None:
+    """The job's run, if spec.tracking.wandb is set."""
+    if start.job is None or (settings := start.job.spec.tracking.wandb) is None:
+        return None
+    return WandBRun(settings, start.job, start.work.root)

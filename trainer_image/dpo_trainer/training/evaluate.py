@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dpo_operator.api.training import Budget
-from dpo_trainer.batches.sampler import IntArray
+from dpo_trainer.batches.sampler import Indices
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.losses.by_length import bucket_means, bucket_sums
 from dpo_trainer.losses.formulas import kto_kl
@@ -21,7 +21,7 @@ def reference_point(
     examples: Examples,
     *,
     budget: Budget,
-    indices: IntArray | None = None,
+    indices: Indices | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Tensor | None:
     """KTO's estimate of the KL divergence, from the answers to other prompts: float64 scalar, nats. Collective.

@@ -13,7 +13,7 @@ from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches.batch import Layout
 from dpo_trainer.batches.packing import tokens_of
-from dpo_trainer.batches.sampler import IntArray
+from dpo_trainer.batches.sampler import Lengths
 from dpo_trainer.distributed.world import World
 
 
@@ -42,11 +42,11 @@ class Throughput:
         peak = device.peak(spec.training.precision) * world.world_size
         return cls(shape, layout, spec.adapter.type is not AdapterType.NONE, peak)
 
-    def utilization(self, lengths: IntArray, seconds: float) -> float:
-        """Share of the peak. lengths: int64 [pairs, 3], see bins.tokens_of; of a step that took so many seconds."""
+    def utilization(self, lengths: Lengths, seconds: float) -> float:
+        """Share of the peak. lengths: int64 [pairs, 3], see packing.tokens_of. seconds: that the step took."""
         return self.step_flops(lengths) / (self.peak * seconds)
 
-    def step_flops(self, lengths: IntArray) -> float:
+    def step_flops(self, lengths: Lengths) -> float:
         """Floating-point operations of one step's forward and backward pass; what checkpointing computes again does not count."""
         prompt, answers = lengths[:, 0].astype(float), lengths[:, 1:].astype(float)
         tokens, scored = float(tokens_of(lengths, self.layout).sum()), float(answers.sum())

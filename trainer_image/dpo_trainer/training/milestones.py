@@ -1,192 +1,220 @@
-"""What may happen between two optimizer steps: an evaluation, sample answers, a verdict, a checkpoint, the end."""
+"""Work between two optimizer steps: evaluation, samples, early stopping, checkpoint, end of the run."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from dataclasses import asdict
 
 import numpy as np
+import torch
 
 from dpo_operator.api.training import Budget
-from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer.batches.sampler import Plan
+from dpo_trainer.batches.sampler import Indices
 from dpo_trainer.checkpoint.loading import Restored
 from dpo_trainer.checkpoint.loop_state import LoopState, LossScaleState, Probe, finite
-from dpo_trainer.checkpoint.store import Checkpoints
-from dpo_trainer.engine.engine import Engine
 from dpo_trainer.engine.loss_scale import LossScale
-from dpo_trainer.losses.objective import Objective
 from dpo_trainer.runtime.errors import TrainerError
-from dpo_trainer.runtime.stop import Outcome, StopRequest
-from dpo_trainer.telemetry import Telemetry
+from dpo_trainer.runtime.stop import Outcome, Stopped, StopRequest
 from dpo_trainer.telemetry.selection import cost
+from dpo_trainer.training.build import Run
 from dpo_trainer.training.early_stopping import judge
 from dpo_trainer.training.evaluate import evaluate
-from dpo_trainer.training.examples import Examples
 from dpo_trainer.training.passes import logps_table
-from dpo_trainer.training.samples import Samples
-
-if TYPE_CHECKING:
-    from dpo_trainer.checkpoint.engine_state import EngineState
+from dpo_trainer.training.startup_checks import check_first_step, log_restored
+from dpo_trainer.training.step import StepSums
 
 _PROBE_PAIRS = 8
 # One pair in a pass, as the export scores them: then bf16 rounds alike.
 _ONE_PAIR = Budget(tokens=1)
 
 
-@dataclass
 class Milestones:
-    """Everything that `conclude` works with, and the evaluations so far. Its methods are collective.
+    """Methods are collective. Those that return an Outcome return None when the run continues.
 
-    eval_budget: of one forward pass without gradients. skipped: steps that training.nonFinite left out.
+    evaluations: (step, cost) of every evaluation so far.
     """
 
-    spec: DPOJobSpec
-    engine: Engine
-    objective: Objective
-    train: Examples
-    evaluation: Examples | None
-    plan: Plan
-    total_steps: int
-    eval_budget: Budget
-    samples: Samples
-    checkpoints: Checkpoints
-    state: "EngineState"
-    telemetry: Telemetry
-    stop: StopRequest
-    evaluations: list[tuple[int, float | None]]
-    skipped: list[int]
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.evaluations = list(run.restored.state.evaluations) if run.restored else []
 
     def should_stop(self) -> bool:
         """Whether any rank was asked to stop."""
-        return self.engine.any_rank(self.stop.is_set())
+        return self.run.engine.any_rank(self.run.stop.is_set())
 
     def is_evaluated(self, step: int) -> bool:
         """Whether there is an evaluation after a step."""
-        return self.evaluation is not None and (step == self.total_steps or step % self.spec.eval_every_steps == 0)
+        run = self.run
+        return run.evaluation is not None and (step == run.total_steps or step % run.spec.eval_every_steps == 0)
 
-    def conclude(
-        self, step: int, metrics: dict[str, float], *, stopping: bool, committed: bool = False
+    def trained(self, step: int) -> str:
+        """Message of a run that took all of its steps."""
+        return f"Trained {self.run.total_steps} steps on {self.run.plan.pairs_seen(step)} pairs."
+
+    def before_training(self, stop: StopRequest) -> Outcome | None:
+        """Sample answers of the reference, or finish what the checkpoint of the resumed step lacks.
+
+        stop: this process's own request. Raises Stopped when a signal came before there was any state to save.
+        """
+        run, restored = self.run, self.run.restored
+        if restored is None:
+            with run.telemetry.timed("eval"):
+                answered = run.samples.take(0, run.telemetry, self.should_stop)
+            if answered is None:
+                raise Stopped(stop.signal_name or "a signal to another rank")
+        elif self.is_evaluated(restored.step) and restored.state.eval is None:
+            # A signal came before this evaluation. Evaluate now, so that signals do not change early stopping.
+            return self.after_step(restored.step, restored.state.train, stopping=False, committed=True)
+        return None
+
+    def report(self, step: int, pairs: Indices, sums: StepSums, metrics: dict[str, float], seconds: float) -> None:
+        """Pass a finished step on to telemetry. pairs: of the step. seconds: that it took on this rank."""
+        run, training, device = self.run, self.run.spec.training, self.run.engine.world.device
+        if step == 1:
+            check_first_step(metrics, sums.first_loss, run.objective, training.precision, run.telemetry)
+        lengths = run.train.data.lengths[pairs]
+        run.telemetry.step(
+            step,
+            epoch=run.plan.epoch(step),
+            seconds=seconds,
+            pairs=len(pairs),
+            tokens=sums.tokens,
+            truncated=sums.truncated,
+            metrics=metrics if self._is_logged(step) else None,
+            utilization=run.throughput.utilization(lengths, seconds) if run.throughput else None,
+            slowest=run.pace.slowest,
+            gpu_memory_peak=torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
+        )
+
+    def after_step(
+        self, step: int, metrics: Mapping[str, float | None], *, stopping: bool, committed: bool = False
     ) -> Outcome | None:
-        """Evaluate, judge and save after a step; how the run ends, None when it goes on.
+        """Evaluate, check early stopping and save after a step.
 
         metrics: of the step, as they were logged. stopping: some rank was asked to stop.
         committed: there is a checkpoint of the step, which only lacks its evaluation.
         """
-        spec, evaluated = self.spec, None
+        run, spec, evaluated = self.run, self.run.spec, None
         improved = stale = False
         if self.is_evaluated(step) and not stopping:
             evaluated, stopping = self._evaluate(step)
         if evaluated is not None:
-            self.telemetry.evaluation(step, evaluated)
+            run.telemetry.evaluation(step, evaluated)
             self.evaluations.append((step, cost(spec.selection_metric, evaluated)))
             verdict = judge(self.evaluations, spec.early_stopping)
             improved, stale = verdict.improved and spec.checkpoint.keep_best > 0, verdict.stop
 
         finished = ""
-        if step == self.total_steps and (evaluated is not None or self.evaluation is None):
-            finished = f"Trained {self.total_steps} steps on {self.plan.pairs_seen(step)} pairs."
+        if step == run.total_steps and (evaluated is not None or run.evaluation is None):
+            finished = self.trained(step)
         elif stale:
             assert spec.early_stopping is not None
             least = spec.early_stopping.min_delta
             finished = (
-                f"Stopped early after step {step} of {self.total_steps}: {spec.selection_metric} has not improved"
+                f"Stopped early after step {step} of {run.total_steps}: {spec.selection_metric} has not improved"
                 f"{f' by {least:g}' if least else ''} since step {verdict.best_step}."
             )
         if finished or stopping or improved or step % spec.checkpoint.every_steps == 0:
-            self._save(step, metrics, evaluated, finished, committed=committed, last=bool(finished) or stopping)
+            loop = self._loop_state(step, metrics, evaluated, finished)
+            self._save(loop, committed=committed, last=bool(finished) or stopping)
         if finished:
-            self.telemetry.ended(finished)
+            run.telemetry.ended(finished)
             return Outcome("Succeeded", finished)
         if stopping:
             return Outcome(
-                "Stopped", f"Stopped after step {step} of {self.total_steps}; a checkpoint of it was committed."
+                "Stopped", f"Stopped after step {step} of {run.total_steps}; a checkpoint of it was committed."
             )
         return None
 
-    def leave_out(self, step: int, rate: float, tokens: int, *, stopping: bool) -> Outcome | None:
-        """Go past a step whose update is left out, as `conclude` does. rate: learning rate. tokens: trained on so far."""
+    def skip_step(self, step: int, rate: float, tokens: int, *, stopping: bool) -> Outcome | None:
+        """Record a skipped step, then do as `after_step`. rate: learning rate. tokens: trained on so far."""
+        run = self.run
         metrics = {"loss": math.nan, "learning_rate": rate, "num_tokens": float(tokens)}
-        self.telemetry.skipped_step()
-        logged = step % self.spec.training.log_every_steps == 0 or step == self.total_steps
-        self.telemetry.step(
-            step, epoch=self.plan.epoch(step), seconds=0.0, pairs=0, tokens=0, metrics=metrics if logged else None
-        )
-        return self.conclude(step, metrics, stopping=stopping)
+        run.telemetry.skipped_step()
+        logged = metrics if self._is_logged(step) else None
+        run.telemetry.step(step, epoch=run.plan.epoch(step), seconds=0.0, pairs=0, tokens=0, metrics=logged)
+        return self.after_step(step, metrics, stopping=stopping)
 
     def roll_back(self) -> Restored | None:
         """Go back to the newest checkpoint; None, with nothing changed, when there is none yet."""
-        self.checkpoints.wait()
-        restored = self.checkpoints.load(self.state)
+        run = self.run
+        run.checkpoints.wait()
+        restored = run.checkpoints.load(run.state)
         if restored is not None:
             self.evaluations[:] = restored.state.evaluations
             if (scale := restored.state.loss_scale) is not None:
-                self.engine.loss_scale = LossScale(**scale.model_dump())
-            self.telemetry.rewind(restored.step, self.plan.epoch(restored.step))
+                run.engine.loss_scale = LossScale(**scale.model_dump())
+            run.telemetry.rewind(restored.step, run.plan.epoch(restored.step))
+            log_restored(restored, run.telemetry)
+            run.telemetry.warning("RolledBack", f"went back to the checkpoint of step {restored.step}", once=True)
         return restored
 
-    def _evaluate(self, step: int) -> tuple[dict[str, float] | None, bool]:
-        """Metrics of the held-out pairs and of the sample answers, and whether a stop came in between.
+    def _is_logged(self, step: int) -> bool:
+        return step % self.run.spec.training.log_every_steps == 0 or step == self.run.total_steps
 
-        A stop during the evaluation leaves no metrics, one during the answers those of the evaluation.
+    def _evaluate(self, step: int) -> tuple[dict[str, float] | None, bool]:
+        """Metrics of the evaluation pairs and of the sample answers, and whether a stop came in between.
+
+        A stop during the evaluation returns None; during sampling, the metrics of the evaluation.
         """
-        assert self.evaluation is not None
-        self.telemetry.activity("evaluating")
-        with self.telemetry.timed("eval"):
+        run = self.run
+        assert run.evaluation is not None
+        run.telemetry.activity("evaluating")
+        with run.telemetry.timed("eval"):
             evaluated = evaluate(
-                self.engine, self.evaluation, self.objective, budget=self.eval_budget, should_stop=self.should_stop
+                run.engine, run.evaluation, run.objective, budget=run.spec.eval_batch, should_stop=self.should_stop
             )
-            answered = None if evaluated is None else self.samples.take(step, self.telemetry, self.should_stop)
+            answered = None if evaluated is None else run.samples.take(step, run.telemetry, self.should_stop)
         if evaluated is None or answered is None:
             return evaluated, True
         return evaluated | answered, False
 
-    def _save(
+    def _loop_state(
         self,
         step: int,
-        metrics: Mapping[str, float],
+        metrics: Mapping[str, float | None],
         evaluated: Mapping[str, float] | None,
         finished: str,
-        *,
-        committed: bool,
-        last: bool,
-    ) -> None:
-        """Save, or amend what was saved. last: the run ends, so be sure that it is committed."""
-        scale = self.engine.loss_scale
-        loop = LoopState(
+    ) -> LoopState:
+        run, scale = self.run, self.run.engine.loss_scale
+        return LoopState(
             step=step,
-            epoch=self.plan.epoch(step),
-            pairs_seen=self.plan.pairs_seen(step),
-            total_steps=self.total_steps,
+            epoch=run.plan.epoch(step),
+            pairs_seen=run.plan.pairs_seen(step),
+            total_steps=run.total_steps,
             train=finite(metrics),
             eval=None if evaluated is None else finite(evaluated),
             evaluations=tuple(self.evaluations),
-            skipped=tuple(self.skipped),
-            selection_metric=self.spec.selection_metric,
+            skipped=tuple(run.policy.skipped),
+            selection_metric=run.spec.selection_metric,
             finished=finished,
             loss_scale=None if scale is None else LossScaleState(**asdict(scale)),
             probe=self._probe() if finished or evaluated is not None else None,
         )
-        self.telemetry.activity("saving a checkpoint")
+
+    def _save(self, loop: LoopState, *, committed: bool, last: bool) -> None:
+        """Save, or amend the checkpoint of the step. last: the run ends, so wait for the commit."""
+        run = self.run
+        run.telemetry.activity("saving a checkpoint")
         try:
-            with self.telemetry.timed("checkpoint"):
+            with run.telemetry.timed("checkpoint"):
                 if committed:
-                    self.checkpoints.amend(loop)
+                    run.checkpoints.amend(loop)
                 else:
-                    self.checkpoints.save(self.state, loop, last=last)
+                    run.checkpoints.save(run.state, loop, last=last)
         except TrainerError:
-            self.telemetry.checkpoint_failed()
+            run.telemetry.checkpoint_failed()
             raise
-        self.telemetry.alive("training")
+        run.telemetry.alive("training")
 
     def _probe(self) -> Probe:
         """Log-probs of a few pairs under the current weights, to compare the exported model with."""
-        examples = self.evaluation or self.train
+        run = self.run
+        examples = run.evaluation or run.train
         indices = np.arange(min(_PROBE_PAIRS, len(examples.data)), dtype=np.int64)
-        table = logps_table(self.engine, examples.data, budget=_ONE_PAIR, indices=indices)
+        table = logps_table(run.engine, examples.data, budget=_ONE_PAIR, indices=indices)
         return Probe.of(
-            "eval" if examples is self.evaluation else "train",
+            "eval" if examples is run.evaluation else "train",
             indices.tolist(),
             table[: len(indices), :, 0].tolist(),
-            self.spec.training.precision,
+            run.spec.training.precision,
         )

@@ -11,13 +11,13 @@ _ADVICE = "Lower training.learningRate, set training.maxGradNorm, or use precisi
 
 
 @dataclass
-class BadNumbers:
+class NonFinitePolicy:
     """skipped: steps left out so far, in the order in which they failed; the checkpoint keeps them."""
 
     rule: NonFinite
     skipped: list[int] = field(default_factory=list)
 
-    def judge(self, step: int, what: str) -> Literal["skip", "rollback"]:
+    def decide(self, step: int, what: str) -> Literal["skip", "rollback"]:
         """What to do about a step in which `what` is not finite; its pairs are left out from now on.
 
         Raises TrainerError NON_FINITE when the rule says so, or has been used up.

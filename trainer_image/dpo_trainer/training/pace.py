@@ -50,7 +50,7 @@ class Pace:
         mine = fmean(self._window) if len(self._window) >= LEAST else 0.0
         return {_name(rank): mine if rank == self._world.rank else 0.0 for rank in range(self._world.world_size)}
 
-    def heard(self, sums: Mapping[str, float]) -> None:
+    def update(self, sums: Mapping[str, float]) -> None:
         """Compare the ranks, from the sums of what all of them shared."""
         if not self._compares:
             return

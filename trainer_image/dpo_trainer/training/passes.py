@@ -11,13 +11,13 @@ from torch import Tensor
 from dpo_operator.api.training import Budget
 from dpo_trainer.batches.batch import MicroBatch, collate
 from dpo_trainer.batches.packing import Round, rounds
-from dpo_trainer.batches.sampler import IntArray
+from dpo_trainer.batches.sampler import Indices
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.engine.engine import Engine, Scored
 from dpo_trainer.losses.objective import Logps
 
 
-def plan_rounds(engine: Engine, dataset: PairDataset, indices: IntArray, budget: Budget) -> list[Round]:
+def plan_rounds(engine: Engine, dataset: PairDataset, indices: Indices, budget: Budget) -> list[Round]:
     """What all ranks run, one after another, to see these pairs."""
     return rounds(
         indices,
@@ -75,7 +75,7 @@ def logps_table(
     dataset: PairDataset,
     *,
     budget: Budget,
-    indices: IntArray | None = None,
+    indices: Indices | None = None,
     after_each: Callable[[int], None] = lambda _: None,
 ) -> Tensor:
     """Log-probs of every pair under the current weights: float64 [pairs, 2, 2], nats, on the CPU of every rank, see
@@ -113,5 +113,5 @@ def logps_of(batch: MicroBatch, scored: Scored, reference: Tensor | None) -> Log
     )
 
 
-def all_pairs(dataset: PairDataset) -> IntArray:
+def all_pairs(dataset: PairDataset) -> Indices:
     return np.arange(len(dataset), dtype=np.int64)

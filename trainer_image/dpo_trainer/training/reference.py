@@ -104,7 +104,8 @@ class References:
             examples.add_reference(lambda what, data: self._table(what, data, budget))
 
     def _table(self, what: str, data: PairDataset, budget: Budget) -> Tensor:
-        self.telemetry.activity(f"reference log-probs of {what}")
+        activity = f"reference log-probs of {what}"
+        self.telemetry.activity(activity)
         key = reference_key(
             self.spec,
             model_digest=self.model_digest,
@@ -112,12 +113,18 @@ class References:
             layout=self.engine.module.layout,
         )
         return reference_logps(
-            self.engine, data, self.folder, key=key, budget=budget, ranks=self.ranks, after_each=self._stop_or_alive
+            self.engine,
+            data,
+            self.folder,
+            key=key,
+            budget=budget,
+            ranks=self.ranks,
+            after_each=lambda pairs: self._stop_or_alive(activity, pairs),
         )
 
-    def _stop_or_alive(self, pairs: int) -> None:
-        """Say how far it is; leave on every rank when one was asked to stop."""
-        self.telemetry.alive(f"{self.telemetry.progress.activity.partition(':')[0]}: {pairs} done")
+    def _stop_or_alive(self, activity: str, pairs: int) -> None:
+        """Report progress. Raises Stopped on every rank when any was asked to stop."""
+        self.telemetry.alive(f"{activity}: {pairs} done")
         if self.engine.any_rank(self.stop.is_set()):
             raise Stopped(self.stop.signal_name or "a signal to another rank")
 
@@ -139,7 +146,8 @@ def load_table(path: Path, *, key: str, pairs: int) -> Tensor | None:
         return None
     try:
         with safe_open(path, framework="pt") as file:
-            metadata, table = file.metadata() or {}, file.get_tensor("logps")
+            metadata: dict[str, str] = file.metadata() or {}
+            table: Tensor = file.get_tensor("logps")
     except (OSError, SafetensorError) as error:
         log.warning("%s can't be read (%s); the reference log-probs are computed again", path, error)
         return None

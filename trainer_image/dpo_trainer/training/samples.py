@@ -16,18 +16,17 @@ import torch
 
 from dpo_operator.api.training import Budget
 from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer.batches.sampler import IntArray
+from dpo_trainer.batches.sampler import Indices
 from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.data.tokens.tokenization import load_tokenizer
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.model.load import causal_lm_of
-from dpo_trainer.pretrained import checks as modelcheck
+from dpo_trainer.pretrained import checks as model_checks
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.metrics_file import Line, MetricsFile, read_metrics
-from dpo_trainer.training.startup_checks import warn
 
 Ids = list[int]
 # What a model or a tokenizer raises that can't do this. Never RuntimeError: that is how a lost peer shows.
@@ -107,7 +106,7 @@ class Samples:
         problems = [text for text in self._ranks.gather(problem) if text]
         if problems:
             self._count = 0
-            warn(telemetry, "NoSamples", f"no sample answers are written: {problems[0]}")
+            telemetry.warning("NoSamples", f"no sample answers are written: {problems[0]}", once=True)
         return not problems
 
     def _open(self) -> _Decoder:
@@ -132,7 +131,7 @@ class Samples:
 
     def _generate(self, decoder: _Decoder, should_stop: Callable[[], bool]) -> tuple[dict[int, Ids], bool]:
         """This rank's share of the answers by number of the prompt, and whether it was told to stop. Collective."""
-        engine, found = self._engine, {}
+        engine, found = self._engine, dict[int, Ids]()
         world, longest = engine.world, max(len(pair.prompt) for pair in decoder.pairs)
         size = min(self._budget.pairs or len(decoder.pairs), max(1, self._budget.tokens // (longest + self._tokens)))
         everything = np.arange(len(decoder.pairs), dtype=np.int64)
@@ -157,7 +156,7 @@ class Samples:
             before = (line for line in read_metrics(self._work.samples) if line["step"] == 0)
             self._reference = {str(line.get("prompt")): line for line in before}
         decode = self._decoder.tokenizer.decode
-        known = []
+        known: list[int | None] = []
         for number, pair in enumerate(self._decoder.pairs):
             prompt, ids = decode(pair.prompt.tolist()), answers[number]
             policy = {"policy": decode(ids, skip_special_tokens=True), "policy_tokens": len(ids)}
@@ -174,7 +173,7 @@ class Samples:
         self._file.sync()
         means = {"generation_tokens/policy": sum(map(len, answers.values())) / len(answers)}
         if None not in known:
-            means["generation_tokens/reference"] = sum(known) / len(known)
+            means["generation_tokens/reference"] = sum(filter(None, known)) / len(known)
         return means
 
 
@@ -253,7 +252,7 @@ def _said(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def shares(indices: IntArray, *, rank: int, world_size: int, size: int) -> list[IntArray]:
+def shares(indices: Indices, *, rank: int, world_size: int, size: int) -> list[Indices]:
     """One rank's share of some prompts, in groups of at most `size`.
 
     Every rank gets a list of the same length, because ZeRO-3's gathers are collective: a rank with fewer groups gets

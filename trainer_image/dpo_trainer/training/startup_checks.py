@@ -28,7 +28,7 @@ _SHARING_PAYS = 1.02
 _BEGINNING = 8
 
 
-def say_partitions(engine: Engine, ranks: Ranks, telemetry: Telemetry) -> None:
+def log_partitions(engine: Engine, ranks: Ranks, telemetry: Telemetry) -> None:
     """Show that no rank holds the whole model."""
     reports = ranks.gather(engine.partition_report())
     held = [report["held"] for report in reports]
@@ -38,7 +38,7 @@ def say_partitions(engine: Engine, ranks: Ranks, telemetry: Telemetry) -> None:
     )
 
 
-def choose_logits(engine: Engine, data: PairDataset, precision: str, telemetry: Telemetry) -> None:
+def check_logits_path(engine: Engine, data: PairDataset, precision: str, telemetry: Telemetry) -> None:
     """Compare a short pair's log-probs with those from the model's own logits; use the latter if they differ.
 
     Collective. Nothing else could tell that an architecture does something unusual on the way to its logits. Short, because logits
@@ -55,11 +55,11 @@ def choose_logits(engine: Engine, data: PairDataset, precision: str, telemetry: 
     same = torch.allclose(short, whole, rtol=share, atol=share, equal_nan=True)
     if engine.any_rank(not same):
         engine.module.whole_logits = True
-        warn(
-            telemetry,
+        telemetry.warning(
             "WholeLogits",
             f"this architecture's log-probs need the logits of every token, which takes more memory and time: expected "
             f"{whole.tolist()}, found {short.tolist()} from answer tokens alone",
+            once=True,
         )
 
 
@@ -80,10 +80,10 @@ def choose_layout(engine: Engine, data: PairDataset, spec: DPOJobSpec, telemetry
     policy, reason = engine.module, "its attention has no SDPA form that can be replaced"
     by_flex = spec.model.attention == "flex"
     if by_flex and engine.any_rank((problem := attention.flex_problem(engine.world.device)) is not None):
-        warn(
-            telemetry,
+        telemetry.warning(
             "NoFlexAttention",
             f"packed pairs go through SDPA instead: {problem or 'it failed on another rank'}",
+            once=True,
         )
         by_flex = False
     if policy.pack(wanted, by_flex=by_flex):
@@ -102,7 +102,9 @@ def choose_layout(engine: Engine, data: PairDataset, spec: DPOJobSpec, telemetry
         if not engine.any_rank(not torch.allclose(rows, packed, rtol=share, atol=share, equal_nan=False)):
             return
         policy.layout = "off"
-    warn(telemetry, "NotPacked", f"this model's pairs are trained in padded rows, which is slower: {reason}")
+    telemetry.warning(
+        "NotPacked", f"this model's pairs are trained in padded rows, which is slower: {reason}", once=True
+    )
 
 
 def _sharing_pays(data: PairDataset) -> bool:
@@ -134,32 +136,26 @@ def check_first_step(
     tolerance = _FIRST_STEP_TOLERANCE[precision]
     telemetry.initial_loss(first_loss)
     if abs(metrics["loss"] - first_loss) > tolerance * max(1.0, abs(first_loss)):
-        warn(
-            telemetry,
+        telemetry.warning(
             "FirstStepLoss",
             f"expected a first loss of {first_loss:.6f}{' = ln 2' if math.isclose(first_loss, math.log(2)) else ''} ± {tolerance}, found {metrics['loss']:.6f}: the reference is "
             "not the model that training starts from, or the model is not deterministic",
+            once=True,
         )
     if not objective.starts_level:
         return
     telemetry.initial_margin(metrics["rewards/margins"])
     if abs(metrics["rewards/margins"]) > tolerance:
-        warn(
-            telemetry,
+        telemetry.warning(
             "FirstStepMargin",
             f"expected a first reward margin of 0 ± {tolerance}, found {metrics['rewards/margins']:.6f}",
+            once=True,
         )
 
 
-def say_restored(restored: Restored, telemetry: Telemetry) -> None:
+def log_restored(restored: Restored, telemetry: Telemetry) -> None:
     """Warn of newer checkpoints that could not be used, and of one that is used without a record of it."""
     for reason in restored.refused:
-        warn(telemetry, "CheckpointRefused", reason)
+        telemetry.warning("CheckpointRefused", reason, once=True)
     if restored.doubt:
-        warn(telemetry, "CheckpointNotRecorded", restored.doubt)
-
-
-def warn(telemetry: Telemetry, code: str, text: str) -> None:
-    """Say it once, not on every rank."""
-    if telemetry.rank == 0:
-        telemetry.warning(code, text)
+        telemetry.warning("CheckpointNotRecorded", restored.doubt, once=True)

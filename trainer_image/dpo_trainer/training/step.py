@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from dpo_operator.api.training import Budget
-from dpo_trainer.batches.sampler import IntArray
+from dpo_trainer.batches.sampler import Indices
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.losses.metrics import Totals, means, sums
 from dpo_trainer.losses.objective import Objective
@@ -19,17 +19,17 @@ from dpo_trainer.training.passes import logps_of, micro_batches_of, plan_rounds
 
 @dataclass(frozen=True)
 class StepSums:
-    """One step's figures over all ranks.
+    """Sums and metrics of one step over all ranks.
 
     metrics: means, TRL's keys. first_loss: loss that these pairs have while the policy is the reference; None when not asked for.
-    tokens, truncated: of the step's pairs. broken: pairs whose loss is not finite. stop: some rank was asked to stop.
+    tokens, truncated: of the step's pairs. nonfinite_pairs: those whose loss is not finite. stop: some rank was asked to stop.
     """
 
     metrics: dict[str, float]
     first_loss: float | None
     tokens: int
     truncated: int
-    broken: int
+    nonfinite_pairs: int
     stop: bool
 
 
@@ -37,7 +37,7 @@ def forward_backward(
     engine: Engine,
     objective: Objective,
     examples: Examples,
-    pairs: IntArray,
+    pairs: Indices,
     stop: StopRequest,
     *,
     budget: Budget,
@@ -63,24 +63,26 @@ def forward_backward(
         loss = objective.loss(logps, kl)
         engine.backward((loss * counts).sum() / units, last=number == len(planned))
         found = sums(objective, logps, loss.detach(), kl, counts)
-        found |= dict(zip(("entropy", "hits", "looked_at"), scored.distribution * counts.any(), strict=True))
+        counted = counts.any()
+        found |= {"entropy": scored.tokens.entropy * counted, "top1": scored.tokens.top1 * counted}
+        found["rows"] = scored.tokens.rows * counted
         if is_first and objective.needs_reference:
             with torch.no_grad():
                 found["first_loss"] = (objective.first_loss(logps) * counts).sum()
         tokens, truncated = tokens + batch.tokens, truncated + batch.truncated
         totals.add(found, engine.world.device)
     speed = pace.share() if pace else {}
-    figures = totals.over_ranks(engine.sum, stop=stop.is_set(), tokens=tokens, truncated=truncated, **speed)
+    total = totals.over_ranks(engine.sum, stop=stop.is_set(), tokens=tokens, truncated=truncated, **speed)
     if pace:
-        pace.heard(figures)
-    metrics = means(figures, None if kl is None else kl.item())
-    looked_at = figures["looked_at"] or math.nan
-    metrics["entropy"], metrics["mean_token_accuracy"] = figures["entropy"] / looked_at, figures["hits"] / looked_at
+        pace.update(total)
+    metrics = means(total, None if kl is None else kl.item())
+    rows = total["rows"] or math.nan
+    metrics["entropy"], metrics["mean_token_accuracy"] = total["entropy"] / rows, total["top1"] / rows
     return StepSums(
         metrics=metrics,
-        first_loss=figures["first_loss"] / units if "first_loss" in figures else None,
-        tokens=int(figures["tokens"]),
-        truncated=int(figures["truncated"]),
-        broken=int(figures["broken"]),
-        stop=figures["stop"] > 0,
+        first_loss=total["first_loss"] / units if "first_loss" in total else None,
+        tokens=int(total["tokens"]),
+        truncated=int(total["truncated"]),
+        nonfinite_pairs=int(total["broken"]),
+        stop=total["stop"] > 0,
     )

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_trainer.batches.sampler import Plan, epoch_order
+from dpo_trainer.batches.sampler import StepPlan, epoch_order
 from dpo_trainer.training.samples import shares
 
 pytestmark = pytest.mark.unit
@@ -16,7 +16,7 @@ small = st.integers(min_value=1, max_value=9)
 
 @given(counts, small, st.booleans(), st.integers(min_value=0, max_value=2**31 - 1))
 def test_an_epoch_has_each_pair_once(pairs: int, batch: int, shuffle: bool, seed: int):
-    plan = Plan(pairs, batch, seed=seed, shuffle=shuffle)
+    plan = StepPlan(pairs, batch, seed=seed, shuffle=shuffle)
     for epoch in range(2):
         first = epoch * plan.steps_per_epoch + 1
         seen = np.concatenate([plan.step(first + i) for i in range(plan.steps_per_epoch)])
@@ -51,7 +51,7 @@ def test_the_order_never_changes_between_versions():
 
 
 def test_the_last_step_of_an_epoch_has_what_is_left():
-    plan = Plan(10, 4, seed=0, shuffle=True)
+    plan = StepPlan(10, 4, seed=0, shuffle=True)
     assert [len(plan.step(i)) for i in range(1, 7)] == [4, 4, 2, 4, 4, 2]
     assert [plan.epoch(i) for i in (1, 3, 4, 6)] == [0.4, 1.0, 1.4, 2.0]
     assert [plan.pairs_seen(i) for i in (2, 3, 4)] == [8, 10, 14]
@@ -62,4 +62,4 @@ def test_the_last_step_of_an_epoch_has_what_is_left():
     [(1.0, None, 3), (0.5, None, 2), (0.01, None, 1), (2.0, None, 6), (1.0, 2, 2), (1.0, 50, 50)],
 )
 def test_total_steps(epochs: float, max_steps: int | None, expected: int):
-    assert Plan(10, 4, seed=0, shuffle=True).total_steps(epochs=epochs, max_steps=max_steps) == expected
+    assert StepPlan(10, 4, seed=0, shuffle=True).total_steps(epochs=epochs, max_steps=max_steps) == expected

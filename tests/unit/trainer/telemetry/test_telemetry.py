@@ -20,6 +20,7 @@ from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.console import console, duration
 from dpo_trainer.telemetry.metrics_file import MetricsFile, read_metrics
+from dpo_trainer.telemetry.output import Record
 from dpo_trainer.telemetry.prometheus import TrainerMetrics
 from dpo_trainer.telemetry.server import bind_address
 from dpo_trainer.telemetry.tensorboard import TensorBoardFile
@@ -168,7 +169,7 @@ def test_every_figure_of_the_trainer_has_a_metric():
         metrics = TrainerMetrics(rank_zero=True)
         for key in figures_of(name=name):
             before = prometheus_text(metrics)
-            metrics.algorithm.values("eval", {key: 0.4321})
+            metrics.shared.values("eval", {key: 0.4321})
             assert prometheus_text(metrics) != before, key
 
 
@@ -245,7 +246,7 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path):
 
     lines = [(line["step"], line.get("loss")) for line in read_metrics(tmp_path / "metrics.jsonl")]
     assert lines == [(1, 0.6312), (2, 0.6312), (3, 0.6312), (4, 0.6312), (4, None), (5, 0.5), (6, 0.5), (7, 0.5)]
-    assert "goes on from step 4, saved by attempt 1" in shown.getvalue()
+    assert "resuming from step 4, saved by attempt 1" in shown.getvalue()
     assert samples(second)["dpo_train_resumed_step"] == 4
     assert second.progress.resumed_from_step == 4
 
@@ -382,8 +383,8 @@ def test_two_files_of_the_same_second_are_both_written(tmp_path: Path, monkeypat
     monkeypatch.setattr("dpo_trainer.telemetry.tensorboard.time.time", lambda: 1000.5)
     for step in (1, 2):
         file = TensorBoardFile(tmp_path, resumed_step=step - 1)
-        file.write(step, {"train/loss": 0.5})
-        file.close()
+        file.write(Record(step, "train", {"loss": 0.5}, 1000.5))
+        file.close(0)
 
     assert sorted(path.name.rpartition(".")[2] for path in tmp_path.iterdir()) == ["0", "1"]
     assert all(path.stat().st_size for path in tmp_path.iterdir())

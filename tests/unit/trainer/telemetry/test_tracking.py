@@ -173,7 +173,7 @@ def test_a_service_that_refuses_costs_no_step_and_the_key_is_nowhere(
     key.write_text(KEY + "\n")
     monkeypatch.setenv("DPO_WANDB_KEY_FILE", str(key))
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(tracker, "_PATIENCE", 3.0)
+    monkeypatch.setattr(tracker, "_TIMEOUT_SECONDS", 3.0)
     work = tmp_path / "work"
     an_attempt(work, a_job(mode="online", apiKeySecretRef={"name": "tracker"}), 1, 1, 2)
     server.shutdown()

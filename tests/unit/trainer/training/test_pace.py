@@ -38,7 +38,7 @@ def run(worlds: list[Pace], rounds: int) -> None:
         shares = [one.share() for one in worlds]
         total = {name: sum(share[name] for share in shares) for name in shares[0]}
         for one in worlds:
-            one.heard(total)
+            one.update(total)
 
 
 def test_all_ranks_learn_of_the_slowest_when_each_has_measured_enough(monkeypatch: pytest.MonkeyPatch):
@@ -80,7 +80,7 @@ def test_alone_or_among_too_many_nothing_is_measured(world_size: int):
 
     one = Pace(World(0, world_size, CPU), seconds=never)
     assert one.share() == {}
-    one.heard({})
+    one.update({})
     assert one.slowest is None
 
 

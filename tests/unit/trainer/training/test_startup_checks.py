@@ -11,7 +11,8 @@ from dpo_trainer.checkpoint.loading import Restored
 from dpo_trainer.losses.objective import Objective
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
-from dpo_trainer.training.startup_checks import check_first_step, say_restored
+from dpo_trainer.training.startup_checks import check_first_step, log_restored
+from tests.unit.trainer.checkpoints import loop_state
 
 pytestmark = pytest.mark.unit
 
@@ -22,7 +23,7 @@ class Heard:
     def __init__(self, telemetry: Telemetry) -> None:
         self.warnings: list[str] = []
         self.margins: list[float] = []
-        telemetry.warning = lambda code, _text: self.warnings.append(code)  # type: ignore[method-assign]
+        telemetry.warning = lambda code, _text, **_: self.warnings.append(code)  # type: ignore[method-assign]
         telemetry.initial_margin = self.margins.append  # type: ignore[method-assign]
 
 
@@ -43,9 +44,9 @@ def said(telemetry: Telemetry, method: dict, *, loss: float, margin: float, firs
 def test_what_a_run_goes_back_to_is_warned_of_as_what_it_starts_from(telemetry: Telemetry):
     heard = Heard(telemetry)
     ref = CheckpointRef(step=5, attempt=1, digest="a" * 64, path="p", time=0)
-    say_restored(Restored(ref, {}, {}), telemetry)
+    log_restored(Restored(ref, loop_state(5), {}), telemetry)
     assert heard.warnings == []
-    say_restored(Restored(ref, {}, {}, refused=("step-7: x", "step-6: y"), doubt="step-5: z"), telemetry)
+    log_restored(Restored(ref, loop_state(5), {}, refused=("step-7: x", "step-6: y"), doubt="step-5: z"), telemetry)
     assert heard.warnings == ["CheckpointRefused", "CheckpointRefused", "CheckpointNotRecorded"]
 
 
