@@ -14,7 +14,7 @@ from tests.fixtures.make_runs import STEPS, curve, exported, machine
 
 pytestmark = pytest.mark.numerics
 
-FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures"
 RUNS = sorted(path.parent for path in FIXTURES.glob("format*/*/job.yaml"))
 # On another processor or with another torch. Measured with the slowest kernels of this torch: 7e-7; a correlation, which divides
 # by the spread of margins that hardly differ: 7e-6.
