@@ -90,7 +90,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
 
     engine, ranks = load_engine(spec, work, train, telemetry)
     throughput = Throughput.of(spec, work.model, engine.module.layout, engine.world)
-    digest = ranks.on_first(lambda: model_digest(work.model, known_digests(work)))
+    digest = ranks.run_on_rank_zero(lambda: model_digest(work.model, known_digests(work)))
     if objective.needs_reference:
         reference = References(spec, engine, ranks, work.reference, digest, telemetry, stop)
         for examples in (train, evaluation):
@@ -166,7 +166,7 @@ def open_checkpoints(
         keep_best=spec.checkpoint.keep_best,
         ranks=ranks,
         trust=trust,
-        aside=ranks.aside() if spec.checkpoint.asynchronous else None,
+        background=ranks.background_group() if spec.checkpoint.asynchronous else None,
         on_commit=telemetry.checkpoint,
         before_commit=telemetry.sync,
     )

@@ -22,7 +22,8 @@ from dpo_trainer.data.tokens.tokenization import load_tokenizer
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.model.load import causal_lm_of
-from dpo_trainer.pretrained import checks as model_checks
+from dpo_trainer.pretrained.checks import end_tokens
+from dpo_trainer.pretrained.files import read_json
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
@@ -115,8 +116,8 @@ class Samples:
         if not model.can_generate():
             raise TypeError(f"{type(model).__name__} can't generate")
         tokenizer = load_tokenizer(self._work.model, "spec.model")
-        config = modelcheck.read_json(self._work.model / "config.json", "spec.model")
-        end = modelcheck.end_tokens(self._work.model, config, "spec.model")
+        config = read_json(self._work.model / "config.json", "spec.model")
+        end = end_tokens(self._work.model, config, "spec.model")
         if tokenizer.eos_token_id is not None:
             end.append(tokenizer.eos_token_id)
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
