@@ -9,6 +9,7 @@ from benchmarks.methods import DATASETS, ROWS, Row, document
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.prepare import phase as prepare
+from dpo_trainer.prepare.inputs import Inputs
 from dpo_trainer.runtime.workdir import WorkDir
 from tests.numerics.jobs import train_on_rank
 from tests.numerics.ranks import on_ranks
@@ -26,7 +27,7 @@ def polite(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> WorkDir:
     work = WorkDir(tmp_path_factory.mktemp("polite"))
     data = POLITE.paired(shared / "data" / "polite_rude", limit=None)
     job = DPOJob.model_validate(document(ROWS[0], POLITE, data, shared / "models" / "stories260K"))
-    prepare.run(job, work, claims=work.root, token=None, progress=lambda *_: None)
+    prepare.run(job, work, Inputs(work.root))
     for folder, count in ((work.train_data, TRAIN_PAIRS), (work.eval_data, EVAL_PAIRS)):
         pairs = PairDataset.open(folder)
         pairs.select(np.flatnonzero(pairs.lengths.sum(axis=1) <= LONGEST)[:count].tolist()).save(folder)

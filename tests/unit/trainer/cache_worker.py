@@ -52,20 +52,15 @@ def work(mode: str, number: int, cache: Path, folder: Path) -> None:
         else:
             from dpo_operator.api.types import DPOJob
             from dpo_trainer.prepare import phase as prepare
+            from dpo_trainer.prepare.inputs import Inputs
 
             # Each prepare pod has its own.
             huggingface_hub.constants.HF_HUB_CACHE = str(own / "hub")
             source = DATASET if mode == "prepare-hub" else str(folder / "pairs.jsonl")
             data = {"train": {"source": source}, "maxLength": 512}
             job = DPOJob.model_validate({"metadata": {"name": "j"}, "spec": {"model": {"name": MODEL}, "data": data}})
-            prepare.run(
-                job,
-                WorkDir(own),
-                claims=folder,
-                token=None,
-                cache=cache,
-                progress=lambda text, _: activities.append(text),
-            )
+            inputs = Inputs(folder, None, caches.Cache(cache), lambda text, _: activities.append(text))
+            prepare.run(job, WorkDir(own), inputs)
     except TrainerError as error:
         code, message = int(error.exit_code), str(error)
     result = {"code": code, "message": message, "warnings": warnings.said, "activities": activities}
