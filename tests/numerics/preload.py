@@ -1,6 +1,8 @@
-"""What every rank of a test needs, loaded once: the fork server keeps it, so a rank starts in a second."""
+"""What every rank of a test needs, loaded once: the fork server keeps it, so a rank starts in a second.
 
-import importlib
+Nothing here may load what a rank of a real run goes without, above all torch's compiler.
+"""
+
 import os
 
 os.environ["DS_ACCELERATOR"] = "cpu"
@@ -8,9 +10,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import deepspeed
 import deepspeed.module_inject.auto_ep_layer
-import deepspeed.ops.triton_ops
-import deepspeed.runtime.superoffload.superoffload_stage3
-import deepspeed.runtime.zero.muon.muon_optimizer
 import numpy.ctypeslib
 import tensorboard.compat.proto.event_pb2
 import tensorboard.compat.proto.summary_pb2
@@ -25,15 +24,4 @@ from dpo_trainer.runtime.libraries import import_peft
 # Transformers compiles a thousand patterns for the first model that a process loads: a third of a short run's time.
 get_checkpoint_conversion_mapping("llama")
 
-PEFT = import_peft()
-# PEFT itself imports its layers of 4 and 8 bits later, for the first adapter that a process makes.
-PRELOADED = (
-    deepspeed,
-    PEFT,
-    importlib.import_module("peft.tuners.lora.bnb"),
-    numpy,
-    tensorboard,
-    torch,
-    transformers,
-    dpo_trainer.training.train,
-)
+PRELOADED = (deepspeed, import_peft(), numpy, tensorboard, torch, transformers, dpo_trainer.training.train)

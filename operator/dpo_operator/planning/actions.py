@@ -54,7 +54,7 @@ class SuspendJob:
 
 
 @dataclass(frozen=True)
-class TryAgain:
+class RetryPodCreation:
     """Have the Job controller try at once to make the pods of this Job: left alone, it waits up to a minute after refusals."""
 
     name: str
@@ -93,7 +93,7 @@ class ExpandClaim:
     verb: ClassVar[str] = "expand"
 
 
-Action = Create | Delete | SuspendJob | TryAgain | Patch | ExpandClaim
+Action = Create | Delete | SuspendJob | RetryPodCreation | Patch | ExpandClaim
 
 
 @dataclass(frozen=True)

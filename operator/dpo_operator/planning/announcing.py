@@ -6,11 +6,11 @@ from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.planning.actions import Event
 
 # A scheduler or a volume that is slow for so long is no news.
-FIRST_SECONDS = 5.0
+UNSCHEDULABLE_AFTER_SECONDS = 5.0
 # These are part of every start; said when they last.
-ORDINARY_SECONDS = 30.0
-ORDINARY = (c.PODS_PENDING, c.VOLUME_PENDING)
-AT_ONCE = (
+EXPECTED_AFTER_SECONDS = 30.0
+EXPECTED_AT_START = (c.PODS_PENDING, c.VOLUME_PENDING)
+IMMEDIATE = (
     c.IMAGE_PULL_FAILED,
     c.CONTAINER_CONFIG_ERROR,
     c.VOLUME_NOT_FOUND,
@@ -33,8 +33,8 @@ def obstacle_event(status: DPOJobStatus, waiting_seconds: float) -> Event | None
     running = c.find(status.conditions, c.RUNNING)
     if status.is_final or running is None or running.status == "True":
         return None
-    after = dict.fromkeys(AT_ONCE, 0.0) | dict.fromkeys(ORDINARY, ORDINARY_SECONDS)
-    after[c.UNSCHEDULABLE] = FIRST_SECONDS
+    after = dict.fromkeys(IMMEDIATE, 0.0) | dict.fromkeys(EXPECTED_AT_START, EXPECTED_AFTER_SECONDS)
+    after[c.UNSCHEDULABLE] = UNSCHEDULABLE_AFTER_SECONDS
     if waiting_seconds < after.get(running.reason, float("inf")):
         return None
     return Event("Warning", running.reason, shorten(running.message, 1000))

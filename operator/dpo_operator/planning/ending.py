@@ -12,23 +12,23 @@ from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.stale import Stale, overdue_in, removals
 from dpo_operator.planning.transitions import Moment
 
-LEAST_SECONDS = 5.0
+MIN_DELAY_SECONDS = 5.0
 # Finalizer of Kubernetes while it takes the owner out of what an object made.
 ORPHANING = "orphan"
 
 
-def after_the_end(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment) -> Plan:
+def after_finish(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment) -> Plan:
     """A retry comes first: what is to be deleted for its age may be wanted again."""
-    if retrying.is_asked(retrying.token_of(job.metadata.annotations), status):
-        return retrying.after_the_end(job, status, at)
+    if retrying.is_requested(retrying.token_of(job.metadata.annotations), status):
+        return retrying.retry_finished(job, status, at)
     ttl = job.spec.ttl_seconds_after_finished
     if ttl is not None and status.completion_time and (at.now - status.completion_time).total_seconds() >= ttl:
         return Plan(status, (Delete("DPOJob", job.metadata.name, job.metadata.uid),))
-    after = look_again(seen.pods, lingering=job.spec.clean_pod_policy != "None")
-    return Plan(status, (*_cleaned(job, status, seen), *_lost(status, seen)), requeue_after=after)
+    after = next_check(seen.pods, lingering=job.spec.clean_pod_policy != "None")
+    return Plan(status, (*_cleanup(job, status, seen), *_removals_on_lost_nodes(status, seen)), requeue_after=after)
 
 
-def going(job: DPOJob, status: DPOJobStatus, seen: Observed) -> Plan:
+def being_deleted(job: DPOJob, status: DPOJobStatus, seen: Observed) -> Plan:
     """A job that is being deleted and is still there, because somebody's finalizer holds it: nothing of it runs on.
 
     When all that it made was to be left alone (`--cascade=orphan`), it is.
@@ -36,20 +36,20 @@ def going(job: DPOJob, status: DPOJobStatus, seen: Observed) -> Plan:
     if ORPHANING in job.metadata.finalizers:
         return Plan(status)
     jobs = tuple(Delete("Job", child.name, child.uid) for child in seen.jobs if not child.deleting)
-    return Plan(status, (*jobs, *_lost(status, seen)), requeue_after=look_again(seen.pods))
+    return Plan(status, (*jobs, *_removals_on_lost_nodes(status, seen)), requeue_after=next_check(seen.pods))
 
 
 def last_removals(pods: Sequence[ChildPod]) -> tuple[Action, ...]:
     """What is left to do for deleted pods of a job that is gone."""
-    return _lost(DPOJobStatus(), Observed(pods=tuple(pods)))
+    return _removals_on_lost_nodes(DPOJobStatus(), Observed(pods=tuple(pods)))
 
 
-def _lost(status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
+def _removals_on_lost_nodes(status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
     """What takes away deleted pods that a lost node keeps: they would hold the claim and the namespace for ever."""
     return removals(Stale((), tuple(pod for pod in seen.pods if pod.deleting)), status, seen)
 
 
-def look_again(pods: Sequence[ChildPod], *, lingering: bool = False) -> float | None:
+def next_check(pods: Sequence[ChildPod], *, lingering: bool = False) -> float | None:
     """Seconds until pods are looked at again that time alone makes overdue; None when there are none.
 
     lingering: also until a container beside the trainer's has gone on for too long.
@@ -58,10 +58,10 @@ def look_again(pods: Sequence[ChildPod], *, lingering: bool = False) -> float | 
     if lingering:
         waits += [LINGER_SECONDS - pod.failed_seconds for pod in pods if pod.exit and pod.pod_phase == "Running"]
     # Once more than it takes, and not at once where what was done about it is not seen yet.
-    return max(LEAST_SECONDS, min(waits) + 1.0) if waits else None
+    return max(MIN_DELAY_SECONDS, min(waits) + 1.0) if waits else None
 
 
-def _cleaned(job: DPOJob, status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
+def _cleanup(job: DPOJob, status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
     """By cleanPodPolicy. Pods go with their Job, and with their whole grace period."""
     policy = job.spec.clean_pod_policy
     failed = c.find(status.conditions, c.FAILED)

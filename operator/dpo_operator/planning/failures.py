@@ -94,7 +94,7 @@ class Failure:
 OWN, STOPPED, SECONDARY = 0, 1, 2
 
 
-def find_failure(job: ChildJob | None, pods: Sequence[ChildPod], desired: int) -> Failure | None:
+def root_cause(job: ChildJob | None, pods: Sequence[ChildPod], desired: int) -> Failure | None:
     """The cause, or None when nothing failed. desired: pods of the attempt.
 
     When one rank dies, Kubernetes stops the others and they lose their peers; nodes' clocks differ. So kinds of ends
@@ -104,7 +104,7 @@ def find_failure(job: ChildJob | None, pods: Sequence[ChildPod], desired: int) -
     if found:
         first = min(found, key=lambda f: (f.distance, f.finished_at))
         first = replace(first, step=max(f.step for f in found))
-        return _without_peers(first, pods, desired) if first.distance == SECONDARY else first
+        return _gang_incomplete(first, pods, desired) if first.distance == SECONDARY else first
     if job is not None and job.failed:
         # A trainer that fails leaves its pod; no such pod means that somebody took it away.
         message = f"Job {job.name} failed and no failed pod is left: {job.failure_message or 'no message'}"
@@ -129,9 +129,9 @@ def classify(pod: ChildPod) -> Failure | None:
         return Failure(POD_DELETED, "infrastructure", f"{_where(pod)} was deleted before it ran", distance=STOPPED)
     own_code = pod.exit is not None and exitcodes.info(pod.exit.code).failure_class == "configuration"
     if pod.disruption and not own_code:
-        return _disrupted(pod)
+        return _disruption_failure(pod)
     if pod.exit is not None:
-        return _exited(pod, pod.exit)
+        return _exit_failure(pod, pod.exit)
     if pod.pod_phase == "Failed":
         said = ": ".join(words for words in (pod.reason, pod.message) if words)
         return Failure(
@@ -155,7 +155,7 @@ def _never_ran(pod: ChildPod) -> bool:
     return pod.pod_phase == "Failed" and not pod.reason
 
 
-def _disrupted(pod: ChildPod) -> Failure | None:
+def _disruption_failure(pod: ChildPod) -> Failure | None:
     """A disrupted pod that still runs is saving its state, unless its node is lost or it can't be stopped."""
     if not pod.ended and not is_on_lost_node(pod) and not _is_late(pod):
         return None
@@ -191,7 +191,7 @@ def is_on_lost_node(pod: ChildPod) -> bool:
     return pod.disruption in ("DeletionByTaintManager", "DeletionByPodGC") and not pod.ready and not pod.ended
 
 
-def _exited(pod: ChildPod, end: Exit) -> Failure:
+def _exit_failure(pod: ChildPod, end: Exit) -> Failure:
     """Failure of a pod whose container ended with a code other than 0."""
     info = exitcodes.info(end.code)
     reason, failure_class, distance = info.reason, info.failure_class, OWN
@@ -204,7 +204,7 @@ def _exited(pod: ChildPod, end: Exit) -> Failure:
         meaning = f"Nobody saw the container's end ({end.reason}): its node, or the container runtime there, was started anew."
     elif failure_class == "secondary":
         failure_class, distance = "counted", SECONDARY
-    elif _was_told_to_stop(pod, end) or (end.code == ExitCode.SIGKILL and _grace_ran_out(pod)):
+    elif _stop_was_expected(pod, end) or (end.code == ExitCode.SIGKILL and _grace_ran_out(pod)):
         failure_class, distance = "infrastructure", STOPPED
     elif end.code == ExitCode.SIGTERM:
         # Nobody who is known asked it to stop, and nothing says that it saved: that could go on for ever.
@@ -223,7 +223,7 @@ def _exited(pod: ChildPod, end: Exit) -> Failure:
     )
 
 
-def _was_told_to_stop(pod: ChildPod, end: Exit) -> bool:
+def _stop_was_expected(pod: ChildPod, end: Exit) -> bool:
     """Whether a pod ended by SIGTERM did so because it was deleted, or after its save; else it could do so for ever."""
     stopped = end.termination is not None and end.termination.outcome == "Stopped"
     return end.code == ExitCode.SIGTERM and (pod.deleting or stopped)
@@ -242,7 +242,7 @@ def job_deleted(name: str) -> Failure:
     return Failure(JOB_DELETED, "infrastructure", f"Job {name} was deleted, and not by the operator")
 
 
-def _without_peers(failure: Failure, pods: Sequence[ChildPod], desired: int) -> Failure:
+def _gang_incomplete(failure: Failure, pods: Sequence[ChildPod], desired: int) -> Failure:
     """A rank that lost its peers because they never ran, or were taken away: nothing that the job did.
 
     A rank that fails by itself leaves a failed pod, so a missing one was removed from outside.

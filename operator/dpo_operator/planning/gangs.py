@@ -32,43 +32,43 @@ FIRST_BACKOFF_SECONDS = 10.0
 LAST_BACKOFF_SECONDS = 300.0
 
 
-class Stand(Enum):
+class TurnState(Enum):
     """How a job stands with regard to turns: it wants none, waits for one, or has one."""
 
-    OUT = "out"
+    NONE = "none"
     WAITING = "waiting"
     PLACING = "placing"
 
 
 # Gangs that had no turn in vain yet: restarting ones first, since they held nodes before. Then all that had, restarting or
 # not. Among each, by the time of asking: whatever never fits goes behind all others again after each of its turns.
-Order = tuple[int, datetime]
+Priority = tuple[int, datetime]
 
 
-def stand(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime) -> Stand:
+def turn_state(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime) -> TurnState:
     """How a job stands, from what is seen alone: an operator that just started finds the same."""
     ours = job.spec.managed_by == names.MANAGER and job.metadata.deletion_timestamp is None
     child = seen.job_of("train", status.attempts.train)
     if not ours or status.is_final or status.phase is None or not takes_turns(job, status.phase):
-        return Stand.OUT
+        return TurnState.NONE
     if child is not None and (child.finished or child.deleting):
-        return Stand.OUT
+        return TurnState.NONE
     if child is not None and not child.suspended:
         pods = seen.pods_of("train", status.attempts.train)
-        return Stand.OUT if is_placed(pods, pod_count(job, "train")) else Stand.PLACING
+        return TurnState.NONE if is_placed(pods, pod_count(job, "train")) else TurnState.PLACING
     if any(pod.phase == "train" and pod.placed and not pod.ended for pod in seen.pods):
         # Its nodes are not free yet.
-        return Stand.PLACING
+        return TurnState.PLACING
     if child is None:
         # A gang that restarts asks before its next Job is there, or another would take the nodes that it had.
         restarts_now = transitions.holds(status, c.RESTARTING) and not seen.refused
-        wants = restarts_now and not restarts.waits(job.spec.failure_policy, status, now)
+        wants = restarts_now and not restarts.is_backing_off(job.spec.failure_policy, status, now)
     else:
         wants = not has_run(status) and not (status.placement_wait and _before(now, status.placement_wait.not_before))
-    return Stand.WAITING if wants and not job.spec.suspend else Stand.OUT
+    return TurnState.WAITING if wants and not job.spec.suspend else TurnState.NONE
 
 
-def order(status: DPOJobStatus, now: datetime) -> Order:
+def priority(status: DPOJobStatus, now: datetime) -> Priority:
     """Its place among those that wait; the smallest goes first."""
     placement = status.placement_wait
     if placement is not None and placement.timeouts:
@@ -82,7 +82,7 @@ def is_placed(pods: Sequence[ChildPod], desired: int) -> bool:
     return len({pod.index for pod in pods if pod.placed}) >= desired
 
 
-def holds_a_part(job: DPOJob, status: DPOJobStatus, seen: Observed) -> bool:
+def is_partly_placed(job: DPOJob, status: DPOJobStatus, seen: Observed) -> bool:
     """Whether some pods of a gang that a queue let begin have nodes, and others have none."""
     child = seen.job_of("train", status.attempts.train)
     if status.phase != "train" or status.is_final or child is None or child.suspended or takes_turns(job, "train"):
@@ -124,14 +124,14 @@ def wait(
             f"{status.attempt + 1}, which counts as no restart."
         )
         event = Event("Normal", c.QUEUED, message)
-        return Plan(transitions.set_aside(status, at, message), events=(event,), requeue_after=0)
+        return Plan(transitions.suspended_externally(status, at, message), events=(event,), requeue_after=0)
     status = changed(status, workers=Workers(desired=pod_count(job, phase), started=0))
     leftovers = tuple(pod for pod in pods if not pod.ended)
     if leftovers:
         # They are going by themselves, unless their node is lost.
         return Plan(status, removals(Stale((), leftovers), status, seen), requeue_after=SETTLE_SECONDS)
     if not takes_turns(job, phase):
-        return Plan(transitions.waiting(status, at, c.QUEUED, _elsewhere(job, child)))
+        return Plan(transitions.waiting(status, at, c.QUEUED, _suspended_by(job, child)))
     placement = status.placement_wait or PlacementWait(waiting_since=at.now)
     status = changed(status, placement_wait=placement)
     if _before(at.now, placement.not_before):
@@ -156,7 +156,7 @@ def _ask_again_later(job: DPOJob, status: DPOJobStatus, placement: PlacementWait
     return Plan(status, requeue_after=_seconds_until(placement.not_before, at))
 
 
-def _elsewhere(job: DPOJob, child: ChildJob) -> str:
+def _suspended_by(job: DPOJob, child: ChildJob) -> str:
     """Who decides when a Job goes on that is not ours to resume."""
     queue = job.spec.queue
     if queue is None:
@@ -167,7 +167,7 @@ def _elsewhere(job: DPOJob, child: ChildJob) -> str:
     return f"Job {child.name} waits until {queue.kind} admits it from queue {queue.name}: {where}"
 
 
-def give_back(
+def end_turn(
     job: DPOJob, status: DPOJobStatus, seen: Observed, child: ChildJob, pods: Sequence[ChildPod], at: Moment
 ) -> Plan | None:
     """The end of a turn in which a gang did not get all of its nodes, or None while it may go on trying."""
@@ -201,7 +201,7 @@ def time_left(job: DPOJob, status: DPOJobStatus, seen: Observed, pods: Sequence[
     """
     assert status.phase is not None
     takes_one = takes_turns(job, status.phase) and not is_placed(pods, pod_count(job, status.phase))
-    if not takes_one and not holds_a_part(job, status, seen):
+    if not takes_one and not is_partly_placed(job, status, seen):
         return float("inf")
     limit = float(job.spec.failure_policy.gang_timeout_seconds)
     if takes_one and seen.turn.others_waiting:

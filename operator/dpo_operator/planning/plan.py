@@ -68,11 +68,11 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
     if job.spec.managed_by != names.MANAGER:
         return Plan(status)
     if job.metadata.deletion_timestamp is not None:
-        return ending.going(job, status, seen)
+        return ending.being_deleted(job, status, seen)
     at = Moment(now.replace(microsecond=0), job.metadata.generation)
     if not status.is_final:
         status = recorded.with_reported_checkpoints(status, seen)
-    decision = volumes.followed(_decide(job, status, seen, at, settings), job, status, seen, at)
+    decision = volumes.with_volume(_decide(job, status, seen, at, settings), job, status, seen, at)
     due = _next_deadline(job, decision.status, at)
     if due is not None:
         sooner = due if decision.requeue_after is None else min(due, decision.requeue_after)
@@ -83,8 +83,8 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
 def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
     """Rules are tried in order; the first that applies wins."""
     if status.is_final:
-        return ending.after_the_end(job, status, seen, at)
-    if answer := retrying.before_the_end(job, status):
+        return ending.after_finish(job, status, seen, at)
+    if answer := retrying.ignore_early(job, status):
         return answer
     if status.phase is None:
         return _accept(job, status, at)
@@ -93,7 +93,7 @@ def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     if _deadline_passed(job, status, at):
         message = f"The job ran longer than activeDeadlineSeconds: {job.spec.active_deadline_seconds}."
         return restarts.give_up(status, c.DEADLINE_EXCEEDED, message, at)
-    if lost := _lost_volume(status, seen):
+    if lost := _volume_lost_message(status, seen):
         return restarts.give_up(status, c.VOLUME_LOST, lost, at)
     if stale := find_stale(status, seen):
         status = status if job.spec.suspend else transitions.waiting(status, at, c.STOPPING_OLD_PODS, stale.describe())
@@ -113,8 +113,8 @@ def _advance(spec: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, set
     if (child is not None and child.complete) or _all_succeeded(pods, desired):
         return _succeed(job, status, pods, at, settings)
     # What ends while its Job is suspended ends because of that.
-    set_aside = child is not None and child.suspended and not child.failed
-    if not set_aside and (failure := failures.find_failure(child, pods, desired)):
+    suspended_job = child is not None and child.suspended and not child.failed
+    if not suspended_job and (failure := failures.root_cause(child, pods, desired)):
         if not failures.is_settled(failure, child, pods):
             return Plan(status, requeue_after=SETTLE_SECONDS)
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
@@ -129,16 +129,16 @@ def _advance(spec: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, set
         if not refused:
             return resizing.resize(status, spec, child, at)
     else:
-        status = resizing.agreed(status, at)
-    watched = changed(status, active_job=ActiveJob(name=child.name, uid=child.uid), not_before=None)
-    watched = transitions.clocked(watched, at, suspended=set_aside)
+        status = resizing.without_refusal(status, at)
+    monitored = changed(status, active_job=ActiveJob(name=child.name, uid=child.uid), not_before=None)
+    monitored = transitions.with_active_clock(monitored, at, suspended=suspended_job)
     if status.volume is None and seen.claim is not None:
         claim = VolumeStatus(claim_name=seen.claim.name, claim_uid=seen.claim.uid, folder=job.metadata.uid)
-        watched = changed(watched, volume=claim)
-    if set_aside:
-        decision = gangs.wait(job, watched, seen, child, pods, at)
+        monitored = changed(monitored, volume=claim)
+    if suspended_job:
+        decision = gangs.wait(job, monitored, seen, child, pods, at)
     else:
-        decision = _watch(job, watched, seen, child, pods, at, settings)
+        decision = _monitor(job, monitored, seen, child, pods, at, settings)
     if status.active_job is None:
         created = Event("Normal", "Created", f"Job {child.name} runs the {status.phase} phase.")
         decision = replace(decision, events=(created, *decision.events))
@@ -172,7 +172,7 @@ def reject_unreadable(
         return Plan(status)
     at = Moment(now.replace(microsecond=0), generation)
     if status.is_final:
-        if not retrying.is_asked(retry, status):
+        if not retrying.is_requested(retry, status):
             return Plan(status)
         event = Event("Warning", problems.reason, c.shorten(problems.describe(), 1000))
         return Plan(changed(status, last_handled_retry=retry), events=(event,))
@@ -219,7 +219,7 @@ def _next_deadline(job: DPOJob, status: DPOJobStatus, at: Moment) -> float | Non
     return float(max(1, limit - transitions.active_seconds(status, at.now)))
 
 
-def _lost_volume(status: DPOJobStatus, seen: Observed) -> str:
+def _volume_lost_message(status: DPOJobStatus, seen: Observed) -> str:
     """Message when the claim with the job's files is gone; starting over from step 0 must never happen silently."""
     volume = status.volume
     if volume is None or (seen.claim is not None and seen.claim.uid == volume.claim_uid):
@@ -237,7 +237,7 @@ def _all_succeeded(pods: Sequence[ChildPod], desired: int) -> bool:
 def _succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Moment, settings: Settings) -> Plan:
     """The phase is done: keep what it reported, and decide on the next one."""
     said = next((p.exit.termination for p in pods if p.succeeded and p.index == 0 and p.exit), None)
-    status = progress.with_last_words(status, said, at.now)
+    status = progress.with_termination(status, said, at.now)
     if status.phase == "prepare":
         found = status.dataset
         message = f"{found.train_pairs} training and {found.eval_pairs} evaluation pairs." if found else "Prepared."
@@ -268,7 +268,7 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     if seen.refused:
         # Told, and tried again: a quota or a webhook may let it pass later.
         status = transitions.waiting(status, at, *refusals.refusal(seen.refused, c.REQUEST_REFUSED))
-    if status.not_before is not None and restarts.waits(job.spec.failure_policy, status, at.now):
+    if status.not_before is not None and restarts.is_backing_off(job.spec.failure_policy, status, at.now):
         left = status.not_before - at.now
         message = f"Attempt {status.attempt} starts at {status.not_before:%H:%M:%S} UTC."
         return Plan(transitions.waiting(status, at, c.BACKING_OFF, message), requeue_after=left / timedelta(seconds=1))
@@ -293,7 +293,7 @@ def _missing_support(job: DPOJob, phase: names.Phase, seen: Observed) -> tuple[C
     return tuple(Create(manifest) for manifest in missing)
 
 
-def _watch(
+def _monitor(
     job: DPOJob,
     status: DPOJobStatus,
     seen: Observed,
@@ -310,13 +310,13 @@ def _watch(
     started = len({pod.index for pod in pods if pod.running or pod.ended})
     status = changed(gangs.placed(status, pods, desired), workers=Workers(desired=desired, started=started))
     if started < desired:
-        if given_back := gangs.give_back(job, status, seen, child, pods, at):
+        if given_back := gangs.end_turn(job, status, seen, child, pods, at):
             return given_back
         obstacle = waiting.claim_obstacle(job, seen.claim)
         obstacle = obstacle or waiting.pods_obstacle(job, child, pods, desired, seen)
-        again = waiting.try_again(child, pods, desired, seen)
+        again = waiting.retry_refused_pods(child, pods, desired, seen)
         decision = Plan(
-            transitions.waiting(status, at, *obstacle), again, requeue_after=waiting.look_again(seen.startup)
+            transitions.waiting(status, at, *obstacle), again, requeue_after=waiting.poll_seconds(seen.startup)
         )
         return gangs.with_time_left(decision, gangs.time_left(job, status, seen, pods))
     was_running = transitions.holds(status, c.RUNNING)
@@ -324,7 +324,7 @@ def _watch(
     timeout = hangs.timeout_seconds(job, status, seen.heartbeat)
     if failure := hangs.hang(status, seen.heartbeat, pods, timeout):
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
-    status, slow = stragglers.noticed(job, status, seen.heartbeat.progress, pods, at)
+    status, slow = stragglers.with_straggler(job, status, seen.heartbeat.progress, pods, at)
     events = slow if was_running else (Event("Normal", c.RUNNING, status.message), *slow)
     missing = (*_missing_support(job, phase, seen), *guarding.repairs(job, phase, seen, settings.metrics_namespaces))
     return Plan(

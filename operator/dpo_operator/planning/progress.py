@@ -136,7 +136,7 @@ def with_dataset(status: DPOJobStatus, report: DatasetReport | None) -> DPOJobSt
     return changed(status, dataset=dataset)
 
 
-def with_last_words(status: DPOJobStatus, said: Termination | None, now: datetime) -> DPOJobStatus:
+def with_termination(status: DPOJobStatus, said: Termination | None, now: datetime) -> DPOJobStatus:
     """The status with everything that a succeeded phase reported."""
     if said is None or (said.phase, said.attempt) != (status.phase, status.attempt):
         return with_final_metrics(status)

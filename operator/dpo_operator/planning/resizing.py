@@ -64,7 +64,7 @@ def refuse(decision: Plan, child: ChildJob, why: str, at: Moment) -> Plan:
     return replace(decision, status=status, events=(*decision.events, event))
 
 
-def agreed(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
+def without_refusal(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
     """The status without a refusal: the spec's size is that of the attempt again."""
     found = c.find(status.conditions, c.RESIZED)
     if found is None or found.status == "True":

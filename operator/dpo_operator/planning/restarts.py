@@ -25,7 +25,7 @@ MAX_UNCOUNTED_WITHOUT_STEPS = 10
 # times in a row without progress are no accident. What else people and schedulers do to pods has no limit, nor has the loss of a node.
 BY_NODES = (failures.REFUSED_BY_NODE, failures.OUT_OF_RESOURCES, failures.NODE_RESTARTED)
 AMONG_RANKS = (failures.GANG_INCOMPLETE, info(ExitCode.SIGTERM).reason)
-MAX_NOBODYS = 10
+MAX_UNATTRIBUTED = 10
 
 # A hub or object store that is down needs minutes, not seconds.
 SOURCE_BACKOFF_FACTOR = 5
@@ -36,7 +36,7 @@ def after_failure(status: DPOJobStatus, failure: Failure, policy: FailurePolicy,
     # A killed process has no last words, and more is said after its message.
     failure = replace(failure, step=max(failure.step, last_step(status)), message=_sentence(failure.message))
     status = _with_progress(status, failure)
-    failure, by_rule = judged(failure, policy)
+    failure, by_rule = apply_rules(failure, policy)
     if failure.failure_class == "configuration":
         return give_up(status, failure.reason, failure.message, at)
     counted = failure.failure_class == "counted"
@@ -47,10 +47,10 @@ def after_failure(status: DPOJobStatus, failure: Failure, policy: FailurePolicy,
             f"failurePolicy.maxRestarts is {policy.max_restarts}."
         )
         return give_up(status, c.MAX_RESTARTS_EXCEEDED, message, at)
-    if hopeless := _in_vain(status, failure):
+    if hopeless := _unattributed_limit_message(status, failure):
         return give_up(status, c.NO_PROGRESS, f"{failure.message} {hopeless}", at)
     if counted or by_rule:
-        if stuck := _stuck(status, counted=counted):
+        if stuck := _no_progress_message(status, counted=counted):
             return give_up(status, c.NO_PROGRESS, f"{failure.message} {stuck}", at)
         status = transitions.changed(status, restarts_without_progress=status.restarts_without_progress + 1)
     if counted:
@@ -62,7 +62,7 @@ def after_failure(status: DPOJobStatus, failure: Failure, policy: FailurePolicy,
     return _restart(status, failure, policy, at)
 
 
-def judged(failure: Failure, policy: FailurePolicy) -> tuple[Failure, bool]:
+def apply_rules(failure: Failure, policy: FailurePolicy) -> tuple[Failure, bool]:
     """The failure with the class that the first matching rule of the job gives it, and whether there is one."""
     for number, rule in enumerate(policy.rules):
         if not _matches(rule, failure):
@@ -87,7 +87,7 @@ def _matches(rule: FailureRule, failure: Failure) -> bool:
     )
 
 
-def _stuck(status: DPOJobStatus, *, counted: bool) -> str:
+def _no_progress_message(status: DPOJobStatus, *, counted: bool) -> str:
     """Why another restart would not help, or nothing. counted: whether it would count, and so end by maxRestarts."""
     done = status.restarts_without_progress
     if status.phase == "train" and done >= MAX_RESTARTS_WITHOUT_PROGRESS:
@@ -97,19 +97,19 @@ def _stuck(status: DPOJobStatus, *, counted: bool) -> str:
     return ""
 
 
-def _in_vain(status: DPOJobStatus, failure: Failure) -> str:
+def _unattributed_limit_message(status: DPOJobStatus, failure: Failure) -> str:
     """Why a failure for which nobody is known to be to blame is not worth another try, or nothing."""
     reasons, furthest = (BY_NODES + AMONG_RANKS, status.furthest_step) if status.phase == "train" else (BY_NODES, 0)
     retried = c.find(status.conditions, c.FAILED)
     alike = [
         r
-        for r in status.restart_history[-MAX_NOBODYS:]
+        for r in status.restart_history[-MAX_UNATTRIBUTED:]
         if r.phase == status.phase
         and r.reason in reasons
         and r.step >= furthest
         and (retried is None or r.time >= retried.last_transition_time)
     ]
-    if failure.failure_class != "infrastructure" or failure.reason not in reasons or len(alike) < MAX_NOBODYS:
+    if failure.failure_class != "infrastructure" or failure.reason not in reasons or len(alike) < MAX_UNATTRIBUTED:
         return ""
     return f"The last {len(alike)} restarts were for such reasons and got nowhere, so another one would not help."
 
@@ -128,12 +128,12 @@ def _restart(status: DPOJobStatus, failure: Failure, policy: FailurePolicy, at: 
         status, failure.reason, failure.message, failure.step, at, "Counted" if counted else "Uncounted", delay
     )
     message = f"{failure.message} All pods restart as attempt {restarted.attempt}; this {counting}."
-    return _told(restarted, "Warning", failure.reason, message, at)
+    return _restart_plan(restarted, "Warning", failure.reason, message, at)
 
 
 def planned(status: DPOJobStatus, reason: str, message: str, at: Moment) -> Plan:
     """The next attempt without a failure: it's told like a restart, counts against nothing, and begins at once."""
-    return _told(
+    return _restart_plan(
         _next_attempt(status, reason, message, last_step(status), at, "Planned"), "Normal", reason, message, at
     )
 
@@ -170,7 +170,9 @@ def _next_attempt(
     return transitions.mark(status, at, c.RUNNING, False, reason, message)
 
 
-def _told(status: DPOJobStatus, kind: Literal["Normal", "Warning"], reason: str, message: str, at: Moment) -> Plan:
+def _restart_plan(
+    status: DPOJobStatus, kind: Literal["Normal", "Warning"], reason: str, message: str, at: Moment
+) -> Plan:
     status = transitions.mark(status, at, c.RESTARTING, True, reason, message)
     return Plan(status, events=(Event(kind, reason, shorten(message, 1000)),), requeue_after=0)
 
@@ -192,7 +194,7 @@ def backoff_seconds(history: list[Restart], reason: str, policy: FailurePolicy, 
     return float(min(longest, first * 2**exponent)) if exponent >= 0 else 0.0
 
 
-def waits(policy: FailurePolicy, status: DPOJobStatus, now: datetime) -> bool:
+def is_backing_off(policy: FailurePolicy, status: DPOJobStatus, now: datetime) -> bool:
     """Whether the next attempt is not due yet."""
     return transitions.is_ahead(status.not_before, now, policy.max_backoff_seconds * SOURCE_BACKOFF_FACTOR)
 

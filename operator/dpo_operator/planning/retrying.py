@@ -17,12 +17,12 @@ def token_of(annotations: dict[str, str]) -> str:
     return annotations.get(names.ANNOTATION_RETRY, "")[:MAX_TOKEN]
 
 
-def is_asked(token: str, status: DPOJobStatus) -> bool:
+def is_requested(token: str, status: DPOJobStatus) -> bool:
     """Whether there is a value that was not acted on yet."""
     return token not in ("", status.last_handled_retry)
 
 
-def after_the_end(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
+def retry_finished(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
     """Answer to a new token on a job that ended."""
     token = token_of(job.metadata.annotations)
     if transitions.holds(status, c.COMPLETE):
@@ -38,10 +38,10 @@ def after_the_end(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
     return Plan(status, events=(Event("Normal", c.RETRIED, message),), requeue_after=0)
 
 
-def before_the_end(job: DPOJob, status: DPOJobStatus) -> Plan | None:
+def ignore_early(job: DPOJob, status: DPOJobStatus) -> Plan | None:
     """Answer to a new token on a job that did not fail: it must not act long after it was meant. None without one."""
     token = token_of(job.metadata.annotations)
-    if not is_asked(token, status):
+    if not is_requested(token, status):
         return None
     if status.phase is None:
         # It came with the manifest, perhaps copied from a job that was retried.

@@ -13,10 +13,10 @@ from dpo_operator.planning.transitions import Moment, changed
 # A rank that takes so many times as long as the others' median is one; below the second number it is one no longer.
 RATIO, CALM_RATIO = 1.5, 1.25
 # A change of the ratio that is worth a write.
-NEWS = 1.25
+RATIO_CHANGE = 1.25
 
 
-def noticed(
+def with_straggler(
     job: DPOJob, status: DPOJobStatus, read: Progress | None, pods: Sequence[ChildPod], at: Moment
 ) -> tuple[DPOJobStatus, tuple[Event, ...]]:
     """The status with the rank that is much slower, if any, and one event for each time that one becomes so."""
@@ -28,7 +28,7 @@ def noticed(
     found = read.slowest
     if known is not None and found is not None and found.rank == known.rank and found.ratio >= CALM_RATIO:
         before = float(known.ratio)
-        if not before / NEWS <= found.ratio <= before * NEWS:
+        if not before / RATIO_CHANGE <= found.ratio <= before * RATIO_CHANGE:
             status = changed(status, straggler=known.model_copy(update={"ratio": f"{found.ratio:.1f}"}))
         return status, ()
     if found is None or found.ratio < RATIO or found.rank >= job.spec.world_size:

@@ -169,14 +169,14 @@ def resumed(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
     return mark(status, at, c.SUSPENDED, False, c.RESUMED)
 
 
-def set_aside(status: DPOJobStatus, at: Moment, message: str) -> DPOJobStatus:
+def suspended_externally(status: DPOJobStatus, at: Moment, message: str) -> DPOJobStatus:
     """Somebody suspended the Job of a phase that ran. What it saved goes to a new attempt, like that of any other end."""
     assert status.phase is not None
     status = changed(status, attempts=status.attempts.next(status.phase), active_job=None, message=c.shorten(message))
     return mark(stopped(status), at, c.RUNNING, False, c.QUEUED, message)
 
 
-def clocked(status: DPOJobStatus, at: Moment, *, suspended: bool) -> DPOJobStatus:
+def with_active_clock(status: DPOJobStatus, at: Moment, *, suspended: bool) -> DPOJobStatus:
     """The status with its active time stopped or going on. suspended: the Job of the attempt is, by a queue or until its turn."""
     if suspended and status.active_since is not None:
         return changed(status, active_seconds_before=active_seconds(status, at.now), active_since=None)

@@ -18,7 +18,7 @@ from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.transitions import Moment, changed
 
 # How often the claim of a failed job is looked at, while it's expected to grow; nothing else would be a reason to.
-LOOK_SECONDS = {c.EXPANSION_REQUESTED: 60.0, c.EXPANSION_REFUSED: 600.0}
+POLL_SECONDS = {c.EXPANSION_REQUESTED: 60.0, c.EXPANSION_REFUSED: 600.0}
 # The room that is left is written again when it changed by this share of the volume.
 WORTH_WRITING = 0.05
 # A volume is nearly full below this share, or below the size of one more checkpoint; and no longer with some more.
@@ -28,7 +28,7 @@ RELIEF = 1.1
 Found = tuple[DPOJobStatus, tuple[Event, ...]]
 
 
-def followed(decision: Plan, job: DPOJob, before: DPOJobStatus, seen: Observed, at: Moment) -> Plan:
+def with_volume(decision: Plan, job: DPOJob, before: DPOJobStatus, seen: Observed, at: Moment) -> Plan:
     """A decision with what there is to do and to say about the volume. before: the status that was decided on."""
     status, claim = decision.status, seen.claim
     # A failed job's volume can still grow: that may be what its retry needs.
@@ -39,15 +39,15 @@ def followed(decision: Plan, job: DPOJob, before: DPOJobStatus, seen: Observed, 
     events: list[Event] = []
     if before.volume is None and status.volume is not None and (reused := _reused(job, claim)):
         events.append(reused)
-    status, told, actions = _sized(job, status, claim, seen, at)
+    status, told, actions = _with_size(job, status, claim, seen, at)
     events += told
     read = seen.heartbeat.progress
     if read is not None and (read.phase, read.attempt) == (status.phase, status.attempt) and read.volume is not None:
-        status, told = with_room(status, read.volume, at)
+        status, told = with_free_space(status, read.volume, at)
         events += told
     after, small = decision.requeue_after, c.find(status.conditions, c.VOLUME_TOO_SMALL)
-    if status.is_final and small is not None and small.status == "True" and small.reason in LOOK_SECONDS:
-        after = min(LOOK_SECONDS[small.reason], float("inf") if after is None else after)
+    if status.is_final and small is not None and small.status == "True" and small.reason in POLL_SECONDS:
+        after = min(POLL_SECONDS[small.reason], float("inf") if after is None else after)
     events, actions = [*decision.events, *events], (*decision.actions, *actions)
     return replace(decision, status=status, events=tuple(events), actions=actions, requeue_after=after)
 
@@ -82,7 +82,7 @@ def _reused(job: DPOJob, claim: Claim) -> Event | None:
     return Event("Warning" if differs else "Normal", c.CLAIM_REUSED, message)
 
 
-def _sized(
+def _with_size(
     job: DPOJob, status: DPOJobStatus, claim: Claim, seen: Observed, at: Moment
 ) -> tuple[DPOJobStatus, tuple[Event, ...], tuple[Action, ...]]:
     """Compare sizes; ask for more on a claim that was made for the job's name, which its owner may not have touched."""
@@ -91,28 +91,30 @@ def _sized(
     if not there or not _is_smaller(there, asked):
         if not transitions.holds(status, c.VOLUME_TOO_SMALL):
             return status, (), ()
-        return *_told(status, at, False, c.LARGE_ENOUGH, f"PersistentVolumeClaim {claim.name} has {there}."), ()
+        return *_with_condition(
+            status, at, False, c.LARGE_ENOUGH, f"PersistentVolumeClaim {claim.name} has {there}."
+        ), ()
     message = f"PersistentVolumeClaim {claim.name} has {there}, and checkpoint.volume.size is {asked}"
     if volume.claim_name is not None:
         message += "; a claim that you bring is yours to expand. The job goes on with what is there."
-        return *_told(status, at, True, c.CLAIM_SMALLER, message), ()
+        return *_with_condition(status, at, True, c.CLAIM_SMALLER, message), ()
     if not _is_smaller(claim.requested, asked):
         message += "; more was asked for, and the storage has not given it yet."
-        return *_told(status, at, True, c.EXPANSION_REQUESTED, message), ()
+        return *_with_condition(status, at, True, c.EXPANSION_REQUESTED, message), ()
     if not claim.bound:
         # Kubernetes changes the size of bound claims alone.
         return status, (), ()
     if seen.expansion_refused is not None and seen.expansion_refused[0] == asked:
         message += f", but it can't be expanded: {seen.expansion_refused[1]}. The job goes on with what is there."
-        return *_told(status, at, True, c.EXPANSION_REFUSED, message), ()
+        return *_with_condition(status, at, True, c.EXPANSION_REFUSED, message), ()
     expand = (ExpandClaim(claim.name, claim.uid, asked),)
     if transitions.holds(status, c.VOLUME_TOO_SMALL):
         # Asked once more after a refusal, or for more than before: the answer is what is worth telling.
         return status, (), expand
-    return *_told(status, at, True, c.EXPANSION_REQUESTED, f"{message}; more is asked for."), expand
+    return *_with_condition(status, at, True, c.EXPANSION_REQUESTED, f"{message}; more is asked for."), expand
 
 
-def with_room(status: DPOJobStatus, read: VolumeReport, at: Moment) -> Found:
+def with_free_space(status: DPOJobStatus, read: VolumeReport, at: Moment) -> Found:
     """The status with a reading of the file system, written rarely; the condition changes as soon as it has to."""
     volume = status.volume
     if volume is None:
@@ -132,14 +134,14 @@ def with_room(status: DPOJobStatus, read: VolumeReport, at: Moment) -> Found:
         return status, ()
     message = f"{gibibytes(read.free)} of {gibibytes(read.total)} are free on PersistentVolumeClaim {volume.claim_name}"
     if not is_full:
-        return _told(status, at, False, c.ENOUGH_SPACE, f"{message}.", c.VOLUME_NEARLY_FULL)
+        return _with_condition(status, at, False, c.ENOUGH_SPACE, f"{message}.", c.VOLUME_NEARLY_FULL)
     if read.checkpoint:
         message += f", and a checkpoint takes {gibibytes(read.checkpoint)}"
     message += ". Raise checkpoint.volume.size, or remove other files; a save that does not fit fails."
-    return _told(status, at, True, c.LOW_SPACE, message, c.VOLUME_NEARLY_FULL)
+    return _with_condition(status, at, True, c.LOW_SPACE, message, c.VOLUME_NEARLY_FULL)
 
 
-def _told(
+def _with_condition(
     status: DPOJobStatus, at: Moment, value: bool, reason: str, message: str, type_: str = c.VOLUME_TOO_SMALL
 ) -> Found:
     """The status with a condition, and an event when its reason is another one than before."""

@@ -8,20 +8,20 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import config_name
 from dpo_operator.builders.volume import claim_name
 from dpo_operator.planning import refusals
-from dpo_operator.planning.actions import TryAgain
+from dpo_operator.planning.actions import RetryPodCreation
 from dpo_operator.planning.objects import ChildJob, ChildPod, Claim
 from dpo_operator.planning.observed import Observed, Startup
 
 Reason = tuple[str, str]
 
 # How long pods that do not run are left to explain themselves, and how often Kubernetes' events are read after that.
-LOOK_AFTER_SECONDS = 5.0
-LOOK_SECONDS = 10.0
+FIRST_POLL_SECONDS = 5.0
+POLL_SECONDS = 10.0
 # Who waits for long is one of many, and its looks are a cluster's load.
 LONG_SECONDS = 300.0
-LATE_LOOK_SECONDS = 30.0
+LATE_POLL_SECONDS = 30.0
 # How often the Job controller is made to try again, while it is refused pods.
-TRY_AGAIN_SECONDS = 20.0
+RETRY_PODS_SECONDS = 20.0
 
 IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
 CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
@@ -73,18 +73,20 @@ def support_obstacle(job: DPOJob, seen: Observed) -> Reason | None:
     return None
 
 
-def look_again(startup: Startup) -> float:
+def poll_seconds(startup: Startup) -> float:
     """Seconds until pods that do not run are looked at again: what keeps them from it may be told by events alone."""
-    if startup.waiting_seconds < LOOK_AFTER_SECONDS:
-        return LOOK_AFTER_SECONDS - startup.waiting_seconds
-    return LOOK_SECONDS if startup.waiting_seconds < LONG_SECONDS else LATE_LOOK_SECONDS
+    if startup.waiting_seconds < FIRST_POLL_SECONDS:
+        return FIRST_POLL_SECONDS - startup.waiting_seconds
+    return POLL_SECONDS if startup.waiting_seconds < LONG_SECONDS else LATE_POLL_SECONDS
 
 
-def try_again(child: ChildJob, pods: Sequence[ChildPod], desired: int, seen: Observed) -> tuple[TryAgain, ...]:
+def retry_refused_pods(
+    child: ChildJob, pods: Sequence[ChildPod], desired: int, seen: Observed
+) -> tuple[RetryPodCreation, ...]:
     """What brings refused pods into being soon after the cause is gone, which nothing tells of."""
     missing = len({pod.index for pod in pods}) < desired
     refused = missing and refusals.job_notice(child, seen.startup.notices) is not None
-    return (TryAgain(child.name, child.uid),) if refused and seen.startup.may_try_again else ()
+    return (RetryPodCreation(child.name, child.uid),) if refused and seen.startup.may_try_again else ()
 
 
 def pods_obstacle(job: DPOJob, child: ChildJob, pods: Sequence[ChildPod], desired: int, seen: Observed) -> Reason:

@@ -7,7 +7,7 @@ looked at every job; until then nobody gets a turn.
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from dpo_operator.planning.gangs import Order, Stand
+from dpo_operator.planning.gangs import Priority, TurnState
 from dpo_operator.planning.observed import Turn
 from dpo_operator.queueing.key import Key
 
@@ -35,14 +35,14 @@ class Turns:
         # When it was looked at: a job with a resumed Job; one that was given the turn, whose Job may be resumed at any moment.
         self._placing: dict[Key, float] = {}
         self._claims: dict[Key, float] = {}
-        self._waiting: dict[Key, tuple[Order, float]] = {}
+        self._waiting: dict[Key, tuple[Priority, float]] = {}
 
     def expect(self, keys: Iterable[Key]) -> None:
         """Jobs that exist: each must be looked at before anyone gets a turn."""
         self._begun = self._clock()
         self._unseen = set(keys)
 
-    def look(self, key: Key, stand: Stand, order: Order) -> Turn:
+    def look(self, key: Key, state: TurnState, priority: Priority) -> Turn:
         """Note how a job stands, and give it the turn when it waits and the turn is its own."""
         now = self._clock()
         if now - self._looked_at > FRESH_SECONDS:
@@ -51,19 +51,19 @@ class Turns:
         self._looked_at = now
         all_known = self._unseen == {key}
         self._unseen.discard(key)
-        if stand is Stand.WAITING:
-            return self._ask(key, order)
+        if state is TurnState.WAITING:
+            return self._ask(key, priority)
         had = self._leave(key)
-        if stand is Stand.PLACING:
+        if state is TurnState.PLACING:
             self._placing[key] = now
         elif had or all_known:
             self._wake_next()
-        return Turn(stand is Stand.PLACING, self._others_wait(key))
+        return Turn(state is TurnState.PLACING, self._others_wait(key))
 
-    def _ask(self, key: Key, order: Order) -> Turn:
+    def _ask(self, key: Key, priority: Priority) -> Turn:
         self._placing.pop(key, None)
         is_new = key not in self._waiting
-        self._waiting[key] = (order, self._clock())
+        self._waiting[key] = (priority, self._clock())
         if is_new:
             for holder in {*self._placing, *self._claims}:
                 self.wake(holder)
@@ -103,9 +103,9 @@ class Turns:
         held = any(looked_at >= oldest for looked_at in (*self._placing.values(), *self._claims.values()))
         return known and not held
 
-    def _fresh(self) -> Iterator[tuple[Order, Key]]:
+    def _fresh(self) -> Iterator[tuple[Priority, Key]]:
         oldest = self._clock() - FRESH_SECONDS
-        return ((order, key) for key, (order, looked_at) in self._waiting.items() if looked_at >= oldest)
+        return ((priority, key) for key, (priority, looked_at) in self._waiting.items() if looked_at >= oldest)
 
     def _next(self) -> Key | None:
         _, first = min(self._fresh(), default=(None, None))

@@ -43,7 +43,7 @@ class Parsed:
 
 
 @dataclass
-class Furniture:
+class ChildObjects:
     """Claim, Service and ConfigMap as they were last read, at a time by the monotonic clock."""
 
     claim: Claim | None
@@ -71,8 +71,8 @@ class JobMemory:
 
     raw, seen: the last full look. refused: the API server's last refusal. written: resourceVersions of our last statuses.
     dirty: something happened since the last full look. due: that look asked for another one. versions: of the Jobs and
-    pods that it saw. guarded, guards_at: of which phase the guards were looked at, and when. furniture: what changes so
-    rarely that not every look reads it. told: the job as a watch showed it, while that is as good as a read. made: phase and attempt of
+    pods that it saw. guarded, guards_at: of which phase the guards were looked at, and when. child_objects: what changes so
+    rarely that not every look reads it. event_object: the job as a watch showed it, while that is as good as a read. made: phase and attempt of
     the last Job that was created.
     """
 
@@ -87,12 +87,12 @@ class JobMemory:
     guards_at: float = 0.0
     guarded: names.Phase | None = None
     refused: str = ""
-    told: dict[str, Any] | None = None
+    event_object: dict[str, Any] | None = None
     made: tuple[names.Phase | None, int] = (None, 0)
     expansion: RefusedExpansion | None = None
     written: deque[str] = field(default_factory=lambda: deque(maxlen=16))
     dirty: bool = True
     due: bool = True
     versions: frozenset[str] = frozenset()
-    furniture: Furniture | None = None
+    child_objects: ChildObjects | None = None
     parsed: Parsed = field(default_factory=Parsed)

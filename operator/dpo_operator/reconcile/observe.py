@@ -16,7 +16,7 @@ from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Guard, Supp
 from dpo_operator.planning.observed import Observed
 from dpo_operator.queueing.key import Key
 from dpo_operator.queueing.stopwatch import Stopwatch
-from dpo_operator.reconcile.memory import Furniture, JobMemory
+from dpo_operator.reconcile.memory import ChildObjects, JobMemory
 
 Json = dict[str, Any]
 
@@ -31,14 +31,14 @@ async def observe(client: Client, job: DPOJob, memory: JobMemory, *, max_age: fl
     """
     namespace, uid = job.metadata.namespace, job.metadata.uid
     selector = f"{names.LABEL_UID}={uid}"
-    jobs, pods, furniture = await asyncio.gather(
+    jobs, pods, child_objects = await asyncio.gather(
         client.list("Job", namespace, selector),
         client.list("Pod", namespace, selector),
-        _furniture(client, job, memory.furniture, max_age),
+        _child_objects(client, job, memory.child_objects, max_age),
     )
     on_list("Job", namespace, jobs)
     on_list("Pod", namespace, pods)
-    memory.furniture = furniture
+    memory.child_objects = child_objects
     memory.versions = frozenset(str(raw["metadata"]["resourceVersion"]) for raw in (*jobs, *pods))
     clock = _Clock(memory.pods)
     # Labels can be copied by anyone who may create a Job; ownership is what counts.
@@ -46,8 +46,8 @@ async def observe(client: Client, job: DPOJob, memory: JobMemory, *, max_age: fl
     seen = Observed(
         jobs=tuple(clock.job(raw) for raw in jobs if raw["metadata"]["uid"] not in foreign),
         pods=tuple(clock.pod(raw) for raw in pods if owner_uid(raw) not in foreign),
-        claim=furniture.claim,
-        support=furniture.support,
+        claim=child_objects.claim,
+        support=child_objects.support,
         refused=memory.refused,
     )
     clock.forget_the_rest()
@@ -69,14 +69,14 @@ async def find_leftovers(client: Client, namespaces: Sequence[str | None]) -> se
     return {Key(m["namespace"], m["labels"][names.LABEL_JOB]) for m in found if "deletionTimestamp" in m}
 
 
-async def observe_newborn(client: Client, job: DPOJob, memory: JobMemory) -> Observed:
+async def observe_just_accepted(client: Client, job: DPOJob, memory: JobMemory) -> Observed:
     """A job whose acceptance was just written: of what carries its UID nothing can exist, and only a claim may be there.
 
     An object of somebody else that has one of the names is found when ours is to be made.
     """
     claim = await client.get("PersistentVolumeClaim", job.metadata.namespace, claim_name(job))
-    memory.furniture = Furniture(Claim.from_raw(claim) if claim else None, (), time.monotonic())
-    return Observed(claim=memory.furniture.claim, guards=())
+    memory.child_objects = ChildObjects(Claim.from_raw(claim) if claim else None, (), time.monotonic())
+    return Observed(claim=memory.child_objects.claim, guards=())
 
 
 async def observe_guards(client: Client, job: DPOJob, phase: names.Phase) -> tuple[Guard, ...]:
@@ -98,7 +98,7 @@ async def _guard(client: Client, wanted: Json, namespace: str) -> Json | None:
         raise
 
 
-async def _furniture(client: Client, job: DPOJob, known: Furniture | None, max_age: float) -> Furniture:
+async def _child_objects(client: Client, job: DPOJob, known: ChildObjects | None, max_age: float) -> ChildObjects:
     namespace, name = job.metadata.namespace, job.metadata.name
     now = time.monotonic()
     if known is not None and now - known.read_at < max_age:
@@ -112,7 +112,7 @@ async def _furniture(client: Client, job: DPOJob, known: Furniture | None, max_a
         client.get("Service", namespace, names.service_name(name)),
         client.get("ConfigMap", namespace, config_name(job)),
     )
-    return Furniture(
+    return ChildObjects(
         Claim.from_raw(claim) if claim else None,
         tuple(Support(kind, owner_uid(raw)) for kind, raw in (("Service", service), ("ConfigMap", config)) if raw),
         now,

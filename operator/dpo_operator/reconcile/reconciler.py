@@ -23,13 +23,13 @@ from dpo_operator.queueing.key import Key
 from dpo_operator.queueing.stopwatch import Stopwatch
 from dpo_operator.queueing.turns import Turns
 from dpo_operator.reconcile import write
-from dpo_operator.reconcile.memory import Furniture, JobMemory, RefusedExpansion
+from dpo_operator.reconcile.memory import ChildObjects, JobMemory, RefusedExpansion
 from dpo_operator.reconcile.observe import (
     OnList,
     observe,
     observe_guards,
+    observe_just_accepted,
     observe_leftovers,
-    observe_newborn,
     with_created,
 )
 from dpo_operator.reconcile.progress_reader import ProgressReader
@@ -73,17 +73,19 @@ class Reconciler:
         self._gone: dict[Key, Stopwatch] = {}
         self.turns = Turns()
 
-    def changed(self, key: Key, resource_version: str | None = None, told: Json | None = None) -> bool:
+    def changed(self, key: Key, resource_version: str | None = None, event_object: Json | None = None) -> bool:
         """Note that something happened to a job; False when it was only our own status write coming back.
 
-        told: the job as a watch gave it.
+        event_object: the job as a watch gave it.
         """
         memory = self._memory.setdefault(key, JobMemory())
         if resource_version is not None and resource_version in memory.written:
             return False
         # One that was never looked at and has no status is accepted or refused, and only in this very version. Everything
         # else is read anew: a watch may tell old news once more.
-        memory.told = told if told is not None and not told.get("status") and not memory.uid else None
+        memory.event_object = (
+            event_object if event_object is not None and not event_object.get("status") and not memory.uid else None
+        )
         memory.dirty = True
         return True
 
@@ -114,10 +116,10 @@ class Reconciler:
                 self.turns.settle(key, False)
                 logger.exception("%s", key)
                 with suppress(*TROUBLE):
-                    await self._confess(key, error)
+                    await self._report_internal_error(key, error)
             raise
 
-    async def _confess(self, key: Key, error: Exception) -> None:
+    async def _report_internal_error(self, key: Key, error: Exception) -> None:
         """An error of the operator's own, told where the job's user looks."""
         if raw := await self._client.get(names.KIND, key.namespace, key.name):
             message = f"The operator can't go on with this job and tries again: {type(error).__name__}: {error}"
@@ -127,7 +129,7 @@ class Reconciler:
     async def _pass(self, key: Key, memory: JobMemory) -> float | None:
         # Cleared before the reads: what happens during them is another reason to look.
         memory.dirty = False
-        raw, memory.told = memory.told, None
+        raw, memory.event_object = memory.event_object, None
         raw = raw or await self._client.get(names.KIND, key.namespace, key.name)
         if raw is None:
             self.forget(key)
@@ -138,12 +140,12 @@ class Reconciler:
             # Another object of the same name: nothing that was known holds for it.
             memory = self._memory[key] = JobMemory(uid=raw["metadata"]["uid"], dirty=False)
         seen: Observed | None = None
-        newborn = False
+        just_accepted = False
         for _ in range(MAX_ROUNDS):
             before = memory.parsed.status(raw)
-            decision, seen = await self._decide(key, raw, seen, memory, newborn=newborn)
+            decision, seen = await self._decide(key, raw, seen, memory, just_accepted=just_accepted)
             # Whoever writes the acceptance is the first to make anything for the job.
-            newborn = before.start_time is None and decision.status.phase is not None
+            just_accepted = before.start_time is None and decision.status.phase is not None
             try:
                 raw = await self._write(raw, decision, memory)
             except ApiError as error:
@@ -181,13 +183,13 @@ class Reconciler:
         for action in ending.last_removals(pods):
             await write.apply(self._client, key.namespace, "", action)
             logger.info("%s: %s %s %s", key, action.verb, action.kind, action.name)
-        after = ending.look_again(pods)
+        after = ending.next_check(pods)
         if after is None:
             del self._gone[key]
         return after
 
     async def _decide(
-        self, key: Key, raw: Json, seen: Observed | None, memory: JobMemory, *, newborn: bool
+        self, key: Key, raw: Json, seen: Observed | None, memory: JobMemory, *, just_accepted: bool
     ) -> tuple[Plan, Observed | None]:
         """The next decision. seen: what was seen before in this pass; None: nothing that still holds."""
         status, job = memory.parsed.status(raw), memory.parsed.job(raw)
@@ -200,11 +202,11 @@ class Reconciler:
             return reject_unreadable(status, job, generation=generation, now=now, manager=manager, retry=retry), None
         if status.phase is None and not status.is_final:
             # Whether a job is accepted depends on its spec alone. One that never will be keeps nobody waiting.
-            self.turns.look(key, gangs.Stand.OUT, gangs.order(status, self._client.now()))
+            self.turns.look(key, gangs.TurnState.NONE, gangs.priority(status, self._client.now()))
             return plan(job, status, Observed(), self._client.now(), self._settings), None
         is_fresh = seen is None
-        if seen is None and newborn:
-            seen = await observe_newborn(self._client, job, memory)
+        if seen is None and just_accepted:
+            seen = await observe_just_accepted(self._client, job, memory)
             memory.guarded, memory.guards_at = status.phase, time.monotonic()
         elif seen is None:
             # While an attempt's Job is there nothing is made from these, so that an older look is good enough.
@@ -266,11 +268,11 @@ class Reconciler:
     def _turn(
         self, key: Key, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory, now: datetime
     ) -> Turn:
-        stand = gangs.stand(job, status, seen, now)
-        turn = self.turns.look(key, stand, gangs.order(status, now))
+        state = gangs.turn_state(job, status, seen, now)
+        turn = self.turns.look(key, state, gangs.priority(status, now))
         # Since the Job was resumed: the next one that is, or the same one later, starts this clock anew.
         fact = (status.attempts.train, status.placement_wait.timeouts if status.placement_wait else 0)
-        placing = stand is gangs.Stand.PLACING or gangs.holds_a_part(job, status, seen)
+        placing = state is gangs.TurnState.PLACING or gangs.is_partly_placed(job, status, seen)
         memory.placing.keep([fact] if placing else [])
         seconds = memory.placing.seconds(fact) if placing else 0.0
         return replace(turn, placing_seconds=seconds)
@@ -299,7 +301,7 @@ class Reconciler:
                 if error.is_refusal or error.is_gone:
                     what = f"{action.verb} {action.kind} {action.name}"
                     memory.refused = f"The API server refused to {what}: {error.message.strip()}"
-                memory.dirty, memory.furniture = True, None
+                memory.dirty, memory.child_objects = True, None
                 raise
             logger.info("%s: %s %s %s", key, action.verb, action.kind, action.name)
             if made is None or seen is None:
@@ -311,7 +313,7 @@ class Reconciler:
                 memory.made = (decision.status.phase, decision.status.attempt)
         if decision.actions:
             memory.refused = ""
-            memory.furniture = Furniture(seen.claim, seen.support, time.monotonic()) if seen else None
+            memory.child_objects = ChildObjects(seen.claim, seen.support, time.monotonic()) if seen else None
         return replace(seen, refused=memory.refused) if seen else None
 
     def forget(self, key: Key) -> None:

@@ -14,7 +14,7 @@ from dpo_operator.planning.actions import Event
 from dpo_operator.planning.announcing import REPEAT_SECONDS, obstacle_event
 from dpo_operator.planning.objects import Notice
 from dpo_operator.planning.observed import Observed, Startup
-from dpo_operator.planning.waiting import LOOK_AFTER_SECONDS, LOOK_SECONDS, TRY_AGAIN_SECONDS
+from dpo_operator.planning.waiting import FIRST_POLL_SECONDS, POLL_SECONDS, RETRY_PODS_SECONDS
 from dpo_operator.queueing.stopwatch import Clock, Stopwatch
 
 # Pods of a gang mostly fail for the same reason, and each is a request.
@@ -46,13 +46,13 @@ class StartupTracker:
             self.notices, self.looked_at = (), None
             return seen.startup
         seconds = self.waiting.seconds(fact)
-        due = self.looked_at is None or self.clock() - self.looked_at >= LOOK_SECONDS
+        due = self.looked_at is None or self.clock() - self.looked_at >= POLL_SECONDS
         # A gang that waits for its turn has no pods yet.
-        if seconds >= LOOK_AFTER_SECONDS and due and (uids := _silent(job, status, seen)):
+        if seconds >= FIRST_POLL_SECONDS and due and (uids := _silent(job, status, seen)):
             self.looked_at = self.clock()
             self.notices = await _notices(client, job.metadata.namespace, uids)
         # The Job controller tries often by itself at first.
-        turn = int(seconds // TRY_AGAIN_SECONDS)
+        turn = int(seconds // RETRY_PODS_SECONDS)
         again = turn > 0 and self.tried != (fact, turn)
         self.tried = fact, turn
         return Startup(seconds, self.notices, again)

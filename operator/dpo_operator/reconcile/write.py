@@ -7,7 +7,16 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.kube.client import RESOURCES, ApiError, Client, resource_of
-from dpo_operator.planning.actions import Action, Create, Delete, Event, ExpandClaim, Patch, SuspendJob, TryAgain
+from dpo_operator.planning.actions import (
+    Action,
+    Create,
+    Delete,
+    Event,
+    ExpandClaim,
+    Patch,
+    RetryPodCreation,
+    SuspendJob,
+)
 from dpo_operator.planning.objects import owner_uid
 
 logger = logging.getLogger(__name__)
@@ -41,7 +50,7 @@ async def apply(client: Client, namespace: str, uid: str, action: Action) -> Jso
         case SuspendJob():
             seen = {"uid": action.uid, "resourceVersion": action.resource_version}
             await _patch(client, namespace, action, {"metadata": seen, "spec": {"suspend": action.value}})
-        case TryAgain():
+        case RetryPodCreation():
             now = client.now().strftime("%Y-%m-%dT%H:%M:%SZ")
             metadata = {"uid": action.uid, "annotations": {names.ANNOTATION_TRIED: now}}
             await _patch(client, namespace, action, {"metadata": metadata})
@@ -90,7 +99,7 @@ async def _delete(client: Client, namespace: str, action: Delete) -> None:
 
 
 async def _patch(
-    client: Client, namespace: str, action: SuspendJob | TryAgain | Patch | ExpandClaim, body: Json
+    client: Client, namespace: str, action: SuspendJob | RetryPodCreation | Patch | ExpandClaim, body: Json
 ) -> None:
     resource = resource_of(action.manifest) if isinstance(action, Patch) else RESOURCES[action.kind]
     path = resource.path(namespace, action.name)

@@ -48,7 +48,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> WorkDir:
     return work
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module")
 def plain(request: pytest.FixtureRequest, prepared: WorkDir) -> tuple[str, dict[str, Any]]:
     """A kind of adapter, and 20 steps with it in one process without DeepSpeed."""
     [run] = on_ranks(1, plain_training, copy.deepcopy(job(request.param)), prepared.model, some_pairs(PAIRS), STEPS)
@@ -62,7 +62,17 @@ def final_weights(root: Path) -> dict[str, np.ndarray]:
     return {name: found.tensor(name).numpy() for name in found.manifest.parameters}
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["plain", "checkpointing"])
+# CI runs each kind and each way to keep activations once.
+@pytest.mark.parametrize(
+    ("plain", "recompute"),
+    [
+        pytest.param("dora", False, id="dora-plain", marks=pytest.mark.exhaustive),
+        pytest.param("dora", True, id="dora-checkpointing"),
+        pytest.param("rslora", False, id="rslora-plain"),
+        pytest.param("rslora", True, id="rslora-checkpointing", marks=pytest.mark.exhaustive),
+    ],
+    indirect=["plain"],
+)
 def test_training_equals_peft_without_deepspeed(
     tmp_path: Path, prepared: WorkDir, plain: tuple[str, dict[str, Any]], recompute: bool
 ):

@@ -148,9 +148,11 @@ ARRANGEMENTS = {
 }
 
 
-@pytest.fixture(
-    scope="module", params=[(1, False), (1, True), (2, False), (2, True)], ids=lambda p: f"{p[0]} ranks, tied {p[1]}"
-)
+# CI runs each number of ranks and each kind of head once.
+EXHAUSTIVE = [pytest.param(world, marks=pytest.mark.exhaustive) for world in ((1, True), (2, False))]
+
+
+@pytest.fixture(scope="module", params=[(1, False), *EXHAUSTIVE, (2, True)], ids=lambda p: f"{p[0]} ranks, tied {p[1]}")
 def arranged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Arrangement -> method -> loss and gradient of a step in micro-batches of three, the last one incomplete."""
     world_size, tied = request.param

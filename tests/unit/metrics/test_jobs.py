@@ -7,7 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from dpo_operator.api.status import State
 from dpo_operator.metrics.jobs import JobMetrics
 from dpo_operator.queueing.key import Key
-from tests.unit.planning.build import a_child, a_pod, a_reading, a_status, a_view, decide, ended, last_words
+from tests.unit.planning.build import a_child, a_pod, a_reading, a_status, a_view, decide, ended, termination_text
 
 pytestmark = pytest.mark.unit
 
@@ -76,7 +76,7 @@ def evicted(attempt):
 
 def test_final_values_stay_until_the_job_goes_and_then_vanish():
     metrics = JobMetrics()
-    text = last_words(0, progress=a_reading(100).model_dump(mode="json"))
+    text = termination_text(0, progress=a_reading(100).model_dump(mode="json"))
     metrics.update(KEY, RAW, decide(a_status(), a_view(a_child(), ended(0, 0, text=text), ended(1, 0))).status)
     assert value(metrics, "dpojob_final_loss") == 0.6312
     assert value(metrics, "dpojob_final_reward_accuracy_ratio") == 0.75

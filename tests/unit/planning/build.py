@@ -95,7 +95,7 @@ def ended(
     return a_pod(index, **(state | fields))
 
 
-def last_words(
+def termination_text(
     code: int, message: str = "", *, phase: str = "train", attempt: int = 1, rank: int = 0, **more: Any
 ) -> str:
     """A termination message as the trainer writes it."""

@@ -8,7 +8,7 @@ import pytest
 from dpo_operator.api import conditions as c
 from dpo_operator.api.failurepolicy import FailureAction, FailurePolicy, FailureRule
 from dpo_operator.planning.failures import POD_REASONS, Failure, classify
-from dpo_operator.planning.restarts import MAX_UNCOUNTED_WITHOUT_STEPS, after_failure, judged
+from dpo_operator.planning.restarts import MAX_UNCOUNTED_WITHOUT_STEPS, after_failure, apply_rules
 from dpo_operator.planning.transitions import Moment
 from tests.unit.planning.build import NOON, a_child, a_job, a_pod, a_status, a_view, condition, decide, ended
 
@@ -45,14 +45,14 @@ def rule(action: FailureAction, **matchers: object) -> FailureRule:
     ],
 )
 def test_every_matcher_that_is_given_must_match(failure, matchers, matches):
-    found, by_rule = judged(failure, policy(rule(FAIL, **matchers)))
+    found, by_rule = apply_rules(failure, policy(rule(FAIL, **matchers)))
     assert by_rule is matches
     assert found.failure_class == ("configuration" if matches else failure.failure_class)
 
 
 def test_the_first_rule_that_matches_decides():
     rules = policy(rule(RESTART, reasons=["Hang"]), rule(UNCOUNTED, exitCodes=[70]), rule(FAIL, exitCodes=[70]))
-    found, _ = judged(CRASH, rules)
+    found, _ = apply_rules(CRASH, rules)
     assert found.failure_class == "infrastructure"
     assert "failurePolicy.rules[1] says RestartUncounted" in found.message
 

@@ -23,7 +23,7 @@ from tests.unit.planning.build import (
     condition,
     decide,
     ended,
-    last_words,
+    termination_text,
     with_heartbeat,
 )
 
@@ -80,7 +80,9 @@ def test_job_that_cannot_run_fails_with_the_field_named(spec, reason, part):
     [("prepare", "train", State.PENDING), ("train", "export", State.PENDING), ("export", "export", State.COMPLETE)],
 )
 def test_success_decides_on_the_next_phase_and_makes_nothing_yet(phase, following, state):
-    pods = [ended(i, 0, phase=phase, text=last_words(0, phase=phase)) for i in range(2 if phase == "train" else 1)]
+    pods = [
+        ended(i, 0, phase=phase, text=termination_text(0, phase=phase)) for i in range(2 if phase == "train" else 1)
+    ]
     result = decide(a_status(phase), a_view(a_child(phase), *pods))
     assert (result.status.phase, result.status.state) == (following, state)
     assert result.status.attempts.of(following) == 1
@@ -100,20 +102,20 @@ def test_one_of_two_ranks_done_is_no_success():
 
 
 def test_reports_of_all_phases_reach_the_status():
-    text = last_words(
+    text = termination_text(
         0, phase="prepare", dataset={"train_pairs": 90, "eval_pairs": 10, "dropped": {"empty": 2, "equal": 1}}
     )
     status = decide(a_status("prepare"), a_view(a_child("prepare"), ended(0, 0, phase="prepare", text=text))).status
     assert (status.dataset.train_pairs, status.dataset.eval_pairs, status.dataset.dropped_rows) == (90, 10, 3)
     assert condition(status, c.PREPARED) == ("True", c.PREPARE_SUCCEEDED)
 
-    text = last_words(0, progress=a_reading(100, checkpoint=100).model_dump(mode="json"))
+    text = termination_text(0, progress=a_reading(100, checkpoint=100).model_dump(mode="json"))
     status = decide(a_status(), a_view(a_child(), ended(0, 0, text=text), ended(1, 0))).status
     assert (status.final_metrics.loss, status.final_metrics.step) == ("0.6312", 100)
     assert (status.checkpoint.step, status.checkpoint.digest) == (100, "ab" * 32)
     assert status.progress.percent == "100%"
 
-    text = last_words(0, phase="export", export_path="export")
+    text = termination_text(0, phase="export", export_path="export")
     status = decide(a_status("export"), a_view(a_child("export"), ended(0, 0, phase="export", text=text))).status
     assert status.export.path == "export"
     assert status.completion_time == NOON
@@ -125,7 +127,7 @@ def test_a_job_that_stopped_early_is_complete_and_says_so():
     # The trainer counts what it did as the whole run.
     reading = a_reading(10, max_steps=10, checkpoint=10).model_dump(mode="json")
     sentence = "Stopped early after step 10 of 40: eval_loss has not improved since step 6."
-    trained = ended(0, 0, text=last_words(0, sentence, progress=reading))
+    trained = ended(0, 0, text=termination_text(0, sentence, progress=reading))
     plan = decide(a_status(), a_view(a_child(complete=True), trained, ended(1, 0)))
 
     assert [(event.reason, event.message) for event in plan.events] == [("Trained", sentence)]
@@ -180,7 +182,7 @@ def test_old_attempt_goes_before_the_new_one_is_made():
 
 def test_whole_restart_counts_once_when_one_rank_is_killed_and_the_other_loses_its_peer():
     status = a_status()
-    lost = ended(0, 75, at="11:59:59", text=last_words(75, "connection closed by peer"))
+    lost = ended(0, 75, at="11:59:59", text=termination_text(75, "connection closed by peer"))
     # Rank 0's end may be seen first: that is not yet the whole story.
     early = decide(status, a_view(a_child(), lost, a_pod(1)))
     assert early.status.attempts.train == 1

@@ -28,7 +28,7 @@ def test_a_pod_of_a_lost_node_is_removed_by_force_after_the_jobs_end_too(policy)
     going = a_view(a_child(deleting=True), a_pod(0, **LOST), ended(1, 65))
     result = decide(failed, going, job)
     assert Delete("Pod", a_pod(0).name, a_pod(0).uid, 0) in result.actions
-    assert result.requeue_after == ending.LEAST_SECONDS
+    assert result.requeue_after == ending.MIN_DELAY_SECONDS
     saving = decide(failed, a_view(a_child(deleting=True), a_pod(0, deleting=True), ended(1, 65)), job)
     assert [a for a in saving.actions if a.kind == "Pod"] == []
     # Time alone may make it a lost one, after its whole grace period and a minute.
@@ -40,7 +40,7 @@ def test_a_pod_of_a_lost_node_is_removed_by_force_when_its_job_is_deleted_or_gon
     job = a_job(metadata=GOING | {"finalizers": ["example.org/keep"]})
     removal = Delete("Pod", a_pod(0).name, a_pod(0).uid, 0)
     result = decide(a_status(), a_view(a_child(deleting=True), a_pod(0, **LOST)), job)
-    assert (result.actions, result.requeue_after) == ((removal,), ending.LEAST_SECONDS)
+    assert (result.actions, result.requeue_after) == ((removal,), ending.MIN_DELAY_SECONDS)
     assert ending.last_removals([a_pod(0, **LOST), a_pod(1, deleting=True)]) == (removal,)
 
 

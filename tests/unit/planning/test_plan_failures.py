@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from dpo_operator.api.exitcodes import TABLE, ExitCode
-from dpo_operator.planning.failures import SECONDARY, classify, find_failure, is_settled
+from dpo_operator.planning.failures import SECONDARY, classify, is_settled, root_cause
 from dpo_operator.planning.objects import Exit
-from tests.unit.planning.build import a_child, a_pod, a_reading, ended, last_words
+from tests.unit.planning.build import a_child, a_pod, a_reading, ended, termination_text
 
 pytestmark = pytest.mark.unit
 
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.unit
 @pytest.mark.parametrize("code", list(TABLE), ids=lambda c: c.name)
 def test_every_exit_code_has_the_class_of_the_table(code):
     outcome = "Stopped" if code == ExitCode.SIGTERM else "Failed"
-    failure = classify(ended(0, code, text=last_words(code, "what the trainer said", outcome=outcome)))
+    failure = classify(ended(0, code, text=termination_text(code, "what the trainer said", outcome=outcome)))
     expected = "counted" if TABLE[code].failure_class == "secondary" else TABLE[code].failure_class
     assert (failure.reason, failure.failure_class) == (TABLE[code].reason, expected)
     assert "what the trainer said" in failure.message
@@ -72,26 +72,26 @@ def test_cause_goes_before_its_consequences_whatever_the_clocks_say():
     stopped = ended(0, 143, at="11:00:00", deleting=True)
     peer = ended(1, 75, at="11:00:01")
     killed = ended(2, 137, at="12:00:00")
-    assert find_failure(a_child(), [stopped, peer, killed], 3).reason == "Killed"
-    assert find_failure(a_child(), [stopped, peer, a_pod(2)], 3).reason == "Terminated"
+    assert root_cause(a_child(), [stopped, peer, killed], 3).reason == "Killed"
+    assert root_cause(a_child(), [stopped, peer, a_pod(2)], 3).reason == "Terminated"
 
 
 def test_first_of_two_failures_of_their_own_is_the_cause():
     pods = [ended(0, 70, at="12:00:09"), ended(1, 76, at="12:00:02")]
-    assert find_failure(a_child(), pods, 2).reason == "NonFiniteLoss"
+    assert root_cause(a_child(), pods, 2).reason == "NonFiniteLoss"
 
 
 def test_furthest_step_of_all_ranks_is_kept():
     progress = a_reading(40).model_dump(mode="json")
-    pods = [ended(0, 75, text=last_words(75, progress=progress)), ended(1, 137)]
-    failure = find_failure(a_child(), pods, 2)
+    pods = [ended(0, 75, text=termination_text(75, progress=progress)), ended(1, 137)]
+    failure = root_cause(a_child(), pods, 2)
     assert (failure.reason, failure.step) == ("Killed", 40)
 
 
 def test_lost_peer_waits_for_a_better_explanation():
     lost = ended(0, 75)
     pods = [lost, a_pod(1)]
-    failure = find_failure(a_child(), pods, 2)
+    failure = root_cause(a_child(), pods, 2)
     assert failure.distance == SECONDARY
     assert not is_settled(failure, a_child(), pods)
     assert is_settled(failure, a_child(), [lost, ended(1, 75)])
@@ -100,13 +100,13 @@ def test_lost_peer_waits_for_a_better_explanation():
 
 @pytest.mark.parametrize("peers", [[], [a_pod(1, pod_phase="Pending")]], ids=["taken away", "never started"])
 def test_lost_peer_that_is_not_there_is_not_the_jobs_fault(peers):
-    failure = find_failure(a_child(), [ended(0, 75), *peers], 2)
+    failure = root_cause(a_child(), [ended(0, 75), *peers], 2)
     assert (failure.reason, failure.failure_class) == ("GangIncomplete", "infrastructure")
     assert "1 (" in failure.message
 
 
 def test_failed_job_without_a_failed_pod_lost_it_to_somebody():
-    failure = find_failure(a_child(failed=True, failure_message="backoff limit"), [a_pod(0)], 2)
+    failure = root_cause(a_child(failed=True, failure_message="backoff limit"), [a_pod(0)], 2)
     assert (failure.reason, failure.failure_class) == ("PodDeleted", "infrastructure")
     assert not is_settled(failure, a_child(failed=True, failed_seconds=1.0), [a_pod(0)])
     assert is_settled(failure, a_child(failed=True, failed_seconds=10.0), [a_pod(0)])
@@ -138,14 +138,14 @@ def test_a_pod_that_outgrew_its_own_limit_counts(message: str, failure_class: st
 def test_an_end_by_sigterm_that_nobody_asked_for_counts_unless_it_saved():
     assert classify(ended(0, 143)).failure_class == "counted"
     assert classify(ended(0, 143, deleting=True)).failure_class == "infrastructure"
-    saved = last_words(143, outcome="Stopped")
+    saved = termination_text(143, outcome="Stopped")
     assert classify(ended(0, 143, text=saved)).failure_class == "infrastructure"
 
 
 def test_out_of_memory_says_what_to_change():
     assert "pod.resources.limits.memory" in classify(ended(0, ExitCode.SIGKILL, reason="OOMKilled")).message
     # A launcher that lives on only knows that its child was killed.
-    told = ended(0, ExitCode.SIGKILL, reason="OOMKilled", text=last_words(137, "killed by signal 9"))
+    told = ended(0, ExitCode.SIGKILL, reason="OOMKilled", text=termination_text(137, "killed by signal 9"))
     assert "pod.resources.limits.memory" in classify(told).message
 
 
@@ -162,7 +162,7 @@ UNSEEN = Exit(137, "ContainerStatusUnknown", "", "The container could not be loc
     ids=["on a node", "without one"],
 )
 def test_a_pod_that_was_deleted_before_it_ran_is_no_cause(gone):
-    wrong = ended(0, 78, text=last_words(78, "training.learningRate must be above 0"))
-    assert find_failure(a_child(failed=True), [wrong, gone], 2).reason == "InvalidConfiguration"
-    alone = find_failure(a_child(failed=True), [a_pod(0), gone], 2)
+    wrong = ended(0, 78, text=termination_text(78, "training.learningRate must be above 0"))
+    assert root_cause(a_child(failed=True), [wrong, gone], 2).reason == "InvalidConfiguration"
+    alone = root_cause(a_child(failed=True), [a_pod(0), gone], 2)
     assert (alone.reason, alone.failure_class) == ("PodDeleted", "infrastructure")

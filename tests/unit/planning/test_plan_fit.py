@@ -9,7 +9,7 @@ from dpo_operator.api.reports import DatasetReport, TokenReport
 from dpo_operator.planning.actions import Event, Plan
 from dpo_operator.planning.fit import predicted_not_to_fit
 from dpo_operator.planning.plan import Settings, plan
-from tests.unit.planning.build import NOON, SETTINGS, a_child, a_job, a_pod, a_status, a_view, ended, last_words
+from tests.unit.planning.build import NOON, SETTINGS, a_child, a_job, a_pod, a_status, a_view, ended, termination_text
 from tests.unit.sizing.build import QWEN_7B, SMALL
 
 pytestmark = pytest.mark.unit
@@ -24,7 +24,7 @@ def report(config: dict[str, Any], **fields: Any) -> DatasetReport:
 
 
 def after_prepare(found: DatasetReport, gpu_memory: float | None, **spec: Any) -> Plan:
-    words = last_words(0, phase="prepare", dataset=found.model_dump(mode="json"))
+    words = termination_text(0, phase="prepare", dataset=found.model_dump(mode="json"))
     pod = ended(0, 0, text=words, phase="prepare")
     seen = a_view(a_child("prepare", complete=True), pod)
     settings = Settings(SETTINGS.image, gpu_memory=gpu_memory)

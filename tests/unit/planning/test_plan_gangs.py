@@ -8,8 +8,8 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api.status import PlacementWait, ProgressStatus
 from dpo_operator.planning import gangs
 from dpo_operator.planning.actions import Create, Delete, SuspendJob
-from dpo_operator.planning.gangs import Stand
-from dpo_operator.planning.transitions import Moment, mark, running, set_aside
+from dpo_operator.planning.gangs import TurnState
+from dpo_operator.planning.transitions import Moment, mark, running, suspended_externally
 from tests.unit.planning.build import NOON, a_child, a_job, a_pod, a_status, a_view, condition, decide, ended
 
 pytestmark = pytest.mark.unit
@@ -87,7 +87,7 @@ def test_a_whole_gang_has_all_the_time_it_wants():
     plan = decide(a_status(placement_wait=PlacementWait(waiting_since=NOON)), view)
     assert plan.actions == ()
     assert plan.status.placement_wait is None
-    assert gangs.stand(a_job(), plan.status, view, NOON) is Stand.OUT
+    assert gangs.turn_state(a_job(), plan.status, view, NOON) is TurnState.NONE
 
 
 def test_missing_pods_count_as_pods_without_a_node():
@@ -125,11 +125,11 @@ def test_a_pod_on_a_lost_node_is_removed_before_the_next_turn():
 def test_a_time_out_is_waited_for_and_then_the_turn_asked_for():
     placement = PlacementWait(waiting_since=NOON, timeouts=1, not_before=NOON + timedelta(seconds=8))
     status = a_status(placement_wait=placement)
-    assert gangs.stand(a_job(), status, a_view(held()), NOON) is Stand.OUT
+    assert gangs.turn_state(a_job(), status, a_view(held()), NOON) is TurnState.NONE
     plan = decide(status, a_view(held()))
     assert (plan.actions, plan.requeue_after) == ((), 8)
     later = NOON + timedelta(seconds=8)
-    assert gangs.stand(a_job(), status, a_view(held()), later) is Stand.WAITING
+    assert gangs.turn_state(a_job(), status, a_view(held()), later) is TurnState.WAITING
     assert suspends(decide(status, a_view(held()), now=later)) == [False]
 
 
@@ -143,7 +143,7 @@ def test_a_gang_that_may_not_begin_says_why_and_keeps_nobody_waiting():
     assert condition(refused.status, c.RUNNING) == ("False", c.ADMISSION_DENIED)
     assert "no" in refused.status.message
     assert 0 < refused.requeue_after <= 10
-    assert gangs.stand(a_job(), refused.status, a_view(held(), refused=denied), NOON) is Stand.OUT
+    assert gangs.turn_state(a_job(), refused.status, a_view(held(), refused=denied), NOON) is TurnState.NONE
     # After its wait it tries once, and is refused for longer.
     later = NOON + timedelta(seconds=10)
     again = decide(refused.status, a_view(held(), refused=denied), now=later)
@@ -172,7 +172,7 @@ def test_time_in_a_queue_is_no_time_of_the_job(queue):
 def test_a_wait_that_another_clock_set_is_not_waited_for():
     placement = PlacementWait(waiting_since=NOON, timeouts=1, not_before=NOON + timedelta(hours=1))
     status = a_status(placement_wait=placement)
-    assert gangs.stand(a_job(), status, a_view(held()), NOON) is Stand.WAITING
+    assert gangs.turn_state(a_job(), status, a_view(held()), NOON) is TurnState.WAITING
     assert suspends(decide(status, a_view(held()))) == [False]
 
 
@@ -210,7 +210,7 @@ def test_a_queue_decides_for_itself():
     assert plan.actions == ()
     assert condition(plan.status, c.RUNNING) == ("False", c.QUEUED)
     assert "Kueue admits it from queue team" in plan.status.message
-    assert gangs.stand(job, plan.status, a_view(held()), NOON) is Stand.OUT
+    assert gangs.turn_state(job, plan.status, a_view(held()), NOON) is TurnState.NONE
     view = a_view(a_child(), a_pod(0), a_pod(1, **UNSCHEDULED), placing_seconds=9999)
     assert decide(a_status(), view, job).actions == ()
 
@@ -218,37 +218,37 @@ def test_a_queue_decides_for_itself():
 @pytest.mark.parametrize(
     ("view", "expected"),
     [
-        (a_view(), Stand.OUT),
-        (a_view(held()), Stand.WAITING),
-        (a_view(held(), a_pod(0, deleting=True)), Stand.PLACING),
-        (a_view(held(), a_pod(0, **PENDING)), Stand.WAITING),
-        (a_view(a_child()), Stand.PLACING),
-        (a_view(a_child(), a_pod(0), a_pod(1, **PENDING)), Stand.PLACING),
-        (a_view(a_child(), a_pod(0), a_pod(1)), Stand.OUT),
-        (a_view(a_child(failed=True), a_pod(0)), Stand.OUT),
-        (a_view(a_child(deleting=True), a_pod(0)), Stand.OUT),
+        (a_view(), TurnState.NONE),
+        (a_view(held()), TurnState.WAITING),
+        (a_view(held(), a_pod(0, deleting=True)), TurnState.PLACING),
+        (a_view(held(), a_pod(0, **PENDING)), TurnState.WAITING),
+        (a_view(a_child()), TurnState.PLACING),
+        (a_view(a_child(), a_pod(0), a_pod(1, **PENDING)), TurnState.PLACING),
+        (a_view(a_child(), a_pod(0), a_pod(1)), TurnState.NONE),
+        (a_view(a_child(failed=True), a_pod(0)), TurnState.NONE),
+        (a_view(a_child(deleting=True), a_pod(0)), TurnState.NONE),
     ],
     ids=["no job", "held", "giving back", "unplaced", "no pods", "half", "whole", "failed", "going"],
 )
 def test_how_a_job_stands_is_seen(view, expected):
-    assert gangs.stand(a_job(), a_status(), view, NOON) is expected
+    assert gangs.turn_state(a_job(), a_status(), view, NOON) is expected
     for job in (a_job(nodes=1), a_job(managedBy="example.org/other")):
-        assert gangs.stand(job, a_status(), view, NOON) is Stand.OUT
+        assert gangs.turn_state(job, a_status(), view, NOON) is TurnState.NONE
 
 
 def test_a_gang_that_restarts_asks_before_its_next_job_is_there():
     status = decide(a_status(), a_view(a_child(), ended(0, 137), a_pod(1))).status
     assert status.attempts.train == 2
     going = a_view(a_child(failed=True), a_pod(1, deleting=True))
-    assert gangs.stand(a_job(), status, going, NOON) is Stand.PLACING
-    assert gangs.stand(a_job(), status, a_view(), NOON) is Stand.WAITING
-    assert gangs.order(status, NOON) < gangs.order(a_status(), NOON - timedelta(days=1))
+    assert gangs.turn_state(a_job(), status, going, NOON) is TurnState.PLACING
+    assert gangs.turn_state(a_job(), status, a_view(), NOON) is TurnState.WAITING
+    assert gangs.priority(status, NOON) < gangs.priority(a_status(), NOON - timedelta(days=1))
     # When a quota is in the way, others need not wait for it.
-    assert gangs.stand(a_job(), status, a_view(refused="exceeded quota"), NOON) is Stand.OUT
+    assert gangs.turn_state(a_job(), status, a_view(refused="exceeded quota"), NOON) is TurnState.NONE
 
 
 def test_gangs_that_had_a_turn_in_vain_come_last_and_by_the_time_of_asking():
-    def order(*, restarting=False, since=0, timeouts=0, again=None):
+    def priority(*, restarting=False, since=0, timeouts=0, again=None):
         placement = PlacementWait(
             waiting_since=NOON + timedelta(minutes=since),
             timeouts=timeouts,
@@ -257,15 +257,15 @@ def test_gangs_that_had_a_turn_in_vain_come_last_and_by_the_time_of_asking():
         status = a_status(placement_wait=placement)
         if restarting:
             status = mark(status, AT, c.RESTARTING, True, "Killed")
-        return gangs.order(status, NOON)
+        return gangs.priority(status, NOON)
 
     queue = [
-        order(restarting=True, since=9),
-        order(since=3),
-        order(since=5),
-        order(since=0, timeouts=7, again=10),
-        order(restarting=True, since=1, timeouts=1, again=11),
-        order(since=2, timeouts=1, again=12),
+        priority(restarting=True, since=9),
+        priority(since=3),
+        priority(since=5),
+        priority(since=0, timeouts=7, again=10),
+        priority(restarting=True, since=1, timeouts=1, again=11),
+        priority(since=2, timeouts=1, again=12),
     ]
     assert sorted(queue, key=lambda each: each) == queue
 
@@ -284,8 +284,8 @@ def test_half_a_gang_that_a_queue_let_begin_gives_its_nodes_back(kind):
     assert "1 of 2 pods had a node after 60 s" in given_back.message
     # How long it waited before is nobody's business.
     assert decide(a_status(), a_view(*half, waiting_seconds=9999.0), job).status.attempts.train == 1
-    assert gangs.holds_a_part(job, a_status(), a_view(*half))
-    assert not gangs.holds_a_part(a_job(), a_status(), a_view(*half))
+    assert gangs.is_partly_placed(job, a_status(), a_view(*half))
+    assert not gangs.is_partly_placed(a_job(), a_status(), a_view(*half))
     # Pods without any node hold none, and one that has all its nodes may pull its image for hours.
     for pods in ((a_pod(0, **UNSCHEDULED), a_pod(1, **UNSCHEDULED)), [a_pod(i, pod_phase="Pending") for i in (0, 1)]):
         assert decide(a_status(), a_view(a_child(), *pods, placing_seconds=9999.0), job).status.attempts.train == 1
@@ -311,7 +311,7 @@ def test_waits_grow_differ_and_end():
 
 
 def test_set_aside_keeps_all_counters():
-    status = set_aside(running(a_status(restarts=3), AT), AT, "m")
+    status = suspended_externally(running(a_status(restarts=3), AT), AT, "m")
     assert (status.restarts, status.counted_restarts, status.attempts.train) == (3, 0, 2)
 
 

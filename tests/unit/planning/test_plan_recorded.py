@@ -8,7 +8,17 @@ from dpo_operator.api import names
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord, Progress, RecordedCheckpoints
 from dpo_operator.planning.actions import Create
 from dpo_operator.planning.recorded import for_current_attempt, merge
-from tests.unit.planning.build import a_child, a_job, a_pod, a_reading, a_status, a_view, decide, ended, last_words
+from tests.unit.planning.build import (
+    a_child,
+    a_job,
+    a_pod,
+    a_reading,
+    a_status,
+    a_view,
+    decide,
+    ended,
+    termination_text,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -31,7 +41,7 @@ def told(*records: CheckpointRecord, attempt: int = 1) -> Progress:
 
 
 def words(progress: Progress, code: int = 143) -> str:
-    return last_words(code, attempt=progress.attempt, progress=progress.model_dump(mode="json"))
+    return termination_text(code, attempt=progress.attempt, progress=progress.model_dump(mode="json"))
 
 
 def recorded(result) -> list[int]:
@@ -86,7 +96,7 @@ def test_a_pod_that_was_stopped_after_its_attempt_was_over_is_still_heard():
 )
 def test_a_pod_can_tell_of_no_later_attempt_than_its_own(lie: Progress):
     before = a_status(recorded_checkpoints=[record(10)])
-    pod = ended(0, 70, text=last_words(70, progress=lie.model_dump(mode="json")))
+    pod = ended(0, 70, text=termination_text(70, progress=lie.model_dump(mode="json")))
     assert recorded(decide(before, a_view(a_child(), pod))) == [10]
 
 

@@ -73,7 +73,7 @@ def test_a_node_that_ends_the_pods_again_and_again_is_no_accident():
     assert condition(status, c.FAILED) == ("True", c.NO_PROGRESS)
     assert "The last 10 restarts were for such reasons" in status.message
     # A retry gets all its tries again.
-    retried = retrying.after_the_end(
+    retried = retrying.retry_finished(
         a_job(metadata={"annotations": {names.ANNOTATION_RETRY: "1"}}), status, Moment(NOON + timedelta(minutes=50), 1)
     ).status
     for i in range(10):

@@ -4,7 +4,7 @@ import pytest
 
 from dpo_operator.api import conditions as c
 from dpo_operator.planning import announcing
-from dpo_operator.planning.actions import TryAgain
+from dpo_operator.planning.actions import RetryPodCreation
 from dpo_operator.planning.objects import Notice
 from dpo_operator.planning.refusals import refusal
 from tests.unit.planning.build import a_child, a_claim, a_job, a_pod, a_status, a_view, condition, decide
@@ -99,7 +99,7 @@ def test_a_gang_that_a_quota_halves_gives_its_nodes_back_and_says_why():
 
 @pytest.mark.parametrize(
     ("notices", "may", "kinds"),
-    [((job_says(QUOTA),), True, [TryAgain]), ((job_says(QUOTA),), False, []), ((), True, [])],
+    [((job_says(QUOTA),), True, [RetryPodCreation]), ((job_says(QUOTA),), False, []), ((), True, [])],
     ids=["refused", "tried just now", "no refusal"],
 )
 def test_refused_pods_are_tried_again(notices, may, kinds):

@@ -136,33 +136,33 @@ def test_the_jobs_own_claim_is_not_mentioned():
     assert created(a_claim(made_for_uid=UID, requested="100Gi"), a_job()) == ("", "")
 
 
-def with_room(status: DPOJobStatus, free: float, *, total: float = 100, checkpoint: float | None = None):
+def with_free_space(status: DPOJobStatus, free: float, *, total: float = 100, checkpoint: float | None = None):
     size = None if checkpoint is None else int(checkpoint * GIB)
     report = VolumeReport(total=int(total * GIB), free=int(free * GIB), checkpoint=size)
-    return volumes.with_room(status, report, Moment(NOON, 1))
+    return volumes.with_free_space(status, report, Moment(NOON, 1))
 
 
 def test_room_is_written_rarely():
-    status, events = with_room(a_status(), 80)
+    status, events = with_free_space(a_status(), 80)
     assert (status.volume.capacity_bytes, status.volume.free_bytes, events) == (100 * GIB, 80 * GIB, ())
-    assert with_room(status, 76)[0] is status
-    assert with_room(status, 74)[0].volume.free_bytes == 74 * GIB
+    assert with_free_space(status, 76)[0] is status
+    assert with_free_space(status, 74)[0].volume.free_bytes == 74 * GIB
 
 
 @pytest.mark.parametrize(("free", "checkpoint", "full"), [(9, None, True), (11, 5, False), (20, 21, True)])
 def test_a_volume_is_nearly_full_by_share_or_by_checkpoint(free, checkpoint, full):
-    status, events = with_room(a_status(), free, checkpoint=checkpoint)
+    status, events = with_free_space(a_status(), free, checkpoint=checkpoint)
     assert holds(status, c.VOLUME_NEARLY_FULL) == full
     assert [e.reason for e in events] == [c.LOW_SPACE] * full
 
 
 def test_a_volume_that_stays_nearly_full_says_so_once():
-    status, _ = with_room(a_status(), 9)
-    same, events = with_room(status, 8.9)
+    status, _ = with_free_space(a_status(), 9)
+    same, events = with_free_space(status, 8.9)
     assert (same, events) == (status, ())
     # Just above the bound it may fall below at once again.
-    assert with_room(status, 10.5)[1] == ()
-    relieved, events = with_room(status, 30)
+    assert with_free_space(status, 10.5)[1] == ()
+    relieved, events = with_free_space(status, 30)
     assert [e.reason for e in events] == [c.ENOUGH_SPACE]
     assert condition(relieved, c.VOLUME_NEARLY_FULL) == ("False", c.ENOUGH_SPACE)
 
@@ -172,7 +172,7 @@ def test_whatever_the_readings_few_are_written(readings):
     status, writes = a_status(), 0
     moved = sum(abs(a - b) for a, b in zip([1000, *readings], readings, strict=False))
     for free in readings:
-        after, _ = with_room(status, free / 10)
+        after, _ = with_free_space(status, free / 10)
         writes += after is not status
         status = after
     assert abs(status.volume.free_bytes / GIB * 10 - readings[-1]) < 51

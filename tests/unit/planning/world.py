@@ -12,7 +12,7 @@ from dpo_operator.planning.actions import Action, Create, Delete, Patch, Suspend
 from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Exit, Support
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.plan import plan
-from tests.unit.planning.build import NOON, SETTINGS, UID, a_claim, a_job, last_words
+from tests.unit.planning.build import NOON, SETTINGS, UID, a_claim, a_job, termination_text
 
 STEPS = 3
 
@@ -174,7 +174,7 @@ class World:
             self.steps += 1
         elif len(train) == 2 or (running and not train):
             for pod in running:
-                self.end(pod.name, 0, last_words(0, phase=pod.phase, attempt=pod.attempt))
+                self.end(pod.name, 0, termination_text(0, phase=pod.phase, attempt=pod.attempt))
 
     # Faults
 
@@ -183,7 +183,7 @@ class World:
         running = sorted(name for name, pod in self.pods.items() if pod.running)
         if running:
             progress = {"phase": "train", "attempt": 1, "step": self.steps}
-            self.end(running[which % len(running)], code, last_words(code, progress=progress))
+            self.end(running[which % len(running)], code, termination_text(code, progress=progress))
 
     def evict(self, which: int) -> None:
         """Ask one pod to go."""

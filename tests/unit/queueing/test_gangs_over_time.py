@@ -52,9 +52,9 @@ class Gang:
         hall, now = self.hall, NOON + timedelta(seconds=self.hall.time)
         state = {} if self.fits else UNSCHEDULED
         seen = a_view(self.child, *(() if self.child.suspended else (a_pod(0, **state), a_pod(1, **state))))
-        stand = gangs.stand(self.job, self.status, seen, now)
-        turn = hall.turns.look(self.key, stand, gangs.order(self.status, now))
-        placing = hall.time - self.resumed_at if stand is gangs.Stand.PLACING else 0.0
+        state = gangs.turn_state(self.job, self.status, seen, now)
+        turn = hall.turns.look(self.key, state, gangs.priority(self.status, now))
+        placing = hall.time - self.resumed_at if state is gangs.TurnState.PLACING else 0.0
         seen = replace(seen, turn=replace(turn, placing_seconds=placing))
         if self.fits and not self.child.suspended and self.placed_at is None:
             self.placed_at = hall.time

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from dpo_operator.planning.gangs import Order, Stand
+from dpo_operator.planning.gangs import Priority, TurnState
 from dpo_operator.queueing.key import Key
 from dpo_operator.queueing.turns import FIRST_LOOKS_SECONDS, FRESH_SECONDS, Turns
 
@@ -14,7 +14,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 A, B, C = (Key("ns", name) for name in "abc")
 
 
-def since(minutes: int = 0, *, restarting: bool = False) -> Order:
+def since(minutes: int = 0, *, restarting: bool = False) -> Priority:
     return 0 if restarting else 1, NOON + timedelta(minutes=minutes)
 
 
@@ -26,14 +26,14 @@ class Hall:
         self.woken: list[Key] = []
         self.turns = Turns(self.woken.append, lambda: self.time)
 
-    def ask(self, key: Key, order: Order | None = None) -> bool:
-        return self.turns.look(key, Stand.WAITING, order or since()).may_place
+    def ask(self, key: Key, order: Priority | None = None) -> bool:
+        return self.turns.look(key, TurnState.WAITING, order or since()).may_place
 
     def place(self, key: Key) -> None:
-        self.turns.look(key, Stand.PLACING, since())
+        self.turns.look(key, TurnState.PLACING, since())
 
     def leave(self, key: Key) -> None:
-        self.turns.look(key, Stand.OUT, since())
+        self.turns.look(key, TurnState.NONE, since())
 
 
 @pytest.fixture
@@ -185,10 +185,10 @@ def test_a_holder_that_can_not_be_looked_at_after_an_outage_either_is_passed_ove
 
 def test_the_holder_learns_that_others_wait(hall: Hall):
     hall.place(A)
-    assert not hall.turns.look(A, Stand.PLACING, since()).others_waiting
+    assert not hall.turns.look(A, TurnState.PLACING, since()).others_waiting
     hall.ask(B)
     assert hall.woken == [A]
-    assert hall.turns.look(A, Stand.PLACING, since()).others_waiting
+    assert hall.turns.look(A, TurnState.PLACING, since()).others_waiting
     hall.ask(B)
     assert hall.woken == [A]
 

@@ -26,6 +26,8 @@ from dpo_trainer.sources import retrying
 MODEL = "org/tiny"
 DATASET = "org/pairs"
 FILES = ("config.json", "model.safetensors")
+# The tokenizer of a Llama brings its model and torch with it, which takes a process six seconds of a core.
+LOADED_BY_PREPARE = ("dpo_trainer.prepare", "datasets", "transformers.models.llama.modeling_llama")
 
 
 class Warnings(logging.Handler):
@@ -68,10 +70,7 @@ def work(mode: str, number: int, cache: Path, folder: Path) -> None:
 
 
 def main(mode: str, jobs: int, cache: Path, folder: Path, longest_wait: float) -> int:
-    for module in (
-        "huggingface_hub.hf_api",
-        *(() if mode == "fetch" else ("dpo_trainer.prepare.phase", "transformers", "datasets")),
-    ):
+    for module in ("huggingface_hub.hf_api", *(() if mode == "fetch" else LOADED_BY_PREPARE)):
         importlib.import_module(module)
     retrying.FIRST_WAIT_SECONDS = 0.01
     caches.LONGEST_WAIT_SECONDS = longest_wait
