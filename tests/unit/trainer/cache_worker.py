@@ -27,7 +27,7 @@ MODEL = "org/tiny"
 DATASET = "org/pairs"
 FILES = ("config.json", "model.safetensors")
 # The tokenizer of a Llama brings its model and torch with it, which takes a process six seconds of a core.
-LOADED_BY_PREPARE = ("dpo_trainer.prepare", "datasets", "transformers.models.llama.modeling_llama")
+LOADED_BY_PREPARE = ("dpo_trainer.prepare.phase", "datasets", "transformers.models.llama.modeling_llama")
 
 
 class Warnings(logging.Handler):
