@@ -1,4 +1,4 @@
-"""Whatever is wrong with the newest checkpoint, its reason is said, the one before it is used, and nothing of it is run."""
+"""Any corruption of the newest checkpoint is reported, the older one is used, and no code in it runs."""
 
 import json
 import os
@@ -29,7 +29,7 @@ DOCUMENT = job(every_steps=2, precision="fp32")
 
 @dataclass(frozen=True)
 class Case:
-    """A folder of checkpoints, and what is known of them. recorded: None in a local run."""
+    """A folder of checkpoints and its records. recorded: None in a local run."""
 
     root: Path
     recorded: RecordedCheckpoints | None = None
@@ -53,7 +53,7 @@ def _killed(document: dict[str, Any], root: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Bad:
-    """A run with a bad checkpoint. reason: what must be said of it. answer: what the ranks said."""
+    """A run with a bad checkpoint. reason: the expected reason. answer: what the ranks returned."""
 
     root: Path
     elsewhere: Path
@@ -80,28 +80,28 @@ def bad(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ba
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_a_bad_checkpoint_is_refused_with_its_reason_and_the_one_before_is_used(bad: dict[str, Bad], name: str):
+def test_a_bad_checkpoint_is_refused_with_a_reason_and_the_older_is_used(bad: dict[str, Bad], name: str):
     found = bad[name]
     assert found.answer["step"] == 2
     assert found.answer["weights"] == bad["missing manifest"].answer["weights"]
     [refused] = found.answer["refused"]
     assert found.reason in refused
-    # The export reads the weights alone, but refuses for the same reason.
+    # The export reads only the weights, but refuses for the same reason.
     assert found.answer["exported"] == 2
     [skipped] = found.answer["skipped"]
     assert found.reason in skipped
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-def test_the_list_says_the_same(bad: dict[str, Bad], name: str):
+def test_the_checkpoint_list_reports_the_same(bad: dict[str, Bad], name: str):
     newest, older = listing.inspect(bad[name].root, verify=True)
-    # A list knows no job, so whose a whole checkpoint is it can't tell.
+    # The list has no job to compare with, so it can't tell to which job an intact checkpoint belongs.
     assert (newest.problem == "") if "other settings" in bad[name].reason else (bad[name].reason in newest.problem)
     assert (older.problem, older.verified, older.last) == ("", True, bool(newest.problem))
 
 
 def test_a_planted_pickle_never_runs(bad: dict[str, Bad], tmp_path: Path):
-    # The trap works: whoever loads it makes the file.
+    # The trap works: loading the pickle makes the file.
     pickle.loads(pickle.dumps(Trap(tmp_path / "ran")))
     assert (tmp_path / "ran").exists()
 
@@ -110,7 +110,7 @@ def test_a_planted_pickle_never_runs(bad: dict[str, Bad], tmp_path: Path):
     for found in planted:
         listing.inspect(found.root, verify=True)
         listing.inspect(found.root, verify=False)
-        # By now two ranks have loaded it and an export has opened it, too.
+        # By now two ranks have loaded it and an export has opened it.
         assert os.listdir(found.elsewhere) == []
 
 
@@ -121,14 +121,14 @@ def record(root: Path, step: int, **changes: Any) -> CheckpointRecord:
 
 @pytest.fixture(scope="module")
 def trusted(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What two ranks go on from when they are given digests."""
+    """The checkpoint that two ranks resume from when they have recorded digests."""
     base = tmp_path_factory.mktemp("trusted")
     roots = {}
     for name in ("good", "changed", "empty"):
         roots[name] = base / name
         shutil.copytree(trained / "checkpoints", roots[name])
     good = roots["good"]
-    # As good as any by itself: only the digest of its manifest is another one.
+    # Intact: only the digest of its manifest differs.
     change(roots["changed"] / "step-00000004", lambda manifest: manifest["state"].update(pairs_seen=0))
     for step in (2, 4):
         shutil.rmtree(roots["empty"] / layout.folder_name(step))
@@ -155,7 +155,7 @@ def test_a_recorded_checkpoint_is_used(trusted: dict[str, dict[str, Any]]):
     assert (found["step"], found["refused"], found["doubt"]) == (4, [], "")
 
 
-def test_one_that_was_changed_after_it_was_recorded_is_refused(trusted: dict[str, dict[str, Any]]):
+def test_a_checkpoint_that_was_changed_after_its_record_is_refused(trusted: dict[str, dict[str, Any]]):
     found = trusted["changed after it was recorded"]
     assert found["step"] == 2
     [refused] = found["refused"]
@@ -164,7 +164,7 @@ def test_one_that_was_changed_after_it_was_recorded_is_refused(trusted: dict[str
     assert found["exported"] == 2
 
 
-def test_one_that_nobody_was_told_of_is_used_with_a_warning_unless_a_record_is_required(
+def test_an_unrecorded_checkpoint_causes_a_warning_or_a_refusal(
     trusted: dict[str, dict[str, Any]],
 ):
     found = trusted["committed after the last reading"]
@@ -176,7 +176,7 @@ def test_one_that_nobody_was_told_of_is_used_with_a_warning_unless_a_record_is_r
     assert "expected a recorded digest (checkpoint.requireRecordedDigest)" in found["refused"][0]
 
 
-def test_when_nothing_fits_the_digests_the_job_stops_and_does_not_start_at_step_0(trusted: dict[str, dict[str, Any]]):
+def test_without_a_matching_digest_the_job_fails_instead_of_starting_over(trusted: dict[str, dict[str, Any]]):
     code, message = trusted["of an attempt that never was"]["error"]
     assert code == ExitCode.VOLUME_ERROR
     assert "None of the 2 checkpoints in" in message
@@ -187,7 +187,7 @@ def test_when_nothing_fits_the_digests_the_job_stops_and_does_not_start_at_step_
     assert "expected the checkpoint of step 4, which attempt 1 committed, found none" in message
 
 
-def test_a_run_is_given_digests_and_tells_of_its_own(trained: Path, tmp_path: Path):
+def test_a_run_gets_digests_and_reports_its_own(trained: Path, tmp_path: Path):
     root = tmp_path / "run"
     shutil.copytree(trained, root)
     known = (record(root / "checkpoints", 2), record(root / "checkpoints", 4))
@@ -197,13 +197,13 @@ def test_a_run_is_given_digests_and_tells_of_its_own(trained: Path, tmp_path: Pa
 
     assert first["warnings"] == ["CheckpointRefused"]
     assert first["resumed"] == 2
-    # At the end the volume has the checkpoints of steps 4 and 6, both of attempt 2, and their digests were told.
+    # At the end the volume has the checkpoints of steps 4 and 6, both of attempt 2, and their digests were reported.
     assert first["recorded"] == [record(root / "checkpoints", step).model_dump() for step in (4, 6)]
     assert [line["attempt"] for line in first["recorded"]] == [2, 2]
 
 
 def _goes_on(document: dict[str, Any], root: Path, recorded: RecordedCheckpoints) -> dict[str, Any]:
-    """Attempt 2 of a run, as a pod that is given digests."""
+    """Attempt 2 of a run, in a pod with recorded digests."""
     from dpo_operator.api import names
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.runtime.stop import StopRequest
@@ -232,8 +232,8 @@ def _goes_on(document: dict[str, Any], root: Path, recorded: RecordedCheckpoints
     }
 
 
-def test_any_checkpoint_becomes_safetensors_without_deepspeed_and_a_bad_one_does_not(trained: Path, tmp_path: Path):
-    """Step 2 was neither evaluated nor the last."""
+def test_any_intact_checkpoint_can_be_exported_without_deepspeed(trained: Path, tmp_path: Path):
+    """Step 2 was neither evaluated nor the last. A damaged checkpoint is refused."""
     checkpoint, damaged = trained / "checkpoints" / "step-00000002", tmp_path / "checkpoints" / "step-00000004"
     shutil.copytree(trained / "checkpoints" / "step-00000004", damaged)
     (damaged / "rank-00001.safetensors").write_bytes(pickle.dumps(Trap(tmp_path / "ran")))
@@ -263,7 +263,7 @@ def test_any_checkpoint_becomes_safetensors_without_deepspeed_and_a_bad_one_does
 
 
 def export_without_deepspeed(*commands: list[str]) -> tuple[list[int], str]:
-    """Exit codes of what `dpo export` runs, and all that it says, in one Python that has no DeepSpeed."""
+    """Exit codes and output of `dpo export`, in one Python process without DeepSpeed."""
     program = (
         "import json, sys; sys.modules['deepspeed'] = None; from dpo_trainer.__main__ import main; "
         "print(json.dumps([main(['export-checkpoint', *command]) for command in json.loads(sys.argv[1])]))"

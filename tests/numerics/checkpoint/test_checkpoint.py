@@ -1,4 +1,4 @@
-"""After a kill a run goes on from the newest whole checkpoint, as if it never had been interrupted."""
+"""After a kill a run resumes from the newest intact checkpoint and equals an uninterrupted run."""
 
 import json
 import os
@@ -30,7 +30,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two ranks with checkpoints of steps 2 and 4, killed after step 5; tests go on with copies of it."""
+    """A run of two ranks with checkpoints of steps 2 and 4, killed after step 5; tests resume copies of it."""
     root = tmp_path_factory.mktemp("killed")
     folder(root)
     with pytest.raises(RankFailed):
@@ -49,7 +49,7 @@ def test_after_a_killed_rank_every_later_step_is_bit_equal(tmp_path: Path, setti
         on_ranks(2, _killed, document, tmp_path / "killed")
     first, _ = on_ranks(2, _resumed, document, tmp_path / "killed")
 
-    # Killed after step 5, the run goes on from the checkpoint of step 4.
+    # Killed after step 5, the run resumes from the checkpoint of step 4.
     assert first["resumed_from"] == 4
     assert [line["step"] for line in curve(tmp_path / "killed")] == list(range(1, STEPS + 1))
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
@@ -77,7 +77,7 @@ def test_two_ranks_then_one_then_four_train_as_two(tmp_path: Path, lora: bool):
 
 
 def test_signals_in_the_middle_of_saves_lose_no_step(tmp_path: Path):
-    """The first one while a save is in the background, the second one in the save that it brings about."""
+    """The first signal during a save in the background, the second during the save that the first one causes."""
     document = job(every_steps=3)
     whole, broken = folder(tmp_path / "whole").root, folder(tmp_path / "broken").root
     on_ranks(2, train_until, document, whole, 1)
@@ -86,7 +86,7 @@ def test_signals_in_the_middle_of_saves_lose_no_step(tmp_path: Path):
     last = curve(broken)[-1]["step"]
     assert (first["status"], first["checkpoint"]["step"]) == ("Stopped", last)
     assert last in (4, 5)  # the step that was being computed, or the one that began meanwhile
-    # Both were committed whole.
+    # Both checkpoints are intact.
     assert open_newest(tmp_path / "broken" / "checkpoints")[1] == []
     assert [step for step, _ in layout.committed(tmp_path / "broken" / "checkpoints")] == [last, 3]
 
@@ -109,7 +109,7 @@ def refusals(killed: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_with_the_reason(refusals: dict[str, Any], damage: str):
+def test_a_damaged_checkpoint_is_skipped_with_the_reason(refusals: dict[str, Any], damage: str):
     expected, found = refusals[damage]
 
     assert found["step"] == 2
@@ -118,7 +118,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_the_reason(refusals: dict[str,
     assert expected in found["refused"][0]
 
 
-def test_damaged_checkpoints_alone_do_not_mean_training_from_the_start(tmp_path: Path):
+def test_only_damaged_checkpoints_do_not_restart_training_from_step_0(tmp_path: Path):
     document = job(every_steps=4)
     folder(tmp_path)
     with pytest.raises(RankFailed):
@@ -132,7 +132,7 @@ def test_damaged_checkpoints_alone_do_not_mean_training_from_the_start(tmp_path:
     assert [step for step, _ in layout.committed(tmp_path / "checkpoints")] == [4]
 
 
-def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(killed: Path, tmp_path: Path):
+def test_a_damaged_checkpoint_is_replaced_when_its_step_is_repeated(killed: Path, tmp_path: Path):
     shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     _damage(tmp_path / "checkpoints" / "step-00000004" / "rank-00000.safetensors", "truncated")
 
@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(killed: Path
     assert layout.temporary_folders(tmp_path / "checkpoints") == []
 
 
-def test_a_volume_that_another_writer_fills_ends_all_ranks_in_agreement_and_loses_nothing(killed: Path, tmp_path: Path):
+def test_a_full_volume_ends_all_ranks_with_one_error_and_loses_nothing(killed: Path, tmp_path: Path):
     document = job(every_steps=2)
     with small_file_system(tmp_path, 24) as volume:
         root = volume / "run"
@@ -154,7 +154,7 @@ def test_a_volume_that_another_writer_fills_ends_all_ranks_in_agreement_and_lose
 
         first, second = on_ranks(2, _filled, document, root)
 
-        # Not the echo of another rank's end, but the reason of the one that failed, on both.
+        # Both ranks report the reason of the rank that failed, not PeerLost.
         assert first == second
         code, message = first
         assert code == 74
@@ -235,7 +235,7 @@ def _third(document: dict[str, Any], root: Path) -> dict[str, Any]:
 
 
 def _filled(document: dict[str, Any], root: Path) -> tuple[int, str]:
-    """Attempt 2, in whose first save another writer takes all the room; its end."""
+    """Attempt 2, with another writer that fills the volume during its first save; its exit code and message."""
     from functools import partial
 
     from dpo_operator.api.types import DPOJob

@@ -42,7 +42,7 @@ def test_stopped_by_one_rank_and_resumed(tmp_path: Path, adapter: dict | None):
     assert [line["step"] for line in third[0]["steps"]] == list(range(1, STEPS + 1))
 
 
-def test_where_numbers_lie_in_memory_changes_no_product():
+def test_the_alignment_of_memory_changes_no_product():
     """MKL's own choice of kernels gives up to a dozen different results for these."""
     assert on_ranks(1, _distinct_products) == [[1, 1, 1]]
 

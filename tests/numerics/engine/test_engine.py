@@ -1,4 +1,4 @@
-"""What the engine promises: partitions, no compiler, no update with numbers that are not finite, the right device."""
+"""The engine: partitions, no compiler, no update with non-finite numbers, the right device."""
 
 import json
 import os
@@ -108,7 +108,7 @@ def test_gradients_equal_those_of_one_process(work: WorkDir, world_size: int):
 
 
 def overflowing_update(document: dict[str, Any], model: Path) -> tuple[float | None, float | None, bool]:
-    """Norms of a gradient that overflows and of one that does not, and whether the former left the weights alone."""
+    """Norms of an overflowing and of a finite gradient, and whether the overflow left the weights unchanged."""
     import torch
     from deepspeed.utils import safe_get_local_fp32_param
 
@@ -120,7 +120,7 @@ def overflowing_update(document: dict[str, Any], model: Path) -> tuple[float | N
     world = join_world("cpu")
     engine, batch = Engine(DPOJob.model_validate(document).spec, model, world), collate(some_pairs(3), [0])
     before = [safe_get_local_fp32_param(p).clone() for p in engine.module.parameters()]
-    # Only rank 1's part is infinite, and both have to leave the step out.
+    # Only rank 1's part is infinite, and both ranks have to skip the step.
     engine.backward(engine.score(batch).answers[..., 0].sum() * (1e38 if world.rank else 1.0) * 1e3, last=True)
     first = engine.step(1e-3)
     same = all(
@@ -130,7 +130,7 @@ def overflowing_update(document: dict[str, Any], model: Path) -> tuple[float | N
     return first, engine.step(1e-3), same
 
 
-def test_a_gradient_that_overflows_changes_no_weight(work: WorkDir):
+def test_an_overflowing_gradient_changes_no_weight(work: WorkDir):
     for first, second, same in on_ranks(2, overflowing_update, a_job(), work.model):
         assert first is None
         assert second is not None
@@ -149,7 +149,7 @@ def infinite_reference(folder: Path) -> None:
     save_table(path, table, key=path.stem)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_nothing_is_saved(work: WorkDir):
+def test_a_non_finite_loss_ends_the_run_without_a_checkpoint(work: WorkDir):
     document = a_job(maxSteps=1, globalBatchSize=3, shuffle=False, nonFinite={"action": "fail"})
     on_ranks(1, train_on_rank, document, work.root)
     on_ranks(1, infinite_reference, work.reference)
@@ -176,7 +176,7 @@ def test_a_model_with_nan_weights_is_refused(work: WorkDir):
 
 
 def bf16(document: dict[str, Any], root: Path) -> tuple[dict[str, Any], bool]:
-    """A bf16 run, and whether its checkpoint holds weights that bf16 can't: the fp32 masters."""
+    """A bf16 run, and whether its checkpoint holds weights that bf16 can't represent: the fp32 masters."""
     import torch
 
     run = train_on_rank(document, root)
@@ -197,7 +197,7 @@ def test_bf16_learns_and_keeps_fp32_masters(work: WorkDir):
 
 def test_evaluation_weighs_every_pair_once(work: WorkDir):
     # Five pairs on two ranks in passes of two: the last pass of rank 1 is a dummy. Evaluated on the training pairs, the
-    # figures are those of a step that has them all as its batch.
+    # metrics are those of a step that has them all as its batch.
     some_pairs(5).save(work.train_data)
     some_pairs(5).save(work.eval_data)
     document = a_job(maxSteps=4, globalBatchSize=5, scheduler="constant")

@@ -94,7 +94,7 @@ def test_any_number_of_ranks_takes_the_same_steps(work: WorkDir):
     assert curves[1][2]["loss"] != pytest.approx(curves[1][0]["loss"], abs=1e-3)
 
 
-def test_a_seed_gives_one_run_and_another_seed_another(work: WorkDir):
+def test_equal_seeds_give_equal_runs_and_different_seeds_do_not(work: WorkDir):
     curves = []
     for number, seed in enumerate((7, 7, 8)):
         root = work.root.with_name(f"run {number}")

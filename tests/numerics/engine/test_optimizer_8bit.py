@@ -1,4 +1,4 @@
-"""AdamW with 8-bit state (bitsandbytes) on ZeRO-3's partitions: it learns, and a checkpoint gives the same state again."""
+"""AdamW with 8-bit state (bitsandbytes) on ZeRO-3's partitions: it learns, and a checkpoint restores the same state."""
 
 import shutil
 from pathlib import Path
@@ -32,7 +32,7 @@ def straight(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[d
 
 
 def round_trip(values: int) -> dict[str, Any]:
-    """bitsandbytes' state after some real updates, before and after it went through float32; and what kind it is."""
+    """bitsandbytes' state after some real updates, before and after the conversion to float32; and its dtype."""
     import torch
     from bitsandbytes.optim import AdamW8bit
 
@@ -79,7 +79,7 @@ def test_a_state_is_the_same_after_float32(values: int, dtype: str):
     }  # fmt: skip
 
 
-def test_it_learns_what_float32_state_does(prepared: Path, straight: list[dict[str, Any]], tmp_path: Path):
+def test_it_learns_as_with_float32_state(prepared: Path, straight: list[dict[str, Any]], tmp_path: Path):
     shutil.copytree(prepared, tmp_path / "run")
     document = {**JOB, "spec": {**JOB["spec"], "training": {**JOB["spec"]["training"], "optimizer": "adamw"}}}
     exact = on_ranks(2, train_on_rank, document, tmp_path / "run")[0]["steps"]
@@ -90,7 +90,7 @@ def test_it_learns_what_float32_state_does(prepared: Path, straight: list[dict[s
     assert max(differences) > 1e-5
 
 
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(prepared: Path, straight: list[dict[str, Any]], tmp_path: Path):
+def test_a_resumed_run_equals_an_uninterrupted_one(prepared: Path, straight: list[dict[str, Any]], tmp_path: Path):
     root = tmp_path / "run"
     shutil.copytree(prepared, root)
     on_ranks(2, train_on_rank, JOB, root, 1, (1, 4))
@@ -98,7 +98,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(prepared: Path, straight
     resumed = on_ranks(2, train_on_rank, JOB, root, 2)[0]["steps"]
     for line, theirs in zip(resumed, straight, strict=True):
         assert line["loss"] == pytest.approx(theirs["loss"], rel=1e-5, abs=1e-5)
-    # One rank has other blocks: the state is rounded once more, no worse than it is rounded in each step.
+    # One rank has other blocks: the state is quantized again, no worse than in each step.
     alone = on_ranks(1, train_on_rank, JOB, tmp_path / "alone", 2)[0]["steps"]
     assert [line["loss"] for line in alone] == pytest.approx([line["loss"] for line in straight], abs=0.02)
 
@@ -111,7 +111,7 @@ def without_package(document: dict[str, Any], root: Path) -> dict[str, Any]:
     return train_on_rank(document, root)
 
 
-def test_without_the_package_the_job_is_told_so(prepared: Path, tmp_path: Path):
+def test_without_bitsandbytes_the_job_fails_with_a_message(prepared: Path, tmp_path: Path):
     shutil.copytree(prepared, tmp_path / "run")
     with pytest.raises(AssertionError, match=r"spec.training.optimizer: adamw-8bit needs the package bitsandbytes"):
         on_ranks(1, without_package, JOB, tmp_path / "run")

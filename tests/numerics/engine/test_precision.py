@@ -90,7 +90,7 @@ def job(**training: Any) -> dict[str, Any]:
     return a_job(**{"maxSteps": STEPS, "precision": "fp16", "gradientCheckpointing": True, **training})
 
 
-def test_float16_learns_what_float32_does_and_an_overflow_costs_no_pair(work: WorkDir, tmp_path: Path):
+def test_float16_learns_as_float32_and_an_overflow_loses_no_pair(work: WorkDir, tmp_path: Path):
     shutil.copytree(work.root, tmp_path / "other")
     plain = on_ranks(2, train_on_rank, job(precision="fp32"), tmp_path / "other")[0]
     # 2^30 times a loss of 0.7 is more than float16's 65504 by far.
@@ -114,7 +114,7 @@ def test_float16_learns_what_float32_does_and_an_overflow_costs_no_pair(work: Wo
     assert state["loss_scale"] == {"factor": run["scales"][-1], "updates": kept, "overflows": 0}
 
 
-def test_a_gradient_that_no_scale_makes_finite_ends_the_run(work: WorkDir):
+def test_a_gradient_that_is_infinite_at_every_scale_ends_the_run(work: WorkDir):
     for run in on_ranks(2, half, job(nonFinite={"action": "fail"}), work.root, float("inf")):
         code, message = run["error"]
         assert code == ExitCode.NON_FINITE
@@ -123,7 +123,7 @@ def test_a_gradient_that_no_scale_makes_finite_ends_the_run(work: WorkDir):
     assert not [entry for entry in work.checkpoints.iterdir() if entry.is_dir()]
 
 
-def test_a_resumed_run_has_the_scale_that_it_stopped_with(work: WorkDir, tmp_path: Path):
+def test_a_resumed_run_has_the_saved_loss_scale(work: WorkDir, tmp_path: Path):
     shutil.copytree(work.root, tmp_path / "straight")
     straight = on_ranks(2, half, job(), tmp_path / "straight", 2.0**30)[0]
     first = on_ranks(2, half, job(), work.root, 2.0**30, 1, (1, 3))[0]
@@ -142,7 +142,7 @@ def refused(document: dict[str, Any], root: Path) -> dict[str, Any]:
     return train_on_rank(document, root)
 
 
-def test_a_processor_without_float16_is_told_what_to_use(work: WorkDir):
+def test_a_processor_without_float16_names_the_alternatives(work: WorkDir):
     with pytest.raises(
         RankFailed, match=r"spec.training.precision: fp16 needs a GPU, or a CPU with .* Use bf16 or fp32"
     ):

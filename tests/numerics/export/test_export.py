@@ -59,7 +59,7 @@ def test_it_gives_the_engines_log_probs(work: tuple[dict[str, Any], WorkDir]):
     assert max(abs(a - b) for a, b in zip(found, before, strict=True)) > 10 * tolerance
 
 
-def test_the_folder_is_complete_and_says_where_it_comes_from(work: tuple[dict[str, Any], WorkDir]):
+def test_the_folder_is_complete_and_has_its_provenance(work: tuple[dict[str, Any], WorkDir]):
     document, folder_ = work
     _export(document, folder_)
     names = {entry.name for entry in folder_.export.iterdir()}
@@ -77,7 +77,7 @@ def test_the_folder_is_complete_and_says_where_it_comes_from(work: tuple[dict[st
 
 
 @pytest.mark.parametrize("trained", ["adapter"], indirect=True)
-def test_the_phase_leaves_a_report_and_never_fails_for_it(work: tuple[dict[str, Any], WorkDir], tmp_path: Path):
+def test_the_phase_writes_a_report_and_never_fails_because_of_it(work: tuple[dict[str, Any], WorkDir], tmp_path: Path):
     document, folder_ = work
     folder_.report.write_text("a file, where a folder is wanted")
     said, words = _export_phase(document, folder_, tmp_path)
@@ -94,7 +94,7 @@ def test_the_phase_leaves_a_report_and_never_fails_for_it(work: tuple[dict[str, 
     assert (folder_.report / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_again_it_changes_nothing_and_a_damaged_export_is_made_anew(work: tuple[dict[str, Any], WorkDir]):
+def test_a_second_run_keeps_the_export_and_replaces_a_damaged_one(work: tuple[dict[str, Any], WorkDir]):
     document, folder_ = work
     _export(document, folder_)
     weights = next(folder_.export.glob("*model.safetensors"))
@@ -108,7 +108,7 @@ def test_again_it_changes_nothing_and_a_damaged_export_is_made_anew(work: tuple[
     assert weights.read_bytes() == content
 
 
-def test_a_policy_that_answers_otherwise_is_refused(work: tuple[dict[str, Any], WorkDir]):
+def test_a_policy_with_other_log_probs_is_refused(work: tuple[dict[str, Any], WorkDir]):
     document, folder_ = work
 
     def worse(manifest: dict[str, Any]) -> None:
@@ -182,7 +182,7 @@ def _export(document: dict[str, Any], work: WorkDir) -> str:
 
 
 def _export_phase(document: dict[str, Any], work: WorkDir, temporary: Path) -> tuple[str, Termination]:
-    """Run the export phase as its pod does; what it said, and its termination message."""
+    """Run the export phase as its pod does; returns its log and its termination message."""
     job_file, log = temporary / "job.json", temporary / "termination.json"
     job_file.write_text(json.dumps(document))
     done = subprocess.run(
@@ -198,10 +198,10 @@ def _export_phase(document: dict[str, Any], work: WorkDir, temporary: Path) -> t
 
 
 def _export_there(document: dict[str, Any], root: Path) -> str:
-    from dpo_trainer.export import phase as export
+    from dpo_trainer.export import phase
 
     try:
-        return export.run(DPOJob.model_validate(document), WorkDir(root), progress=print)
+        return phase.run(DPOJob.model_validate(document), WorkDir(root), progress=print)
     except TrainerError as error:
         raise TrainerError(
             error.exit_code, f"{error} (exit code {int(error.exit_code)} of {error.exit_code.name})"

@@ -43,12 +43,12 @@ def ranking(work: WorkDir) -> list[tuple[float, int]]:
 
 
 def export_and_listen(document: dict[str, Any], root: Path) -> list[str]:
-    """What the export says while it works."""
+    """Log lines of the export."""
     from dpo_operator.api.types import DPOJob
-    from dpo_trainer.export import phase as export
+    from dpo_trainer.export import phase
 
     said: list[str] = []
-    export.run(DPOJob.model_validate(document), WorkDir(root), progress=said.append)
+    phase.run(DPOJob.model_validate(document), WorkDir(root), progress=said.append)
     return said
 
 
@@ -58,7 +58,7 @@ def exported(work: WorkDir) -> tuple[int, str, str]:
     return checkpoint["step"], checkpoint["chosen_as"], (work.export / "README.md").read_text()
 
 
-def test_the_best_is_exported_and_card_and_provenance_say_so(trained: tuple[dict[str, Any], Path], work: WorkDir):
+def test_card_and_provenance_name_the_best_step(trained: tuple[dict[str, Any], Path], work: WorkDir):
     (cost, best), *_ = ranking(work)
     assert best != 6, "the test needs a run whose last step is not its best"
     _export(trained[0], work)
@@ -67,12 +67,12 @@ def test_the_best_is_exported_and_card_and_provenance_say_so(trained: tuple[dict
     assert step == best
     assert why == f"the best eval_loss, {cost:.4f}"
     assert f"| exported | step {best}: {why} |" in card
-    # The card's figures are those of the exported step, not of what came after it.
+    # The card has the metrics of the exported step, not of later steps.
     assert f"held out, step {best} |" in card
     assert "step 6" not in card
 
 
-def test_the_last_is_exported_where_the_job_says_so(trained: tuple[dict[str, Any], Path], work: WorkDir):
+def test_the_last_step_is_exported_if_the_job_asks_for_it(trained: tuple[dict[str, Any], Path], work: WorkDir):
     document = {**trained[0], "spec": {**trained[0]["spec"], "export": {"checkpoint": "last"}}}
     _export(document, work)
     step, why, card = exported(work)
@@ -81,7 +81,7 @@ def test_the_last_is_exported_where_the_job_says_so(trained: tuple[dict[str, Any
 
 
 @pytest.mark.parametrize("how", ["removed", "damaged"])
-def test_without_the_best_the_next_best_is_exported_and_the_log_says_why(
+def test_without_the_best_the_next_best_is_exported_and_the_log_has_why(
     trained: tuple[dict[str, Any], Path], work: WorkDir, how: str
 ):
     (_, best), (cost, second), *_ = ranking(work)

@@ -85,7 +85,7 @@ def test_merged_weights_give_the_engines_log_probs(exported: tuple[str, Any, Wor
     assert found["dtype"] == ("torch.bfloat16" if KINDS[kind][2] else "torch.float32")
 
 
-def test_the_folder_says_what_it_is(exported: tuple[str, Any, WorkDir]):
+def test_the_folder_has_card_and_provenance(exported: tuple[str, Any, WorkDir]):
     kind, _, work = exported
     config = json.loads((work.export / "adapter_config.json").read_text())
     assert (config["use_dora"], config["use_rslora"]) == ((False, False) if kind == "lora" else (True, True))
@@ -105,7 +105,7 @@ def test_the_folder_says_what_it_is(exported: tuple[str, Any, WorkDir]):
 
 
 @pytest.mark.parametrize("exported", ["lora"], indirect=True)
-def test_a_damaged_merged_model_is_made_anew_and_one_that_is_not_wanted_goes(
+def test_a_damaged_merged_model_is_replaced_and_an_unwanted_one_deleted(
     exported: tuple[str, Any, WorkDir], tmp_path: Path
 ):
     _, document, trained = exported
@@ -126,7 +126,7 @@ def test_a_damaged_merged_model_is_made_anew_and_one_that_is_not_wanted_goes(
     assert (work.export / "adapter_model.safetensors").is_file()
 
 
-def test_an_update_that_the_models_dtype_cannot_hold_is_not_passed_off_as_merged(tmp_path: Path):
+def test_an_update_too_small_for_the_models_dtype_is_not_merged(tmp_path: Path):
     document = prepared(tmp_path, {}, "fp32", bf16=True, learningRate=1e-12)
     with pytest.raises(TrainerError, match="changes no weight, because bfloat16 is too coarse") as caught:
         _export(document, WorkDir(tmp_path))
@@ -141,9 +141,7 @@ def test_dora_whose_matrices_learnt_nothing_is_refused(tmp_path: Path):
     assert caught.value.exit_code is ExitCode.BAD_EXPORT
 
 
-def test_a_checkpoint_in_passing_is_merged_and_held_against_its_adapter(
-    exported: tuple[str, Any, WorkDir], tmp_path: Path
-):
+def test_a_checkpoint_without_a_probe_is_compared_with_its_adapter(exported: tuple[str, Any, WorkDir], tmp_path: Path):
     """Only evaluated and last checkpoints have log-probs of the engine."""
     _, document, work = exported
     shutil.copytree(work.root, tmp_path / "run")

@@ -119,7 +119,7 @@ def other_seed(model: Path) -> tuple[list[bool], dict[str, Any]]:
     return [torch.equal(first, same), torch.equal(first, other)], scales
 
 
-def test_the_seed_decides_how_adapters_start_and_rslora_how_they_are_scaled(prepared: WorkDir):
+def test_the_seed_sets_the_adapters_start_and_rslora_their_scale(prepared: WorkDir):
     [(equal, scales)] = on_ranks(1, other_seed, prepared.model)
     assert equal == [True, False]
     assert scales == {"lora": 16 / 4, "rslora": 16 / 4**0.5}

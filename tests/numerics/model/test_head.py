@@ -39,14 +39,14 @@ def chunks_and_whole() -> dict[str, dict[str, tuple[float, float]]]:
             for rows in ("whole", *CHUNK_ROWS):
                 policy.zero_grad()
                 policy.head.chunk_bytes = None if rows in ("whole", None) else 4 * VOCABULARY * rows
-                sums, looked_at = policy(collate(data, range(5)), whole_logits=rows == "whole")
+                sums, statistics = policy(collate(data, range(5)), whole_logits=rows == "whole")
                 (sums * torch.linspace(-1, 1, sums.numel()).view_as(sums)).sum().backward()
                 gradient = torch.cat([p.grad.flatten() for p in policy.parameters() if p.grad is not None])
-                outcome[rows] = (sums.detach(), gradient, looked_at)
+                outcome[rows] = (sums.detach(), gradient, statistics)
             whole = outcome.pop("whole")
-            for rows, (sums, gradient, looked_at) in outcome.items():
+            for rows, (sums, gradient, statistics) in outcome.items():
                 assert gradient.shape == whole[1].shape
-                assert torch.allclose(looked_at, whole[2], rtol=1e-4), (looked_at, whole[2])
+                assert torch.allclose(statistics, whole[2], rtol=1e-4), (statistics, whole[2])
                 found.setdefault(name, {})[f"{rows} rows{', frozen' if frozen else ''}"] = (
                     (sums - whole[0]).abs().max().item(),
                     ((gradient - whole[1]).abs().max() / whole[1].abs().max()).item(),
@@ -88,7 +88,7 @@ def chunks_in_use() -> dict[str, bool]:
     return found
 
 
-def test_every_architecture_of_these_is_scored_without_logits_leaving_its_head():
+def test_no_logits_leave_the_head_of_these_architectures():
     [found] = on_ranks(1, chunks_in_use)
     assert found == dict.fromkeys(ARCHITECTURES, True)
 
@@ -122,7 +122,7 @@ print(json.dumps({"mib": grown / 1024, "logp": sums[0, 0].item(), "gradient": po
 """
 
 
-def test_a_long_pair_with_a_large_vocabulary_takes_the_memory_of_a_chunk():
+def test_a_long_pair_with_a_large_vocabulary_needs_the_memory_of_a_chunk():
     def run(chunk_bytes: int) -> dict[str, float]:
         command = [sys.executable, "-c", LONG_PAIR, str(chunk_bytes)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -131,6 +131,6 @@ def test_a_long_pair_with_a_large_vocabulary_takes_the_memory_of_a_chunk():
     chunked, whole = run(64 << 20), run(0)
     assert chunked["logp"] == pytest.approx(whole["logp"], rel=1e-6)
     assert chunked["gradient"] == pytest.approx(whole["gradient"], rel=1e-4)
-    # 3,072 rows of logits are 1,500 MiB, of which what loading has freed holds a part.
+    # 3,072 rows of logits are 1,500 MiB; memory freed after loading holds a part of them.
     assert whole["mib"] > 1000
     assert chunked["mib"] < whole["mib"] / 2

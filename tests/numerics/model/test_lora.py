@@ -74,12 +74,12 @@ def test_only_the_adapters_are_trained_and_saved(work: WorkDir):
     assert min(found.values()) > 0
 
 
-def test_the_base_does_not_move(work: WorkDir):
+def test_the_base_weights_do_not_change(work: WorkDir):
     document = with_lora(targetModules=["all-linear"])
     assert on_ranks(2, base_after_training, document, work.model, 9) == [(True, True)] * 2
 
 
-def test_an_unknown_target_names_what_there_is(work: WorkDir):
+def test_an_unknown_target_lists_the_modules(work: WorkDir):
     with pytest.raises(RankFailed) as caught:
         on_ranks(1, train_on_rank, with_lora(targetModules=["q_proj", "c_attn"]), work.root)
     message = str(caught.value)

@@ -55,7 +55,7 @@ def made_of(given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_parameters_of_weights_and_adapters_are_counted_to_the_last_one(name: str) -> None:
+def test_counts_of_weights_and_adapter_parameters_are_exact(name: str) -> None:
     import peft
 
     model, written = made_of(CASES[name])

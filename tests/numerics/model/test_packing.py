@@ -218,7 +218,7 @@ def make_architecture(folder: Path, settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "precision"), [("bloom", "fp32"), ("doge", "fp32"), ("lfm2", "bf16")])
-def test_a_model_that_cannot_be_packed_is_trained_in_rows_and_says_so(tmp_path: Path, name: str, precision: str):
+def test_a_model_that_cannot_be_packed_is_trained_in_rows_with_a_warning(tmp_path: Path, name: str, precision: str):
     work = WorkDir(tmp_path)
     some_pairs(9).save(work.train_data)
     on_ranks(1, make_architecture, work.model, NOT_PACKED[name])

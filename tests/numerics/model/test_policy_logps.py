@@ -111,7 +111,7 @@ def make_opt(folder: Path) -> None:
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings)).save_pretrained(folder)
 
 
-def test_a_model_that_goes_round_its_transformer_is_trained_on_whole_logits(tmp_path: Path):
+def test_a_model_that_bypasses_its_transformer_uses_whole_logits(tmp_path: Path):
     # OPT calls its decoder itself, so handing it hidden states has no effect; the first pair shows that.
     work = WorkDir(tmp_path)
     some_pairs(9).save(work.train_data)

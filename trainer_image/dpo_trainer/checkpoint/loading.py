@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ class Loader:
         foreign = ""
         for step, name in there:
             folder = self.root / name
-            found = self.ranks.run_on_all(lambda folder=folder: self._inspect(folder, state))  # type: ignore[misc]
+            found = self.ranks.run_on_all(partial(self._inspect, folder, state))
             reasons = [answer["reason"] for answer in found if answer["reason"]]
             if not reasons and len({answer["digest"] for answer in found}) > 1:
                 reasons = ["the ranks read different manifests"]
@@ -76,7 +77,7 @@ class Loader:
                 foreign = foreign or (refused[-1] if found[0]["foreign"] else "")
                 continue
             digest, doubt = found[0]["digest"], found[0]["doubt"]
-            self.ranks.run_on_all(lambda folder=folder, digest=digest: self._restore(folder, digest, state))  # type: ignore[misc]
+            self.ranks.run_on_all(partial(self._restore, folder, digest, state))
             manifest, _ = read_manifest(folder)
             ref = reference(self.root, manifest, digest)
             return Restored(

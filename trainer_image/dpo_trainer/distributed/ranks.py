@@ -70,5 +70,5 @@ class Ranks:
 
     def run_on_rank_zero(self, work: Callable[[], T]) -> T:
         """Do work on rank 0; its JSON result, or its failure, reaches every rank. Collective."""
-        result: T = self.run_on_all(lambda: work() if self.rank == 0 else None)[0]  # type: ignore[assignment]  # rank 0's
-        return result
+        results = self.run_on_all(lambda: work() if self.rank == 0 else None)
+        return results[0]  # type: ignore[return-value]  # not None: rank 0 has done the work

@@ -50,7 +50,7 @@ def choose_device(wanted: str, *, local_rank: int) -> torch.device:
 
 def uses_cuda() -> bool:
     """Whether this process has a CUDA context."""
-    return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # torch's
+    return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # not annotated in torch
 
 
 def join_world(wanted_device: str, *, timeout_seconds: float = 1800) -> World:

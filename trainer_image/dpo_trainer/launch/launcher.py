@@ -170,7 +170,7 @@ def _describe_exit(rank: int, code: int) -> str:
 
 
 def _termination(code: int, message: str, rank: int) -> "Termination":
-    from dpo_trainer.runtime.termination import termination
+    from dpo_trainer.runtime.termination import build_termination
 
     if message:
         _say(f"launch: {message}")

@@ -1,4 +1,4 @@
-"""A volume that is full, read-only, gone or without an answer: what is said, and what is still there afterwards."""
+"""A volume that is full, read-only, gone or hung: error messages, and the checkpoints that remain."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ NEEDED = readable(PARTS * ELEMENTS * 4 + 5000)[:3]
 
 
 class State:
-    """What a rank holds: so many parameters, set to a number."""
+    """State of a rank: PARTS parameters, all set to the same number."""
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -60,7 +60,7 @@ def volume(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def writer(volume: Path) -> Checkpoints:
-    """Of attempt 1, with a committed checkpoint of step 1 whose weights are 1."""
+    """Writer of attempt 1, with a committed checkpoint of step 1 whose weights are 1."""
     writer = Checkpoints(volume / "checkpoints", 1, {}, ranks=Ranks())
     writer.begin()
     save(writer, 1)
@@ -72,7 +72,7 @@ def save(writer: Checkpoints, step: int) -> None:
 
 
 def failed_save(writer: Checkpoints, step: int, at: str, do: Callable[[], object]) -> TrainerError:
-    """What is said when something happens to the volume at a sub-step of a save."""
+    """The error of a save when the volume fails at one of its sub-steps."""
     writer.observe = lambda *reached: do() if reached[-1] == at else None
     with pytest.raises(TrainerError) as caught:
         save(writer, step)
@@ -81,7 +81,7 @@ def failed_save(writer: Checkpoints, step: int, at: str, do: Callable[[], object
 
 
 def assert_only_step_1(root: Path) -> None:
-    """The first checkpoint is there as it was, and nothing else."""
+    """Assert that the first checkpoint is unchanged and alone."""
     assert sorted(os.listdir(root)) == ["attempt", "step-00000001"]
     folder = root / "step-00000001"
     manifest, _ = read_manifest(folder)
@@ -106,7 +106,7 @@ def test_another_writer_fills_the_volume_during_a_save(volume: Path, writer: Che
     assert [step for step, _ in layout.committed(writer.root)] == [2, 1]
 
 
-def test_a_save_that_can_not_fit_is_not_begun(volume: Path, writer: Checkpoints):
+def test_a_save_that_does_not_fit_is_not_started(volume: Path, writer: Checkpoints):
     fill(volume)
     with pytest.raises(
         TrainerError,
@@ -116,16 +116,16 @@ def test_a_save_that_can_not_fit_is_not_begun(volume: Path, writer: Checkpoints)
     assert_only_step_1(writer.root)
 
 
-def test_what_need_not_stay_goes_first_when_there_is_too_little_room(volume: Path, writer: Checkpoints):
+def test_surplus_checkpoints_are_deleted_first_if_space_is_short(volume: Path, writer: Checkpoints):
     for step in (2, 3, 4):
         writer.keep_last = step
         save(writer, step)
-    # A later attempt, which went on from step 3, because the newest was refused; now fewer are to be kept.
+    # A later attempt that resumed from step 3, because the newest was refused; keepLast is lower now.
     fill(volume)
     later = Writer(writer.root, 2, keep_last=2, refused=frozenset({4}))
     later.make_folder(later.root / layout.temporary_name(5, 2), PARTS * ELEMENTS * 4, 5)
     assert [step for step, _ in layout.committed(later.root)] == [3, 2]
-    # What is to stay does so, whether it fits or not.
+    # Checkpoints to keep stay even if the save does not fit.
     with pytest.raises(TrainerError, match=r"to spare\), but only"):
         later.make_folder(later.root / layout.temporary_name(6, 2), 1 << 40, 6)
     assert [step for step, _ in layout.committed(later.root)] == [3, 2]
@@ -138,13 +138,13 @@ def test_a_volume_becomes_read_only_during_a_save(volume: Path, writer: Checkpoi
     assert error.exit_code is ExitCode.VOLUME_ERROR
     assert f"Saving a checkpoint in {writer.root} failed: Read-only file system." in str(error)
     assert "The volume is mounted read-only" in str(error)
-    # What can be read is still read.
+    # Reading still works.
     state = State(0)
     restored = Checkpoints(writer.root, 2, {}, ranks=Ranks()).load(state)  # type: ignore[arg-type]
     assert restored is not None
     assert (restored.step, state.value) == (1, 1)
 
-    # The next attempt removes what could not be removed.
+    # The next attempt removes the folder that could not be removed.
     set_writable(volume, True)
     later = Checkpoints(writer.root, 2, {}, ranks=Ranks())
     later.begin()
@@ -165,7 +165,7 @@ def test_a_volume_goes_away_during_a_save(volume: Path, writer: Checkpoints):
     assert f"Saving a checkpoint in {writer.root} failed: No such file or directory." in str(error)
     assert "went away. Is it still mounted" in str(error)
 
-    # A job that has committed something never starts at step 0 because the volume is another one.
+    # A job with a committed checkpoint never starts at step 0 on another volume.
     known = RecordedCheckpoints(last_attempt=1, checkpoints=[CheckpointRecord(step=1, attempt=1, digest="ab" * 32)])
     with pytest.raises(TrainerError, match="expected the checkpoint of step 1, which attempt 1 committed, found none"):
         Checkpoints(writer.root, 2, {}, ranks=Ranks(), trust=Trust(known)).load(State(0))  # type: ignore[arg-type]
@@ -181,9 +181,7 @@ def test_the_server_of_a_volume_goes_away(volume: Path, writer: Checkpoints):
             Checkpoints(writer.root, 2, {}, ranks=Ranks()).begin()
 
 
-def test_an_older_checkpoint_is_not_used_because_the_volume_gives_no_answer_about_the_newest(
-    volume: Path, writer: Checkpoints
-):
+def test_an_unreadable_newest_checkpoint_is_not_replaced_by_an_older_one(volume: Path, writer: Checkpoints):
     save(writer, 2)
     with (
         server_is_gone(writer.root / "step-00000002"),
@@ -192,7 +190,7 @@ def test_an_older_checkpoint_is_not_used_because_the_volume_gives_no_answer_abou
         Checkpoints(writer.root, 2, {}, ranks=Ranks()).load(State(0))  # type: ignore[arg-type]
     assert caught.value.exit_code is ExitCode.VOLUME_ERROR
 
-    # Nor is anything removed that can't be looked at.
+    # An unreadable checkpoint is not deleted either.
     writer.keep_last = 1
     with server_is_gone(writer.root / "step-00000002"):
         save(writer, 3)
@@ -218,7 +216,7 @@ def test_these_are_real_file_systems(volume: Path):
         (errno.ENAMETOOLONG, "The checkpoints that were committed before are untouched"),
     ],
 )
-def test_every_error_of_a_volume_says_what_to_do(number: int, words: str):
+def test_every_volume_error_names_the_remedy(number: int, words: str):
     message = describe(OSError(number, os.strerror(number)), Path("/work/checkpoints"), 5 << 20, 1 << 20)
     assert message.startswith(f"Saving a checkpoint in /work/checkpoints failed: {os.strerror(number)}")
     assert words in message

@@ -1,4 +1,4 @@
-"""The parts of the checkpoint protocol that need no engine: shards, manifest, fence, space, retention."""
+"""The checkpoint protocol without an engine: fence, commit, free space, retention."""
 
 import errno
 import json
@@ -44,9 +44,7 @@ def test_a_shard_is_plain_safetensors(tmp_path: Path):
         ShardReader(path).slice("fp32/w", 2, 8)
 
 
-def test_each_tensor_of_a_shard_and_each_chunk_that_is_read_again_is_a_sign_of_life(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_each_written_tensor_and_each_verified_chunk_is_a_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path, written, on_disk, read = tmp_path / "rank-00000.safetensors", [], [], []
     large = [entry(f"fp32/{number}", torch.ones(1 << 20)) for number in range(5)]
     sync = os.fdatasync
@@ -62,19 +60,19 @@ def test_each_tensor_of_a_shard_and_each_chunk_that_is_read_again_is_a_sign_of_l
 
     assert len(written) == 1 + len(large)
     assert written[-1] > 15 << 20
-    # So the sync at the end is never of much more.
+    # This bounds the final sync.
     assert [size >> 20 for size in on_disk] == [8, 16]
     assert len(read) == 3
 
 
-def test_an_empty_shard_is_a_shard(tmp_path: Path):
+def test_an_empty_shard_is_valid(tmp_path: Path):
     path = tmp_path / "rank-00003.safetensors"
     write_shard(path, [], lambda _: None)
 
     assert load_file(path) == {}
 
 
-def test_every_kind_of_damage_to_a_shard_is_found(tmp_path: Path):
+def test_every_kind_of_damage_to_a_shard_is_detected(tmp_path: Path):
     folder = a_checkpoint(tmp_path, 1)
     manifest, _ = read_manifest(folder)
     [(name, file)] = manifest.files.items()
@@ -100,7 +98,7 @@ def test_every_kind_of_damage_to_a_shard_is_found(tmp_path: Path):
         ({"more": 1}, "more"),
     ],
 )
-def test_a_manifest_that_is_not_ours_is_refused(tmp_path: Path, change: dict, reason: str):
+def test_an_invalid_manifest_is_refused(tmp_path: Path, change: dict, reason: str):
     folder = a_checkpoint(tmp_path, 3)
     document = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps({**document, **change}))
@@ -126,7 +124,7 @@ def test_links_are_not_followed(tmp_path: Path):
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
-def test_what_is_no_file_does_not_block_a_reader(tmp_path: Path, make: Callable[[Path], None]):
+def test_special_files_do_not_block_a_reader(tmp_path: Path, make: Callable[[Path], None]):
     folder = a_checkpoint(tmp_path, 1)
     name = layout.shard_name(0)
     (folder / name).unlink()
@@ -167,7 +165,7 @@ def test_an_older_attempts_writer_cannot_commit(tmp_path: Path):
         step=5, attempt=1, world_size=1, time=0.0, identity={}, adam_step=5, state=loop_state(5), versions={}, metrics={},
         parameters={}, files={layout.shard_name(0): File(**file)},
     )  # fmt: skip
-    # Between the check and the rename a newer attempt begins: the fence's second half.
+    # A newer attempt begins between the check and the rename.
     old.observe = lambda _, point: Checkpoints(root, 2, {}).begin() if point == "fence-checked" else None
     with pytest.raises(FileNotFoundError):
         old.commit(temporary, manifest)
@@ -189,7 +187,7 @@ def begun(root: Path, attempt: int, **settings: object) -> Writer:
 
 
 def written(writer: Writer, step: int, temporary: Path) -> Manifest:
-    """What a commit needs: the temporary folder with a shard, and the manifest."""
+    """Prepare a commit: the temporary folder with a shard, and the manifest."""
     writer.make_folder(temporary, 10, step)
     file = writer.write_shard(temporary, ENTRIES, step)
     return Manifest(
@@ -203,7 +201,7 @@ def commit_step(writer: Writer, step: int) -> None:
     writer.commit(temporary, written(writer, step, temporary))
 
 
-def test_an_attempt_that_stalls_after_its_commit_removes_nothing_of_a_newer_one(tmp_path: Path):
+def test_a_stalled_attempt_deletes_no_checkpoint_of_a_newer_one(tmp_path: Path):
     root, half = tmp_path / "checkpoints", tmp_path / "checkpoints" / layout.temporary_name(60, 2)
 
     def newer(_: int, point: str) -> None:
@@ -222,7 +220,7 @@ def test_an_attempt_that_stalls_after_its_commit_removes_nothing_of_a_newer_one(
     assert half.exists()
 
 
-def test_retention_leaves_what_a_newer_attempt_wrote_even_without_its_fence(tmp_path: Path):
+def test_retention_keeps_a_newer_attempts_checkpoints_without_its_fence(tmp_path: Path):
     for step, attempt in ((1, 1), (2, 1), (3, 2)):
         a_checkpoint(tmp_path, step, attempt=attempt)
     half = tmp_path / layout.temporary_name(4, 2)
@@ -233,14 +231,12 @@ def test_retention_leaves_what_a_newer_attempt_wrote_even_without_its_fence(tmp_
     assert half.exists()
 
 
-def test_a_folder_that_is_being_removed_can_no_longer_become_a_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_folder_that_is_being_removed_cannot_be_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     root = tmp_path / "checkpoints"
     old = begun(root, 1)
     temporary = root / layout.temporary_name(5, 1)
     manifest = written(old, 5, temporary)
-    # A beginning that a crash cut short left this.
+    # Left by an interrupted take-over.
     (root / layout.removed_name(temporary.name) / "some").mkdir(parents=True)
     seen: list[str] = []
 
@@ -258,7 +254,7 @@ def test_a_folder_that_is_being_removed_can_no_longer_become_a_checkpoint(
     assert os.listdir(root) == ["attempt"]
 
 
-def test_an_error_that_nobody_expected_is_agreed_like_any_other():
+def test_an_unexpected_error_raises_on_every_rank():
     def broken() -> None:
         raise KeyError("no such tensor")
 
@@ -268,7 +264,7 @@ def test_an_error_that_nobody_expected_is_agreed_like_any_other():
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_a_lost_peer_inside_the_work_is_told_at_once():
+def test_a_lost_peer_during_the_work_is_raised_at_once():
     def lost() -> None:
         raise RuntimeError("Connection closed by peer [10.0.0.7]:4711")
 
@@ -276,7 +272,7 @@ def test_a_lost_peer_inside_the_work_is_told_at_once():
         Ranks().run_on_all(lost)
 
 
-def test_a_link_in_a_checkpoints_place_gives_way_to_it(tmp_path: Path):
+def test_a_commit_replaces_a_link_of_the_same_name(tmp_path: Path):
     link = tmp_path / layout.folder_name(50)
     link.symlink_to(tmp_path / "nothing")
     commit_step(begun(tmp_path, 1), 50)
@@ -312,14 +308,14 @@ def test_no_writer_follows_a_link(tmp_path: Path):
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
-def test_a_fence_that_is_no_file_does_not_stop_an_attempt(tmp_path: Path, make: Callable[[Path], None]):
+def test_a_fence_that_is_not_a_file_is_replaced(tmp_path: Path, make: Callable[[Path], None]):
     make(tmp_path / layout.FENCE)
     begun(tmp_path, 3)
 
     assert layout.read_fence(tmp_path) == 3
 
 
-def test_a_fence_that_is_no_number_says_how_to_repair_it(tmp_path: Path):
+def test_a_fence_without_a_number_names_the_repair(tmp_path: Path):
     (tmp_path / layout.FENCE).write_text("seven")
     with pytest.raises(
         TrainerError, match=r"found 'seven'\. When no older attempt of this job is running, delete that file"
@@ -328,7 +324,7 @@ def test_a_fence_that_is_no_number_says_how_to_repair_it(tmp_path: Path):
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE])
-def test_an_error_that_says_nothing_of_the_file_is_not_a_bad_checkpoint(number: int):
+def test_a_volume_error_is_not_a_bad_checkpoint(number: int):
     error = OSError(number, os.strerror(number))
     with pytest.raises(OSError) as caught:
         plain_files.unreadable("rank-00000.safetensors", error)
@@ -336,7 +332,7 @@ def test_an_error_that_says_nothing_of_the_file_is_not_a_bad_checkpoint(number: 
     assert isinstance(plain_files.unreadable("x", OSError(errno.ENOENT, "gone")), BadCheckpoint)
 
 
-def test_a_process_without_files_left_passes_no_checkpoint_over(tmp_path: Path):
+def test_a_process_without_file_descriptors_skips_no_checkpoint(tmp_path: Path):
     folder = a_checkpoint(tmp_path, 1)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
@@ -347,7 +343,7 @@ def test_a_process_without_files_left_passes_no_checkpoint_over(tmp_path: Path):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def test_a_damaged_fence_says_what_to_do(tmp_path: Path):
+def test_a_damaged_fence_names_the_remedy(tmp_path: Path):
     (tmp_path / layout.FENCE).write_text("")
     with pytest.raises(
         TrainerError, match=r"expected the number of an attempt, found ''. When no older attempt .* delete"
@@ -355,7 +351,7 @@ def test_a_damaged_fence_says_what_to_do(tmp_path: Path):
         layout.read_fence(tmp_path)
 
 
-def test_too_little_room_says_how_much_is_needed_and_touches_nothing(tmp_path: Path):
+def test_too_little_free_space_names_the_need_and_changes_nothing(tmp_path: Path):
     root = tmp_path / "checkpoints"
     kept = a_checkpoint(root, 1)
     writer = Writer(root, 1)
@@ -387,7 +383,7 @@ def test_retention(losses: dict[int, float | None], keep_last: int, keep_best: i
         assert min(scored) in [usable[step] for step in kept]
 
 
-def test_the_commit_removes_what_need_not_stay(tmp_path: Path):
+def test_a_commit_deletes_surplus_checkpoints(tmp_path: Path):
     root = tmp_path / "checkpoints"
     for step, cost in ((1, 0.9), (2, 0.4), (3, 0.8), (4, 0.7)):
         a_checkpoint(root, step, selection=cost)
@@ -398,7 +394,7 @@ def test_the_commit_removes_what_need_not_stay(tmp_path: Path):
     assert layout.temporary_folders(root) == []
 
 
-def test_what_a_load_would_refuse_takes_no_place_of_what_it_would_use(tmp_path: Path):
+def test_refused_and_damaged_checkpoints_do_not_count_for_retention(tmp_path: Path):
     root = tmp_path / "checkpoints"
     for step in (1, 2, 3, 4, 5):
         a_checkpoint(root, step, selection=float(step))
@@ -410,13 +406,13 @@ def test_what_a_load_would_refuse_takes_no_place_of_what_it_would_use(tmp_path: 
     writer.retain(6)
     assert [step for step, _ in layout.committed(root)] == [6, 5, 1]
 
-    # A refused step that is committed again is as good as any.
+    # A refused step that is committed again counts.
     Writer(root, 2, keep_last=1, keep_best=0, refused=frozenset({6})).retain(6)
     assert [step for step, _ in layout.committed(root)] == [6]
 
 
 @given(numel=st.integers(0, 200), old=st.integers(1, 9), new=st.integers(1, 9))
-def test_slices_of_one_world_make_up_those_of_another(numel: int, old: int, new: int):
+def test_slices_of_any_number_of_ranks_fit_together(numel: int, old: int, new: int):
     flat = torch.arange(numel)
     shards = [flat[slice(*partition(numel, rank, old))] for rank in range(old)]
     for rank in range(new):
@@ -426,7 +422,7 @@ def test_slices_of_one_world_make_up_those_of_another(numel: int, old: int, new:
         assert found.tolist() == list(range(start, end))
 
 
-def test_identity_holds_what_decides_the_numbers_and_nothing_else():
+def test_identity_has_exactly_the_settings_that_affect_results():
     def spec(**training: object) -> DPOJobSpec:
         return DPOJobSpec.model_validate(
             {"model": {"name": "m"}, "data": {"train": {"source": "d"}}, "training": training}
@@ -444,7 +440,7 @@ def test_identity_holds_what_decides_the_numbers_and_nothing_else():
 def test_a_setting_that_a_later_version_adds_keeps_checkpoints_usable():
     job = {"model": {"name": "m"}, "data": {"train": {"source": "d"}, "eval": {"source": "e"}}}
     saved = identity(DPOJobSpec.model_validate(job), dataset="x")
-    # Nothing is written of a setting that has its default, so one that did not exist yet looks the same.
+    # Settings with their default are not written, so a setting that did not exist yet looks the same.
     assert not any("truncation" in path or "weight" in path or "columns" in path for path in saved)
     job["data"]["truncation"] = "keep_end"
     job["method"] = {"beta": 0.1}

@@ -1,4 +1,4 @@
-"""A manifest and a shard's table are a stranger's bytes: whatever they are, they are refused or mean one thing."""
+"""Manifests and tables of shards are untrusted bytes: any input is refused or has a single meaning."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def place() -> Iterator[Path]:
 
 
 def read(place: Path, content: bytes) -> Manifest | None:
-    """What is made of a manifest; None when it is refused in a short line. Any other exception fails the test."""
+    """The manifest, or None if it is refused with a short line. Any other exception fails the test."""
     (place / MANIFEST).write_bytes(content)
     try:
         return read_manifest(place)[0]
@@ -53,13 +53,13 @@ def read(place: Path, content: bytes) -> Manifest | None:
 
 
 @given(content=st.binary(max_size=200))
-def test_bytes_that_are_no_manifest_are_refused(place: Path, content: bytes):
+def test_invalid_manifests_are_refused(place: Path, content: bytes):
     assert read(place, content) is None
 
 
 @given(field=st.sampled_from(sorted(Manifest.model_fields)), value=VALUES)
 @settings(max_examples=300)
-def test_any_value_in_any_field_is_refused_or_read_as_it_is_written(place: Path, field: str, value: object):
+def test_any_value_in_any_field_is_refused_or_read_as_written(place: Path, field: str, value: object):
     document = json.loads(PLAIN.to_bytes()) | {field: value}
     found = read(place, json.dumps(document).encode())
     if found is not None:
@@ -101,7 +101,7 @@ def test_any_table_of_contents_is_refused_with_a_reason(place: Path, table: byte
             verify_shards(place, PLAIN.model_copy(update={"files": files}), [0], kinds=kinds_of(PLAIN))
 
 
-def test_a_whole_checkpoint_is_verified_and_its_missing_moments_are_seen(tmp_path: Path):
+def test_an_intact_checkpoint_is_verified_and_missing_moments_are_found(tmp_path: Path):
     folder = a_checkpoint(tmp_path, 3)
     manifest, _ = read_manifest(folder)
     verify_shards(folder, manifest, [0], kinds=["fp32"])

@@ -1,4 +1,4 @@
-"""Saves of a whole state, in the foreground and in the background: errors, signs of life, order."""
+"""Saves in the foreground and in the background: errors, heartbeats, order."""
 
 import os
 import resource
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.unit
 
 
 class State:
-    """What `save` asks an engine for; its one tensor can be changed."""
+    """An engine state with a single tensor, which can be changed."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self.values = values
@@ -50,8 +50,8 @@ def save_and_wait(checkpoints: Checkpoints, state: State, step: int) -> None:
     checkpoints.wait()
 
 
-def test_a_roll_back_believes_what_the_same_attempt_went_on_from(tmp_path: Path):
-    """An earlier attempt died before the operator heard of step 5; this one goes on from it, commits, and goes back."""
+def test_a_rollback_trusts_the_checkpoint_that_was_resumed_from(tmp_path: Path):
+    """An earlier attempt died before reporting step 5. This attempt resumes from it, commits, and rolls back."""
     state = State(torch.arange(8.0))
     state.restore = lambda _read, _adam_step: None  # type: ignore[attr-defined]
     state.adam_step = lambda: 0  # type: ignore[method-assign]
@@ -73,8 +73,8 @@ BOTH = pytest.mark.parametrize("background", [None, Ranks()], ids=["foreground",
 
 
 @BOTH
-def test_a_failed_write_is_agreed_and_cleaned_up(tmp_path: Path, background: Ranks | None):
-    """A real write error in the middle of a shard: the process may not make files of that size (EFBIG)."""
+def test_a_failed_write_raises_on_every_rank_and_is_cleaned_up(tmp_path: Path, background: Ranks | None):
+    """A real write error in the middle of a shard: a limit on the size of files (EFBIG)."""
     import signal
 
     root = tmp_path / "checkpoints"
@@ -97,7 +97,7 @@ def test_a_failed_write_is_agreed_and_cleaned_up(tmp_path: Path, background: Ran
 
 @BOTH
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -float("inf")])
-def test_numbers_that_are_not_finite_never_become_a_checkpoint(tmp_path: Path, background: Ranks | None, wrong: float):
+def test_non_finite_numbers_are_never_committed(tmp_path: Path, background: Ranks | None, wrong: float):
     checkpoints = Checkpoints(tmp_path, 1, {}, ranks=Ranks(), background=background)
     values = torch.zeros(1000)
     values[777] = wrong
@@ -108,8 +108,8 @@ def test_numbers_that_are_not_finite_never_become_a_checkpoint(tmp_path: Path, b
     assert os.listdir(tmp_path) == []
 
 
-def test_a_save_in_the_background_holds_what_the_state_was(tmp_path: Path):
-    """The thread is held at the first file while the loop goes on, and changes everything that it handed over."""
+def test_a_background_save_holds_the_state_at_its_start(tmp_path: Path):
+    """The thread is held at the first file while the loop changes everything that it handed over."""
     held, loop, committed = threading.Event(), {"evaluations": [(5, 1.0)]}, []
 
     def observe(step: int, point: str) -> None:
@@ -143,7 +143,7 @@ def test_a_save_in_the_background_holds_what_the_state_was(tmp_path: Path):
     assert committed == [5, 6]
 
 
-def test_a_save_in_the_background_is_a_sign_of_life_only_while_the_loop_waits_for_it(tmp_path: Path):
+def test_a_background_save_is_a_heartbeat_only_while_the_loop_waits(tmp_path: Path):
     opened, held, signs = threading.Event(), threading.Event(), []
 
     def observe(_step: int, point: str) -> None:
@@ -165,7 +165,7 @@ def test_a_save_in_the_background_is_a_sign_of_life_only_while_the_loop_waits_fo
     checkpoints.wait()
     assert set(signs) == {"checkpoint"}
 
-    # Whoever saves in the foreground, or loads, waits anyway.
+    # The loop always waits for foreground saves and loads.
     signs.clear()
     save(Checkpoints(tmp_path, 1, {}, ranks=Ranks(), alive=alive), state, 6)
     saved = len(signs)
@@ -175,7 +175,7 @@ def test_a_save_in_the_background_is_a_sign_of_life_only_while_the_loop_waits_fo
     assert len(signs) - 2 == saved > 0
 
 
-def test_a_failure_in_the_background_is_known_before_anybody_waits(tmp_path: Path):
+def test_a_background_failure_is_known_before_wait_is_called(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path / "missing", 1, {}, ranks=Ranks(), background=Ranks())
     save(checkpoints, State(torch.zeros(10)), 5)
     deadline = time.monotonic() + 60
@@ -186,7 +186,7 @@ def test_a_failure_in_the_background_is_known_before_anybody_waits(tmp_path: Pat
     assert not checkpoints.failed
 
 
-def test_the_metrics_are_on_the_disk_before_the_checkpoint_is(tmp_path: Path):
+def test_metrics_are_on_disk_before_the_commit(tmp_path: Path):
     seen: list[list[int]] = []
     checkpoints = Checkpoints(
         tmp_path, 1, {}, ranks=Ranks(), before_commit=lambda: seen.append([s for s, _ in layout.committed(tmp_path)])

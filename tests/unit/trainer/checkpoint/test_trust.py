@@ -1,4 +1,4 @@
-"""Which digests are believed, and which are remembered."""
+"""Which digests are trusted, and which are recorded."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ def record(step: int, attempt: int = 1, letter: str = "a") -> CheckpointRecord:
 
 
 def judged(known: list[CheckpointRecord], found: CheckpointRecord, *, attempts: int = 2, required: bool = False) -> str:
-    """used, doubted, or why it is refused."""
+    """'used', 'doubted', or the reason for a refusal."""
     trust = Trust(RecordedCheckpoints(last_attempt=attempts, checkpoints=known), required)
     manifest = SimpleNamespace(step=found.step, attempt=found.attempt)
     try:
@@ -48,7 +48,7 @@ KNOWN = [record(50), record(100)]
         (record(150, attempt=3), "the last attempt was number 2, so it was put there by someone else"),
     ],
 )
-def test_what_is_not_recorded_is_believed_only_when_it_can_be_honest(found: CheckpointRecord, verdict: str):
+def test_unrecorded_checkpoints_are_used_only_if_they_may_be_the_jobs_own(found: CheckpointRecord, verdict: str):
     assert verdict in judged(KNOWN, found)
 
 
@@ -57,12 +57,12 @@ def test_a_record_can_be_required():
     assert "expected a recorded digest (checkpoint.requireRecordedDigest)" in judged(KNOWN, record(150), required=True)
 
 
-def test_before_the_first_attempt_nothing_is_believed():
+def test_before_the_first_attempt_no_checkpoint_is_trusted():
     assert "none was recorded, and the last attempt was number 0" in judged([], record(10), attempts=0)
     assert judged([], record(10), attempts=1) == "doubted"
 
 
-def test_an_attempt_that_goes_back_believes_what_it_committed_itself():
+def test_a_rollback_trusts_checkpoints_of_the_same_attempt():
     own = CheckpointRef(step=150, attempt=3, digest="c" * 64, path="p", time=0)
     again = own.model_copy(update={"step": 50, "digest": "d" * 64})
     trust = Trust(RecordedCheckpoints(last_attempt=2, checkpoints=KNOWN), required=True).with_own([own, again])
@@ -76,13 +76,13 @@ def test_an_attempt_that_goes_back_believes_what_it_committed_itself():
             judge(step, letter)
 
 
-def test_a_full_list_says_nothing_of_what_it_has_lost():
+def test_a_full_record_list_may_have_dropped_its_oldest_entries():
     full = [record(step) for step in range(100, 100 + MAX_RECORDED)]
     assert judged(full, record(50)) == "doubted"
     assert "step" in judged(full[1:], record(50))
 
 
-def test_what_an_attempt_committed_itself_does_not_fill_the_list_that_was_handed_back():
+def test_own_checkpoints_do_not_fill_the_recorded_list():
     own = [CheckpointRef(step=200 + step, attempt=3, digest="c" * 64, path="p", time=0) for step in range(MAX_RECORDED)]
     trust = Trust(RecordedCheckpoints(last_attempt=2, checkpoints=KNOWN)).with_own(own)
 
@@ -93,8 +93,8 @@ def test_what_an_attempt_committed_itself_does_not_fill_the_list_that_was_handed
 @given(
     ages=st.lists(st.tuples(st.integers(1, 3), st.integers(1, 30)), min_size=1, max_size=MAX_RECORDED + 3, unique=True)
 )
-def test_an_honest_run_is_always_believed(ages: list[tuple[int, int]]):
-    """Whatever the operator missed of the newest checkpoints, an honest run's are used, with a warning at most."""
+def test_checkpoints_of_the_job_itself_are_always_used(ages: list[tuple[int, int]]):
+    """Even if the operator missed the newest checkpoints, the job's own are used, at most with a warning."""
     ages = sorted(ages)
     committed = {step: record(step, attempt, "abc"[attempt - 1]) for attempt, step in ages}
     last_attempt, last_step = ages[-1]
@@ -109,7 +109,7 @@ def test_an_honest_run_is_always_believed(ages: list[tuple[int, int]]):
         assert judged(known, newest, attempts=last_attempt) in ("used", "doubted")
 
 
-def test_only_what_is_on_the_volume_is_remembered():
+def test_only_checkpoints_on_the_volume_stay_recorded():
     ref = CheckpointRef(step=150, attempt=2, digest="c" * 64, path="p", time=0)
     assert remember(KNOWN, ref, {100, 150}) == [record(100), record(150, 2, "c")]
     assert remember(KNOWN, None, {50, 100, 150}) == KNOWN
@@ -117,7 +117,7 @@ def test_only_what_is_on_the_volume_is_remembered():
     assert remember(KNOWN, again, {50, 100}) == [record(100), record(50, 2, "c")]
 
 
-def test_the_environment_says_what_is_recorded(monkeypatch: pytest.MonkeyPatch):
+def test_records_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(names.ENV_RECORDED_CHECKPOINTS, raising=False)
     assert trust_from_environment(required=True) is None
 

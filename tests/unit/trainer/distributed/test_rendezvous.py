@@ -12,7 +12,7 @@ pytestmark = pytest.mark.unit
 
 
 class Dns:
-    """A resolver that knows a name from a given second on, and the clock that goes with it."""
+    """A resolver that knows a name from a given second, with its clock."""
 
     def __init__(self, known_from: float) -> None:
         self.now, self.known_from, self.said = 0.0, known_from, []
@@ -31,14 +31,14 @@ class Dns:
         )  # fmt: skip
 
 
-def test_a_name_that_is_there_costs_no_word():
+def test_a_known_name_logs_nothing():
     dns = Dns(0)
     dns.wait(300)
 
     assert (dns.now, dns.said) == (0, [])
 
 
-def test_a_late_name_is_waited_for_and_the_wait_is_shown():
+def test_a_late_name_is_waited_for_with_log_lines():
     dns = Dns(40)
     dns.wait(300)
 
@@ -48,7 +48,7 @@ def test_a_late_name_is_waited_for_and_the_wait_is_shown():
     ]
 
 
-def test_a_name_that_never_comes_says_what_to_look_at():
+def test_a_name_that_never_resolves_names_the_checks():
     dns = Dns(1e9)
     with pytest.raises(TrainerError, match=r"job-train-1-0\.job-train, did not resolve within 60 s") as caught:
         dns.wait(60)

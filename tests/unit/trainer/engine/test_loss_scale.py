@@ -1,4 +1,4 @@
-"""float16's loss scale: halved by an overflow, doubled after a thousand updates, given up after twenty overflows."""
+"""float16's loss scale: halved by an overflow, doubled after a thousand updates, hopeless after twenty overflows."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from dpo_trainer.engine.loss_scale import LossScale
 pytestmark = pytest.mark.unit
 
 
-def test_each_overflow_halves_it_and_an_update_ends_the_row():
+def test_each_overflow_halves_it_and_an_update_resets_the_count():
     scale = LossScale(factor=1024.0, updates=500)
     scale = scale.after(applied=False).after(applied=False)
     assert scale == LossScale(factor=256.0, updates=0, overflows=2)
@@ -21,7 +21,7 @@ def test_a_thousand_updates_without_overflow_double_it():
     assert scale.factor == 8.0
     scale = scale.after(applied=True)
     assert scale == LossScale(factor=16.0)
-    # An overflow starts the count anew.
+    # An overflow resets the count.
     for _ in range(999):
         scale = scale.after(applied=True)
     assert scale.after(applied=False).after(applied=True) == LossScale(factor=8.0, updates=1)

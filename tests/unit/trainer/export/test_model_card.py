@@ -1,4 +1,4 @@
-"""What the card of an exported model says of its loss."""
+"""The loss in the card of an exported model."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def test_a_card_names_every_term_of_the_loss(method: dict[str, Any], words: str)
 
 
 @pytest.mark.parametrize("name", ["orpo", "simpo"])
-def test_rewards_without_a_reference_are_not_said_to_have_one(name: str):
+def test_rewards_without_a_reference_do_not_mention_one(name: str):
     assert "reference" not in describe_reward(Method.model_validate({"name": name, "plus": [{"name": "dpo"}]}))
 
 
@@ -43,5 +43,5 @@ def test_rewards_without_a_reference_are_not_said_to_have_one(name: str):
     ("method", "mean"),
     [({"name": "ipo"}, True), ({"name": "ipo", "reduction": "sum"}, False), ({"name": "ln-dpo"}, True), ({}, False)],
 )
-def test_means_over_tokens_are_called_so(method: dict[str, Any], mean: bool):
+def test_means_over_tokens_are_called_means(method: dict[str, Any], mean: bool):
     assert ("mean over an answer's tokens" in describe_reward(Method.model_validate(method))) == mean
