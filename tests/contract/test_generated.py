@@ -34,8 +34,8 @@ def nodes(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, An
             yield from nodes(schema[key], f"{path}[]")
 
 
-def test_no_generated_file_is_stale() -> None:
-    assert generate.stale() == []
+def test_no_generated_file_is_outdated() -> None:
+    assert generate.outdated_files() == []
 
 
 def test_a_changed_file_is_found_and_mended(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Write the files that are made from code: the CRD, the chart's copy of it, the dashboards and the reference pages.
+"""Writes the files that are generated from code: the CRD, the chart's copy of it, the dashboards and the reference pages.
 
 python -m dpo_operator.generate           writes them
-python -m dpo_operator.generate --check   changes nothing; exit status 1 and a list when one is stale
+python -m dpo_operator.generate --check   changes nothing; exit status 1 and a list when one is outdated
 python -m dpo_operator.generate queries [NAMESPACE JOB]
                                           prints every query of the dashboard, variables filled in
 """
@@ -44,13 +44,13 @@ def files(root: Path = REPOSITORY) -> dict[Path, str]:
     }
 
 
-def stale(root: Path = REPOSITORY) -> list[Path]:
-    """Generated files that are missing or differ from what the code says now."""
+def outdated_files(root: Path = REPOSITORY) -> list[Path]:
+    """Generated files that are missing or differ from what the code generates now."""
     return [path for path, text in files(root).items() if _read(root / path) != text]
 
 
 def write(root: Path = REPOSITORY) -> list[Path]:
-    """Write what is stale and return it."""
+    """Write the files that are missing or outdated and return their paths."""
     texts = files(root)
     changed = [path for path, text in texts.items() if _read(root / path) != text]
     for path in changed:
@@ -64,7 +64,7 @@ def _chart_crd() -> str:
     whole = crd.crd()
     body = _yaml({"spec": whole["spec"]})
     if "{{" in body:
-        raise ValueError("the CRD holds {{, which Helm would take for a template")
+        raise ValueError("the CRD holds {{, which Helm would read as a template")
     return f"""\
 {{{{- /* {NOTICE}api/. */ -}}}}
 {{{{- if .Values.crds.enabled }}}}
@@ -91,9 +91,9 @@ def _read(path: Path) -> str | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 1 when --check finds a stale file."""
+    """Exit status: 1 when --check finds an outdated file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail when a file is stale")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when a file is outdated")
     parser.add_argument("what", nargs="?", choices=["queries"], help="print instead of writing")
     parser.add_argument("namespace", nargs="?", default="default")
     parser.add_argument("job", nargs="?", default="quickstart")
@@ -102,8 +102,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("\n".join(dashboard_queries(chosen.namespace, chosen.job)))
         return 0
     if chosen.check:
-        for path in (old := stale()):
-            print(f"stale: {path}; run `make generate`", file=sys.stderr)
+        for path in (old := outdated_files()):
+            print(f"outdated: {path}; run `make generate`", file=sys.stderr)
         return 1 if old else 0
     for path in write():
         print(f"wrote {path}")

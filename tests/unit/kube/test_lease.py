@@ -1,4 +1,4 @@
-"""Who may write, by a clock that is set by hand and a Lease that is kept as the API server keeps it."""
+"""Who may write, with a manual clock and a Lease that is stored as the API server stores it."""
 
 import asyncio
 import copy
@@ -51,7 +51,7 @@ def attempt(lease):
     return asyncio.run(lease._try())
 
 
-def test_one_holds_it_and_may_write_for_three_quarters_of_it():
+def test_only_the_holder_may_write_for_three_quarters_of_the_duration():
     store, clock = Store(), Clock()
     one, other = candidate(store, clock, "one"), candidate(store, clock, "other")
     assert one.remaining() < 0
@@ -65,7 +65,7 @@ def test_one_holds_it_and_may_write_for_three_quarters_of_it():
     assert one.remaining() < 0
 
 
-def test_another_takes_over_when_it_has_seen_no_renewal_for_the_whole_duration():
+def test_a_candidate_takes_over_after_the_whole_duration_without_renewal():
     store, clock = Store(), Clock()
     one, other = candidate(store, clock, "one"), candidate(store, clock, "other")
     assert attempt(one)
@@ -84,7 +84,7 @@ def test_another_takes_over_when_it_has_seen_no_renewal_for_the_whole_duration()
     assert one.remaining() < 0
 
 
-def test_an_outage_that_nobody_used_costs_no_lead():
+def test_a_leader_continues_after_an_outage_in_which_the_lease_was_not_taken():
     store, clock = Store(), Clock()
     one = candidate(store, clock, "one")
     assert attempt(one)
@@ -98,7 +98,7 @@ def test_an_outage_that_nobody_used_costs_no_lead():
     assert one.remaining() == 9
 
 
-def test_renewal_whose_answer_was_lost_is_found_to_be_ours():
+def test_a_renewal_whose_response_was_lost_is_recognized():
     store, clock = Store(), Clock()
     one = candidate(store, clock, "one")
     assert attempt(one)
@@ -112,7 +112,7 @@ def test_renewal_whose_answer_was_lost_is_found_to_be_ours():
     assert one.remaining() == 9
 
 
-def test_released_lease_is_taken_at_once():
+def test_a_released_lease_is_taken_at_once():
     store, clock = Store(), Clock()
     one, other = candidate(store, clock, "one"), candidate(store, clock, "other")
     assert attempt(one)
@@ -123,7 +123,7 @@ def test_released_lease_is_taken_at_once():
     assert store.lease["spec"]["leaseTransitions"] == 2
 
 
-def test_holder_that_meets_another_one_ends():
+def test_a_holder_ends_when_another_process_has_the_lease():
     store, clock = Store(), Clock()
     one, other = Lease(store, "s", "n", "one", 0.06, clock), Lease(store, "s", "n", "other", 0.06, clock)
 

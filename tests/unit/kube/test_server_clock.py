@@ -1,4 +1,4 @@
-"""The API server's clock, as its answers tell it."""
+"""The API server's clock, from the Date of its responses."""
 
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -31,7 +31,7 @@ class Server:
         return abs((self.clock.now() - self.time).total_seconds())
 
 
-def test_it_is_the_servers_time_and_not_this_machines():
+def test_time_is_the_servers_and_not_this_machines():
     server = Server()
     assert abs((server.clock.now() - datetime.now(UTC)).total_seconds()) < 5
     server.answers()
@@ -41,7 +41,7 @@ def test_it_is_the_servers_time_and_not_this_machines():
     assert server.error < 1
 
 
-def test_answers_of_whole_seconds_make_it_as_good_as_they_can():
+def test_dates_of_whole_seconds_give_a_tenth_of_a_second():
     server = Server()
     for _ in range(50):
         server.passes(0.93)
@@ -60,7 +60,7 @@ def test_time_does_not_jump_because_one_server_of_several_is_wrong():
         assert server.error < SLACK_SECONDS
 
 
-def test_a_clock_that_was_put_right_is_followed_after_a_while():
+def test_a_corrected_server_clock_is_followed_after_a_while():
     server = Server()
     server.answers(timedelta(hours=-1))
     assert server.error > 3500
@@ -73,7 +73,7 @@ def test_a_clock_that_was_put_right_is_followed_after_a_while():
 
 
 @pytest.mark.parametrize("text", ["", "yesterday", "Thu, 99 Jan 2026 12:00:00 GMT", "0" * 300])
-def test_what_is_no_date_is_passed_over(text: str):
+def test_text_that_is_not_a_date_is_ignored(text: str):
     server = Server()
     server.answers()
     server.clock.observe(text)

@@ -1,4 +1,4 @@
-"""When a watch is taken for dead, and when not."""
+"""When a watch counts as dead or stuck, and when not."""
 
 import pytest
 from yarl import URL
@@ -34,7 +34,7 @@ def test_stream_of_a_path():
     assert str(PODS) == "pods in a"
 
 
-def test_version_that_reads_show_and_the_watch_does_not(watches, clock):
+def test_a_watch_is_stuck_when_lists_show_a_version_that_it_lacks(watches, clock):
     watches.delivered(PODS, "5")
     watches.on_list(PODS, ["4", "5"])
     clock.now += 100
@@ -51,7 +51,7 @@ def test_version_that_reads_show_and_the_watch_does_not(watches, clock):
     assert watches.unhealthy_reason() == ""
 
 
-def test_object_that_vanished_without_an_event_is_no_sign_of_death(watches, clock):
+def test_an_object_deleted_without_an_event_is_no_sign_of_a_stuck_watch(watches, clock):
     watches.on_list(PODS, ["7"])
     clock.now += 1000
     watches.on_activity(POD_WATCH, 200)
@@ -62,7 +62,7 @@ def test_object_that_vanished_without_an_event_is_no_sign_of_death(watches, cloc
     assert watches.unhealthy_reason() == ""
 
 
-def test_silence_counts_while_the_server_answers(watches, clock):
+def test_silence_counts_only_while_the_server_answers(watches, clock):
     clock.now += 200
     assert watches.unhealthy_reason() == ""
     watches.on_list(JOBS, [])
@@ -72,7 +72,7 @@ def test_silence_counts_while_the_server_answers(watches, clock):
     assert watches.ages() == {"pods": 200.0, "dpojobs": 0.0}
 
 
-def test_refused_namespace_does_not_stop_the_others(watches, clock):
+def test_a_refused_namespace_is_not_unhealthy(watches, clock):
     watches.on_activity(POD_WATCH, 403)
     clock.now += 500
     for _ in range(3):

@@ -70,7 +70,7 @@ class Gang:
 
 
 @pytest.mark.parametrize("stuck", [1, 3, 6, 20])
-def test_gangs_that_never_fit_keep_another_from_its_nodes_for_one_turn_at_most(stuck: int):
+def test_gangs_that_never_fit_delay_another_by_one_turn_at_most(stuck: int):
     hall = Hall()
     others = [Gang(hall, f"stuck-{i}", fits=False) for i in range(stuck)]
     hall.run(3600)

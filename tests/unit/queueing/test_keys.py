@@ -47,7 +47,7 @@ def test_key_that_waits_is_handled_once():
     assert sorted(seen) == [A, B]
 
 
-def test_key_is_never_handled_twice_at_once_and_changes_meanwhile_are_not_lost():
+def test_a_key_has_one_worker_and_keeps_changes_that_come_meanwhile():
     running, most, count = 0, 0, 0
     gate = asyncio.Event()
 
@@ -197,7 +197,7 @@ def test_namespaces_take_turns():
     assert done.index(Key("quiet", "job")) == 1
 
 
-def test_news_of_a_key_that_had_time_bring_it_forward_and_failures_put_it_back():
+def test_a_change_promotes_a_slow_key_and_a_failure_demotes_it():
     done = []
     broken = True
 

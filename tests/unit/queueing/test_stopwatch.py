@@ -1,4 +1,4 @@
-"""Clocks of the operator itself."""
+"""Time since facts were first observed."""
 
 import pytest
 
@@ -16,7 +16,7 @@ class Clock:
         return self.now
 
 
-def test_stopwatch_starts_when_a_fact_is_first_seen_and_forgets_what_is_gone():
+def test_it_runs_from_the_first_query_of_a_fact_until_the_fact_is_dropped():
     clock = Clock()
     watch = Stopwatch(clock)
     assert watch.seconds("a") == 0

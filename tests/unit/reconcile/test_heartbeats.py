@@ -246,7 +246,7 @@ def test_a_rank_that_no_longer_listens_counts_only_when_it_answered_before():
     assert cluster.look(10, r0=STRANGE).stalled_seconds == 10
 
 
-def test_restarted_operator_knows_from_the_status_that_the_rank_answered_before():
+def test_a_restarted_operator_reads_from_the_status_that_rank_0_answered():
     cluster = Cluster(1, progress=progress_status(a_reading(7), NOON))
     assert cluster.look(r0=STRANGE).stalled_seconds == 0
     assert cluster.look(300).stalled_seconds == 300
