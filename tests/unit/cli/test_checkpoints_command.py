@@ -18,7 +18,7 @@ from dpo_trainer.checkpoint.manifest import MANIFEST, read_manifest
 from dpo_trainer.commands import listing
 from dpo_trainer.commands.checkpoints import main
 from tests.filesystems import server_is_gone
-from tests.unit.trainer.checkpoint.test_commit import a_checkpoint
+from tests.unit.trainer.checkpoints import a_checkpoint
 
 pytestmark = pytest.mark.unit
 
@@ -31,7 +31,8 @@ def work(tmp_path: Path) -> Path:
         folder = a_checkpoint(root, step, selection=cost, attempt=step // 2)
         document = json.loads((folder / MANIFEST).read_text())
         # Before the first update there are no moments; these checkpoints have none.
-        document.update(adam_step=0, time=1_700_000_000.0, state={"selection_metric": "eval_reward_margin"})
+        document.update(adam_step=0, time=1_700_000_000.0)
+        document["state"].update(selection_metric="eval_reward_margin")
         (folder / MANIFEST).write_text(json.dumps(document))
     (root / layout.temporary_name(8, 3)).mkdir()
     return tmp_path

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.loop_state import LoopState
-from dpo_trainer.checkpoint.manifest import MANIFEST, Manifest, Parameter
+from dpo_trainer.checkpoint.manifest import MANIFEST, File, Manifest, Parameter
 from dpo_trainer.checkpoint.shard import Entry, write_shard
 from dpo_trainer.runtime.files import write_synced
 
@@ -30,6 +31,20 @@ def loop_state(step: int, **changes: Any) -> LoopState:
         "evaluations": (), "selection_metric": "eval_loss", "finished": "",
     }  # fmt: skip
     return LoopState(**plain | changes)
+
+
+PLAIN_MANIFEST = Manifest(
+    step=3, attempt=1, world_size=1, time=0.0, identity={"spec.training.seed": 1}, adam_step=3, state=loop_state(3),
+    versions={"torch": "2"}, parameters={"w": Parameter(shape=(7,), dtype="float32")},
+    files={layout.shard_name(0): File(size=1, sha256="0" * 64)}, metrics={"loss": 0.5, "selection": None},
+)  # fmt: skip
+
+# Also what the json module writes and JSON does not have.
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.integers(10**18, 10**30),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
 
 
 def a_checkpoint(root: Path, step: int, *, selection: float | None = None, attempt: int = 1) -> Path:

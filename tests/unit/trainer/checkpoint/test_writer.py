@@ -1,141 +1,24 @@
-"""The checkpoint protocol without an engine: fence, commit, free space, retention."""
+"""The commit protocol without an engine: fence, commit, free space, retention."""
 
-import errno
-import json
 import os
-import resource
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer.checkpoint import layout, plain_files, shard, verification
-from dpo_trainer.checkpoint.identity import differences, identity
+from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.manifest import MANIFEST, File, Manifest, read_manifest
-from dpo_trainer.checkpoint.plain_files import BadCheckpoint
-from dpo_trainer.checkpoint.shard import ShardReader, file_size, write_shard
-from dpo_trainer.checkpoint.slices import partition, pieces
 from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.writer import Writer, retained
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.files import remove
-from tests.unit.trainer.checkpoints import ENTRIES, a_checkpoint, entry, loop_state
+from tests.unit.trainer.checkpoints import ENTRIES, a_checkpoint, loop_state
 
 pytestmark = pytest.mark.unit
-
-
-def test_a_shard_is_plain_safetensors(tmp_path: Path):
-    path = tmp_path / "rank-00000.safetensors"
-    file = write_shard(path, ENTRIES, lambda _: None)
-    found = load_file(path)
-
-    assert {name: tensor.tolist() for name, tensor in found.items()} == {e.name: e.read().tolist() for e in ENTRIES}
-    assert file.size == path.stat().st_size == file_size(ENTRIES)
-    verification.verify(tmp_path, path.name, file)
-    assert ShardReader(path).slice("fp32/w", 2, 5).tolist() == [2.0, 3.0, 4.0]
-    with pytest.raises(BadCheckpoint, match="fp32/w: expected elements 2 to 8"):
-        ShardReader(path).slice("fp32/w", 2, 8)
-
-
-def test_each_written_tensor_and_each_verified_chunk_is_a_heartbeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path, written, on_disk, read = tmp_path / "rank-00000.safetensors", [], [], []
-    large = [entry(f"fp32/{number}", torch.ones(1 << 20)) for number in range(5)]
-    sync = os.fdatasync
-
-    def synced(descriptor: int) -> None:
-        sync(descriptor)
-        on_disk.append(os.fstat(descriptor).st_size)
-
-    monkeypatch.setattr(shard, "_UNSYNCED_BYTES", 6 << 20)
-    monkeypatch.setattr(os, "fdatasync", synced)
-    file = write_shard(path, large, lambda _: None, lambda: written.append(path.stat().st_size))
-    verification.verify(tmp_path, path.name, file, lambda: read.append(None))
-
-    assert len(written) == 1 + len(large)
-    assert written[-1] > 15 << 20
-    # This bounds the final sync.
-    assert [size >> 20 for size in on_disk] == [8, 16]
-    assert len(read) == 3
-
-
-def test_an_empty_shard_is_valid(tmp_path: Path):
-    path = tmp_path / "rank-00003.safetensors"
-    write_shard(path, [], lambda _: None)
-
-    assert load_file(path) == {}
-
-
-def test_every_kind_of_damage_to_a_shard_is_detected(tmp_path: Path):
-    folder = a_checkpoint(tmp_path, 1)
-    manifest, _ = read_manifest(folder)
-    [(name, file)] = manifest.files.items()
-    content = (folder / name).read_bytes()
-    for position in range(len(content)):
-        (folder / name).write_bytes(content[:position] + bytes([content[position] ^ 0x10]) + content[position + 1 :])
-        with pytest.raises(BadCheckpoint, match="SHA-256"):
-            verification.verify(folder, name, file)
-    for length in (0, 1, len(content) - 1):
-        (folder / name).write_bytes(content[:length])
-        with pytest.raises(BadCheckpoint, match=f"found {length}"):
-            verification.verify(folder, name, file)
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"format": 2}, "format"),
-        ({"step": 9}, "is of step 9"),
-        ({"files": {}}, "expected 1 shards"),
-        ({"files": {"../../etc/passwd": {"size": 1, "sha256": "0" * 64}}}, "expected 1 shards"),
-        ({"adam_step": -1}, "adam_step"),
-        ({"more": 1}, "more"),
-    ],
-)
-def test_an_invalid_manifest_is_refused(tmp_path: Path, change: dict, reason: str):
-    folder = a_checkpoint(tmp_path, 3)
-    document = json.loads((folder / MANIFEST).read_text())
-    (folder / MANIFEST).write_text(json.dumps({**document, **change}))
-
-    with pytest.raises(BadCheckpoint, match=reason):
-        read_manifest(folder)
-
-
-def test_links_are_not_followed(tmp_path: Path):
-    folder = a_checkpoint(tmp_path / "elsewhere", 1)
-    root = tmp_path / "checkpoints"
-    root.mkdir()
-    (root / folder.name).symlink_to(folder)
-    [(_, link)] = layout.committed(root)
-    with pytest.raises(BadCheckpoint, match="is a link or a file"):
-        read_manifest(link)
-
-    real = a_checkpoint(root, 2)
-    (real / MANIFEST).rename(tmp_path / "manifest.json")
-    (real / MANIFEST).symlink_to(tmp_path / "manifest.json")
-    with pytest.raises(BadCheckpoint, match="symbolic link"):
-        read_manifest(real)
-
-
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["pipe", "folder"])
-def test_special_files_do_not_block_a_reader(tmp_path: Path, make: Callable[[Path], None]):
-    folder = a_checkpoint(tmp_path, 1)
-    name = layout.shard_name(0)
-    (folder / name).unlink()
-    make(folder / name)
-    (folder / MANIFEST).unlink()
-    make(folder / MANIFEST)
-
-    with pytest.raises(BadCheckpoint, match="is not a regular file"):
-        verification.verify(folder, name, File(size=1, sha256="0" * 64))
-    with pytest.raises(BadCheckpoint, match="is not a regular file"):
-        read_manifest(folder)
 
 
 def test_a_newer_attempt_fences_an_older_one(tmp_path: Path):
@@ -254,24 +137,6 @@ def test_a_folder_that_is_being_removed_cannot_be_committed(tmp_path: Path, monk
     assert os.listdir(root) == ["attempt"]
 
 
-def test_an_unexpected_error_raises_on_every_rank():
-    def broken() -> None:
-        raise KeyError("no such tensor")
-
-    with pytest.raises(TrainerError, match=r"KeyError: 'no such tensor' \(") as caught:
-        Ranks().run_on_all(broken)
-    assert caught.value.exit_code is ExitCode.INTERNAL_ERROR
-    assert isinstance(caught.value.__cause__, KeyError)
-
-
-def test_a_lost_peer_during_the_work_is_raised_at_once():
-    def lost() -> None:
-        raise RuntimeError("Connection closed by peer [10.0.0.7]:4711")
-
-    with pytest.raises(RuntimeError, match="Connection closed by peer"):
-        Ranks().run_on_all(lost)
-
-
 def test_a_commit_replaces_a_link_of_the_same_name(tmp_path: Path):
     link = tmp_path / layout.folder_name(50)
     link.symlink_to(tmp_path / "nothing")
@@ -321,26 +186,6 @@ def test_a_fence_without_a_number_names_the_repair(tmp_path: Path):
         TrainerError, match=r"found 'seven'\. When no older attempt of this job is running, delete that file"
     ):
         begun(tmp_path, 3)
-
-
-@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE])
-def test_a_volume_error_is_not_a_bad_checkpoint(number: int):
-    error = OSError(number, os.strerror(number))
-    with pytest.raises(OSError) as caught:
-        plain_files.unreadable("rank-00000.safetensors", error)
-    assert caught.value is error
-    assert isinstance(plain_files.unreadable("x", OSError(errno.ENOENT, "gone")), BadCheckpoint)
-
-
-def test_a_process_without_file_descriptors_skips_no_checkpoint(tmp_path: Path):
-    folder = a_checkpoint(tmp_path, 1)
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
-    try:
-        with pytest.raises(OSError, match="Too many open files"):
-            read_manifest(folder)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_damaged_fence_names_the_remedy(tmp_path: Path):
@@ -409,43 +254,3 @@ def test_refused_and_damaged_checkpoints_do_not_count_for_retention(tmp_path: Pa
     # A refused step that is committed again counts.
     Writer(root, 2, keep_last=1, keep_best=0, refused=frozenset({6})).retain(6)
     assert [step for step, _ in layout.committed(root)] == [6]
-
-
-@given(numel=st.integers(0, 200), old=st.integers(1, 9), new=st.integers(1, 9))
-def test_slices_of_any_number_of_ranks_fit_together(numel: int, old: int, new: int):
-    flat = torch.arange(numel)
-    shards = [flat[slice(*partition(numel, rank, old))] for rank in range(old)]
-    for rank in range(new):
-        start, end = partition(numel, rank, new)
-        parts = [shards[r][a:b] for r, a, b in pieces(numel, start, end, old)]
-        found = torch.cat(parts) if parts else flat[:0]
-        assert found.tolist() == list(range(start, end))
-
-
-def test_identity_has_exactly_the_settings_that_affect_results():
-    def spec(**training: object) -> DPOJobSpec:
-        return DPOJobSpec.model_validate(
-            {"model": {"name": "m"}, "data": {"train": {"source": "d"}}, "training": training}
-        )
-
-    same = identity(spec(), dataset="x")
-    assert differences(same, identity(spec(microBatchSize=4, logEverySteps=9, device="cpu"), dataset="x")) == []
-    assert differences(same, identity(spec(learningRate=5e-7), dataset="x")) == []  # the default, written out
-    assert differences(same, identity(spec(seed=1), dataset="y")) == [
-        "dataset: the checkpoint has 'x', the job 'y'",
-        "spec.training.seed: the checkpoint has the default, the job 1",
-    ]
-
-
-def test_a_setting_that_a_later_version_adds_keeps_checkpoints_usable():
-    job = {"model": {"name": "m"}, "data": {"train": {"source": "d"}, "eval": {"source": "e"}}}
-    saved = identity(DPOJobSpec.model_validate(job), dataset="x")
-    # Settings with their default are not written, so a setting that did not exist yet looks the same.
-    assert not any("truncation" in path or "weight" in path or "columns" in path for path in saved)
-    job["data"]["truncation"] = "keep_end"
-    job["method"] = {"beta": 0.1}
-    assert differences(saved, identity(DPOJobSpec.model_validate(job), dataset="x")) == []
-    job["method"] = {"beta": 0.2}
-    assert differences(saved, identity(DPOJobSpec.model_validate(job), dataset="x")) == [
-        "spec.method.beta: the checkpoint has 0.1, the job 0.2"
-    ]
