@@ -1,4 +1,4 @@
-"""What every phase shares: read the job, do the work, leave the last words, return the exit code."""
+"""The common frame of all phases: read the job, run, write the termination message, return the exit code."""
 
 import json
 import os
@@ -8,21 +8,28 @@ from pathlib import Path
 
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.reports import DatasetReport, Termination
+from dpo_operator.api.reports import Termination
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.distributed import rendezvous
-from dpo_trainer.runtime import termination as outcome
 from dpo_trainer.runtime.job import (
-    _secrets,
-    _stop_by_exception,
-    _token,
     attempt_from_environment,
+    hub_token,
     read_job,
+    secrets,
+    stop_by_exception,
     stop_on_request,
 )
 from dpo_trainer.runtime.libraries import quiet_libraries
 from dpo_trainer.runtime.stop import Stopped
+from dpo_trainer.runtime.termination import (
+    build_termination,
+    classify,
+    may_write,
+    redact,
+    termination_log,
+    write_termination,
+)
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 
@@ -51,35 +58,37 @@ def run(command: str, job_file: Path, work_dir: Path) -> int:
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
             checkpoints=CheckpointFolder(work.checkpoints),
         )
-        words = {"prepare": _prepare, "train": _train, "export": _export}[phase](job, work, telemetry, attempt)
+        termination = {"prepare": _prepare, "train": _train, "export": _export}[phase](job, work, telemetry, attempt)
     except (Exception, Stopped, KeyboardInterrupt) as error:
-        code, message = outcome.classify(error)
+        code, message = classify(error)
         if code == ExitCode.INTERNAL_ERROR:
             traceback.print_exc()
-        words = outcome.termination(phase, attempt, code, outcome.redact(message, _secrets()))
-        _say(words)
+        termination = build_termination(phase, attempt, code, redact(message, secrets()))
+        _log(termination)
     else:
-        if words.exit_code and rank == 0:  # a stop, which all ranks agreed on
-            _say(words)
-    words = words.model_copy(update={"rank": rank, "progress": telemetry.progress if telemetry else None})
+        if termination.exit_code and rank == 0:  # a stop that all ranks agreed on
+            _log(termination)
+    termination = termination.model_copy(update={"rank": rank, "progress": telemetry.progress if telemetry else None})
     if telemetry is not None:
-        telemetry.close(words.exit_code)
-    path = outcome.termination_log(work.root, phase, attempt)
+        telemetry.close(termination.exit_code)
+    path = termination_log(work.root, phase, attempt)
     local_rank, local_world_size = (int(os.environ.get(name, alone)) for name, alone in _LOCAL)
-    if outcome.may_write(path, words, local_rank=local_rank, local_world_size=local_world_size):
-        outcome.write_termination(path, words)
-    return words.exit_code
+    if may_write(path, termination, local_rank=local_rank, local_world_size=local_world_size):
+        write_termination(path, termination)
+    return termination.exit_code
 
 
-def _say(words: Termination) -> None:
-    print(f"{words.phase}: {words.reason}: {words.message}", file=sys.stderr, flush=True)
+def _log(termination: Termination) -> None:
+    print(f"{termination.phase}: {termination.reason}: {termination.message}", file=sys.stderr, flush=True)
 
 
 def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
-    _stop_by_exception()
+    stop_by_exception()
     telemetry.activity("preparing model and data")
     telemetry.serve()
     from dpo_trainer.prepare import phase as prepare
+    from dpo_trainer.prepare.inputs import Inputs
+    from dpo_trainer.sources.cache import Cache
 
     claims = Path(os.environ.get(names.ENV_CLAIMS_DIR, names.CLAIMS_DIR))
 
@@ -88,17 +97,15 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
         telemetry.alive()
 
     cache = os.environ.get(names.ENV_CACHE_DIR)
-    found: DatasetReport = prepare.run(
-        job, work, claims=claims, token=_token(), progress=progress, cache=Path(cache) if cache else None
-    )
+    found = prepare.run(job, work, Inputs(claims, hub_token(), Cache(Path(cache)) if cache else None, progress))
     if work.data_report.is_file():
         for text in json.loads(work.data_report.read_text(encoding="utf-8"))["warnings"]:
             telemetry.warning("Dataset", text)
-    return outcome.termination("prepare", attempt, ExitCode.OK, dataset=found)
+    return build_termination("prepare", attempt, ExitCode.OK, dataset=found)
 
 
 def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
-    _stop_by_exception()
+    stop_by_exception()
     telemetry.activity("starting")
     telemetry.serve()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -108,14 +115,14 @@ def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Te
     telemetry.activity("loading torch")
     from dpo_trainer.training import train
 
-    # From here on there is something to save, at a step that all ranks agree on.
+    # From here on a stop saves a checkpoint, at a step that all ranks agree on.
     ended = train.run(job, work, telemetry=telemetry, attempt=attempt, stop=stop_on_request())
     code = ExitCode.OK if ended.status == "Succeeded" else ExitCode.SIGTERM
-    return outcome.termination("train", attempt, code, ended.message)
+    return build_termination("train", attempt, code, ended.message)
 
 
 def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
-    _stop_by_exception()
+    stop_by_exception()
     telemetry.activity("exporting")
     telemetry.serve()
     from dpo_trainer.checkpoint.trust import trust_from_environment
@@ -130,24 +137,24 @@ def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> T
     path = export.run(job, work, progress=progress, trust=trust)
     progress("writing the report")
     _write_report(work, telemetry)
-    return outcome.termination("export", attempt, ExitCode.OK, export_path=path)
+    return build_termination("export", attempt, ExitCode.OK, export_path=path)
 
 
 def _write_report(work: WorkDir, telemetry: Telemetry) -> None:
-    """Leave the report on the volume. The model is already exported, so a report that fails is only a warning."""
+    """Write the report to the volume. The model is already exported, so a failure is only a warning."""
     try:
         from dpo_trainer.commands import report
-        from dpo_trainer.commands import run_log as runlog
+        from dpo_trainer.commands.run_log import read_run
 
-        without = report.write(runlog.read_run(work), work)
+        problem = report.write(read_run(work), work)
     except Exception as error:
-        without = f"The report could not be written: {outcome.classify(error)[1]}"
-    if without:
-        telemetry.warning("NoReport", without)
+        problem = f"The report could not be written: {classify(error)[1]}"
+    if problem:
+        telemetry.warning("NoReport", problem)
 
 
 def _show(command: str, work: WorkDir) -> int:
-    """The commands that only read a work folder."""
+    """Run a command that only reads a work folder."""
     try:
         if command == "report":
             from dpo_trainer.commands import report
@@ -158,7 +165,7 @@ def _show(command: str, work: WorkDir) -> int:
 
             print(*preview.lines(work), sep="\n")
     except Exception as error:
-        code, message = outcome.classify(error)
+        code, message = classify(error)
         print(f"{command}: {message}", file=sys.stderr, flush=True)
         return int(code)
     return int(ExitCode.OK)

@@ -92,6 +92,7 @@ def run(name: str, settings: dict, folder: Path) -> dict:
 
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.prepare import phase as prepare
+    from dpo_trainer.prepare.inputs import Inputs
     from dpo_trainer.runtime.errors import TrainerError
     from dpo_trainer.runtime.workdir import WorkDir
 
@@ -102,7 +103,7 @@ def run(name: str, settings: dict, folder: Path) -> dict:
     work = WorkDir(folder / "work" / name.replace(" ", "-"))
     constants.HF_HUB_OFFLINE = settings.get("offline", False)
     try:
-        report = prepare.run(job, work, claims=folder, token=settings.get("token"), progress=lambda *_: None)
+        report = prepare.run(job, work, Inputs(folder, settings.get("token")))
     except TrainerError as error:
         return {"code": int(error.exit_code), "message": str(error), "prepared": work.prepared.exists()}
     made = json.loads(work.prepared.read_text())

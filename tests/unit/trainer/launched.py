@@ -18,7 +18,7 @@ rank = int(os.environ["LOCAL_RANK"])
 out = Path(os.environ["OUT"])
 def leave(code, message=""):
     from dpo_trainer.runtime import termination
-    termination.write_termination(Path(os.environ["DPO_TERMINATION_LOG"]), termination.termination("train", 1, code, message, rank=rank))
+    termination.write_termination(Path(os.environ["DPO_TERMINATION_LOG"]), termination.build_termination("train", 1, code, message, rank=rank))
     os._exit(code)
 def others(): # wait until every rank has called this
     (out / f"here-{rank}").touch()

@@ -8,6 +8,7 @@ import pytest
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.prepare import phase as prepare
+from dpo_trainer.prepare.inputs import Inputs
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.workdir import WorkDir
 from tests.unit.trainer.tiny import tiny_model, write_jsonl
@@ -39,7 +40,7 @@ class Place:
     def run(self, **kwargs):
         self.progress.clear()
         job = self.job(**kwargs)
-        return prepare.run(job, self.work, claims=self.root, token=None, progress=lambda *at: self.progress.append(at))
+        return prepare.run(job, self.work, Inputs(self.root, progress=lambda *at: self.progress.append(at)))
 
     def refused(self, code: ExitCode, **kwargs) -> str:
         with pytest.raises(TrainerError) as failure:

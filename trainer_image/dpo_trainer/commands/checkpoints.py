@@ -8,7 +8,7 @@ from pathlib import Path
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.manifest import MANIFEST
-from dpo_trainer.runtime import termination as outcome
+from dpo_trainer.runtime import termination
 from dpo_trainer.runtime.errors import input_not_found, invalid_configuration
 from dpo_trainer.runtime.libraries import quiet_libraries
 from dpo_trainer.runtime.workdir import WorkDir
@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
             return int(listing.run(given.folder, verify=given.verify, as_json=given.json))
         _export(given.checkpoint, given.work_dir, given.job_file, given.to, merge=given.merge)
     except Exception as error:
-        code, message = outcome.classify(error)
+        code, message = termination.classify(error)
         print(f"{given.command}: {message}", file=sys.stderr, flush=True)
         return int(code)
     return int(ExitCode.OK)

@@ -2,11 +2,11 @@
 template is seen at a glance.
 """
 
-import json
 from collections.abc import Iterator
 
 from dpo_trainer.data.dataset import IntArray, PairDataset
 from dpo_trainer.data.tokens.tokenization import load_tokenizer
+from dpo_trainer.prepare.record import Prepared
 from dpo_trainer.runtime.errors import volume_error
 from dpo_trainer.runtime.workdir import WorkDir
 
@@ -49,12 +49,12 @@ def _first(work: WorkDir, count: int) -> Iterator[tuple[int, str]]:
     Training pairs lie in the order of the sources.
     """
     try:
-        inputs = json.loads(work.prepared.read_text(encoding="utf-8"))["inputs"]
-        used = {name: int(facts["used"]) for name, facts in inputs.items() if name != "eval"}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        inputs = Prepared.read(work).inputs
+    except (OSError, ValueError) as error:
         raise volume_error(
             f"{work.prepared}: expected what prepare writes, found {error}; run prepare again"
         ) from error
+    used = {name: record.used or 0 for name, record in inputs.items() if name != "eval"}
     start = 0
     for name, pairs in used.items():
         for index in range(start, start + min(count, pairs)):

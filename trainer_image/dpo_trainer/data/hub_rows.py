@@ -9,15 +9,13 @@ from typing import Any
 from dpo_operator.api.data import Dataset
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.data.formats import columns_read, detect
-from dpo_trainer.runtime.errors import TrainerError, bad_dataset, input_not_found, invalid_configuration
+from dpo_trainer.runtime.errors import TrainerError, bad_dataset, first_line, input_not_found, invalid_configuration
 from dpo_trainer.sources.hub import Fetch, Snapshot, discard_download_state, snapshot_of
 from dpo_trainer.sources.resolve import HubSource
 from dpo_trainer.sources.retrying import GATED, no_space, retrying
 
 # Files of a dataset that are fetched at the same time: some have thousands of small ones.
 AT_ONCE = 8
-
-
 # Rows that are looked at to decide which columns to decode.
 LOOK_AT = 64
 
@@ -106,7 +104,7 @@ def _explained(error: Exception, source: HubSource, spec: Dataset) -> TrainerErr
     from datasets.data_files import EmptyDatasetError
     from datasets.exceptions import DataFilesNotFoundError, DatasetBuildError, DatasetNotFoundError
 
-    text = (str(error).strip().splitlines() or [""])[0][:300]
+    text = first_line(error)
     if isinstance(error, RuntimeError) and "script" in text:
         return TrainerError(
             ExitCode.UNSUPPORTED,

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, Protocol
 
 from dpo_trainer.data.formats import Reason, Rejection
-from dpo_trainer.runtime.errors import bad_dataset, input_not_found, invalid_configuration
+from dpo_trainer.runtime.errors import bad_dataset, first_line, input_not_found, invalid_configuration
 from dpo_trainer.sources.resolve import FileSource
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
@@ -177,7 +177,7 @@ def _read_parquet(file: IO[bytes], name: str) -> Iterator[Any]:
         # the columns may be no text.
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise bad_dataset(f"{name}: expected a Parquet file, found: {_one_line(error)}; write it again") from error
+        raise bad_dataset(f"{name}: expected a Parquet file, found: {_reason(error)}; write it again") from error
 
 
 def _parquet_row(batch: Any, index: int) -> Any:
@@ -235,7 +235,7 @@ def _decode(line: bytes) -> Any:
     except json.JSONDecodeError as error:
         return Rejection(Reason.MALFORMED_JSON, f"{error.msg} at character {error.pos}")
     except (ValueError, RecursionError) as error:  # an integer of thousands of digits; nesting without end
-        return Rejection(Reason.MALFORMED_JSON, _one_line(error))
+        return Rejection(Reason.MALFORMED_JSON, _reason(error))
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -285,11 +285,10 @@ def _whole_document(text: bytes, name: str) -> Any:
         return _JSON.decode(text.removeprefix(_BOM).decode())
     except (ValueError, RecursionError) as error:
         raise bad_dataset(
-            f"{name}: expected JSON in UTF-8, found: {_one_line(error)}; as .jsonl, with one object on each line, only "
+            f"{name}: expected JSON in UTF-8, found: {_reason(error)}; as .jsonl, with one object on each line, only "
             "the damaged rows would be lost"
         ) from error
 
 
-def _one_line(error: BaseException) -> str:
-    """First line of an error's message, short enough for a report."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _reason(error: BaseException) -> str:
+    return first_line(error, 200) or type(error).__name__

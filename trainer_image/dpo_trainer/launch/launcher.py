@@ -174,7 +174,7 @@ def _termination(code: int, message: str, rank: int) -> "Termination":
 
     if message:
         _say(f"launch: {message}")
-    return termination("train", _attempt(), code, message, rank=rank)
+    return build_termination("train", _attempt(), code, message, rank=rank)
 
 
 def _write_termination(work_dir: Path, termination: "Termination") -> None:

@@ -1,24 +1,141 @@
-"""prepared.json: what prepare made, from what, with which settings; the last file that it writes."""
+"""prepared.json: what prepare made, from which inputs, with which settings. It is the last file that prepare writes."""
 
 import hashlib
 import json
 import logging
-import os
-from typing import IO, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, SkipValidation, model_serializer
 
 from dpo_operator.api.reports import DatasetReport
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.data import mixture
 from dpo_trainer.data.dataset import PairDataset
-from dpo_trainer.pretrained import files as modelfiles
+from dpo_trainer.pretrained.files import sha256_of
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
 from dpo_trainer.runtime.files import commit
 from dpo_trainer.runtime.workdir import WorkDir
 
 log = logging.getLogger(__name__)
 
-# Raised when what prepare writes changes, so that older folders are made anew.
+# Format of the prepared folder; a new number makes prepare replace older folders.
 VERSION = 2
+
+# Keys are names of files, which need not be UTF-8.
+Sizes = Annotated[dict[str, int], SkipValidation]
+Digests = Annotated[dict[str, str], SkipValidation]
+
+
+class Part(BaseModel):
+    """A part of prepared.json: immutable. Keys that a later version adds are ignored."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class ModelRecord(Part):
+    """The prepared model. weights, files: SHA-256 of each file, hex; files are all but the weights.
+
+    kind: hub, path, claim, or the scheme of an object store. commit: of the hub, None for files.
+    """
+
+    source: str
+    kind: str
+    commit: str | None
+    parameters: int
+    dtypes: tuple[str, ...]
+    weights: Digests
+    files: Digests
+
+
+class TokenizerRecord(Part):
+    """The tokenizer. chat_template: its SHA-256, hex; None without one. begin: ids put before a text (BOS)."""
+
+    files: Digests
+    chat_template: str | None
+    begin: tuple[int, ...]
+    eos: int
+
+
+class InputRecord(Part):
+    """One source of data, and what became of its rows.
+
+    kind: see ModelRecord. split, config, commit: for the hub only. files: bytes of each file; None for the hub.
+    dropped: rows by reason. used, held_out: pairs for an epoch of training and for evaluation; None for spec.data.eval.
+    """
+
+    source: str
+    kind: str
+    weight: float
+    split: str | None = None
+    config: str | None = None
+    commit: str | None = None
+    files: Sizes | None = None
+    rows: int
+    format: str
+    dropped: dict[str, int]
+    pairs: int
+    truncated: int
+    boundary_merges: int
+    special_token_text: int
+    used: int | None = None
+    held_out: int | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the keys that do not apply to this source."""
+        document: dict[str, Any] = handler(self)
+        of_hub = ("split", "config", "commit") if self.kind == "hub" else ()
+        return {key: value for key, value in document.items() if value is not None or key in of_hub}
+
+
+class SplitRecord(Part):
+    """Tokenized pairs. digest: PairDataset.digest. The other keys are the split's statistics, as in data/report.json."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    digest: str
+
+
+class SplitRecords(Part):
+    """Training pairs and evaluation pairs."""
+
+    train: SplitRecord
+    eval: SplitRecord | None
+
+
+class Prepared(Part):
+    """The content of prepared.json.
+
+    inputs: by the names of mixture.sources, and "eval".
+    """
+
+    version: Literal[2] = VERSION
+    spec_hash: str
+    report: DatasetReport
+    model: ModelRecord
+    tokenizer: TokenizerRecord
+    inputs: dict[str, InputRecord]
+    data: SplitRecords
+
+    @classmethod
+    def read(cls, work: WorkDir) -> "Prepared":
+        """The record in a work folder. Raises OSError; ValueError when it is not what prepare writes."""
+        return cls.model_validate(json.loads(work.prepared.read_text(encoding="utf-8")))
+
+    def to_bytes(self) -> bytes:
+        """The file's content."""
+        return json.dumps(self.model_dump(), indent=1).encode()
+
+    def write(self, work: WorkDir) -> None:
+        """Commit prepared.json: after this, the folder counts as prepared. Raises OSError."""
+        commit(work.prepared, self.to_bytes())
+
+
+class _Header(BaseModel):
+    """What every version of prepared.json has."""
+
+    spec_hash: Any = None
 
 
 def spec_hash(spec: DPOJobSpec) -> str:
@@ -40,35 +157,37 @@ def spec_hash(spec: DPOJobSpec) -> str:
 def finished(work: WorkDir, key: str) -> DatasetReport | None:
     """Report of an earlier run with the same settings whose files are intact; None when there is none."""
     try:
-        made = json.loads(work.prepared.read_text(encoding="utf-8"))
-        if made["spec_hash"] != key:
+        if _stored_hash(work) != key:
             return None
-        digests = made["model"]["weights"] | made["model"]["files"]
-        if modelfiles.sha256_of(work.model, digests) != digests:
+        made = Prepared.read(work)
+        digests = made.model.weights | made.model.files
+        if sha256_of(work.model, digests) != digests:
             log.warning("the model's files changed since they were prepared; preparing again")
             return None
-        for name, folder in (("train", work.train_data), ("eval", work.eval_data)):
-            facts = made["data"][name]
-            if facts is not None:
+        for name, folder, split in (
+            ("train", work.train_data, made.data.train),
+            ("eval", work.eval_data, made.data.eval),
+        ):
+            if split is not None:
                 dataset = PairDataset.open(folder)
-                if dataset.digest != facts["digest"] or not dataset.is_intact():
+                if dataset.digest != split.digest or not dataset.is_intact():
                     log.warning("the %s tokens changed since they were prepared; preparing again", name)
                     return None
-        return DatasetReport.model_validate(made["report"])
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, TrainerError) as error:
-        log.warning("%s is not whole (%s); preparing again", work.prepared, error)
+    except (ValueError, TypeError, TrainerError) as error:
+        log.warning("%s is damaged (%s); preparing again", work.prepared, error)
         return None
+    return made.report
 
 
 def refuse_other_run(work: WorkDir, key: str) -> None:
-    """Checkpoints belong to the data that they were made with: never prepare other data beside them."""
+    """Raise INVALID_CONFIGURATION when the folder has checkpoints of a run with other data or another model."""
     if not work.prepared.exists() or not work.checkpoints.is_dir() or not any(work.checkpoints.iterdir()):
         return
     try:
-        other = json.loads(work.prepared.read_text(encoding="utf-8")).get("spec_hash") != key
-    except (ValueError, AttributeError):
+        other = _stored_hash(work) != key
+    except ValueError:
         return
     if other:
         raise invalid_configuration(
@@ -76,21 +195,14 @@ def refuse_other_run(work: WorkDir, key: str) -> None:
         )
 
 
-def write(work: WorkDir, value: dict[str, Any]) -> None:
-    """Commit prepared.json: after this, the folder counts as prepared."""
-    commit(work.prepared, json.dumps(value, indent=1).encode())
-
-
-def sync(file: IO[str]) -> None:
-    """Make what was written survive a power cut."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def known_digests(work: WorkDir) -> dict[str, str] | None:
-    """SHA-256 of the weight files as prepare recorded them, or None."""
+def known_digests(work: WorkDir) -> Mapping[str, str] | None:
+    """SHA-256 of the weight files as prepare recorded them; None without a readable record."""
     try:
-        weights: dict[str, str] = json.loads(work.prepared.read_text())["model"]["weights"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return Prepared.read(work).model.weights
+    except (OSError, ValueError):
         return None
-    return weights
+
+
+def _stored_hash(work: WorkDir) -> Any:
+    """spec_hash in prepared.json of any version. Raises OSError, and ValueError when the file is not a JSON object."""
+    return _Header.model_validate(json.loads(work.prepared.read_text(encoding="utf-8"))).spec_hash

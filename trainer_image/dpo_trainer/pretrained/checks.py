@@ -3,7 +3,6 @@
 Nothing here loads weights or imports torch; a wrong model is refused before any GPU is held.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_trainer.pretrained.files import INDEX, read_json, some, weight_map
+from dpo_trainer.runtime import safetensors_header
 from dpo_trainer.runtime.errors import invalid_configuration
 
 # Bytes of one element, by the names that safetensors uses.
@@ -104,28 +104,25 @@ def check_weights(folder: Path, names: Sequence[str], label: str) -> Weights:
 
 
 def _header(path: Path, label: str) -> dict[str, dict[str, Any]]:
-    """Tensors of a safetensors file: 8 bytes of header length (little endian), a JSON header, then the data."""
+    """Tensors of a safetensors file, whose data must fill the file without gaps."""
     size = path.stat().st_size
     try:
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(size - 8, 100_000_000):
-                raise ValueError(f"header of {length} bytes in a file of {size}")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
+            header = safetensors_header.read(file)
+            data = size - file.tell()
         end = 0
         for tensor in sorted(header.values(), key=lambda t: t["data_offsets"][0]):
             start, stop = tensor["data_offsets"]
             if start != end or stop - start != math.prod(tensor["shape"]) * _DTYPES[tensor["dtype"]]:
                 raise ValueError("tensors overlap or leave gaps")
             end = stop
-        if end != size - 8 - length:
-            raise ValueError(f"{end} bytes of tensors announced, {size - 8 - length} there")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if end != data:
+            raise ValueError(f"{end} bytes of tensors announced, {data} there")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise invalid_configuration(
             f"{label}: {path.name} is not a whole safetensors file ({error}); copy or download it again"
         ) from error
-    return header  # type: ignore[no-any-return]
+    return header
 
 
 def vocabulary_size(config: Mapping[str, Any]) -> int | None:

@@ -1,10 +1,10 @@
-"""What this container was given, asked without torch."""
+"""GPU detection without torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 
 def has_gpu(environment: Mapping[str, str]) -> bool:
-    """Whether the container was given a GPU of NVIDIA's, whether or not it can be used."""
+    """Whether the container has an NVIDIA GPU assigned, even if torch can't use it."""
     named = environment.get("NVIDIA_VISIBLE_DEVICES", "") not in ("", "void", "none")
     return named or Path("/dev/nvidia0").exists()

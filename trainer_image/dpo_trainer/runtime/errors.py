@@ -6,12 +6,18 @@ from dpo_operator.api.exitcodes import ExitCode
 class TrainerError(Exception):
     """A failure with a known cause. The message says what was expected, what was found and what to do.
 
-    Half a surrogate pair, which a column's name can hold, is escaped in it: the message is written to files.
+    Lone surrogates, which a column name can contain, are escaped, because the message is written to files.
     """
 
     def __init__(self, exit_code: ExitCode, message: str) -> None:
         super().__init__(message.encode(errors="backslashreplace").decode())
         self.exit_code = exit_code
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """First line of an error's message, at most `limit` characters; "" when it has no message."""
+    text = str(error).strip()
+    return text.splitlines()[0][:limit] if text else ""
 
 
 def bad_dataset(message: str) -> TrainerError:

@@ -15,16 +15,16 @@ def sha256(path: Path) -> str:
 
 
 def create(path: Path) -> BinaryIO:
-    """Open a file for writing that is not there yet: what someone put in its place, such as a link, is not written to.
+    """Create a file and open it for writing.
 
-    Raises FileExistsError, OSError.
+    Raises FileExistsError when the path exists, also as a link; OSError.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(path, flags, 0o666), "wb")
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Write a small file that is not there yet and put it on the disk. Raises FileExistsError, OSError."""
+    """Create a small file and flush it to disk. Raises FileExistsError, OSError."""
     with create(path) as file:
         file.write(content)
         file.flush()
@@ -32,7 +32,7 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put a folder's entries on the disk. Raises OSError."""
+    """Flush a folder's entries to disk. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -41,7 +41,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def commit(path: Path, content: bytes) -> None:
-    """Write a file so that it is either whole or as it was before. Raises OSError."""
+    """Write a file atomically: after a crash it has either the old or the new content. Raises OSError."""
     temporary = path.with_suffix(".tmp")
     remove(temporary)  # left by a crash
     write_synced(temporary, content)
@@ -50,7 +50,7 @@ def commit(path: Path, content: bytes) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a folder with all that is in it, or a file or a link itself. What can't be removed stays."""
+    """Remove a folder and its content, a file, or a link itself. Errors are ignored."""
     with suppress(OSError):
         if path.is_symlink() or not path.is_dir():
             path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a phase is given: the job file, the attempt, the token, signals."""
+"""What every phase reads from its process: the job file, the attempt number, the hub token, and stop signals."""
 
 import json
 import os
@@ -17,9 +17,9 @@ from dpo_trainer.runtime.stop import Stopped, StopRequest
 
 
 def read_job(path: Path, *, begun: bool = False) -> DPOJob:
-    """The job file, checked by the types, the rules and what this version can do.
+    """Read and validate the job file: types, rules, and the features of this version.
 
-    begun: an earlier attempt got through this. A rule that a later version of the image has must not end it half way.
+    begun: the job has run before. A violation of a rule is then only printed, because the image may be newer than the job.
     Raises TrainerError or pydantic's ValidationError.
     """
     try:
@@ -30,7 +30,7 @@ def read_job(path: Path, *, begun: bool = False) -> DPOJob:
         raise invalid_configuration(f"{path}: expected a DPOJob as JSON, found {error}") from error
     job = DPOJob.model_validate(document)
     if (broken := rules.violations(job)) and begun:
-        print(f"newer rules would refuse this job: {'; '.join(broken)}", file=sys.stderr, flush=True)
+        print(f"newer rules would reject this job: {'; '.join(broken)}", file=sys.stderr, flush=True)
     elif broken:
         raise invalid_configuration("\n".join(broken))
     if missing := support.unsupported(job.spec):
@@ -39,37 +39,37 @@ def read_job(path: Path, *, begun: bool = False) -> DPOJob:
 
 
 def attempt_from_environment() -> int:
-    """Number of this attempt, from 1. Raises TrainerError."""
+    """Number of this attempt, from 1. Raises TrainerError for anything else in the environment variable."""
     text = os.environ.get(names.ENV_ATTEMPT, "1")
     if not text.isdecimal() or int(text) < 1:
         raise invalid_configuration(f"{names.ENV_ATTEMPT}: expected a number from 1, found {text!r}")
     return int(text)
 
 
-def _stop_by_exception() -> None:
-    """SIGTERM and SIGINT end a phase that writes nothing in place, and its last words say so."""
+def stop_by_exception() -> None:
+    """Raise Stopped on SIGTERM and SIGINT, for phases that have no state to save."""
 
-    def stop(number: int, _frame: FrameType | None) -> None:
+    def on_signal(number: int, _frame: FrameType | None) -> None:
         raise Stopped(signal.Signals(number).name)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
+        signal.signal(number, on_signal)
 
 
 def stop_on_request() -> StopRequest:
-    """SIGTERM and SIGINT only leave word; the loop asks for it."""
+    """Set a flag on SIGTERM and SIGINT, which the training loop polls."""
     stop = StopRequest()
 
-    def ask(number: int, _frame: FrameType | None) -> None:
+    def on_signal(number: int, _frame: FrameType | None) -> None:
         stop.signal_name = signal.Signals(number).name
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, ask)
+        signal.signal(number, on_signal)
     return stop
 
 
-def _token() -> str | None:
-    """The hub token, from a mounted file alone: an environment variable would show in more places."""
+def hub_token() -> str | None:
+    """The hub token; None without one. Read from a mounted file, because an environment variable is visible in more places."""
     path = Path(os.environ.get(names.ENV_TOKEN_FILE, names.TOKEN_FILE))
     try:
         return path.read_text(encoding="utf-8").strip() or None
@@ -77,6 +77,7 @@ def _token() -> str | None:
         return None
 
 
-def _secrets() -> list[str]:
-    token = _token()
+def secrets() -> list[str]:
+    """Texts that must not appear in messages."""
+    token = hub_token()
     return [token] if token else []

@@ -1,4 +1,4 @@
-"""PEFT, without what it would load besides."""
+"""Start-up cost and log output of third-party libraries."""
 
 import logging
 import sys
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def import_peft() -> Any:
-    """The package peft; the first call imports it.
+    """Import the package peft without bitsandbytes, and return it.
 
-    Where bitsandbytes is installed PEFT imports it, for layers of 4 and 8 bits, and that loads all of torch's compiler: a
-    second of CPU time at each start, for layers that this trainer does not make. So it is out of sight meanwhile.
+    PEFT imports bitsandbytes where it is installed, for 4-bit and 8-bit layers that this trainer does not use. That import
+    loads torch's compiler, a second of CPU time at each start, so bitsandbytes is hidden during the import.
     """
     modules: dict[str, Any] = sys.modules
     hidden = "bitsandbytes" not in modules
@@ -25,8 +25,8 @@ def import_peft() -> Any:
 
 
 def quiet_libraries() -> None:
-    """Keep it out of the log of this process. Imports none of them."""
-    # PEFT asks transformers for an attribute by its old name.
+    """Filter library warnings that users can't act on. Imports none of the libraries."""
+    # PEFT reads an attribute of transformers by its old name.
     warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-    # It would say which of its kernels this CPU could have.
+    # bitsandbytes reports which kernels it lacks for this CPU.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Requests to stop, and how a phase ends that was asked to."""
+"""Stop requests, and how the train phase ended."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,17 +6,17 @@ from typing import Literal
 
 
 class Stopped(BaseException):
-    """SIGTERM or SIGINT arrived in a phase that has no state to save. Not an Exception, so that no handler eats it."""
+    """SIGTERM or SIGINT in a phase that has no state to save. A BaseException, so that `except Exception` does not catch it."""
 
 
 @dataclass
 class StopRequest:
-    """Set by SIGTERM and SIGINT; the training loop asks for it between steps, saves and returns."""
+    """Set by SIGTERM and SIGINT. The training loop polls it between steps, then saves and returns."""
 
     signal_name: str | None = None
 
     def is_set(self) -> bool:
-        """Whether this process was asked to stop."""
+        """Whether a stop signal arrived."""
         return self.signal_name is not None
 
 
@@ -28,15 +28,15 @@ class StopWhen(StopRequest):
         self._request, self._condition = request, condition
 
     def is_set(self) -> bool:
-        """Whether this process was asked to stop, or the condition holds."""
+        """Whether a stop signal arrived or the condition holds."""
         return self._request.is_set() or self._condition()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How train ended without an error.
+    """How the train phase ended without an error.
 
-    status: Succeeded, or Stopped when a signal ended it after its state was saved.
+    status: Stopped means that a signal ended the phase after its state was saved.
     """
 
     status: Literal["Succeeded", "Stopped"]

@@ -1,4 +1,4 @@
-"""Versions of the code that made something, for checkpoints and model cards."""
+"""Versions of this project and its libraries, for checkpoints and model cards."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -6,12 +6,12 @@ LIBRARIES = ("torch", "deepspeed", "transformers")
 
 
 def library_versions() -> dict[str, str]:
-    """Distribution name -> version of what decides the numbers."""
+    """Version of each library that affects numerical results, by distribution name."""
     return {name: version(name) for name in LIBRARIES}
 
 
 def own_version() -> str:
-    """This project's version. An image holds the bare code without a distribution's metadata: then "source"."""
+    """This project's version; "source" without package metadata, as in the image."""
     try:
         return version("dpo-operator")
     except PackageNotFoundError:

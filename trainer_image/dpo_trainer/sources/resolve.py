@@ -25,7 +25,6 @@ from dpo_trainer.sources.retrying import retrying
 
 log = logging.getLogger(__name__)
 
-
 _OBJECT_STORES = {"s3": "s3", "gs": "gcs"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _CLAIM = re.compile(SUBDOMAIN)

@@ -1,6 +1,5 @@
 """Retrying a fetch, and explaining why it failed."""
 
-import errno
 import logging
 from collections.abc import Callable
 from typing import TypeVar
@@ -8,20 +7,16 @@ from typing import TypeVar
 import tenacity
 
 from dpo_operator.api.exitcodes import ExitCode
+from dpo_trainer.runtime import volume_errors
 from dpo_trainer.runtime.errors import TrainerError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-
 # Waits between tries of a source that does not answer, in seconds: 1, 2, 4, … with jitter. The operator restarts the
 # phase when they are used up, so a longer outage is not fatal.
 ATTEMPTS = 4
-
-
 FIRST_WAIT_SECONDS = 1.0
-
-
 GATED = (
     "the repository is gated: accept its terms on its page, with the account whose token the job uses, and set model.tokenSecretRef "
     "(HF_TOKEN for dpo run)"
@@ -67,8 +62,8 @@ def explain(error: BaseException, label: str) -> TrainerError | None:
 
 def no_space(error: BaseException) -> OSError | None:
     """The OSError of a full volume among an error and its causes; None when it is not one."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return next((seen for seen in _causes(error) if isinstance(seen, OSError) and seen.errno in full), None)
+    errors = (seen for seen in _causes(error) if isinstance(seen, OSError))
+    return next((seen for seen in errors if volume_errors.kind(seen) is volume_errors.Kind.FULL), None)
 
 
 def _causes(error: BaseException) -> list[BaseException]:

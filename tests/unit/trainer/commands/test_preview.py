@@ -5,6 +5,7 @@ import pytest
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.commands import preview
 from dpo_trainer.prepare import phase as prepare
+from dpo_trainer.prepare.inputs import Inputs
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.workdir import WorkDir
 from tests.unit.trainer.tiny import CHATML, tiny_model, write_jsonl
@@ -58,7 +59,7 @@ def prepared(tmp_path_factory):
         spec |= {"method": {"name": "kto"}} if name == "unpaired" else {}
         work = WorkDir(root / name)
         job = DPOJob.model_validate({"metadata": {"name": "j"}, "spec": spec})
-        prepare.run(job, work, claims=root, token=None, progress=lambda *_: None)
+        prepare.run(job, work, Inputs(root))
         return work
 
     return made
@@ -86,7 +87,7 @@ def test_the_spaces_of_sentencepiece_are_shown(shared, tmp_path):
     source = write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "Once upon", "chosen": " a time", "rejected": " no"}])
     spec = {"model": {"name": str(shared / "models/stories260K")}, "data": {"train": {"source": str(source)}}}
     job = DPOJob.model_validate({"metadata": {"name": "j"}, "spec": spec})
-    prepare.run(job, WorkDir(tmp_path / "work"), claims=tmp_path, token=None, progress=lambda *_: None)
+    prepare.run(job, WorkDir(tmp_path / "work"), Inputs(tmp_path))
     shown = [line for line in preview.lines(WorkDir(tmp_path / "work")) if "tokens |" in line]
     assert [line.partition("tokens ")[2].replace("|", "") for line in shown] == [
         "<s> Once upon",

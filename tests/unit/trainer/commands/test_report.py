@@ -15,7 +15,7 @@ from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.manifest import MANIFEST, File, Manifest
 from dpo_trainer.commands.report import report
 from dpo_trainer.commands.run_log import Best, read_run
-from dpo_trainer.runtime import termination as outcome
+from dpo_trainer.runtime import termination
 from dpo_trainer.runtime.workdir import WorkDir
 from tests.unit.trainer.checkpoints import loop_state
 
@@ -100,8 +100,8 @@ def test_restarts_are_known_from_the_last_words(tmp_path: Path):
     work = a_run(tmp_path, 10)
     for attempt, resumed in ((1, None), (2, 4), (3, 10)):
         progress = Progress(phase="train", attempt=attempt, resumed_from_step=resumed)
-        words = outcome.termination("train", attempt, 0, progress=progress)
-        outcome.write_termination(tmp_path / f"termination-train-{attempt}-0.json", words)
+        message = termination.build_termination("train", attempt, 0, progress=progress)
+        termination.write_termination(tmp_path / f"termination-train-{attempt}-0.json", message)
 
     # Attempt 3 found the run finished and did nothing.
     assert read_run(work).restarts == (4,)

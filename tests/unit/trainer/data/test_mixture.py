@@ -11,7 +11,7 @@ from dpo_operator.api.data import Data
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.data import mixture
 from dpo_trainer.data.dataset import PairDataset, TokenPair
-from dpo_trainer.prepare import record as prepared
+from dpo_trainer.prepare.record import spec_hash
 from dpo_trainer.runtime.errors import TrainerError
 from tests.unit.trainer.place import Place, rows
 from tests.unit.trainer.tiny import write_jsonl
@@ -95,7 +95,7 @@ def test_a_weight_that_leaves_nothing_is_refused():
 )  # fmt: skip
 def test_the_seed_belongs_to_what_is_prepared_when_it_decides(tmp_path, settings, changes):
     place = Place(tmp_path)
-    hashes = {prepared.spec_hash(place.job(training={"seed": seed}, **settings).spec) for seed in (0, 1)}
+    hashes = {spec_hash(place.job(training={"seed": seed}, **settings).spec) for seed in (0, 1)}
     assert (len(hashes) == 2) is changes
 
 

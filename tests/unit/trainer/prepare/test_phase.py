@@ -14,7 +14,8 @@ from dpo_operator.api.training import EarlyStopping
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.data.tokens.tokenization import load_tokenizer
 from dpo_trainer.prepare import phase as prepare
-from dpo_trainer.prepare import record as prepared
+from dpo_trainer.prepare.inputs import Inputs
+from dpo_trainer.prepare.record import spec_hash
 from dpo_trainer.runtime.errors import TrainerError
 from tests.unit.trainer.place import Place, rows
 from tests.unit.trainer.tiny import CHATML, tiny_model, write_jsonl
@@ -118,7 +119,7 @@ def test_a_margin_that_no_evaluation_can_have_is_not_watched(place, label):
     def run(metric: str) -> None:
         spec = job.spec.model_copy(update={"early_stopping": EarlyStopping(metric=metric)})
         watching = job.model_copy(update={"spec": spec})
-        prepare.run(watching, place.work, claims=place.root, token=None, progress=lambda *_: None)
+        prepare.run(watching, place.work, Inputs(place.root))
 
     run("eval_loss")
     run("eval_reward_accuracy")
@@ -174,11 +175,11 @@ def test_other_settings_are_prepared_anew(place, changes):
 
 def test_what_does_not_change_the_data_does_not_change_the_hash(place):
     hashes = {
-        prepared.spec_hash(place.job(model={"tokenSecretRef": {"name": "hf"}}, training={"seed": 1, "epochs": 2}).spec),
-        prepared.spec_hash(place.job().spec),
+        spec_hash(place.job(model={"tokenSecretRef": {"name": "hf"}}, training={"seed": 1, "epochs": 2}).spec),
+        spec_hash(place.job().spec),
     }
     assert len(hashes) == 1
-    assert prepared.spec_hash(place.job(evalFraction=0.1, training={"seed": 1}).spec) != prepared.spec_hash(
+    assert spec_hash(place.job(evalFraction=0.1, training={"seed": 1}).spec) != spec_hash(
         place.job(evalFraction=0.1).spec
     )
 
@@ -365,7 +366,7 @@ def test_an_interrupted_run_is_finished_by_the_next(place):
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            prepare.run(place.job(evalFraction=0.2), place.work, claims=place.root, token=None, progress=kill)
+            prepare.run(place.job(evalFraction=0.2), place.work, Inputs(place.root, progress=kill))
         place.work.prepared.unlink(missing_ok=True)
     assert place.run(evalFraction=0.2) == expected
     assert place.made["data"] == whole.made["data"]
@@ -377,10 +378,10 @@ def test_a_full_volume_is_a_volume_error(place):
     script = (
         "import resource, signal, sys, json; from pathlib import Path\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from dpo_operator.api.types import DPOJob; from dpo_trainer.prepare import phase; from dpo_trainer.runtime import errors, workdir\n"
+        "from dpo_operator.api.types import DPOJob; from dpo_trainer.prepare import inputs, phase; from dpo_trainer.runtime import errors, workdir\n"
         "job = DPOJob.model_validate_json(sys.argv[1]); root = Path(sys.argv[2])\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))\n"
-        "try: phase.run(job, workdir.WorkDir(root), claims=root, token=None, progress=lambda *_: None)\n"
+        "try: phase.run(job, workdir.WorkDir(root), inputs.Inputs(root))\n"
         "except errors.TrainerError as error: print(int(error.exit_code), error)\n"
     )
     job = place.job().model_dump_json(by_alias=True, exclude_none=True)

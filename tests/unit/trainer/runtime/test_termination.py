@@ -1,4 +1,4 @@
-"""From exceptions to exit codes, and who may write the pod's last words."""
+"""From exceptions to exit codes, and who may write the pod's termination message."""
 
 import errno
 from pathlib import Path
@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import MAX_TERMINATION_BYTES, Termination
 from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer.runtime import termination as outcome
+from dpo_trainer.runtime import termination
 from dpo_trainer.runtime.errors import bad_dataset
 from dpo_trainer.runtime.stop import Stopped
 
@@ -21,7 +21,7 @@ class DistBackendError(RuntimeError):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "words"),
+    ("error", "code", "text"),
     [
         (bad_dataset("5 of 10 rows"), ExitCode.BAD_DATASET, "5 of 10 rows"),
         (OSError(errno.ENOSPC, "No space left on device", "/work/x"), ExitCode.VOLUME_ERROR, "/work/x"),
@@ -42,40 +42,40 @@ class DistBackendError(RuntimeError):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
-def test_every_exception_has_a_code_and_says_what_happened(error: BaseException, code: ExitCode, words: str):
-    found, message = outcome.classify(error)
+def test_every_exception_has_a_code_and_says_what_happened(error: BaseException, code: ExitCode, text: str):
+    found, message = termination.classify(error)
 
     assert found is code
-    assert words in message
+    assert text in message
 
 
 def test_an_unexpected_error_names_its_place():
     try:
         raise ZeroDivisionError("division by zero")
     except ZeroDivisionError as error:
-        _, message = outcome.classify(error)
+        _, message = termination.classify(error)
 
-    assert "test_outcome.py:" in message
+    assert "test_termination.py:" in message
 
 
 def test_a_wrong_field_is_named_with_what_was_found():
     with pytest.raises(ValidationError) as caught:
         DPOJobSpec.model_validate({"model": {"name": "m"}, "data": {"train": {"source": "d"}}, "nodes": 0})
-    code, message = outcome.classify(caught.value)
+    code, message = termination.classify(caught.value)
 
     assert code is ExitCode.INVALID_CONFIGURATION
     assert message == "nodes: Input should be greater than or equal to 1 (found 0)"
 
 
 def test_words_fit_the_kubelets_limit():
-    words = outcome.termination("train", 1, ExitCode.INTERNAL_ERROR, "ß\n" * 9000)
+    message = termination.build_termination("train", 1, ExitCode.INTERNAL_ERROR, "ß\n" * 9000)
 
-    assert len(words.to_text().encode()) <= MAX_TERMINATION_BYTES
-    assert Termination.from_text(words.to_text()).reason == "InternalError"
+    assert len(message.to_text().encode()) <= MAX_TERMINATION_BYTES
+    assert Termination.from_text(message.to_text()).reason == "InternalError"
 
 
 def test_a_full_volume_does_not_hide_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    outcome.write_termination(tmp_path / "no-such-folder" / "log", outcome.termination("train", 1, 70))
+    termination.write_termination(tmp_path / "no-such-folder" / "log", termination.build_termination("train", 1, 70))
 
     assert "could not be written" in capsys.readouterr().err
 
@@ -97,22 +97,22 @@ def test_under_torchrun_a_cause_is_not_covered_by_its_consequence(
 ):
     path = tmp_path / "log"
     if before is not None:
-        outcome.write_termination(path, outcome.termination("train", 2, before))
-    words = outcome.termination("train", 2, now)
+        termination.write_termination(path, termination.build_termination("train", 2, before))
+    message = termination.build_termination("train", 2, now)
 
-    assert outcome.may_write(path, words, local_rank=local_rank, local_world_size=2) is may
+    assert termination.may_write(path, message, local_rank=local_rank, local_world_size=2) is may
 
 
 def test_an_earlier_attempts_words_stop_nobody(tmp_path: Path):
     path = tmp_path / "log"
-    outcome.write_termination(path, outcome.termination("train", 1, 70))
+    termination.write_termination(path, termination.build_termination("train", 1, 70))
 
-    assert outcome.may_write(path, outcome.termination("train", 2, 0), local_rank=0, local_world_size=2)
-    assert outcome.may_write(path, outcome.termination("train", 1, 0), local_rank=0, local_world_size=1)
+    assert termination.may_write(path, termination.build_termination("train", 2, 0), local_rank=0, local_world_size=2)
+    assert termination.may_write(path, termination.build_termination("train", 1, 0), local_rank=0, local_world_size=1)
 
 
 def test_a_token_never_leaves_in_a_message():
-    assert outcome.redact("401 for hf_abc at hf_abc", ["hf_abc"]) == "401 for *** at ***"
+    assert termination.redact("401 for hf_abc at hf_abc", ["hf_abc"]) == "401 for *** at ***"
 
 
 @pytest.mark.parametrize(("node", "name"), [(None, "termination-train-3-0.json"), ("1", "termination-train-3-1.json")])
@@ -122,4 +122,4 @@ def test_without_a_pod_the_words_go_to_the_work_folder(monkeypatch: pytest.Monke
     if node:
         monkeypatch.setenv("PET_NODE_RANK", node)
 
-    assert outcome.termination_log(Path("/w"), "train", 3) == Path("/w") / name
+    assert termination.termination_log(Path("/w"), "train", 3) == Path("/w") / name

@@ -46,9 +46,7 @@ def compose(
     """
     answers = [answer for answer in (chosen, rejected) if answer is not None]
     style = style or _style(row, columns, answers)
-    read: Callable[..., tuple[str | tuple[Message, ...], list[str]]]
-    read = {"text": _texts, "chat": _chats, "dialogue": _dialogues}[style]
-    prompt, found = read(row, columns, answers)
+    prompt, found = _READERS[style](row, columns, answers)
     first, last = (found[0] if chosen is not None else None), (found[-1] if rejected is not None else None)
     _check_answers(first, last)
     if isinstance(prompt, str):
@@ -198,3 +196,7 @@ def _check_answers(chosen: str | None, rejected: str | None) -> None:
         raise Unusable(Reason.EMPTY_REJECTED, "the rejected answer is empty")
     if chosen is not None and rejected is not None and chosen.strip() == rejected.strip():
         raise Unusable(Reason.EQUAL_ANSWERS, "the answers are the same but for white space at their ends")
+
+
+_Reader = Callable[[Mapping[str, Any], Columns, list[Given]], tuple[str | tuple[Message, ...], list[str]]]
+_READERS: dict[Style, _Reader] = {"text": _texts, "chat": _chats, "dialogue": _dialogues}

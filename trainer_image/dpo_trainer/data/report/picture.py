@@ -48,7 +48,8 @@ def draw(report: Mapping[str, Any], train: PairDataset, evaluation: PairDataset 
 
 
 def _paired(lengths: Lengths) -> npt.NDArray[np.bool_]:
-    return (lengths[:, 1:] > 0).all(axis=1)
+    paired: npt.NDArray[np.bool_] = (lengths[:, 1:] > 0).all(axis=1)
+    return paired
 
 
 def _lengths(axis: Axes, lengths: Lengths) -> None:

@@ -29,7 +29,7 @@ from dpo_trainer.data.formats import ChatPair, Pair, Reason, Rejection, TextPair
 from dpo_trainer.data.tokens.chat_template import Chat, ChatTemplate, TemplateRefused
 from dpo_trainer.data.tokens.encoding import Encoder
 from dpo_trainer.data.tokens.truncation import Ids, Limits, truncate
-from dpo_trainer.runtime.errors import invalid_configuration
+from dpo_trainer.runtime.errors import first_line, invalid_configuration
 
 # Pairs, and characters, that are tokenized together; a character takes some 250 bytes meanwhile.
 BATCH = 256
@@ -62,7 +62,7 @@ def load_tokenizer(folder: Path, label: str, chat_template: str | None = None) -
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # whatever a broken file makes the many tokenizer classes raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        reason = first_line(error) or type(error).__name__
         raise invalid_configuration(f"{label}: the tokenizer can't be loaded: {reason}") from error
     if chat_template is not None:
         tokenizer.chat_template = chat_template

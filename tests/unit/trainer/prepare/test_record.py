@@ -1,0 +1,51 @@
+"""prepared.json as a typed record."""
+
+import json
+
+import pytest
+
+from dpo_trainer.prepare.record import Prepared
+from dpo_trainer.runtime.workdir import WorkDir
+from tests.unit.trainer.place import Place
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_a_record_of_earlier_code_is_read_and_written_unchanged(name, pytestconfig):
+    work = WorkDir(pytestconfig.rootpath / "tests/fixtures/format1" / name / "work")
+    assert Prepared.read(work).to_bytes() == work.prepared.read_bytes()
+
+
+def test_what_prepare_writes_is_read_back_unchanged(tmp_path):
+    place = Place(tmp_path)
+    report = place.run(evalFraction=0.2)
+    made = Prepared.read(place.work)
+    assert made.report == report
+    assert made.to_bytes() == place.work.prepared.read_bytes()
+    assert (made.inputs["train"].used, made.inputs["train"].held_out) == (16, 4)
+
+
+def test_keys_of_a_hub_source_are_kept_when_null(tmp_path):
+    place = Place(tmp_path)
+    place.run()
+    document = place.made
+    source = document["inputs"]["train"]
+    del source["files"]
+    source |= {"kind": "hub", "split": "train", "config": None, "commit": "c0ffee"}
+    assert json.loads(Prepared.model_validate(document).to_bytes()) == document
+
+
+def test_a_file_name_that_is_not_utf8_survives(tmp_path):
+    place = Place(tmp_path)
+    place.run()
+    document = place.made
+    document["inputs"]["train"]["files"] = {"caf\udce9.jsonl": 3}
+    assert json.loads(Prepared.model_validate(document).to_bytes()) == document
+
+
+def test_keys_of_a_later_version_are_ignored(tmp_path):
+    place = Place(tmp_path)
+    place.run()
+    made = Prepared.read(place.work)
+    assert Prepared.model_validate(place.made | {"later": 1}) == made

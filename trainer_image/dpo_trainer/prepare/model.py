@@ -1,0 +1,132 @@
+"""The model's way into the work folder: its small files first, its weights after the data."""
+
+import logging
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo_operator.api.data import Data
+from dpo_operator.api.models.config import ModelConfigError, shape_of
+from dpo_operator.api.models.shape import ModelShape
+from dpo_operator.api.training import Model
+from dpo_trainer.data import statistics
+from dpo_trainer.data.dataset import PairDataset
+from dpo_trainer.data.tokens.tokenization import PairTokenizer, load_tokenizer
+from dpo_trainer.data.tokens.truncation import Limits
+from dpo_trainer.prepare.inputs import Inputs, kind
+from dpo_trainer.prepare.record import ModelRecord
+from dpo_trainer.pretrained import checks, files
+from dpo_trainer.runtime.errors import invalid_configuration
+from dpo_trainer.sources import hub
+from dpo_trainer.sources.resolve import resolve
+
+log = logging.getLogger(__name__)
+
+_TEMPLATE = "chat_template.jinja"
+
+
+@dataclass(frozen=True)
+class StagedModel:
+    """A model of which all files but the weights are in a folder.
+
+    small, weights: names of files. config: the content of config.json.
+    """
+
+    listing: files.ModelListing
+    folder: Path
+    small: tuple[str, ...]
+    weights: tuple[str, ...]
+    config: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        """How messages name the model."""
+        return self.listing.label
+
+
+def fetch_config(spec: Model, folder: Path, inputs: Inputs) -> StagedModel:
+    """Fetch and check all files but the weights. Raises TrainerError."""
+    inputs.progress("reading the model's configuration", 0.02)
+    listing = files.listing(resolve(spec.name, spec.revision, claims=inputs.claims), inputs.token)
+    small = files.small_files(listing.sizes, listing.label)
+    files.fetch(listing, small, folder, inputs.token, inputs.cache, lambda text, _: inputs.progress(text, 0.02))
+    weights = files.weight_files(folder, listing.sizes, listing.label)
+    config = checks.check_config(folder, listing.label)
+    if spec.chat_template is not None:
+        (folder / _TEMPLATE).write_text(spec.chat_template, encoding="utf-8")
+        small = [*(name for name in small if name != _TEMPLATE), _TEMPLATE]
+    return StagedModel(listing, folder, tuple(small), tuple(weights), config)
+
+
+def load_pair_tokenizer(model: StagedModel, chat_template: str | None, data: Data) -> tuple[PairTokenizer, str | None]:
+    """Tokenizer of a staged model, and the chat template in use; None without one."""
+    loaded = load_tokenizer(model.folder, model.label, chat_template)
+    limits = Limits(data.max_length, data.max_prompt_length, data.truncation)
+    tokenizer = PairTokenizer(loaded, limits, checks.end_tokens(model.folder, model.config, model.label))
+    return tokenizer, loaded.get_chat_template() if loaded.chat_template else None
+
+
+def check_fits(name: str, dataset: PairDataset, model: StagedModel) -> None:
+    """Raise INVALID_CONFIGURATION when a split has longer pairs or larger token ids than the model can read."""
+    context, longest = checks.context_length(model.config), statistics.longest(dataset)
+    if context is not None and longest > context:
+        raise invalid_configuration(
+            f"{name}: the longest pair has {longest} tokens, and {model.label} has positions for {context} "
+            f"(config.json); set data.maxLength to {context} or less"
+        )
+    vocabulary = checks.vocabulary_size(model.config)
+    if vocabulary is not None and dataset.largest_token >= vocabulary:
+        raise invalid_configuration(
+            f"{name}: the tokenizer gives token {dataset.largest_token}, and {model.label} has embeddings for {vocabulary} "
+            "(vocab_size in config.json); the tokenizer is not this model's"
+        )
+
+
+def fetch_weights(model: StagedModel, source: str, inputs: Inputs) -> ModelRecord:
+    """Fetch and check the weights. source: the model as the job names it. Raises TrainerError."""
+    listing = model.listing
+    files.fetch(
+        listing,
+        model.weights,
+        model.folder,
+        inputs.token,
+        inputs.cache,
+        lambda text, share: inputs.progress(text, 0.5 + 0.4 * share),
+    )
+    checked = checks.check_weights(model.folder, model.weights, model.label)
+    inputs.progress("checking the weights", 0.9)
+    digests = files.sha256_of(model.folder, [*model.small, *model.weights])
+    if listing.snapshot is not None:
+        files.check_against_hub(
+            listing.snapshot, model.folder, {name: digests[name] for name in model.weights if name in listing.sizes}
+        )
+    return ModelRecord(
+        source=source,
+        kind=kind(listing.source),
+        commit=listing.commit,
+        parameters=checked.parameters,
+        dtypes=checked.dtypes,
+        weights={name: digests[name] for name in model.weights},
+        files={name: digests[name] for name in model.small},
+    )
+
+
+def commit_model(staging: Path, target: Path, names: Collection[str]) -> None:
+    """Move a complete folder into place, without files that do not belong to the model."""
+    hub.discard_download_state(staging)
+    for path in staging.iterdir():
+        if path.name not in names:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    shutil.rmtree(target, ignore_errors=True)
+    staging.replace(target)
+
+
+def model_shape(config: dict[str, Any]) -> ModelShape | None:
+    """The sizes from which memory and time are estimated; None when config.json does not say enough."""
+    try:
+        return shape_of(config)
+    except ModelConfigError as error:
+        log.info("memory is not estimated: %s", error)
+        return None
