@@ -20,7 +20,7 @@ pytestmark = pytest.mark.numerics
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """Six steps that are all evaluated and kept, with so high a rate that the last is not the best."""
     root = tmp_path_factory.mktemp("best")
-    work = folder(root)
+    work = folder(root, layers=2)
     some_pairs(4, seed=5).save(work.eval_data)
     document = job(every_steps=1, keep_last=10, learningRate=0.2, scheduler="constant", warmupRatio=0.0)
     document["spec"]["data"]["evalFraction"] = 0.5

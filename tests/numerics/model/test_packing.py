@@ -167,6 +167,7 @@ def arranged(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         root / "policy",
         root / "reference",
         list(ARRANGEMENTS.values()),
+        timeout=600,
     )
     return dict(zip(ARRANGEMENTS, found[0], strict=True))
 
