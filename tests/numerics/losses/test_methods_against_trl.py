@@ -158,7 +158,7 @@ def test_rewards_and_log_probs_equal_trl(name: str, both: dict[str, Any]):
         assert mine["metrics"][key] == pytest.approx(trl["metrics"][key], abs=1e-5, rel=1e-6), key
 
 
-def test_figures_of_orpo_equal_trl(both: dict[str, Any]):
+def test_metrics_of_orpo_equal_trl(both: dict[str, Any]):
     mine, trl = both["orpo, equal lengths"]
     for key in ("nll_loss", "log_odds_ratio", "log_odds_chosen", "rewards/chosen", "rewards/margins"):
         assert mine["metrics"][key] == pytest.approx(trl["metrics"][key], abs=1e-5), key
@@ -174,7 +174,7 @@ def test_trl_ignores_label_smoothing_of_dpo(both: dict[str, Any]):
     assert abs(mine["loss"] - trl["loss"]) > 1e-3
 
 
-def test_likelihood_is_a_mean_over_pairs_and_not_over_the_tokens_of_a_batch(both: dict[str, Any]):
+def test_likelihood_is_a_mean_over_pairs_not_over_tokens_of_a_batch(both: dict[str, Any]):
     """In TRL a pair with a long answer weighs more, and its weight depends on which pairs share its micro-batch."""
     mine, trl = both["other dpo + nll"]
     plain, _ = both["dpo"]

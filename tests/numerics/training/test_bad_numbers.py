@@ -37,7 +37,7 @@ def test_a_bad_step_is_skipped_and_a_resumed_run_skips_it_too(tmp_path: Path):
     assert curve(broken.root) == found
 
 
-def test_a_rollback_goes_back_to_the_checkpoint_and_leaves_the_step_out(tmp_path: Path):
+def test_a_rollback_resumes_from_the_checkpoint_and_skips_the_step(tmp_path: Path):
     skipped, rolled = folder(tmp_path / "skipped"), folder(tmp_path / "rolled")
     on_ranks(2, _poisoned, _document("skip"), skipped.root, 1, {4: "gradient"})
     first, second = on_ranks(2, _poisoned, _document("rollback"), rolled.root, 1, {4: "gradient"})
@@ -72,7 +72,7 @@ def test_without_a_checkpoint_a_rollback_skips(tmp_path: Path):
     ],
     ids=["at once", "after too many"],
 )
-def test_a_run_that_must_not_go_on_fails_with_a_reason_and_keeps_its_checkpoints(
+def test_a_bad_step_fails_the_run_with_a_reason_and_keeps_checkpoints(
     tmp_path: Path, action: str, most: int, poisons: dict[int, str], message: str, kept: list[int]
 ):
     work = folder(tmp_path)

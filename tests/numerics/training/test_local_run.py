@@ -14,7 +14,9 @@ from tests.unit.trainer.tiny import tiny_model, write_jsonl
 pytestmark = pytest.mark.numerics
 
 
-def test_a_missing_gpu_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+def test_a_missing_gpu_is_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     tiny_model(tmp_path / "model")
     write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "Ask:", "chosen": " yes", "rejected": " no"}])

@@ -167,7 +167,7 @@ def test_a_resumed_run_has_each_answer_once(sampled: tuple[WorkDir, dict[str, An
 
 
 @pytest.mark.parametrize("why", ["no tokenizer", "no room", "generation refused"])
-def test_what_can_not_be_sampled_costs_the_samples_and_not_the_run(prepared: WorkDir, tmp_path: Path, why: str):
+def test_errors_of_sampling_end_the_samples_and_not_the_run(prepared: WorkDir, tmp_path: Path, why: str):
     work = a_copy(prepared, tmp_path / "run")
     if why == "no tokenizer":
         (work.model / "tokenizer.json").unlink()
@@ -193,7 +193,7 @@ def refusing(document: dict[str, Any], root: Path) -> dict[str, Any]:
     return train_on_rank(document, root)
 
 
-def test_a_signal_while_sampling_is_heard_and_the_evaluation_kept(prepared: WorkDir, tmp_path: Path):
+def test_a_signal_while_sampling_stops_and_keeps_the_evaluation(prepared: WorkDir, tmp_path: Path):
     work = a_copy(prepared, tmp_path / "run")
     ranks = on_ranks(2, signalled_in_samples, a_sampling_job(steps=6), work.root)
 

@@ -83,7 +83,7 @@ def test_the_reference_point_of_kto_is_one_too(tmp_path: Path):
     assert Counter(name for name, *_ in signs)["evaluating"] == 2 * 6
 
 
-def test_a_rank_that_hangs_in_an_evaluation_silences_the_others(tmp_path: Path):
+def test_a_rank_that_hangs_in_an_evaluation_stops_all_heartbeats(tmp_path: Path):
     work = prepared(tmp_path, "=" * 16, "=" * 12, a_model)
     first, _ = on_ranks(2, signs_of_life, a_document(), work.root, (1, 3))
     times = [at for name, _, at in first if name == "evaluating"]

@@ -117,7 +117,7 @@ def test_sigterm_saves_the_last_step_and_the_next_run_loses_none(tmp_path: Path)
 
 
 @pytest.mark.fault(34)
-def test_a_hang_leaves_the_stacks_of_all_ranks_within_the_time_that_a_failed_attempt_has(tmp_path: Path):
+def test_a_hang_leaves_the_stacks_of_all_ranks_in_time(tmp_path: Path):
     document = _document(tmp_path)
     pod = Launch(tmp_path, 1, document)
     pod.until(lambda: (s := pod.status()) and s.step >= 2)

@@ -51,7 +51,7 @@ def ratio(pod: Launch) -> float:
 
 # How a kernel shares a core among groups of processes differs from machine to machine, and it takes a minute.
 @pytest.mark.campaign
-def test_a_rank_on_a_crowded_core_is_found_and_forgotten_when_it_is_fast_again(tmp_path: Path):
+def test_a_rank_on_a_crowded_core_is_found_until_it_is_fast_again(tmp_path: Path):
     first, second = sorted(os.sched_getaffinity(0))[:2]
     with training(tmp_path / "pod") as (pod,):
         pod.until(lambda: (s := pod.status()) and s.step >= 2)
@@ -82,7 +82,7 @@ def test_ranks_that_share_a_crowded_machine_evenly_are_not_accused(tmp_path: Pat
 
 
 @pytest.mark.numerics
-def test_no_number_of_the_training_depends_on_it(tmp_path: Path):
+def test_measuring_changes_no_number_of_the_training(tmp_path: Path):
     curves = []
     for compared in (True, False):
         root = tmp_path / str(compared)

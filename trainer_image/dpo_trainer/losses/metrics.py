@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dpo_operator.api.method import MethodName
-from dpo_trainer.losses import formulas as losses
+from dpo_trainer.losses import formulas
 from dpo_trainer.losses.objective import Logps, Objective
 
 Sums = dict[str, Tensor]
@@ -72,7 +72,7 @@ def sums(objective: Objective, logps: Logps, loss: Tensor, kl: Tensor | None, co
         if objective.method.likelihood_weight > 0:
             found["nll_loss"] = _sum(objective.nll(logps), present[:, 0])
         if any(part.name is MethodName.ORPO for part in objective.method.losses):
-            odds = losses.log_odds_ratio(logps.policy / tokens)
+            odds = formulas.log_odds_ratio(logps.policy / tokens)
             found["log_odds_ratio"] = _sum(F.logsigmoid(odds), both)
             found["log_odds_chosen"] = _sum(odds, both)
         return {name: value.double() for name, value in found.items()}

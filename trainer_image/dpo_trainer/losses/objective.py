@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dpo_operator.api.method import REFERENCE_FREE, Loss, Method, MethodName
-from dpo_trainer.losses import formulas as losses
+from dpo_trainer.losses import formulas
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Objective:
     def loss(self, logps: Logps, kl: Tensor | None = None) -> Tensor:
         """Loss of each example, [examples]; their sum divided by `units` is the loss of the batch.
 
-        kl: scalar, see losses.kto_kl; for KTO.
+        kl: scalar, see formulas.kto_kl; for KTO.
         """
         if self.needs_kl:
             assert kl is not None
@@ -85,7 +85,7 @@ class Objective:
             assert logps.prompt is not None
             assert logps.prompt_tokens is not None
             chosen, tokens = chosen + logps.prompt, tokens + logps.prompt_tokens
-        return losses.nll_loss(chosen, tokens)
+        return formulas.nll_loss(chosen, tokens)
 
     def rewards(self, logps: Logps) -> Tensor:
         """Implicit rewards, [examples, 2]: beta times what the first loss compares, so that their margin is what it sees.
@@ -124,7 +124,7 @@ def _scores(loss: Loss, logps: Logps) -> Tensor:
             assert logps.reference_head is not None
             # On the reference too: otherwise the first margin would not be 0, and long answers would start ahead.
             head = logps.policy_head - logps.reference_head
-            return losses.desensitized(logps.log_ratios, head, tail_weight=loss.tail_weight)
+            return formulas.desensitized(logps.log_ratios, head, tail_weight=loss.tail_weight)
         case _:
             return logps.log_ratios
 
@@ -135,12 +135,12 @@ def _margin(loss: Loss, logps: Logps) -> Tensor:
 
 
 def _dpo(loss: Loss, logps: Logps) -> Tensor:
-    formula = losses.robust_dpo_loss if loss.robust else losses.dpo_loss
+    formula = formulas.robust_dpo_loss if loss.robust else formulas.dpo_loss
     return formula(_margin(loss, logps), beta=loss.strength, label_smoothing=loss.label_smoothing)
 
 
 def _simpo(loss: Loss, logps: Logps) -> Tensor:
-    return losses.simpo_loss(
+    return formulas.simpo_loss(
         _margin(loss, logps),
         beta=loss.strength,
         target_margin=loss.target_margin,
@@ -149,7 +149,7 @@ def _simpo(loss: Loss, logps: Logps) -> Tensor:
 
 
 def _kto(loss: Loss, logps: Logps, kl: Tensor) -> Tensor:
-    each = losses.kto_loss(
+    each = formulas.kto_loss(
         logps.log_ratios,
         kl,
         beta=loss.strength,
@@ -163,8 +163,8 @@ _PAIRED: dict[MethodName, Callable[[Loss, Logps], Tensor]] = {
     MethodName.DPO: _dpo,
     MethodName.LD_DPO: _dpo,
     MethodName.LN_DPO: _dpo,
-    MethodName.IPO: lambda loss, logps: losses.ipo_loss(_margin(loss, logps), beta=loss.strength),
-    MethodName.HINGE: lambda loss, logps: losses.hinge_loss(_margin(loss, logps), beta=loss.strength),
-    MethodName.ORPO: lambda loss, logps: losses.orpo_loss(_scores(loss, logps), beta=loss.strength),
+    MethodName.IPO: lambda loss, logps: formulas.ipo_loss(_margin(loss, logps), beta=loss.strength),
+    MethodName.HINGE: lambda loss, logps: formulas.hinge_loss(_margin(loss, logps), beta=loss.strength),
+    MethodName.ORPO: lambda loss, logps: formulas.orpo_loss(_scores(loss, logps), beta=loss.strength),
     MethodName.SIMPO: _simpo,
 }

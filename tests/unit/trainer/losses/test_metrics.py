@@ -84,7 +84,7 @@ def test_a_win_a_loss_and_a_tie_by_hand():
     assert found["loss"] == pytest.approx(sum(losses) / 3)
 
 
-def test_figures_that_belong_to_a_method_come_with_it():
+def test_metrics_that_belong_to_a_method_come_with_it():
     dpo, orpo, kto = (means_of(name, [a_pair(1.0), a_pair(0.5)]) for name in METHODS)
     assert "logratio_per_token/chosen" in dpo
     assert "logratio_per_token/chosen" not in orpo
@@ -100,7 +100,7 @@ def test_figures_that_belong_to_a_method_come_with_it():
 
 @given(st.lists(unpaired, min_size=1, max_size=8), st.data())
 @pytest.mark.parametrize("name", METHODS)
-def test_the_sums_of_any_split_add_up_to_the_same_figures(name: str, drawn: list[Example], data: st.DataObject):
+def test_the_sums_of_any_split_add_up_to_the_same_metrics(name: str, drawn: list[Example], data: st.DataObject):
     if name != "kto":
         drawn = [(*example[:2], tuple(max(1, n) for n in example[2]), True) for example in drawn]  # type: ignore[misc]
     whole = sums_of(name, drawn)
@@ -123,7 +123,7 @@ def test_an_example_that_does_not_count_changes_nothing(name: str, bad: float):
     assert sums_of(name, [*real, dummy]) == sums_of(name, real)
 
 
-def test_nothing_but_dummies_gives_no_figures_and_no_error():
+def test_nothing_but_dummies_gives_no_metrics_and_no_error():
     found = means_of("dpo", [a_pair(1.0, counts=False)])
     assert all(math.isnan(value) for value in found.values())
 
@@ -143,7 +143,7 @@ def test_a_tie_is_not_right():
     assert means_of("dpo", [a_pair(0.0)] * 4)["rewards/accuracies"] == 0
 
 
-def test_unpaired_answers_are_right_on_their_labels_side_of_the_reference_point():
+def test_unpaired_answers_are_judged_by_kto_reference_point():
     # beta 0.1, kl 0.2: the point is a reward of 0.02. Rewards of 0.1 and 0.01 for desirable answers, then undesirable.
     def alone(ratio: float, side: int) -> Example:
         policy = [-9.0, -9.0]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_operator.api.method import Method, MethodName
-from dpo_trainer.losses import formulas as losses
+from dpo_trainer.losses import formulas
 from dpo_trainer.losses.objective import Logps, Objective
 
 pytestmark = pytest.mark.unit
@@ -112,7 +112,7 @@ def test_a_missing_answer_costs_nothing_and_is_no_unit():
 
     both = some_logps()
     alone = some_logps(tokens=torch.tensor([[2, 0], [0, 1]]))
-    each = losses.kto_loss(both.log_ratios, KL, beta=0.1)
+    each = formulas.kto_loss(both.log_ratios, KL, beta=0.1)
     assert loss_of(objective, alone) == [each[0, 0].item(), each[1, 1].item()]
 
 
@@ -151,7 +151,7 @@ def test_simpos_target_is_a_share_of_beta_or_itself(settings: dict[str, Any], ga
 @pytest.mark.parametrize("name", ["dpo", "ld-dpo", "ln-dpo"])
 def test_label_smoothing_and_robustness_reach_the_formula(name: str):
     margins = torch.tensor(MARGINS[name], dtype=torch.float64)
-    for robust, formula in ((False, losses.dpo_loss), (True, losses.robust_dpo_loss)):
+    for robust, formula in ((False, formulas.dpo_loss), (True, formulas.robust_dpo_loss)):
         found = loss_of(a_method(name, labelSmoothing=0.2, robust=robust), some_logps())
         assert found == pytest.approx(formula(margins, beta=BETAS[name], label_smoothing=0.2).tolist(), rel=1e-12)
 
@@ -226,14 +226,14 @@ def test_an_added_loss_brings_its_needs_along():
 
 
 @pytest.mark.parametrize("name", ["orpo", "simpo"])
-def test_reference_free_methods_never_look_at_a_reference(name: str):
+def test_reference_free_methods_never_use_a_reference(name: str):
     objective, logps = a_method(name), some_logps(reference=None, reference_head=None)
     assert loss_of(objective, logps) == loss_of(objective, some_logps())
     assert torch.equal(objective.rewards(logps), objective.rewards(some_logps()))
 
 
 @pytest.mark.parametrize("name", MARGINS)
-def test_every_loss_teaches_the_chosen_answer_and_unteaches_the_rejected_one(name: str):
+def test_every_loss_raises_the_chosen_and_lowers_the_rejected_answer(name: str):
     policy = torch.tensor(POLICY, dtype=torch.float64, requires_grad=True)
     head = torch.tensor(POLICY_HEAD, dtype=torch.float64, requires_grad=True)
     objective = a_method(name)

@@ -148,10 +148,10 @@ def test_the_loss_that_a_run_starts_at_outlives_a_restart(tmp_path: Path):
     assert [line.get("initial_loss") for line in read_metrics(tmp_path / "metrics.jsonl")] == [0.693]
 
 
-def test_every_figure_of_the_trainer_has_a_metric():
+def test_every_metric_of_the_trainer_is_exported():
     from dpo_operator.api.method import Method
-    from dpo_trainer.losses import by_length as buckets
-    from dpo_trainer.losses import metrics as figures
+    from dpo_trainer.losses import by_length
+    from dpo_trainer.losses import metrics as logged
     from dpo_trainer.losses.objective import Logps, Objective
 
     def figures_of(**method: object) -> dict[str, float]:
@@ -160,10 +160,10 @@ def test_every_figure_of_the_trainer_has_a_metric():
         objective, ones = Objective(Method.model_validate(method)), torch.ones(2, 2, dtype=torch.float64)
         logps = Logps(policy=-ones, policy_head=-ones, tokens=ones.long(), reference=-ones, reference_head=-ones)
         counts, kl = torch.ones(2, dtype=torch.bool), torch.zeros(()) if objective.needs_kl else None
-        found = figures.sums(objective, logps, objective.loss(logps, kl), kl, counts)
-        found |= buckets.bucket_sums(logps, objective.rewards(logps), counts)
+        found = logged.sums(objective, logps, objective.loss(logps, kl), kl, counts)
+        found |= by_length.bucket_sums(logps, objective.rewards(logps), counts)
         whole = {name: value.item() for name, value in found.items()}
-        return figures.means(whole, None if kl is None else 0.0) | buckets.bucket_means(whole)
+        return logged.means(whole, None if kl is None else 0.0) | by_length.bucket_means(whole)
 
     for name in ("dpo", "kto", "orpo", "simpo"):
         metrics = TrainerMetrics(rank_zero=True)
@@ -191,7 +191,7 @@ def test_what_is_not_known_yet_is_not_zero(tmp_path: Path):
     assert math.isnan(samples(news)["dpo_train_initial_margin"])
 
 
-def test_other_ranks_export_their_times_and_no_algorithm(tmp_path: Path):
+def test_other_ranks_export_their_own_times_alone(tmp_path: Path):
     news, shown = telemetry(tmp_path, rank=8)
     news.begin(max_steps=10)
     steps(news, 1)
@@ -217,7 +217,7 @@ def test_a_line_for_each_logged_step(tmp_path: Path):
     assert news.progress.step == 13
 
 
-def test_a_figure_that_nothing_stands_behind_is_a_dash(tmp_path: Path):
+def test_a_metric_without_data_is_a_dash(tmp_path: Path):
     news, shown = telemetry(tmp_path)
     news.begin(max_steps=2)
     unknown = {**METRICS, "rewards/margins": math.nan}
@@ -251,7 +251,7 @@ def test_a_resumed_run_has_each_step_once(tmp_path: Path):
     assert second.progress.resumed_from_step == 4
 
 
-def test_rank_0_tells_of_every_checkpoint_on_the_volume_and_the_others_of_the_newest(tmp_path: Path):
+def test_rank_0_reports_every_checkpoint_and_others_the_newest(tmp_path: Path):
     for step in (2, 4, 6):
         (tmp_path / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
     earlier = [CheckpointRecord(step=step, attempt=1, digest="cd" * 32) for step in (1, 2, 6)]
@@ -272,7 +272,7 @@ def test_rank_0_tells_of_every_checkpoint_on_the_volume_and_the_others_of_the_ne
     assert (other.progress.recorded, other.progress.checkpoint) == ([], newer)
 
 
-def test_a_slow_volume_is_told_of_once(tmp_path: Path):
+def test_a_slow_volume_is_reported_once(tmp_path: Path):
     news, shown = telemetry(tmp_path)
     news.begin(max_steps=10)
     news.checkpoint(CHECKPOINT, 4.9)
@@ -354,7 +354,7 @@ def test_only_a_pod_listens_on_all_addresses(monkeypatch: pytest.MonkeyPatch):
     assert bind_address() == "127.0.0.2"
 
 
-def test_tensorboard_reads_the_curves_and_forgets_what_a_restart_took_back(tmp_path: Path):
+def test_tensorboard_reads_the_curves_and_drops_repeated_steps(tmp_path: Path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     first, _ = telemetry(tmp_path)
@@ -425,7 +425,7 @@ def test_the_share_of_time_that_training_waits_for_checkpoints(tmp_path: Path, m
     news.close()
 
 
-def test_a_run_that_goes_back_has_each_step_once(tmp_path: Path):
+def test_a_run_that_rolls_back_has_each_step_once(tmp_path: Path):
     news, _ = telemetry(tmp_path)
     news.begin(max_steps=10)
     steps(news, 1, 2, 3, loss=1.0)
@@ -445,7 +445,7 @@ def test_a_run_that_goes_back_has_each_step_once(tmp_path: Path):
     assert "dpo_train_skipped_steps_total 1.0\n" in text
 
 
-def test_a_commit_in_the_background_is_no_sign_of_life(tmp_path: Path):
+def test_a_background_commit_is_no_heartbeat(tmp_path: Path):
     news, _ = telemetry(tmp_path)
     news.begin(max_steps=10)
     news.activity("evaluating")

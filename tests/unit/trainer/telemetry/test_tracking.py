@@ -110,7 +110,7 @@ def test_only_rank_0_logs(tmp_path: Path):
 
 
 @pytest.mark.parametrize("why", ["no package", "no key", "empty key"])
-def test_what_is_missing_is_said_once_and_costs_no_step(
+def test_what_is_missing_is_logged_once_and_costs_no_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], why: str
 ):
     job = a_job(mode="online", apiKeySecretRef={"name": "tracker"})
@@ -131,7 +131,7 @@ def test_what_is_missing_is_said_once_and_costs_no_step(
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_an_error_that_repeats_the_key_is_said_without_it(
+def test_an_error_that_repeats_the_key_is_logged_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def fail(**_: Any) -> None:

@@ -35,7 +35,7 @@ def a_checkpoint(work: WorkDir, step: int, *sizes: int) -> None:
     staged.rename(work.checkpoints / f"step-{step:08d}")
 
 
-def test_room_and_the_newest_checkpoints_size_are_read(tmp_path: Path):
+def test_free_space_and_the_newest_checkpoints_size_are_read(tmp_path: Path):
     work = WorkDir(tmp_path)
     a_checkpoint(work, 5, 10)
     a_checkpoint(work, 10, 1000, 500)
@@ -62,7 +62,7 @@ def status(port: int) -> Progress:
         return Progress.model_validate_json(answer.read())
 
 
-def test_status_has_it_and_does_not_wait_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_status_reports_the_volume_without_waiting_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DPO_METRICS_PORT", "0")
     monkeypatch.setenv("DPO_BIND_ADDRESS", "127.0.0.1")
     release, real = threading.Event(), os.statvfs
@@ -90,7 +90,7 @@ def test_status_has_it_and_does_not_wait_for_it(tmp_path: Path, monkeypatch: pyt
     assert news.progress.volume is None
 
 
-def test_other_ranks_do_not_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_other_ranks_do_not_watch_the_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DPO_METRICS_PORT", "0")
     news = Telemetry("train", 1, WorkDir(tmp_path), rank=4)
     news.serve()

@@ -70,7 +70,7 @@ def test_small_gains_add_up():
     assert after(1.0, 0.94, 0.88, 0.8, 0.79, patience=2) == Verdict(improved=True, stop=True, best_step=30)
 
 
-def test_an_evaluation_that_is_not_better_than_all_before_is_no_improvement():
+def test_an_evaluation_must_beat_all_before_to_be_an_improvement():
     assert not after(1.0, 2.0, 1.5).improved
     assert not after(1.0, 2.0, 1.0).improved
 
@@ -114,7 +114,7 @@ def naive(costs: list[float | None], patience: int, min_delta: float) -> tuple[b
     st.sampled_from([0.0, 0.25, 0.5, 2.0]),
 )
 @example([None, 1.0, None, 1.0], 2, 0.0)
-def test_the_verdict_is_that_of_a_plain_reading(costs: list[float | None], patience: int, min_delta: float):
+def test_the_verdict_equals_a_plain_implementation(costs: list[float | None], patience: int, min_delta: float):
     found = after(*costs, patience=patience, min_delta=min_delta)
     assert (found.improved, found.stop, found.best_step) == naive(costs, patience, min_delta)
 

@@ -60,7 +60,7 @@ def test_evaluation_pairs_may_be_missing(tmp_path: Path, evaluation: list | None
     assert found is None
 
 
-def test_training_pairs_may_not(tmp_path: Path):
+def test_training_pairs_may_not_be_missing(tmp_path: Path):
     error = refusal(a_folder(tmp_path, []), objective())
     assert error.exit_code is ExitCode.BAD_DATASET
     assert "expected at least one training pair, found none" in str(error)

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.mark.parametrize("action", ["skip", "rollback"])
-def test_a_run_may_leave_out_so_many_steps_and_not_one_more(action: str):
+def test_a_run_may_skip_as_many_steps_as_the_limit_allows(action: str):
     bad = NonFinitePolicy(NonFinite(action=action, max=2))
 
     assert [bad.decide(7, "the gradient"), bad.decide(9, "the gradient")] == [action, action]

@@ -106,6 +106,6 @@ def test_the_kernel_counts_the_time_of_this_thread_alone():
     assert 0.04 < (later[0] - found[0]) / 1e9 < 0.5
 
 
-def test_without_the_kernels_figures_wall_time_is_measured(monkeypatch: pytest.MonkeyPatch):
+def test_without_scheduler_statistics_wall_time_is_measured(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pace, "scheduled", lambda: None)
     assert 0 < pace._cpu()() < 5

@@ -41,7 +41,7 @@ def said(telemetry: Telemetry, method: dict, *, loss: float, margin: float, firs
     return heard
 
 
-def test_what_a_run_goes_back_to_is_warned_of_as_what_it_starts_from(telemetry: Telemetry):
+def test_a_rollback_warns_of_its_checkpoint_as_a_resume_does(telemetry: Telemetry):
     heard = Heard(telemetry)
     ref = CheckpointRef(step=5, attempt=1, digest="a" * 64, path="p", time=0)
     log_restored(Restored(ref, loop_state(5), {}), telemetry)
@@ -59,7 +59,7 @@ def test_a_loss_other_than_the_methods_own_is_warned_of(telemetry: Telemetry):
     assert said(telemetry, {"name": "ipo"}, loss=24.0, margin=0.0, first_loss=25.0).warnings == ["FirstStepLoss"]
 
 
-def test_rewards_without_a_reference_start_anywhere_also_beside_a_loss_that_has_one(telemetry: Telemetry):
+def test_rewards_without_a_reference_start_anywhere(telemetry: Telemetry):
     heard = said(telemetry, {"name": "simpo", "plus": [{"name": "dpo"}]}, loss=1.7, margin=-0.05, first_loss=1.7)
     assert heard.warnings == []
     assert heard.margins == []
