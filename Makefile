@@ -73,16 +73,12 @@ bench-recovery: $(VENV)/.ready ## a real cluster: ranks killed and stopped, node
 	@$(TIED) $(BIN)/python -m benchmarks.recovery $(BENCH)
 
 .PHONY: test
-test: $(VENV)/.ready ## every tier of the tests, with all their set-up
-	@$(TIED) $(BIN)/python -m tests.run_tiers
+test: $(VENV)/.ready ## every tier of the tests, with all their set-up; TEST="unit numerics" some of them, TEST=--checks also lint and verify
+	@$(TIED) $(BIN)/python -m tests.run_tiers $(TEST)
 
 .PHONY: test-all
 test-all: $(VENV)/.ready ## the same, and every combination of the largest matrices; before a release
-	@$(BIN)/python -m tests.run_tiers --all
-
-.PHONY: ci
-ci: $(VENV)/.ready ## lint, verify and test, with the first two beside the slowest tests
-	@$(BIN)/python -m tests.run_tiers --checks
+	@$(TIED) $(BIN)/python -m tests.run_tiers --all
 
 .PHONY: faults
 faults: $(VENV)/.ready ## inject every fault of the matrix for real; FAULTS="17 34" some of them; prints the table of docs/faults.md
