@@ -19,7 +19,7 @@ from dpo_operator.api.rules import support
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_operator.cli import jobfile
 from dpo_trainer.data.formats import ChatPair, Reason, Rejection, TextPair, detect, normalize
-from dpo_trainer.data.report import warnings as datawarnings
+from dpo_trainer.data.report import warnings
 from dpo_trainer.losses.objective import Logps, Objective
 from tests.conftest import REPOSITORY
 
@@ -223,7 +223,7 @@ def test_the_page_on_data_names_every_format_reason_column_filter_and_truncation
 def test_the_page_on_data_names_the_bounds_of_the_reports_warnings() -> None:
     text = (DOCS / "data.md").read_text(encoding="utf-8").split("## The report")[1]
     assert re.findall(r"(\d+%) (?:of the pairs|prompt|truncated)", text.replace("\n", " ")) == [
-        f"{bound:.0%}" for bound in (datawarnings.ONE_SIDED, datawarnings.PROMPT_SHARE, datawarnings.TRUNCATED)
+        f"{bound:.0%}" for bound in (warnings.ONE_SIDED, warnings.PROMPT_SHARE, warnings.TRUNCATED)
     ]
 
 

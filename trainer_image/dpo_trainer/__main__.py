@@ -1,6 +1,6 @@
 """`python -m dpo_trainer prepare|launch|train|export|report|preview`: one phase of one job, and its exit code.
 
-`checkpoints` and `export-checkpoint` are in tools.py.
+`checkpoints` and `export-checkpoint` are in commands/checkpoints.py.
 
 Heavy modules are imported by the phase that needs them: the metrics server has to answer before torch is loaded.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_operator.api import names
-from dpo_trainer.commands import checkpoints as tools
+from dpo_trainer.commands import checkpoints
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     parser.add_argument(
         "command",
         choices=("prepare", "launch", "train", "export", "report", "preview"),
-        help="launch starts one `train` for each local rank; the others do the phase of that name",
+        help="launch starts one `train` for each local rank; other commands run that phase",
     )
     parser.add_argument(
         "--job-file",
@@ -52,8 +52,8 @@ def parse(argv: Sequence[str]) -> Arguments:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a phase, or a command on checkpoints, and return its exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in tools.COMMANDS:
-        return tools.main(argv)
+    if argv and argv[0] in checkpoints.COMMANDS:
+        return checkpoints.main(argv)
     arguments = parse(argv)
     if arguments.command == "launch":
         from dpo_trainer.launch import launcher
@@ -71,5 +71,5 @@ if __name__ == "__main__":
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads of NCCL or of a half-dead process group must not hold up or change an exit that has been decided.
+    # os._exit: threads of NCCL or of a broken process group must not delay the exit or change its code.
     os._exit(code)

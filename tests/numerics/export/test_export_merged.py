@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_trainer.commands import checkpoints as tools
+from dpo_trainer.commands import checkpoints
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.workdir import WorkDir
 from tests.numerics.export.test_export import _as_bf16, _change_manifest, _export
@@ -150,7 +150,7 @@ def test_a_checkpoint_without_a_probe_is_compared_with_its_adapter(exported: tup
     (run.root / "job.json").write_text(json.dumps({**document, "spec": {**document["spec"], "export": {}}}))
 
     argv = ["export-checkpoint", str(run.checkpoints / "step-00000006"), "--merge", "--to", str(tmp_path / "made")]
-    assert on_ranks(1, tools.main, argv) == [0]
+    assert on_ranks(1, checkpoints.main, argv) == [0]
 
     card = (tmp_path / "made" / "merged" / "README.md").read_text()
     assert "pairs differ from those of the adapter before merging by at most" in card

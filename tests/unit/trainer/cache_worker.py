@@ -16,12 +16,12 @@ from pathlib import Path
 
 import huggingface_hub
 
-from dpo_trainer.pretrained import files as modelfiles
+from dpo_trainer.pretrained import files
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.workdir import WorkDir
-from dpo_trainer.sources import cache as caches
-from dpo_trainer.sources import resolve as sources
+from dpo_trainer.sources import cache as shared_cache
 from dpo_trainer.sources import retrying
+from dpo_trainer.sources.resolve import HubSource
 
 MODEL = "org/tiny"
 DATASET = "org/pairs"
@@ -49,8 +49,8 @@ def work(mode: str, number: int, cache: Path, folder: Path) -> None:
     code, message = 0, ""
     try:
         if mode == "fetch":
-            listed = modelfiles.listing(sources.HubSource(MODEL, None), None)
-            modelfiles.fetch(listed, FILES, own, None, caches.Cache(cache), lambda text, _: activities.append(text))
+            listed = files.listing(HubSource(MODEL, None), None)
+            files.fetch(listed, FILES, own, None, shared_cache.Cache(cache), lambda text, _: activities.append(text))
         else:
             from dpo_operator.api.types import DPOJob
             from dpo_trainer.prepare import phase as prepare
@@ -61,7 +61,7 @@ def work(mode: str, number: int, cache: Path, folder: Path) -> None:
             source = DATASET if mode == "prepare-hub" else str(folder / "pairs.jsonl")
             data = {"train": {"source": source}, "maxLength": 512}
             job = DPOJob.model_validate({"metadata": {"name": "j"}, "spec": {"model": {"name": MODEL}, "data": data}})
-            inputs = Inputs(folder, None, caches.Cache(cache), lambda text, _: activities.append(text))
+            inputs = Inputs(folder, None, shared_cache.Cache(cache), lambda text, _: activities.append(text))
             prepare.run(job, WorkDir(own), inputs)
     except TrainerError as error:
         code, message = int(error.exit_code), str(error)
@@ -73,7 +73,7 @@ def main(mode: str, jobs: int, cache: Path, folder: Path, longest_wait: float) -
     for module in ("huggingface_hub.hf_api", *(() if mode == "fetch" else LOADED_BY_PREPARE)):
         importlib.import_module(module)
     retrying.FIRST_WAIT_SECONDS = 0.01
-    caches.LONGEST_WAIT_SECONDS = longest_wait
+    shared_cache.LONGEST_WAIT_SECONDS = longest_wait
     children = []
     for number in range(jobs):
         child = os.fork()

@@ -1,4 +1,4 @@
-"""`python -m dpo_trainer checkpoints|export-checkpoint`: commands for a person, on the checkpoints of a run."""
+"""`python -m dpo_trainer checkpoints|export-checkpoint`: user commands on the checkpoints of a run."""
 
 import argparse
 import sys
@@ -36,11 +36,11 @@ def main(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="dpo-trainer", description="Checkpoints of a run.")
     commands = parser.add_subparsers(dest="command", required=True)
-    listed = commands.add_parser("checkpoints", help="list them, and say which can be used")
+    listed = commands.add_parser("checkpoints", help="list checkpoints and their validity")
     listed.add_argument("folder", type=Path, help="a run's work folder, or its folder of checkpoints")
     listed.add_argument("--verify", action="store_true", help="read every byte")
-    listed.add_argument("--json", action="store_true", help="a document instead of a table")
-    exported = commands.add_parser("export-checkpoint", help="write the weights of one of them as safetensors")
+    listed.add_argument("--json", action="store_true", help="print JSON")
+    exported = commands.add_parser("export-checkpoint", help="export one checkpoint as safetensors")
     exported.add_argument("checkpoint", type=Path, help="its folder, such as runs/job/checkpoints/step-00000050")
     exported.add_argument("--to", type=Path, help="folder to make (default: export-step-… in the work folder)")
     exported.add_argument("--merge", action="store_true", help="besides, merge the adapter into the model")

@@ -21,17 +21,17 @@ from dpo_trainer.checkpoint.volume import readable
 from dpo_trainer.runtime.errors import input_not_found
 from dpo_trainer.telemetry.selection import METRICS
 
-# Columns of the table's paper; it needs about 80 of them.
+# Console width; the table needs about 80 columns.
 _WIDTH = 160
 
 
 @dataclass(frozen=True)
-class Line:
-    """One checkpoint, or what has the name of one.
+class CheckpointRow:
+    """One checkpoint, or an entry that is named like one.
 
     problem: why it can't be used; empty when nothing was found. verified: every byte was read, not only names and sizes.
     bytes: of all its files. time: seconds since the epoch. loss: of the step, nats. evaluation: value of metric, by which the
-    best is chosen. best, last: whether it is what a job exports or goes on from.
+    best is chosen. best: the best of the usable ones. last: the newest usable one, from which a job resumes.
     """
 
     name: str
@@ -58,41 +58,39 @@ def run(folder: Path, *, verify: bool, as_json: bool) -> ExitCode:
     Raises TrainerError INPUT_NOT_FOUND when there are none, OSError.
     """
     root = folder / "checkpoints" if (folder / "checkpoints").is_dir() else folder
-    lines = inspect(root, verify=verify)
+    rows = inspect(root, verify=verify)
     left_over = sorted(path.name for path in layout.temporary_folders(root))
     if as_json:
-        document = {"folder": str(root), "checkpoints": [asdict(line) for line in lines], "unfinished": left_over}
+        document = {"folder": str(root), "checkpoints": [asdict(row) for row in rows], "unfinished": left_over}
         print(json.dumps(document, indent=1))
-    elif lines or left_over:
-        _show(lines, left_over, verify=verify)
-    if not lines:
+    elif rows or left_over:
+        _show(rows, left_over, verify=verify)
+    if not rows:
         raise input_not_found(f"{root}: expected checkpoints, folders such as {layout.folder_name(50)}, found none")
-    return ExitCode.VOLUME_ERROR if lines[0].problem else ExitCode.OK
+    return ExitCode.VOLUME_ERROR if rows[0].problem else ExitCode.OK
 
 
-def inspect(root: Path, *, verify: bool) -> list[Line]:
-    """Every checkpoint in a folder, newest first, without those that went while it was read. Raises OSError for the folder itself."""
-    read = [(_line(folder, verify=verify), folder) for _, folder in layout.committed(root)]
-    lines = [line for line, folder in read if not _is_gone(folder)]
-    good = [line for line in lines if not line.problem]
-    # Of equal ones the later one, as the export has it.
-    scored = [line for line in good if line.evaluation is not None]
-    best = min(
-        scored, key=lambda line: (_sign(line.metric) * (line.evaluation or 0.0), -(line.step or 0)), default=None
-    )
+def inspect(root: Path, *, verify: bool) -> list[CheckpointRow]:
+    """Every checkpoint in a folder, newest first; entries that are removed meanwhile are skipped. Raises OSError for the folder itself."""
+    read = [(_inspect(folder, verify=verify), folder) for _, folder in layout.committed(root)]
+    rows = [row for row, folder in read if not _is_gone(folder)]
+    good = [row for row in rows if not row.problem]
+    # Ties go to the later one, as in the export.
+    scored = [row for row in good if row.evaluation is not None]
+    best = min(scored, key=lambda row: (_sign(row.metric) * (row.evaluation or 0.0), -(row.step or 0)), default=None)
     last = good[0].name if good else ""
-    return [replace(line, best=line is best, last=line.name == last) for line in lines]
+    return [replace(row, best=row is best, last=row.name == last) for row in rows]
 
 
-def _line(folder: Path, *, verify: bool) -> Line:
+def _inspect(folder: Path, *, verify: bool) -> CheckpointRow:
     size = 0
     try:
         size = _size(folder)
         manifest, digest = read_manifest(folder)
     except BadCheckpoint as error:
-        return Line(folder.name, str(error), False, size)
+        return CheckpointRow(folder.name, str(error), False, size)
     except OSError as error:
-        return Line(folder.name, _unreadable(error), False, size)
+        return CheckpointRow(folder.name, _unreadable(error), False, size)
     problem = ""
     try:
         if verify:
@@ -105,7 +103,7 @@ def _line(folder: Path, *, verify: bool) -> Line:
     except OSError as error:
         problem = _unreadable(error)
     metric, cost = manifest.state.selection_metric, manifest.selection_cost
-    return Line(
+    return CheckpointRow(
         folder.name,
         problem,
         verify and not problem,
@@ -123,12 +121,12 @@ def _line(folder: Path, *, verify: bool) -> Line:
 
 
 def _sign(metric: str) -> int:
-    """A manifest has costs, of which less is better."""
+    """Sign between a metric and its cost in the manifest; a lower cost is better."""
     return -1 if metric in METRICS and METRICS[metric][1] else 1
 
 
 def _is_gone(folder: Path) -> bool:
-    """Whether a run that goes on meanwhile has removed a checkpoint since it was listed."""
+    """Whether a running job has removed a checkpoint since it was listed."""
     try:
         folder.lstat()
     except FileNotFoundError:
@@ -154,20 +152,20 @@ def _size(folder: Path) -> int:
     return size
 
 
-def _show(lines: Sequence[Line], left_over: Sequence[str], *, verify: bool) -> None:
+def _show(rows: Sequence[CheckpointRow], left_over: Sequence[str], *, verify: bool) -> None:
     console = Console(highlight=False)
     # A table that is squeezed loses words; one that is too wide for a terminal is wrapped by it, and a log has no width.
     console.width = max(console.width, _WIDTH)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("step", "state", "committed (UTC)", "size", "attempt", "ranks", "loss", "eval", ""):
         table.add_column(title, justify="left" if title in ("state", "committed (UTC)", "") else "right", no_wrap=True)
-    for line in lines:
-        table.add_row(*map(Text, _cells(line, verify=verify)))
+    for row in rows:
+        table.add_row(*map(Text, _cells(row, verify=verify)))
     console.print(table)
-    for line in lines:
-        if line.problem:
-            console.print(f"{line.name}: refused: {line.problem}", markup=False, soft_wrap=True)
-    if metric := next((line.metric for line in lines if line.metric and line.evaluation is not None), ""):
+    for row in rows:
+        if row.problem:
+            console.print(f"{row.name}: refused: {row.problem}", markup=False, soft_wrap=True)
+    if metric := next((row.metric for row in rows if row.metric and row.evaluation is not None), ""):
         console.print(f"eval: {metric}", markup=False, soft_wrap=True)
     if left_over:
         console.print(f"unfinished: {', '.join(left_over)}", markup=False, soft_wrap=True)
@@ -175,20 +173,20 @@ def _show(lines: Sequence[Line], left_over: Sequence[str], *, verify: bool) -> N
         console.print("Names, manifests and sizes were checked; --verify reads every byte.", soft_wrap=True)
 
 
-def _cells(line: Line, *, verify: bool) -> tuple[str, ...]:
-    marks = " ".join(word for word, is_so in (("last", line.last), ("best", line.best)) if is_so)
-    state = "refused" if line.problem else ("verified" if verify else "complete")
+def _cells(row: CheckpointRow, *, verify: bool) -> tuple[str, ...]:
+    marks = " ".join(word for word, is_so in (("last", row.last), ("best", row.best)) if is_so)
+    state = "refused" if row.problem else ("verified" if verify else "complete")
     return (
-        str(int(line.name.removeprefix("step-"))),
+        str(int(row.name.removeprefix("step-"))),
         state,
-        datetime.fromtimestamp(line.time, UTC).strftime("%Y-%m-%d %H:%M")
-        if line.time is not None and _is_date(line.time)
+        datetime.fromtimestamp(row.time, UTC).strftime("%Y-%m-%d %H:%M")
+        if row.time is not None and _is_date(row.time)
         else "–",
-        readable(line.bytes),
-        str(line.attempt or "–"),
-        str(line.world_size or "–"),
-        _figure(line.loss),
-        _figure(line.evaluation),
+        readable(row.bytes),
+        str(row.attempt or "–"),
+        str(row.world_size or "–"),
+        _number(row.loss),
+        _number(row.evaluation),
         marks,
     )
 
@@ -197,5 +195,5 @@ def _is_date(time: float | None) -> bool:
     return time is not None and 0 <= time < 253_402_300_800  # the year 10000
 
 
-def _figure(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"

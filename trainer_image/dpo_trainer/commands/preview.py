@@ -4,7 +4,7 @@ template is seen at a glance.
 
 from collections.abc import Iterator
 
-from dpo_trainer.data.dataset import IntArray, PairDataset
+from dpo_trainer.data.dataset import PairDataset, TokenIds
 from dpo_trainer.data.tokens.tokenization import load_tokenizer
 from dpo_trainer.prepare.record import Prepared
 from dpo_trainer.runtime.errors import volume_error
@@ -32,7 +32,7 @@ def lines(work: WorkDir, count: int = 3) -> Iterator[str]:
         spaced = str(tokenizer.convert_ids_to_tokens(token)).startswith(("▁", " ")) and not text.startswith(" ")
         return f" {text}" if spaced else text
 
-    def spelled(ids: IntArray) -> str:
+    def spelled(ids: TokenIds) -> str:
         return "|".join(word(token) for token in ids.tolist())
 
     for index, source in _first(work, count):
@@ -44,7 +44,7 @@ def lines(work: WorkDir, count: int = 3) -> Iterator[str]:
 
 
 def _first(work: WorkDir, count: int) -> Iterator[tuple[int, str]]:
-    """Number of each pair to show, and what stands before its row: the source's name in a mixture.
+    """Index of each pair to show, and the prefix of its row number: the source's name in a mixture.
 
     Training pairs lie in the order of the sources.
     """

@@ -1,4 +1,4 @@
-"""What is known of a run, from the files in its work folder."""
+"""Summary of a run, from the files in its work folder."""
 
 from dataclasses import dataclass
 
@@ -23,9 +23,9 @@ class Best:
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of a run.
+    """Summary of a run.
 
-    restarts: steps after which a later attempt went on. start: the loss of a policy that equals the reference; None for methods
+    restarts: steps at which later attempts resumed. start: the loss of a policy that equals the reference; None for methods
     without one. ending: how it ended, "" before that. early: whether that was before the planned end. samples: lines of
     samples.jsonl.
     """
@@ -46,16 +46,16 @@ class Run:
 
 
 def read_run(work: WorkDir) -> Run:
-    """Collect the metrics and the samples, what the newest checkpoint says of the run, and the restarts.
+    """Collect the metrics, the samples, the loop state of the newest checkpoint, and the restarts.
 
-    Restarts are known from the attempts' last words, where these are in the work folder.
+    Restarts are taken from the attempts' termination files, where these are in the work folder.
     """
     lines = read_metrics(work.metrics)
     restarts = set()
     for path in work.root.glob("termination-train-*-0.json"):
-        words = Termination.from_text(path.read_text(encoding="utf-8"))
-        if words and words.progress and words.progress.resumed_from_step:
-            restarts.add(words.progress.resumed_from_step)
+        termination = Termination.from_text(path.read_text(encoding="utf-8"))
+        if termination and termination.progress and termination.progress.resumed_from_step:
+            restarts.add(termination.progress.resumed_from_step)
     by_kind: dict[str, list[Line]] = {"train": [], "eval": []}
     for line in lines:
         by_kind[kind(line)].append(line)

@@ -1,15 +1,15 @@
-"""What stands where the prompt ends and the answer begins, in plain text: two slips that no token shows."""
+"""Two common mistakes at the boundary between prompt and answer in plain text."""
 
 from dpo_trainer.data.formats import Pair, TextPair
 
-# A shorter prompt may begin an answer by chance: "Hello" and "Hello! How can I help?".
+# An answer may begin with a shorter prompt by chance: "Hello" and "Hello! How can I help?".
 REPEATED_CHARACTERS = 16
 
 
-def is_glued(pair: Pair) -> bool:
-    """Whether every answer's first word follows the prompt's last one with nothing between: "What is it?It is …".
+def is_unseparated(pair: Pair) -> bool:
+    """Whether nothing separates the prompt's last word from the first word of every answer: "What is it?It is …".
 
-    Latin letters and digits alone: other scripts need no space, and marks such as "Answer:" or "[/INST]" may be meant.
+    Checked for Latin letters and digits only: other scripts need no space, and "Answer:" or "[/INST]" may be intended.
     """
     if not isinstance(pair, TextPair):
         return False
@@ -18,7 +18,7 @@ def is_glued(pair: Pair) -> bool:
     return ends and all(answer[0].isascii() and answer[0].isalnum() for answer in _answers(pair))
 
 
-def is_repeated(pair: Pair) -> bool:
+def repeats_prompt(pair: Pair) -> bool:
     """Whether every answer begins with the whole prompt, so that the model would read it twice."""
     prompt = pair.prompt.strip() if isinstance(pair, TextPair) else ""
     if len(prompt) < REPEATED_CHARACTERS:

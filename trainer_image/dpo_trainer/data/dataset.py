@@ -23,7 +23,8 @@ import numpy.typing as npt
 from dpo_trainer.runtime.errors import volume_error
 from dpo_trainer.runtime.files import commit
 
-IntArray = npt.NDArray[np.int32]
+# int32 [length].
+TokenIds = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class TokenPair:
     truncated: whether the prompt or an answer was cut.
     """
 
-    prompt: IntArray
-    chosen: IntArray
-    rejected: IntArray
+    prompt: TokenIds
+    chosen: TokenIds
+    rejected: TokenIds
     row: int
     truncated: bool = False
 
@@ -48,7 +49,7 @@ class PairDataset:
 
     def __init__(
         self,
-        tokens: IntArray,
+        tokens: TokenIds,
         offsets: npt.NDArray[np.int64],
         rows: npt.NDArray[np.int64],
         cut: npt.NDArray[np.bool_],
@@ -76,7 +77,7 @@ class PairDataset:
         """Tokens of prompt, chosen and rejected: int64 [pairs, 3]."""
         return np.diff(self._offsets).reshape(-1, 3)
 
-    def flat(self, start: int, stop: int) -> tuple[IntArray, npt.NDArray[np.int64]]:
+    def flat(self, start: int, stop: int) -> tuple[TokenIds, npt.NDArray[np.int64]]:
         """Tokens of the pairs from start up to stop, and where each of their parts starts in them: int64 [pairs*3+1]."""
         offsets = self._offsets[3 * start : 3 * stop + 1]
         return self._tokens[int(offsets[0]) : int(offsets[-1])], offsets - offsets[0]
@@ -155,12 +156,12 @@ class PairDataset:
 
 
 def mismatched(dataset: PairDataset) -> PairDataset | None:
-    """Every prompt with the answers of an earlier example that has another prompt: what KTO estimates its KL from.
+    """Every prompt with the answers of an earlier example that has another prompt: KTO estimates its KL from these.
 
-    The data are seen as a circle. Of a run of equal prompts the first takes the example before the run, the second the one
-    before that, and so on: an unpaired prompt that is there twice, with a good and a bad answer, meets both kinds.
-    Answers are cut to the dataset's longest sequence, so that this needs no more memory than training does; each keeps at
-    least one token.
+    Earlier is cyclic. In a run of equal prompts the k-th prompt takes the k-th example before the run, so an unpaired prompt
+    that occurs twice, with a desirable and an undesirable answer, gets both kinds.
+    Answers are cut to the dataset's longest sequence, so memory does not exceed that of training; each keeps at least one
+    token.
     None when all prompts are the same, or there are none.
     """
     count = len(dataset)
@@ -170,18 +171,20 @@ def mismatched(dataset: PairDataset) -> PairDataset | None:
     longest = int((dataset.lengths[:, 0] + dataset.lengths[:, 1:].max(axis=1)).max())
 
     def with_other_answers(i: int) -> TokenPair:
-        prompt, room = dataset[i].prompt, longest - len(dataset[i].prompt)
-        begin = begins[bisect_right(begins, i) - 1]  # the last one for those before the first: they end its run
+        prompt, left = dataset[i].prompt, longest - len(dataset[i].prompt)
+        begin = begins[
+            bisect_right(begins, i) - 1
+        ]  # for indices before the first run: the last run, which they continue
         other = dataset[(begin - 1 - (i - begin) % count) % count]
         if np.array_equal(prompt, other.prompt):
             other = dataset[(begin - 1) % count]
-        cut = max(len(other.chosen), len(other.rejected)) > room
-        return TokenPair(prompt, other.chosen[:room], other.rejected[:room], dataset[i].row, other.truncated or cut)
+        cut = max(len(other.chosen), len(other.rejected)) > left
+        return TokenPair(prompt, other.chosen[:left], other.rejected[:left], dataset[i].row, other.truncated or cut)
 
     return PairDataset.from_pairs(with_other_answers(i) for i in range(count))
 
 
-def _digest(tokens: IntArray, offsets: npt.NDArray[np.int64]) -> str:
+def _digest(tokens: TokenIds, offsets: npt.NDArray[np.int64]) -> str:
     """SHA-256 of the token ids and their boundaries, hex: part of the key of cached reference log-probs."""
     digest = hashlib.sha256()
     digest.update(np.ascontiguousarray(offsets, dtype="<i8").data)

@@ -1,7 +1,6 @@
-"""spec.data.filters: sound rows that are left out all the same, each with its reason.
+"""spec.data.filters: valid rows that are left out, each with its reason.
 
-A filter that finds nothing to read in any row of the data would do nothing, or drop everything, for a slip in a column's
-name; RowFilters.asked less RowFilters.met are such filters.
+A filter that finds its column in no row (RowFilters.evaluated - RowFilters.applicable) is reported as a misspelling.
 """
 
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from dpo_trainer.data.dataset import TokenPair
 from dpo_trainer.data.formats import Pair, Reason, Rejection
 from dpo_trainer.data.formats.values import kind, lookup, number
 
-# Filters but for conditions, as the spec names them; the names of conditions are where[0], where[1], …
+# Names of the filters in the spec; conditions are named where[0], where[1], …
 NAMES = ("minConfidence", "minScoreGap", "minAgreement", "maxLengthRatio")
 
 
@@ -21,8 +20,8 @@ class RowFilters:
     """The filters of one source of data.
 
     seen: hashes of the pairs so far, for dropDuplicates; sources that are mixed share it.
-    lenient: rows that lack what a filter reads pass it, when their source's first rows lack it too (a mixture, of which one
-        source has scores and another has none); otherwise they are bad rows.
+    lenient: for mixtures in which only some sources have scores. Rows without the value that a filter needs pass it until a row
+        of the same source has the value; without lenient they are bad rows.
     """
 
     def __init__(self, filters: Filters, columns: Columns, seen: set[bytes], *, lenient: bool = False) -> None:
@@ -30,12 +29,12 @@ class RowFilters:
         self._columns = columns
         self._seen = seen
         self._lenient = lenient
-        # Settings that were asked about a row, and those that found something to read in one, by their names in the spec.
-        self.asked: set[str] = set()
-        self.met: set[str] = set()
+        # Filters that were applied to a row, and those that found the value they need in one, by their names in the spec.
+        self.evaluated: set[str] = set()
+        self.applicable: set[str] = set()
 
     def before(self, row: Any) -> Rejection | None:
-        """Why a row is left out whatever its answers are: conditions of filters.where."""
+        """Rejection by the conditions of filters.where, before the answers are read."""
         if not isinstance(row, Mapping):
             return None
         failed = None
@@ -50,11 +49,11 @@ class RowFilters:
         return failed
 
     def after(self, row: Mapping[str, Any], pair: Pair) -> Rejection | None:
-        """Why a row with a pair is left out: by its confidence, its scores or its votes."""
+        """Rejection by confidence, scores or votes."""
         return self._confidence(row) or self._score_gap(pair) or self._agreement(pair)
 
     def of_tokens(self, pair: TokenPair) -> Rejection | None:
-        """Why a tokenized pair is left out: by the lengths of its answers, or because it came before."""
+        """Rejection by the lengths of the answers, or as a duplicate of an earlier pair."""
         lengths = sorted((len(pair.chosen), len(pair.rejected)))
         most = self._filters.max_length_ratio
         if most is not None and self._note("maxLengthRatio", lengths[0] > 0) and lengths[1] > most * lengths[0]:
@@ -112,20 +111,20 @@ class RowFilters:
             )
         return None
 
-    def _note(self, name: str, met: bool) -> bool:
-        self.asked.add(name)
-        if met:
-            self.met.add(name)
-        return met
+    def _note(self, name: str, applicable: bool) -> bool:
+        self.evaluated.add(name)
+        if applicable:
+            self.applicable.add(name)
+        return applicable
 
     def _lacking(self, name: str, detail: str) -> Rejection | None:
-        if self._lenient and name not in self.met:
+        if self._lenient and name not in self.applicable:
             return None
         return Rejection(Reason.MISSING_COLUMN, f"{detail}, which filters.{name} needs")
 
 
 def meets(value: Any, condition: Condition) -> bool:
-    """Whether a column's value meets a condition. No value is in no list, and is neither at least nor at most anything.
+    """Whether a column's value meets a condition. A missing value meets only NotIn and DoesNotExist.
 
     A list meets In when one of its items does, and NotIn when none is among the values.
     """

@@ -16,8 +16,8 @@ from dpo_trainer.sources.retrying import GATED, no_space, retrying
 
 # Files of a dataset that are fetched at the same time: some have thousands of small ones.
 AT_ONCE = 8
-# Rows that are looked at to decide which columns to decode.
-LOOK_AT = 64
+# Rows from which the columns to decode are detected.
+DETECTION_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def dataset(
 ) -> HubRows:
     """Download one split of a hub dataset into a cache folder.
 
-    fetch: gets the files from where other jobs may have left them. Without it, they are downloaded.
-    conditions: columns that filters read, besides those of the formats. Other columns are not decoded, unless the first rows
+    fetch: downloads through the shared cache; None downloads directly.
+    conditions: columns that filters read, in addition to those of the formats. Other columns are not decoded, unless the first rows
         fit no format without them, so that a message can name all columns.
     Raises TrainerError: ACCESS_DENIED, INPUT_NOT_FOUND, SOURCE_UNAVAILABLE, INVALID_CONFIGURATION, BAD_DATASET, or
     UNSUPPORTED for a dataset that needs a script of its own.
@@ -61,7 +61,7 @@ def dataset(
     )
     datasets.disable_progress_bars()
 
-    def ask(load: Callable[..., Any], **options: Any) -> Any:
+    def call(load: Callable[..., Any], **options: Any) -> Any:
         try:
             return load(source.repo, spec.config, revision=info.sha, token=token, cache_dir=str(cache), **options)
         except (ValueError, RuntimeError, FileNotFoundError, datasets.exceptions.DatasetsError) as error:
@@ -70,13 +70,13 @@ def dataset(
             raise known from error
 
     if fetch is not None:
-        builder = retrying(lambda: ask(datasets.load_dataset_builder), source.label)
-        # Its URLs have the repository's own name; a job may have an older one.
+        builder = retrying(lambda: call(datasets.load_dataset_builder), source.label)
+        # URLs use the repository's current name; the job may use an older one.
         _provide(snapshot_of(info.id, info, "dataset"), builder.config.data_files or {}, fetch)
-    table = retrying(lambda: ask(datasets.load_dataset, split=spec.split), source.label)
+    table = retrying(lambda: call(datasets.load_dataset, split=spec.split), source.label)
     columns = tuple(table.column_names)
     narrow = table.select_columns(list(columns_read(columns, spec.columns, conditions)))
-    if detect(narrow.select(range(min(LOOK_AT, len(narrow)))), spec.columns) is not None:
+    if detect(narrow.select(range(min(DETECTION_ROWS, len(narrow)))), spec.columns) is not None:
         table = narrow
     return HubRows(str(info.sha), columns, table)
 

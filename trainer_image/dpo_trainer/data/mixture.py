@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dpo_operator.api.data import Data, Dataset
-from dpo_trainer.data import statistics as datastats
+from dpo_trainer.data import statistics
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.runtime.errors import bad_dataset
 
@@ -74,7 +74,7 @@ def weighted(indices: list[int], weight: float, random: np.random.Generator) -> 
 
 
 def _hold_out(whole: PairDataset, fraction: float, seed: int, held: np.ndarray) -> PairDataset:
-    keep, out = datastats.hold_out(whole, fraction, seed)
+    keep, out = statistics.hold_out(whole, fraction, seed)
     if not out or not keep:
         raise bad_dataset(
             f"train: evalFraction {fraction:g} of {len(whole)} pairs leaves {len(keep)} to train on and "

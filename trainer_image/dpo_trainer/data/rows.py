@@ -27,7 +27,7 @@ LONGEST_LINE = 64 * 2**20
 PARQUET_BATCH = 32 * 2**20
 
 _BOM = b"\xef\xbb\xbf"
-# What to do about files that are not read, by the ends of their names.
+# What to do about files that are not read, by suffix.
 _ADVICE = {
     (
         ".csv",
@@ -49,7 +49,7 @@ _ADVICE = {
     ): "Of compressed files, .jsonl.gz and .json.gz are read; unpack others",
 }
 # Files that `datasets` writes beside the data.
-_ABOUT = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_METADATA_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 # Files of a folder whose names say that they belong to different splits are never read as one.
 _SPLIT_WORDS = {
     "train": "train", "training": "train",
@@ -71,7 +71,7 @@ class Rows(Protocol):
 class FileRows:
     """Rows of a file, or of a folder's files sorted by name.
 
-    progress: called now and then with the share of bytes that were read.
+    progress: called every 512 rows with the share of bytes that were read.
     Raises TrainerError: INPUT_NOT_FOUND when there is no data file, INVALID_CONFIGURATION when a folder mixes splits,
     BAD_DATASET when a file is damaged as a whole.
     """
@@ -79,7 +79,7 @@ class FileRows:
     def __init__(self, source: FileSource, progress: Callable[[float], None] = lambda _: None) -> None:
         self._source = source
         self._progress = progress
-        # Number of the first row of a file, or behind blank lines, and its file and place there, counting from 1.
+        # (row, file, line) wherever the line number is not the previous one plus 1: at each file and after blank lines. Lines count from 1.
         self._marks: list[tuple[int, str, int]] = []
 
     def __iter__(self) -> Iterator[Any]:
@@ -132,7 +132,7 @@ def data_files(source: FileSource) -> list[str]:
 
 def _is_hidden(name: str) -> bool:
     parts = name.split("/")
-    return parts[-1] in _ABOUT or any(part.startswith((".", "_")) for part in parts)
+    return parts[-1] in _METADATA_FILES or any(part.startswith((".", "_")) for part in parts)
 
 
 def _split_of(name: str) -> str | None:
@@ -239,7 +239,7 @@ def _decode(line: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON. Of two values for one key, Python would take the last without a word."""
+    """An object of JSON. Of two values for one key, Python would silently take the last."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)

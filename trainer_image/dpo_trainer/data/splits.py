@@ -10,7 +10,7 @@ from typing import IO, Any
 from dpo_operator.api.data import Data, Dataset
 from dpo_operator.api.method import MethodName
 from dpo_trainer.data import filters
-from dpo_trainer.data.boundaries import is_glued, is_repeated
+from dpo_trainer.data.boundaries import is_unseparated, repeats_prompt
 from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.data.formats import Format, Pair, Reason, Rejection, detect, normalize
 from dpo_trainer.data.formats.values import lookup
@@ -18,19 +18,19 @@ from dpo_trainer.data.rows import Rows
 from dpo_trainer.data.tokens.tokenization import Counts, PairTokenizer
 from dpo_trainer.runtime.errors import TrainerError, bad_dataset, invalid_configuration
 
-# Rows that are looked at to decide on the format.
-LOOK_AT = 64
-# Most characters of a pair: so many for each token of data.maxLength, and this many anyway. Tokenizing much more than is kept
+# Rows from which the format is detected.
+DETECTION_ROWS = 64
+# Limit on the characters of a pair: max(CHARACTERS, CHARACTERS_PER_TOKEN * data.maxLength). Tokenizing far more than is kept
 # would take minutes and gigabytes for one row.
 CHARACTERS_PER_TOKEN = 16
 CHARACTERS = 1_000_000
-# Columns that a message names at most.
+# Most columns that a message names.
 SHOWN_COLUMNS = 20
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What all sources of a job share.
+    """State that all sources of a job share.
 
     dropped: file of the rows that are left out, as JSON lines. seen: hashes of the pairs so far, for filters.dropDuplicates, of
         the training sources (False) and of eval (True).
@@ -48,8 +48,8 @@ class Split:
     """A source that passed its checks.
 
     rows: rows that were read. dropped: rows left out, by reason. columns: those of the first rows.
-    glued, repeated: pairs of plain text with nothing between prompt and answers, and with answers that repeat the prompt.
-    asked, met: filters that were asked about a row, and those that found something to read in one.
+    unseparated, prompt_repeated: pairs of plain text with nothing between prompt and answers, and with answers that repeat the prompt.
+    evaluated, applicable: filters that were applied to a row, and those that found the value they need in one.
     """
 
     dataset: PairDataset
@@ -58,14 +58,14 @@ class Split:
     dropped: dict[str, int]
     counts: Counts
     columns: tuple[str, ...]
-    asked: frozenset[str]
-    met: frozenset[str]
-    glued: int = 0
-    repeated: int = 0
+    evaluated: frozenset[str]
+    applicable: frozenset[str]
+    unseparated: int = 0
+    prompt_repeated: int = 0
 
 
 class _Tally:
-    """Counts and writes down the rows of one source that are left out."""
+    """Counts the rows of one source that are left out, and writes them to dropped.jsonl."""
 
     def __init__(self, name: str, rows: Rows, file: IO[str]) -> None:
         self._name = name
@@ -73,7 +73,7 @@ class _Tally:
         self._file = file
         self.rows = 0
         self.dropped: Counter[Reason] = Counter()
-        self.bad = self.glued = self.repeated = 0
+        self.bad = self.unseparated = self.prompt_repeated = 0
         self.first_bad: tuple[int, Rejection] | None = None
 
     def drop(self, row: int, rejection: Rejection) -> None:
@@ -105,7 +105,7 @@ def read_split(name: str, rows: Rows, spec: Dataset, reading: Reading) -> Split:
     data, tokenizer = reading.data, reading.tokenizer
     tally = _Tally(name, rows, reading.dropped)
     items = iter(rows)
-    head = list(itertools.islice(items, min(LOOK_AT, spec.limit or LOOK_AT)))
+    head = list(itertools.islice(items, min(DETECTION_ROWS, spec.limit or DETECTION_ROWS)))
     columns = _columns(head)
     row_format = _format(name, head, spec, columns)
     _check_format(name, row_format, spec, reading.method, head)
@@ -123,10 +123,10 @@ def read_split(name: str, rows: Rows, spec: Dataset, reading: Reading) -> Split:
         tally.by_reason,
         tokenizer.counts,
         columns,
-        frozenset(chain.asked),
-        frozenset(chain.met),
-        tally.glued,
-        tally.repeated,
+        frozenset(chain.evaluated),
+        frozenset(chain.applicable),
+        tally.unseparated,
+        tally.prompt_repeated,
     )
     if not mixed or not len(dataset):
         check_filters({name: (spec, split)}, data, _not_needed(name, data, mixed=mixed))
@@ -134,14 +134,16 @@ def read_split(name: str, rows: Rows, spec: Dataset, reading: Reading) -> Split:
     return split
 
 
-def check_filters(splits: Mapping[str, tuple[Dataset, Split]], data: Data, but: frozenset[str] = frozenset()) -> None:
-    """Refuse filters that found nothing to read in any row of these splits. but: filters that may find nothing.
+def check_filters(
+    splits: Mapping[str, tuple[Dataset, Split]], data: Data, optional: frozenset[str] = frozenset()
+) -> None:
+    """Reject filters that found no value in any row of these splits. optional: filters that may find none.
 
     Raises TrainerError INVALID_CONFIGURATION.
     """
-    asked = {name for _, split in splits.values() for name in split.asked}
-    met = {name for _, split in splits.values() for name in split.met}
-    if not (idle := sorted(asked - met - but)):
+    evaluated = {name for _, split in splits.values() for name in split.evaluated}
+    applicable = {name for _, split in splits.values() for name in split.applicable}
+    if not (idle := sorted(evaluated - applicable - optional)):
         return
     spec, _ = next(iter(splits.values()))
     found = dict.fromkeys(column for _, split in splits.values() for column in split.columns)
@@ -153,10 +155,10 @@ def check_filters(splits: Mapping[str, tuple[Dataset, Split]], data: Data, but: 
 
 
 def _not_needed(name: str, data: Data, *, mixed: bool) -> frozenset[str]:
-    """Filters that may find nothing to read in one source.
+    """Filters that may find no value in one source.
 
-    Another source of a mixture may have what all but conditions read. Evaluation pairs that lack the column of a condition
-    which they meet without it are as they should be.
+    In a mixture, filters other than `where` may be satisfied by another source. Evaluation pairs may lack the column of a
+    condition that is met without it.
     """
     if mixed:
         return frozenset(filters.NAMES)
@@ -228,8 +230,8 @@ def _pairs(
         if isinstance(found, Rejection):
             tally.drop(number, found)
         else:
-            tally.glued += is_glued(found)
-            tally.repeated += is_repeated(found)
+            tally.unseparated += is_unseparated(found)
+            tally.prompt_repeated += repeats_prompt(found)
             yield number, found
 
 

@@ -1,6 +1,6 @@
-"""Numbers about tokenized pairs that tell a person whether the data are what they think.
+"""Statistics of tokenized pairs.
 
-All of it is numpy over the flat arrays, a run of tokens at a time, so that memory hardly grows with the data.
+All of it is numpy over the flat arrays, a run of tokens at a time, so memory hardly grows with the data.
 """
 
 import math
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dpo_trainer.data.dataset import IntArray, PairDataset
+from dpo_trainer.data.dataset import PairDataset, TokenIds
 
 Keys = npt.NDArray[np.uint64]
 
-# Tokens that are looked at together; each takes some 40 bytes meanwhile.
+# Tokens that are processed together; each needs some 40 bytes.
 RUN_TOKENS = 1 << 18
-# Answers that share so much of the longer one, at its beginning and its end together, are nearly the same.
+# Answers are nearly the same when their common beginning and end make up this share of the longer one.
 NEARLY = 0.9
 # The largest weight that the API takes.
 MOST_WEIGHT = 100.0
@@ -129,7 +129,7 @@ def hold_out(dataset: PairDataset, fraction: float, seed: int) -> tuple[list[int
     out, or fewer where the last group does not fit.
     """
     _, first, group = np.unique(part_keys(dataset)[:, 0], return_index=True, return_inverse=True)
-    # Groups are numbered as they come, so that what is held out does not hang on the hash.
+    # Groups are numbered as they come, so the held-out pairs do not depend on the hash.
     group = np.argsort(np.argsort(first))[group]
     sizes = np.bincount(group).tolist()
     target = round(fraction * len(dataset))
@@ -153,7 +153,7 @@ def _runs(dataset: PairDataset) -> Iterator[tuple[int, int]]:
 
 
 def _mixed(values: Keys) -> Keys:
-    """The finalizer of SplitMix64 (Steele et al. 2014): near values become far ones, none is lost."""
+    """The finalizer of SplitMix64 (Steele et al. 2014): bijective mixing."""
     values = (values + np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64, copy=False)
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
@@ -176,13 +176,13 @@ def _alike(dataset: PairDataset) -> npt.NDArray[np.float64]:
 
 
 def _equal(
-    tokens: IntArray,
+    tokens: TokenIds,
     one: npt.NDArray[np.int64],
     other: npt.NDArray[np.int64],
     most: npt.NDArray[np.int64],
     step: int,
 ) -> npt.NDArray[np.int64]:
-    """How many tokens are equal from two places on, at most so many, going forward (step 1) or back (-1): [pairs]."""
+    """Number of equal tokens from two places on, up to `most`, going forward (step 1) or back (-1): [pairs]."""
     begin = np.cumsum(most) - most
     place = np.arange(int(most.sum())) - np.repeat(begin, most)
     differs = tokens[np.repeat(one, most) + step * place] != tokens[np.repeat(other, most) + step * place]

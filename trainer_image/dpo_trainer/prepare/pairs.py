@@ -12,7 +12,7 @@ from dpo_operator.api.data import Data, Dataset
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.data import hub_rows, mixture, rows
 from dpo_trainer.data.dataset import PairDataset
-from dpo_trainer.data.report.build import Source
+from dpo_trainer.data.report.build import SourceReport
 from dpo_trainer.data.splits import Reading, Split, check_filters, read_split
 from dpo_trainer.data.tokens.tokenization import PairTokenizer
 from dpo_trainer.prepare.inputs import Inputs, kind
@@ -105,7 +105,7 @@ def _record(dataset: Dataset, split: Split, facts: dict[str, Any]) -> InputRecor
     )
 
 
-def report_sources(data: Data, pairs: Pairs) -> list[Source]:
+def report_sources(data: Data, pairs: Pairs) -> list[SourceReport]:
     """The sources as the dataset report describes them."""
     specs = mixture.sources(data)
     mixed = pairs.mixed
@@ -115,7 +115,7 @@ def report_sources(data: Data, pairs: Pairs) -> list[Source]:
         assert spec is not None
         left = len(split.dataset) - mixed.held_out.get(name, 0)
         found.append(
-            Source(
+            SourceReport(
                 split="eval" if name == "eval" else "train",
                 name=spec.source,
                 rows=split.rows,
@@ -124,8 +124,8 @@ def report_sources(data: Data, pairs: Pairs) -> list[Source]:
                 special_token_text=split.counts.special_token_text,
                 kept=split.dataset,
                 repeats=max(0, mixed.used.get(name, 0) - left),
-                glued=split.glued,
-                repeated=split.repeated,
+                unseparated=split.unseparated,
+                prompt_repeated=split.prompt_repeated,
             )
         )
     return found

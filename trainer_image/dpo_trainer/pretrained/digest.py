@@ -1,18 +1,19 @@
-"""What a model is known by: its configuration and its weights."""
+"""Digest of a model's configuration and weights."""
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from dpo_trainer.runtime.files import sha256
 
 
-def model_digest(folder: Path, weights: dict[str, str] | None = None) -> str:
+def model_digest(folder: Path, weights: Mapping[str, str] | None = None) -> str:
     """SHA-256 over a model's configuration and weights, hex.
 
-    weights: SHA-256 of each weight file, where they are known already; reading them again takes minutes.
+    weights: SHA-256 of each weight file; None reads the files, which takes minutes.
     """
-    digests = weights or {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
+    digests = dict(weights) if weights else {path.name: sha256(path) for path in sorted(folder.glob("*.safetensors"))}
     config = json.dumps(json.loads((folder / "config.json").read_text()), sort_keys=True)
     facts = {"config": config, "weights": digests}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

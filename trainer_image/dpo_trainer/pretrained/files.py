@@ -125,9 +125,9 @@ def fetch(
     cache: Cache | None = None,
     progress: Callable[[str, float], None] = lambda *_: None,
 ) -> None:
-    """Copy or download files of a model into a folder; a download goes on where an earlier one stopped.
+    """Copy or download files of a model into a folder; interrupted downloads are resumed.
 
-    cache: where other jobs may have left the files, and where they go for others. None means that there is none.
+    cache: the shared cache, or None.
     progress: called with what is being done and the share of bytes that are there.
     Raises TrainerError; VOLUME_ERROR before anything is written when the files do not fit.
     """
@@ -165,7 +165,7 @@ def sha256_of(folder: Path, names: Iterable[str]) -> dict[str, str]:
 def check_against_hub(found: hub.Snapshot, folder: Path, digests: Mapping[str, str]) -> None:
     """Compare downloaded files with the hub's own digests, and remove those that differ.
 
-    Raises TrainerError: SOURCE_UNAVAILABLE, since another download may well be whole.
+    Raises TrainerError: SOURCE_UNAVAILABLE, because a retry may succeed.
     """
     wrong = [name for name, digest in digests.items() if found.sha256.get(name, digest) != digest]
     for name in wrong:

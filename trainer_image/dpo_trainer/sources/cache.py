@@ -1,12 +1,12 @@
 """A folder of a hub's files that several jobs share, so that each file is downloaded once.
 
-Whoever can write to the folder may put anything there, so nothing in it is believed. A file is copied into the job's own folder
+Whoever can write to the folder may put anything there, so nothing in it is trusted. A file is copied into the job's own folder
 and the copy's digest is compared with the one that the hub gives; it is never linked, so a later change reaches no job. No
 symbolic link is followed, and huggingface_hub never writes here: a file is downloaded into the job's own folder, checked, and only
 then copied to the cache under its name.
 
 The first job that lacks a file takes its lock, and the others wait for it; the lock of a process that died is free. A cache that
-can't be used costs the saving and no more: the file is downloaded as without it.
+can't be used only costs the download.
 """
 
 import errno
@@ -31,37 +31,37 @@ from dpo_trainer.sources import hub
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.5
-# A file takes minutes. A lock that is held for longer is held by somebody who means harm, or who hangs.
+# A file takes minutes. A lock that is held longer belongs to a malicious or a hung process.
 LONGEST_WAIT_SECONDS = 3600.0
 # File systems take 255 bytes, and a lock's name is longer than its file's.
 LONGEST_NAME = 200
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# Without O_NONBLOCK, opening a pipe that somebody put there would wait for ever.
+# Without O_NONBLOCK, opening a named pipe would wait forever.
 _FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class _NotTheFileError(Exception):
-    """What lies in the cache is not the file that the hub has."""
+    """The file in the cache is not the hub's file."""
 
 
 @dataclass
 class Cache:
     """The shared folder.
 
-    writes: turned off when it can't be written to or a lock is not given; files are still taken from it.
-    told: files that a warning was given of.
+    writes: turned off when writing or locking fails; files are still taken from the folder.
+    warned: files that a warning was logged for.
     """
 
     root: Path
     writes: bool = True
-    told: set[str] = field(default_factory=set)
+    warned: set[str] = field(default_factory=set)
 
     def fetch(
         self, found: hub.Snapshot, name: str, folder: Path, token: str | None, waiting: Callable[[str], None]
     ) -> None:
         """Put a file of a repository into a folder, from the cache, or from the hub and then into the cache too.
 
-        waiting: called again and again, with what is waited for.
+        waiting: called repeatedly during a wait, with a description.
         Raises TrainerError as hub.download does, and SOURCE_UNAVAILABLE for a download that has not the hub's digest.
         """
         if name not in found.sizes or not (name in found.sha256 or name in found.git_sha1):
@@ -75,8 +75,8 @@ class Cache:
                 return
             locked = place is not None and self._lock(place, name, stack, waiting)
             if place is not None and locked and self._take(place, found, name, folder):
-                return  # somebody else downloaded it meanwhile
-            remove(folder / name)  # not the hub's, so nothing to go on from
+                return  # another job downloaded it meanwhile
+            remove(folder / name)  # not the hub's file, so the download can't resume from it
             hub.download(found, [name], folder, token)
             if not is_right(folder / name, found, name):
                 (folder / name).unlink()
@@ -87,7 +87,7 @@ class Cache:
                 self._put(place, name, folder / name)
 
     def _place(self, found: hub.Snapshot, stack: ExitStack) -> int | None:
-        """Descriptor of the folder of a repository's commit; None when there is none and none can be made."""
+        """Descriptor of the folder of a repository's commit; None when it does not exist and can't be made."""
         try:
             place = stack.enter_context(_opened(os.open(self.root, _FOLDER)))
             for part in (f"{found.kind}s", quote(found.repo, safe=""), quote(found.commit, safe="")):
@@ -101,7 +101,7 @@ class Cache:
         return place
 
     def _take(self, place: int, found: hub.Snapshot, name: str, folder: Path) -> bool:
-        """Copy a file out of the cache. False when the cache has not the right one."""
+        """Copy a file out of the cache. False when the cache lacks the file or has a wrong one."""
         target_path = folder / name
         copy = target_path.with_name(f".{target_path.name}.copy")
         try:
@@ -119,18 +119,18 @@ class Cache:
         except FileNotFoundError:
             return False
         except _NotTheFileError as error:
-            self._tell(
-                f"the cache's {name} of {found.repo} is not the hub's file ({error}); it is downloaded anew", name
+            self._warn_once(
+                f"the cache's {name} of {found.repo} is not the hub's file ({error}); it is downloaded again", name
             )
         except OSError as error:
-            self._tell(f"{name} of {found.repo} can't be taken from the cache ({error.strerror})", name)
+            self._warn_once(f"{name} of {found.repo} can't be taken from the cache ({error.strerror})", name)
         else:
             return True
         remove(copy)
         return False
 
     def _lock(self, place: int, name: str, stack: ExitStack, waiting: Callable[[str], None]) -> bool:
-        """Wait for a file's lock; False when the cache has none to give. It is held until the stack ends."""
+        """Wait for a file's lock; False when locking fails. The lock is held until the stack ends."""
         if not self.writes:
             return False
         until = time.monotonic() + LONGEST_WAIT_SECONDS
@@ -168,11 +168,11 @@ class Cache:
                 os.unlink(partial, dir_fd=place)
             self._stop_writing(f"takes no files ({error.strerror})")
 
-    def _tell(self, text: str, name: str) -> None:
-        """Warn of a file, once: it is looked at before the lock is held and again with it."""
-        if name not in self.told:
+    def _warn_once(self, text: str, name: str) -> None:
+        """Warn about a file once: it is checked before the lock is held and again with the lock."""
+        if name not in self.warned:
             log.warning("%s", text)
-        self.told.add(name)
+        self.warned.add(name)
 
     def _stop_writing(self, why: str) -> None:
         if self.writes:

@@ -14,8 +14,7 @@ from dpo_trainer.sources.retrying import retrying
 class Snapshot:
     """A repository at one commit.
 
-    sizes: bytes of each file. sha256: hex digests that the hub knows, of its large files alone. git_sha1: of the others, git's digest
-        of a blob.
+    sizes: bytes of each file. sha256: hex digests of large files. git_sha1: git's blob digests of the other files.
     """
 
     repo: str
@@ -31,7 +30,7 @@ Fetch = Callable[[Snapshot, str, Path], None]
 
 
 def snapshot(source: HubSource, token: str | None) -> Snapshot:
-    """Ask the hub which commit a model's revision is now, and which files it holds.
+    """Resolve a model's revision to a commit and its files.
 
     Raises TrainerError: ACCESS_DENIED, INPUT_NOT_FOUND, SOURCE_UNAVAILABLE or INVALID_CONFIGURATION.
     """
@@ -44,7 +43,8 @@ def snapshot(source: HubSource, token: str | None) -> Snapshot:
 
 
 def snapshot_of(repo: str, info: Any, kind: Literal["model", "dataset"]) -> Snapshot:
-    # Names become paths; git has none that lead elsewhere, but what answers as a hub may.
+    """Snapshot from the hub's answer. info: ModelInfo or DatasetInfo with files."""
+    # Names become paths. Names in git stay inside the folder, but a malicious endpoint may return others.
     files = [file for file in info.siblings or [] if _is_plain(file.rfilename)]
     sha256 = {file.rfilename: file.lfs.sha256 for file in files if file.lfs is not None}
     blobs = {
@@ -61,7 +61,7 @@ def _is_plain(name: str) -> bool:
 
 
 def download(found: Snapshot, names: Sequence[str], folder: Path, token: str | None) -> None:
-    """Download files of a repository into a folder, going on where an interrupted download stopped.
+    """Download files of a repository into a folder, resuming interrupted downloads.
 
     Raises TrainerError: ACCESS_DENIED, INPUT_NOT_FOUND or SOURCE_UNAVAILABLE.
     """

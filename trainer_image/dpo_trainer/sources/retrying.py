@@ -24,7 +24,7 @@ GATED = (
 
 
 def retrying(call: Callable[[], T], label: str) -> T:
-    """Result of a call to a hub or an object store, tried again while it is unreachable.
+    """Result of a call to a hub or an object store; retried while the service is unreachable.
 
     Raises TrainerError for every error that means something to the user; others pass through.
     """
@@ -33,7 +33,7 @@ def retrying(call: Callable[[], T], label: str) -> T:
             stop=tenacity.stop_after_attempt(ATTEMPTS),
             wait=tenacity.wait_exponential_jitter(FIRST_WAIT_SECONDS, max=30, jitter=FIRST_WAIT_SECONDS),
             retry=tenacity.retry_if_exception(_is_transient),
-            before_sleep=lambda state: log.warning("%s: no answer, trying again (%d)", label, state.attempt_number),
+            before_sleep=lambda state: log.warning("%s: no answer, retrying (%d)", label, state.attempt_number),
             reraise=True,
         )(call)
     except Exception as error:

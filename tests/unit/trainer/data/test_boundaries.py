@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dpo_trainer.data.boundaries import is_glued, is_repeated
+from dpo_trainer.data.boundaries import is_unseparated, repeats_prompt
 from dpo_trainer.data.formats import ChatPair, Message, TextPair
 from tests.unit.trainer.place import Place
 from tests.unit.trainer.tiny import write_jsonl
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.unit
     ],
 )  # fmt: skip
 def test_words_without_a_space_between(prompt, chosen, rejected, expected):
-    assert is_glued(TextPair(prompt, chosen, rejected)) == expected
+    assert is_unseparated(TextPair(prompt, chosen, rejected)) == expected
 
 
 @pytest.mark.parametrize(
@@ -35,13 +35,13 @@ def test_words_without_a_space_between(prompt, chosen, rejected, expected):
     ],
 )
 def test_answers_that_repeat_the_prompt(prompt, chosen, rejected, expected):
-    assert is_repeated(TextPair(prompt, chosen, rejected)) == expected
+    assert repeats_prompt(TextPair(prompt, chosen, rejected)) == expected
 
 
 def test_chats_have_no_seams():
     pair = ChatPair((Message("user", "What is it? Tell me more?"),), "What is it? Tell me more?", "No")
-    assert not is_glued(pair)
-    assert not is_repeated(pair)
+    assert not is_unseparated(pair)
+    assert not repeats_prompt(pair)
 
 
 def test_the_report_warns_of_both(tmp_path):

@@ -19,7 +19,7 @@ from dpo_trainer.data import rows, splits
 from dpo_trainer.data.tokens.tokenization import PairTokenizer, load_tokenizer
 from dpo_trainer.data.tokens.truncation import Limits
 from dpo_trainer.runtime.errors import TrainerError
-from dpo_trainer.sources import resolve as sources
+from dpo_trainer.sources.resolve import resolve
 from tests.unit.trainer.tiny import CHATML, tiny_model
 
 pytestmark = [pytest.mark.unit, pytest.mark.fault(39, 48)]
@@ -77,7 +77,7 @@ class Place:
         path.write_bytes(content)
         data = Data.model_validate({"train": {"source": str(path)}, "filters": {"maxBadRows": 1.0}} | settings)
         left_out = io.StringIO()
-        found = rows.FileRows(sources.resolve(str(path), claims=self.root))
+        found = rows.FileRows(resolve(str(path), claims=self.root))
         reading = splits.Reading(data, MethodName.KTO, self.tokenizer, left_out)
         split = splits.read_split("train", found, data.train, reading)
         return split, [json.loads(line) for line in left_out.getvalue().splitlines()]

@@ -12,14 +12,14 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.data import rows
 from dpo_trainer.data.formats import Reason, Rejection
 from dpo_trainer.runtime.errors import TrainerError
-from dpo_trainer.sources import resolve as sources
+from dpo_trainer.sources.resolve import resolve
 from tests.unit.trainer.tiny import write_jsonl
 
 pytestmark = pytest.mark.unit
 
 
 def opened(path: Path) -> rows.FileRows:
-    return rows.FileRows(sources.resolve(str(path), claims=Path("/nowhere")))
+    return rows.FileRows(resolve(str(path), claims=Path("/nowhere")))
 
 
 def read(path: Path) -> list:
@@ -249,7 +249,7 @@ def test_other_files_are_refused_with_what_to_do(tmp_path, name, advice):
 def test_progress_rises_to_the_bytes_read(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"n": "x" * 100}] * 3000)
     shares: list[float] = []
-    assert len(list(rows.FileRows(sources.resolve(str(tmp_path), claims=tmp_path), shares.append))) == 3000
+    assert len(list(rows.FileRows(resolve(str(tmp_path), claims=tmp_path), shares.append))) == 3000
     assert len(shares) > 3
     assert shares == sorted(shares)
     assert 0 <= shares[0] < shares[-1] <= 1

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_trainer.data import statistics as datastats
+from dpo_trainer.data import statistics
 from dpo_trainer.data.dataset import PairDataset, TokenPair
 
 pytestmark = pytest.mark.unit
@@ -18,7 +18,7 @@ def dataset(*pairs) -> PairDataset:
 
 
 def test_statistics():
-    found = datastats.describe(
+    found = statistics.describe(
         dataset(([1], [2, 3], [4]), ([1], [4], [2, 3]), ([1], [2, 3], [4]), ([5, 6, 7], [8], [9]))
     )
     assert found == {
@@ -46,18 +46,18 @@ def test_statistics():
 
 
 def test_unpaired_examples_count_by_their_label_and_have_no_length_to_win_by():
-    found = datastats.describe(
+    found = statistics.describe(
         dataset(([1], [2, 3, 4], []), ([1], [], [2, 3, 4]), ([1], [], [5]), ([1], [], [5]), ([9], [7], [8, 8]))
     )
     assert (found["pairs"], found["desirable"], found["undesirable"]) == (5, 1, 3)
     assert found["length"]["chosen"] == {"p50": 3, "p95": 3, "max": 3}
     assert (found["chosen_longer"], found["chosen_shorter"], found["length_baseline"]) == (0.0, 1.0, 1.0)
     assert (found["duplicate_pairs"], found["contradicting_pairs"]) == (1, 1)
-    assert datastats.describe(dataset(([1], [2], []), ([1], [], [3])))["chosen_longer"] is None
+    assert statistics.describe(dataset(([1], [2], []), ([1], [], [3])))["chosen_longer"] is None
 
 
 def test_no_pairs_have_no_statistics():
-    found = datastats.describe(dataset())
+    found = statistics.describe(dataset())
     assert (found["pairs"], found["longest"], found["chosen_longer"], found["prompt_share"]) == (0, 0, None, None)
     assert (found["duplicate_pairs"], found["contradicting_pairs"], found["distinct_prompts"]) == (0, 0, 0)
 
@@ -76,13 +76,13 @@ def test_no_pairs_have_no_statistics():
 )
 def test_answers_are_nearly_the_same_by_their_beginnings_and_ends(chosen, rejected, alike):
     other = ([7], [1, 2, 3], [4, 5, 6])
-    assert datastats.describe(dataset(other, ([8], chosen, rejected), other))["near_identical"] == round(alike / 3, 4)
+    assert statistics.describe(dataset(other, ([8], chosen, rejected), other))["near_identical"] == round(alike / 3, 4)
 
 
 def test_evaluation_pairs_that_training_sees_are_counted():
-    train = datastats.part_keys(dataset(([1], [2], [3]), ([4, 5], [2], [3])))
-    held = datastats.part_keys(dataset(([1], [8], [9]), ([1], [2], [3]), ([4], [5], [3])))
-    assert datastats.overlap(train, held) == {"prompts": 2, "pairs": 1}
+    train = statistics.part_keys(dataset(([1], [2], [3]), ([4, 5], [2], [3])))
+    held = statistics.part_keys(dataset(([1], [8], [9]), ([1], [2], [3]), ([4], [5], [3])))
+    assert statistics.overlap(train, held) == {"prompts": 2, "pairs": 1}
 
 
 _part = st.lists(st.integers(0, 3), max_size=4)
@@ -92,8 +92,8 @@ _pair = st.tuples(_part, _part, _part)
 @given(st.lists(_pair, max_size=30), st.integers(1, 20))
 def test_counting_by_hashes_equals_counting_by_tokens_whatever_is_looked_at_together(pairs, run):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datastats, "RUN_TOKENS", run)
-        found = datastats.describe(dataset(*pairs))
+        patch.setattr(statistics, "RUN_TOKENS", run)
+        found = statistics.describe(dataset(*pairs))
     whole = [tuple(map(tuple, pair)) for pair in pairs]
     reverse = [(p, r, c) for p, c, r in whole]
     assert found["duplicate_pairs"] == len(whole) - len(set(whole))
@@ -126,11 +126,11 @@ def _alike(answers) -> bool:
 def test_weights_for_kto_bring_the_kinds_of_answers_to_between_1_and_4_thirds(desirable, undesirable, pairs, expected):
     """400 undesirable, 100 desirable: 4 x 100 / (1 x 400) = 1. The other way: 1 x 400 / (3 x 100) = 4/3."""
     counts = {"pairs": desirable + undesirable + pairs, "desirable": desirable, "undesirable": undesirable}
-    assert datastats.kto_weights(counts) == dict(zip(("desirable", "undesirable"), expected, strict=True))
+    assert statistics.kto_weights(counts) == dict(zip(("desirable", "undesirable"), expected, strict=True))
 
 
 def test_pairs_need_no_weights_for_kto():
-    assert datastats.kto_weights({"pairs": 10, "desirable": 0, "undesirable": 0}) is None
+    assert statistics.kto_weights({"pairs": 10, "desirable": 0, "undesirable": 0}) is None
 
 
 _data = st.lists(st.integers(0, 8), min_size=1, max_size=40)
@@ -139,15 +139,15 @@ _data = st.lists(st.integers(0, 8), min_size=1, max_size=40)
 @given(_data, st.floats(0.01, 0.5), st.integers(0, 5))
 def test_held_out_pairs_share_no_prompt_and_are_never_too_many(prompts, fraction, seed):
     made = dataset(*(([p], [100], [101]) for p in prompts))
-    keep, held = datastats.hold_out(made, fraction, seed)
+    keep, held = statistics.hold_out(made, fraction, seed)
     assert sorted(keep + held) == list(range(len(prompts)))
     assert not {prompts[i] for i in keep} & {prompts[i] for i in held}
     assert len(held) <= round(fraction * len(prompts))
-    assert (keep, held) == datastats.hold_out(made, fraction, seed)
+    assert (keep, held) == statistics.hold_out(made, fraction, seed)
 
 
 def test_the_share_is_exact_when_prompts_are_distinct_and_the_seed_decides():
     made = dataset(*(([i], [100], [101]) for i in range(200)))
-    one, other = (set(datastats.hold_out(made, 0.1, seed)[1]) for seed in (0, 1))
+    one, other = (set(statistics.hold_out(made, 0.1, seed)[1]) for seed in (0, 1))
     assert len(one) == len(other) == 20
     assert one != other

@@ -9,11 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_trainer.pretrained import checks as modelcheck
-from dpo_trainer.pretrained import files as modelfiles
+from dpo_trainer.pretrained import checks, files
 from dpo_trainer.runtime.errors import TrainerError
-from dpo_trainer.sources import resolve as sources
 from dpo_trainer.sources.hub import Snapshot
+from dpo_trainer.sources.resolve import FileSource, resolve
 from tests.unit.trainer.tiny import CONFIG, tiny_model
 
 pytestmark = pytest.mark.unit
@@ -30,7 +29,7 @@ def test_only_what_training_needs_is_taken():
         ("generation_config.json", "tokenizer_config.json", "LICENSE.txt", "NOTICE", "pytorch_model.bin", "modeling_custom.py",
          "original/consolidated.safetensors", "consolidated.safetensors", "onnx/model.onnx", "README.md", ".gitattributes"), 1
     )  # fmt: skip
-    names = modelfiles.small_files(sizes, "m")
+    names = files.small_files(sizes, "m")
     assert names == [
         "config.json",
         "generation_config.json",
@@ -39,7 +38,7 @@ def test_only_what_training_needs_is_taken():
         "LICENSE.txt",
         "NOTICE",
     ]
-    assert modelfiles.weight_files(Path("/nowhere"), sizes, "m") == ["model.safetensors"]
+    assert files.weight_files(Path("/nowhere"), sizes, "m") == ["model.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -54,54 +53,52 @@ def test_only_what_training_needs_is_taken():
 )  # fmt: skip
 def test_what_is_missing_is_named(sizes, code, match):
     with refused(code, match):
-        modelfiles.small_files(sizes, "m")
+        files.small_files(sizes, "m")
 
 
 def test_missing_shards_are_named(tmp_path):
     tiny_model(tmp_path, shards=2)
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     sizes = dict.fromkeys(["model.safetensors.index.json", *names], 1)
-    assert modelfiles.weight_files(tmp_path, sizes, "m") == names
+    assert files.weight_files(tmp_path, sizes, "m") == names
     del sizes[names[1]]
     with refused(ExitCode.INPUT_NOT_FOUND, "1 of 2 weight files are missing: model-00002"):
-        modelfiles.weight_files(tmp_path, sizes, "m")
+        files.weight_files(tmp_path, sizes, "m")
 
 
 @pytest.mark.parametrize("weight_map", [{}, None, {"a": 1}, {"a": "../other.safetensors"}, {"a": "model.bin"}])
 def test_an_index_that_names_no_safetensors_beside_it(tmp_path, weight_map):
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     with refused(ExitCode.INVALID_CONFIGURATION, r"index\.json"):
-        modelfiles.weight_files(tmp_path, {"model.safetensors.index.json": 1}, "m")
+        files.weight_files(tmp_path, {"model.safetensors.index.json": 1}, "m")
 
 
 def test_a_file_is_no_model(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with refused(ExitCode.INPUT_NOT_FOUND, "expected a folder"):
-        modelfiles.listing(sources.resolve(str(tmp_path / "model.safetensors"), claims=tmp_path), None)
+        files.listing(resolve(str(tmp_path / "model.safetensors"), claims=tmp_path), None)
 
 
 def test_files_that_do_not_fit_are_not_begun(tmp_path):
-    model = modelfiles.ModelListing(
-        sources.FileSource("m", "path", "/nowhere", False, {}), {"model.safetensors": 2**62}, None, None
-    )
+    model = files.ModelListing(FileSource("m", "path", "/nowhere", False, {}), {"model.safetensors": 2**62}, None, None)
     with refused(ExitCode.VOLUME_ERROR, r"need 4294967296\.0 GiB"):
-        modelfiles.fetch(model, ["model.safetensors"], tmp_path / "new", None)
+        files.fetch(model, ["model.safetensors"], tmp_path / "new", None)
     assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_a_download_that_differs_from_the_hub_is_removed(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     found = Snapshot("org/name", "c", {}, {"model.safetensors": "0" * 64})
-    digests = modelfiles.sha256_of(tmp_path, ["model.safetensors"])
+    digests = files.sha256_of(tmp_path, ["model.safetensors"])
     with refused(ExitCode.SOURCE_UNAVAILABLE, "differ from the hub's SHA-256"):
-        modelfiles.check_against_hub(found, tmp_path, digests)
+        files.check_against_hub(found, tmp_path, digests)
     assert not (tmp_path / "model.safetensors").exists()
 
 
 def check(folder: Path, **changes) -> dict:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG | changes))
-    return modelcheck.check_config(folder, "m")
+    return checks.check_config(folder, "m")
 
 
 def test_a_causal_language_model_is_accepted(tmp_path):
@@ -138,7 +135,7 @@ def test_code_of_a_tokenizer_is_refused_too(tmp_path):
 def test_a_damaged_configuration(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with refused(ExitCode.INVALID_CONFIGURATION, r"config\.json"):
-        modelcheck.check_config(tmp_path, "m")
+        checks.check_config(tmp_path, "m")
 
 
 @pytest.mark.parametrize(
@@ -154,21 +151,21 @@ def test_a_damaged_configuration(tmp_path, text):
     ],
 )  # fmt: skip
 def test_context_length(config, length):
-    assert modelcheck.context_length(config) == length
+    assert checks.context_length(config) == length
 
 
 def test_end_tokens_of_both_files(tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 1]}))
-    assert modelcheck.end_tokens(tmp_path, {"eos_token_id": 2}, "m") == [2, 1]
-    assert modelcheck.end_tokens(tmp_path / "none", {}, "m") == []
+    assert checks.end_tokens(tmp_path, {"eos_token_id": 2}, "m") == [2, 1]
+    assert checks.end_tokens(tmp_path / "none", {}, "m") == []
 
 
 def test_headers_give_parameters_and_types(tmp_path, shared):
     tiny_model(tmp_path, shards=2)
     names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
-    assert modelcheck.check_weights(tmp_path, names, "m") == modelcheck.Weights(261 * 4 + 4, ("F32",))
-    real = modelcheck.check_weights(shared / "models/stories260K", ["model.safetensors"], "m")
-    assert real == modelcheck.Weights(260_032, ("F32",))
+    assert checks.check_weights(tmp_path, names, "m") == checks.Weights(261 * 4 + 4, ("F32",))
+    real = checks.check_weights(shared / "models/stories260K", ["model.safetensors"], "m")
+    assert real == checks.Weights(260_032, ("F32",))
 
 
 def test_a_tensor_of_the_index_that_is_in_no_shard(tmp_path):
@@ -177,16 +174,14 @@ def test_a_tensor_of_the_index_that_is_in_no_shard(tmp_path):
     index["weight_map"]["model.extra.weight"] = "model-00001-of-00002.safetensors"
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with refused(ExitCode.INVALID_CONFIGURATION, r"lacks tensors .*model\.extra\.weight"):
-        modelcheck.check_weights(
-            tmp_path, ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "m"
-        )
+        checks.check_weights(tmp_path, ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "m")
 
 
 def test_integer_weights_are_refused(tmp_path):
     header = json.dumps({"w": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}}).encode()
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
     with refused(ExitCode.INVALID_CONFIGURATION, "expected floating-point weights, found I8"):
-        modelcheck.check_weights(tmp_path, ["model.safetensors"], "m")
+        checks.check_weights(tmp_path, ["model.safetensors"], "m")
 
 
 @given(st.data())
@@ -196,7 +191,7 @@ def test_any_cut_or_padding_of_a_weight_file_is_noticed(tmp_path_factory, data):
     size = data.draw(st.integers(0, len(whole) + 20).filter(lambda n: n != len(whole)))
     (folder / "model.safetensors").write_bytes((whole + bytes(20))[:size])
     with refused(ExitCode.INVALID_CONFIGURATION, r"model\.safetensors is not a whole safetensors file"):
-        modelcheck.check_weights(folder, ["model.safetensors"], "m")
+        checks.check_weights(folder, ["model.safetensors"], "m")
 
 
 @given(st.binary(max_size=80), st.booleans())
@@ -204,4 +199,4 @@ def test_any_header_is_read_or_refused(tmp_path_factory, header, with_length):
     path = tmp_path_factory.mktemp("header") / "model.safetensors"
     path.write_bytes((struct.pack("<Q", len(header)) if with_length else b"") + header)
     with refused(ExitCode.INVALID_CONFIGURATION, "safetensors|floating-point"):
-        modelcheck.check_weights(path.parent, ["model.safetensors"], "m")
+        checks.check_weights(path.parent, ["model.safetensors"], "m")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpo_trainer import phases
-from dpo_trainer.commands import checkpoints as tools
+from dpo_trainer.commands import checkpoints
 
 pytestmark = pytest.mark.unit
 
@@ -24,7 +24,7 @@ def test_libraries_do_not_complain_of_what_nobody_can_change(
         if kind == "phase":
             phases.run("export", tmp_path / "job.json", tmp_path)
         else:
-            tools.main(["export-checkpoint", str(tmp_path)])
+            checkpoints.main(["export-checkpoint", str(tmp_path)])
         warnings.warn("`is_gradient_checkpointing` is deprecated and will go", FutureWarning, stacklevel=1)
         warnings.warn("another", FutureWarning, stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["another"]

@@ -1,4 +1,4 @@
-"""Dataset rows of any shape into pairs, or a counted reason why not.
+"""Normalize dataset rows of any supported format into pairs or Rejections.
 
 Six formats are read. `pairs`: prompt, chosen and rejected as text. `messages`: the same as chat messages, or whole
 conversations in chosen and rejected that share their beginning. `dialogue`: the "\\n\\nHuman: … \\n\\nAssistant: …" texts

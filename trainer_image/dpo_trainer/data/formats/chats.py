@@ -37,7 +37,7 @@ def conversation(value: Any, name: str, role: str) -> tuple[Message, ...]:
 
 
 def shared_beginning(conversations: Sequence[tuple[Message, ...]]) -> tuple[Message, ...]:
-    """Messages that all begin with, leaving each at least its last one."""
+    """Longest common prefix of conversations, leaving each at least its last message."""
     limit = min(len(messages) for messages in conversations) - 1
     first = conversations[0]
     count = next((i for i in range(limit) if any(other[i] != first[i] for other in conversations)), limit)

@@ -1,4 +1,4 @@
-"""A prompt and one or two answers, of any shape, into a pair."""
+"""Build a pair from a prompt and one or two answers of any style."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -19,10 +19,10 @@ Style = Literal["text", "chat", "dialogue"]
 
 
 @dataclass(frozen=True)
-class Given:
+class Field:
     """A value of a row. name: column, for reasons.
 
-    bare: text that keeps no white space at its end, so that a blank line goes between it and an answer in plain text.
+    bare: plain text that is stripped and separated from the answer by a blank line.
     """
 
     value: Any
@@ -33,8 +33,8 @@ class Given:
 def compose(
     row: Mapping[str, Any],
     columns: Columns,
-    chosen: Given | None,
-    rejected: Given | None,
+    chosen: Field | None,
+    rejected: Field | None,
     style: Style | None = None,
     *,
     score_gap: float | None = None,
@@ -54,23 +54,23 @@ def compose(
     return ChatPair(prompt, first, last, score_gap, agreement)
 
 
-def find_prompt(row: Mapping[str, Any], columns: Columns) -> Given | None:
-    """Prompt of a row: the named column, or prompt, or what stands for it. Alpaca's instruction and input are joined."""
+def find_prompt(row: Mapping[str, Any], columns: Columns) -> Field | None:
+    """Prompt of a row: the named column, or prompt, or a known alternative. Alpaca's instruction and input are joined."""
     if columns.prompt is not None:
-        return Given(required(row, columns.prompt), columns.prompt)
+        return Field(required(row, columns.prompt), columns.prompt)
     if row.get("prompt") is not None:
-        return Given(row["prompt"], "prompt")
+        return Field(row["prompt"], "prompt")
     if row.get("instruction") is not None:
         parts = [text(row[name], name) for name in present(row, ("instruction", "input"))]
-        return Given("\n\n".join(part for part in parts if part.strip()), "instruction", bare=True)
+        return Field("\n\n".join(part for part in parts if part.strip()), "instruction", bare=True)
     others = present(row, OTHER_PROMPTS)
-    return Given(row[others[0]], others[0], bare=True) if len(others) == 1 else None
+    return Field(row[others[0]], others[0], bare=True) if len(others) == 1 else None
 
 
 def are_dialogues(values: Iterable[Any], prompt: Any) -> bool:
     """Whether answers are whole texts of several turns, as Anthropic's HH-RLHF writes them.
 
-    prompt: of the same row. Beside one, only texts that begin with a question are whole dialogues, which repeat it.
+    prompt: of the same row. With a prompt, only texts that begin with a question are whole dialogues, which repeat it.
     """
     return all(
         isinstance(value, str)
@@ -80,7 +80,7 @@ def are_dialogues(values: Iterable[Any], prompt: Any) -> bool:
     )
 
 
-def _style(row: Mapping[str, Any], columns: Columns, answers: list[Given]) -> Style:
+def _style(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> Style:
     if columns.system is not None or any(is_chat(answer.value) for answer in answers):
         return "chat"
     prompt = find_prompt(row, columns)
@@ -89,7 +89,7 @@ def _style(row: Mapping[str, Any], columns: Columns, answers: list[Given]) -> St
     return "chat" if prompt is not None and is_chat(prompt.value) else "text"
 
 
-def _prompt(row: Mapping[str, Any], columns: Columns) -> Given:
+def _prompt(row: Mapping[str, Any], columns: Columns) -> Field:
     found = find_prompt(row, columns)
     if found is not None:
         if found.name == "instruction" and columns.prompt is None and row.get("history"):
@@ -104,7 +104,7 @@ def _prompt(row: Mapping[str, Any], columns: Columns) -> Given:
     raise Unusable(Reason.MISSING_COLUMN, detail)
 
 
-def _texts(row: Mapping[str, Any], columns: Columns, answers: list[Given]) -> tuple[str, list[str]]:
+def _texts(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tuple[str, list[str]]:
     given = _prompt(row, columns)
     prompt = text(given.value, given.name)
     if not prompt.strip():
@@ -130,7 +130,7 @@ def _is_encoded_list(value: str) -> bool:
     return bool(items) and all(isinstance(item, str | Mapping) or item is None for item in items)
 
 
-def _dialogues(row: Mapping[str, Any], columns: Columns, answers: list[Given]) -> tuple[str, list[str]]:
+def _dialogues(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tuple[str, list[str]]:
     split = [_split_dialogue(text(answer.value, answer.name), answer.name) for answer in answers]
     if len({prompt for prompt, _ in split}) > 1:
         raise Unusable(Reason.PROMPTS_DIFFER, "the texts before the last '\\n\\nAssistant:' are not the same")
@@ -148,7 +148,7 @@ def _split_dialogue(whole: str, name: str) -> tuple[str, str]:
     return before + mark, answer
 
 
-def _chats(row: Mapping[str, Any], columns: Columns, answers: list[Given]) -> tuple[tuple[Message, ...], list[str]]:
+def _chats(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tuple[tuple[Message, ...], list[str]]:
     chats = [conversation(answer.value, answer.name, "assistant") for answer in answers]
     for answer, chat in zip(answers, chats, strict=True):
         if not chat:
@@ -198,5 +198,5 @@ def _check_answers(chosen: str | None, rejected: str | None) -> None:
         raise Unusable(Reason.EQUAL_ANSWERS, "the answers are the same but for white space at their ends")
 
 
-_Reader = Callable[[Mapping[str, Any], Columns, list[Given]], tuple[str | tuple[Message, ...], list[str]]]
+_Reader = Callable[[Mapping[str, Any], Columns, list[Field]], tuple[str | tuple[Message, ...], list[str]]]
 _READERS: dict[Style, _Reader] = {"text": _texts, "chat": _chats, "dialogue": _dialogues}

@@ -1,16 +1,16 @@
-"""Rows that say themselves which answer is chosen: pairs, messages, dialogue, and unpaired answers with a label."""
+"""Readers for rows with explicit chosen and rejected answers, or with one answer and a label."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from dpo_operator.api.data import Columns
-from dpo_trainer.data.formats.compose import Given, Style, compose
+from dpo_trainer.data.formats.compose import Field, Style, compose
 from dpo_trainer.data.formats.pairs import Pair, Reason, Unusable
 from dpo_trainer.data.formats.values import kind, lookup, number, present, required
 
 STYLES: dict[str, Style] = {"pairs": "text", "messages": "chat", "dialogue": "dialogue"}
 
-# Columns that stand for an unmapped completion or label.
+# Default column names of completion and label.
 _COMPLETIONS = ("messages", "conversations", "conversation", "response")
 _LABELS = ("kto_tag",)
 COLUMNS = frozenset((*_COMPLETIONS, *_LABELS))
@@ -22,7 +22,7 @@ _WORDS = {
 
 def read_paired(row: Mapping[str, Any], columns: Columns, row_format: str) -> Pair:
     """Pair of a row with a chosen and a rejected answer. Raises Unusable."""
-    chosen, rejected = (Given(required(row, name), name) for name in (columns.chosen, columns.rejected))
+    chosen, rejected = (Field(required(row, name), name) for name in (columns.chosen, columns.rejected))
     scores = [number(lookup(row, name)) for name in (columns.chosen_score, columns.rejected_score)]
     gap = None if scores[0] is None or scores[1] is None else scores[0] - scores[1]
     return compose(row, columns, chosen, rejected, STYLES[row_format], score_gap=gap)
@@ -31,7 +31,7 @@ def read_paired(row: Mapping[str, Any], columns: Columns, row_format: str) -> Pa
 def read_unpaired(row: Mapping[str, Any], columns: Columns) -> Pair:
     """One answer as a pair whose other side is None. Raises Unusable."""
     completion, label = unpaired_columns(row, columns)
-    answer = Given(required(row, completion), completion)
+    answer = Field(required(row, completion), completion)
     desirable = _desirable(required(row, label), label)
     return compose(row, columns, answer if desirable else None, None if desirable else answer)
 

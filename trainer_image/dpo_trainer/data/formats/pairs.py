@@ -1,4 +1,4 @@
-"""What rows become: pairs, or a reason why not."""
+"""Results of reading a row: a pair, or a Rejection with its reason."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -40,7 +40,7 @@ class Reason(StrEnum):
     TOO_LONG = "too_long"
 
 
-# Sound rows that a filter drops, that are longer than data.truncation allows, or that prefer neither answer.
+# Valid rows that a filter drops, that are longer than data.truncation allows, or that prefer neither answer.
 NOT_BAD = frozenset({
     Reason.TIE, Reason.LOW_CONFIDENCE, Reason.LOW_SCORE_GAP, Reason.LOW_AGREEMENT, Reason.CONDITION, Reason.LENGTH_RATIO,
     Reason.DUPLICATE, Reason.TOO_LONG,

@@ -6,13 +6,13 @@ from typing import Any
 
 from dpo_operator.api.data import Columns
 from dpo_trainer.data.formats.chats import is_chat
-from dpo_trainer.data.formats.compose import Given, compose
+from dpo_trainer.data.formats.compose import Field, compose
 from dpo_trainer.data.formats.pairs import Pair, Reason, Unusable
 from dpo_trainer.data.formats.twoscores import COLUMNS as TWO_COLUMNS
 from dpo_trainer.data.formats.twoscores import is_mapped, read_two_scores, two_scores
 from dpo_trainer.data.formats.values import kind, lookup, number, objects, present, required
 
-# What stands for unmapped columns: lists of answers, lists of scores, scores and texts inside an answer.
+# Default column names: lists of answers, lists of scores, scores and texts inside an answer.
 _RESPONSES = ("completions", "answers", "candidates", "generations")
 _SCORES = ("ratings", "rewards", "ranks", "rank")
 _SCORE_KEYS = ("score", "overall_score", "rating", "reward", "rank")
@@ -93,12 +93,12 @@ def _score(value: Any, name: str) -> float:
     return found
 
 
-def _answer(item: Any, name: str) -> Given:
+def _answer(item: Any, name: str) -> Field:
     if not isinstance(item, Mapping) or is_chat(item):
-        return Given(item, name)
+        return Field(item, name)
     keys = present(item, _TEXT_KEYS)
     if not keys:
         raise Unusable(
             Reason.WRONG_TYPE, f"{name}: expected text, messages, or an object with one of {', '.join(_TEXT_KEYS)}"
         )
-    return Given(item[keys[0]], f"{name}.{keys[0]}")
+    return Field(item[keys[0]], f"{name}.{keys[0]}")

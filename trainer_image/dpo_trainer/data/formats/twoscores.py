@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_operator.api.data import Columns
-from dpo_trainer.data.formats.compose import Given, compose
+from dpo_trainer.data.formats.compose import Field, compose
 from dpo_trainer.data.formats.pairs import Pair, Reason, Unusable
 from dpo_trainer.data.formats.values import kind, number, present, required
 
@@ -30,13 +30,13 @@ def two_scores(row: Mapping[str, Any], columns: Columns) -> tuple[str, ...] | No
 
 
 def is_mapped(columns: Columns) -> bool:
-    """Whether the columns that compare the answers are named, so that votes beside them are not meant."""
+    """Whether the columns that compare the answers are named, and votes are ignored then."""
     return bool(columns.model_fields_set & {"score_a", "score_b", "signed_preference"})
 
 
 def read_two_scores(row: Mapping[str, Any], columns: Columns, names: tuple[str, ...]) -> Pair:
     """Pair of a row; names as two_scores gives them. Raises Unusable."""
-    first, second = (Given(required(row, name), name) for name in names[:2])
+    first, second = (Field(required(row, name), name) for name in names[:2])
     scores = [_score(row, name) for name in names[2:]]
     gap = -scores[0] if len(scores) == 1 else scores[0] - scores[1]
     if gap == 0:

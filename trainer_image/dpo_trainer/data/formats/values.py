@@ -1,4 +1,4 @@
-"""Values of a row: where they are, what they are, and how messages call them."""
+"""Access and type checks for values of a row."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -77,7 +77,7 @@ def objects(value: Any) -> Any:
 
 
 def present(row: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
-    """Those of the columns that have a value."""
+    """The columns that have a value in this row."""
     return [column for column in columns if lookup(row, column) is not None]
 
 

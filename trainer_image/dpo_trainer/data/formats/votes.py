@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_operator.api.data import Columns
-from dpo_trainer.data.formats.compose import Given, compose
+from dpo_trainer.data.formats.compose import Field, compose
 from dpo_trainer.data.formats.pairs import Pair, Reason, Unusable
 from dpo_trainer.data.formats.values import kind, lookup, number, present, required
 
@@ -33,7 +33,7 @@ COLUMNS = frozenset(name for names in _KNOWN for name in names)
 def read_votes(row: Mapping[str, Any], columns: Columns) -> Pair:
     """Pair of a row with votes. Raises Unusable."""
     names = vote_columns(row, columns)
-    first, second = (Given(required(row, name), name) for name in names[:2])
+    first, second = (Field(required(row, name), name) for name in names[:2])
     count = _count(required(row, names[2]), names)
     total = sum(count.values())
     if total <= 0:

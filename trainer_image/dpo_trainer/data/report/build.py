@@ -1,4 +1,4 @@
-"""The dataset report: what was read, what was left out, what the model will see, and what looks wrong.
+"""The dataset report: rows read and left out, statistics of the tokenized pairs, and warnings.
 
 Written by prepare as data/report.json, data/report.txt and data/report.png. The same data give the same bytes.
 """
@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_trainer.data import statistics as datastats
+from dpo_trainer.data import statistics
 from dpo_trainer.data.dataset import PairDataset
-from dpo_trainer.data.report import warnings as datawarnings
+from dpo_trainer.data.report import warnings
 from dpo_trainer.data.tokens.truncation import Limits
 from dpo_trainer.runtime.files import commit
 from dpo_trainer.runtime.workdir import WorkDir
@@ -22,14 +22,14 @@ NO_PICTURE = "no picture: matplotlib is not installed (pip install matplotlib)"
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceReport:
     """One source of a split, as it was read, before it is mixed with others or pairs are held out.
 
     split: train or eval. name: the source as the job names it. dropped: rows left out, by reason.
     boundary_merges: pairs of which a token would have spanned the prompt's end.
     special_token_text: chats whose text holds strings that look like special tokens.
-    glued, repeated: pairs of plain text with nothing between prompt and answers, and with answers that repeat the prompt.
-    repeats: how many of the pairs used are there again because of the source's weight.
+    unseparated, prompt_repeated: pairs of plain text with nothing between prompt and answers, and with answers that repeat the prompt.
+    repeats: pairs that are used again because of the source's weight.
     """
 
     split: str
@@ -40,42 +40,45 @@ class Source:
     special_token_text: int
     kept: PairDataset
     repeats: int = 0
-    glued: int = 0
-    repeated: int = 0
+    unseparated: int = 0
+    prompt_repeated: int = 0
 
 
 def build(
-    train: PairDataset, evaluation: PairDataset | None, sources: Sequence[Source], limits: Limits
+    train: PairDataset, evaluation: PairDataset | None, sources: Sequence[SourceReport], limits: Limits
 ) -> dict[str, Any]:
-    """The report, ready for JSON: `splits` as they are used, `sources` as they were read, `overlap`, `warnings`."""
+    """The report, ready for JSON: `splits` as they are used, `sources` as they were read, `overlap`, `warnings`.
+
+    The keys are the format of data/report.json; glued and repeated are SourceReport.unseparated and prompt_repeated.
+    """
     datasets = {"train": train} | ({} if evaluation is None else {"eval": evaluation})
-    keys = {name: datastats.part_keys(dataset) for name, dataset in datasets.items()}
-    described = {name: datastats.describe(dataset, keys[name]) for name, dataset in datasets.items()}
+    keys = {name: statistics.part_keys(dataset) for name, dataset in datasets.items()}
+    described = {name: statistics.describe(dataset, keys[name]) for name, dataset in datasets.items()}
     report: dict[str, Any] = {
         "limits": {
             "max_length": limits.max_length, "max_prompt_length": limits.max_prompt_length, "truncation": limits.truncation,
         },
-        "splits": {name: _used(found, _read(name, sources)) for name, found in described.items()},
+        "splits": {name: _pairs_used(found, _rows_read(name, sources)) for name, found in described.items()},
         "sources": [_source(source, datasets, described) for source in sources],
-        "overlap": datastats.overlap(keys["train"], keys["eval"]) if "eval" in keys else None,
-        "kto_weights": datastats.kto_weights(described["train"]),
+        "overlap": statistics.overlap(keys["train"], keys["eval"]) if "eval" in keys else None,
+        "kto_weights": statistics.kto_weights(described["train"]),
     }  # fmt: skip
-    return report | {"warnings": datawarnings.find(report)}
+    return report | {"warnings": warnings.find(report)}
 
 
 def write(work: WorkDir, report: dict[str, Any], train: PairDataset, evaluation: PairDataset | None) -> None:
-    """Write the three files; without matplotlib there is no picture, and a line that says so."""
+    """Write the three files; without matplotlib, a line of text instead of the picture."""
     folder = work.data_report.parent
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        from dpo_trainer.data.report import picture as datapicture
+        from dpo_trainer.data.report.picture import draw
 
-        datapicture.draw(report, train, evaluation, work.data_report.with_suffix(".png"))
-        picture = "picture: data/report.png"
+        draw(report, train, evaluation, work.data_report.with_suffix(".png"))
+        note = "picture: data/report.png"
     except ImportError:
         work.data_report.with_suffix(".png").unlink(missing_ok=True)
-        picture = NO_PICTURE
-    commit(work.data_report.with_suffix(".txt"), f"{text(report)}\n{picture}\n".encode())
+        note = NO_PICTURE
+    commit(work.data_report.with_suffix(".txt"), f"{text(report)}\n{note}\n".encode())
     commit(work.data_report, (json.dumps(report, indent=1) + "\n").encode())
 
 
@@ -113,7 +116,7 @@ def text(report: dict[str, Any]) -> str:
         ("answers nearly the same", lambda s: _percent(s["near_identical"])),
     ]  # fmt: skip
     table = [["", *splits], *([name, *(value(split) for split in splits.values())] for name, value in rows)]
-    # A line that has nothing to say for any split is left out.
+    # Rows without a value for any split are left out.
     lines += _table([row for row in table if row[0] == "" or any(cell not in ("–", "0") for cell in row[1:])])
     if report["overlap"] is not None:
         found, size = report["overlap"], splits["eval"]["pairs"]
@@ -128,8 +131,8 @@ def text(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _read(split: str, sources: Sequence[Source]) -> dict[str, Any]:
-    """Counts of a split's sources together; nothing for pairs that were held out of another split."""
+def _rows_read(split: str, sources: Sequence[SourceReport]) -> dict[str, Any]:
+    """Sums over a split's sources; empty for pairs that were held out of another split."""
     own = [source for source in sources if source.split == split]
     if not own:
         return {}
@@ -141,24 +144,24 @@ def _read(split: str, sources: Sequence[Source]) -> dict[str, Any]:
         "kept": sum(len(source.kept) for source in own),
         "dropped": dict(sorted(dropped.items())),
         "boundary_merges": sum(source.boundary_merges for source in own),
-        "glued": sum(source.glued for source in own),
-        "repeated": sum(source.repeated for source in own),
+        "glued": sum(source.unseparated for source in own),
+        "repeated": sum(source.prompt_repeated for source in own),
         "special_token_text": sum(source.special_token_text for source in own),
         "repeats": sum(source.repeats for source in own),
     }
 
 
-def _used(described: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
-    """A split's numbers; pairs that are there again because of a weight are no copies."""
+def _pairs_used(described: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:
+    """Statistics of a split. Pairs that are repeated because of a weight don't count as copies."""
     copies = described["duplicate_pairs"] - read.get("repeats", 0)
     return {**described, **read, "duplicate_pairs": copies}
 
 
-def _source(source: Source, datasets: Mapping[str, PairDataset], described: Mapping[str, Any]) -> dict[str, Any]:
+def _source(source: SourceReport, datasets: Mapping[str, PairDataset], described: Mapping[str, Any]) -> dict[str, Any]:
     # The only source of a split was described with it, unless pairs were held out.
     used = datasets[source.split]
-    known = described[source.split] if source.kept.digest == used.digest else datastats.describe(source.kept)
-    return {"split": source.split, "source": source.name, **_read(source.split, [source]), **known}
+    known = described[source.split] if source.kept.digest == used.digest else statistics.describe(source.kept)
+    return {"split": source.split, "source": source.name, **_rows_read(source.split, [source]), **known}
 
 
 def _sources(sources: Sequence[Mapping[str, Any]]) -> list[str]:

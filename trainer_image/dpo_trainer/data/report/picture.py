@@ -28,7 +28,7 @@ _MOST_REASONS = 8
 
 
 def draw(report: Mapping[str, Any], train: PairDataset, evaluation: PairDataset | None, path: Path) -> None:
-    """Write the picture of a report of datareport.build. The same report gives the same bytes. Raises OSError."""
+    """Write the picture of a report of build.build. The same report gives the same bytes. Raises OSError."""
     splits = {"train": train.lengths} | ({} if evaluation is None else {"eval": evaluation.lengths})
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(10.5, 7), dpi=110)
@@ -38,7 +38,7 @@ def draw(report: Mapping[str, Any], train: PairDataset, evaluation: PairDataset 
         _lengths(lengths, train.lengths)
         _fit(fit, splits, report)
         if _paired(train.lengths).any():
-            _gap(gap, train.lengths, report["splits"]["train"])
+            _length_difference(gap, train.lengths, report["splits"]["train"])
         else:
             _labels(gap, report["splits"])
         _dropped(dropped, report["splits"])
@@ -87,7 +87,7 @@ def _fit(axis: Axes, splits: Mapping[str, Lengths], report: Mapping[str, Any]) -
     axis.legend()
 
 
-def _gap(axis: Axes, lengths: Lengths, facts: Mapping[str, Any]) -> None:
+def _length_difference(axis: Axes, lengths: Lengths, facts: Mapping[str, Any]) -> None:
     """Which answer is longer, and by how much."""
     both = lengths[_paired(lengths)]
     gap = both[:, 1] - both[:, 2]

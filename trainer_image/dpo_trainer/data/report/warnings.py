@@ -1,4 +1,4 @@
-"""What looks wrong in a dataset report, in plain words with what to do. A warning stops nothing."""
+"""Warnings about the data: what looks wrong in a dataset report and what to do. They never stop the job."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 # Fewer pairs than these give a noisy result, to train on or to evaluate with.
 FEW_PAIRS = 100
-# Of fewer than these, no share of them says anything.
+# Shares of fewer pairs than these are noise.
 TOO_FEW_FOR_SHARES = 20
 ONE_SIDED = 0.65
 PROMPT_SHARE = 0.9
@@ -14,13 +14,13 @@ TRUNCATED = 0.05
 MERGED = 0.05
 ALIKE = 0.5
 LEFT_OUT = 0.2
-SEAMS = 0.2
+UNSEPARATED = 0.2
 COPIES = 0.05
 CONTRADICTIONS = 0.01
 
 
 def find(report: Mapping[str, Any]) -> list[str]:
-    """Warnings about a report of datareport.build, those about training first."""
+    """Warnings about a report of build.build, those about training first."""
     found = [
         warning for name, split in report["splits"].items() for warning in _of_split(name, split, report["limits"])
     ]
@@ -50,7 +50,7 @@ def _of_split(name: str, split: Mapping[str, Any], limits: Mapping[str, Any]) ->
     if pairs < FEW_PAIRS and name == "train":
         yield f"{name}: only {_pairs(pairs)}; expect a noisy result, and more from more data than from more epochs"
     if pairs < FEW_PAIRS and name != "train":
-        yield f"{name}: only {_pairs(pairs)}, so that an accuracy is sure to ±{0.98 / math.sqrt(max(pairs, 1)):.0%} only; use more"
+        yield f"{name}: only {_pairs(pairs)}, so an accuracy has an error of ±{0.98 / math.sqrt(max(pairs, 1)):.0%}; use more"
     if sum(split.get("dropped", {}).values()) > LEFT_OUT * split.get("rows", 0):
         dropped = split["dropped"]
         most = max(sorted(dropped), key=dropped.__getitem__)
@@ -83,12 +83,12 @@ def _of_split(name: str, split: Mapping[str, Any], limits: Mapping[str, Any]) ->
             "token is not what the model would write; often prompts end with a space that belongs to the answer"
         )
     # Counted where pairs are read, before they are weighted.
-    if split.get("glued", 0) > SEAMS * split.get("kept", 0):
+    if split.get("glued", 0) > UNSEPARATED * split.get("kept", 0):
         yield (
             f"{name}: in {split['glued']:,} pairs of plain text nothing stands between the prompt's last word and the answer's first; "
             "write a separator into the prompt, or set format to messages for the chat template"
         )
-    if split.get("repeated", 0) > SEAMS * split.get("kept", 0):
+    if split.get("repeated", 0) > UNSEPARATED * split.get("kept", 0):
         yield (
             f"{name}: in {split['repeated']:,} pairs both answers begin with the prompt, which the model then reads twice; leave it "
             "out of the answers"

@@ -1,4 +1,4 @@
-"""Chats as a template writes them, and where the prompt ends in them."""
+"""Render chats with the template, and split the prompt from the answer."""
 
 import re
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Messages = list[dict[str, str]]
 
 
 class TemplateRefused(Exception):
-    """The template can't write a chat, or not so that prompt and answer can be told apart. The message says why."""
+    """The template can't render a chat, or prompt and answer can't be split. The message says why."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class ChatTemplate:
         return Chat(opened, whole, looks_special)
 
     def _shared(self, prompt: Messages, texts: list[str]) -> str:
-        """What the prompt is when the generation prompt does not begin all chats: what they all share.
+        """The prompt when the generation prompt does not begin all chats: the beginning that all share.
 
         Templates that open a block of thoughts for generation leave it out of finished turns.
         """
-        # Two more answers, so that what both answers begin with is no part of the prompt.
+        # Render with two other answers, so that a common beginning of both answers is not taken for the prompt.
         probes = [self._write(_answered(prompt, text)) for text in ("0", "1")]
         shared = _common_beginning([*texts, *probes])
         if not shared.startswith(self._write(prompt)):
@@ -106,7 +106,7 @@ def _answered(prompt: Messages, answer: str) -> Messages:
 
 
 def _common_beginning(texts: list[str]) -> str:
-    # All that lies between the first and the last in order begins as both of them do.
+    # The common beginning of the smallest and the largest text is common to all.
     one, other = min(texts), max(texts)
     return one[
         : next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

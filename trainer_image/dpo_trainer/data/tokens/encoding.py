@@ -1,4 +1,4 @@
-"""Text into token ids: special tokens in data are spelled out, and text that goes on after another gets no space before it."""
+"""Text into token ids: special tokens in data are spelled out, and a continuation gets no space before it."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ START, END = "\ufdd0", "\ufdd1"
 
 
 class Encoder:
-    """A tokenizer, without the tokens that it puts around a text.
+    """A tokenizer wrapper that adds no special tokens.
 
     special: ids of its special tokens. control: their texts.
     """
@@ -37,8 +37,8 @@ class Encoder:
         return [self._spelled(text) if self._reads_special(text, ids) else ids for text, ids in found]
 
     def rest_of_text(self, text: str) -> Ids:
-        """The same of text that goes on after another one: nothing is put before it."""
-        return self._spelled(text, goes_on=True)
+        """Token ids of a continuation: no space is put before it. Special tokens are spelled out."""
+        return self._spelled(text, continues=True)
 
     def chats(self, texts: list[str], marked: list[bool]) -> list[Ids]:
         """Token ids of what a template wrote, special tokens included, but for those between marks in marked texts."""
@@ -47,8 +47,8 @@ class Encoder:
         return [self._pieces(text) if marks else ids for text, marks, ids in each]
 
     def rest_of_chat(self, text: str, *, marked: bool) -> Ids:
-        """The same of what goes on after another text."""
-        return self._pieces(text, goes_on=True) if marked else self._after(text, plain=False)
+        """Token ids of a continuation of a chat."""
+        return self._pieces(text, continues=True) if marked else self._after(text, plain=False)
 
     def mark(self, text: str) -> str:
         """The text with marks around what looks like a special token."""
@@ -72,34 +72,34 @@ class Encoder:
         return out["input_ids"]  # type: ignore[no-any-return]
 
     def _after(self, text: str, *, plain: bool) -> Ids:
-        """Token ids of text that goes on after another one."""
+        """Token ids of a continuation."""
         if self._prefixes:
             lead, ids = self._lead, self._encode(["\n" + text], plain=plain)[0]
             if ids[: len(lead)] == lead:
                 return ids[len(lead) :]
         return self._encode([text], plain=plain)[0]
 
-    def _pieces(self, text: str, *, goes_on: bool = False) -> Ids:
+    def _pieces(self, text: str, *, continues: bool = False) -> Ids:
         """Marked text: what is between two marks is spelled out; lone marks, which a template left, go."""
         ids: Ids = []
         for piece, special in _split(self._marked, text):
-            behind = goes_on or bool(ids)
+            behind = continues or bool(ids)
             if special:
-                ids += self._spelled(piece, goes_on=behind)
+                ids += self._spelled(piece, continues=behind)
             else:
                 ids += self._after(piece, plain=False) if behind else self._encode([piece], plain=False)[0]
         return ids
 
-    def _spelled(self, text: str, *, goes_on: bool = False) -> Ids:
-        """Token ids of text, none of them special: where the tokenizer makes one of it, the text is taken in halves.
+    def _spelled(self, text: str, *, continues: bool = False) -> Ids:
+        """Token ids of text, none of them special. While the tokenizer yields a special token, the text is split in half.
 
-        Unigram models do that even when they are asked to split special tokens.
+        Unigram models yield special tokens even when they are asked to split them.
         """
-        ids = self._after(text, plain=True) if goes_on else self._encode([text], plain=True)[0]
+        ids = self._after(text, plain=True) if continues else self._encode([text], plain=True)[0]
         if len(text) < 2 or not self._reads_special(text, ids):
             return ids
         half = len(text) // 2
-        return self._spelled(text[:half], goes_on=goes_on) + self._spelled(text[half:], goes_on=True)
+        return self._spelled(text[:half], continues=continues) + self._spelled(text[half:], continues=True)
 
     def _reads_special(self, text: str, ids: Ids) -> bool:
         unknown, name = self._unknown

@@ -7,11 +7,11 @@ tokens are spelled out, never read as such; EOS ends each answer once.
 Messages are rendered by the chat template, which writes its own special tokens. Nothing is added but EOS, and that only
 when the template does not end the turn with a special token; white space that it puts after that token is left out.
 
-Where the prompt ends: prompt + answer is tokenized as one text, and the answer is what follows the prompt's own tokens. When
-a token spans the border, so that those are not a beginning of the whole, prompt and answers are tokenized apart, both answers
-alike, and the pair is counted as a boundary merge.
+Boundary: prompt + answer is tokenized as one text, and the answer is what follows the prompt's own tokens. When
+a token spans the border, so that those are not a beginning of the whole, prompt and answers are tokenized separately, for
+both answers, and the pair is counted as a boundary merge.
 
-Tokens say what the text said, up to what the tokenizer itself does to it: SentencePiece puts a space before a text (older
+Tokenization is lossless, except for what the tokenizer itself changes: SentencePiece puts a space before a text (older
 Llamas also behind added tokens) and takes its own sign for a space as one; some normalize Unicode, or drop what they don't know.
 
 An unpaired example has one answer; everything above holds for it alone, and the other one has no tokens, not even EOS.
@@ -31,7 +31,7 @@ from dpo_trainer.data.tokens.encoding import Encoder
 from dpo_trainer.data.tokens.truncation import Ids, Limits, truncate
 from dpo_trainer.runtime.errors import first_line, invalid_configuration
 
-# Pairs, and characters, that are tokenized together; a character takes some 250 bytes meanwhile.
+# Pairs, and characters, that are tokenized together; a character needs some 250 bytes.
 BATCH = 256
 BATCH_CHARACTERS = 2_000_000
 

@@ -21,9 +21,9 @@ class Limits:
 
 
 def truncate(prompt: Ids, chosen: Ids, rejected: Ids, limits: Limits, keep: int = 0) -> tuple[Ids, Ids, Ids] | None:
-    """The pair within the limits; None when it is too long and such pairs are dropped.
+    """Truncate a pair to the limits; None when it is too long and such pairs are dropped.
 
-    Both answers get the same prompt and the same room. An answer that holds tokens keeps at least one of them; one that is
+    Both answers get the same prompt and the same budget. An answer that holds tokens keeps at least one of them; one that is
     too long loses its end, and EOS with it, so that stopping there is not learned.
     keep: tokens (BOS) that stay at the start of a prompt which otherwise keeps its end.
     """
@@ -32,15 +32,15 @@ def truncate(prompt: Ids, chosen: Ids, rejected: Ids, limits: Limits, keep: int 
     if limits.truncation == "drop":
         return None
     longest = max(len(chosen), len(rejected))
-    room = limits.max_prompt_length
-    if room is None:
-        room = max(limits.max_length // 2, limits.max_length - longest)
-    room = min(room, limits.max_length - 1)
-    if len(prompt) > room:
+    budget = limits.max_prompt_length
+    if budget is None:
+        budget = max(limits.max_length // 2, limits.max_length - longest)
+    budget = min(budget, limits.max_length - 1)
+    if len(prompt) > budget:
         if limits.truncation == "keep_start":
-            prompt = prompt[:room]
+            prompt = prompt[:budget]
         else:
-            keep = keep if room > keep else 0
-            prompt = prompt[:keep] + prompt[len(prompt) - (room - keep) :]
+            keep = keep if budget > keep else 0
+            prompt = prompt[:keep] + prompt[len(prompt) - (budget - keep) :]
     left = limits.max_length - len(prompt)
     return prompt, chosen[:left], rejected[:left]

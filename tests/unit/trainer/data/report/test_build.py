@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dpo_trainer.data.dataset import PairDataset, TokenPair
-from dpo_trainer.data.report import build as datareport
+from dpo_trainer.data.report import build as data_report
 from dpo_trainer.data.tokens.truncation import Limits
 from dpo_trainer.runtime.workdir import WorkDir
 
@@ -37,12 +37,12 @@ def joined(*datasets: PairDataset) -> PairDataset:
 def source(
     kept: PairDataset, split: str = "train", name: str = "pairs.jsonl", merges: int = 0, repeats: int = 0, **dropped
 ):
-    return datareport.Source(split, name, len(kept) + sum(dropped.values()), dropped, merges, 0, kept, repeats)
+    return data_report.SourceReport(split, name, len(kept) + sum(dropped.values()), dropped, merges, 0, kept, repeats)
 
 
-def build(train: PairDataset, evaluation: PairDataset | None = None, *sources: datareport.Source) -> dict:
+def build(train: PairDataset, evaluation: PairDataset | None = None, *sources: data_report.SourceReport) -> dict:
     given = sources or (source(train), *([source(evaluation, "eval")] if evaluation is not None else []))
-    return datareport.build(train, evaluation, given, LIMITS)
+    return data_report.build(train, evaluation, given, LIMITS)
 
 
 def warnings(*args) -> str:
@@ -141,7 +141,7 @@ def test_unpaired_data_are_described_with_weights_for_kto():
     report = build(train)
     assert report["kto_weights"] == {"desirable": 4.0, "undesirable": 1.0}
     assert "set method.desirableWeight 4 and method.undesirableWeight 1" in "\n".join(report["warnings"])
-    text = datareport.text(report)
+    text = data_report.text(report)
     assert ["one", "answer,", "undesirable", "320"] in [line.split() for line in text.splitlines()]
     assert "length-only baseline" not in text
 
@@ -157,13 +157,13 @@ def test_one_kind_of_answer_alone_is_warned_of():
 
 def test_the_text_names_sources_only_where_there_are_several():
     one, two = pairs(100), pairs(100, start=1000)
-    assert "pairs.jsonl" not in datareport.text(build(one, two))
-    mixed = datareport.text(build(joined(one, two), None, source(one), source(two, name="s3://bucket/other.jsonl")))
+    assert "pairs.jsonl" not in data_report.text(build(one, two))
+    mixed = data_report.text(build(joined(one, two), None, source(one), source(two, name="s3://bucket/other.jsonl")))
     assert "s3://bucket/other.jsonl  train   100   100" in mixed
 
 
 def test_a_line_of_nothing_is_left_out():
-    text = datareport.text(build(pairs(100)))
+    text = data_report.text(build(pairs(100)))
     assert "rows read" in text
     assert not any(line.split("  ")[0] in ("truncated", "copies of earlier pairs") for line in text.splitlines())
 
@@ -182,8 +182,8 @@ def test_the_same_data_give_the_same_three_files(tmp_path, name):
     for folder in (tmp_path / "a", tmp_path / "b"):
         many = {f"reason_{i}": i + 1 for i in range(11)}
         sources = (source(train, **many), *([source(evaluation, "eval", reason_1=2)] if evaluation is not None else []))
-        report = datareport.build(train, evaluation, sources, LIMITS)
-        datareport.write(WorkDir(folder), report, train, evaluation)
+        report = data_report.build(train, evaluation, sources, LIMITS)
+        data_report.write(WorkDir(folder), report, train, evaluation)
         assert sorted(path.name for path in (folder / "data").iterdir()) == ["report.json", "report.png", "report.txt"]
         made.append([(folder / "data" / f"report.{kind}").read_bytes() for kind in ("json", "txt", "png")])
     assert made[0] == made[1]
