@@ -1,4 +1,4 @@
-"""What every part of the DPOJob is made of: the strict base model, and strings that several parts share."""
+"""Base model and shared string types of the DPOJob."""
 
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ ResourceQuantity = Annotated[
 SUBDOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 # DNS names of Kubernetes objects. No "/" fits, so a reference can never name another namespace.
 ObjectName = Annotated[str, StringConstraints(pattern=f"^{SUBDOMAIN}$", max_length=253)]
-# Of a label, a taint or a resource; Kubernetes takes 253 characters before the "/" and 63 after it.
+# Key of a label, a taint or an extended resource; Kubernetes takes 253 characters before the "/" and 63 after it.
 LabelKey = Annotated[
     str,
     StringConstraints(pattern=f"^({SUBDOMAIN}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$", max_length=253),

@@ -36,7 +36,7 @@ class Columns(ApiModel):
     scores: ColumnName = Field(
         default="scores",
         description="Column with a list of numbers, one for each of responses, or the key of the score inside each response. The "
-        "highest is the best, but for a name rank, ranks, ranking or rankings.",
+        "highest is best, except in columns named rank, ranks, ranking or rankings.",
     )
     chosen_score: ColumnName = Field(
         default="score_chosen", description="Column of the preferred answer's score, which filters.minScoreGap reads."
@@ -59,7 +59,7 @@ class Columns(ApiModel):
     )
     signed_preference: ColumnName | None = Field(
         default=None,
-        description="Column of one number in the place of scoreA and scoreB: below 0 when answerA is better, above 0 when answerB is, "
+        description="Column with one signed number instead of scoreA and scoreB: below 0 when answerA is better, above 0 when answerB is, "
         "0 for a tie. Not for 1 and 2, which are votes. Default: none.",
     )
     votes: ColumnName = Field(
@@ -155,7 +155,7 @@ class Filters(ApiModel):
         default=None,
         ge=1,
         le=1e6,
-        description="Drop pairs whose longer answer has more than so many times the tokens of the shorter one.",
+        description="Drop pairs whose longer answer has more than this many times the tokens of the shorter one.",
     )
     drop_duplicates: StrictBool = Field(
         default=False,
@@ -163,13 +163,13 @@ class Filters(ApiModel):
         "together).",
     )
     where: list[Condition] = Field(
-        default=[], max_length=32, description="Use only rows that meet all of these, such as a language or a source."
+        default=[], max_length=32, description="Conditions that a row must meet, such as a language or a source."
     )
     max_bad_rows: StrictFloat = Field(
         default=0.01,
         ge=0,
         le=1,
-        description="Share of rows that may be unusable (malformed, empty, equal answers, differing prompts) before the job fails in "
+        description="Share of rows, 0 to 1, that may be unusable (malformed, empty, equal answers, differing prompts) before the job fails in "
         "prepare. Rows that the other filters drop do not count, nor do ties.",
     )
 

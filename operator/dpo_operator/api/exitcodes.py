@@ -11,7 +11,7 @@ FailureClass = Literal["configuration", "infrastructure", "counted", "secondary"
 """configuration: the job can't work as written, so it fails at once.
 infrastructure: not the job's fault; restarts and does not count.
 counted: restarts and counts against failurePolicy.maxRestarts.
-secondary: a rank that stopped because another one had; the other one's reason is the failure's."""
+secondary: a rank that stopped because another one did; the other rank's reason is reported."""
 
 
 class ExitCode(IntEnum):
@@ -86,7 +86,7 @@ TABLE: dict[ExitCode, ExitCodeInfo] = {
     ExitCode.SIGTERM: ExitCodeInfo(
         "Terminated",
         "infrastructure",
-        "Asked to stop (drain, preemption); the state was saved first. Counted where nobody asked and nothing was saved.",
+        "Asked to stop (drain, preemption); the state was saved first. Counted if there was no known stop request and no save.",
     ),
 }
 

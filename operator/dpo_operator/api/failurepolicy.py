@@ -35,8 +35,8 @@ class FailureRule(ApiModel):
         description="Text that the failure's message contains; upper and lower case differ.",
     )
     action: FailureAction = Field(
-        description="Fail: end the job. Restart: restart and count. RestartUncounted: restart without counting; that ends, too, after "
-        "three restarts in a row without a finished step, or ten of a phase that has no steps."
+        description="Fail: end the job. Restart: restart and count. RestartUncounted: restart without counting, at most three times in a row "
+        "without a new step (ten times in prepare and export)."
     )
 
 
@@ -53,35 +53,34 @@ class FailurePolicy(ApiModel):
         default=300,
         ge=10,
         le=86_400,
-        description="Time in which no forward pass and no part of a checkpoint is finished, after which the ranks are restarted.",
+        description="Restart the ranks if no forward pass and no part of a checkpoint finishes for this long, seconds.",
     )
     start_timeout_seconds: StrictInt = Field(
         default=1800,
         ge=10,
         le=86_400,
-        description="The same before an attempt's first finished work, while it loads: time without any news after which the ranks are "
-        "restarted; hangTimeoutSeconds where that is longer.",
+        description="The same limit while an attempt loads, before its first finished work, seconds; at least hangTimeoutSeconds.",
     )
     gang_timeout_seconds: StrictInt = Field(
         default=300,
         ge=10,
         le=86_400,
-        description="Time after which a gang that has not a node for each of its pods gives back those it has, and waits for another turn. "
-        "At most 60 while other jobs wait for theirs. It counts as no restart. In a queue, which decides when a gang begins, it is a restart that "
-        "is not counted.",
+        description="A gang that does not get a node for each pod within this time releases its nodes and waits for another turn. At most 60 "
+        "while other jobs wait for theirs. This is not a restart. In a queue, which decides when a gang starts, it is a restart that is not "
+        "counted.",
     )
     backoff_seconds: StrictInt = Field(
         default=2,
         ge=1,
         le=3600,
-        description="Wait before the second restart; each further one waits twice as long. The first is immediate. Five times as long "
+        description="Delay before the second restart, doubled for each further one; the first restart is immediate. Five times as long "
         "when a hub or an object store can't be reached, from the first restart on.",
     )
     max_backoff_seconds: StrictInt = Field(
         default=60,
         ge=1,
         le=3600,
-        description="Longest such wait; restarts that are ten times as old no longer lengthen it.",
+        description="Maximum delay, seconds. Restarts older than ten times this value do not lengthen it.",
     )
     rules: list[FailureRule] = Field(
         default=[],

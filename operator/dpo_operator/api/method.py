@@ -115,7 +115,7 @@ class AddedLoss(Loss):
 
 
 class Method(Loss):
-    """The loss: one, or several with weights, and likelihood of the chosen answer besides."""
+    """The loss: one, or several with weights, plus an optional likelihood term of the chosen answer."""
 
     plus: list[AddedLoss] = Field(
         default=[],

@@ -12,7 +12,7 @@ MANAGER = f"{GROUP}/dpo-operator"
 Phase = Literal["prepare", "train", "export"]
 PHASES: tuple[Phase, ...] = ("prepare", "train", "export")
 
-# Labels of every child object. Selection is by UID, so that a job of the same name made later adopts nothing.
+# Labels of every child object. Selection is by UID, so that a later job of the same name adopts nothing.
 LABEL_JOB = f"{GROUP}/job"
 LABEL_UID = f"{GROUP}/job-uid"
 LABEL_PHASE = f"{GROUP}/phase"
@@ -22,18 +22,18 @@ LABEL_NAME = "app.kubernetes.io/name"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 PART_OF = "dpo-operator"
 
-# Tells a guard (see builders/guards.py) that was made for other settings from one that is up to date.
+# Hash of a guard's settings (see builders/guards.py); detects guards that are out of date.
 ANNOTATION_DIGEST = f"{GROUP}/digest"
-# Changed to make the Job controller try again to make pods.
+# Changed to make the Job controller retry the creation of pods.
 ANNOTATION_TRIED = f"{GROUP}/tried-again"
 
-# Set by a user, or by `kubectl dpo retry`: another value than before lets a failed job go on.
+# Set by a user, or by `kubectl dpo retry`: a new value retries a failed job.
 ANNOTATION_RETRY = f"{GROUP}/retry"
 
-# Of a batch/v1 Job: nodes and GPUs of each that it was made for, whatever an admission webhook makes of its resources.
+# Of a batch/v1 Job: nodes and GPUs per node, even if an admission webhook changes its resources.
 ANNOTATION_SIZE = f"{GROUP}/size"
 
-# Of a pod's container that trains; admission webhooks may add others.
+# Name of the container that trains; admission webhooks may add others.
 CONTAINER = "trainer"
 
 # Kubernetes' own label and annotation that tell a pod of an Indexed Job its rank.
@@ -50,7 +50,7 @@ TOKEN_FILE = "/etc/dpo-token/token"  # noqa: S105 - a path, not a secret
 WANDB_KEY_FILE = "/etc/dpo-wandb/key"
 CLAIMS_DIR = "/claims"
 CACHE_DIR = "/cache"
-# Folder on the cache's claim: nothing else that may lie on it is mounted.
+# Folder on the cache's claim; only this folder is mounted.
 CACHE_FOLDER = "dpo-cache"
 TERMINATION_LOG = "/dev/termination-log"
 # In the job's folder on the volume: stacks of ranks that hung, attempt-N/rank-R.txt.
@@ -77,7 +77,7 @@ MASTER_PORT = 29500
 
 
 def config_name(job: str, digest: str) -> str:
-    """ConfigMap with a job file. digest: of the file; another spec has another one."""
+    """ConfigMap with a job file. digest: of the file; different specs get different names."""
     return f"{job}-config-{digest[:10]}"
 
 
@@ -107,7 +107,7 @@ def volume_claim_name(job: str) -> str:
 
 
 def child_job_name(job: str, phase: Phase, attempt: int) -> str:
-    """batch/v1 Job of one attempt at one phase."""
+    """batch/v1 Job of one attempt of one phase."""
     return f"{job}-{phase}-{attempt}"
 
 

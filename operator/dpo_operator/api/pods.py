@@ -8,24 +8,24 @@ from dpo_operator.api.base import ApiModel, LabelKey, LabelValue, ObjectName, Qu
 
 
 class Volume(ApiModel):
-    """Where model, tokens, checkpoints and the export live. One folder on it belongs to the job."""
+    """Where model, tokens, checkpoints and the export are. Each job uses one folder."""
 
     claim_name: ObjectName | None = Field(
-        default=None, description="Existing PersistentVolumeClaim to use. Without it, one is made."
+        default=None, description="Existing PersistentVolumeClaim to use. Default: the operator creates one."
     )
     storage_class_name: ObjectName | None = Field(
-        default=None, description="StorageClass of the claim that is made. Default: the cluster's."
+        default=None, description="StorageClass of the claim that the operator creates. Default: the cluster's."
     )
     size: Quantity = Field(
         default="100Gi",
-        description="Size of the claim that is made: model twice, and optimizer state for each kept checkpoint.",
+        description="Size of the claim that the operator creates: room for the model twice and for the optimizer state of each kept checkpoint.",
     )
     access_mode: Literal["ReadWriteMany", "ReadWriteOnce"] | None = Field(
         default=None,
-        description="Access mode of the claim that is made. Default: ReadWriteMany, or ReadWriteOnce when nodes is 1.",
+        description="Access mode of the claim that the operator creates. Default: ReadWriteMany, or ReadWriteOnce when nodes is 1.",
     )
     retention: Literal["Retain", "Delete"] = Field(
-        default="Retain", description="What becomes of the claim that was made when the DPOJob is deleted."
+        default="Retain", description="Whether the claim that the operator created is kept or deleted with the DPOJob."
     )
 
 
@@ -34,7 +34,7 @@ class Cache(ApiModel):
 
     claim_name: ObjectName = Field(
         description="Existing PersistentVolumeClaim of the job's namespace, ReadWriteMany, or ReadWriteOnce for jobs on one node. Only the prepare "
-        "pod mounts it. Whoever can write to it could change what other jobs read, so each file is checked against the hub's digest when it is taken."
+        "pod mounts it. Everyone who can write to it could change what other jobs read, so each file is checked against the hub's digest when it is used."
     )
 
 
@@ -55,7 +55,7 @@ class Toleration(ApiModel):
 # Variables that a job may not set, in groups: those that decide which code a process loads or which program it starts, then
 # those that the operator sets. They are read by the interpreter, glibc, compilers, torch and Triton, NCCL, UCX, MPI, matplotlib,
 # wandb and the clients of object stores. A folder for temporary or cached files is among them, because compiled code is loaded
-# from there. Libraries read *_PROXY in any case. The container runtime's variables could ask for devices of somebody else.
+# from there. Libraries read *_PROXY in any case. The container runtime's variables could request devices of other pods.
 _ENDINGS = "PATHS?|DIR|DIRECTORY|LIBS?|LIBRARY|LIBRARIES|PLUGINS?|EXECUTABLE|BINARY"
 _RESERVED = (
     "LD_.*", "PYTHON.*", "PATH", "HOME", "ENV", "BASH_ENV", "GIT_.*", "OPENSSL_.*", "GLIBC_TUNABLES", "LOCPATH",
@@ -143,7 +143,7 @@ class Topology(ApiModel):
         description="Node label over whose values the ranks are spread evenly, such as that of a power feed.",
     )
     required: StrictBool = Field(
-        default=False, description="Wait for nodes that fit; false prefers them and takes others."
+        default=False, description="Wait for nodes that fit; false prefers such nodes and accepts others."
     )
 
 

@@ -62,7 +62,7 @@ class Adapter(ApiModel):
     )
     dora: StrictBool = Field(
         default=False,
-        description="Train the magnitude of each weight column besides its direction (DoRA, 2402.09353): closer to full weights at low "
+        description="Also train the magnitude of each weight column, not only its direction (DoRA, 2402.09353): closer to full weights at low "
         "ranks, slower.",
     )
     rslora: StrictBool = Field(
@@ -80,7 +80,7 @@ class Adapter(ApiModel):
 
 
 class Budget(NamedTuple):
-    """What one forward pass on one rank may hold. tokens: as they are laid out; a longer pair goes alone. pairs: None: any number."""
+    """Limit of one forward pass on one rank. tokens: with padding; a single longer pair is still allowed. pairs: None: any number."""
 
     tokens: int
     pairs: int | None = None
@@ -91,14 +91,14 @@ class NonFinite(ApiModel):
 
     action: Literal["skip", "rollback", "fail"] = Field(
         default="skip",
-        description="skip: leave the step's update out and go on with the next pairs. rollback: go back to the last committed checkpoint first, "
-        "and leave the step out when it comes again. fail: end the run.",
+        description="skip: leave the step's update out and continue with the next pairs. rollback: go back to the last committed checkpoint first, "
+        "then skip the step on replay. fail: end the run.",
     )
     max: StrictInt = Field(
         default=3,
         ge=1,
         le=1_000_000,
-        description="Steps of the whole run that may be left out; with the next one the run fails.",
+        description="Steps that may be skipped over the whole run; one more fails the run.",
     )
 
 
@@ -115,7 +115,7 @@ class Training(ApiModel):
         default=None,
         ge=1,
         le=100_000_000,
-        description="Stop after so many optimizer steps, whatever epochs says.",
+        description="Stop after this many optimizer steps, whatever epochs says.",
     )
     learning_rate: StrictFloat | None = Field(
         default=None,
@@ -183,7 +183,7 @@ class Training(ApiModel):
         ge=0,
         le=1_048_576,
         alias="logitsChunkMiB",
-        description="Most MiB of float32 logits that exist at a time. More answer tokens than fit are scored in chunks, which are computed "
+        description="Upper bound of float32 logits in memory, MiB. More answer tokens than fit are scored in chunks, which are computed "
         "again in the backward pass. 0: all of a micro-batch at once.",
     )
     zero_stage: StrictInt = Field(
@@ -201,7 +201,7 @@ class Training(ApiModel):
     )
     seed: StrictInt = Field(default=0, ge=0, le=2**31 - 1, description="Seed of shuffling, adapters and dropout.")
     shuffle: StrictBool = Field(
-        default=True, description="Shuffle the pairs anew in each epoch; false keeps the files' order."
+        default=True, description="Reshuffle the pairs in every epoch; false keeps the files' order."
     )
     non_finite: NonFinite = Field(default=NonFinite(), description="What a NaN or an infinity does to the run.")
     log_every_steps: StrictInt = Field(
@@ -235,8 +235,7 @@ class Evaluation(ApiModel):
         default=4,
         ge=0,
         le=256,
-        description="Prompts whose answers by the policy are written to samples.jsonl at each evaluation, beside those of the reference; "
-        "0 turns it off.",
+        description="Number of prompts sampled at each evaluation; the answers of policy and reference go to samples.jsonl. 0 turns it off.",
     )
     sample_tokens: StrictInt = Field(default=64, ge=1, le=8192, description="Most tokens of each such answer.")
 
@@ -256,7 +255,7 @@ class EarlyStopping(ApiModel):
 
 
 class Export(ApiModel):
-    """What becomes of the trained weights."""
+    """How the trained weights are exported."""
 
     checkpoint: Literal["last", "best"] | None = Field(
         default=None,
@@ -265,7 +264,7 @@ class Export(ApiModel):
     )
     merge: StrictBool = Field(
         default=False,
-        description="With adapters: write the whole model with the adapter merged into it besides the adapter.",
+        description="With adapters: also write the whole model with the adapter merged into it.",
     )
 
 
@@ -292,7 +291,7 @@ class WandB(ApiModel):
 
 
 class Tracking(ApiModel):
-    """Experiment trackers besides metrics.jsonl, TensorBoard files and Prometheus, which are always written."""
+    """Experiment trackers in addition to metrics.jsonl, TensorBoard files and Prometheus, which are always written."""
 
     wandb: WandB | None = Field(default=None, description="Log to Weights & Biases.")
 
@@ -308,19 +307,19 @@ class Checkpoint(ApiModel):
         default=1,
         ge=0,
         le=1000,
-        description="Checkpoints with the best evaluation (earlyStopping.metric, or eval_loss) to keep besides; one is also made when an "
+        description="Checkpoints with the best evaluation (earlyStopping.metric, or eval_loss) to keep in addition; one is also made when an "
         "evaluation is the best so far.",
     )
     require_recorded_digest: StrictBool = Field(
         default=False,
-        description="Go on only from checkpoints whose digest is in status.recordedCheckpoints. By default one that was committed just "
-        "before its attempt ended, and of which the operator was never told, is used with a warning; true loses that one "
-        "and keeps out what others who can write to the volume put there.",
+        description="Resume only from checkpoints whose digest is in status.recordedCheckpoints. By default a checkpoint that was committed just "
+        "before its attempt ended, and so was not recorded, is used with a warning; true discards it, which also rejects checkpoints planted "
+        "by others who can write to the volume.",
     )
     asynchronous: StrictBool = Field(
         default=True,
         alias="async",
-        description="Write checkpoints in the background: training waits for a copy of its state in memory and goes on. Costs host memory for "
+        description="Write checkpoints in the background: training waits only for a copy of its state in memory. Costs host memory for "
         "each GPU's share of the state, 12 bytes for each parameter trained, divided by the number of GPUs. false: wait until it is committed.",
     )
     volume: Volume = Field(default=Volume(), description="The work volume.")

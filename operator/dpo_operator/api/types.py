@@ -42,7 +42,7 @@ class DPOJobSpec(ApiModel):
     early_stopping: EarlyStopping | None = Field(
         default=None, description="Stop when the evaluation no longer improves."
     )
-    export: Export = Field(default=Export(), description="What becomes of the trained weights.")
+    export: Export = Field(default=Export(), description="How the trained weights are exported.")
     tracking: Tracking = Field(default=Tracking(), description="Experiment trackers.")
     nodes: StrictInt = Field(default=1, ge=1, le=1024, description="GPU nodes; one pod runs on each.")
     gpus_per_node: StrictInt = Field(
@@ -62,14 +62,14 @@ class DPOJobSpec(ApiModel):
     )
     failure_policy: FailurePolicy = Field(default=FailurePolicy(), description="When to restart.")
     suspend: StrictBool = Field(
-        default=False, description="Stop the pods (after a save) and keep everything else; false goes on."
+        default=False, description="Stop the pods (after a save) and keep everything else; false resumes."
     )
     active_deadline_seconds: StrictInt | None = Field(
         default=None,
         ge=1,
         le=31_536_000,
         description="Fail the job when it has run this long; time in which it is suspended or waits in a queue does not count. "
-        "It begins anew when spec.suspend becomes false again, or with a retry.",
+        "It restarts when spec.suspend becomes false again, and with a retry.",
     )
     ttl_seconds_after_finished: StrictInt | None = Field(
         default=None, ge=0, le=315_360_000, description="Delete the DPOJob this long after it finished."

@@ -1,1 +1,1 @@
-"""Decisions about a job as pure functions: what is seen goes in, actions and the new status come out."""
+"""Pure decision functions: (spec, status, observed state, now) -> (actions, new status). No I/O."""

@@ -1,4 +1,4 @@
-"""The vocabulary of a plan."""
+"""Types of a plan: the actions, events and status that planning returns."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -10,7 +10,7 @@ Kind = Literal["DPOJob", "Job", "Pod"]
 
 @dataclass(frozen=True)
 class Create:
-    """Create an object; one of the same name that is not ours is an error, one that is ours is fine."""
+    """Create an object. If the name is taken: by this job's own object, success; by any other, an error."""
 
     manifest: dict[str, Any]
     verb: ClassVar[str] = "create"
@@ -28,7 +28,7 @@ class Create:
 
 @dataclass(frozen=True)
 class Delete:
-    """Delete exactly the object with this UID. grace_seconds: for pods, None keeps the pod's own."""
+    """Delete exactly the object with this UID. grace_seconds: overrides a pod's terminationGracePeriodSeconds; None does not."""
 
     kind: Kind
     name: str
@@ -39,7 +39,7 @@ class Delete:
 
 @dataclass(frozen=True)
 class SuspendJob:
-    """Set spec.suspend of exactly the batch/v1 Job with this UID, as it was seen: one that changed since is looked at anew."""
+    """Set spec.suspend of the batch/v1 Job with this UID and resourceVersion; a conflict causes a new pass."""
 
     name: str
     uid: str
@@ -49,13 +49,13 @@ class SuspendJob:
 
     @property
     def verb(self) -> str:
-        """What is done, for people who read the log."""
+        """Verb for log lines."""
         return "suspend" if self.value else "resume"
 
 
 @dataclass(frozen=True)
 class RetryPodCreation:
-    """Have the Job controller try at once to make the pods of this Job: left alone, it waits up to a minute after refusals."""
+    """Touch the Job so that the Job controller retries refused pods now, not after its back-off of up to a minute."""
 
     name: str
     uid: str
@@ -65,7 +65,7 @@ class RetryPodCreation:
 
 @dataclass(frozen=True)
 class Patch:
-    """Give an object that is ours the annotations and the spec of this manifest, if it still is the one with this UID."""
+    """Patch annotations and spec of our own object with this UID."""
 
     manifest: dict[str, Any]
     uid: str
@@ -84,7 +84,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class ExpandClaim:
-    """Ask for more room on exactly the claim with this UID. A refusal is told, and is no error. size: as in the spec."""
+    """Request a larger size for the claim with this UID. A refusal becomes a condition and an event, not an error. size: as in the spec."""
 
     name: str
     uid: str
@@ -98,7 +98,7 @@ Action = Create | Delete | SuspendJob | RetryPodCreation | Patch | ExpandClaim
 
 @dataclass(frozen=True)
 class Event:
-    """An event for people who run `kubectl describe`."""
+    """An event that `kubectl describe` shows."""
 
     type: Literal["Normal", "Warning"]
     reason: str
@@ -110,7 +110,7 @@ class Plan:
     """What to do next.
 
     The status is written first, when it changed; events and actions follow only when that succeeded.
-    requeue_after: seconds until the job has to be looked at again without any event; None: when something happens.
+    requeue_after: seconds until the next pass if no event comes first; None: wait for an event.
     """
 
     status: DPOJobStatus

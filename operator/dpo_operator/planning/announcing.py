@@ -1,13 +1,13 @@
-"""Which of the reasons why a job does not run deserve an event, and when."""
+"""Which reasons of Running=False get a warning event, and after how long."""
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api.conditions import shorten
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.planning.actions import Event
 
-# A scheduler or a volume that is slow for so long is no news.
+# Delays below this are normal for a scheduler.
 UNSCHEDULABLE_AFTER_SECONDS = 5.0
-# These are part of every start; said when they last.
+# Reasons that every start passes through; reported only when they persist.
 EXPECTED_AFTER_SECONDS = 30.0
 EXPECTED_AT_START = (c.PODS_PENDING, c.VOLUME_PENDING)
 IMMEDIATE = (
@@ -24,12 +24,12 @@ IMMEDIATE = (
     c.SECRET_NOT_FOUND,
     c.MOUNT_FAILED,
 )
-# A reason that comes and goes is said again after this long at the earliest.
+# Minimum interval between two events with the same reason.
 REPEAT_SECONDS = 600.0
 
 
 def obstacle_event(status: DPOJobStatus, waiting_seconds: float) -> Event | None:
-    """The warning that the job's state deserves, whether or not it was given before."""
+    """Warning for the current reason of Running=False, or None. The caller removes duplicates."""
     running = c.find(status.conditions, c.RUNNING)
     if status.is_final or running is None or running.status == "True":
         return None

@@ -1,4 +1,4 @@
-"""What happens to a job that completed or failed, or that is being deleted: its pods go or stay, and after a while it goes itself."""
+"""Clean-up of a finished or deleted job: cleanPodPolicy, ttlSecondsAfterFinished, pods on lost nodes."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ from dpo_operator.planning.stale import Stale, overdue_in, removals
 from dpo_operator.planning.transitions import Moment
 
 MIN_DELAY_SECONDS = 5.0
-# Finalizer of Kubernetes while it takes the owner out of what an object made.
+# Finalizer of a deletion with propagationPolicy Orphan.
 ORPHANING = "orphan"
 
 
 def after_finish(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment) -> Plan:
-    """A retry comes first: what is to be deleted for its age may be wanted again."""
+    """Plan for a finished job. A retry comes before the TTL: a job that is retried must not be deleted for its age."""
     if retrying.is_requested(retrying.token_of(job.metadata.annotations), status):
         return retrying.retry_finished(job, status, at)
     ttl = job.spec.ttl_seconds_after_finished
@@ -29,10 +29,7 @@ def after_finish(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment) 
 
 
 def being_deleted(job: DPOJob, status: DPOJobStatus, seen: Observed) -> Plan:
-    """A job that is being deleted and is still there, because somebody's finalizer holds it: nothing of it runs on.
-
-    When all that it made was to be left alone (`--cascade=orphan`), it is.
-    """
+    """Stop the pods of a job whose deletion is blocked by a finalizer. With `--cascade=orphan`, leave its objects alone."""
     if ORPHANING in job.metadata.finalizers:
         return Plan(status)
     jobs = tuple(Delete("Job", child.name, child.uid) for child in seen.jobs if not child.deleting)
@@ -40,29 +37,29 @@ def being_deleted(job: DPOJob, status: DPOJobStatus, seen: Observed) -> Plan:
 
 
 def last_removals(pods: Sequence[ChildPod]) -> tuple[Action, ...]:
-    """What is left to do for deleted pods of a job that is gone."""
+    """Force deletions for terminating pods of a job that no longer exists."""
     return _removals_on_lost_nodes(DPOJobStatus(), Observed(pods=tuple(pods)))
 
 
 def _removals_on_lost_nodes(status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
-    """What takes away deleted pods that a lost node keeps: they would hold the claim and the namespace for ever."""
+    """Force-delete terminating pods on lost nodes; otherwise they block deletion of the claim and the namespace."""
     return removals(Stale((), tuple(pod for pod in seen.pods if pod.deleting)), status, seen)
 
 
 def next_check(pods: Sequence[ChildPod], *, lingering: bool = False) -> float | None:
-    """Seconds until pods are looked at again that time alone makes overdue; None when there are none.
+    """Seconds until a terminating pod becomes overdue; None without one.
 
-    lingering: also until a container beside the trainer's has gone on for too long.
+    lingering: also until a sidecar has outlived the trainer by LINGER_SECONDS.
     """
     waits = [overdue_in(pod) for pod in pods if pod.deleting]
     if lingering:
         waits += [LINGER_SECONDS - pod.failed_seconds for pod in pods if pod.exit and pod.pod_phase == "Running"]
-    # Once more than it takes, and not at once where what was done about it is not seen yet.
+    # One second of slack, and a minimum delay so that our last action is visible by then.
     return max(MIN_DELAY_SECONDS, min(waits) + 1.0) if waits else None
 
 
 def _cleanup(job: DPOJob, status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
-    """By cleanPodPolicy. Pods go with their Job, and with their whole grace period."""
+    """Deletions that cleanPodPolicy asks for. Deleting a Job deletes its pods with their full grace period."""
     policy = job.spec.clean_pod_policy
     failed = c.find(status.conditions, c.FAILED)
     past_deadline = failed is not None and failed.status == "True" and failed.reason == c.DEADLINE_EXCEEDED
@@ -80,7 +77,7 @@ def _cleanup(job: DPOJob, status: DPOJobStatus, seen: Observed) -> tuple[Action,
 
 
 def _ends_by_itself(child: ChildJob, seen: Observed) -> bool:
-    """Whether a Job is finished, or will be without the operator: deleting it would take its pods' logs away.
+    """Whether a Job is finished or about to finish by itself. Such a Job is kept, because deleting it deletes its pods' logs.
 
     Kubernetes stops the other pods of a Job with a failed one, and its view of a Job lags behind the pods.
     """

@@ -1,4 +1,4 @@
-"""Why an attempt ended: one cause, found among the ends of all its pods."""
+"""Root cause of a failed attempt, chosen from the exit states of all its pods."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dpo_operator.api import exitcodes
 from dpo_operator.api.exitcodes import ExitCode, FailureClass
 from dpo_operator.planning.objects import ChildJob, ChildPod, Exit
 
-# Reasons of the DisruptionTarget condition, in words that an event can use.
+# DisruptionTarget reasons, mapped to our reasons.
 DISRUPTIONS = {
     "PreemptionByScheduler": "Preempted",
     "EvictionByEvictionAPI": "Evicted",
@@ -18,8 +18,8 @@ DISRUPTIONS = {
 }
 DISRUPTED = "Disrupted"
 REFUSED_BY_NODE = "RefusedByNode"
-# Reasons of a pod that Kubernetes ended before or beside its container, in the same words. Both lists bound what becomes a
-# restart's reason: the texts of other components must not become values of a metric's label.
+# Reasons of pods that Kubernetes failed without a container exit, mapped to our reasons. Both maps are closed sets, because
+# reasons become metric label values.
 POD_REASONS = {
     "Evicted": "Evicted",
     "Preempting": "Preempted",
@@ -30,7 +30,7 @@ POD_REASONS = {
     "NodeLost": "NodeLost",
     "DeadlineExceeded": "PodDeadlineExceeded",
 }
-# A kubelet's words when the pod itself uses more than it may, and not the node as a whole.
+# Kubelet message of an eviction because the pod exceeded its own limit (not node pressure).
 _OWN_LIMIT = re.compile(r"exceed(s|ed) (the|its) .*limit", re.IGNORECASE)
 OUT_OF_RESOURCES = "OutOfResources"
 POD_FAILED = "PodFailed"
@@ -39,13 +39,13 @@ POD_DELETED = "PodDeleted"
 JOB_DELETED = "JobDeleted"
 OOM_KILLED = "OOMKilled"
 NODE_RESTARTED = "NodeRestarted"
-# Reasons of a container whose end nobody saw: the node, or its container runtime, was started anew meanwhile.
+# Container reasons after a restart of the node or its container runtime; the real exit code is lost.
 _UNSEEN = ("Unknown", "ContainerStatusUnknown")
 HANG = "Hang"
 GANG_INCOMPLETE = "GangIncomplete"
 GANG_TIMED_OUT = "GangTimedOut"
 
-# Every reason that a failure can have: they are values of a metric's label.
+# Every reason that a failure can have. Reasons are metric label values.
 REASONS = frozenset(
     {info.reason for info in exitcodes.TABLE.values()}
     | set(DISRUPTIONS.values())
@@ -64,21 +64,21 @@ REASONS = frozenset(
     }
 )
 
-# After the first rank's end, how long a better explanation than "a peer went away" is waited for, seconds.
+# How long to wait for a root cause after a rank reported only PeerLost, seconds.
 SETTLE_SECONDS = 10.0
-# How much earlier than its grace period a pod's end may be noticed, seconds.
+# Tolerance when a pod's end is compared with the end of its grace period, seconds.
 GRACE_SLACK_SECONDS = 2.0
-# How long after its grace period a deleted pod may still not be gone before its node counts as lost.
+# A terminating pod this long past its grace period counts as on a lost node, seconds.
 LATE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class Failure:
-    """The cause of an attempt's end, in words for people.
+    """Why an attempt ended.
 
-    reason: one of a bounded number. exit_code: of the container, None when there is none.
-    distance: how far from the cause; 0 is a failure that no other one explains.
-    finished_at: RFC 3339 by the node's clock. step: optimizer steps that were finished.
+    reason: a member of REASONS. exit_code: of the container, None without one.
+    distance: rank among causes, OWN, STOPPED or SECONDARY; the smallest wins.
+    finished_at: RFC 3339 by the node's clock. step: finished optimizer steps.
     """
 
     reason: str
@@ -90,15 +90,15 @@ class Failure:
     exit_code: int | None = None
 
 
-# Distances: a failure of its own, a pod that was told to stop, a rank that lost its peer.
+# Distances, from cause to consequence: own failure, stopped by SIGTERM, lost a peer.
 OWN, STOPPED, SECONDARY = 0, 1, 2
 
 
 def root_cause(job: ChildJob | None, pods: Sequence[ChildPod], desired: int) -> Failure | None:
     """The cause, or None when nothing failed. desired: pods of the attempt.
 
-    When one rank dies, Kubernetes stops the others and they lose their peers; nodes' clocks differ. So kinds of ends
-    are compared first, and times only between ends of the same kind.
+    One dead rank makes Kubernetes stop the others and makes them lose their peers, and node clocks differ. So failures are
+    ordered by distance first, and by time only within one distance.
     """
     found = [failure for pod in pods if (failure := classify(pod)) is not None]
     if found:
@@ -106,14 +106,14 @@ def root_cause(job: ChildJob | None, pods: Sequence[ChildPod], desired: int) -> 
         first = replace(first, step=max(f.step for f in found))
         return _gang_incomplete(first, pods, desired) if first.distance == SECONDARY else first
     if job is not None and job.failed:
-        # A trainer that fails leaves its pod; no such pod means that somebody took it away.
+        # A trainer that fails leaves a failed pod. Without one, the pod was deleted from outside.
         message = f"Job {job.name} failed and no failed pod is left: {job.failure_message or 'no message'}"
         return Failure(POD_DELETED, "infrastructure", message, distance=STOPPED)
     return None
 
 
 def is_settled(failure: Failure, job: ChildJob | None, pods: Sequence[ChildPod]) -> bool:
-    """Whether no better explanation can come any more: it is one already, all pods ended, or enough time passed."""
+    """Whether the cause is final: it is the pod's own failure, all pods have ended, or SETTLE_SECONDS have passed."""
     if failure.distance == OWN:
         return True
     waited = max([job.failed_seconds if job else 0.0, *(pod.failed_seconds for pod in pods)])
@@ -133,11 +133,11 @@ def classify(pod: ChildPod) -> Failure | None:
     if pod.exit is not None:
         return _exit_failure(pod, pod.exit)
     if pod.pod_phase == "Failed":
-        said = ": ".join(words for words in (pod.reason, pod.message) if words)
+        detail = ": ".join(text for text in (pod.reason, pod.message) if text)
         return Failure(
             _pod_reason(pod.reason),
             _class_of_eviction(pod),
-            f"{_where(pod)} was ended by Kubernetes: {said or 'no reason'}",
+            f"{_where(pod)} was ended by Kubernetes: {detail or 'no reason'}",
         )
     if _is_late(pod):
         return Failure(
@@ -149,22 +149,22 @@ def classify(pod: ChildPod) -> Failure | None:
 
 
 def _never_ran(pod: ChildPod) -> bool:
-    """Whether a pod ended that had no process: a kubelet makes up an exit code for it, and without a node there is none."""
+    """Whether the pod ended before its container ran. A kubelet then reports a made-up exit code; without a node there is none."""
     if pod.exit is not None:
         return pod.exit.reason == "ContainerStatusUnknown"
     return pod.pod_phase == "Failed" and not pod.reason
 
 
 def _disruption_failure(pod: ChildPod) -> Failure | None:
-    """A disrupted pod that still runs is saving its state, unless its node is lost or it can't be stopped."""
+    """Failure of a disrupted pod; None while it can still be saving its state."""
     if not pod.ended and not is_on_lost_node(pod) and not _is_late(pod):
         return None
     reason = DISRUPTIONS.get(pod.disruption, DISRUPTED)
-    said = reason if pod.disruption in DISRUPTIONS else pod.disruption
+    shown = reason if pod.disruption in DISRUPTIONS else pod.disruption
     return Failure(
         reason,
         _class_of_eviction(pod),
-        f"{_where(pod)} was taken away: {': '.join(words for words in (said, pod.message) if words)}",
+        f"{_where(pod)} was disrupted: {': '.join(text for text in (shown, pod.message) if text)}",
         finished_at=pod.exit.finished_at if pod.exit else "",
         step=_step(pod),
         exit_code=pod.exit.code if pod.exit else None,
@@ -172,12 +172,12 @@ def _disruption_failure(pod: ChildPod) -> Failure | None:
 
 
 def _is_late(pod: ChildPod) -> bool:
-    """Whether a deleted pod should long be gone."""
+    """Whether a deleted pod is overdue."""
     return pod.deleting and pod.deleting_seconds > pod.grace_seconds + LATE_SECONDS
 
 
 def _class_of_eviction(pod: ChildPod) -> FailureClass:
-    """Pods that outgrow a limit of their own would do so on every node, again and again."""
+    """counted if the pod exceeded its own limit, which it would do on every node; else infrastructure."""
     return "counted" if _OWN_LIMIT.search(pod.message) else "infrastructure"
 
 
@@ -201,21 +201,21 @@ def _exit_failure(pod: ChildPod, end: Exit) -> Failure:
         meaning = "Killed for using more memory than its limit. Raise pod.resources.limits.memory, or lower training.microBatchSize or data.maxLength."
     elif end.reason in _UNSEEN:
         reason, failure_class = NODE_RESTARTED, "infrastructure"
-        meaning = f"Nobody saw the container's end ({end.reason}): its node, or the container runtime there, was started anew."
+        meaning = f"Exit status unknown ({end.reason}): the node or its container runtime restarted."
     elif failure_class == "secondary":
         failure_class, distance = "counted", SECONDARY
     elif _stop_was_expected(pod, end) or (end.code == ExitCode.SIGKILL and _grace_ran_out(pod)):
         failure_class, distance = "infrastructure", STOPPED
     elif end.code == ExitCode.SIGTERM:
-        # Nobody who is known asked it to stop, and nothing says that it saved: that could go on for ever.
+        # SIGTERM without a deletion and without a save is counted, so that it can't repeat forever.
         failure_class = "counted"
-    said = end.termination
-    # A launcher that outlives its child only knows that it was killed; the kernel's reason tells more.
-    own_words = said.message.strip() if said and reason != OOM_KILLED else ""
+    termination = end.termination
+    # The launcher sees only that its child was killed; the container's reason OOMKilled is more precise.
+    reported = termination.message.strip() if termination and reason != OOM_KILLED else ""
     return Failure(
         reason,
         failure_class,
-        f"{_where(pod)} exited with code {end.code} ({reason}): {own_words or meaning}",
+        f"{_where(pod)} exited with code {end.code} ({reason}): {reported or meaning}",
         distance=distance,
         finished_at=end.finished_at,
         step=_step(pod),
@@ -224,13 +224,13 @@ def _exit_failure(pod: ChildPod, end: Exit) -> Failure:
 
 
 def _stop_was_expected(pod: ChildPod, end: Exit) -> bool:
-    """Whether a pod ended by SIGTERM did so because it was deleted, or after its save; else it could do so for ever."""
+    """Whether exit code 143 was expected: the pod was deleted, or the trainer reported a save."""
     stopped = end.termination is not None and end.termination.outcome == "Stopped"
     return end.code == ExitCode.SIGTERM and (pod.deleting or stopped)
 
 
 def _grace_ran_out(pod: ChildPod) -> bool:
-    """Whether a killed pod was killed because it was deleted and did not end in time.
+    """Whether SIGKILL came because the grace period of a deletion expired.
 
     Kubernetes deletes the other ranks as soon as one has failed, so a deleted pod may well have been killed before.
     """
@@ -238,14 +238,14 @@ def _grace_ran_out(pod: ChildPod) -> bool:
 
 
 def job_deleted(name: str) -> Failure:
-    """Failure of an attempt whose Job somebody deleted."""
-    return Failure(JOB_DELETED, "infrastructure", f"Job {name} was deleted, and not by the operator")
+    """Failure of an attempt whose Job was deleted by someone other than the operator."""
+    return Failure(JOB_DELETED, "infrastructure", f"Job {name} was deleted by someone other than the operator")
 
 
 def _gang_incomplete(failure: Failure, pods: Sequence[ChildPod], desired: int) -> Failure:
-    """A rank that lost its peers because they never ran, or were taken away: nothing that the job did.
+    """Reclassify PeerLost as GangIncomplete when pods are missing or never started, which is not the job's fault.
 
-    A rank that fails by itself leaves a failed pod, so a missing one was removed from outside.
+    A rank that fails by itself leaves a failed pod, so a missing pod was removed from outside.
     """
     present = {pod.index for pod in pods}
     absent = [f"{index} (no pod)" for index in range(desired) if index not in present]
@@ -257,12 +257,12 @@ def _gang_incomplete(failure: Failure, pods: Sequence[ChildPod], desired: int) -
 
 
 def _where(pod: ChildPod) -> str:
-    said = pod.exit.termination if pod.exit else None
-    rank = f"rank {said.rank}" if said else f"node rank {pod.index}"
+    termination = pod.exit.termination if pod.exit else None
+    rank = f"rank {termination.rank}" if termination else f"node rank {pod.index}"
     place = f"pod {pod.name}" + (f" on node {pod.node}" if pod.node else "")
     return f"{pod.phase} attempt {pod.attempt}: " + (f"{rank} ({place})" if pod.phase == "train" else place)
 
 
 def _step(pod: ChildPod) -> int:
-    said = pod.exit.termination if pod.exit else None
-    return said.progress.step if said and said.progress else 0
+    termination = pod.exit.termination if pod.exit else None
+    return termination.progress.step if termination and termination.progress else 0

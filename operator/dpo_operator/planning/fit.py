@@ -1,4 +1,4 @@
-"""A warning, ahead of training, that a job's ranks will need more memory than they have."""
+"""Warning after prepare when the predicted memory of a rank exceeds its limit."""
 
 from dataclasses import replace
 
@@ -11,15 +11,15 @@ from dpo_operator.planning.actions import Event
 from dpo_operator.sizing import proposal
 from dpo_operator.sizing.work import Pairs
 
-# A memory limit is less than a job's estimate only by more than this, because estimates are off by some percent.
+# Relative error of the estimate that is tolerated before warning.
 TOLERANCE = 0.05
 
 
 def predicted_not_to_fit(spec: DPOJobSpec, found: DatasetReport | None, gpu_memory: float | None) -> Event | None:
     """The warning, or None when the job is predicted to fit or too little is known to tell.
 
-    found: what prepare reported. gpu_memory: bytes of each GPU, where the operator was told. A job without GPUs is compared with
-    the memory limit of its training pods. Nothing waits for this: a prediction may be wrong, and the trainer finds out.
+    found: prepare's report. gpu_memory: bytes per GPU, None when not configured. A job without GPUs is compared with the memory
+    limit of its training pods. The warning never blocks training, because the prediction may be wrong.
     """
     if found is None or found.model is None or found.tokens is None:
         return None
@@ -43,5 +43,5 @@ def predicted_not_to_fit(spec: DPOJobSpec, found: DatasetReport | None, gpu_memo
         c.PREDICTED_NOT_TO_FIT,
         f"Each rank is predicted to need {gibibytes(memory.peak)} ({memory.peak_phase}; most of it "
         f"{', '.join(f'{name} {gibibytes(size)}' for name, size in largest)}), and {what} is {gibibytes(limit)}. Training starts "
-        f"all the same{hint}.",
+        f"anyway{hint}.",
     )

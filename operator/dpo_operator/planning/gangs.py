@@ -1,7 +1,7 @@
-"""Gangs take turns: the pods of one job are placed at a time, so that two jobs never hold half of what each needs.
+"""Gang scheduling by turns: one job's pods are placed at a time, so that two jobs never deadlock on partial allocations.
 
-A training Job of several pods is created suspended. It's resumed when no other gang is being placed, and suspended again
-when it can't get all of its nodes: then its pods go, and others can use what it held.
+A multi-pod training Job is created suspended and resumed on its turn. It is suspended again when not all of its pods get a
+node in time, which frees the nodes that it held.
 """
 
 import hashlib
@@ -22,31 +22,31 @@ from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.stale import Stale, removals
 from dpo_operator.planning.transitions import Moment, changed
 
-# How often a waiting gang is looked at, whether or not it's told that its turn has come.
+# Requeue interval of a waiting gang, in case the wake-up is lost.
 WAIT_SECONDS = 30.0
 SETTLE_SECONDS = 1.0
-# How long a gang may try while others wait: long enough for a scheduler, which needs seconds.
+# Placement time-out while other gangs wait, seconds.
 YIELD_SECONDS = 60.0
-# Wait after the first, second, … time-out; less by up to half, so that gangs don't ask at the same moment for ever.
+# Exponential back-off between placement attempts, with jitter of up to one half.
 FIRST_BACKOFF_SECONDS = 10.0
 LAST_BACKOFF_SECONDS = 300.0
 
 
 class TurnState(Enum):
-    """How a job stands with regard to turns: it wants none, waits for one, or has one."""
+    """Turn state of a job: needs no turn, waits for one, or holds it."""
 
     NONE = "none"
     WAITING = "waiting"
     PLACING = "placing"
 
 
-# Gangs that had no turn in vain yet: restarting ones first, since they held nodes before. Then all that had, restarting or
-# not. Among each, by the time of asking: whatever never fits goes behind all others again after each of its turns.
+# Priority classes: 0 = restarting gangs, which held nodes before; 1 = new gangs; 2 = gangs whose placement timed out. Ties go
+# to the earliest request, so a gang that never fits goes to the back after each time-out.
 Priority = tuple[int, datetime]
 
 
 def turn_state(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime) -> TurnState:
-    """How a job stands, from what is seen alone: an operator that just started finds the same."""
+    """Turn state from observed state only, so that a restarted operator computes the same."""
     ours = job.spec.managed_by == names.MANAGER and job.metadata.deletion_timestamp is None
     child = seen.job_of("train", status.attempts.train)
     if not ours or status.is_final or status.phase is None or not takes_turns(job, status.phase):
@@ -57,10 +57,10 @@ def turn_state(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime)
         pods = seen.pods_of("train", status.attempts.train)
         return TurnState.NONE if is_placed(pods, pod_count(job, "train")) else TurnState.PLACING
     if any(pod.phase == "train" and pod.placed and not pod.ended for pod in seen.pods):
-        # Its nodes are not free yet.
+        # Pods of the old attempt still hold its nodes.
         return TurnState.PLACING
     if child is None:
-        # A gang that restarts asks before its next Job is there, or another would take the nodes that it had.
+        # A restarting gang requests its turn before its next Job exists; otherwise another gang would take its nodes.
         restarts_now = transitions.holds(status, c.RESTARTING) and not seen.refused
         wants = restarts_now and not restarts.is_backing_off(job.spec.failure_policy, status, now)
     else:
@@ -69,7 +69,7 @@ def turn_state(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime)
 
 
 def priority(status: DPOJobStatus, now: datetime) -> Priority:
-    """Its place among those that wait; the smallest goes first."""
+    """Sort key among waiting jobs; the smallest goes first."""
     placement = status.placement_wait
     if placement is not None and placement.timeouts:
         return 2, placement.not_before or placement.waiting_since
@@ -83,7 +83,7 @@ def is_placed(pods: Sequence[ChildPod], desired: int) -> bool:
 
 
 def is_partly_placed(job: DPOJob, status: DPOJobStatus, seen: Observed) -> bool:
-    """Whether some pods of a gang that a queue let begin have nodes, and others have none."""
+    """Whether a gang that a queue admitted is only partly placed."""
     child = seen.job_of("train", status.attempts.train)
     if status.phase != "train" or status.is_final or child is None or child.suspended or takes_turns(job, "train"):
         return False
@@ -92,9 +92,9 @@ def is_partly_placed(job: DPOJob, status: DPOJobStatus, seen: Observed) -> bool:
 
 
 def has_run(status: DPOJobStatus) -> bool:
-    """Whether all pods of the current attempt ran once; what they wrote is known by its number."""
-    told = status.progress is not None and status.phase == "train" and status.progress.attempt == status.attempt
-    return told or transitions.holds(status, c.RUNNING)
+    """Whether all pods of the attempt have run. If so its number is used up, because checkpoints carry it."""
+    reported = status.progress is not None and status.phase == "train" and status.progress.attempt == status.attempt
+    return reported or transitions.holds(status, c.RUNNING)
 
 
 def _before(now: datetime, time: datetime | None) -> bool:
@@ -106,7 +106,7 @@ def _seconds_until(time: datetime | None, at: Moment) -> float:
 
 
 def _later(job: DPOJob, placement: PlacementWait, at: Moment) -> PlacementWait:
-    """The wait with the time from which the gang asks again, later each time."""
+    """The wait with the next back-off."""
     timeouts = placement.timeouts + 1
     seconds = round(backoff_seconds(job.metadata.uid, timeouts))
     return placement.model_copy(update={"timeouts": timeouts, "not_before": at.now + timedelta(seconds=seconds)})
@@ -115,20 +115,20 @@ def _later(job: DPOJob, placement: PlacementWait, at: Moment) -> PlacementWait:
 def wait(
     job: DPOJob, status: DPOJobStatus, seen: Observed, child: ChildJob, pods: Sequence[ChildPod], at: Moment
 ) -> Plan:
-    """The Job of the current attempt is suspended: by us until its turn, by a queue, or by somebody."""
+    """Plan while the attempt's Job is suspended: by the operator until its turn, by a queue, or by a user."""
     phase = status.phase
     assert phase is not None
     if has_run(status):
         message = (
-            f"Job {child.name} was suspended, and not by the operator; its pods stop after a save. {phase} goes on as attempt "
-            f"{status.attempt + 1}, which counts as no restart."
+            f"Job {child.name} was suspended by someone other than the operator; its pods save and stop. {phase} resumes as attempt "
+            f"{status.attempt + 1}; this is not counted as a restart."
         )
         event = Event("Normal", c.QUEUED, message)
         return Plan(transitions.suspended_externally(status, at, message), events=(event,), requeue_after=0)
     status = changed(status, workers=Workers(desired=pod_count(job, phase), started=0))
     leftovers = tuple(pod for pod in pods if not pod.ended)
     if leftovers:
-        # They are going by themselves, unless their node is lost.
+        # They are terminating; only pods on lost nodes need a forced deletion.
         return Plan(status, removals(Stale((), leftovers), status, seen), requeue_after=SETTLE_SECONDS)
     if not takes_turns(job, phase):
         return Plan(transitions.waiting(status, at, c.QUEUED, _suspended_by(job, child)))
@@ -142,14 +142,14 @@ def wait(
         message = f"Job {child.name} waits for its turn: the pods of another job are being placed."
         return Plan(transitions.waiting(status, at, c.QUEUED, message), requeue_after=WAIT_SECONDS)
     message = f"The {pod_count(job, phase)} pods of {child.name} are about to be placed."
-    # Whoever is refused now has no wait behind it, and gets a new one.
+    # Clear the back-off, so that a refusal of this request starts a new one.
     status = changed(status, placement_wait=placement.model_copy(update={"not_before": None}))
     status = transitions.waiting(status, at, c.PODS_PENDING, message)
     return Plan(status, (_set_suspend(child, False),), requeue_after=SETTLE_SECONDS)
 
 
 def _ask_again_later(job: DPOJob, status: DPOJobStatus, placement: PlacementWait, refused: str, at: Moment) -> Plan:
-    """The API server would not let the gang begin: what stands in its way must not keep others from their turn."""
+    """Back off after the API server refused to resume the Job, so that other gangs get the turn."""
     reason, message = refusals.refusal(refused, c.REQUEST_REFUSED)
     placement = _later(job, placement, at)
     status = transitions.waiting(changed(status, placement_wait=placement), at, reason, message)
@@ -157,12 +157,10 @@ def _ask_again_later(job: DPOJob, status: DPOJobStatus, placement: PlacementWait
 
 
 def _suspended_by(job: DPOJob, child: ChildJob) -> str:
-    """Who decides when a Job goes on that is not ours to resume."""
+    """Message for a suspended Job that someone else must resume."""
     queue = job.spec.queue
     if queue is None:
-        return (
-            f"Job {child.name} was suspended, and not by the operator; it goes on when its spec.suspend is false again."
-        )
+        return f"Job {child.name} was suspended by someone other than the operator; it continues when its spec.suspend is false again."
     where = f"kubectl -n {job.metadata.namespace} get workloads.kueue.x-k8s.io"
     return f"Job {child.name} waits until {queue.kind} admits it from queue {queue.name}: {where}"
 
@@ -170,7 +168,7 @@ def _suspended_by(job: DPOJob, child: ChildJob) -> str:
 def end_turn(
     job: DPOJob, status: DPOJobStatus, seen: Observed, child: ChildJob, pods: Sequence[ChildPod], at: Moment
 ) -> Plan | None:
-    """The end of a turn in which a gang did not get all of its nodes, or None while it may go on trying."""
+    """Plan that ends a placement that timed out; None while time is left."""
     assert status.phase is not None
     if time_left(job, status, seen, pods) > 0:
         return None
@@ -182,12 +180,12 @@ def end_turn(
     why = why or f"{len(pods)} of {desired} pods exist: kubectl -n {job.metadata.namespace} describe job {child.name}"
     found = f"{placed} of {desired} pods had a node after {seen.turn.placing_seconds:.0f} s ({why})."
     if has_run(status) or not takes_turns(job, status.phase):
-        # The Job can't go on under the same number, or it's a queue that decides when it goes on.
+        # The attempt has run, or a queue owns the Job's suspension: fail the attempt instead of suspending the Job.
         failure = failures.Failure(failures.GANG_TIMED_OUT, "infrastructure", f"Job {child.name}: {found}")
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     before = status.placement_wait or PlacementWait(waiting_since=at.now)
     placement = _later(job, before, at)
-    message = f"{found} The gang gives its nodes back and asks for another turn at {placement.not_before:%H:%M:%S} UTC."
+    message = f"{found} The gang releases its nodes and retries placement at {placement.not_before:%H:%M:%S} UTC."
     status = changed(status, placement_wait=placement, workers=Workers(desired=desired, started=0))
     status = transitions.waiting(status, at, c.GANG_TIMED_OUT, message)
     event = Event("Warning", c.GANG_TIMED_OUT, message)
@@ -195,9 +193,9 @@ def end_turn(
 
 
 def time_left(job: DPOJob, status: DPOJobStatus, seen: Observed, pods: Sequence[ChildPod]) -> float:
-    """Seconds until a gang has to give its nodes back; infinite for one that has them all, and in a queue for one without any.
+    """Seconds until the placement times out; infinite when all pods are placed, or when a queue manages the job and none is.
 
-    Queues can count what nodes have together, and let a gang begin that does not fit on them.
+    A queue admits by total capacity, so an admitted gang may still not fit the nodes.
     """
     assert status.phase is not None
     takes_one = takes_turns(job, status.phase) and not is_placed(pods, pod_count(job, status.phase))
@@ -210,7 +208,7 @@ def time_left(job: DPOJob, status: DPOJobStatus, seen: Observed, pods: Sequence[
 
 
 def placed(status: DPOJobStatus, pods: Sequence[ChildPod], desired: int) -> DPOJobStatus:
-    """The status without its wait, once each pod has a node."""
+    """Status with `placement_wait` cleared once all pods are placed."""
     return (
         changed(status, placement_wait=None)
         if status.placement_wait is not None and is_placed(pods, desired)
@@ -219,7 +217,7 @@ def placed(status: DPOJobStatus, pods: Sequence[ChildPod], desired: int) -> DPOJ
 
 
 def with_time_left(decision: Plan, left: float) -> Plan:
-    """The plan with a look at the moment when the gang's time is up."""
+    """The plan, requeued no later than the placement time-out."""
     if left == float("inf"):
         return decision
     after = decision.requeue_after
@@ -227,7 +225,7 @@ def with_time_left(decision: Plan, left: float) -> Plan:
 
 
 def backoff_seconds(uid: str, timeouts: int) -> float:
-    """Wait before a gang asks for another turn: 10, 20, 40 … 300 s, less by up to half of it."""
+    """Wait before another placement attempt: 10, 20, 40 … 300 s, less by up to half of it."""
     longest = min(LAST_BACKOFF_SECONDS, FIRST_BACKOFF_SECONDS * 2.0 ** min(timeouts - 1, 10))
     digest = hashlib.sha256(f"{uid}/{timeouts}".encode()).digest()
     return longest * (1 - 0.5 * digest[0] / 255)

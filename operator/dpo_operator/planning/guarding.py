@@ -1,4 +1,4 @@
-"""Guards that are missing, or were made for other settings."""
+"""Repairs of guards (PodDisruptionBudget, NetworkPolicy, PodGroup) that are missing or out of date."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from dpo_operator.planning.waiting import Reason
 def repairs(
     job: DPOJob, phase: names.Phase, seen: Observed, metrics_namespaces: Sequence[str]
 ) -> tuple[Create | Patch, ...]:
-    """What makes the guards of a phase right; nothing when they were not looked at."""
+    """Creates and patches for the guards of a phase; empty when guards were not read in this pass."""
     if seen.guards is None:
         return ()
     present = {(guard.kind, guard.name): guard for guard in seen.guards}
@@ -24,7 +24,7 @@ def repairs(
     if ("PodDisruptionBudget", spare["metadata"]["name"]) in present and all(
         m["kind"] != spare["kind"] for m in manifests
     ):
-        # One pod alone would never be let go by the budget of a gang.
+        # A gang's budget would block every eviction of a single pod.
         manifests = (*manifests, spare)
     for wanted in manifests:
         found = present.get((wanted["kind"], wanted["metadata"]["name"]))
@@ -36,7 +36,7 @@ def repairs(
 
 
 def obstacle(job: DPOJob, seen: Observed) -> Reason | None:
-    """A guard of the job's name that is somebody else's, or None."""
+    """NameConflict if an object with a guard's name has another owner; else None."""
     for guard in seen.guards or ():
         if guard.owner_uid != job.metadata.uid:
             return c.NAME_CONFLICT, (

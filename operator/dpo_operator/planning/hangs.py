@@ -1,4 +1,4 @@
-"""Ranks that run and do nothing, and ranks that only say nothing."""
+"""Hang detection: no progress (a failure) and an unreachable rank 0 (only a warning)."""
 
 from collections.abc import Sequence
 
@@ -12,14 +12,14 @@ from dpo_operator.planning.objects import ChildPod
 from dpo_operator.planning.observed import Heartbeat
 from dpo_operator.planning.progress import last_step
 
-# How long rank 0's pod may say nothing before that is worth a warning.
+# Rank 0 gets a warning when it is unreachable for this long.
 SILENT_SECONDS = 30.0
 
 
 def hang(status: DPOJobStatus, heartbeat: Heartbeat, pods: Sequence[ChildPod], timeout: float) -> Failure | None:
-    """Failure of an attempt whose ranks have finished nothing for so long, no step and no part of one, or None.
+    """Failure if no step or part of a step finished within the timeout, seconds; else None.
 
-    The other phases have no steps, and a download may be quiet for hours: only a process that does not answer is hung.
+    prepare and export report no steps, and a download may take hours: there only a process that does not answer is hung.
     """
     stalled = heartbeat.stalled_seconds
     hung = [_place(pod) for pod in pods if pod.index in heartbeat.hung]
@@ -35,7 +35,7 @@ def hang(status: DPOJobStatus, heartbeat: Heartbeat, pods: Sequence[ChildPod], t
 
 
 def timeout_seconds(job: DPOJob, status: DPOJobStatus, heartbeat: Heartbeat) -> float:
-    """How long an attempt may show no progress, seconds. Loading a large model is no hang."""
+    """Progress timeout now: startTimeoutSeconds until the first finished work, then hangTimeoutSeconds."""
     policy, last = job.spec.failure_policy, status.progress
     works = heartbeat.progress is not None and heartbeat.progress.last_step_at is not None
     if last is not None and last.attempt == status.attempt:
@@ -46,7 +46,7 @@ def timeout_seconds(job: DPOJob, status: DPOJobStatus, heartbeat: Heartbeat) -> 
 
 
 def stacks(status: DPOJobStatus) -> str:
-    """Where to read what the ranks of the current attempt were doing when they were stopped."""
+    """Location of the stack dumps, for messages."""
     folder = f"{names.STACKS}/attempt-{status.attempt}"
     volume = status.volume
     place = f"{folder} in folder {volume.folder} of claim {volume.claim_name}" if volume else f"{folder} on the volume"
@@ -54,19 +54,19 @@ def stacks(status: DPOJobStatus) -> str:
 
 
 def seconds_left(heartbeat: Heartbeat, timeout: float) -> float:
-    """Time until a stall that goes on is a hang; infinite for one that is none, however long it is."""
+    """Seconds until the current stall reaches the timeout; infinite when it already has and is no hang."""
     left = timeout - (heartbeat.stalled_seconds or 0.0)
     return max(0.5, left) if left > 0 else float("inf")
 
 
 def silent_event(pod: ChildPod, how: str, seconds: float, step: int | None) -> Event:
-    """A warning about rank 0's pod. how: it keeps silent. step: that other ranks have reached, None when nobody says so."""
+    """Warning about rank 0's pod. how: kind of silence. step: step that another rank reported, None if none answered."""
     message = f"Rank 0 {how} for {seconds:.0f} s: {_place(pod)}. "
     if step is not None:
-        message += f"Other ranks go on (step {step}), so nothing is restarted."
+        message += f"Other ranks make progress (step {step}), so the job is not restarted."
     else:
         message += (
-            "Nor does any other rank that was asked, so a hang would not be noticed. Let the operator reach port "
+            "No other rank that was asked answers either, so a hang could not be detected. Allow the operator to reach port "
             f"{names.METRICS_PORT_NAME} of the job's pods."
         )
     return Event("Warning", c.HEARTBEAT_SILENT, message)

@@ -13,7 +13,7 @@ from dpo_operator.api.reports import Termination
 
 Raw = Mapping[str, Any]
 
-# Kubernetes notices the end of a pod's last container within seconds.
+# A pod that is still Running this long after its trainer ended has a sidecar that keeps it alive.
 LINGER_SECONDS = 30.0
 
 
@@ -37,7 +37,7 @@ def _true_condition(raw: Raw, *types: str) -> Raw | None:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Identity of a Job or pod of ours."""
+    """Identity of our Job or pod, from its labels."""
 
     name: str
     uid: str
@@ -65,7 +65,7 @@ def _identity(raw: Raw) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Size:
-    """How large an attempt at training is: pods, and GPUs of each; None where that can't be told."""
+    """Size of a training attempt: pods, and GPUs per pod (None if unknown)."""
 
     nodes: int
     gpus: int | None
@@ -87,7 +87,7 @@ class Size:
 
 @dataclass(frozen=True)
 class ChildJob(Labelled):
-    """A batch/v1 Job of ours. size: None where it can't be told."""
+    """A batch/v1 Job of ours. size: None if unknown."""
 
     complete: bool = False
     failed: bool = False
@@ -99,7 +99,7 @@ class ChildJob(Labelled):
 
     @property
     def finished(self) -> bool:
-        """Whether Kubernetes runs nothing of it any more."""
+        """Whether the Job has completed or failed."""
         return self.complete or self.failed
 
     @classmethod
@@ -119,7 +119,7 @@ class ChildJob(Labelled):
 
 
 def _size(raw: Raw) -> Size | None:
-    """What the Job was made for. An earlier version did not write it down: then it's what the Job asks for, if that can be told."""
+    """Size from the annotation; for Jobs of earlier versions, from completions and the GPU limit."""
     recorded = (raw["metadata"].get("annotations") or {}).get(names.ANNOTATION_SIZE)
     if recorded is not None:
         return Size.parse(recorded)
@@ -132,7 +132,7 @@ def _size(raw: Raw) -> Size | None:
 
 
 def _of_trainer(containers: Sequence[Raw]) -> Raw:
-    """The trainer's entry among those of a pod's containers: admission webhooks add others, in any place."""
+    """The trainer's entry in a list of containers or their statuses; webhooks may add others at any index."""
     return next((each for each in containers if len(containers) == 1 or each.get("name") == names.CONTAINER), {})
 
 
@@ -147,7 +147,7 @@ class Exit:
 
     @property
     def termination(self) -> Termination | None:
-        """The trainer's own report, when it left one."""
+        """The trainer's termination message, when it wrote one."""
         return Termination.from_text(self.text)
 
 
@@ -156,8 +156,7 @@ class ChildPod(Labelled):
     """A trainer pod.
 
     disruption: reason of the DisruptionTarget condition (eviction, preemption, lost node). waiting: reason and message
-    of a container that can't start. unscheduled: the scheduler's message. orphan: without a Job, as after a deletion of its
-    Job alone.
+    of a container that can't start. unscheduled: the scheduler's message. orphan: its Job was deleted with --cascade=orphan.
     """
 
     index: int = 0
@@ -178,17 +177,17 @@ class ChildPod(Labelled):
 
     @property
     def succeeded(self) -> bool:
-        """Whether the trainer ended with exit code 0, whatever became of other containers of its pod."""
+        """Whether the trainer ended with exit code 0. Other containers of the pod don't matter."""
         return self.pod_phase == "Succeeded" if self.exit is None else self.exit.code == 0
 
     @property
     def ended(self) -> bool:
-        """Whether no process of it runs any more."""
+        """Whether the trainer's container terminated."""
         return self.exit is not None or self.pod_phase in ("Succeeded", "Failed")
 
     @property
     def failed(self) -> bool:
-        """Whether it ended, and is not known to have succeeded."""
+        """Whether it ended without a known exit code 0."""
         return self.ended and not self.succeeded
 
     @property
@@ -198,7 +197,7 @@ class ChildPod(Labelled):
 
     @property
     def lingers(self) -> bool:
-        """Whether another container, which a webhook added, holds the node's GPUs long after the trainer's end."""
+        """Whether a sidecar keeps the pod, and so its GPUs, long after the trainer ended."""
         return self.exit is not None and self.pod_phase == "Running" and self.failed_seconds > LINGER_SECONDS
 
     @property
@@ -249,7 +248,7 @@ def _exit(terminated: Raw | None) -> Exit | None:
 class Claim:
     """A PersistentVolumeClaim. made_for, made_for_uid: job that the operator made it for, from its labels.
 
-    requested, capacity: what is asked for and what there is, quantities; empty where that is not known.
+    requested, capacity: size in spec and in status as quantities; empty if unknown.
     """
 
     name: str
@@ -287,7 +286,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Support:
-    """The job's Service, or the ConfigMap for its spec as it is now, by kind and owner."""
+    """The job's Service, or the ConfigMap for its current spec, by kind and owner."""
 
     kind: str
     owner_uid: str | None
@@ -295,7 +294,7 @@ class Support:
 
 @dataclass(frozen=True)
 class Guard:
-    """A guard of the job's name (see builders/guards.py). digest: of the settings that it was made from."""
+    """An existing guard object (see builders/guards.py). digest: hash of the settings that it was built from."""
 
     kind: str
     name: str
@@ -313,7 +312,7 @@ class Guard:
 
 @dataclass(frozen=True)
 class Notice:
-    """An event of Kubernetes about one of our objects. uid: of that object."""
+    """A core/v1 Event about one of our objects. uid: the object's."""
 
     uid: str
     reason: str

@@ -1,4 +1,4 @@
-"""The decision: what one job needs next."""
+"""plan(): the next actions and status of one job."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -39,7 +39,7 @@ from dpo_operator.planning.stale import find_stale, removals, stray_removals
 from dpo_operator.planning.transitions import Moment, changed
 from dpo_operator.planning.validate import Problems, validate
 
-# How often a job is looked at while it waits for something that sends no event, such as a claim.
+# Requeue interval while waiting for something that is not watched, such as a claim.
 WAIT_SECONDS = 10.0
 SETTLE_SECONDS = 1.0
 
@@ -48,8 +48,8 @@ SETTLE_SECONDS = 1.0
 class Settings:
     """The operator's settings that decisions depend on.
 
-    progress_seconds: between two readings of rank 0. gpu_memory: bytes of each GPU that trains, None where nobody said.
-    metrics_namespaces: those from which trainer pods are scraped; none means all.
+    progress_seconds: between two reads of rank 0's progress. gpu_memory: bytes per GPU, None if not configured.
+    metrics_namespaces: namespaces that may scrape trainer pods; empty means all.
     """
 
     image: TrainerImage
@@ -62,8 +62,8 @@ class Settings:
 def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, settings: Settings) -> Plan:
     """Next actions and status for one job. No I/O, no clock, no mutation.
 
-    now: UTC. The decision is written to the status before anything follows from it, so the operator may stop at any
-    point and go on from what it finds.
+    now: UTC. The status is written before the actions run, so the operator can crash at any point and resume from the
+    stored status.
     """
     if job.spec.managed_by != names.MANAGER:
         return Plan(status)
@@ -104,15 +104,16 @@ def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     return replace(decision, actions=(*decision.actions, *stray_removals(status, seen)))
 
 
-def _advance(spec: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
-    """Rules for the current attempt, when nothing older is left. spec: the job, whose attempt may be of another size."""
+def _advance(requested: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
+    """Rules for the current attempt once no older objects remain. requested: the job at the size of its spec."""
     assert status.phase is not None
-    job = resizing.as_running(spec, status, seen)
+    # The job at the running attempt's size.
+    job = resizing.as_running(requested, status, seen)
     child, pods = seen.job_of(status.phase, status.attempt), seen.pods_of(status.phase, status.attempt)
     desired = pod_count(job, status.phase)
     if (child is not None and child.complete) or _all_succeeded(pods, desired):
         return _succeed(job, status, pods, at, settings)
-    # What ends while its Job is suspended ends because of that.
+    # Pods that end while their Job is suspended were stopped by the suspension, not by a failure.
     suspended_job = child is not None and child.suspended and not child.failed
     if not suspended_job and (failure := failures.root_cause(child, pods, desired)):
         if not failures.is_settled(failure, child, pods):
@@ -124,10 +125,10 @@ def _advance(spec: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, set
     if child is None:
         return _create(job, status, seen, at, settings)
     refused = ""
-    if resizing.is_due(spec, child):
-        refused = resizing.refusal(spec, seen)
+    if resizing.is_due(requested, child):
+        refused = resizing.refusal(requested, seen)
         if not refused:
-            return resizing.resize(status, spec, child, at)
+            return resizing.resize(status, requested, child, at)
     else:
         status = resizing.without_refusal(status, at)
     monitored = changed(status, active_job=ActiveJob(name=child.name, uid=child.uid), not_before=None)
@@ -143,7 +144,7 @@ def _advance(spec: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, set
         created = Event("Normal", "Created", f"Job {child.name} runs the {status.phase} phase.")
         decision = replace(decision, events=(created, *decision.events))
     if refused:
-        # What was looked at is the ConfigMap of the size that is asked for; this attempt's own is another.
+        # The ConfigMap that was observed is for the requested size; the running attempt uses another, so don't create this one.
         actions = tuple(action for action in decision.actions if action.kind != "ConfigMap")
         decision = resizing.refuse(replace(decision, actions=actions), child, refused, at)
     return decision
@@ -166,7 +167,7 @@ def reject_unreadable(
     """Plan for a spec that this operator can't read. manager: its spec.managedBy; another controller's jobs are left alone.
 
     A job that already runs is left alone: an older operator after a roll-back must not stop what a newer one started.
-    retry: token of a user who asks to look at a failed job again.
+    retry: value of the retry annotation.
     """
     if manager not in (None, names.MANAGER):
         return Plan(status)
@@ -189,12 +190,12 @@ def _suspend_or_resume(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
     if job.spec.suspend:
         event = Event("Normal", c.SUSPENDED, "spec.suspend is true; pods are stopped after a save.")
         return Plan(transitions.suspended(status, at), events=(event,), requeue_after=0)
-    event = Event("Normal", c.RESUMED, f"spec.suspend is false; {status.phase} goes on as attempt {status.attempt}.")
+    event = Event("Normal", c.RESUMED, f"spec.suspend is false; {status.phase} resumes as attempt {status.attempt}.")
     return Plan(transitions.resumed(status, at), events=(event,), requeue_after=0)
 
 
 def _stay_suspended(status: DPOJobStatus, seen: Observed) -> Plan:
-    """A Job that was made just before, and that no status tells of, becomes stale like any other."""
+    """Raise the attempt number when a Job was created just before the suspension: it becomes stale and is deleted."""
     assert status.phase is not None
     if seen.job_of(status.phase, status.attempt) is None:
         return Plan(status)
@@ -207,7 +208,7 @@ def _deadline_passed(job: DPOJob, status: DPOJobStatus, at: Moment) -> bool:
 
 
 def _next_deadline(job: DPOJob, status: DPOJobStatus, at: Moment) -> float | None:
-    """Seconds until time alone changes something; None when it never does."""
+    """Seconds until the TTL or the active deadline; None without one."""
     if status.is_final:
         ttl = job.spec.ttl_seconds_after_finished
         if ttl is None or status.completion_time is None:
@@ -226,7 +227,7 @@ def _volume_lost_message(status: DPOJobStatus, seen: Observed) -> str:
         return ""
     return (
         f"PersistentVolumeClaim {volume.claim_name} (UID {volume.claim_uid}) with the job's data and checkpoints was "
-        f"deleted{' and made anew' if seen.claim else ''}. Delete the DPOJob and create it again to start over."
+        f"deleted{' and recreated' if seen.claim else ''}. Delete the DPOJob and create it again to start over."
     )
 
 
@@ -236,16 +237,16 @@ def _all_succeeded(pods: Sequence[ChildPod], desired: int) -> bool:
 
 def _succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Moment, settings: Settings) -> Plan:
     """The phase is done: keep what it reported, and decide on the next one."""
-    said = next((p.exit.termination for p in pods if p.succeeded and p.index == 0 and p.exit), None)
-    status = progress.with_termination(status, said, at.now)
+    termination = next((p.exit.termination for p in pods if p.succeeded and p.index == 0 and p.exit), None)
+    status = progress.with_termination(status, termination, at.now)
     if status.phase == "prepare":
         found = status.dataset
         message = f"{found.train_pairs} training and {found.eval_pairs} evaluation pairs." if found else "Prepared."
         status = transitions.mark(
             transitions.next_phase(status, "train", at), at, c.PREPARED, True, c.PREPARE_SUCCEEDED, message
         )
-        # Once in a job's life: what the estimate depends on can't change.
-        warning = predicted_not_to_fit(job.spec, said.dataset if said else None, settings.gpu_memory)
+        # Once per job: the inputs of the estimate are immutable.
+        warning = predicted_not_to_fit(job.spec, termination.dataset if termination else None, settings.gpu_memory)
         events = (Event("Normal", c.PREPARED, message), *((warning,) if warning else ()))
         return Plan(status, events=events, requeue_after=0)
     if status.phase == "train":
@@ -258,7 +259,7 @@ def _succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Mo
 
 
 def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
-    """Make what is missing for the current attempt: first what the pods mount, then the Job."""
+    """Create what the current attempt lacks: first the objects that its pods mount, then the Job."""
     phase = status.phase
     assert phase is not None
     if obstacle := (
@@ -266,7 +267,7 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     ):
         return Plan(transitions.waiting(status, at, *obstacle), requeue_after=WAIT_SECONDS)
     if seen.refused:
-        # Told, and tried again: a quota or a webhook may let it pass later.
+        # Report the refusal and retry: a quota or a webhook may accept it later.
         status = transitions.waiting(status, at, *refusals.refusal(seen.refused, c.REQUEST_REFUSED))
     if status.not_before is not None and restarts.is_backing_off(job.spec.failure_policy, status, at.now):
         left = status.not_before - at.now
@@ -281,7 +282,7 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
 
 
 def _missing_support(job: DPOJob, phase: names.Phase, seen: Observed) -> tuple[Create, ...]:
-    """What the pods mount, and for ranks the Service by which they find one another."""
+    """Missing claim, ConfigMap and, for train, headless Service."""
     present = {support.kind for support in seen.support}
     missing = []
     if seen.claim is None:
@@ -302,11 +303,11 @@ def _monitor(
     at: Moment,
     settings: Settings,
 ) -> Plan:
-    """The attempt's Job is there: follow its pods."""
+    """The attempt's Job exists: monitor its pods."""
     phase = status.phase
     assert phase is not None
     desired = pod_count(job, phase)
-    # A pod whose process has ended runs, too, until Kubernetes says how: a failed one was dealt with before.
+    # Ended pods count as started: failures were handled above, and a success shows in the Job later.
     started = len({pod.index for pod in pods if pod.running or pod.ended})
     status = changed(gangs.placed(status, pods, desired), workers=Workers(desired=desired, started=started))
     if started < desired:

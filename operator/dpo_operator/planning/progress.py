@@ -1,4 +1,4 @@
-"""From the trainer's reports to the status: numbers become short text, and small changes wait for the next write."""
+"""Trainer reports to status fields: numbers are formatted as text, and small changes are rate-limited."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -19,12 +19,12 @@ MAX_DROP_REASONS = 32
 
 
 def last_step(status: DPOJobStatus) -> int:
-    """The step that the current attempt was last seen at, 0 before its first reading."""
+    """Last step that the current attempt reported; 0 before its first report."""
     return status.progress.step if status.progress and status.progress.attempt == status.attempt else 0
 
 
 def number(value: float | None) -> str | None:
-    """Four digits after the point, or in exponent form where that would show nothing."""
+    """Four decimals, or scientific notation for very small and large values."""
     if value is None:
         return None
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3e}"
@@ -42,7 +42,7 @@ def duration(seconds: float) -> str:
 
 
 def progress_status(read: Progress, now: datetime) -> ProgressStatus:
-    """A reading as it's shown."""
+    """A progress report as ProgressStatus."""
     train, evaluation = read.train, read.eval
     return ProgressStatus(
         attempt=read.attempt,
@@ -68,7 +68,7 @@ def _metrics(metrics: Metrics) -> dict[str, str | None]:
 
 
 def checkpoint_status(ref: CheckpointRef) -> CheckpointStatus:
-    """A committed checkpoint as it's kept."""
+    """A CheckpointRef as CheckpointStatus."""
     return CheckpointStatus(
         step=ref.step,
         path=ref.path[:1024],
@@ -79,16 +79,15 @@ def checkpoint_status(ref: CheckpointRef) -> CheckpointStatus:
 
 
 def with_reading(status: DPOJobStatus, read: Progress | None, now: datetime, *, at_once: bool = False) -> DPOJobStatus:
-    """The status with a reading of the current attempt.
+    """The status with a report of the current attempt.
 
-    A reading that only moves the numbers on waits until the last one is WRITE_INTERVAL old, so that a job costs few
-    writes; a checkpoint, a new activity or at_once don't wait.
+    Updates of numbers alone are written at most every WRITE_INTERVAL. A checkpoint, a new activity and at_once don't wait.
     """
     if read is None or (read.phase, read.attempt) != (status.phase, status.attempt):
         return status
     new, old = progress_status(read, now), status.progress
     if status.phase == "export" and old is not None:
-        # The export trains nothing: what training reached stays in sight, also when the job is complete.
+        # Keep the training numbers during export and after completion.
         new = old.model_copy(
             update={
                 "attempt": new.attempt,
@@ -99,10 +98,10 @@ def with_reading(status: DPOJobStatus, read: Progress | None, now: datetime, *, 
             }
         )
     checkpoint = checkpoint_status(read.checkpoint) if read.checkpoint else status.checkpoint
-    # Another attempt than the newest can't move the record back.
+    # A report of an older attempt must not replace a newer checkpoint.
     if status.checkpoint and checkpoint and checkpoint.attempt < status.checkpoint.attempt:
         checkpoint = status.checkpoint
-    news = (
+    is_significant = (
         at_once
         or old is None
         or (old.attempt, old.activity) != (new.attempt, new.activity)
@@ -111,18 +110,18 @@ def with_reading(status: DPOJobStatus, read: Progress | None, now: datetime, *, 
     )
     moved = old is not None and _shown(old) != _shown(new)
     due = old is None or old.updated_time is None or abs(now - old.updated_time) >= WRITE_INTERVAL
-    if news or (moved and due):
+    if is_significant or (moved and due):
         return changed(status, progress=new, checkpoint=checkpoint)
     return status
 
 
 def _shown(progress: ProgressStatus) -> dict[str, object]:
-    """What makes a new write worthwhile; an estimate that drifts does not."""
+    """Fields whose change justifies a write; ETA and throughput do not."""
     return progress.model_dump(exclude={"updated_time", "eta", "eta_seconds", "pairs_per_second"})
 
 
 def with_dataset(status: DPOJobStatus, report: DatasetReport | None) -> DPOJobStatus:
-    """The status with what prepare found."""
+    """The status with prepare's dataset report."""
     if report is None:
         return status
     largest = sorted(report.dropped.items(), key=lambda item: (-item[1], item[0]))[:MAX_DROP_REASONS]
@@ -136,20 +135,20 @@ def with_dataset(status: DPOJobStatus, report: DatasetReport | None) -> DPOJobSt
     return changed(status, dataset=dataset)
 
 
-def with_termination(status: DPOJobStatus, said: Termination | None, now: datetime) -> DPOJobStatus:
-    """The status with everything that a succeeded phase reported."""
-    if said is None or (said.phase, said.attempt) != (status.phase, status.attempt):
+def with_termination(status: DPOJobStatus, termination: Termination | None, now: datetime) -> DPOJobStatus:
+    """The status with everything that a phase reported when it succeeded."""
+    if termination is None or (termination.phase, termination.attempt) != (status.phase, status.attempt):
         return with_final_metrics(status)
-    status = with_dataset(with_reading(status, said.progress, now, at_once=True), said.dataset)
-    if said.export_path is not None:
-        status = changed(status, export=ExportStatus(path=said.export_path[:1024]))
-    return with_final_metrics(status, said.message)
+    status = with_dataset(with_reading(status, termination.progress, now, at_once=True), termination.dataset)
+    if termination.export_path is not None:
+        status = changed(status, export=ExportStatus(path=termination.export_path[:1024]))
+    return with_final_metrics(status, termination.message)
 
 
 def with_final_metrics(status: DPOJobStatus, ending: str = "") -> DPOJobStatus:
     """The status with the newest values kept as the final ones, when training has just ended.
 
-    ending: how, in the trainer's words.
+    ending: the trainer's final message.
     """
     if status.phase != "train" or status.progress is None:
         return status

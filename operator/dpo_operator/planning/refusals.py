@@ -1,6 +1,6 @@
-"""What Kubernetes says about pods that it can't make or start, in the reasons of this operator.
+"""Maps Kubernetes' messages about refused pods, and pods that can't start, to our reasons.
 
-Its words are for people and differ between versions, so a text that is not known still gets a general reason.
+Messages are no API and differ between versions, so an unknown one gets a generic reason.
 """
 
 import re
@@ -11,7 +11,7 @@ from dpo_operator.planning.objects import ChildJob, ChildPod, Notice
 
 Reason = tuple[str, str]
 
-# The first that is found in a refusal decides.
+# The first substring that matches decides.
 _REFUSALS: tuple[tuple[str, str], ...] = (
     ("exceeded quota", c.QUOTA_EXCEEDED),
     ("failed quota", c.QUOTA_EXCEEDED),
@@ -24,43 +24,43 @@ _REFUSALS: tuple[tuple[str, str], ...] = (
 _MOUNTS = ("FailedMount", "FailedAttachVolume", "FailedMapVolume")
 _MISSING_SECRET = re.compile(r'secret "[^"]*" not found|non-existent secret key')
 _MISSING_CLAIM = re.compile(r'persistentvolumeclaim "[^"]*" not found')
-# Pods that a Job makes have random names, and repeated events lose their own words: a message must not change for that.
+# Normalize random pod names and aggregated events, so that the same cause gives the same message.
 _RANDOM_NAME = re.compile(r'pods "[^"]*"')
 _COMBINED = re.compile(r"^\(combined from similar events\): ")
 
 
-def refusal(message: str, otherwise: str) -> Reason:
-    """Why a request was refused. otherwise: reason of a refusal whose words are not known."""
+def refusal(message: str, default: str) -> Reason:
+    """Why a request was refused. default: reason when no pattern matches."""
     if 'resource "podgroups"' in message:
         message += ". The operator was installed without this queue: set queues.volcano.enabled or queues.schedulerPlugins.enabled of its chart."
-    return next((reason for words, reason in _REFUSALS if words in message), otherwise), message
+    return next((reason for text, reason in _REFUSALS if text in message), default), message
 
 
 def is_missing_secret(message: str) -> bool:
-    """Whether a kubelet complains that a Secret, or its key, does not exist."""
+    """Whether a kubelet reports that a Secret, or its key, does not exist."""
     return _MISSING_SECRET.search(message) is not None
 
 
 def is_missing_claim(message: str) -> bool:
-    """Whether the scheduler complains that a claim does not exist."""
+    """Whether the scheduler reports that a claim does not exist."""
     return _MISSING_CLAIM.search(message) is not None
 
 
 def job_notice(child: ChildJob, notices: Iterable[Notice]) -> Reason | None:
-    """Why a Job's pods are not made, or None while nobody said so."""
-    said = [n for n in notices if n.uid == child.uid and n.reason == "FailedCreate"]
-    if not said:
+    """Why a Job's pods are not created, or None without such an event."""
+    events = [n for n in notices if n.uid == child.uid and n.reason == "FailedCreate"]
+    if not events:
         return None
-    words = _RANDOM_NAME.sub("pods", _COMBINED.sub("", said[-1].message))
-    reason, _ = refusal(words, c.PODS_REFUSED)
-    return reason, f"Kubernetes refuses the pods of Job {child.name}: {words}"
+    text = _RANDOM_NAME.sub("pods", _COMBINED.sub("", events[-1].message))
+    reason, _ = refusal(text, c.PODS_REFUSED)
+    return reason, f"Kubernetes refuses the pods of Job {child.name}: {text}"
 
 
 def pod_notice(pod: ChildPod, notices: Iterable[Notice]) -> Reason | None:
-    """Why a pod that has a node does not start, or None while nobody said so. Only the newest word counts."""
-    said = [n for n in notices if n.uid == pod.uid]
-    if not said or said[-1].reason not in _MOUNTS:
+    """Why a pod that has a node does not start, or None without such an event. Only the newest event counts."""
+    events = [n for n in notices if n.uid == pod.uid]
+    if not events or events[-1].reason not in _MOUNTS:
         return None
-    words = _COMBINED.sub("", said[-1].message)
-    reason = c.SECRET_NOT_FOUND if is_missing_secret(words) else c.MOUNT_FAILED
-    return reason, f"Pod {pod.name} can't mount its volumes: {words}"
+    text = _COMBINED.sub("", events[-1].message)
+    reason = c.SECRET_NOT_FOUND if is_missing_secret(text) else c.MOUNT_FAILED
+    return reason, f"Pod {pod.name} can't mount its volumes: {text}"

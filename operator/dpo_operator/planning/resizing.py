@@ -1,4 +1,4 @@
-"""A change of nodes or gpusPerNode while the job exists: training goes on from its last checkpoint in the new size."""
+"""Resizing nodes or gpusPerNode of an existing job: training resumes from its last checkpoint at the new size."""
 
 from dataclasses import replace
 
@@ -19,16 +19,16 @@ def wanted_size(job: DPOJob) -> Size:
 
 
 def is_due(job: DPOJob, child: ChildJob | None) -> bool:
-    """Whether the attempt was made in another size than the spec's. What an earlier version made is taken as it is found."""
+    """Whether the attempt was made in another size than the spec's. Jobs of earlier versions without a known size are never resized."""
     return (
         child is not None and child.phase == "train" and child.size is not None and child.size.differs(wanted_size(job))
     )
 
 
 def as_running(job: DPOJob, status: DPOJobStatus, seen: Observed) -> DPOJob:
-    """The job in the size of its current attempt: what decisions about that attempt's pods go by.
+    """The job with the running attempt's size, which decisions about that attempt's pods use.
 
-    Without a Job of that attempt it's the size that the next one will have.
+    Without a Job of that attempt, the job as it is.
     """
     child = seen.job_of(status.phase, status.attempt)
     if child is None or child.size is None or not is_due(job, child):
@@ -39,7 +39,7 @@ def as_running(job: DPOJob, status: DPOJobStatus, seen: Observed) -> DPOJob:
 
 
 def refusal(job: DPOJob, seen: Observed) -> str:
-    """Why the running attempt is better off than one of the new size, which could not run; empty when it could."""
+    """Why the new size can't run, so that the attempt keeps its size; empty if it can."""
     if problems := validate(job):
         return problems.describe()
     obstacle = waiting.claim_obstacle(job, seen.claim)
@@ -47,14 +47,14 @@ def refusal(job: DPOJob, seen: Observed) -> str:
 
 
 def resize(status: DPOJobStatus, job: DPOJob, child: ChildJob, at: Moment) -> Plan:
-    """The next attempt, in the new size. The pods of this one stop with their whole grace period, and so save first."""
-    message = f"Training goes on in size {wanted_size(job)} (nodes x GPUs of each) instead of {child.size}."
+    """Start an attempt at the new size. The current pods get their full grace period to save."""
+    message = f"Training resumes in size {wanted_size(job)} (nodes x GPUs of each) instead of {child.size}."
     status = transitions.mark(status, at, c.RESIZED, True, c.RESIZED, message)
     return restarts.planned(status, c.RESIZED, message, at)
 
 
 def refuse(decision: Plan, child: ChildJob, why: str, at: Moment) -> Plan:
-    """The decision about a running attempt that keeps its size, with the reason for people; told once."""
+    """Keep the size of the running attempt, and report the reason once."""
     message = c.shorten(f"Training keeps its size {child.size} (nodes x GPUs of each): {why}")
     before = c.find(decision.status.conditions, c.RESIZED)
     status = transitions.mark(decision.status, at, c.RESIZED, False, c.RESIZE_REFUSED, message)
@@ -65,7 +65,7 @@ def refuse(decision: Plan, child: ChildJob, why: str, at: Moment) -> Plan:
 
 
 def without_refusal(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
-    """The status without a refusal: the spec's size is that of the attempt again."""
+    """Clear a refused resize once spec and attempt agree."""
     found = c.find(status.conditions, c.RESIZED)
     if found is None or found.status == "True":
         return status

@@ -1,4 +1,4 @@
-"""What follows a failure: the next attempt, or the end of the job."""
+"""Restart policy: after a failure, the next attempt or the end of the job."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -15,14 +15,14 @@ from dpo_operator.planning.failures import Failure
 from dpo_operator.planning.progress import last_step
 from dpo_operator.planning.transitions import Moment
 
-# Training that fails again and again without getting further is broken, not unlucky (NVRx stops after three, too).
+# Training that fails repeatedly without progress is broken, not unlucky (NVRx also stops after three).
 MAX_RESTARTS_WITHOUT_PROGRESS = 3
 
-# Without steps there is no progress to see, so restarts that a rule of the job leaves uncounted end after so many of a phase.
+# Limit on restarts that a rule leaves uncounted, of phases without steps.
 MAX_UNCOUNTED_WITHOUT_STEPS = 10
 
-# Nodes may refuse pods, or go down, because of the pods, and ranks may lose or stop each other without a rank to blame: so many
-# times in a row without progress are no accident. What else people and schedulers do to pods has no limit, nor has the loss of a node.
+# Some infrastructure reasons can be caused by the job itself: nodes that refuse pods or restart, ranks that lose each other.
+# MAX_UNATTRIBUTED of them in a row without progress fail the job. Preemption, eviction and node loss are unlimited.
 BY_NODES = (failures.REFUSED_BY_NODE, failures.OUT_OF_RESOURCES, failures.NODE_RESTARTED)
 AMONG_RANKS = (failures.GANG_INCOMPLETE, info(ExitCode.SIGTERM).reason)
 MAX_UNATTRIBUTED = 10
@@ -32,8 +32,8 @@ SOURCE_BACKOFF_FACTOR = 5
 
 
 def after_failure(status: DPOJobStatus, failure: Failure, policy: FailurePolicy, at: Moment) -> Plan:
-    """Count the failure, and decide on the next attempt. Nothing is created or deleted: that is the next plan's."""
-    # A killed process has no last words, and more is said after its message.
+    """Count the failure and decide on the next attempt. Only the status changes; the next pass creates and deletes."""
+    # A killed process leaves no termination message. Sentences follow the message, so it ends with a period.
     failure = replace(failure, step=max(failure.step, last_step(status)), message=_sentence(failure.message))
     status = _with_progress(status, failure)
     failure, by_rule = apply_rules(failure, policy)
@@ -63,7 +63,7 @@ def after_failure(status: DPOJobStatus, failure: Failure, policy: FailurePolicy,
 
 
 def apply_rules(failure: Failure, policy: FailurePolicy) -> tuple[Failure, bool]:
-    """The failure with the class that the first matching rule of the job gives it, and whether there is one."""
+    """Apply failurePolicy.rules: the failure with the class of the first rule that matches, and whether one did."""
     for number, rule in enumerate(policy.rules):
         if not _matches(rule, failure):
             continue
@@ -88,7 +88,7 @@ def _matches(rule: FailureRule, failure: Failure) -> bool:
 
 
 def _no_progress_message(status: DPOJobStatus, *, counted: bool) -> str:
-    """Why another restart would not help, or nothing. counted: whether it would count, and so end by maxRestarts."""
+    """Why another restart is pointless, or empty. counted: whether it would count, and so be limited by maxRestarts."""
     done = status.restarts_without_progress
     if status.phase == "train" and done >= MAX_RESTARTS_WITHOUT_PROGRESS:
         return f"{done} restarts did not get beyond step {status.furthest_step}, so another one would not help."
@@ -98,7 +98,7 @@ def _no_progress_message(status: DPOJobStatus, *, counted: bool) -> str:
 
 
 def _unattributed_limit_message(status: DPOJobStatus, failure: Failure) -> str:
-    """Why a failure for which nobody is known to be to blame is not worth another try, or nothing."""
+    """Message when failures without a known cause repeat without progress, or empty."""
     reasons, furthest = (BY_NODES + AMONG_RANKS, status.furthest_step) if status.phase == "train" else (BY_NODES, 0)
     retried = c.find(status.conditions, c.FAILED)
     alike = [
@@ -111,7 +111,7 @@ def _unattributed_limit_message(status: DPOJobStatus, failure: Failure) -> str:
     ]
     if failure.failure_class != "infrastructure" or failure.reason not in reasons or len(alike) < MAX_UNATTRIBUTED:
         return ""
-    return f"The last {len(alike)} restarts were for such reasons and got nowhere, so another one would not help."
+    return f"The last {len(alike)} restarts had such reasons and made no progress, so another one would not help."
 
 
 def give_up(status: DPOJobStatus, reason: str, message: str, at: Moment) -> Plan:
@@ -132,7 +132,7 @@ def _restart(status: DPOJobStatus, failure: Failure, policy: FailurePolicy, at: 
 
 
 def planned(status: DPOJobStatus, reason: str, message: str, at: Moment) -> Plan:
-    """The next attempt without a failure: it's told like a restart, counts against nothing, and begins at once."""
+    """Planned restart: recorded in the history, not counted, without back-off."""
     return _restart_plan(
         _next_attempt(status, reason, message, last_step(status), at, "Planned"), "Normal", reason, message, at
     )
@@ -185,7 +185,7 @@ def backoff_seconds(history: list[Restart], reason: str, policy: FailurePolicy, 
     is_source = reason == info(ExitCode.SOURCE_UNAVAILABLE).reason
     factor = SOURCE_BACKOFF_FACTOR if is_source else 1
     first, longest = policy.backoff_seconds * factor, policy.max_backoff_seconds * factor
-    # As far back as the restarts that are remembered reach when each waits the longest time.
+    # Restarts within MAX_HISTORY times the longest back-off count.
     memory = timedelta(seconds=longest * MAX_HISTORY)
     recent = sum(1 for r in history if r.counting != "Planned" and now - r.time < memory)
     if recent >= MAX_HISTORY:
@@ -195,18 +195,18 @@ def backoff_seconds(history: list[Restart], reason: str, policy: FailurePolicy, 
 
 
 def is_backing_off(policy: FailurePolicy, status: DPOJobStatus, now: datetime) -> bool:
-    """Whether the next attempt is not due yet."""
+    """Whether the back-off before the next attempt has not passed."""
     return transitions.is_ahead(status.not_before, now, policy.max_backoff_seconds * SOURCE_BACKOFF_FACTOR)
 
 
 def _sentence(text: str) -> str:
-    """A text with an end."""
+    """The text with a final period."""
     text = text.rstrip()
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _with_progress(status: DPOJobStatus, failure: Failure) -> DPOJobStatus:
-    """The status with the furthest step that is known of."""
+    """The status with the largest step that any attempt reached."""
     if status.phase != "train":
         return status
     if failure.step <= status.furthest_step:

@@ -1,4 +1,4 @@
-"""A failed job goes on when its user asks for it with an annotation. Each new value of the annotation is one retry."""
+"""Retry of a failed job by annotation. Each new value of the annotation is one retry."""
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
@@ -8,7 +8,7 @@ from dpo_operator.planning import transitions
 from dpo_operator.planning.actions import Event, Plan
 from dpo_operator.planning.transitions import Moment, changed
 
-# As long as the status keeps; what comes after it makes no other token.
+# Tokens are compared by their first MAX_TOKEN characters, which the status stores.
 MAX_TOKEN = 256
 
 
@@ -18,33 +18,33 @@ def token_of(annotations: dict[str, str]) -> str:
 
 
 def is_requested(token: str, status: DPOJobStatus) -> bool:
-    """Whether there is a value that was not acted on yet."""
+    """Whether there is a value that was not handled yet."""
     return token not in ("", status.last_handled_retry)
 
 
 def retry_finished(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
-    """Answer to a new token on a job that ended."""
+    """Handle a new token on a finished job."""
     token = token_of(job.metadata.annotations)
     if transitions.holds(status, c.COMPLETE):
         return _ignored(status, token, "The job is complete: there is nothing to retry.")
     status = changed(status, last_handled_retry=token)
     if status.phase is None:
-        # It never began: its spec is looked at again, perhaps by a newer version of the operator.
+        # The spec was rejected: validate it again, perhaps by a newer version of the operator.
         status = _cleared(status, "The spec is validated again.", at)
         return Plan(status, events=(Event("Normal", c.RETRIED, status.message),), requeue_after=0)
     status = changed(status, attempts=status.attempts.next(status.phase))
-    message = f"The failed job was retried; {status.phase} goes on as attempt {status.attempt}."
+    message = f"Retry of the failed job: {status.phase} resumes as attempt {status.attempt}."
     status = transitions.mark(_cleared(status, message, at), at, c.RUNNING, False, c.PENDING, message)
     return Plan(status, events=(Event("Normal", c.RETRIED, message),), requeue_after=0)
 
 
 def ignore_early(job: DPOJob, status: DPOJobStatus) -> Plan | None:
-    """Answer to a new token on a job that did not fail: it must not act long after it was meant. None without one."""
+    """Consume a new token on a job that has not failed, so that it has no effect at a later failure. None without one."""
     token = token_of(job.metadata.annotations)
     if not is_requested(token, status):
         return None
     if status.phase is None:
-        # It came with the manifest, perhaps copied from a job that was retried.
+        # The annotation was in the first manifest, perhaps copied from another job: ignore it silently.
         return Plan(changed(status, last_handled_retry=token), requeue_after=0)
     return _ignored(status, token, "The job has not failed: there is nothing to retry.")
 
@@ -56,7 +56,7 @@ def _ignored(status: DPOJobStatus, token: str, why: str) -> Plan:
 
 
 def _cleared(status: DPOJobStatus, message: str, at: Moment) -> DPOJobStatus:
-    """The status without its failure and with what limits the job counted from zero."""
+    """Clear the failure, and reset restart counters and the active deadline."""
     suspended = transitions.holds(status, c.SUSPENDED)
     status = changed(
         status,

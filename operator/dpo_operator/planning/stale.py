@@ -1,4 +1,4 @@
-"""What is left of earlier attempts, and how it goes away."""
+"""Objects of earlier attempts and how they are removed."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from dpo_operator.planning.observed import Observed
 
 # Ranks of a failed attempt can't save any more: their peers are gone. So they don't get the pod's whole grace period.
 FAILED_GRACE_SECONDS = 10
-# A pod of a lost node is removed this long after its deletion; the fence on the volume stops a writer that still lives.
+# A pod of a lost node is removed this long after its deletion; the checkpoint fence rejects writes of a pod that still runs there.
 LOST_NODE_SECONDS = 10.0
 
 
@@ -33,12 +33,12 @@ class Stale:
 def find_stale(status: DPOJobStatus, seen: Observed) -> Stale:
     """Everything but the current attempt and the finished Jobs of the phases before it, which keep their logs.
 
-    A pod that lost its Job belongs to no attempt, not even to one whose Job is made anew under the same name. Once that Job
-    is there it's in nobody's way.
+    An orphaned pod belongs to no attempt, even when its Job is recreated under the same name. Once the new Job exists, the
+    orphan no longer blocks.
     """
     kept = {job.uid for job in seen.jobs if _is_current(job, status) or _is_finished_phase(job, status)}
     jobs = tuple(job for job in seen.jobs if job.uid not in kept)
-    # Its Job was deleted before it was noted that it had been made: another one would have the same number.
+    # Its Job was deleted before status.activeJob was written, so the attempt number would be used again.
     unnoted = status.active_job is None and seen.job_of(status.phase, status.attempt) is None
     kept_attempts = {(job.phase, job.attempt) for job in seen.jobs if job.uid in kept}
     pods = tuple(
@@ -52,13 +52,12 @@ def find_stale(status: DPOJobStatus, seen: Observed) -> Stale:
 
 
 def _is_kept(pod: ChildPod, kept_attempts: set[tuple[str, int]], status: DPOJobStatus) -> bool:
-    """Whether an ended pod may stay, or go when it likes: it has its Job, or what it did is finished."""
+    """Whether an ended pod may stay: its Job exists, or its phase succeeded."""
     return (pod.phase, pod.attempt) in kept_attempts or (not pod.orphan and _is_finished_phase(pod, status))
 
 
 def stray_removals(status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
-    """Deletions of what is in nobody's way: pods without a Job that carry the labels of an attempt which has its own, and Jobs of
-    finished phases whose pods hold their nodes for a container that lingers."""
+    """Deletions that don't block the attempt: orphaned pods with its labels, and Jobs of finished phases kept alive by a sidecar."""
     strays = [pod for pod in seen.pods if pod.orphan and not pod.deleting and _is_current(pod, status)]
     lingering = {(pod.phase, pod.attempt) for pod in seen.pods if pod.lingers and _is_finished_phase(pod, status)}
     return (
@@ -72,7 +71,7 @@ def stray_removals(status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
 
 
 def _runs(status: DPOJobStatus, seen: Observed) -> bool:
-    """Whether the Job that the status tells of is there."""
+    """Whether the Job in status.activeJob exists."""
     child = seen.job_of(status.phase, status.attempt)
     return child is not None and status.active_job is not None and child.uid == status.active_job.uid
 
@@ -82,33 +81,34 @@ def _is_current(child: ChildJob | ChildPod, status: DPOJobStatus) -> bool:
 
 
 def _is_finished_phase(child: ChildJob | ChildPod, status: DPOJobStatus) -> bool:
-    """Whether it's of the attempt at an earlier phase that succeeded: the last one, since no other follows."""
+    """Whether it belongs to the successful attempt, which is the last one, of another phase."""
     return any(child.belongs_to(phase, status.attempts.of(phase)) for phase in names.PHASES if phase != status.phase)
 
 
 def removals(stale: Stale, status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
-    """Deletions that take stale objects away; none for what is already going in its own time.
+    """Deletions for stale objects, except those that terminate on schedule.
 
-    Pods come before their Job, with which they would get their whole grace period: a kubelet that has begun with that may
-    keep to it. The Job makes no others meanwhile.
+    Pods are deleted before their Job: deleting the Job would start their full grace period, which a kubelet may not shorten
+    later. The Job creates no replacements meanwhile.
     """
     actions: list[Action] = []
     parents = {(job.phase, job.attempt) for job in seen.jobs}
     for pod in stale.pods:
         grace = _grace(pod, status)
-        # Of the current attempt is one whose Job is gone before it was noted: it goes by itself, or its Job was only not seen.
-        alone = pod.orphan or ((pod.phase, pod.attempt) not in parents and not _is_current(pod, status))
+        # A pod of the current attempt without a Job in this read still has its garbage collector: either the Job was deleted
+        # before status.activeJob was written, or the read missed the Job.
+        has_no_controller = pod.orphan or ((pod.phase, pod.attempt) not in parents and not _is_current(pod, status))
         if pod.deleting and grace is not None and grace < pod.grace_seconds:
             actions.append(Delete("Pod", pod.name, pod.uid, grace))
-        elif not pod.deleting and (grace is not None or alone):
-            # Without a Job, nobody else would ever delete it.
+        elif not pod.deleting and (grace is not None or has_no_controller):
+            # No controller deletes an orphaned pod.
             actions.append(Delete("Pod", pod.name, pod.uid, grace))
     actions += [Delete("Job", job.name, job.uid) for job in stale.jobs if not job.deleting]
     return tuple(actions)
 
 
 def overdue_in(pod: ChildPod) -> float:
-    """Seconds until a deleted pod counts as one that its node will never end."""
+    """Seconds until a terminating pod counts as lost."""
     return _limit(pod) - pod.deleting_seconds
 
 
@@ -117,7 +117,7 @@ def _limit(pod: ChildPod) -> float:
 
 
 def _grace(pod: ChildPod, status: DPOJobStatus) -> int | None:
-    """Grace period that a stale pod gets now, seconds; None for its own."""
+    """Override of a stale pod's grace period, seconds; None keeps the pod's own."""
     if pod.deleting and pod.deleting_seconds > _limit(pod):
         return 0
     failed = any(

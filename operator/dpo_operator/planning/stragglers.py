@@ -1,4 +1,4 @@
-"""A rank that is much slower than the others: all wait for it, so users are told. Nothing is done about it."""
+"""Straggler detection: a rank that is much slower than the others. Reported by event and status only; no action."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from dpo_operator.planning.actions import Event
 from dpo_operator.planning.objects import ChildPod
 from dpo_operator.planning.transitions import Moment, changed
 
-# A rank that takes so many times as long as the others' median is one; below the second number it is one no longer.
+# Time divided by the median of the other ranks: a straggler from the first value on, until below the second.
 RATIO, CALM_RATIO = 1.5, 1.25
 # A change of the ratio that is worth a write.
 RATIO_CHANGE = 1.25
@@ -19,7 +19,7 @@ RATIO_CHANGE = 1.25
 def with_straggler(
     job: DPOJob, status: DPOJobStatus, read: Progress | None, pods: Sequence[ChildPod], at: Moment
 ) -> tuple[DPOJobStatus, tuple[Event, ...]]:
-    """The status with the rank that is much slower, if any, and one event for each time that one becomes so."""
+    """The status with the straggler, if any, and an event when a rank becomes one."""
     known = status.straggler
     if known is not None and known.attempt != status.attempt:
         known, status = None, changed(status, straggler=None)

@@ -18,10 +18,7 @@ class Moment:
 
 
 def is_ahead(time: datetime | None, now: datetime, longest: float) -> bool:
-    """Whether a time that was set at most so many seconds ahead is still to come.
-
-    One further away was set by another clock, or by this one before it was put right: it's not waited for.
-    """
+    """Whether `time` is in the future, but at most `longest` seconds away. A later one comes from a wrong clock and is ignored."""
     return time is not None and 0 < (time - now).total_seconds() <= longest
 
 
@@ -42,7 +39,7 @@ def mark(status: DPOJobStatus, at: Moment, type_: str, value: bool, reason: str,
 
 
 def settled(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
-    """The status with what is computed from the rest of it."""
+    """The status with derived fields (state, observedGeneration) recomputed."""
     return changed(status, state=_state(status), observed_generation=max(at.generation, status.observed_generation))
 
 
@@ -84,7 +81,7 @@ def accepted(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
 
 
 def next_phase(status: DPOJobStatus, phase: names.Phase, at: Moment) -> DPOJobStatus:
-    """A phase succeeded; the next one makes its first attempt."""
+    """A phase succeeded; start the first attempt of the next one."""
     message = f"The {phase} phase is about to start."
     status = changed(
         status,
@@ -118,7 +115,7 @@ def completed(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
 
 
 def stopped(status: DPOJobStatus) -> DPOJobStatus:
-    """No pod works any more: what was reached stays, what was being done and expected does not."""
+    """No pod runs: keep reached values, clear activity, ETA and throughput."""
     progress = status.progress
     if progress is not None:
         idle = {"activity": None, "eta": None, "eta_seconds": None, "pairs_per_second": None}
@@ -127,7 +124,7 @@ def stopped(status: DPOJobStatus) -> DPOJobStatus:
 
 
 def failed(status: DPOJobStatus, reason: str, message: str, at: Moment) -> DPOJobStatus:
-    """The job can't go on."""
+    """The job failed."""
     status = changed(_ended(status, at), message=c.shorten(message))
     return mark(status, at, c.FAILED, True, reason, message)
 
@@ -142,7 +139,7 @@ def _ended(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
 
 
 def suspended(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
-    """The spec wants the job to stop. Counting the attempt up makes what runs of it stale, so that it is deleted."""
+    """spec.suspend became true. Raising the attempt number makes running pods stale, so that they are deleted."""
     message = "Stopped by spec.suspend; everything but the pods is kept."
     attempts = status.attempts
     if status.phase is not None and status.active_job is not None:
@@ -164,20 +161,20 @@ def suspended(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
 
 
 def resumed(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
-    """The spec wants the job to go on. Its deadline begins anew, as that of a batch/v1 Job does."""
+    """spec.suspend became false. The active deadline restarts, as for batch/v1 Jobs."""
     status = changed(status, active_since=at.now, active_seconds_before=0, message="Resumed.")
     return mark(status, at, c.SUSPENDED, False, c.RESUMED)
 
 
 def suspended_externally(status: DPOJobStatus, at: Moment, message: str) -> DPOJobStatus:
-    """Somebody suspended the Job of a phase that ran. What it saved goes to a new attempt, like that of any other end."""
+    """A running attempt's Job was suspended externally: continue with a new attempt from its last checkpoint."""
     assert status.phase is not None
     status = changed(status, attempts=status.attempts.next(status.phase), active_job=None, message=c.shorten(message))
     return mark(stopped(status), at, c.RUNNING, False, c.QUEUED, message)
 
 
 def with_active_clock(status: DPOJobStatus, at: Moment, *, suspended: bool) -> DPOJobStatus:
-    """The status with its active time stopped or going on. suspended: the Job of the attempt is, by a queue or until its turn."""
+    """Stop or start the active-time clock. suspended: whether the attempt's Job is suspended, by a queue or until its turn."""
     if suspended and status.active_since is not None:
         return changed(status, active_seconds_before=active_seconds(status, at.now), active_since=None)
     if not suspended and status.active_since is None:

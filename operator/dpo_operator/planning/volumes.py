@@ -1,6 +1,6 @@
-"""What a job's claim gives beside what its spec asks for: size, reuse, and room that is left.
+"""Claim conditions: size, reuse and free space. None of them blocks the job.
 
-None of it stops a job. A claim that is too small is expanded where that is ours to do, and told of where it is not.
+A claim that is too small is expanded if the operator created it, else only reported.
 """
 
 from dataclasses import replace
@@ -17,11 +17,11 @@ from dpo_operator.planning.objects import Claim
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.transitions import Moment, changed
 
-# How often the claim of a failed job is looked at, while it's expected to grow; nothing else would be a reason to.
+# Polling interval of a failed job's claim while an expansion is pending.
 POLL_SECONDS = {c.EXPANSION_REQUESTED: 60.0, c.EXPANSION_REFUSED: 600.0}
-# The room that is left is written again when it changed by this share of the volume.
+# Free space is written again when it changed by this share of the volume.
 WORTH_WRITING = 0.05
-# A volume is nearly full below this share, or below the size of one more checkpoint; and no longer with some more.
+# Nearly full: free space below NEARLY_FULL of the total or below one checkpoint; cleared at RELIEF times that.
 NEARLY_FULL = 0.1
 RELIEF = 1.1
 
@@ -29,7 +29,7 @@ Found = tuple[DPOJobStatus, tuple[Event, ...]]
 
 
 def with_volume(decision: Plan, job: DPOJob, before: DPOJobStatus, seen: Observed, at: Moment) -> Plan:
-    """A decision with what there is to do and to say about the volume. before: the status that was decided on."""
+    """The plan with volume conditions, events and expansion added. before: the status before the plan."""
     status, claim = decision.status, seen.claim
     # A failed job's volume can still grow: that may be what its retry needs.
     if status.phase is None or claim is None or waiting.claim_obstacle(job, claim):
@@ -39,12 +39,12 @@ def with_volume(decision: Plan, job: DPOJob, before: DPOJobStatus, seen: Observe
     events: list[Event] = []
     if before.volume is None and status.volume is not None and (reused := _reused(job, claim)):
         events.append(reused)
-    status, told, actions = _with_size(job, status, claim, seen, at)
-    events += told
+    status, changes, actions = _with_size(job, status, claim, seen, at)
+    events += changes
     read = seen.heartbeat.progress
     if read is not None and (read.phase, read.attempt) == (status.phase, status.attempt) and read.volume is not None:
-        status, told = with_free_space(status, read.volume, at)
-        events += told
+        status, changes = with_free_space(status, read.volume, at)
+        events += changes
     after, small = decision.requeue_after, c.find(status.conditions, c.VOLUME_TOO_SMALL)
     if status.is_final and small is not None and small.status == "True" and small.reason in POLL_SECONDS:
         after = min(POLL_SECONDS[small.reason], float("inf") if after is None else after)
@@ -53,7 +53,7 @@ def with_volume(decision: Plan, job: DPOJob, before: DPOJobStatus, seen: Observe
 
 
 def _needs_no_room(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
-    """The status of a complete job: nothing is written to its volume any more, so that its size is no complaint."""
+    """Clear the size conditions of a complete job, which writes no more."""
     for type_ in (c.VOLUME_TOO_SMALL, c.VOLUME_NEARLY_FULL):
         if transitions.holds(status, type_):
             status = transitions.mark(status, at, type_, False, c.FINISHED)
@@ -78,14 +78,14 @@ def _reused(job: DPOJob, claim: Claim) -> Event | None:
         f"PersistentVolumeClaim {claim.name} of an earlier job of this name is used again, in a folder of its own."
     )
     if differs:
-        message += f" Of checkpoint.volume these do not apply: {'; '.join(differs)}."
+        message += f" These checkpoint.volume settings do not apply: {'; '.join(differs)}."
     return Event("Warning" if differs else "Normal", c.CLAIM_REUSED, message)
 
 
 def _with_size(
     job: DPOJob, status: DPOJobStatus, claim: Claim, seen: Observed, at: Moment
 ) -> tuple[DPOJobStatus, tuple[Event, ...], tuple[Action, ...]]:
-    """Compare sizes; ask for more on a claim that was made for the job's name, which its owner may not have touched."""
+    """Compare sizes, and expand a claim that the operator created."""
     volume = job.spec.checkpoint.volume
     asked, there = volume.size, claim.capacity or claim.requested
     if not there or not _is_smaller(there, asked):
@@ -96,38 +96,38 @@ def _with_size(
         ), ()
     message = f"PersistentVolumeClaim {claim.name} has {there}, and checkpoint.volume.size is {asked}"
     if volume.claim_name is not None:
-        message += "; a claim that you bring is yours to expand. The job goes on with what is there."
+        message += "; a claim that you bring is yours to expand. The job continues with the present size."
         return *_with_condition(status, at, True, c.CLAIM_SMALLER, message), ()
     if not _is_smaller(claim.requested, asked):
-        message += "; more was asked for, and the storage has not given it yet."
+        message += "; the expansion is pending."
         return *_with_condition(status, at, True, c.EXPANSION_REQUESTED, message), ()
     if not claim.bound:
-        # Kubernetes changes the size of bound claims alone.
+        # Kubernetes resizes only bound claims.
         return status, (), ()
     if seen.expansion_refused is not None and seen.expansion_refused[0] == asked:
-        message += f", but it can't be expanded: {seen.expansion_refused[1]}. The job goes on with what is there."
+        message += f", but it can't be expanded: {seen.expansion_refused[1]}. The job continues with the present size."
         return *_with_condition(status, at, True, c.EXPANSION_REFUSED, message), ()
     expand = (ExpandClaim(claim.name, claim.uid, asked),)
     if transitions.holds(status, c.VOLUME_TOO_SMALL):
-        # Asked once more after a refusal, or for more than before: the answer is what is worth telling.
+        # Repeated request: report only its outcome.
         return status, (), expand
-    return *_with_condition(status, at, True, c.EXPANSION_REQUESTED, f"{message}; more is asked for."), expand
+    return *_with_condition(status, at, True, c.EXPANSION_REQUESTED, f"{message}; an expansion is requested."), expand
 
 
 def with_free_space(status: DPOJobStatus, read: VolumeReport, at: Moment) -> Found:
-    """The status with a reading of the file system, written rarely; the condition changes as soon as it has to."""
+    """The status with a report of the file system: written when it changed by WORTH_WRITING; the condition is updated at once."""
     volume = status.volume
     if volume is None:
         return status, ()
     was_full = transitions.holds(status, c.VOLUME_NEARLY_FULL)
     needed = max(read.total * NEARLY_FULL, read.checkpoint or 0)
     is_full = read.free < needed * (RELIEF if was_full else 1.0)
-    news = (
+    is_significant = (
         volume.capacity_bytes != read.total
         or volume.free_bytes is None
         or abs(volume.free_bytes - read.free) >= WORTH_WRITING * read.total
     )
-    if news or is_full != was_full:
+    if is_significant or is_full != was_full:
         kept = volume.model_copy(update={"capacity_bytes": read.total, "free_bytes": read.free})
         status = changed(status, volume=kept)
     if is_full == was_full:
@@ -144,7 +144,7 @@ def with_free_space(status: DPOJobStatus, read: VolumeReport, at: Moment) -> Fou
 def _with_condition(
     status: DPOJobStatus, at: Moment, value: bool, reason: str, message: str, type_: str = c.VOLUME_TOO_SMALL
 ) -> Found:
-    """The status with a condition, and an event when its reason is another one than before."""
+    """Set a condition; emit an event if its reason changed."""
     before = c.find(status.conditions, type_)
     status = transitions.mark(status, at, type_, value, reason, message)
     if before is not None and before.reason == reason:

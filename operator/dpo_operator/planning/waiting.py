@@ -1,4 +1,4 @@
-"""Why an attempt does not run yet, in a reason and a sentence. Everything here heals without a restart."""
+"""Reason and message of Running=False while an attempt waits. All of these resolve without a restart."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,13 @@ from dpo_operator.planning.observed import Observed, Startup
 
 Reason = tuple[str, str]
 
-# How long pods that do not run are left to explain themselves, and how often Kubernetes' events are read after that.
+# Delay before events about pods that do not run are first read, and the interval after that.
 FIRST_POLL_SECONDS = 5.0
 POLL_SECONDS = 10.0
-# Who waits for long is one of many, and its looks are a cluster's load.
+# After LONG_SECONDS poll less often, to spare the API server.
 LONG_SECONDS = 300.0
 LATE_POLL_SECONDS = 30.0
-# How often the Job controller is made to try again, while it is refused pods.
+# Interval of forced retries of refused pods.
 RETRY_PODS_SECONDS = 20.0
 
 IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable")
@@ -28,7 +28,7 @@ CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunCont
 
 
 def claim_obstacle(job: DPOJob, claim: Claim | None) -> Reason | None:
-    """Why the volume can't be used, or None. A claim that the operator makes and that is missing is no obstacle."""
+    """Why the volume can't be used, or None. A missing claim is no obstacle if the operator creates it."""
     volume = job.spec.checkpoint.volume
     name = claim_name(job)
     if claim is None:
@@ -36,14 +36,14 @@ def claim_obstacle(job: DPOJob, claim: Claim | None) -> Reason | None:
             return None
         return c.VOLUME_NOT_FOUND, (
             f"checkpoint.volume.claimName names PersistentVolumeClaim {name}, which does not exist in namespace "
-            f"{job.metadata.namespace}; create it and the job goes on."
+            f"{job.metadata.namespace}; create it and the job continues."
         )
     if claim.deleting:
         return c.VOLUME_TERMINATING, f"PersistentVolumeClaim {name} is being deleted."
     if volume.claim_name is None:
         if claim.owner_uid not in (None, job.metadata.uid):
             return c.VOLUME_TERMINATING, (
-                f"PersistentVolumeClaim {name} belongs to an earlier object (UID {claim.owner_uid}) and should go with it."
+                f"PersistentVolumeClaim {name} belongs to a deleted object (UID {claim.owner_uid}) and should be garbage-collected."
             )
         if claim.owner_uid is None and claim.made_for != job.metadata.name:
             return c.NAME_CONFLICT, (
@@ -60,7 +60,7 @@ def claim_obstacle(job: DPOJob, claim: Claim | None) -> Reason | None:
 
 
 def support_obstacle(job: DPOJob, seen: Observed) -> Reason | None:
-    """A Service or ConfigMap of the job's name that is somebody else's, or None."""
+    """NameConflict if the Service or ConfigMap of the job's name has another owner; else None."""
     for support in seen.support:
         if support.owner_uid != job.metadata.uid:
             name = names.service_name(job.metadata.name)
@@ -74,7 +74,7 @@ def support_obstacle(job: DPOJob, seen: Observed) -> Reason | None:
 
 
 def poll_seconds(startup: Startup) -> float:
-    """Seconds until pods that do not run are looked at again: what keeps them from it may be told by events alone."""
+    """Poll interval while pods do not run: the cause may appear only in Events, which are not watched."""
     if startup.waiting_seconds < FIRST_POLL_SECONDS:
         return FIRST_POLL_SECONDS - startup.waiting_seconds
     return POLL_SECONDS if startup.waiting_seconds < LONG_SECONDS else LATE_POLL_SECONDS
@@ -83,14 +83,14 @@ def poll_seconds(startup: Startup) -> float:
 def retry_refused_pods(
     child: ChildJob, pods: Sequence[ChildPod], desired: int, seen: Observed
 ) -> tuple[RetryPodCreation, ...]:
-    """What brings refused pods into being soon after the cause is gone, which nothing tells of."""
+    """Force retries of refused pods; no event announces that the cause is gone."""
     missing = len({pod.index for pod in pods}) < desired
     refused = missing and refusals.job_notice(child, seen.startup.notices) is not None
     return (RetryPodCreation(child.name, child.uid),) if refused and seen.startup.may_try_again else ()
 
 
 def pods_obstacle(job: DPOJob, child: ChildJob, pods: Sequence[ChildPod], desired: int, seen: Observed) -> Reason:
-    """What keeps the pods from running; the most telling of them first. child: their batch/v1 Job."""
+    """What keeps the pods from running; most specific first. child: their batch/v1 Job."""
     claim = seen.claim
     for pod in pods:
         if pod.waiting and pod.waiting[0] in IMAGE_REASONS:
@@ -104,8 +104,8 @@ def pods_obstacle(job: DPOJob, child: ChildJob, pods: Sequence[ChildPod], desire
     if len({pod.index for pod in pods}) < desired and (refused := refusals.job_notice(child, seen.startup.notices)):
         return refused
     for pod in pods:
-        if not (pod.running or pod.ended) and (told := refusals.pod_notice(pod, seen.startup.notices)):
-            return told
+        if not (pod.running or pod.ended) and (notice := refusals.pod_notice(pod, seen.startup.notices)):
+            return notice
     for pod in pods:
         if pod.unscheduled:
             if refusals.is_missing_claim(pod.unscheduled):
@@ -116,24 +116,24 @@ def pods_obstacle(job: DPOJob, child: ChildJob, pods: Sequence[ChildPod], desire
                 reason = c.UNSCHEDULABLE
             return reason, f"Pod {pod.name} has no node yet: {pod.unscheduled}"
     if claim is not None and not claim.bound:
-        # With volumeBindingMode WaitForFirstConsumer this is the usual course until the first pod has a node.
+        # With volumeBindingMode WaitForFirstConsumer this is normal until the first pod has a node.
         return c.VOLUME_PENDING, f"PersistentVolumeClaim {claim.name} is not bound to a volume yet."
     return c.PODS_PENDING, _starting(job, child.name, pods, desired)
 
 
 def _starting(job: DPOJob, child: str, pods: Sequence[ChildPod], desired: int) -> str:
-    """Pods that are not there, or are being started, and no event says why."""
+    """Message for pods that do not exist or are starting, without an event that says why."""
     namespace = job.metadata.namespace
     started = sum(1 for pod in pods if pod.running or pod.ended)
     message = f"{started} of {desired} pods run; {len(pods)} exist."
     if len(pods) < desired:
         why = "a quota or an admission policy can be in the way"
-        return f"{message} If it stays so, {why}: kubectl -n {namespace} describe job {child}"
+        return f"{message} If this persists, {why}: kubectl -n {namespace} describe job {child}"
     for pod in pods:
         if pod.running or pod.ended:
             continue
         token = job.spec.model.token_secret_ref if pod.phase == "prepare" else None
         why = "its image is being pulled or its volumes mounted"
         needs = f"; Secret {token.name} must exist and have the key {token.key}" if token else ""
-        return f"{message} If it stays so ({why}{needs}): kubectl -n {namespace} describe pod {pod.name}"
+        return f"{message} If this persists ({why}{needs}): kubectl -n {namespace} describe pod {pod.name}"
     return message

@@ -61,6 +61,6 @@ def test_silence_alone_is_said_in_words():
     event = silent_event(a_pod(0), "has not answered", 31.2, 40)
     assert event.reason == c.HEARTBEAT_SILENT
     assert event.message == (
-        "Rank 0 has not answered for 31 s: pod pairs-train-1-0 on node gpu-0. Other ranks go on (step 40), so nothing is "
-        "restarted."
+        "Rank 0 has not answered for 31 s: pod pairs-train-1-0 on node gpu-0. Other ranks make progress "
+        "(step 40), so the job is not restarted."
     )

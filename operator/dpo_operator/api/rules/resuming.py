@@ -23,7 +23,7 @@ _NEUTRAL_PARTS = frozenset(
 
 
 def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Paths of the settings that differ and that a run which goes on may not change.
+    """Paths of the changed settings that forbid resuming.
 
     before, now: specs as JSON, without what is at its default. Of training and checkpoint each setting is named, else the part.
     """

@@ -43,9 +43,9 @@ def _unused(adapter: Adapter) -> bool:
     return adapter.model_copy(update={"type": AdapterType.NONE}) == _NO_ADAPTER
 
 
-def _aliases(model: type[BaseModel], besides: str) -> tuple[str, ...]:
+def _aliases(model: type[BaseModel], except_: str) -> tuple[str, ...]:
     """Names of a part's fields in YAML, without one."""
-    return tuple(str(field.alias) for name, field in model.model_fields.items() if name != besides)
+    return tuple(str(field.alias) for name, field in model.model_fields.items() if name != except_)
 
 
 def _evaluates(spec: DPOJobSpec) -> bool:
@@ -191,7 +191,7 @@ SPEC_RULES: tuple[Rule, ...] = (
     ),
 )
 
-# What may change while a job exists steers the operator alone, or the size of the gang, which goes on from the last
+# What may change while a job exists steers the operator alone, or the size of the gang, which resumes from the last
 # checkpoint. All else decides what is computed. The volume's size has a rule of its own: it may grow.
 IMMUTABLE_FIELDS: tuple[str, ...] = (
     "model",
@@ -205,8 +205,8 @@ IMMUTABLE_FIELDS: tuple[str, ...] = (
     "tracking",
     "pod",
     "queue",
-    *(f"checkpoint.{field}" for field in _aliases(Checkpoint, besides="volume")),
-    *(f"checkpoint.volume.{field}" for field in _aliases(Volume, besides="size")),
+    *(f"checkpoint.{field}" for field in _aliases(Checkpoint, except_="volume")),
+    *(f"checkpoint.volume.{field}" for field in _aliases(Volume, except_="size")),
     "cache",
     "managedBy",
 )
