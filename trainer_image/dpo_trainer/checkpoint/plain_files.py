@@ -6,14 +6,12 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from dpo_trainer.runtime import volume_errors
+from dpo_trainer.runtime.volume_errors import Kind
+
 # These errors mean that the volume is gone or the process has no more files or memory, not that a file is bad: an older checkpoint
 # would be no better, and the newest may be good.
-_VOLUME_ERRORS = frozenset(
-    {
-        errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH,
-        errno.EMFILE, errno.ENFILE, errno.ENOMEM,
-    }
-)  # fmt: skip
+_VOLUME = frozenset({Kind.GONE, Kind.STALE, Kind.UNREACHABLE, Kind.EXHAUSTED})
 
 
 class BadCheckpoint(Exception):
@@ -22,7 +20,7 @@ class BadCheckpoint(Exception):
 
 def unreadable(name: str, error: OSError) -> BadCheckpoint:
     """BadCheckpoint for an error of the file. Re-raises errors of the volume."""
-    if error.errno in _VOLUME_ERRORS:
+    if volume_errors.kind(error) in _VOLUME:
         raise error
     return BadCheckpoint(f"{name}: {error.strerror}")
 

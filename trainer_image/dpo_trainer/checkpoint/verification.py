@@ -1,7 +1,6 @@
 """Is a checkpoint intact? Checks digests, and that each shard holds the slices that readers need. Needs no torch."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
@@ -13,9 +12,7 @@ from dpo_trainer.checkpoint.layout import SHARD
 from dpo_trainer.checkpoint.manifest import File, Manifest, read_manifest
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint, open_plain, unreadable
 from dpo_trainer.checkpoint.slices import KINDS, partition
-
-# The safetensors library has the same limit.
-_MAX_HEADER_BYTES = 100_000_000
+from dpo_trainer.runtime import safetensors_header
 
 
 def verify_shards(
@@ -81,17 +78,11 @@ def _read_table(path: Path) -> dict[str, dict[str, Any]]:
     """The header of a safetensors file, with the place of every tensor in it. Raises BadCheckpoint."""
     try:
         with plain_files.open_plain(path) as file:
-            length = int.from_bytes(file.read(8), "little")
-            raw = file.read(length) if length <= _MAX_HEADER_BYTES else b""
+            return safetensors_header.read(file)
     except OSError as error:
         raise plain_files.unreadable(path.name, error) from error
-    try:
-        table = json.loads(raw.decode("utf-8"))
-    except (ValueError, RecursionError):
-        table = None
-    if not isinstance(table, dict) or not all(isinstance(entry, dict) for entry in table.values()):
-        raise BadCheckpoint(f"{path.name}: is not safetensors")
-    return table
+    except ValueError as error:
+        raise BadCheckpoint(f"{path.name}: is not safetensors") from error
 
 
 def verify(folder: Path, name: str, expected: File, alive: Callable[[], None] = lambda: None) -> None:

@@ -1,18 +1,23 @@
 """Error messages for volume failures during a save: what happened, where, how much space was needed, what to do."""
 
-import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dpo_trainer.runtime import volume_errors
 from dpo_trainer.runtime.errors import volume_error
+from dpo_trainer.runtime.volume_errors import Kind
 
 # Free space that a save leaves, for the manifest and small files of others.
 _SPARE_BYTES = 1 << 20
 # On a cluster these settings are immutable, so only deleting checkpoints helps.
 _KEEP_FEWER = "delete older checkpoints, or with `dpo run` lower checkpoint.keepLast or checkpoint.keepBest"
-_GONE = frozenset({errno.ENOENT, errno.ENOTCONN, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT})
+_REMEDIES = {
+    Kind.FULL: f"enlarge the volume, remove other files from it, {_KEEP_FEWER}",
+    Kind.QUOTA: f"raise the quota, {_KEEP_FEWER}",
+    Kind.FILE_TOO_LARGE: "raise the limit on the size of a file",
+}
 
 
 @contextmanager
@@ -45,28 +50,24 @@ def describe(error: OSError, root: Path, needed: int, free: int | None) -> str:
     """The message for an error of the volume. free: bytes, None if unknown."""
     untouched = "The checkpoints that were committed before are untouched."
     what = f"Saving a checkpoint in {root} failed: {error.strerror or error}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    kind = volume_errors.kind(error)
+    if kind in _REMEDIES:
         size = f" A checkpoint needs {readable(needed)}" if needed else " The folder needs some space"
         left = f", and now {readable(free)} are free there" if free is not None else ""
-        remedies = {
-            errno.ENOSPC: f"enlarge the volume, remove other files from it, {_KEEP_FEWER}",
-            errno.EDQUOT: f"raise the quota, {_KEEP_FEWER}",
-            errno.EFBIG: "raise the limit on the size of a file",
-        }
-        return f"{what}.{size}{left}: {remedies[error.errno]}. {untouched}"
-    if error.errno == errno.EROFS:
+        return f"{what}.{size}{left}: {_REMEDIES[kind]}. {untouched}"
+    if kind is Kind.READ_ONLY:
         return (
             f"{what}. The volume is mounted read-only; a kernel does that to a file system with errors. Look into the node's log "
             f"(dmesg), repair the volume or mount it for writing. {untouched}"
         )
-    if error.errno in _GONE:
+    if isinstance(error, FileNotFoundError) or kind in (Kind.GONE, Kind.STALE):
         return f"{what}. The folder, or the volume that it is on, went away. Is it still mounted, and does its server respond?"
-    if error.errno == errno.EIO:
+    if kind is Kind.FAILING:
         return (
             f"{what}. The storage behind the volume is failing or full. Look into the node's log (dmesg) and that of the storage. "
             f"{untouched}"
         )
-    if error.errno in (errno.EACCES, errno.EPERM):
+    if kind is Kind.DENIED:
         return f"{what}. User {os.getuid()} may not write there; give the folder to that user. {untouched}"
     return f"{what}. {untouched}"
 

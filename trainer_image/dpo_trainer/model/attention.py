@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_trainer.batches.batch import Span
+from dpo_trainer.runtime.errors import first_line
 
 # The names under which transformers finds it: as calls of SDPA, and as one of FlexAttention.
 NAME = "dpo_shared_prompt"
@@ -143,7 +144,7 @@ def flex_problem(device: torch.device) -> str | None:
         blocks = _blocks(((0, 64, 32, 32),), None, device)
         _flex_attention(device.type)(query, key, value, block_mask=blocks).sum().backward()
     except Exception as error:  # whatever compilers raise
-        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
+        return f"{type(error).__name__}: {first_line(error)}"
     return None
 
 

@@ -37,7 +37,7 @@ from dpo_trainer.runtime.volume_errors import Kind
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.sources import retrying
 
-_VOLUME = frozenset({Kind.FULL, Kind.FILE_TOO_LARGE, Kind.READ_ONLY, Kind.FAILING})
+_VOLUME = frozenset({Kind.FULL, Kind.QUOTA, Kind.FILE_TOO_LARGE, Kind.READ_ONLY, Kind.FAILING})
 
 
 def run(job: DPOJob, work: WorkDir, inputs: Inputs) -> DatasetReport:

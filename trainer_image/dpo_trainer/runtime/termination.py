@@ -22,7 +22,7 @@ from dpo_trainer.runtime.errors import TrainerError, first_line
 from dpo_trainer.runtime.stop import Stopped
 from dpo_trainer.runtime.volume_errors import Kind
 
-_VOLUME = frozenset({Kind.FULL, Kind.FILE_TOO_LARGE, Kind.READ_ONLY, Kind.FAILING, Kind.STALE})
+_VOLUME = frozenset({Kind.FULL, Kind.QUOTA, Kind.FILE_TOO_LARGE, Kind.READ_ONLY, Kind.FAILING, Kind.STALE})
 
 # Messages of gloo, NCCL and the store when the other process is gone or does not respond.
 _PEER_LOST_TEXTS = (

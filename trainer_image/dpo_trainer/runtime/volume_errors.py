@@ -7,7 +7,8 @@ from enum import Enum
 class Kind(Enum):
     """What an OSError says about the volume or the process."""
 
-    FULL = "no free space, or the quota is used up"
+    FULL = "no free space"
+    QUOTA = "the quota is used up"
     FILE_TOO_LARGE = "above the largest size of a file"
     READ_ONLY = "mounted read-only"
     FAILING = "I/O error of the storage"
@@ -21,7 +22,7 @@ class Kind(Enum):
 
 _KINDS = {
     errno.ENOSPC: Kind.FULL,
-    errno.EDQUOT: Kind.FULL,
+    errno.EDQUOT: Kind.QUOTA,
     errno.EFBIG: Kind.FILE_TOO_LARGE,
     errno.EROFS: Kind.READ_ONLY,
     errno.EIO: Kind.FAILING,

@@ -9,6 +9,7 @@ import tenacity
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.runtime import volume_errors
 from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.runtime.volume_errors import Kind
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -63,7 +64,7 @@ def explain(error: BaseException, label: str) -> TrainerError | None:
 def no_space(error: BaseException) -> OSError | None:
     """The OSError of a full volume among an error and its causes; None when it is not one."""
     errors = (seen for seen in _causes(error) if isinstance(seen, OSError))
-    return next((seen for seen in errors if volume_errors.kind(seen) is volume_errors.Kind.FULL), None)
+    return next((seen for seen in errors if volume_errors.kind(seen) in (Kind.FULL, Kind.QUOTA)), None)
 
 
 def _causes(error: BaseException) -> list[BaseException]:

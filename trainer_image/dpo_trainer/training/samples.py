@@ -24,7 +24,7 @@ from dpo_trainer.engine.engine import Engine
 from dpo_trainer.model.load import causal_lm_of
 from dpo_trainer.pretrained.checks import end_tokens
 from dpo_trainer.pretrained.files import read_json
-from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.runtime.errors import TrainerError, first_line
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.metrics_file import Line, MetricsFile, read_metrics
@@ -250,7 +250,7 @@ def _key(line: Line) -> tuple[int, str]:
 
 
 def _said(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return first_line(error) or type(error).__name__
 
 
 def shares(indices: Indices, *, rank: int, world_size: int, size: int) -> list[Indices]:
