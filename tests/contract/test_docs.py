@@ -101,7 +101,7 @@ def test_each_method_has_a_page_an_example_and_a_line_in_the_overview() -> None:
         assert methods, page
 
 
-def test_the_defaults_that_the_pages_of_methods_name_are_those_of_the_types() -> None:
+def test_defaults_on_the_method_pages_are_those_of_the_types() -> None:
     stated = 0
     for page in METHODS:
         if page.stem in NOT_IN_TABLES:
@@ -200,7 +200,7 @@ def test_each_row_of_the_page_on_data_is_read_as_it_says(row_format: str, line: 
     assert pair.rejected is None or "apple" not in pair.rejected
 
 
-def test_the_page_on_data_names_every_format_reason_column_filter_and_truncation() -> None:
+def test_the_data_page_names_every_format_reason_column_and_filter() -> None:
     text = (DOCS / "data.md").read_text(encoding="utf-8")
     data = DPOJobSpec.model_json_schema(by_alias=True)["$defs"]
     formats = data["Dataset"]["properties"]["format"]["enum"]

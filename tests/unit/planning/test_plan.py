@@ -180,7 +180,7 @@ def test_old_attempt_goes_before_the_new_one_is_made():
     assert decide(status, a_view()).actions[0].name == "pairs-train-2"
 
 
-def test_whole_restart_counts_once_when_one_rank_is_killed_and_the_other_loses_its_peer():
+def test_a_killed_rank_and_its_peer_count_as_one_restart():
     status = a_status()
     lost = ended(0, 75, at="11:59:59", text=termination_text(75, "connection closed by peer"))
     # Rank 0's end may be seen first: that is not yet the whole story.
@@ -202,7 +202,7 @@ def test_vanished_job_is_the_next_attempt_and_does_not_count():
     assert decide(result.status, a_view(a_pod(0, deleting=True), a_pod(1, deleting=True))).actions == ()
 
 
-def test_job_that_was_decided_on_but_never_seen_is_made_again_under_the_same_number():
+def test_a_job_that_was_never_seen_is_created_again_with_the_same_number():
     result = decide(a_status(created=False), a_view())
     assert [action.name for action in result.actions] == ["pairs-train-1"]
     assert result.status.restarts == 0

@@ -36,7 +36,7 @@ def test_a_pod_of_a_lost_node_is_removed_by_force_after_the_jobs_end_too(policy)
     assert decide(failed, a_view(a_child(failed=True), ended(0, 143), ended(1, 65)), job).requeue_after is None
 
 
-def test_a_pod_of_a_lost_node_is_removed_by_force_when_its_job_is_deleted_or_gone():
+def test_a_pod_on_a_lost_node_is_force_deleted_with_its_job():
     job = a_job(metadata=GOING | {"finalizers": ["example.org/keep"]})
     removal = Delete("Pod", a_pod(0).name, a_pod(0).uid, 0)
     result = decide(a_status(), a_view(a_child(deleting=True), a_pod(0, **LOST)), job)
@@ -49,7 +49,7 @@ def with_sidecar(code: int, seconds: float, phase: str = "train", index: int = 0
     return ended(index, code, phase=phase, pod_phase="Running", failed_seconds=seconds)
 
 
-def test_the_trainers_end_decides_whatever_another_container_of_its_pod_does():
+def test_the_trainers_exit_decides_not_a_sidecars():
     failed = decide(a_status(), a_view(a_child(), with_sidecar(137, 0.0), a_pod(1))).status
     assert condition(failed, c.RESTARTING) == ("True", "Killed")
     done = decide(a_status(), a_view(a_child(), with_sidecar(0, 0.0), with_sidecar(0, 0.0, index=1))).status

@@ -26,7 +26,7 @@ def test_event_says_which_pod_did_not_answer_and_where_the_stacks_are():
     assert hung.status.restart_history[0].message in event.message
 
 
-def test_hang_before_the_first_step_of_a_later_attempt_does_not_show_the_step_of_the_one_before():
+def test_a_hang_of_a_new_attempt_does_not_show_the_previous_step():
     before = decide(a_status(), VIEW, JOB).status
     view = a_view(a_child(attempt=2), a_pod(0, attempt=2), a_pod(1, attempt=2), stalled_seconds=60.0)
     second = a_status(attempt=2, progress=before.progress)

@@ -48,7 +48,7 @@ def recorded(result) -> list[int]:
     return [r.step for r in result.status.recorded_checkpoints]
 
 
-def test_a_running_attempt_is_recorded_at_once_and_what_left_the_volume_is_forgotten():
+def test_live_reports_are_recorded_and_removed_checkpoints_forgotten():
     gang = (a_child(), a_pod(0), a_pod(1))
     result = decide(a_status(), a_view(*gang, progress=told(record(10), record(20))))
     assert recorded(result) == [10, 20]
@@ -62,7 +62,7 @@ def test_a_running_attempt_is_recorded_at_once_and_what_left_the_volume_is_forgo
     assert recorded(decide(later.status, a_view(*gang, progress=told(record(10), record(20))))) == [20, 30]
 
 
-def test_the_last_words_of_a_failed_pod_tell_of_what_was_committed_after_the_last_reading():
+def test_a_failed_pods_termination_message_reports_its_last_commit():
     before = a_status(recorded_checkpoints=[record(10)])
     failed = ended(1, 70, text=words(told(record(10), record(20)), 70))
     result = decide(before, a_view(a_child(), a_pod(0), failed))

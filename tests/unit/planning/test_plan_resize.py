@@ -84,7 +84,7 @@ def test_other_phases_have_no_size(phase: names.Phase) -> None:
     assert decide(a_status(phase), seen, a_job(nodes=5)).status.restarts == 0
 
 
-def test_while_suspended_nothing_happens_and_the_next_attempt_is_of_the_new_size() -> None:
+def test_a_resize_while_suspended_takes_effect_at_the_next_attempt() -> None:
     held = decide(a_status(), a_view(*RUNNING), a_job(suspend=True)).status
     assert decide(held, a_view(), a_job(generation=3, suspend=True, nodes=3)).status.attempts.train == 2
     resumed = decide(held, a_view(), a_job(generation=4, nodes=3)).status

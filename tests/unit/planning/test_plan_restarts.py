@@ -59,7 +59,7 @@ def test_infrastructure_never_uses_up_the_budget():
     assert not c.is_true(status.conditions, c.FAILED)
 
 
-def test_a_node_that_ends_the_pods_again_and_again_is_no_accident():
+def test_a_node_that_keeps_ending_the_pods_fails_the_job():
     refused = Failure("RefusedByNode", "infrastructure", "Node rank 0 was refused by its node.")
     status = fail(a_status(), refused, step=5)
     for i in range(9):
@@ -71,7 +71,7 @@ def test_a_node_that_ends_the_pods_again_and_again_is_no_accident():
     assert not c.is_true(status.conditions, c.FAILED)
     status = fail(status, refused, minutes=30, step=6)
     assert condition(status, c.FAILED) == ("True", c.NO_PROGRESS)
-    assert "The last 10 restarts were for such reasons" in status.message
+    assert "The last 10 restarts had such reasons" in status.message
     # A retry gets all its tries again.
     retried = retrying.retry_finished(
         a_job(metadata={"annotations": {names.ANNOTATION_RETRY: "1"}}), status, Moment(NOON + timedelta(minutes=50), 1)
@@ -113,7 +113,7 @@ def test_an_export_that_people_stop_again_and_again_goes_on():
     assert not c.is_true(status.conditions, c.FAILED)
 
 
-def test_long_last_words_do_not_hide_what_follows_from_them():
+def test_a_long_termination_message_does_not_hide_its_consequence():
     policy = FailurePolicy(rules=[{"reasons": ["InternalError"], "action": "Restart"}])
     told = after_failure(a_status(), replace(CRASH, message="x" * 5000), policy, Moment(NOON, 1))
     for text in (told.status.restart_history[0].message, told.status.message, told.events[0].message):
@@ -231,7 +231,7 @@ def test_policy_can_change_while_the_job_runs():
     assert condition(strict.status, c.FAILED) == ("True", c.MAX_RESTARTS_EXCEEDED)
 
 
-def test_the_history_shows_the_last_step_that_was_seen_when_a_killed_pod_tells_none():
+def test_the_history_shows_the_last_known_step_of_a_killed_pod():
     status = a_status(progress=progress_status(a_reading(12), NOON))
     killed = decide(status, a_view(a_child(failed=True), a_pod(0), ended(1, code=137)))
     assert [(r.step, r.reason) for r in killed.status.restart_history] == [(12, "Killed")]

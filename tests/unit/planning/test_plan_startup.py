@@ -149,7 +149,7 @@ def test_what_runs_or_waits_by_design_is_no_obstacle():
         assert announcing.obstacle_event(status, 1000.0) is None
 
 
-def test_a_missing_claim_that_only_the_scheduler_tells_of_is_named_and_announced_at_once():
+def test_a_missing_claim_that_only_the_scheduler_reports_is_announced():
     words = '0/3 nodes are available: persistentvolumeclaim "data" not found. not found'
     pod = a_pod(0, "prepare", pod_phase="Pending", node="", unscheduled=words)
     status = decide(a_status("prepare"), a_view(a_child("prepare"), pod, claim=a_claim(bound=False))).status

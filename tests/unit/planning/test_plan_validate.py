@@ -64,7 +64,7 @@ def test_status_survives_the_api_server():
     assert DPOJobStatus.model_validate(status.to_dict()) == status
 
 
-def test_another_controllers_job_is_left_alone_even_when_it_can_not_be_read():
+def test_another_controllers_unreadable_job_is_left_alone():
     problems = Problems(c.INVALID_SPEC, ("spec.nodes: too many",))
     result = reject_unreadable(DPOJobStatus(), problems, generation=1, now=NOON, manager="example.org/other")
     assert (result.status, result.events, result.actions) == (DPOJobStatus(), (), ())

@@ -188,7 +188,7 @@ def test_only_the_current_attempts_reading_counts():
     assert holds(decide(a_status(), a_view(*RUNNING, progress=new)).status, c.VOLUME_NEARLY_FULL)
 
 
-def test_the_volume_of_an_ended_job_is_looked_at_as_long_as_it_is_too_small():
+def test_the_volume_of_a_failed_job_is_polled_while_it_is_too_small():
     asked = decide(a_status(), view("100Gi", "100Gi"), sized("200Gi")).status
     failed = settled(failed_now(asked, "InvalidConfiguration", "no", Moment(NOON, 1)), Moment(NOON, 1))
     under_way = decide(failed, view("200Gi", "100Gi"), sized("200Gi"))
