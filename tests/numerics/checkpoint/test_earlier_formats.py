@@ -1,4 +1,4 @@
-"""A run that an earlier version began goes on under this one, with the numbers that the earlier version would have had."""
+"""A run that an earlier version began resumes under this version, with the numbers of the earlier version."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_a_resumed_run_has_the_curve_of_one_without_a_stop(run: tuple[Path, Path
     done = dpo("run", fixture / "job.yaml", "--work-dir", work, "--claims", work, "--metrics-port", 0)
     assert done.returncode == 0, done.stderr[-4000:]
 
-    # It went on from the checkpoint: nothing was prepared or trained a second time.
+    # It resumed from the checkpoint: nothing was prepared or trained a second time.
     said = json.loads((work / "termination-train-2-0.json").read_text())
     assert (said["outcome"], said["progress"]["resumed_from_step"]) == ("Succeeded", step)
     assert (work / "prepared.json").read_bytes() == (fixture / "work" / "prepared.json").read_bytes()

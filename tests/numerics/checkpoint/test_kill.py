@@ -1,4 +1,4 @@
-"""Killed at any instant, on any rank: a whole checkpoint stays, and the joined run equals one that nothing disturbed, bit for bit."""
+"""Killed at any instant, on any rank: an intact checkpoint stays, and the joined run equals an undisturbed one bit for bit."""
 
 import random
 import shutil
@@ -22,7 +22,7 @@ BEFORE = [
     for p in ("copied", "space-checked", "folder-made", *SHARD, "digests-gathered", "manifest-synced", "fence-checked")
 ]
 BEFORE += [(1, p) for p in ("copied", *SHARD)]
-# Rank 1's shard is whole and its digest known, so rank 0 may commit although rank 1 is gone.
+# Rank 1's shard is complete and its digest known, so rank 0 may commit although rank 1 is gone.
 EITHER = [(1, "digests-gathered")]
 AFTER = [(0, p) for p in ("renamed", "committed", "old-removed")]
 STEPS = 8
@@ -31,7 +31,7 @@ KILLS, FEW_KILLS = 25, 8
 
 
 def test_every_sub_step_of_a_save_on_every_rank(tmp_path: Path, whole: Path):
-    """One run, killed once at each point: an attempt goes one step on and dies in that step's save."""
+    """One run, killed once at each point: each attempt makes one step and dies in that step's save."""
     root, document = _folder(tmp_path), _document(every_steps=1)
     step = 0
     for attempt, (rank, point) in enumerate(BEFORE + EITHER + AFTER, 1):
@@ -50,12 +50,12 @@ def test_every_sub_step_of_a_save_on_every_rank(tmp_path: Path, whole: Path):
 
 @pytest.mark.parametrize("least", [FEW_KILLS, pytest.param(KILLS, marks=pytest.mark.exhaustive)])
 def test_random_instants(tmp_path: Path, whole: Path, seconds: list[float], least: int):
-    """In start-up, steps, saves and evaluations, wherever the instant falls; a run that got to its end is begun anew."""
+    """The instants fall into start-up, steps, saves and evaluations; a finished run is started again."""
     with ThreadPoolExecutor(2) as pool:
         chains = [pool.submit(_kill_many, tmp_path / str(seed), seed, seconds, whole, least) for seed in (1, 2)]
         ends = [end for chain in chains for end in chain.result()]
 
-    # The instants were where they should be: some attempts died before the first step, and some after many.
+    # The instants were spread as intended: some attempts died before the first step, and some after many.
     assert len(ends) >= 2 * least
     assert min(ends) == 0
     assert max(ends) >= STEPS - 2
@@ -63,7 +63,7 @@ def test_random_instants(tmp_path: Path, whole: Path, seconds: list[float], leas
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
-    """Root of a run that nothing disturbed, and the processor seconds until its first step and until its end."""
+    """Root of an undisturbed run, and the processor seconds until its first step and until its end."""
     root = _folder(tmp_path_factory.mktemp("whole"))
     ranks = on_ranks(2, train_until, _document(every_steps=2), root, 1)
     return root, ranks[0]["seconds"]
@@ -80,7 +80,7 @@ def seconds(undisturbed: tuple[Path, list[float]]) -> list[float]:
 
 
 def _kill_many(root: Path, seed: int, seconds: list[float], whole: Path, least: int) -> list[int]:
-    """Kill ranks until there were enough, and let every run come to its end; the last step of each killed attempt."""
+    """Kill ranks until there were enough, and let every run finish; returns the last step of each killed attempt."""
     rng, document, ends, run = random.Random(seed), _document(every_steps=2), list[int](), 0
     while not _enough(ends, least):
         run, attempt, finished, before = run + 1, 0, False, 0
@@ -107,13 +107,13 @@ def _kill_many(root: Path, seed: int, seconds: list[float], whole: Path, least: 
 
 
 def _enough(ends: list[int], least: int) -> bool:
-    """Whether so many ranks were killed, some before the first step and some after many; KILLS are enough in any case."""
+    """Whether at least `least` ranks were killed, some before the first step and some after many; KILLS are always enough."""
     early_and_late = len(ends) >= least and min(ends) == 0 and max(ends) >= STEPS - 2
     return early_and_late or len(ends) >= KILLS
 
 
 def _newest(root: Path) -> int:
-    """Step of the newest checkpoint, of which every byte is read; 0 without one. None may have to be refused."""
+    """Step of the newest checkpoint, of which every byte is read; 0 without one. Fails if one is refused."""
     if not layout.committed(root / "checkpoints"):
         return 0
     newest, refused = open_newest(root / "checkpoints")

@@ -39,7 +39,7 @@ PLAIN_MANIFEST = Manifest(
     files={layout.shard_name(0): File(size=1, sha256="0" * 64)}, metrics={"loss": 0.5, "selection": None},
 )  # fmt: skip
 
-# Also what the json module writes and JSON does not have.
+# Includes values that the json module writes although JSON does not have them (NaN, infinity).
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.integers(10**18, 10**30),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),

@@ -59,8 +59,7 @@ class Trust:
 
     def with_own(self, own: Iterable[CheckpointRef]) -> "Trust":
         """A copy with the checkpoints that this attempt committed or resumed from."""
-        records = (CheckpointRecord(step=ref.step, attempt=ref.attempt, digest=ref.digest) for ref in own)
-        return replace(self, own=tuple(records))
+        return replace(self, own=tuple(_record(ref) for ref in own))
 
     def _may_be_unrecorded(self, manifest: Manifest) -> bool:
         """Whether an earlier attempt may have committed it although no record of it is here."""
@@ -111,7 +110,9 @@ def remember(
     """
     records = {record.step: record for record in before if record.step in on_volume}
     if committed is not None:
-        records[committed.step] = CheckpointRecord(
-            step=committed.step, attempt=committed.attempt, digest=committed.digest
-        )
+        records[committed.step] = _record(committed)
     return sorted(records.values(), key=lambda record: record.age)[-MAX_RECORDED:]
+
+
+def _record(ref: CheckpointRef) -> CheckpointRecord:
+    return CheckpointRecord(step=ref.step, attempt=ref.attempt, digest=ref.digest)

@@ -99,10 +99,10 @@ def test_checkpoints_of_the_job_itself_are_always_used(ages: list[tuple[int, int
     committed = {step: record(step, attempt, "abc"[attempt - 1]) for attempt, step in ages}
     last_attempt, last_step = ages[-1]
     newest = committed[last_step]
-    for told in range(len(ages) + 1):
+    for reported in range(len(ages) + 1):
         known: list[CheckpointRecord] = []
         steps: set[int] = set()
-        for attempt, step in ages[:told]:
+        for attempt, step in ages[:reported]:
             steps.add(step)
             ref = CheckpointRef(step=step, attempt=attempt, digest="abc"[attempt - 1] * 64, path="p", time=0)
             known = remember(known, ref, steps)
