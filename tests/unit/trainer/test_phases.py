@@ -71,7 +71,7 @@ def test_a_job_that_breaks_a_rule_is_refused_before_it_begins(tmp_path: Path):
     assert BROKEN_RULE in words.message
 
 
-def test_a_job_that_a_later_version_would_refuse_goes_on(tmp_path: Path):
+def test_a_running_job_continues_despite_newer_rules(tmp_path: Path):
     found, said, words = trainer(tmp_path, "export", changed(nodes=99))
 
     assert f"newer rules would refuse this job: {BROKEN_RULE}" in said
@@ -86,7 +86,7 @@ def test_a_missing_job_file_is_named(tmp_path: Path):
     assert "none.json: the job file can't be read" in words.message
 
 
-def test_an_attempt_that_is_no_number(tmp_path: Path):
+def test_an_attempt_that_is_not_a_number(tmp_path: Path):
     found, _, words = trainer(tmp_path, "train", a_job(), DPO_ATTEMPT="one")
 
     assert (found, words.message) == (78, "DPO_ATTEMPT: expected a number from 1, found 'one'")

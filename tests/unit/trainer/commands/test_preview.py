@@ -75,7 +75,7 @@ def test_the_report_comes_first_and_then_tokens_with_the_mask(prepared, name):
     assert [line.strip() for line in shown[start + 1 :]] == expected
 
 
-def test_a_pair_that_was_cut_says_so_and_a_folder_without_its_report_is_refused(prepared):
+def test_truncated_pairs_are_marked_and_a_missing_report_is_an_error(prepared):
     work = prepared("pairs", {"prompt": "Q" * 10, "chosen": "yes", "rejected": "no"}, maxLength=8)
     assert "pair 0 (row 0), truncated" in list(preview.lines(work, 1))
     work.data_report.with_suffix(".txt").unlink()
@@ -96,7 +96,7 @@ def test_the_spaces_of_sentencepiece_are_shown(shared, tmp_path):
     ]
 
 
-def test_the_first_pairs_of_each_source_of_a_mixture_are_shown_with_its_name(prepared, tmp_path):
+def test_a_mixture_shows_the_first_pairs_of_each_source(prepared, tmp_path):
     own = [{"prompt": f"P{i}:", "chosen": " yes", "rejected": " no"} for i in range(5)]
     voted = [{"prompt": f"V{i}:", "response_a": " good", "response_b": " bad", "votes": "a"} for i in range(5)]
     mixture = [

@@ -46,7 +46,7 @@ def a_run(
     return work
 
 
-def test_the_table_tells_where_it_began_and_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_table_shows_the_first_and_last_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     work = a_run(tmp_path, 10)
     work.export.mkdir()
     report(work)
@@ -64,7 +64,7 @@ def test_the_table_tells_where_it_began_and_ended(tmp_path: Path, capsys: pytest
     assert "restarts" not in said
 
 
-def test_a_margin_that_rounding_left_below_zero_is_shown_as_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_margin_of_minus_zero_is_shown_as_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     work = WorkDir(tmp_path)
     line = {"step": 1, "loss": 0.6931, "rewards/margins": -2e-8, "rewards/chosen": -1e-8, "rewards/rejected": -0.0}
     work.metrics.write_text(json.dumps(line) + "\n")
@@ -96,7 +96,7 @@ def test_the_text_file_has_what_was_printed(
     assert said == f"{text}picture: {tmp_path / 'report' / 'report.png'}\n"
 
 
-def test_restarts_are_known_from_the_last_words(tmp_path: Path):
+def test_restarts_are_read_from_termination_files(tmp_path: Path):
     work = a_run(tmp_path, 10)
     for attempt, resumed in ((1, None), (2, 4), (3, 10)):
         progress = Progress(phase="train", attempt=attempt, resumed_from_step=resumed)
@@ -144,7 +144,7 @@ def test_a_run_to_its_planned_end_is_not_early(tmp_path: Path):
     assert (run.early, run.ending, run.best) == (False, "Trained 10 steps.", None)
 
 
-def test_only_a_method_that_starts_at_a_known_loss_gets_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_only_methods_with_a_known_initial_loss_get_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     import matplotlib.axes
 
     lines: list[float] = []
@@ -170,7 +170,7 @@ def test_unpaired_answers_have_no_margin_and_still_a_report(tmp_path: Path, caps
     assert "likelihood loss" not in rows
 
 
-def test_answers_of_the_first_and_the_last_evaluation_stand_side_by_side(
+def test_answers_of_first_and_last_evaluation_are_side_by_side(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("COLUMNS", "120")
@@ -210,14 +210,14 @@ def test_without_matplotlib_there_is_still_the_table(tmp_path: Path):
     assert done.stderr.strip() == "No picture: matplotlib is not installed (pip install matplotlib)."
 
 
-def test_nothing_to_report_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_run_without_steps_has_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "job.json").write_text("{}")
     report(WorkDir(tmp_path))
 
     assert "no steps yet" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_runs_has_no_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_folder_that_is_not_of_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "notes").write_text("mine")
 
     assert phases.run("report", tmp_path / "job.json", tmp_path) == ExitCode.INPUT_NOT_FOUND

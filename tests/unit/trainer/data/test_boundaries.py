@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
         ("a", "- it", "- b", False),
     ],
 )  # fmt: skip
-def test_words_without_a_space_between(prompt, chosen, rejected, expected):
+def test_prompt_and_answer_without_a_separator(prompt, chosen, rejected, expected):
     assert is_unseparated(TextPair(prompt, chosen, rejected)) == expected
 
 
@@ -38,13 +38,13 @@ def test_answers_that_repeat_the_prompt(prompt, chosen, rejected, expected):
     assert repeats_prompt(TextPair(prompt, chosen, rejected)) == expected
 
 
-def test_chats_have_no_seams():
+def test_chats_have_no_boundary_problems():
     pair = ChatPair((Message("user", "What is it? Tell me more?"),), "What is it? Tell me more?", "No")
     assert not is_unseparated(pair)
     assert not repeats_prompt(pair)
 
 
-def test_the_report_warns_of_both(tmp_path):
+def test_the_report_warns_about_both_mistakes(tmp_path):
     place = Place(tmp_path)
     start = "Tell me a long story {}?"
     rows = [

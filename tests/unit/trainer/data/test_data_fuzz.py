@@ -167,7 +167,7 @@ _filters = st.sampled_from([
     st.lists(_mixed, min_size=1, max_size=6), _filters,
     st.sampled_from(["auto", "pairs", "messages", "dialogue", "scored", "votes", "unpaired"]),
 )  # fmt: skip
-def test_any_json_values_are_rows_that_are_used_or_counted(place, table, filters, row_format):
+def test_any_json_value_is_used_or_counted_as_a_row(place, table, filters, row_format):
     content = b"".join(json.dumps(row).encode() + b"\n" for row in table)
     source = {"source": str(place.root / "values.jsonl"), "format": row_format}
     place.holds("values.jsonl", content, train=source, filters={"maxBadRows": 1.0} | filters)
@@ -213,12 +213,12 @@ def test_a_row_with_two_values_of_one_key_is_malformed(place):
     ]
 
 
-def test_nul_in_a_json_string_is_a_character_like_others(place):
+def test_nul_in_a_json_string_is_an_ordinary_character(place):
     split, left_out = place.read("nul.jsonl", b'{"prompt": "Q", "chosen": "a\\u0000b", "rejected": "b"}')
     assert (split.dataset.lengths.tolist(), left_out) == ([[2, 4, 2]], [])
 
 
-def test_a_row_of_ten_megabytes_is_counted_and_one_of_the_largest_size_is_cut(place):
+def test_oversized_rows_are_dropped_and_the_largest_allowed_row_is_cut(place):
     table = [{"prompt": "Q:", "chosen": "a" * size, "rejected": "b"} for size in (10_000_000, 999_997)]
     split, left_out = place.read("big.jsonl", lines(table) + GOOD)
     assert [(row["reason"], row["where"]) for row in left_out] == [("row_too_big", "big.jsonl line 1")]
@@ -255,17 +255,17 @@ def test_other_encodings_are_named_with_the_file(place, name, encoding):
         ("e.jsonl", b'{"\\ud800": "Q"}\n', "found \\ud800 (str)"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_no_data_is_named_with_what_was_found(place, name, content, said):
+def test_a_file_without_data_is_named_with_its_content(place, name, content, said):
     assert said in place.holds(name, content)
 
 
-def test_rows_of_another_shape_are_counted_beside_those_that_fit(place):
+def test_rows_of_another_format_are_counted_separately(place):
     split, left_out = place.read("mixed.jsonl", lines(SHAPES["pairs"] + SHAPES["unpaired"]))
     assert (split.format, len(split.dataset)) == ("pairs", 6)
     assert {row["reason"] for row in left_out} == {"other_format"}
 
 
-def test_parquet_of_odd_types_is_read_or_named(place):
+def test_parquet_of_unusual_types_is_read_or_refused_by_name(place):
     columns = {
         "prompt": arrow.array(["Q"] * 3).dictionary_encode(),
         "chosen": arrow.array([b"bytes", b"\xff", None], arrow.binary()),
@@ -279,7 +279,7 @@ def test_parquet_of_odd_types_is_read_or_named(place):
     place.holds("odd.parquet", out.getvalue())
 
 
-def test_parquet_with_two_columns_of_one_name_is_named(place):
+def test_parquet_with_two_equal_column_names_is_refused(place):
     out = io.BytesIO()
     table = arrow.Table.from_arrays(
         [arrow.array(["Q"]), arrow.array(["a"]), arrow.array(["b"])], ["prompt", "chosen", "chosen"]

@@ -33,7 +33,7 @@ _pairs = st.lists(st.tuples(_ids, _ids, _ids, st.integers(0, 2**40), st.booleans
 
 @settings(max_examples=25)  # each syncs files
 @given(_pairs)
-def test_what_is_saved_is_opened(tmp_path_factory, pairs):
+def test_a_saved_dataset_opens_unchanged(tmp_path_factory, pairs):
     folder = tmp_path_factory.mktemp("pairs")
     made = PairDataset.from_pairs(pair(*p) for p in pairs)
     made.save(folder)
@@ -50,26 +50,26 @@ def test_select_keeps_order_and_rows():
     assert as_lists(made.select([2, 1])) == [([7], [8], [9], 12, False), ([], [4], [5, 6], 11, True)]
 
 
-def test_the_digest_sees_where_a_prompt_ends():
+def test_the_digest_depends_on_where_a_prompt_ends():
     one = PairDataset.from_pairs([pair([1, 2], [3], [4])])
     other = PairDataset.from_pairs([pair([1], [2, 3], [4])])
     assert one.digest != other.digest
 
 
-def test_the_digest_sees_which_answer_is_missing():
+def test_the_digest_depends_on_which_answer_is_missing():
     desirable = PairDataset.from_pairs([pair([1, 2], [3], [])])
     undesirable = PairDataset.from_pairs([pair([1, 2], [], [3])])
     assert desirable.digest != undesirable.digest
 
 
-def test_the_digest_does_not_ask_where_tokens_came_from():
+def test_the_digest_does_not_depend_on_source_rows():
     # It is part of the key of cached log-probs, which rows and cuts do not change.
     one = PairDataset.from_pairs([pair([1, 2], [3], [4], 5, True)])
     other = PairDataset.from_pairs([pair([1, 2], [3], [4], 6)])
     assert one.digest == other.digest
 
 
-def test_a_changed_token_is_noticed(tmp_path):
+def test_a_changed_token_is_detected(tmp_path):
     PairDataset.from_pairs([pair([1, 2], [3], [4])]).save(tmp_path)
     tokens = np.load(tmp_path / "tokens.npy")
     tokens[0] = 9
@@ -80,7 +80,7 @@ def test_a_changed_token_is_noticed(tmp_path):
 @pytest.mark.parametrize(
     "damage", ["no meta", "no tokens", "short tokens", "no cuts", "short cuts", "pickle", "no counts"]
 )
-def test_a_folder_that_is_not_whole_is_refused(tmp_path, damage):
+def test_an_incomplete_folder_is_refused(tmp_path, damage):
     PairDataset.from_pairs([pair([1, 2], [3], [4])]).save(tmp_path)
     match damage:
         case "no meta":
@@ -116,7 +116,7 @@ def test_each_prompt_gets_the_answers_before_it():
     assert found == [([1], [31], [32]), ([2], [11], [12]), ([3], [21], [22])]
 
 
-def test_the_answers_of_the_same_prompt_are_passed_over():
+def test_answers_of_an_equal_prompt_are_skipped():
     # The second of two equal prompts takes the second example before the two, also across the end.
     found = others_of(pair([1], [11], []), pair([1], [], [12]), pair([2], [21], []), pair([2], [], [22]))
     assert found == [([1], [], [22]), ([1], [21], []), ([2], [], [12]), ([2], [11], [])]
@@ -125,7 +125,7 @@ def test_the_answers_of_the_same_prompt_are_passed_over():
     assert found == [([1], [21], []), ([2], [11], []), ([2], [], [12]), ([1], [], [22])]
 
 
-def test_most_prompts_being_the_same_leaves_the_others_answers():
+def test_mostly_equal_prompts_still_get_other_answers():
     found = others_of(*(pair([1], [10 + n], []) for n in range(4)), pair([2], [20], []))
     assert [chosen for _, chosen, _ in found] == [[20], [20], [20], [20], [13]]
 

@@ -74,7 +74,7 @@ def test_conditions(value, operator, values, expected):
     assert reason(found) == (None if expected else Reason.CONDITION)
 
 
-def test_all_conditions_must_hold_and_a_dot_goes_into_objects():
+def test_all_conditions_must_hold_and_columns_may_be_dotted():
     found = chain(
         where=[{"column": "info.lang", "values": ["en"]}, {"column": "votes", "operator": "AtLeast", "values": ["2"]}]
     )
@@ -93,18 +93,18 @@ def pair(prompt: int, chosen: int, rejected: int, row: int = 0) -> TokenPair:
     ("chosen", "rejected", "expected"),
     [(10, 5, None), (11, 5, Reason.LENGTH_RATIO), (5, 11, Reason.LENGTH_RATIO), (9, 0, None), (0, 9, None)],
 )
-def test_length_ratio_is_of_tokens_either_way_and_not_of_single_answers(chosen, rejected, expected):
+def test_length_ratio_counts_tokens_in_both_directions(chosen, rejected, expected):
     assert reason(chain(maxLengthRatio=2.0).of_tokens(pair(3, chosen, rejected))) == expected
 
 
 @given(st.lists(st.tuples(st.integers(1, 2), st.integers(0, 2), st.integers(0, 2)), max_size=12))
-def test_duplicates_are_all_but_the_first_of_equal_pairs(sizes):
+def test_only_the_first_of_equal_pairs_is_kept(sizes):
     found = chain(dropDuplicates=True)
     kept = [size for size in sizes if found.of_tokens(pair(*size)) is None]
     assert kept == list(dict.fromkeys(sizes))
 
 
-def test_duplicates_are_seen_across_the_sources_of_a_mixture():
+def test_duplicates_are_found_across_sources_of_a_mixture():
     seen: set[bytes] = set()
     assert chain(seen, dropDuplicates=True).of_tokens(pair(1, 2, 3)) is None
     assert reason(chain(seen, dropDuplicates=True).of_tokens(pair(1, 2, 3))) == Reason.DUPLICATE
@@ -155,13 +155,13 @@ def test_length_ratio_of_single_answers_is_refused(place):
     assert "filters.maxLengthRatio needs pairs with two answers" in message
 
 
-def test_bad_rows_are_named_before_a_filter_that_never_saw_a_pair(place):
+def test_bad_rows_are_reported_before_an_unused_filter(place):
     write_jsonl(place.train, [{"prompt": "Q", "chosen": True, "rejected": "b"}] * 3)
     message = place.refused(ExitCode.BAD_DATASET, filters={"minScoreGap": 1.0})
     assert "row 0 (counting from 0; train.jsonl line 1), wrong_type: chosen: expected text, found a boolean" in message
 
 
-def test_evaluation_pairs_may_lack_a_column_that_a_condition_can_do_without(place):
+def test_evaluation_pairs_may_lack_a_column_that_a_condition_does_not_need(place):
     write_jsonl(place.train, rows(4, lang="en") + rows(2, lang="de"))
     evaluation = {"source": str(write_jsonl(place.root / "eval.jsonl", rows(3)))}
     without = [{"column": "lang", "operator": "NotIn", "values": ["de"]}]

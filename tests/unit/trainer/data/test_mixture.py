@@ -49,7 +49,7 @@ def test_sources_keep_their_order_when_nothing_is_weighted():
 
 
 @given(st.floats(0.01, 5), st.integers(1, 30), st.integers(0, 3))
-def test_a_weight_repeats_all_and_adds_a_random_part_without_repeats(weight, count, seed):
+def test_a_fractional_weight_adds_a_random_part_without_repeats(weight, count, seed):
     found = mixture.weighted(list(range(count)), weight, np.random.default_rng(seed))
     whole, part = int(weight), round((weight - int(weight)) * count)
     times = Counter(found)
@@ -59,7 +59,7 @@ def test_a_weight_repeats_all_and_adds_a_random_part_without_repeats(weight, cou
     assert found[whole * count :] == sorted(found[whole * count :])
 
 
-def test_the_seed_decides_which_half_and_nothing_else_does():
+def test_only_the_seed_decides_which_half_is_used():
     first, again, other = (prompts(mixed(data(0.5, 1.5), 40, 40, seed=seed).train) for seed in (1, 1, 2))
     assert first == again
     assert first != other
@@ -93,7 +93,7 @@ def test_a_weight_that_leaves_nothing_is_refused():
         ({"train": {"source": "t", "weight": 0.5}}, True), ({"evalFraction": 0.1}, True),
     ],
 )  # fmt: skip
-def test_the_seed_belongs_to_what_is_prepared_when_it_decides(tmp_path, settings, changes):
+def test_the_seed_is_in_the_hash_only_if_it_affects_the_data(tmp_path, settings, changes):
     place = Place(tmp_path)
     hashes = {spec_hash(place.job(training={"seed": seed}, **settings).spec) for seed in (0, 1)}
     assert (len(hashes) == 2) is changes
@@ -119,7 +119,7 @@ def test_sources_of_different_formats_are_counted_apart(place):
     assert [train[i].row for i in range(20, 28)] == [0, 2, 4, 6] * 2
 
 
-def test_a_filter_that_no_source_of_a_mixture_has_is_refused(place):
+def test_a_filter_without_its_column_in_any_source_is_refused(place):
     other = write_jsonl(place.root / "other.jsonl", rows(3, more=1))
     message = place.refused(
         ExitCode.INVALID_CONFIGURATION, mixture=[{"source": str(other)}], filters={"minConfidence": 0.5}
@@ -128,7 +128,7 @@ def test_a_filter_that_no_source_of_a_mixture_has_is_refused(place):
     assert "found columns prompt, chosen, rejected, more." in message
 
 
-def test_an_empty_source_is_not_blamed_on_a_filter_that_another_source_has(place):
+def test_an_empty_source_is_not_blamed_on_a_filter_of_another_source(place):
     write_jsonl(place.train, rows(4, score_chosen=2, score_rejected=1))
     other = write_jsonl(place.root / "other.jsonl", rows(4))
     filters = {"minScoreGap": 1.0, "dropDuplicates": True}
@@ -142,13 +142,13 @@ def test_a_bad_source_of_a_mixture_is_named(place):
     assert message.startswith("mixture[1]: 1 of 1 rows")
 
 
-def test_duplicates_are_dropped_across_sources_but_not_between_training_and_evaluation(place):
+def test_duplicates_are_dropped_across_sources_but_not_across_splits(place):
     same = {"source": str(place.train)}
     report = place.run(mixture=[same], eval=same, filters={"dropDuplicates": True}, train={**same, "limit": 15})
     assert (report.train_pairs, report.eval_pairs, report.dropped) == (20, 20, {"duplicate": 15})
 
 
-def test_unpaired_data_are_for_kto_alone(place):
+def test_unpaired_data_require_kto(place):
     single = [{"prompt": f"Q{i}:", "completion": f" a{i}", "label": i % 2 == 0} for i in range(6)]
     other = write_jsonl(place.root / "single.jsonl", single)
     message = place.refused(ExitCode.INVALID_CONFIGURATION, mixture=[{"source": str(other)}], method="simpo")

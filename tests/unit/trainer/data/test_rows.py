@@ -36,7 +36,7 @@ def test_json_lines(tmp_path, end):
     assert read_bytes(tmp_path, "a.jsonl", b'{"a": "\xc3\xa4"}' + end + end + b'{"a": 2}') == [{"a": "ä"}, {"a": 2}]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_first_row(tmp_path):
     assert read_bytes(tmp_path, "a.jsonl", b'\xef\xbb\xbf{"a": 1}\n') == [{"a": 1}]
 
 
@@ -54,7 +54,7 @@ def test_line_separators_inside_text_do_not_end_a_row(tmp_path):
         (b'{"a": "x\x00y"}', Reason.MALFORMED_JSON),
     ],
 )
-def test_a_bad_line_is_a_row_of_its_own(tmp_path, line, reason):
+def test_a_bad_line_counts_as_one_row(tmp_path, line, reason):
     first, bad, last = read_bytes(tmp_path, "a.jsonl", b'{"a": 1}\n' + line + b'\n{"a": 3}\n')
     assert (first, last) == ({"a": 1}, {"a": 3})
     assert isinstance(bad, Rejection)
@@ -99,14 +99,14 @@ def test_an_object_over_several_lines_is_named_with_its_keys(tmp_path):
         read_bytes(tmp_path, "a.json", b'{\n"data": [{"a": 1}],\n"version": 1}\n')
 
 
-def test_a_line_that_is_too_long_is_skipped_without_being_kept(tmp_path, monkeypatch):
+def test_a_too_long_line_is_skipped_without_keeping_it_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "LONGEST_LINE", 100)
     first, big, last = read_bytes(tmp_path, "a.jsonl", b'{"a": 1}\n{"a": "' + b"x" * 1000 + b'"}\n{"a": 3}')
     assert (first, last) == ({"a": 1}, {"a": 3})
     assert (big.reason, big.detail) == (Reason.ROW_TOO_BIG, "a line of 1010 bytes; rows of up to 100 are read")
 
 
-def test_rows_are_found_again_in_their_files(tmp_path):
+def test_a_row_number_maps_to_file_and_line(tmp_path):
     (tmp_path / "a.jsonl").write_text('\n{"a": 1}\n\n\n{"a": oops\n{"a": 3}\n')
     (tmp_path / "b.json").write_text('[{"a": 4}, {"a": 5}]')
     arrow.parquet.write_table(arrow.table({"a": [6, 7]}), tmp_path / "c.parquet")
@@ -213,7 +213,7 @@ def test_a_folder_never_mixes_splits(tmp_path):
     assert failure.value.exit_code == ExitCode.INVALID_CONFIGURATION
 
 
-def test_a_folder_without_data_says_what_it_holds(tmp_path):
+def test_a_folder_without_data_is_refused_with_its_content(tmp_path):
     (tmp_path / "data.csv").write_text("a,b\n")
     with pytest.raises(TrainerError, match=r"expected .*\.parquet.* files, found data\.csv") as failure:
         read(tmp_path)
@@ -221,7 +221,7 @@ def test_a_folder_without_data_says_what_it_holds(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["data.csv", "data.tsv.gz"])
-def test_csv_is_no_format(tmp_path, name):
+def test_csv_is_not_supported(tmp_path, name):
     (tmp_path / name).write_text("prompt,chosen,rejected\n")
     for path in (tmp_path, tmp_path / name):
         with pytest.raises(

@@ -45,7 +45,7 @@ def test_statistics():
     }
 
 
-def test_unpaired_examples_count_by_their_label_and_have_no_length_to_win_by():
+def test_unpaired_examples_count_by_label_without_length_statistics():
     found = statistics.describe(
         dataset(([1], [2, 3, 4], []), ([1], [], [2, 3, 4]), ([1], [], [5]), ([1], [], [5]), ([9], [7], [8, 8]))
     )
@@ -74,12 +74,12 @@ def test_no_pairs_have_no_statistics():
         ([1] * 10, [1] * 5, False),  # what both begin with is not counted again from the end
     ],
 )
-def test_answers_are_nearly_the_same_by_their_beginnings_and_ends(chosen, rejected, alike):
+def test_near_identical_counts_common_beginnings_and_ends(chosen, rejected, alike):
     other = ([7], [1, 2, 3], [4, 5, 6])
     assert statistics.describe(dataset(other, ([8], chosen, rejected), other))["near_identical"] == round(alike / 3, 4)
 
 
-def test_evaluation_pairs_that_training_sees_are_counted():
+def test_evaluation_pairs_that_are_in_train_are_counted():
     train = statistics.part_keys(dataset(([1], [2], [3]), ([4, 5], [2], [3])))
     held = statistics.part_keys(dataset(([1], [8], [9]), ([1], [2], [3]), ([4], [5], [3])))
     assert statistics.overlap(train, held) == {"prompts": 2, "pairs": 1}
@@ -90,7 +90,7 @@ _pair = st.tuples(_part, _part, _part)
 
 
 @given(st.lists(_pair, max_size=30), st.integers(1, 20))
-def test_counting_by_hashes_equals_counting_by_tokens_whatever_is_looked_at_together(pairs, run):
+def test_counts_by_hash_equal_counts_by_token_for_any_batch_size(pairs, run):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(statistics, "RUN_TOKENS", run)
         found = statistics.describe(dataset(*pairs))
@@ -123,7 +123,7 @@ def _alike(answers) -> bool:
         (1, 100_000, 0, (100.0, 1.0)),
     ],
 )
-def test_weights_for_kto_bring_the_kinds_of_answers_to_between_1_and_4_thirds(desirable, undesirable, pairs, expected):
+def test_kto_weights_bring_the_ratio_of_answers_to_between_1_and_4_thirds(desirable, undesirable, pairs, expected):
     """400 undesirable, 100 desirable: 4 x 100 / (1 x 400) = 1. The other way: 1 x 400 / (3 x 100) = 4/3."""
     counts = {"pairs": desirable + undesirable + pairs, "desirable": desirable, "undesirable": undesirable}
     assert statistics.kto_weights(counts) == dict(zip(("desirable", "undesirable"), expected, strict=True))
@@ -137,7 +137,7 @@ _data = st.lists(st.integers(0, 8), min_size=1, max_size=40)
 
 
 @given(_data, st.floats(0.01, 0.5), st.integers(0, 5))
-def test_held_out_pairs_share_no_prompt_and_are_never_too_many(prompts, fraction, seed):
+def test_held_out_pairs_share_no_prompt_and_stay_in_the_fraction(prompts, fraction, seed):
     made = dataset(*(([p], [100], [101]) for p in prompts))
     keep, held = statistics.hold_out(made, fraction, seed)
     assert sorted(keep + held) == list(range(len(prompts)))
@@ -146,7 +146,7 @@ def test_held_out_pairs_share_no_prompt_and_are_never_too_many(prompts, fraction
     assert (keep, held) == statistics.hold_out(made, fraction, seed)
 
 
-def test_the_share_is_exact_when_prompts_are_distinct_and_the_seed_decides():
+def test_the_held_out_share_is_exact_for_distinct_prompts():
     made = dataset(*(([i], [100], [101]) for i in range(200)))
     one, other = (set(statistics.hold_out(made, 0.1, seed)[1]) for seed in (0, 1))
     assert len(one) == len(other) == 20

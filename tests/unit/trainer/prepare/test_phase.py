@@ -79,7 +79,7 @@ def test_no_usable_row_fails_whatever_the_limit_is(place, shared):
     assert "no usable pair in 8 rows" in place.refused(ExitCode.BAD_DATASET, train=odd, filters={"maxBadRows": 1})
 
 
-def test_what_memory_and_time_are_estimated_from_is_reported(place):
+def test_the_report_has_the_inputs_of_the_estimates(place):
     found = place.run()
     lengths = PairDataset.open(place.work.train_data).lengths
     assert (found.tokens.prompt, found.tokens.chosen, found.tokens.rejected) == tuple(lengths.mean(axis=0).round(2))
@@ -88,7 +88,7 @@ def test_what_memory_and_time_are_estimated_from_is_reported(place):
     assert place.run() == found  # also when it was all there already
 
 
-def test_a_model_that_cannot_be_estimated_is_prepared_all_the_same(place):
+def test_a_model_without_estimate_is_still_prepared(place):
     path = place.model / "config.json"
     config = json.loads(path.read_text())
     del config["intermediate_size"]  # transformers has a default for it
@@ -106,7 +106,7 @@ def test_a_second_run_keeps_everything(place):
 
 
 @pytest.mark.parametrize("label", [True, False])
-def test_a_margin_that_no_evaluation_can_have_is_not_watched(place, label):
+def test_early_stopping_on_an_undefined_margin_is_refused(place, label):
     one_kind = write_jsonl(
         place.root / "eval.jsonl", [{"prompt": f"Ask {i}:", "completion": " yes", "label": label} for i in range(5)]
     )
@@ -165,7 +165,7 @@ def test_a_damaged_prepared_json_is_made_again(place, text):
     "changes",
     [{"maxLength": 64}, {"evalFraction": 0.3}, {"filters": {"maxBadRows": 0.5}}, {"model": {"chatTemplate": CHATML}}],
 )
-def test_other_settings_are_prepared_anew(place, changes):
+def test_other_settings_are_prepared_again(place, changes):
     place.run()
     before = place.made["spec_hash"]
     place.run(**changes)
@@ -173,7 +173,7 @@ def test_other_settings_are_prepared_anew(place, changes):
     assert place.work.eval_data.exists() == ("evalFraction" in changes)
 
 
-def test_what_does_not_change_the_data_does_not_change_the_hash(place):
+def test_settings_that_do_not_affect_the_data_keep_the_hash(place):
     hashes = {
         spec_hash(place.job(model={"tokenSecretRef": {"name": "hf"}}, training={"seed": 1, "epochs": 2}).spec),
         spec_hash(place.job().spec),
@@ -184,7 +184,7 @@ def test_what_does_not_change_the_data_does_not_change_the_hash(place):
     )
 
 
-def test_other_data_are_not_put_beside_checkpoints(place):
+def test_a_folder_with_checkpoints_refuses_other_data(place):
     place.run()
     (place.work.checkpoints / "step-1").mkdir(parents=True)
     assert place.run().train_pairs == 20

@@ -24,7 +24,7 @@ def refused(code: ExitCode, match: str):
     return pytest.raises(TrainerError, match=match, check=lambda error: error.exit_code == code)
 
 
-def test_only_what_training_needs_is_taken():
+def test_only_files_that_training_needs_are_fetched():
     sizes = WHOLE | dict.fromkeys(
         ("generation_config.json", "tokenizer_config.json", "LICENSE.txt", "NOTICE", "pytorch_model.bin", "modeling_custom.py",
          "original/consolidated.safetensors", "consolidated.safetensors", "onnx/model.onnx", "README.md", ".gitattributes"), 1
@@ -51,7 +51,7 @@ def test_only_what_training_needs_is_taken():
         ({"config.json": 1, "model.safetensors": 1, "vocab.json": 1}, ExitCode.INPUT_NOT_FOUND, "no tokenizer"),
     ],
 )  # fmt: skip
-def test_what_is_missing_is_named(sizes, code, match):
+def test_missing_files_are_named(sizes, code, match):
     with refused(code, match):
         files.small_files(sizes, "m")
 
@@ -73,13 +73,13 @@ def test_an_index_that_names_no_safetensors_beside_it(tmp_path, weight_map):
         files.weight_files(tmp_path, {"model.safetensors.index.json": 1}, "m")
 
 
-def test_a_file_is_no_model(tmp_path):
+def test_a_single_file_is_not_a_model(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with refused(ExitCode.INPUT_NOT_FOUND, "expected a folder"):
         files.listing(resolve(str(tmp_path / "model.safetensors"), claims=tmp_path), None)
 
 
-def test_files_that_do_not_fit_are_not_begun(tmp_path):
+def test_files_larger_than_the_free_space_are_not_started(tmp_path):
     model = files.ModelListing(FileSource("m", "path", "/nowhere", False, {}), {"model.safetensors": 2**62}, None, None)
     with refused(ExitCode.VOLUME_ERROR, r"need 4294967296\.0 GiB"):
         files.fetch(model, ["model.safetensors"], tmp_path / "new", None)
@@ -185,7 +185,7 @@ def test_integer_weights_are_refused(tmp_path):
 
 
 @given(st.data())
-def test_any_cut_or_padding_of_a_weight_file_is_noticed(tmp_path_factory, data):
+def test_any_cut_or_padding_of_a_weight_file_is_detected(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("weights")
     whole = (tiny_model(folder) / "model.safetensors").read_bytes()
     size = data.draw(st.integers(0, len(whole) + 20).filter(lambda n: n != len(whole)))

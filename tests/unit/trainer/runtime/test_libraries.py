@@ -13,7 +13,7 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.mark.parametrize("kind", ["phase", "command"])
-def test_libraries_do_not_complain_of_what_nobody_can_change(
+def test_library_warnings_that_users_cannot_act_on_are_filtered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ):
     noisy = logging.getLogger("bitsandbytes")

@@ -42,7 +42,7 @@ class DistBackendError(RuntimeError):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
-def test_every_exception_has_a_code_and_says_what_happened(error: BaseException, code: ExitCode, text: str):
+def test_every_exception_has_a_code_and_a_message(error: BaseException, code: ExitCode, text: str):
     found, message = termination.classify(error)
 
     assert found is code
@@ -67,7 +67,7 @@ def test_a_wrong_field_is_named_with_what_was_found():
     assert message == "nodes: Input should be greater than or equal to 1 (found 0)"
 
 
-def test_words_fit_the_kubelets_limit():
+def test_messages_fit_the_kubelets_limit():
     message = termination.build_termination("train", 1, ExitCode.INTERNAL_ERROR, "ß\n" * 9000)
 
     assert len(message.to_text().encode()) <= MAX_TERMINATION_BYTES
@@ -92,7 +92,7 @@ def test_a_full_volume_does_not_hide_the_exit_code(tmp_path: Path, capsys: pytes
         (0, 70, 1, True),
     ],
 )
-def test_under_torchrun_a_cause_is_not_covered_by_its_consequence(
+def test_under_torchrun_a_peer_loss_does_not_overwrite_the_cause(
     tmp_path: Path, before: int | None, now: int, local_rank: int, may: bool
 ):
     path = tmp_path / "log"
@@ -103,7 +103,7 @@ def test_under_torchrun_a_cause_is_not_covered_by_its_consequence(
     assert termination.may_write(path, message, local_rank=local_rank, local_world_size=2) is may
 
 
-def test_an_earlier_attempts_words_stop_nobody(tmp_path: Path):
+def test_a_message_of_an_earlier_attempt_is_overwritten(tmp_path: Path):
     path = tmp_path / "log"
     termination.write_termination(path, termination.build_termination("train", 1, 70))
 
@@ -111,12 +111,14 @@ def test_an_earlier_attempts_words_stop_nobody(tmp_path: Path):
     assert termination.may_write(path, termination.build_termination("train", 1, 0), local_rank=0, local_world_size=1)
 
 
-def test_a_token_never_leaves_in_a_message():
+def test_a_token_is_redacted_from_messages():
     assert termination.redact("401 for hf_abc at hf_abc", ["hf_abc"]) == "401 for *** at ***"
 
 
 @pytest.mark.parametrize(("node", "name"), [(None, "termination-train-3-0.json"), ("1", "termination-train-3-1.json")])
-def test_without_a_pod_the_words_go_to_the_work_folder(monkeypatch: pytest.MonkeyPatch, node: str | None, name: str):
+def test_outside_a_pod_the_message_goes_to_the_work_folder(
+    monkeypatch: pytest.MonkeyPatch, node: str | None, name: str
+):
     for variable in ("DPO_TERMINATION_LOG", "KUBERNETES_SERVICE_HOST", "GROUP_RANK", "PET_NODE_RANK"):
         monkeypatch.delenv(variable, raising=False)
     if node:

@@ -110,7 +110,7 @@ def test_ten_jobs_at_once_download_each_file_once(site):
             assert (model / name).stat().st_nlink == 1
 
 
-def test_data_are_downloaded_once_and_anew_when_they_were_changed(site):
+def test_data_are_downloaded_once_and_again_after_damage(site):
     site.hub.slow = 1.0
     assert [found["warnings"] for found in site.run("prepare-hub", 3)] == [[]] * 3
     downloads = site.downloads()
@@ -131,7 +131,7 @@ def test_data_are_downloaded_once_and_anew_when_they_were_changed(site):
     assert found["code"] == 0
 
 
-def test_a_job_takes_all_from_the_cache_and_keeps_it(site):
+def test_a_job_copies_its_files_from_the_cache(site):
     site.run()
     assert site.downloads() == {"config.json": 1, "model.safetensors": 1}
     assert site.run() == [
@@ -145,7 +145,7 @@ def test_a_job_takes_all_from_the_cache_and_keeps_it(site):
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 @pytest.mark.parametrize("length", ["the same", "shorter"])
-def test_a_file_that_was_changed_is_downloaded_anew(site, name, length):
+def test_a_damaged_cached_file_is_downloaded_again(site, name, length):
     """SHA-256 for the weights, git's SHA-1 for a file that is in the repository itself."""
     site.run()
     site.downloads()
@@ -162,7 +162,7 @@ def test_a_file_that_was_changed_is_downloaded_anew(site, name, length):
     assert site.downloads() == {}
 
 
-def test_a_link_in_a_files_place_is_not_followed(site):
+def test_a_link_instead_of_a_file_is_not_followed(site):
     site.run()
     site.downloads()
     # Even to the right content: another could change it after it was checked, or it could be a file of the pod.
@@ -178,7 +178,7 @@ def test_a_link_in_a_files_place_is_not_followed(site):
     assert elsewhere.read_bytes() == site.files["model.safetensors"]
 
 
-def test_a_pipe_in_a_files_place_does_not_hold_the_job(site):
+def test_a_pipe_instead_of_a_file_does_not_block_the_job(site):
     site.run()
     (site.kept / "config.json").unlink()
     os.mkfifo(site.kept / "config.json")
@@ -200,7 +200,7 @@ def test_a_folder_that_is_a_link_is_not_written_through(site, place):
 
 
 @pytest.mark.parametrize("name", [".model.safetensors.lock", ".model.safetensors.partial"])
-def test_links_in_place_of_what_is_written_are_not_followed(site, name):
+def test_links_instead_of_written_files_are_not_followed(site, name):
     victim = site.folder / "victim"
     victim.write_bytes(b"mine")
     site.kept.mkdir(parents=True)
@@ -226,7 +226,7 @@ def test_a_cache_that_can_not_be_written_to_is_still_read(site, tmp_path):
         assert "Read-only file system" in found["warnings"][0]
 
 
-def test_a_full_cache_costs_a_warning(site, tmp_path):
+def test_a_full_cache_is_only_a_warning(site, tmp_path):
     (tmp_path / "disk").mkdir()
     with small_file_system(tmp_path / "disk", 16) as mounted:
         site.cache = mounted
@@ -241,7 +241,7 @@ def test_a_full_cache_costs_a_warning(site, tmp_path):
         assert not (site.kept / "model.safetensors").exists()
 
 
-def test_no_cache_where_one_should_be_costs_a_warning(site):
+def test_a_missing_cache_folder_is_only_a_warning(site):
     site.cache.rmdir()
     (found,) = site.run()
     assert site.has_the_model()
@@ -268,7 +268,7 @@ def test_a_job_that_is_killed_leaves_no_lock_and_no_half_file(site):
     assert not (site.kept / ".config.json.partial").exists()
 
 
-def test_a_lock_that_is_never_given_back_does_not_hold_the_job_for_ever(site):
+def test_a_lock_that_is_never_released_does_not_block_the_job(site):
     site.run()
     (site.kept / "config.json").unlink()
     site.downloads()
@@ -283,7 +283,7 @@ def test_a_lock_that_is_never_given_back_does_not_hold_the_job_for_ever(site):
     assert not (site.kept / "config.json").exists()
 
 
-def test_what_the_hub_sends_is_checked_before_others_can_take_it(site):
+def test_downloads_are_checked_before_they_enter_the_cache(site):
     """A hub, or a proxy before it, whose files are not those of its listing."""
     wrong = dict(site.files)
     wrong["config.json"] = site.files["config.json"].replace(b"4096", b"4097")

@@ -70,12 +70,12 @@ def test_only_safetensors_configuration_and_tokenizer_are_downloaded(results):
         ),
     ],
 )
-def test_names_that_lead_elsewhere_are_not_listed(name, plain):
+def test_file_names_outside_the_folder_are_not_listed(name, plain):
     info = SimpleNamespace(sha=COMMIT, siblings=[SimpleNamespace(rfilename=name, size=1, blob_id="0", lfs=None)])
     assert (name in snapshot_of("org/name", info, "dataset").sizes) == plain
 
 
-def test_an_error_that_is_its_own_cause_is_looked_through_once():
+def test_an_error_that_is_its_own_cause_is_visited_once():
     error = ValueError("odd")
     error.__cause__ = error
     assert explain(error, "x") is None
@@ -113,7 +113,7 @@ def test_parts_of_a_dataset(results, name, pairs):
         ("offline", ExitCode.SOURCE_UNAVAILABLE, "HF_HUB_OFFLINE"),
     ],
 )
-def test_what_fails_says_why(results, name, code, words):
+def test_failures_have_codes_and_reasons(results, name, code, words):
     found = results[name]
     assert (found["code"], found["prepared"]) == (code, False), found
     assert words in found["message"]
@@ -123,7 +123,7 @@ def test_the_token_is_in_no_message(results):
     assert not any("hf_right" in found.get("message", "") for found in results.values())
 
 
-def test_an_unreachable_hub_is_asked_again_and_a_refusal_is_not(results):
+def test_an_unreachable_hub_is_retried_but_a_refusal_is_not(results):
     from dpo_trainer.sources.retrying import ATTEMPTS
 
     assert results["down"]["requests"].count("GET api/models/org/down") >= ATTEMPTS

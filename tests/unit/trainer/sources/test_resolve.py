@@ -83,12 +83,12 @@ def test_a_file_on_a_claim(place):
     "name",
     ["pvc://data/../../secret.jsonl", "pvc://data/sub/..", "pvc:///etc", "pvc://../secret.jsonl", "pvc://Data/x"],
 )
-def test_a_claim_is_never_left(place, name):
+def test_paths_cannot_leave_a_claim(place, name):
     fails(place, name, ExitCode.INVALID_CONFIGURATION)
 
 
 @pytest.mark.parametrize("name", ["pvc://other/x", "pvc://data/none.jsonl"])
-def test_a_claim_or_file_that_is_not_there(place, name):
+def test_a_missing_claim_or_file_is_named(place, name):
     fails(place, name, ExitCode.INPUT_NOT_FOUND)
 
 
@@ -101,7 +101,7 @@ def test_symbolic_links_do_not_lead_out_of_a_claim(place, target):
         assert "leads out of the claim" in fails(place, "pvc://data/sub", ExitCode.INVALID_CONFIGURATION)
 
 
-def test_a_link_to_a_folder_outside_hides_nothing(place):
+def test_a_link_to_a_folder_outside_the_claim_is_refused(place):
     (place / "claims" / "data" / "out").symlink_to(place)
     assert "leads out of the claim" in fails(place, "pvc://data/out/secret.jsonl", ExitCode.INVALID_CONFIGURATION)
     assert list(at(place, "pvc://data").sizes) == ["sub/a.jsonl"]
@@ -171,7 +171,7 @@ def test_errors_of_other_kinds_are_not_explained(error):
     assert explain(error, "x") is None
 
 
-def test_an_unreachable_source_is_tried_again(monkeypatch):
+def test_an_unreachable_source_is_retried(monkeypatch):
     monkeypatch.setattr("dpo_trainer.sources.retrying.FIRST_WAIT_SECONDS", 0.001)
     calls = []
 
@@ -189,20 +189,20 @@ def test_an_unreachable_source_is_tried_again(monkeypatch):
     assert len(calls) == 3 + ATTEMPTS
 
 
-def test_a_refusal_is_not_tried_again():
+def test_a_refusal_is_not_retried():
     calls = []
     with pytest.raises(TrainerError):
         retrying(lambda: calls.append(1) or (_ for _ in ()).throw(PermissionError("no")), "x")
     assert len(calls) == 1
 
 
-def test_a_pipe_is_no_file(place):
+def test_a_pipe_is_refused_as_a_source(place):
     os.mkfifo(place / "here" / "pipe.jsonl")
     assert "found a device, pipe" in fails(place, "./pipe.jsonl", ExitCode.INPUT_NOT_FOUND)
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o711])
-def test_what_may_not_be_read_is_named(mode):
+def test_an_unreadable_file_is_named(mode):
     """Root may read everything, so where the tests run as root this one goes on as another user."""
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others from the top
         folder = Path(name) / "data"

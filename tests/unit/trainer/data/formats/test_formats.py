@@ -77,7 +77,7 @@ def test_unusable_pairs_have_a_reason(row, expected):
     assert reason(row, "pairs") == expected
 
 
-def test_details_do_not_quote_the_data():
+def test_rejections_do_not_quote_the_data():
     found = normalize({"prompt": "secret-p", "chosen": "secret-a", "rejected": "secret-a"}, "pairs", COLUMNS)
     assert isinstance(found, Rejection)
     assert "secret" not in found.detail
@@ -189,11 +189,11 @@ def test_detection(row, expected):
     assert detect([row], COLUMNS) == expected
 
 
-def test_one_odd_row_does_not_decide_the_format():
+def test_one_odd_row_does_not_change_the_detected_format():
     assert detect([{"prompt": ["x"]}, *[{"prompt": "Q", "chosen": "a", "rejected": "b"}] * 3], COLUMNS) == "pairs"
 
 
-def test_only_columns_that_a_format_or_a_filter_may_read_are_read():
+def test_only_columns_of_formats_and_filters_are_decoded():
     table = ["question", "info", "meta", "chosen", "rejected", "model", "id", "score_chosen"]
     read = columns_read(table, Columns(prompt="info.post"), {"meta.lang"})
     assert read == ["question", "info", "meta", "chosen", "rejected", "score_chosen"]

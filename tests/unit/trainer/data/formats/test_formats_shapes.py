@@ -175,7 +175,7 @@ def test_known_data_sets_are_detected_and_read(shape, row, columns, expected):
         (0.7, None), (2, None), (-1, None), ("maybe", None), ("", None), ([True], None), ({"a": 1}, None), ("nan", None),
     ],
 )  # fmt: skip
-def test_a_label_that_is_not_plainly_good_or_bad_is_refused(label, desirable):
+def test_an_ambiguous_label_is_rejected(label, desirable):
     found = normalize({"prompt": "Q", "completion": "a", "label": label}, "unpaired", Columns())
     if desirable is None:
         assert isinstance(found, Rejection)
@@ -251,7 +251,7 @@ def two(a, b, **columns):
          "history: earlier turns beside an instruction"),
     ],
 )  # fmt: skip
-def test_rows_that_do_not_fit_say_why(row, row_format, reason, words):
+def test_rows_of_no_format_are_rejected_with_a_reason(row, row_format, reason, words):
     found = normalize(row, row_format, Columns())
     assert isinstance(found, Rejection), found
     assert found.reason == reason, found
@@ -266,7 +266,7 @@ def test_rows_that_do_not_fit_say_why(row, row_format, reason, words):
         ("output_1", "output_2", {"1": 1, "2": 3}, "y"), ("gpt4", "llama2", 0, "x"), ("left", "right", 1, "y"),
     ],
 )  # fmt: skip
-def test_a_vote_that_is_a_number_means_the_answer_whose_column_has_it(first, second, vote, chosen):
+def test_a_numeric_vote_means_the_column_with_that_number(first, second, vote, chosen):
     row = {"prompt": "Q", first: "x", second: "y", "vote": vote}
     found = normalize(row, "votes", Columns(answer_a=first, answer_b=second, votes="vote"))
     if chosen is None:
@@ -278,7 +278,7 @@ def test_a_vote_that_is_a_number_means_the_answer_whose_column_has_it(first, sec
 
 
 @pytest.mark.parametrize("column", ["winner_model_a", "winner_model_b", "preferred_A", "modelB", "wins.a"])
-def test_a_column_that_says_whether_one_answer_won_is_no_column_of_votes(column):
+def test_a_column_of_wins_of_one_answer_is_not_a_column_of_votes(column):
     row = {"prompt": "Q", "response_a": "x", "response_b": "y", column: 1}
     found = normalize(row, "votes", Columns(votes=column))
     assert isinstance(found, Rejection)
@@ -295,18 +295,18 @@ def test_a_column_that_says_whether_one_answer_won_is_no_column_of_votes(column)
         ({"a.0": "x", "a": ["y"]}, {"a.0": "x"}),
     ],
 )
-def test_a_dot_goes_into_objects_and_lists(row, columns):
+def test_a_dotted_column_reads_nested_objects_and_lists(row, columns):
     assert {column: lookup(row, column) for column in columns} == columns
 
 
 @pytest.mark.parametrize("word", ["tie", "Tie", "tie (bothbad)", "both_bad", "Both good", "neither", "draw"])
-def test_ties_have_many_names(word):
+def test_all_spellings_of_a_tie_are_recognized(word):
     found = normalize(voted([word, "a", "a", "b"]), "votes", Columns())
     assert isinstance(found, TextPair)
     assert (found.chosen, found.agreement) == ("x", 0.625)
 
 
-def test_ties_are_not_bad_rows_and_malformed_votes_are():
+def test_malformed_votes_are_bad_rows_but_ties_are_not():
     tie, bad = (normalize(voted(votes), "votes", Columns()) for votes in ("tie", 0.5))
     assert isinstance(tie, Rejection)
     assert isinstance(bad, Rejection)
@@ -328,5 +328,5 @@ def test_a_second_system_message_is_refused():
     )
 
 
-def test_rows_with_wrong_types_alone_are_read_as_what_their_columns_say():
+def test_the_format_follows_the_columns_when_all_types_are_wrong():
     assert detect([{"prompt": "Q", "chosen": True, "rejected": False}] * 3, Columns()) == "pairs"

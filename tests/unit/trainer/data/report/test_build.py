@@ -69,13 +69,13 @@ def test_rows_are_counted_by_split_and_by_source():
     assert third["length"] == evaluation["length"]
 
 
-def test_held_out_pairs_have_numbers_but_no_rows():
+def test_held_out_pairs_have_statistics_but_no_row_counts():
     report = build(pairs(150), pairs(100, start=1000), source(pairs(250), tie=1))
     assert "rows" not in report["splits"]["eval"]
     assert (report["splits"]["eval"]["pairs"], report["sources"][0]["pairs"]) == (100, 250)
 
 
-def test_pairs_that_a_weight_repeats_are_no_copies():
+def test_pairs_repeated_by_a_weight_are_not_duplicates():
     once = pairs(100)
     twice = joined(once, once, pairs(5))
     report = build(twice, None, source(joined(once, pairs(5)), repeats=100))
@@ -96,21 +96,21 @@ def test_pairs_that_a_weight_repeats_are_no_copies():
         (lambda: _nearly_the_same(100), "in 100% of the pairs the answers are nearly the same"),
     ],
 )
-def test_what_looks_wrong_in_one_split_is_said_in_plain_words(train, said):
+def test_each_problem_of_a_split_has_its_warning(train, said):
     assert said in warnings(train())
 
 
 @pytest.mark.parametrize("train", [pairs(100), pairs(100, cut=5), joined(pairs(65, chosen=7), pairs(35, start=500))])
-def test_what_is_usual_is_not_warned_of(train):
+def test_normal_values_give_no_warning(train):
     assert warnings(train) == ""
 
 
-def test_merges_at_the_border_are_warned_of():
+def test_many_boundary_merges_give_a_warning():
     train = pairs(100)
     assert "in 6 pairs a token would span the end of the prompt" in warnings(train, None, source(train, merges=6))
 
 
-def test_many_rows_that_are_left_out_are_warned_of():
+def test_many_dropped_rows_give_a_warning():
     train = pairs(100)
     assert "27 of 127 rows (21%) were left out, most of them for too_long (20)" in warnings(
         train, None, source(train, tie=7, too_long=20)
@@ -118,7 +118,7 @@ def test_many_rows_that_are_left_out_are_warned_of():
     assert warnings(train, None, source(train, tie=5, too_long=20)) == ""
 
 
-def test_evaluation_pairs_that_are_trained_on_are_warned_of():
+def test_evaluation_pairs_that_are_in_train_give_a_warning():
     train = pairs(200)
     other_answers = PairDataset.from_pairs(
         TokenPair(p.prompt, p.chosen, p.rejected[::-1], 0) for p in map(train.__getitem__, range(7))
@@ -130,7 +130,7 @@ def test_evaluation_pairs_that_are_trained_on_are_warned_of():
     )
 
 
-def test_few_evaluation_pairs_leave_the_accuracy_unsure():
+def test_few_evaluation_pairs_give_the_error_of_the_accuracy():
     assert "eval: only 25 pairs, so that an accuracy is sure to ±20% only" in warnings(
         pairs(200), pairs(25, start=1000)
     )
@@ -146,7 +146,7 @@ def test_unpaired_data_are_described_with_weights_for_kto():
     assert "length-only baseline" not in text
 
 
-def test_one_kind_of_answer_alone_is_warned_of():
+def test_answers_of_one_kind_only_give_a_warning():
     assert "no example has an undesirable answer" in warnings(_unpaired(pairs(100), every=1))
     assert "no example has a desirable answer" in warnings(_unpaired(pairs(100), every=1000).select(range(1, 100)))
     held = _unpaired(pairs(100, start=500), every=1)
@@ -155,14 +155,14 @@ def test_one_kind_of_answer_alone_is_warned_of():
     )
 
 
-def test_the_text_names_sources_only_where_there_are_several():
+def test_the_text_lists_sources_only_if_there_are_several():
     one, two = pairs(100), pairs(100, start=1000)
     assert "pairs.jsonl" not in data_report.text(build(one, two))
     mixed = data_report.text(build(joined(one, two), None, source(one), source(two, name="s3://bucket/other.jsonl")))
     assert "s3://bucket/other.jsonl  train   100   100" in mixed
 
 
-def test_a_line_of_nothing_is_left_out():
+def test_rows_without_values_are_left_out_of_the_text():
     text = data_report.text(build(pairs(100)))
     assert "rows read" in text
     assert not any(line.split("  ")[0] in ("truncated", "copies of earlier pairs") for line in text.splitlines())
@@ -194,7 +194,7 @@ def test_the_same_data_give_the_same_three_files(tmp_path, name):
     assert (int.from_bytes(picture[16:20], "big"), int.from_bytes(picture[20:24], "big")) == (1155, 770)
 
 
-def test_without_matplotlib_there_is_no_picture_and_a_line_that_says_so(tmp_path: Path):
+def test_without_matplotlib_a_line_replaces_the_picture(tmp_path: Path):
     body = (
         "import sys; sys.modules['matplotlib'] = None\n"
         "from pathlib import Path; from dpo_trainer.data.report import build; from dpo_trainer.runtime.workdir import WorkDir\n"

@@ -66,7 +66,7 @@ def test_a_template_is_not_applied_to_plain_text(tmp_path):
     assert parts(tokenizer_of(tmp_path, template=CHATML), TextPair("Q:", "a", "b")) == [("<s>Q:", "a</s>", "b</s>")]
 
 
-def test_a_token_over_the_border_splits_both_answers_from_the_prompt(tmp_path):
+def test_a_token_across_the_boundary_splits_both_answers(tmp_path):
     """The prompt ends with a space and one answer begins with w; " w" is one token of this vocabulary."""
     tokenizer = tokenizer_of(tmp_path)
     found = only(tokenizer, TextPair("say ", "world", "no"))
@@ -86,7 +86,7 @@ def test_the_prompt_is_the_same_whatever_the_answers_are(shared):
     assert tokenizer.counts.boundary_merges == 0
 
 
-def test_gpt2_merges_at_a_border_are_counted(shared, tmp_path):
+def test_gpt2_boundary_merges_are_counted(shared, tmp_path):
     from transformers import GPT2Tokenizer
 
     folder = shared / "tokenizers/gpt2"
@@ -186,7 +186,7 @@ def test_the_models_own_end_token_stands_in_for_a_missing_eos(tmp_path):
         (TextPair("Q", "a\u200b", "a"), Reason.EQUAL_AFTER_TRUNCATION),
     ],
 )
-def test_text_that_the_tokenizer_drops_is_no_answer(tmp_path, pair, reason):
+def test_an_answer_that_tokenizes_to_nothing_is_rejected(tmp_path, pair, reason):
     tokenizer = tokenizer_of(tmp_path, bos=False)
     tokenizer._tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
     (found,) = parts(tokenizer, pair)
@@ -215,7 +215,7 @@ def test_truncation_is_counted_and_cuts_eos_with_the_end(tmp_path):
     assert tokenizer.counts.truncated == 1
 
 
-def test_pairs_that_are_too_long_can_be_left_out_as_a_filter_does(tmp_path):
+def test_too_long_pairs_can_be_dropped_like_filtered_rows(tmp_path):
     tokenizer = tokenizer_of(tmp_path, Limits(12, 4, "drop"))
     fits, long_prompt, long_answer = parts(
         tokenizer, TextPair("Q", "a", "b"), TextPair("Q" * 4, "a", "b"), TextPair("Q", "a", "b" * 10)

@@ -17,12 +17,12 @@ def test_which_part_of_a_long_prompt_stays(truncation, keep, expected):
     assert truncate(list(range(10)), [1] * 9, [2] * 9, Limits(8, None, truncation), keep)[0] == expected
 
 
-def test_short_answers_leave_their_room_to_the_prompt():
+def test_short_answers_leave_budget_to_the_prompt():
     prompt, chosen, rejected = truncate(list(range(100)), [1, 2], [3], Limits(20, None, "keep_end"))
     assert (len(prompt), chosen, rejected) == (18, [1, 2], [3])
 
 
-def test_max_prompt_length_holds_even_when_there_is_room():
+def test_max_prompt_length_holds_even_within_max_length():
     assert len(truncate(list(range(10)), [1], [2], Limits(100, 4, "keep_end"))[0]) == 4
 
 
@@ -38,7 +38,7 @@ _length = st.integers(1, 60)
     st.none() | st.integers(1, 39),
     st.sampled_from(["keep_end", "keep_start", "drop"]),
 )
-def test_truncation_keeps_its_promises(p, c, r, max_length, max_prompt_length, truncation):
+def test_truncation_invariants(p, c, r, max_length, max_prompt_length, truncation):
     limits = Limits(max_length, max_prompt_length, truncation)
     before = (list(range(p)), list(range(1000, 1000 + c)), list(range(2000, 2000 + r)))
     found = truncate(*before, limits, 1)
@@ -69,7 +69,7 @@ def test_truncation_keeps_its_promises(p, c, r, max_length, max_prompt_length, t
         (8, 1, None, False),
     ],
 )
-def test_what_is_too_long_is_dropped_and_the_rest_stays_as_it_is(prompt, answer, max_prompt, fits):
+def test_drop_removes_too_long_pairs_and_keeps_the_rest_unchanged(prompt, answer, max_prompt, fits):
     pair = (list(range(prompt)), [7] * answer, [8])
     assert truncate(*pair, Limits(8, max_prompt, "drop")) == (pair if fits else None)
 
