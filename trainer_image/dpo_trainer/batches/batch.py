@@ -24,7 +24,7 @@ class MicroBatch:
 
     input_ids: int64 [rows, length].
     position_ids: int64 [rows, length], counted from 0 in each sequence.
-    spans: None where the causal mask says it all. That holds for rows padded on the right: an answer token never looks ahead
+    spans: None where the causal mask suffices. That holds for rows padded on the right: an answer token never looks ahead
         to the padding. Otherwise the pairs of the one row, see attention.py.
     scored_positions: int64 [scored], flat indices into rows*length of the tokens that predict a scored token.
     scored_targets: int64 [scored], the token that each of them predicts.
@@ -35,7 +35,7 @@ class MicroBatch:
     answer_tokens: int64 [pairs, 2], lengths of the answers, 0 where an unpaired example has none.
     prompt_tokens: int64 [pairs], tokens of the prompts that can be scored: all but the first.
     pairs: int64 [pairs], where the pairs are in the dataset; on the CPU.
-    weight: float32 [pairs], 1, or 0 for a pair that only keeps this rank in step with the others.
+    weight: float32 [pairs], 1, or 0 for a dummy pair that keeps this rank in the collectives.
     tokens, truncated: tokens that are not padding, and pairs that were cut, among those that count.
     """
 

@@ -1,4 +1,4 @@
-"""Reward accuracy by answer length, and what a rule that only looks at length would score: is it length that was learnt?"""
+"""Reward accuracy by answer length, and the accuracy of a rule that knows the lengths alone."""
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ NAMES = (*(f"le_{bound}" for bound in BOUNDS), f"gt_{BOUNDS[-1]}")
 def bucket_sums(logps: Logps, rewards: Tensor, counts: Tensor) -> Sums:
     """Pairs and right pairs of each bucket, and pairs whose chosen answer is the longer one; float64 scalars.
 
-    rewards: [examples, 2]. counts: bool [examples]. Unpaired examples are left out: nothing is longer than nothing.
+    rewards: [examples, 2]. counts: bool [examples]. Unpaired examples are excluded.
     """
     with torch.no_grad():
         both = logps.present.all(dim=1) & counts

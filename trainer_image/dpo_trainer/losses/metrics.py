@@ -1,6 +1,6 @@
-"""What is logged about a batch: sums that add up over micro-batches and ranks, and the means that they give.
+"""Logged metrics: sums over micro-batches and ranks, and their means.
 
-The names are the keys that TRL logs, so that curves can be compared; docs/methods tells what to watch.
+The names are the keys that TRL logs, so that curves can be compared; docs/methods explains what to watch.
 """
 
 import math
@@ -17,26 +17,26 @@ from dpo_trainer.losses.objective import Logps, Objective
 Sums = dict[str, Tensor]
 
 _SIDES = ("chosen", "rejected")
-# Standard deviation of reward margins below which they are what rounding left, as before the first update: float32
+# Standard deviation of reward margins below which variation is rounding noise, as before the first update: float32
 # log-probs of some hundred nats are good to about 1e-5.
 _NOISE = 1e-5
 
 
 class Totals:
-    """Sums of named figures over micro-batches, and over ranks with one reduction for all of them."""
+    """Sums of named metrics over micro-batches, and over ranks with one reduction for all of them."""
 
     def __init__(self) -> None:
         self._names: list[str] = []
         self._values: Tensor | None = None
 
     def add(self, found: Sums, device: torch.device) -> None:
-        """Add one micro-batch's figures, scalars; always the same names in the same order."""
+        """Add one micro-batch's sums, scalars; always the same names in the same order."""
         self._names = list(found)
         values = torch.stack([value.to(device, torch.float64) for value in found.values()])
         self._values = values if self._values is None else self._values + values
 
     def over_ranks(self, reduce: Callable[[Tensor], Tensor], **more: float) -> dict[str, float]:
-        """The sums over all ranks by name. Collective. reduce: sums a tensor over ranks. more: this rank's other figures."""
+        """The sums over all ranks by name. Collective. reduce: sums a tensor over ranks. more: this rank's other numbers."""
         assert self._values is not None, "every rank runs at least one micro-batch"
         values = torch.cat([self._values, torch.tensor(list(more.values())).to(self._values)])
         return dict(zip([*self._names, *more], reduce(values).tolist(), strict=True))
@@ -45,7 +45,7 @@ class Totals:
 def sums(objective: Objective, logps: Logps, loss: Tensor, kl: Tensor | None, counts: Tensor) -> Sums:
     """Sums over the examples that count, float64 scalars; always the same names in the same order for one objective.
 
-    loss: [examples]. counts: bool [examples]; examples that only keep a rank in step are False.
+    loss: [examples]. counts: bool [examples]; dummies are False.
     """
     with torch.no_grad():
         present = logps.present & counts[:, None]
@@ -79,7 +79,7 @@ def sums(objective: Objective, logps: Logps, loss: Tensor, kl: Tensor | None, co
 
 
 def _sum(values: Tensor, where: Tensor) -> Tensor:
-    """Sum of some values; what the others are, NaN too, does not matter. No shape depends on data, so a GPU never waits."""
+    """Masked sum, which ignores NaN elsewhere. No shape depends on data, so a GPU is never synchronized."""
     return torch.where(where, values, torch.zeros_like(values)).sum()
 
 
@@ -98,7 +98,7 @@ def _accuracy(objective: Objective, rewards: Tensor, present: Tensor, both: Tens
 
 
 def means(found: Mapping[str, float], kl: float | None = None) -> dict[str, float]:
-    """What is logged, from the sums over all micro-batches and ranks. A figure that nothing stands behind is NaN."""
+    """What is logged, from the sums over all micro-batches and ranks. A metric without data is NaN."""
 
     def mean(name: str, count: str) -> float:
         return found[name] / found[count] if found[count] else math.nan

@@ -1,4 +1,4 @@
-"""A job's loss as one object: what it needs, what it costs, what is logged about it."""
+"""The loss of spec.method as one object: what it needs, its value, and the rewards that are logged."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

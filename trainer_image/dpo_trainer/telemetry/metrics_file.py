@@ -132,6 +132,6 @@ def output(start: Start) -> Output:
 
 
 def _encode(line: Mapping[str, Any]) -> str:
-    """JSON has no NaN, and a reader that meets one fails; null says the same."""
+    """JSON has no NaN, and a reader that meets one fails; null stands for it."""
     clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
     return json.dumps(clean) + "\n"

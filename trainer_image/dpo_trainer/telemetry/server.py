@@ -28,7 +28,7 @@ class TelemetryServer:
     def __init__(self, registry: CollectorRegistry, status: Callable[[], str], *, port: int, address: str) -> None:
         """port: 0 takes any free one. status: gives the JSON body of /status.
 
-        Raises OSError when the address can't be had.
+        Raises OSError when the address is unavailable.
         """
         self._server = _Server((address, port), _handler(registry, status))
         self.port: int = self._server.server_address[1]
@@ -43,7 +43,7 @@ class TelemetryServer:
 
 class _Server(http.server.ThreadingHTTPServer):
     daemon_threads = True
-    # While this process is stopped the kernel takes connections for it, which tells the operator that it hangs.
+    # The kernel accepts connections while the process is stopped; the operator detects that as a hang.
     request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], handler: type[http.server.BaseHTTPRequestHandler]) -> None:

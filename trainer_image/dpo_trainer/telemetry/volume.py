@@ -1,6 +1,6 @@
 """Sizes of the work folder's file system, for /status.
 
-They are read in a thread of their own: a network file system that hangs must not keep whoever asks for /status waiting.
+They are read in a thread of their own: a network file system that hangs must not block /status.
 """
 
 import os
@@ -70,7 +70,7 @@ class VolumeWatch:
         return VolumeReport(total=total, free=free, checkpoint=self._checkpoint())
 
     def _checkpoint(self) -> int | None:
-        """Bytes of the newest checkpoint, which is looked at once."""
+        """Bytes of the newest checkpoint, measured once for each checkpoint."""
         try:
             if (newest := self._checkpoints.newest()) is not None and newest[0] != self._sized[0]:
                 self._sized = (newest[0], _size(newest[1]))

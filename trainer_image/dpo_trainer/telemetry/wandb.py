@@ -1,6 +1,6 @@
 """Weights & Biases: one run for one job, through its own client, which is an optional dependency.
 
-Curves have the names that TRL's have there: train/..., eval/..., over train/global_step. Nothing but numbers and the job's spec
+Same curve names as TRL: train/..., eval/..., over train/global_step. Nothing but numbers and the job's spec
 is handed over: no code, no console, no host facts. The client works in a process of its own, and only rank 0 starts it.
 """
 
@@ -39,7 +39,7 @@ class WandBRun:
             self._run = self._run or self._open(key)
             finite = {name: value for name, value in record.curves().items() if math.isfinite(value)}
             self._run.log({_STEP: record.step} | finite)
-        except Exception as error:  # whatever the client and the network come up with
+        except Exception as error:  # any error of the client or the network
             self._broken = True
             text = "the package is not installed (pip install wandb)" if isinstance(error, ImportError) else str(error)
             said = text.replace(key, "***") if key else text
@@ -54,7 +54,7 @@ class WandBRun:
         """Nothing to do: what was logged can't be taken back, and repeated steps are added to it."""
 
     def close(self, exit_code: int) -> None:
-        """End the run; what the service has not got by then stays in the folder, for `wandb sync`."""
+        """End the run; unsent data stays in the folder for `wandb sync`."""
         if self._run is None:
             return
         run, self._run, self._broken = self._run, None, True

@@ -23,10 +23,9 @@ class Verdict:
 
 
 def judge(evaluations: Evaluations, rule: EarlyStopping | None) -> Verdict:
-    """What the evaluations so far say; at least one. A cost of None is never better than another one.
+    """Early-stopping verdict after one evaluation or more. A cost of None is never better than another one.
 
-    Progress is a cost that is lower, by rule.min_delta or more, than at the last progress. So one small gain does not end
-    the waiting, but many add up.
+    Progress is a cost that is lower, by rule.min_delta or more, than at the last progress. So small gains accumulate.
     """
     costs = [(step, math.inf if value is None else value) for step, value in evaluations]
     lowest, best_step, waited = math.inf, costs[0][0], 0

@@ -1,4 +1,4 @@
-"""Forward passes over data, without gradients: evaluation, and the loop that reference log-probs share with it."""
+"""Evaluation, and the reference point of KTO: passes over data without gradients."""
 
 from collections.abc import Callable
 
@@ -52,10 +52,10 @@ def evaluate(
     budget: Budget,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
-    """Loss, rewards and what else figures.py and buckets.py name, means over a dataset. Collective.
+    """Loss, rewards and all metrics of losses/metrics.py and by_length.py, means over a dataset. Collective.
 
     budget: of one forward pass.
-    should_stop: asked after each pass, the same answer on every rank; the evaluation is then given up, and None returned.
+    should_stop: asked after each pass, the same answer on every rank; then the evaluation is aborted and returns None.
     """
     kl: Tensor | None = None
     if objective.needs_kl:

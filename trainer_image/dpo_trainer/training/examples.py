@@ -1,4 +1,4 @@
-"""What a run trains on and evaluates with: token pairs, and the reference log-probs that its loss needs of them."""
+"""Training and evaluation data of a run: token pairs, and the reference log-probs that the loss needs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Examples:
     mismatched_reference: Tensor | None = None
 
     def add_reference(self, table: Callable[[str, PairDataset], Tensor]) -> None:
-        """Fill in the log-probs of the reference. table: computes them, given what to call the data."""
+        """Fill in the log-probs of the reference. table: (description, data) -> log-probs."""
         self.reference = table(f"the {self.name} pairs", self.data)
         if self.mismatched is not None:
             self.mismatched_reference = table(f"the {self.name} prompts with other answers", self.mismatched)

@@ -1,4 +1,4 @@
-"""What becomes of a run when a step's loss or gradient is not finite: spec.training.nonFinite, without the loop."""
+"""Policy for steps whose loss or gradient is not finite (spec.training.nonFinite)."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,7 +12,10 @@ _ADVICE = "Lower training.learningRate, set training.maxGradNorm, or use precisi
 
 @dataclass
 class NonFinitePolicy:
-    """skipped: steps left out so far, in the order in which they failed; the checkpoint keeps them."""
+    """Decides whether a bad step is skipped, rolled back or ends the run.
+
+    skipped: steps left out so far, in the order in which they failed; the checkpoint keeps them.
+    """
 
     rule: NonFinite
     skipped: list[int] = field(default_factory=list)
@@ -20,7 +23,7 @@ class NonFinitePolicy:
     def decide(self, step: int, what: str) -> Literal["skip", "rollback"]:
         """What to do about a step in which `what` is not finite; its pairs are left out from now on.
 
-        Raises TrainerError NON_FINITE when the rule says so, or has been used up.
+        Raises TrainerError NON_FINITE when the action is fail, or the limit is reached.
         """
         found = f"Step {step}: expected finite numbers, found NaN or infinity in {what}; no weight was changed and nothing of this step was saved."
         if self.rule.action == "fail":

@@ -1,11 +1,11 @@
-"""How fast each rank is by itself. In training the ranks wait for one another, so a step's time says nothing of who is slow.
+"""Straggler measurement: each rank times a fixed small workload, because step times are equal on all ranks.
 
 Every rank times the same small piece of work now and then, right after a step's gradient. On a GPU that is the time of some matrix
 products. On a CPU so short a time is a matter of luck: a rank that may use a fifth of a core runs at full speed for 20 ms and then
 waits for 80. There the product's processor time, which tells of a slow core, is stretched by the share of the time since the last
 measurement in which this thread could have run and did not, which the kernel counts.
 
-The figures travel with the sums of the step, one number for each rank, so that nobody waits for them.
+The measurements travel with the sums of the step, one number for each rank, so that nobody waits for them.
 """
 
 import time
@@ -22,7 +22,7 @@ from dpo_trainer.distributed.world import World
 WINDOW, LEAST = 8, 3
 # At most this share of the time goes into measuring.
 MOST_TIME = 0.001
-# On a CPU, long enough for the kernel's figures to mean something, seconds.
+# On a CPU, long enough for the kernel's statistics to mean something, seconds.
 LEAST_SECONDS = 1.0
 # In larger worlds the exchange itself would take more than that.
 MOST_RANKS = 1024
@@ -43,7 +43,7 @@ class Pace:
         self._first = True
 
     def share(self) -> dict[str, float]:
-        """This rank's figures for a sum over ranks: its own under its name, nothing under those of the others."""
+        """This rank's share of a sum over ranks, one-hot: its own value, zero for the others."""
         if not self._compares:
             return {}
         self._measure_when_due()
@@ -51,7 +51,7 @@ class Pace:
         return {_name(rank): mine if rank == self._world.rank else 0.0 for rank in range(self._world.world_size)}
 
     def update(self, sums: Mapping[str, float]) -> None:
-        """Compare the ranks, from the sums of what all of them shared."""
+        """Compare the ranks. sums: of all shares over ranks."""
         if not self._compares:
             return
         paces = [sums[_name(rank)] for rank in range(self._world.world_size)]
@@ -66,7 +66,7 @@ class Pace:
         begun = time.thread_time() if self._world.device.type == "cpu" else time.monotonic()
         seconds = self._seconds()
         spent = (time.thread_time() if self._world.device.type == "cpu" else time.monotonic()) - begun
-        # The first one also pays for what is only made once.
+        # The first measurement includes warm-up and is discarded.
         if not self._first:
             self._window.append(seconds)
         self._first = False

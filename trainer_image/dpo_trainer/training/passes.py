@@ -18,7 +18,7 @@ from dpo_trainer.losses.objective import Logps
 
 
 def plan_rounds(engine: Engine, dataset: PairDataset, indices: Indices, budget: Budget) -> list[Round]:
-    """What all ranks run, one after another, to see these pairs."""
+    """Rounds that cover these pairs."""
     return rounds(
         indices,
         dataset.lengths,
@@ -44,7 +44,7 @@ def micro_batches_of(
         return batch.to(engine.world.device)
 
     device = engine.world.device
-    # The current GPU is a thread's own; memory would be pinned by the first one otherwise.
+    # CUDA's current device is per thread; without this, memory would be pinned for the first GPU.
     own = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
     with ThreadPoolExecutor(1, thread_name_prefix="collate", initializer=own) as pool:
         coming = pool.submit(make, 0)
@@ -58,8 +58,8 @@ def micro_batches_of(
 def forward_all(
     engine: Engine, dataset: PairDataset, planned: list[Round], *, score_prompts: bool = False
 ) -> Iterator[tuple[MicroBatch, Scored]]:
-    """This rank's share of the pairs with their log-probs. Collective: every rank must take it to its end, or leave
-    it at the same place. planned: see plan_rounds.
+    """This rank's share of the pairs with their log-probs. Collective: every rank must exhaust the iterator, or stop
+    at the same item. planned: see plan_rounds.
     """
     engine.train(False)
     try:
@@ -97,7 +97,7 @@ def logps_table(
 
 
 def logps_of(batch: MicroBatch, scored: Scored, reference: Tensor | None) -> Logps:
-    """What the loss sees. reference: the whole table of the batch's dataset, or None for reference-free methods."""
+    """Log-probs as the loss takes them. reference: the whole table of the batch's dataset, or None for reference-free methods."""
     device = scored.answers.device
     before = None if reference is None else reference[batch.pairs]
     if before is not None and device.type == "cuda":

@@ -1,4 +1,4 @@
-"""Answers of the policy to a few fixed prompts at each evaluation, beside those of the reference.
+"""Answers of the policy to a few fixed prompts at each evaluation, with the answers of the reference.
 
 The reference is the policy before its first update, for methods without a reference in their loss, too. Decoding is greedy and
 nothing else (no repetition penalty, no temperature, whatever the model's generation_config.json says), so answers change only
@@ -46,7 +46,7 @@ class _Decoder:
 class Samples:
     """Greedy answers to the first distinct prompts of the evaluation pairs, written to samples.jsonl by rank 0.
 
-    Whatever goes wrong is said once and ends the samples, not the run.
+    An error is logged once and ends the samples, not the run.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Samples:
         return _Decoder(tokenizer, tuple(dict.fromkeys(end)), tuple(pairs))
 
     def _generate(self, decoder: _Decoder, should_stop: Callable[[], bool]) -> tuple[dict[int, Ids], bool]:
-        """This rank's share of the answers by number of the prompt, and whether it was told to stop. Collective."""
+        """This rank's share of the answers by number of the prompt, and whether to stop. Collective."""
         engine, found = self._engine, dict[int, Ids]()
         world, longest = engine.world, max(len(pair.prompt) for pair in decoder.pairs)
         size = min(self._budget.pairs or len(decoder.pairs), max(1, self._budget.tokens // (longest + self._tokens)))
@@ -257,7 +257,7 @@ def shares(indices: Indices, *, rank: int, world_size: int, size: int) -> list[I
     """One rank's share of some prompts, in groups of at most `size`.
 
     Every rank gets a list of the same length, because ZeRO-3's gathers are collective: a rank with fewer groups gets
-    empty ones at the end, for which the caller runs something that does not count.
+    empty ones at the end, for which the caller runs a dummy.
     """
     mine = indices[rank::world_size]
     groups = math.ceil(math.ceil(len(indices) / world_size) / size)

@@ -1,4 +1,4 @@
-"""What a run says about itself: partitions, the way to log-probs, the checkpoint it goes on from, ln 2 at the first step."""
+"""Start-up checks: partitions, log-prob path, packing, resumed checkpoint, loss of the first step."""
 
 import math
 from dataclasses import replace
@@ -21,10 +21,10 @@ from dpo_trainer.telemetry import Telemetry
 # differently in batches of different shape.
 _FIRST_STEP_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 
-# How many times the tokens of shared prompts those of plain packing must be.
+# Smallest ratio of tokens, plain packing to shared prompts, at which sharing pays off.
 _SHARING_PAYS = 1.02
 
-# Tokens of an answer by which packed pairs are compared with rows, besides the whole answer.
+# Tokens of an answer by which packed pairs are compared with rows, in addition to the whole answer.
 _BEGINNING = 8
 
 
@@ -41,7 +41,7 @@ def log_partitions(engine: Engine, ranks: Ranks, telemetry: Telemetry) -> None:
 def check_logits_path(engine: Engine, data: PairDataset, precision: str, telemetry: Telemetry) -> None:
     """Compare a short pair's log-probs with those from the model's own logits; use the latter if they differ.
 
-    Collective. Nothing else could tell that an architecture does something unusual on the way to its logits. Short, because logits
+    Collective. This detects models that post-process their logits. A short pair, because logits
     of every position of a long pair could take more memory than training does.
     """
     some = _with_beginnings(data)
@@ -66,7 +66,7 @@ def check_logits_path(engine: Engine, data: PairDataset, precision: str, telemet
 def choose_layout(engine: Engine, data: PairDataset, spec: DPOJobSpec, telemetry: Telemetry) -> None:
     """Pack pairs as the job wants it, if that gives the log-probs of padded rows. Collective.
 
-    Whatever an architecture does besides attention (recurrent layers, positions of its own) shows in this comparison.
+    Whatever an architecture does in addition to attention (recurrent layers, positions of its own) shows in this comparison.
     """
     wanted = spec.training.packing
     if wanted == "off":
@@ -116,8 +116,8 @@ def _sharing_pays(data: PairDataset) -> bool:
 def _with_beginnings(data: PairDataset) -> PairDataset:
     """The two shortest pairs, which fit into memory when any do, and again with the beginnings of their answers alone.
 
-    What an answer picks up from tokens before it that are not its own shows most in its first tokens; in a sum over hundreds
-    it would be within bf16's tolerance.
+    Leakage between packed pairs is largest in the first tokens of an answer; in a sum over hundreds of tokens it would be
+    within bf16's tolerance.
     """
     pairs = [data[int(index)] for index in data.lengths.sum(axis=1).argsort(kind="stable")[:2]]
     begun = [replace(p, chosen=p.chosen[:_BEGINNING], rejected=p.rejected[:_BEGINNING]) for p in pairs]
