@@ -14,7 +14,8 @@ import numpy as np
 
 from dpo_operator.api import names
 from dpo_operator.api.data import Columns
-from dpo_trainer.data.formats import Rejection, TextPair, detect, normalize
+from dpo_trainer.data.formats import Rejection, detect, normalize
+from dpo_trainer.data.formats.pairs import TextPair
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.metrics_file import read_metrics
 from tests import tied

@@ -18,7 +18,8 @@ from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.rules import support
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_operator.cli import jobfile
-from dpo_trainer.data.formats import ChatPair, Reason, Rejection, TextPair, detect, normalize
+from dpo_trainer.data.formats import Rejection, detect, normalize
+from dpo_trainer.data.formats.pairs import ChatPair, Reason, TextPair
 from dpo_trainer.data.report import warnings
 from dpo_trainer.losses.objective import Logps, Objective
 from tests.conftest import REPOSITORY

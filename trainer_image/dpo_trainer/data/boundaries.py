@@ -1,6 +1,7 @@
 """Two common mistakes at the boundary between prompt and answer in plain text."""
 
-from dpo_trainer.data.formats import Pair, TextPair
+from dpo_trainer.data.formats import Pair
+from dpo_trainer.data.formats.pairs import TextPair
 
 # An answer may begin with a shorter prompt by chance: "Hello" and "Hello! How can I help?".
 REPEATED_CHARACTERS = 16

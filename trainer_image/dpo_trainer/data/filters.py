@@ -9,7 +9,8 @@ from typing import Any
 
 from dpo_operator.api.data import Columns, Condition, Filters
 from dpo_trainer.data.dataset import TokenPair
-from dpo_trainer.data.formats import Pair, Reason, Rejection
+from dpo_trainer.data.formats import Pair, Rejection
+from dpo_trainer.data.formats.pairs import Reason
 from dpo_trainer.data.formats.values import kind, lookup, number
 
 # Names of the filters in the spec; conditions are named where[0], where[1], …

@@ -15,9 +15,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, Protocol
 
-from dpo_trainer.data.formats import Reason, Rejection
+from dpo_trainer.data.formats import Rejection
+from dpo_trainer.data.formats.pairs import Reason
 from dpo_trainer.runtime.errors import bad_dataset, first_line, input_not_found, invalid_configuration
-from dpo_trainer.sources.resolve import FileSource
+from dpo_trainer.sources import FileSource
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 

@@ -12,7 +12,8 @@ from dpo_operator.api.method import MethodName
 from dpo_trainer.data import filters
 from dpo_trainer.data.boundaries import is_unseparated, repeats_prompt
 from dpo_trainer.data.dataset import PairDataset, TokenPair
-from dpo_trainer.data.formats import Format, Pair, Reason, Rejection, detect, normalize
+from dpo_trainer.data.formats import Format, Pair, Rejection, detect, normalize
+from dpo_trainer.data.formats.pairs import Reason
 from dpo_trainer.data.formats.values import lookup
 from dpo_trainer.data.rows import Rows
 from dpo_trainer.data.tokens.tokenization import Counts, PairTokenizer

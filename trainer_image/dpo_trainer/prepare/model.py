@@ -19,8 +19,7 @@ from dpo_trainer.prepare.inputs import Inputs, kind
 from dpo_trainer.prepare.record import ModelRecord
 from dpo_trainer.pretrained import checks, files
 from dpo_trainer.runtime.errors import invalid_configuration
-from dpo_trainer.sources import hub
-from dpo_trainer.sources.resolve import resolve
+from dpo_trainer.sources import hub, resolve
 
 log = logging.getLogger(__name__)
 

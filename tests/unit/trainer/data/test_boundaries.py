@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dpo_trainer.data.boundaries import is_unseparated, repeats_prompt
-from dpo_trainer.data.formats import ChatPair, Message, TextPair
+from dpo_trainer.data.formats.pairs import ChatPair, Message, TextPair
 from tests.unit.trainer.place import Place
 from tests.unit.trainer.tiny import write_jsonl
 

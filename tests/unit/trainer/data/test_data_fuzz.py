@@ -19,7 +19,7 @@ from dpo_trainer.data import rows, splits
 from dpo_trainer.data.tokens.tokenization import PairTokenizer, load_tokenizer
 from dpo_trainer.data.tokens.truncation import Limits
 from dpo_trainer.runtime.errors import TrainerError
-from dpo_trainer.sources.resolve import resolve
+from dpo_trainer.sources import resolve
 from tests.unit.trainer.tiny import CHATML, tiny_model
 
 pytestmark = [pytest.mark.unit, pytest.mark.fault(39, 48)]

@@ -9,7 +9,8 @@ from dpo_operator.api.data import Columns, Condition, Filters
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.data.dataset import TokenPair
 from dpo_trainer.data.filters import RowFilters, meets
-from dpo_trainer.data.formats import Reason, Rejection, TextPair
+from dpo_trainer.data.formats import Rejection
+from dpo_trainer.data.formats.pairs import Reason, TextPair
 from tests.unit.trainer.place import Place, rows
 from tests.unit.trainer.tiny import write_jsonl
 

@@ -10,9 +10,10 @@ import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.data import rows
-from dpo_trainer.data.formats import Reason, Rejection
+from dpo_trainer.data.formats import Rejection
+from dpo_trainer.data.formats.pairs import Reason
 from dpo_trainer.runtime.errors import TrainerError
-from dpo_trainer.sources.resolve import resolve
+from dpo_trainer.sources import resolve
 from tests.unit.trainer.tiny import write_jsonl
 
 pytestmark = pytest.mark.unit

@@ -46,7 +46,7 @@ def compose(
     """
     answers = [answer for answer in (chosen, rejected) if answer is not None]
     style = style or _style(row, columns, answers)
-    prompt, found = _READERS[style](row, columns, answers)
+    prompt, found = _STYLE_READERS[style](row, columns, answers)
     first, last = (found[0] if chosen is not None else None), (found[-1] if rejected is not None else None)
     _check_answers(first, last)
     if isinstance(prompt, str):
@@ -198,5 +198,5 @@ def _check_answers(chosen: str | None, rejected: str | None) -> None:
         raise Unusable(Reason.EQUAL_ANSWERS, "the answers are the same but for white space at their ends")
 
 
-_Reader = Callable[[Mapping[str, Any], Columns, list[Field]], tuple[str | tuple[Message, ...], list[str]]]
-_READERS: dict[Style, _Reader] = {"text": _texts, "chat": _chats, "dialogue": _dialogues}
+_StyleReader = Callable[[Mapping[str, Any], Columns, list[Field]], tuple[str | tuple[Message, ...], list[str]]]
+_STYLE_READERS: dict[Style, _StyleReader] = {"text": _texts, "chat": _chats, "dialogue": _dialogues}

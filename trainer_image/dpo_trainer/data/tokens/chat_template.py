@@ -6,7 +6,7 @@ from typing import Any
 
 import jinja2
 
-from dpo_trainer.data.formats import ChatPair
+from dpo_trainer.data.formats.pairs import ChatPair
 from dpo_trainer.data.tokens.encoding import END, START, Encoder
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
 

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from dpo_trainer.data.dataset import TokenPair
-from dpo_trainer.data.formats import ChatPair, Pair, Reason, Rejection, TextPair
+from dpo_trainer.data.formats import Pair, Rejection
+from dpo_trainer.data.formats.pairs import ChatPair, Reason, TextPair
 from dpo_trainer.data.tokens.chat_template import Chat, ChatTemplate, TemplateRefused
 from dpo_trainer.data.tokens.encoding import Encoder
 from dpo_trainer.data.tokens.truncation import Ids, Limits, truncate

@@ -8,17 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_operator.api.data import Columns
-from dpo_trainer.data.formats import (
-    ChatPair,
-    Format,
-    Message,
-    Reason,
-    Rejection,
-    TextPair,
-    columns_read,
-    detect,
-    normalize,
-)
+from dpo_trainer.data.formats import Format, Rejection, detect, normalize
+from dpo_trainer.data.formats.detection import columns_read
+from dpo_trainer.data.formats.pairs import ChatPair, Message, Reason, TextPair
 
 pytestmark = pytest.mark.unit
 

@@ -3,7 +3,8 @@
 import pytest
 
 from dpo_operator.api.data import Columns
-from dpo_trainer.data.formats import ChatPair, Message, Reason, Rejection, TextPair, detect, normalize
+from dpo_trainer.data.formats import Rejection, detect, normalize
+from dpo_trainer.data.formats.pairs import ChatPair, Message, Reason, TextPair
 from dpo_trainer.data.formats.values import lookup
 
 pytestmark = pytest.mark.unit

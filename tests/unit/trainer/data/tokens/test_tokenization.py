@@ -10,7 +10,8 @@ from tokenizers import normalizers
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.data.dataset import TokenPair
-from dpo_trainer.data.formats import ChatPair, Message, Reason, Rejection, TextPair
+from dpo_trainer.data.formats import Rejection
+from dpo_trainer.data.formats.pairs import ChatPair, Message, Reason, TextPair
 from dpo_trainer.data.tokens.tokenization import PairTokenizer, load_tokenizer
 from dpo_trainer.data.tokens.truncation import Limits
 from dpo_trainer.runtime.errors import TrainerError

@@ -11,7 +11,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from dpo_operator.api.data import Columns
 from dpo_trainer.data.dataset import TokenPair
-from dpo_trainer.data.formats import ChatPair, Message, Reason, Rejection, TextPair, normalize
+from dpo_trainer.data.formats import Rejection, normalize
+from dpo_trainer.data.formats.pairs import ChatPair, Message, Reason, TextPair
 from dpo_trainer.data.tokens.encoding import END, START
 from dpo_trainer.data.tokens.tokenization import PairTokenizer, load_tokenizer
 from dpo_trainer.data.tokens.truncation import Limits
