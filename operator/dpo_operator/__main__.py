@@ -19,7 +19,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     kopf.configure(log_format=kopf.LogFormat.JSON if config.log_format == "json" else kopf.LogFormat.PLAIN)
-    # A line for each event and each probe would drown what the operator itself has to say.
+    # Silence per-event and per-probe log lines.
     for name in ("kopf.objects", "kopf.activities.probe", "aiohttp.access"):
         logging.getLogger(name).setLevel(logging.WARNING)
     return 0 if asyncio.run(run(config)) else 1

@@ -12,12 +12,12 @@ LogFormat = Literal["json", "plain"]
 
 
 class ConfigError(ValueError):
-    """An environment variable that can't be used. The message says what was expected and what was found."""
+    """An invalid environment variable. The message says what was expected and what was found."""
 
 
 @dataclass(frozen=True)
 class Election:
-    """Which Lease decides who acts. seconds: after its holder's death until another one leads, about."""
+    """Leader election settings. seconds: approximate fail-over time."""
 
     namespace: str
     name: str
@@ -29,13 +29,13 @@ class Election:
 class Config:
     """How this operator runs.
 
-    namespaces: those that are watched; empty means all. ports: of the operator's own pod.
+    namespaces: watched namespaces; empty means all. ports: of the operator's own pod.
     resync_seconds: between two passes over all jobs, which heal what a watch missed.
     progress_seconds: between two readings of a training job. workers: jobs that are reconciled at the same time.
     gpu_memory: bytes of each GPU in the cluster, for warnings; None: not known.
-    metrics_namespaces: those from which trainer pods may be scraped; empty means all.
+    metrics_namespaces: namespaces from which trainer pods may be scraped; empty means all.
     schedulers: names of gang schedulers, for jobs that ask for one.
-    election: None when this process is the only one.
+    election: None disables leader election.
     """
 
     image: TrainerImage
@@ -104,7 +104,7 @@ def _memory(environment: Mapping[str, str], name: str) -> float | None:
 
 
 def _election(environment: Mapping[str, str]) -> Election | None:
-    """On wherever the process knows its pod, unless it's switched off."""
+    """Enabled when POD_NAME and POD_NAMESPACE are set, unless disabled."""
     namespace, pod = (environment.get(name, "").strip() for name in ("POD_NAMESPACE", "POD_NAME"))
     match environment.get("DPO_LEADER_ELECTION", "").strip():
         case "":
@@ -118,7 +118,7 @@ def _election(environment: Mapping[str, str]) -> Election | None:
     if not wanted:
         return None
     if not namespace or not pod:
-        raise ConfigError("DPO_LEADER_ELECTION: expected POD_NAMESPACE and POD_NAME, too, found them empty")
+        raise ConfigError("DPO_LEADER_ELECTION: needs POD_NAMESPACE and POD_NAME, which are empty")
     name = environment.get("DPO_LEASE_NAME", "").strip() or "dpo-operator"
     return Election(namespace, name, pod, _number(environment, "DPO_LEASE_SECONDS", 12, 3, 300))
 

@@ -1,5 +1,4 @@
-"""kopf as it's used here: watches that notice their death, nothing written by kopf, nothing computed for handlers that
-are not used."""
+"""kopf configuration: watch time-outs, no writes by kopf, no diffs."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,14 +7,14 @@ import kopf
 
 from dpo_operator.api import names
 
-# A watch that says nothing, not even a bookmark (one a minute), is taken for dead.
+# A watch without any data, even bookmarks (one a minute), counts as dead.
 SILENT_WATCH_SECONDS = 70.0
-# Every watch is renewed by the server after this long, so that none lives on unnoticed in a broken connection.
+# Every watch is renewed by the server after this time, so that none stays on a broken connection unnoticed.
 WATCH_SECONDS = 300
 
 
 class Backoffs:
-    """Seconds between kopf's attempts at a request: for ever, because an outage or a right that is missing may end."""
+    """Seconds between kopf's retries of a request: infinite, because outages and missing RBAC can be fixed."""
 
     def __iter__(self) -> Iterator[float]:
         yield from (0.5, 1.0, 2.0)
@@ -24,7 +23,7 @@ class Backoffs:
 
 
 class NoDiffs(kopf.DiffBaseStorage):
-    """For each event kopf copies the whole object twice to find changes that no handler here asks for."""
+    """No diffs: for each event kopf would copy the whole object twice to find changes that no handler here uses."""
 
     def build(self, *, body: Any, extra_fields: Any = None) -> Any:
         return {}
@@ -37,7 +36,7 @@ class NoDiffs(kopf.DiffBaseStorage):
 
 
 class NoProgress(kopf.ProgressStorage):
-    """Handlers of events have no progress to be remembered."""
+    """No progress: event handlers have none."""
 
     def fetch(self, *, key: Any, body: Any) -> Any:
         return None
@@ -56,7 +55,7 @@ class NoProgress(kopf.ProgressStorage):
 
 
 def configure(settings: kopf.OperatorSettings) -> None:
-    """Set everything up before kopf begins to watch."""
+    """Apply these settings before kopf starts its watches."""
     settings.posting.enabled = False
     # No lists and watches of namespaces and CRDs: those rights are not needed.
     settings.scanning.disabled = True

@@ -25,7 +25,7 @@ def build_labels(job: DPOJob, phase: names.Phase | None = None, attempt: int | N
 
 
 def rank_labels(job: DPOJob) -> dict[str, str]:
-    """Labels that the training pods of this very job have, of whatever attempt, and no others."""
+    """Selector for this job's training pods of any attempt."""
     return {names.LABEL_UID: job.metadata.uid, names.LABEL_PHASE: "train"}
 
 

@@ -9,13 +9,13 @@ from dpo_operator.builders.common import Manifest, build_metadata
 
 JOB_FILE_KEY = "job.json"
 
-# What steers the operator alone. It may change at any time, and no new file is needed for it.
-_OPERATORS_OWN = {"suspend", "active_deadline_seconds", "ttl_seconds_after_finished", "clean_pod_policy", "managed_by"}
+# Settings of the operator alone, excluded from the job file so that changing them needs no new ConfigMap.
+_OPERATOR_ONLY = {"suspend", "active_deadline_seconds", "ttl_seconds_after_finished", "clean_pod_policy", "managed_by"}
 
 
 def job_file(job: DPOJob) -> str:
     """The job with all its defaults as JSON."""
-    spec = job.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_OPERATORS_OWN)
+    spec = job.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_OPERATOR_ONLY)
     metadata = job.metadata.model_dump(mode="json", by_alias=True, include={"name", "namespace", "uid"})
     document = {"apiVersion": job.api_version, "kind": job.kind, "metadata": metadata, "spec": spec}
     return json.dumps(document, sort_keys=True, ensure_ascii=False)

@@ -12,7 +12,7 @@ TEMPORARY = "/tmp"  # noqa: S108
 
 
 def literal(value: str) -> str:
-    """A value that Kubernetes leaves alone: it would expand $(NAME), and reads $$ as $."""
+    """A value with $ escaped, so that Kubernetes expands nothing: it would expand $(NAME) and read $$ as $."""
     return value.replace("$", "$$")
 
 
@@ -23,7 +23,7 @@ def _variables(pairs: dict[str, str]) -> list[dict[str, Any]]:
 def build_environment(
     job: DPOJob, phase: names.Phase, attempt: int, recorded: RecordedCheckpoints | None = None
 ) -> list[dict[str, Any]]:
-    """Environment of one phase's container. Names of the job file's settings are not repeated here.
+    """Environment of one phase's container. Settings in the job file are not repeated.
 
     recorded: the checkpoints that it may use. They are here because the job file is one for all attempts.
     """
@@ -33,11 +33,11 @@ def build_environment(
         names.ENV_ATTEMPT: str(attempt),
         names.ENV_METRICS_PORT: str(ports_of(job, phase).metrics),
         names.ENV_TERMINATION_LOG: names.TERMINATION_LOG,
-        # Libraries put caches into a home.
+        # HOME is for caches of libraries.
         "HOME": TEMPORARY,
     }
     if phase != "train" or job.spec.gpus_per_node == 0:
-        # Without this, an image could ask a container runtime for all GPUs of the node, whoever they were given to.
+        # Without this, an image could ask a container runtime for all GPUs of the node, including those of other pods.
         common["NVIDIA_VISIBLE_DEVICES"] = "void"
     if phase == "prepare":
         return _variables(common | _prepare(job))
@@ -57,7 +57,7 @@ def build_environment(
 
 
 def _prepare(job: DPOJob) -> dict[str, str]:
-    """Downloads pass through the job's volume: a model does not fit a node's ephemeral storage."""
+    """Use the job's volume for downloads: a model does not fit a node's ephemeral storage."""
     variables = {
         names.ENV_CLAIMS_DIR: names.CLAIMS_DIR,
         "HF_HOME": f"{names.WORK_DIR}/.cache/huggingface",
@@ -71,7 +71,7 @@ def _prepare(job: DPOJob) -> dict[str, str]:
 
 def _rendezvous(job: DPOJob, attempt: int) -> dict[str, str]:
     """torchrun's own variables; it does no restarts, because all ranks restart together as the next attempt."""
-    # A single node needs no DNS to find itself.
+    # A single node needs no DNS.
     master = names.master_address(job.metadata.name, attempt) if job.spec.nodes > 1 else "127.0.0.1"
     return {
         "PET_NNODES": str(job.spec.nodes),

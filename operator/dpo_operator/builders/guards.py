@@ -1,4 +1,4 @@
-"""What keeps a job's pods from harm, and others from them: a PodDisruptionBudget and NetworkPolicies.
+"""Guards of a job's pods: a PodDisruptionBudget, NetworkPolicies, and the PodGroup of its queue.
 
 Unlike the Service and the ConfigMap, these follow the settings that they were made from. A digest of what they say tells
 whether they do.
@@ -16,10 +16,10 @@ from dpo_operator.builders.ports import ports_of
 from dpo_operator.builders.queue import build_pod_group
 
 NAMESPACE_NAME = "kubernetes.io/metadata.name"
-# Where clouds hand out credentials of the node to whoever asks.
+# Metadata endpoints of clouds, which give any client credentials of the node.
 METADATA_ADDRESSES = ("169.254.169.254/32", "fd00:ec2::254/128")
-# Of the Service, where a cache on the node answers in its place; of such caches themselves; of nodes. Link-local is also where some clouds
-# hand out credentials, on another port.
+# Private ranges where DNS servers may be: Service IPs, node-local caches (link-local), nodes. Metadata endpoints are also
+# link-local, but on another port.
 PRIVATE = (
     *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16"),
     *("fc00::/7", "fe80::/10"),
@@ -29,10 +29,10 @@ DNS_PORTS = (53, 5353)
 
 
 def build_guards(job: DPOJob, phase: names.Phase, metrics_namespaces: Sequence[str]) -> tuple[Manifest, ...]:
-    """What guards the pods of a phase. metrics_namespaces: those from which /metrics and /status may be read; none: all."""
+    """Guards of a phase's pods. metrics_namespaces: namespaces that may read /metrics and /status; empty: all."""
     guards = [build_budget(job)] if phase == "train" else []
     if phase != "export":
-        # Before the ranks', so that a queue that is not installed is told of before the model is downloaded.
+        # Already in prepare, so that a missing queue CRD is reported before the download.
         guards.append(build_pod_group(job))
     if job.spec.pod.network.isolate:
         build_policy = build_prepare_policy if phase == "prepare" else build_rank_policy
@@ -41,10 +41,10 @@ def build_guards(job: DPOJob, phase: names.Phase, metrics_namespaces: Sequence[s
 
 
 def build_budget(job: DPOJob) -> Manifest | None:
-    """PodDisruptionBudget: one rank at a time can be evicted, or none. None for a single pod that may be.
+    """PodDisruptionBudget: one rank at a time can be evicted, or none. None if a single pod may be evicted.
 
     minAvailable is a number, since pods of a Job have no scale that a share could be of. A pod that is not ready yet holds
-    no state, and keeps no drain waiting.
+    no state, and delays no drain.
     """
     refuses = job.spec.pod.evictions == "Refuse"
     least = job.spec.nodes - (0 if refuses else 1)
@@ -52,7 +52,7 @@ def build_budget(job: DPOJob) -> Manifest | None:
 
 
 def build_open_budget(job: DPOJob) -> Manifest:
-    """PodDisruptionBudget in the place of one that a single pod does not need, left by a larger size."""
+    """Permissive PodDisruptionBudget, which replaces the one of a larger size that a single pod does not need."""
     return _with_digest(_budget(job, 0))
 
 
@@ -71,7 +71,7 @@ def _budget(job: DPOJob, least: int) -> Manifest:
 
 
 def build_rank_policy(job: DPOJob, metrics_namespaces: Sequence[str]) -> Manifest:
-    """The ranks talk to one another, to DNS, and with wandb online to HTTPS servers; the export pod to DNS alone."""
+    """Ranks reach one another, DNS and, with wandb online, HTTPS servers. The export pod reaches only DNS."""
     own = [{"podSelector": {"matchLabels": rank_labels(job)}}]
     wandb = job.spec.tracking.wandb
     online = [_anywhere(443)] if wandb is not None and wandb.mode == "online" else []
@@ -117,7 +117,7 @@ def _metrics(job: DPOJob, phase: names.Phase, namespaces: Sequence[str]) -> dict
 
 
 def _dns() -> dict[str, Any]:
-    """Servers in the cluster's pods, whatever their namespace, and at addresses that lead to nowhere else: an open port is a way out."""
+    """DNS only to the cluster's pods and private addresses, since an open port to the internet allows exfiltration."""
     to = [{"namespaceSelector": {}}, *({"ipBlock": {"cidr": cidr}} for cidr in PRIVATE)]
     return {
         "to": to,

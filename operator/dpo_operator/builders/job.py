@@ -16,7 +16,7 @@ def pod_count(job: DPOJob, phase: names.Phase) -> int:
 
 
 def takes_turns(job: DPOJob, phase: names.Phase) -> bool:
-    """Whether the operator decides when a phase's pods are placed: a gang that no other queue decides about."""
+    """Whether the operator decides when a phase's pods are placed: a phase of several pods that no external queue manages."""
     return job.spec.queue is None and pod_count(job, phase) > 1
 
 
@@ -39,7 +39,7 @@ def build_child_job(
         "parallelism": pod_count(job, phase),
         "completions": pod_count(job, phase),
         "completionMode": "Indexed",
-        "suspend": takes_turns(job, phase) or queue.holds(job, phase),
+        "suspend": takes_turns(job, phase) or queue.is_created_suspended(job, phase),
         "template": build_pod_template(job, phase, attempt, image, recorded),
     }
     name = names.child_job_name(job.metadata.name, phase, attempt)

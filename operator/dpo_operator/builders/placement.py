@@ -7,7 +7,7 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.common import rank_labels
 
 HOSTNAME = "kubernetes.io/hostname"
-# Of 1 to 100: more than all else that a scheduler weighs.
+# The largest weight of an affinity term.
 PREFERENCE = 100
 
 

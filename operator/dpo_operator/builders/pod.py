@@ -62,7 +62,7 @@ def build_pod_template(
     if phase == "train":
         spec |= placement(job)
         if job.spec.pod.network.host_network:
-            # Names of the cluster are found through the cluster's DNS only when asked for.
+            # With hostNetwork, the cluster's DNS is used only with this policy.
             spec |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
     metadata = {"labels": build_labels(job, phase, attempt), "annotations": {names.LABEL_ATTEMPT: str(attempt)}}
     return {"metadata": metadata, "spec": spec}
@@ -129,7 +129,7 @@ def _volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
                 "items": [{"key": JOB_FILE_KEY, "path": names.JOB_FILE.rpartition("/")[2]}],
             },
         },
-        # Models and data are on the claim. What outgrows this counts as a failure, before it fills up the node's disk.
+        # Models and data are on the claim. Exceeding this limit evicts the pod before the node's disk is full.
         {"name": "tmp", "emptyDir": {"sizeLimit": TEMPORARY_SIZE}},
         # Kubernetes gives 64 MiB by default, too little for NCCL between the GPUs of a node.
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": job.spec.pod.shared_memory}},
@@ -177,7 +177,7 @@ def _tolerations(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
         }
         for taint in ("not-ready", "unreachable")
     ]
-    # For every phase: a cluster may have no node without a taint. GPUs are for those that train.
+    # The job's tolerations are for every phase, since all nodes may have a taint; the toleration of GPUs only for train.
     own = [t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in job.spec.pod.tolerations]
     gpu = [{"key": names.GPU, "operator": "Exists"}] if phase == "train" else []
     return [*lost_node, *gpu, *own]

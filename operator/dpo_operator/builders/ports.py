@@ -1,4 +1,4 @@
-"""Ports of trainer pods. On the node's own network those of two jobs must differ."""
+"""Ports of trainer pods. With hostNetwork, the ports of two jobs must differ."""
 
 import hashlib
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ HOST_PORT_PAIRS = 4500
 
 
 class Ports(NamedTuple):
-    """Where rank 0 is met, and where progress and metrics are read."""
+    """The rendezvous port of rank 0, and the port of progress and metrics."""
 
     master: int
     metrics: int

@@ -1,4 +1,4 @@
-"""What queues and gang schedulers of other projects ask of a job's training pods.
+"""Labels, PodGroups and schedulerName for Kueue, Volcano and scheduler-plugins.
 
 Prepare and export are not queued: they hold no GPU, and a job that waited twice would keep its place in no queue.
 """
@@ -28,13 +28,13 @@ class Schedulers:
 DEFAULT_SCHEDULERS = Schedulers()
 
 
-def holds(job: DPOJob, phase: names.Phase) -> bool:
-    """Whether a phase's Job is made suspended for a queue to resume it."""
+def is_created_suspended(job: DPOJob, phase: names.Phase) -> bool:
+    """Whether a phase's Job is created suspended, so that a queue resumes it."""
     return phase == "train" and job.spec.queue is not None and job.spec.queue.kind == "Kueue"
 
 
 def in_queue(job: DPOJob, phase: names.Phase, child: Manifest, schedulers: Schedulers) -> Manifest:
-    """A phase's Job, with what the job's queue needs to find on it and on its pods."""
+    """A phase's Job, with the queue's labels, annotations and schedulerName."""
     queue = job.spec.queue
     if queue is None or phase != "train":
         return child

@@ -13,7 +13,7 @@ def claim_name(job: DPOJob) -> str:
 
 
 def build_claim(job: DPOJob) -> Manifest:
-    """Claim for the work volume. Only retention Delete makes it a child that goes with the job."""
+    """Claim for the work volume. With retention Delete the job owns it, so that it is deleted with the job."""
     volume = job.spec.checkpoint.volume
     spec: dict[str, Any] = {
         "accessModes": [job.spec.access_mode],

@@ -1,6 +1,6 @@
 """Prometheus metrics of the operator.
 
-Series of jobs are made from memory when they are scraped, so that those of a deleted job vanish with it.
+Series of jobs are made from memory when they are scraped, so that the series of a deleted job vanish with it.
 """
 
 import time
@@ -55,7 +55,7 @@ class JobMetrics(Collector):
             ("reason",),
             registry=self.registry,
         )
-        # From 0 on: a series that begins with 1 has had no increase.
+        # Initialized at 0, because increase() ignores the first sample of a series.
         for reason in sorted(REASONS):
             self._restarts.labels(reason)
         self.unobserved = Gauge(

@@ -1,4 +1,4 @@
-"""Prometheus metrics of the operator's own work, beside those of the jobs."""
+"""Prometheus metrics of the operator's own work: queue, watches, leadership, requests."""
 
 from collections.abc import Callable, Iterator
 

@@ -1,4 +1,4 @@
-"""How soon the operator notices and mends: histograms over all jobs, fed with each status that was written."""
+"""Histograms of detection and recovery times over all jobs, fed by status writes."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from dpo_operator.queueing.key import Key
 
 
 class Timings:
-    """Both histograms, and when each job's restart was decided."""
+    """Both histograms, and the time at which each job's restart was decided."""
 
     def __init__(self, registry: CollectorRegistry, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -35,7 +35,7 @@ class Timings:
     def written(
         self, key: Key, before: DPOJobStatus, after: DPOJobStatus, seen: Observed | None, now: datetime
     ) -> None:
-        """A status was replaced by another. now: when that was done, UTC. seen: what it was decided on."""
+        """A status was written. now: time of the write, UTC. seen: the observation that the plan was based on."""
         if after.restarts > before.restarts:
             self._decided[key] = self._clock()
         restarted = _restarting(before) and not _restarting(after)
@@ -52,12 +52,12 @@ class Timings:
     def _since_decision(self, key: Key, status: DPOJobStatus, now: datetime) -> float:
         if key in self._decided:
             return self._clock() - self._decided[key]
-        # Decided by the operator before this one: all that is left of it is the time of day.
+        # Decided before an operator restart: use the recorded wall-clock time.
         history = status.restart_history
         return max(0.0, (now - history[-1].time).total_seconds()) if history else 0.0
 
     def forget(self, key: Key) -> None:
-        """The job is gone."""
+        """Drop a job that is gone."""
         self._decided.pop(key, None)
 
 
@@ -69,8 +69,8 @@ def _ended_at(pods: tuple[ChildPod, ...]) -> datetime | None:
     """End of the first container that failed; without one, of the last that succeeded."""
     failed = [pod.exit.finished_at for pod in pods if pod.exit and pod.exit.code != 0 and pod.exit.finished_at]
     succeeded = [pod.exit.finished_at for pod in pods if pod.exit and pod.exit.code == 0 and pod.exit.finished_at]
-    told = min(failed, default="") or max(succeeded, default="")
+    ended = min(failed, default="") or max(succeeded, default="")
     try:
-        return datetime.fromisoformat(told).astimezone(UTC) if told else None
+        return datetime.fromisoformat(ended).astimezone(UTC) if ended else None
     except ValueError:
         return None

@@ -1,1 +1,1 @@
-"""Which job is reconciled next, and which gang gets its turn next. No I/O."""
+"""Order of work: which job is reconciled next, and which gang gets the placement turn. No I/O."""

@@ -8,7 +8,7 @@ LaneName = Literal["normal", "slow"]
 
 @dataclass(frozen=True, order=True)
 class Key:
-    """Which DPOJob."""
+    """Namespace and name of a DPOJob."""
 
     namespace: str
     name: str

@@ -1,6 +1,7 @@
-"""A queue of job keys: each key once, never worked on twice at the same time, errors with a growing delay.
+"""Work queue of job keys: deduplicated, one worker per key, retries with exponential back-off.
 
-Two lanes keep what is hopeless from delaying what is not. Within a lane the namespaces take turns.
+The slow lane keeps jobs that failed or will be rejected from delaying the others. Within a lane, namespaces are served
+round-robin.
 """
 
 import asyncio
@@ -15,12 +16,12 @@ logger = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 0.5
 LAST_RETRY_SECONDS = 60.0
-# While both lanes have keys, one of so many is taken from the slow one.
+# With keys in both lanes, every SLOW_TURN-th key comes from the slow one.
 SLOW_TURN = 4
 
 
 class Lane:
-    """Keys that wait, with the time since when; the namespaces take turns."""
+    """First in, first out within a namespace, round-robin over namespaces; with the time at which each key was added."""
 
     def __init__(self) -> None:
         self._namespaces: OrderedDict[str, deque[Key]] = OrderedDict()
@@ -49,7 +50,7 @@ class Lane:
         return key
 
     def remove(self, key: Key) -> float:
-        """Take a key out of its place; returns since when it waited."""
+        """Remove a key. Returns the time at which it was added."""
         keys = self._namespaces[key.namespace]
         keys.remove(key)
         if not keys:
@@ -57,16 +58,16 @@ class Lane:
         return self._since.pop(key)
 
     def times(self) -> list[float]:
-        """Since when each key has waited. A copy, because the metrics are served by another thread."""
+        """Time at which each key was added. A copy, because the metrics are served by another thread."""
         return list(self._since.values())
 
 
 class KeyQueue:
     """Runs a handler for keys.
 
-    A key that is added while it waits is not added again; one that is added while it's handled is handled once more
-    afterwards. The handler returns the seconds after which it wants to see the key again, or None. Keys whose last
-    handling failed, and those that are added as slow, wait in the slow lane.
+    A key that is added while it waits is not added again; a key that is added while it is handled is handled once more
+    afterwards. The handler returns the seconds until the key is due again, or None. Keys whose last handling failed, and
+    keys that are added as slow, wait in the slow lane.
     """
 
     def __init__(self, handle: Callable[[Key], Awaitable[float | None]], workers: int) -> None:
@@ -82,20 +83,20 @@ class KeyQueue:
 
     @property
     def alive(self) -> bool:
-        """Whether every worker still works."""
+        """Whether all worker tasks are alive."""
         return not any(task.done() for task in self._tasks)
 
     def depth(self, lane: LaneName) -> int:
-        """Keys that wait in a lane."""
+        """Number of keys that wait in a lane."""
         return len(self._lanes[lane])
 
     def oldest_seconds(self, lane: LaneName) -> float:
-        """How long the key has waited that waits longest, 0 when none does."""
+        """Age of the oldest key, seconds; 0 for an empty lane."""
         times = self._lanes[lane].times()
         return time.monotonic() - min(times) if times else 0.0
 
     def add(self, key: Key, *, slow: bool = False) -> None:
-        """Handle a key as soon as a worker is free. slow: it has time."""
+        """Handle a key as soon as a worker is free. slow: use the slow lane."""
         if timer := self._timers.pop(key, None):
             timer.cancel()
         if key in self._running:
@@ -105,14 +106,14 @@ class KeyQueue:
         if key in self._lanes["normal"] or (slow and key in self._lanes["slow"]):
             return
         if key in self._lanes["slow"]:
-            # News of a key that had time.
+            # Promote a key from the slow lane.
             self._lanes["normal"].put(key, self._lanes["slow"].remove(key))
             return
         self._lanes["slow" if slow else "normal"].put(key, time.monotonic())
         self._something.release()
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Handle a key later, unless it's due sooner anyway."""
+        """Handle a key later, unless it is due sooner anyway."""
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
         waits = any(key in lane for lane in self._lanes.values())
@@ -123,7 +124,7 @@ class KeyQueue:
         self._timers[key] = loop.call_later(seconds, self.add, key)
 
     async def close(self) -> None:
-        """Stop the workers where they are; every step of a reconcile may be the last."""
+        """Cancel the workers. A reconcile may be interrupted at any await."""
         for timer in self._timers.values():
             timer.cancel()
         for task in self._tasks:
@@ -148,9 +149,9 @@ class KeyQueue:
             except Exception as error:
                 count = self._errors[key] = self._errors.get(key, 0) + 1
                 delay = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(count - 1, 10))
-                # A busy API server says how long it wants to be left alone.
+                # Honour Retry-After.
                 delay = max(delay, getattr(error, "retry_after", 0.0))
-                logger.warning("%s: %s; trying again in %.1f s", key, str(error) or type(error).__name__, delay)
+                logger.warning("%s: %s; retrying in %.1f s", key, str(error) or type(error).__name__, delay)
                 logger.debug("%s", key, exc_info=True)
             finally:
                 self._running.discard(key)

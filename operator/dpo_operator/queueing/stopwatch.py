@@ -1,4 +1,4 @@
-"""How long facts have been seen."""
+"""Time since facts were first observed."""
 
 import time
 from collections.abc import Callable, Hashable, Iterable
@@ -9,16 +9,16 @@ Clock = Callable[[], float]
 
 @dataclass
 class Stopwatch:
-    """How long facts have been seen, by this machine's monotonic clock: no other clock can be trusted for time-outs."""
+    """Time since each fact was first observed, by the monotonic clock, because wall clocks can jump and differ."""
 
     clock: Clock = time.monotonic
     _since: dict[Hashable, float] = field(default_factory=dict)
 
     def seconds(self, fact: Hashable) -> float:
-        """Time since a fact was first asked for, seconds."""
+        """Time since a fact was first queried, seconds."""
         return self.clock() - self._since.setdefault(fact, self.clock())
 
     def keep(self, facts: Iterable[Hashable]) -> None:
-        """Forget all facts but these."""
+        """Drop all facts but these."""
         kept = set(facts)
         self._since = {fact: since for fact, since in self._since.items() if fact in kept}

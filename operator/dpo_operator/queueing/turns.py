@@ -1,7 +1,7 @@
-"""Whose turn it is: one gang of the cluster is being placed at a time.
+"""The global placement turn: one gang of the cluster is placed at a time.
 
-Nothing here is stored. Each look at a job tells how it stands, so an operator that starts knows all of it once it has
-looked at every job; until then nobody gets a turn.
+In memory only. Every pass over a job reports its TurnState, so after a restart the state is complete once every job had a
+pass. Until then no turn is given.
 """
 
 import time
@@ -11,49 +11,50 @@ from dpo_operator.planning.gangs import Priority, TurnState
 from dpo_operator.planning.observed import Turn
 from dpo_operator.queueing.key import Key
 
-# A job that can't be looked at does not keep all others from training for ever.
-FIRST_LOOKS_SECONDS = 120.0
-# A job that waits or is being placed is looked at several times within this; one that was not is passed over.
+# Turns are given after this time even if some jobs could not be read.
+FIRST_PASSES_SECONDS = 120.0
+# Entries that were not refreshed within this time are ignored.
 FRESH_SECONDS = 120.0
 
 
-def _nobody(_: Key) -> None:
-    """Nobody has to be told."""
+def _no_wake(_: Key) -> None:
+    """Default wake: do nothing."""
 
 
 class Turns:
-    """All jobs that are being placed or wait for it. Its methods run to their end without an await, so one job claims at a time.
+    """Jobs that are being placed or wait for it. Methods never await, so claims are atomic.
 
-    wake: called with the key of a job that should be looked at, because its turn has come or others have begun to wait.
+    wake: called with the key of a job that needs a pass, because its turn has come or others have begun to wait.
     """
 
-    def __init__(self, wake: Callable[[Key], None] = _nobody, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, wake: Callable[[Key], None] = _no_wake, clock: Callable[[], float] = time.monotonic) -> None:
         self.wake = wake
         self._clock = clock
-        self._begun = self._looked_at = clock()
+        self._begun = self._reported_at = clock()
         self._unseen: set[Key] = set()
-        # When it was looked at: a job with a resumed Job; one that was given the turn, whose Job may be resumed at any moment.
+        # Last refresh of: jobs whose Job is resumed; jobs that have the turn and are about to resume their Job.
         self._placing: dict[Key, float] = {}
         self._claims: dict[Key, float] = {}
         self._waiting: dict[Key, tuple[Priority, float]] = {}
 
     def expect(self, keys: Iterable[Key]) -> None:
-        """Jobs that exist: each must be looked at before anyone gets a turn."""
+        """Jobs that exist: each must have a pass before a turn is given."""
         self._begun = self._clock()
         self._unseen = set(keys)
 
-    def look(self, key: Key, state: TurnState, priority: Priority) -> Turn:
-        """Note how a job stands, and give it the turn when it waits and the turn is its own."""
+    def report(self, key: Key, state: TurnState, priority: Priority) -> Turn:
+        """Note the state of a job, and give it the turn when it waits and comes first."""
         now = self._clock()
-        if now - self._looked_at > FRESH_SECONDS:
-            # The API server was away, and not one of the holders: each is looked at again first, as after a start.
+        if now - self._reported_at > FRESH_SECONDS:
+            # No pass for FRESH_SECONDS (outage of the API server), so entries may be stale. Each holder must have a pass first, as
+            # after a start.
             self.expect({*self._placing, *self._claims})
-        self._looked_at = now
+        self._reported_at = now
         all_known = self._unseen == {key}
         self._unseen.discard(key)
         if state is TurnState.WAITING:
             return self._ask(key, priority)
-        had = self._leave(key)
+        had = self._drop(key)
         if state is TurnState.PLACING:
             self._placing[key] = now
         elif had or all_known:
@@ -67,7 +68,7 @@ class Turns:
         if is_new:
             for holder in {*self._placing, *self._claims}:
                 self.wake(holder)
-        # Among thousands that wait, the first is looked for only when there is a turn to give.
+        # With thousands of waiting jobs, the first one is computed only when the turn is free.
         first = self._next() if self._is_free() else None
         if key in self._claims or first == key:
             self._claims[key] = self._clock()
@@ -76,21 +77,21 @@ class Turns:
             self.wake(first)
         return Turn(False, True)
 
-    def settle(self, key: Key, resumes: bool) -> None:
-        """What was decided with the turn. resumes: whether the job's pods are to be placed now."""
+    def release_unless(self, key: Key, *, resumes: bool) -> None:
+        """Give a granted turn back unless the plan resumes the Job, so that its pods are placed now."""
         if key in self._claims and not resumes:
             del self._claims[key]
-            # Not itself: it has just been looked at.
-            self._wake_next(but=key)
+            # Do not wake the caller.
+            self._wake_next(except_key=key)
 
     def forget(self, key: Key) -> None:
-        """The job is gone."""
+        """Drop a job that is gone."""
         self._unseen.discard(key)
-        if self._leave(key):
+        if self._drop(key):
             self._wake_next()
 
-    def _leave(self, key: Key) -> bool:
-        """Forget a job's part. Returns whether it had the turn."""
+    def _drop(self, key: Key) -> bool:
+        """Drop a job's entries. Returns whether it had the turn."""
         self._waiting.pop(key, None)
         had = key in self._placing or key in self._claims
         self._placing.pop(key, None)
@@ -98,14 +99,14 @@ class Turns:
         return had
 
     def _is_free(self) -> bool:
-        known = not self._unseen or self._clock() - self._begun > FIRST_LOOKS_SECONDS
+        known = not self._unseen or self._clock() - self._begun > FIRST_PASSES_SECONDS
         oldest = self._clock() - FRESH_SECONDS
-        held = any(looked_at >= oldest for looked_at in (*self._placing.values(), *self._claims.values()))
+        held = any(refreshed_at >= oldest for refreshed_at in (*self._placing.values(), *self._claims.values()))
         return known and not held
 
     def _fresh(self) -> Iterator[tuple[Priority, Key]]:
         oldest = self._clock() - FRESH_SECONDS
-        return ((priority, key) for key, (priority, looked_at) in self._waiting.items() if looked_at >= oldest)
+        return ((priority, key) for key, (priority, refreshed_at) in self._waiting.items() if refreshed_at >= oldest)
 
     def _next(self) -> Key | None:
         _, first = min(self._fresh(), default=(None, None))
@@ -114,6 +115,6 @@ class Turns:
     def _others_wait(self, key: Key) -> bool:
         return any(other != key for _, other in self._fresh())
 
-    def _wake_next(self, but: Key | None = None) -> None:
-        if self._is_free() and (first := self._next()) is not None and first != but:
+    def _wake_next(self, except_key: Key | None = None) -> None:
+        if self._is_free() and (first := self._next()) is not None and first != except_key:
             self.wake(first)

@@ -1,4 +1,4 @@
-"""Whether a running attempt gets further: what its pods say, and for how long nothing of it has changed."""
+"""Progress of a running attempt: polls its pods' /status and measures how long nothing changed."""
 
 import asyncio
 import time
@@ -17,9 +17,9 @@ from dpo_operator.planning.objects import ChildPod
 from dpo_operator.planning.observed import Heartbeat, Observed
 from dpo_operator.reconcile.progress_reader import ProgressReader, Silence
 
-# Pods that are asked when rank 0's is silent. Steps are taken together, so one that answers is enough.
+# Other pods polled when rank 0 is silent. Ranks step together, so one answer is enough.
 OTHERS = 3
-# A pod that can't be reached costs a connection's time-out each time, so it's asked again after a wait that doubles, seconds.
+# Exponential back-off for unreachable pods, seconds: each poll costs a connection time-out.
 FIRST_WAIT, LONGEST_WAIT = 3.0, 30.0
 
 Answer = Progress | Silence
@@ -42,10 +42,10 @@ class Heartbeats:
     _waits: dict[int, tuple[float, float]] = field(default_factory=dict)
     _furthest: int = 0
     _moved_at: float | None = None
-    _silent_since: float | None = None
+    _rank0_silent_since: float | None = None
     _said: bool = False
-    _asked_last: int = 0
-    _news: tuple[Event, ...] = ()
+    _next_other: int = 0
+    _pending_events: tuple[Event, ...] = ()
 
     async def observe(self, reader: ProgressReader, job: DPOJob, status: DPOJobStatus, seen: Observed) -> Heartbeat:
         """The newest progress of the current attempt, and the time without any."""
@@ -55,7 +55,7 @@ class Heartbeats:
         if (status.phase, status.attempt) != self._attempt:
             self._forget(status)
             self._waits = {}
-        # After a failure the attempt is over, whatever the others say; one that is gone, too, would only delay that.
+        # A failed pod ends the attempt. Polling the others would only delay the decision.
         failed = any(pod.failed for pod in pods)
         asked = [] if failed else [pod for pod in pods if pod.running and not pod.deleting and pod.ip]
         answers = await self._ask(reader, status, asked, ports_of(job, status.phase).metrics)
@@ -66,105 +66,106 @@ class Heartbeats:
             return Heartbeat(progress=read)
         stalled = self._stalled(status, answers)
         if status.phase == "train":
-            self._watch_first(asked, answers, stalled, read)
+            self._warn_about_rank0(asked, answers, stalled, read)
         hung = tuple(sorted(self._hung & answers.keys()))
         return Heartbeat(read, stalled, hung)
 
     @property
-    def has_news(self) -> bool:
-        """Whether there is something to announce."""
-        return bool(self._news)
+    def has_events(self) -> bool:
+        """Whether events are pending."""
+        return bool(self._pending_events)
 
     def announce(self) -> tuple[Event, ...]:
-        """What users must be told, once."""
-        news, self._news = self._news, ()
-        return news
+        """Return and clear pending events."""
+        events, self._pending_events = self._pending_events, ()
+        return events
 
     async def _ask(
         self, reader: ProgressReader, status: DPOJobStatus, pods: Sequence[ChildPod], port: int
     ) -> dict[int, Answer]:
-        """Answers by node rank; none without rank 0's pod."""
+        """Answers of rank 0, or of some others when it is silent, by node rank; empty without rank 0's pod."""
 
         async def ask(some: Sequence[ChildPod]) -> dict[int, Answer]:
             due = [pod for pod in some if self._waits.get(pod.index, (0.0, 0.0))[0] <= self.clock()]
             answers = await asyncio.gather(*(reader.read(pod.ip, port) for pod in due))
-            told = {pod.index: _current(answer, status) for pod, answer in zip(due, answers, strict=True)}
-            self._put_off(told)
-            return {pod.index: Silence.UNREACHABLE for pod in some} | told
+            current = {pod.index: _current(answer, status) for pod, answer in zip(due, answers, strict=True)}
+            self._put_off(current)
+            return {pod.index: Silence.UNREACHABLE for pod in some} | current
 
         if not pods or pods[0].index != 0:
             return {}
         first, others = pods[:1], pods[1 : 1 + OTHERS]
-        if self._silent_since is not None:
+        if self._rank0_silent_since is not None:
             return await ask([*first, *others])
         answers = await ask(first)
         if not isinstance(answers[0], Progress):
             return answers | await ask(others)
         if self._moved_at is None or self.clock() - self._moved_at < SILENT_SECONDS:
             return answers
-        # It may be waiting for a slower rank, which is the one that gets further: a few at a time are asked for that.
-        self._asked_last = (self._asked_last + OTHERS) % max(1, len(pods) - 1)
-        rotated = [*pods[1 + self._asked_last :], *pods[1 : 1 + self._asked_last]]
+        # Rank 0 may be waiting for a slower rank that still makes progress, so poll the others in rotation.
+        self._next_other = (self._next_other + OTHERS) % max(1, len(pods) - 1)
+        rotated = [*pods[1 + self._next_other :], *pods[1 : 1 + self._next_other]]
         return answers | await ask(rotated[:OTHERS])
 
-    def _put_off(self, told: dict[int, Answer]) -> None:
-        """When to ask these pods again. A process that is known to hang answers as one that can't be reached, too."""
-        for index, answer in told.items():
+    def _put_off(self, answers: dict[int, Answer]) -> None:
+        """Set the next poll of unreachable pods. A hung pod can look unreachable too, and is polled without back-off."""
+        for index, answer in answers.items():
             _, waited = self._waits.pop(index, (0.0, 0.0))
             if answer is Silence.UNREACHABLE and index not in self._hung:
                 wait = min(2 * waited, LONGEST_WAIT) or FIRST_WAIT
                 self._waits[index] = (self.clock() + wait, wait)
 
     def _stalled(self, status: DPOJobStatus, answers: dict[int, Answer]) -> float | None:
-        """Seconds without a change, or None when that can't be told."""
+        """Seconds without progress, None without evidence."""
         now, moved, evidence = self.clock(), False, False
         before = status.progress
-        # An operator that just started knows from the status that rank 0 answered to the one before.
+        # After an operator restart, status.progress shows that rank 0 was reachable before.
         answered = {*self._marks, *([0] if before and before.attempt == status.attempt and before.max_steps else [])}
         for index, answer in answers.items():
             if isinstance(answer, Progress):
                 mark = (answer.step, answer.last_step_at, answer.activity)
-                # Without steps nothing says how far it is, and to answer is all that can be asked of it (planning/hangs.py).
+                # Prepare and export report no steps, so answering at all is the heartbeat (planning/hangs.py).
                 moved = moved or answer.phase != "train"
                 moved = moved or answer.step > self._furthest or self._marks.get(index, mark) != mark
                 self._marks[index], self._furthest = mark, max(answer.step, self._furthest)
                 self._hung.discard(index)
             elif answer is Silence.HUNG:
                 self._hung.add(index)
-            elif answer is Silence.STRANGE:
+            elif answer is Silence.NOT_A_TRAINER:
                 self._hung.discard(index)
-            # Of a process that is stopped, the kernel takes some connections and then no more: it stays hung.
-            strange = answer is Silence.STRANGE and index in answered
-            evidence = evidence or isinstance(answer, Progress) or index in self._hung or strange
+            # The kernel accepts connections for a stopped process until its backlog is full, and then connections time out.
+            # So a hung pod stays hung when it becomes unreachable.
+            stopped_listening = answer is Silence.NOT_A_TRAINER and index in answered
+            evidence = evidence or isinstance(answer, Progress) or index in self._hung or stopped_listening
         if moved or (evidence and self._moved_at is None):
             self._moved_at = now
         return now - self._moved_at if evidence and self._moved_at is not None else None
 
-    def _watch_first(
+    def _warn_about_rank0(
         self, pods: Sequence[ChildPod], answers: dict[int, Answer], stalled: float | None, read: Progress | None
     ) -> None:
-        """Warn when rank 0's pod is silent for long and nothing follows from it: the others go on, or none can be reached."""
+        """Warn when rank 0 is silent for SILENT_SECONDS and the job is not restarted: others progress, or none is reachable."""
         silence, now = answers.get(0), self.clock()
         if not isinstance(silence, Silence):
-            self._silent_since, self._said = None, False
+            self._rank0_silent_since, self._warned = None, False
             return
-        if self._silent_since is None:
-            self._silent_since = now
-        seconds = now - self._silent_since
-        going_on = read is not None and stalled is not None and stalled < SILENT_SECONDS
-        if seconds >= SILENT_SECONDS and not self._said and (going_on or stalled is None):
-            self._said = True
-            self._news = (silent_event(pods[0], silence.value, seconds, read.step if read else None),)
+        if self._rank0_silent_since is None:
+            self._rank0_silent_since = now
+        seconds = now - self._rank0_silent_since
+        others_progress = read is not None and stalled is not None and stalled < SILENT_SECONDS
+        if seconds >= SILENT_SECONDS and not self._warned and (others_progress or stalled is None):
+            self._warned = True
+            self._pending_events = (silent_event(pods[0], silence.value, seconds, read.step if read else None),)
 
     def _forget(self, status: DPOJobStatus) -> None:
-        """All clocks start anew: another attempt, or not all ranks run."""
+        """Reset for a new attempt, or when not all ranks run."""
         self._attempt = (status.phase, status.attempt)
         self._marks, self._hung, self._furthest = {}, set(), 0
-        self._moved_at, self._silent_since, self._said, self._news = None, None, False, ()
+        self._moved_at, self._rank0_silent_since, self._warned, self._pending_events = None, None, False, ()
 
 
 def _current(answer: Answer, status: DPOJobStatus) -> Answer:
-    """What a process of another attempt says is no answer of this one."""
+    """Treat the answer of another attempt as invalid."""
     if isinstance(answer, Progress) and (answer.phase, answer.attempt) != (status.phase, status.attempt):
-        return Silence.STRANGE
+        return Silence.NOT_A_TRAINER
     return answer

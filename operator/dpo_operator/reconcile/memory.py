@@ -1,4 +1,4 @@
-"""What the operator remembers between two looks at a job. All of it may be lost: a restart only starts the clocks anew."""
+"""Per-job cache of the operator. Losing it is harmless: an operator restart only restarts timers."""
 
 import time
 from collections import deque
@@ -20,13 +20,13 @@ EXPANSION_RETRY_SECONDS = 600.0
 
 @dataclass
 class Parsed:
-    """What was last read of a job in typed form; reading it again costs more than deciding."""
+    """Cached parse of spec and status; parsing costs more than planning."""
 
     _job: tuple[object, DPOJob | Problems] | None = None
     _status: tuple[str, DPOJobStatus] | None = None
 
     def job(self, raw: dict[str, Any]) -> DPOJob | Problems:
-        """The job of an object; it changes with its generation, its deletion, or an annotation that asks for a retry."""
+        """The job of an object; it changes with its generation, its deletion, or the annotation for a retry."""
         metadata = raw["metadata"]
         retry = (metadata.get("annotations") or {}).get(names.ANNOTATION_RETRY)
         mark = (metadata["uid"], metadata.get("generation"), metadata.get("deletionTimestamp"), retry)
@@ -35,7 +35,7 @@ class Parsed:
         return self._job[1]
 
     def status(self, raw: dict[str, Any]) -> DPOJobStatus:
-        """The status of an object in the version that it has."""
+        """The status of an object, cached by resourceVersion."""
         version = str(raw["metadata"]["resourceVersion"])
         if self._status is None or self._status[0] != version:
             self._status = (version, DPOJobStatus.model_validate(raw.get("status") or {}))
@@ -53,15 +53,15 @@ class ChildObjects:
 
 @dataclass(frozen=True)
 class RefusedExpansion:
-    """A claim that could not grow. It's tried again after a while: a StorageClass may have been changed."""
+    """A refused claim expansion, retried after EXPANSION_RETRY_SECONDS: its StorageClass may have changed."""
 
     size: str
-    why: str
+    message: str
     at: float = field(default_factory=time.monotonic)
 
     @property
     def is_fresh(self) -> bool:
-        """Whether it's too soon to ask again."""
+        """Whether it's too early for a retry."""
         return time.monotonic() - self.at < EXPANSION_RETRY_SECONDS
 
 
@@ -69,11 +69,11 @@ class RefusedExpansion:
 class JobMemory:
     """Memory of one job.
 
-    raw, seen: the last full look. refused: the API server's last refusal. written: resourceVersions of our last statuses.
-    dirty: something happened since the last full look. due: that look asked for another one. versions: of the Jobs and
-    pods that it saw. guarded, guards_at: of which phase the guards were looked at, and when. child_objects: what changes so
-    rarely that not every look reads it. event_object: the job as a watch showed it, while that is as good as a read. made: phase and attempt of
-    the last Job that was created.
+    raw, seen: of the last full pass. refused: the API server's last refusal. written: resourceVersions of our status writes.
+    dirty: something changed since the last full pass. due: that pass requested a requeue. versions: resourceVersions of
+    the Jobs and pods in that pass. guarded, guards_at: phase and time of the last read of guards. child_objects: cached
+    claim, Service and ConfigMap. event_object: a new job as delivered by the watch, usable instead of a read. made: phase
+    and attempt of the last created Job.
     """
 
     uid: str = ""

@@ -27,7 +27,7 @@ OnList = Callable[[str, str | None, Sequence[Json]], None]
 async def observe(client: Client, job: DPOJob, memory: JobMemory, *, max_age: float, on_list: OnList) -> Observed:
     """Jobs and pods of a job as the API server holds them now, with its claim, Service and ConfigMap.
 
-    max_age: seconds for which the last read of those three is good enough.
+    max_age: how old the cached claim, Service and ConfigMap may be, seconds. on_list: called with each list.
     """
     namespace, uid = job.metadata.namespace, job.metadata.uid
     selector = f"{names.LABEL_UID}={uid}"
@@ -40,31 +40,33 @@ async def observe(client: Client, job: DPOJob, memory: JobMemory, *, max_age: fl
     on_list("Pod", namespace, pods)
     memory.child_objects = child_objects
     memory.versions = frozenset(str(raw["metadata"]["resourceVersion"]) for raw in (*jobs, *pods))
-    clock = _Clock(memory.pods)
-    # Labels can be copied by anyone who may create a Job; ownership is what counts.
+    durations = _Durations(memory.pods)
+    # Labels can be forged by anyone who may create a Job; check the owner's UID.
     foreign = {raw["metadata"]["uid"] for raw in jobs if owner_uid(raw) != uid}
     seen = Observed(
-        jobs=tuple(clock.job(raw) for raw in jobs if raw["metadata"]["uid"] not in foreign),
-        pods=tuple(clock.pod(raw) for raw in pods if owner_uid(raw) not in foreign),
+        jobs=tuple(durations.job(raw) for raw in jobs if raw["metadata"]["uid"] not in foreign),
+        pods=tuple(durations.pod(raw) for raw in pods if owner_uid(raw) not in foreign),
         claim=child_objects.claim,
         support=child_objects.support,
         refused=memory.refused,
     )
-    clock.forget_the_rest()
+    durations.forget_the_rest()
     return seen
 
 
-async def observe_leftovers(client: Client, key: Key, stopwatch: Stopwatch, but: str) -> tuple[ChildPod, ...]:
-    """Pods of jobs of a name that are no more, as long as they are being deleted. but: UID of the job that has the name now."""
-    pods = await client.list("Pod", key.namespace, f"{names.LABEL_JOB}={key.name},{names.LABEL_UID}!={but or 'none'}")
-    clock = _Clock(stopwatch)
-    seen = tuple(clock.pod(raw) for raw in pods if "deletionTimestamp" in raw["metadata"])
-    clock.forget_the_rest()
+async def observe_leftovers(client: Client, key: Key, stopwatch: Stopwatch, except_uid: str) -> tuple[ChildPod, ...]:
+    """Terminating pods of deleted jobs of this name. except_uid: of the current job, whose pods are excluded."""
+    pods = await client.list(
+        "Pod", key.namespace, f"{names.LABEL_JOB}={key.name},{names.LABEL_UID}!={except_uid or 'none'}"
+    )
+    durations = _Durations(stopwatch)
+    seen = tuple(durations.pod(raw) for raw in pods if "deletionTimestamp" in raw["metadata"])
+    durations.forget_the_rest()
     return seen
 
 
 async def find_leftovers(client: Client, namespaces: Sequence[str | None]) -> set[Key]:
-    """Names of jobs that have a pod which is being deleted."""
+    """Keys of jobs with terminating pods."""
     found = [pod["metadata"] for ns in namespaces for pod in await client.list("Pod", ns, names.LABEL_JOB)]
     return {Key(m["namespace"], m["labels"][names.LABEL_JOB]) for m in found if "deletionTimestamp" in m}
 
@@ -92,7 +94,7 @@ async def _guard(client: Client, wanted: Json, namespace: str) -> Json | None:
     try:
         return await client.get(resource_of(wanted), namespace, wanted["metadata"]["name"])
     except ApiError as error:
-        # Of a queue that the operator was installed without; making it fails in the same way, and that is told.
+        # The operator has no right to PodGroups. Treat the PodGroup as absent; creating it fails and is reported.
         if error.code == 403 and wanted["kind"] == "PodGroup":
             return None
         raise
@@ -104,7 +106,7 @@ async def _child_objects(client: Client, job: DPOJob, known: ChildObjects | None
     if known is not None and now - known.read_at < max_age:
         if known.claim is not None and known.claim.bound:
             return known
-        # Pods wait for a claim that is not bound, and no event tells of it.
+        # Read unbound claims every time: claims are not watched.
         claim = await client.get("PersistentVolumeClaim", namespace, claim_name(job))
         return replace(known, claim=Claim.from_raw(claim) if claim else None)
     claim, service, config = await asyncio.gather(
@@ -120,7 +122,7 @@ async def _child_objects(client: Client, job: DPOJob, known: ChildObjects | None
 
 
 def with_created(seen: Observed, raw: Json) -> Observed:
-    """What was seen, and an object that was made since."""
+    """The observation, plus an object that was just created."""
     match raw["kind"]:
         case "Job":
             return replace(seen, jobs=(*seen.jobs, ChildJob.from_raw(raw)))
@@ -132,8 +134,8 @@ def with_created(seen: Observed, raw: Json) -> Observed:
             return replace(seen, guards=(*(seen.guards or ()), Guard.from_raw(raw)))
 
 
-class _Clock:
-    """Adds how long ends and deletions have been seen."""
+class _Durations:
+    """Adds the time since failures and deletions were first observed."""
 
     def __init__(self, stopwatch: Stopwatch) -> None:
         self._stopwatch = stopwatch

@@ -1,4 +1,4 @@
-"""Reads how far a trainer pod is, or what kind of silence it keeps."""
+"""Reads /status of a trainer pod, or classifies why it gave no answer."""
 
 import errno
 import ipaddress
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from dpo_operator.api import names
 from dpo_operator.api.reports import Progress
 
-# For a connection, and again for the answer.
+# For connecting, and again for the response.
 TIMEOUT_SECONDS = 2.0
 # A pod belongs to a tenant; what it sends is bounded, like all input.
 MAX_BYTES = 65536
@@ -19,12 +19,12 @@ MAX_BYTES = 65536
 class Silence(Enum):
     """Why a pod gave no answer.
 
-    HUNG: its kernel takes the connection and its process does not answer: it is stopped or stuck. STRANGE: something answers that
-    is no trainer, or nothing listens. UNREACHABLE: no sign of life at all, as behind a NetworkPolicy.
+    HUNG: connected, but no response in time: the process is stopped or stuck. NOT_A_TRAINER: connection refused, or an
+    invalid response. UNREACHABLE: no response at all, as behind a NetworkPolicy.
     """
 
     HUNG = "has not answered"
-    STRANGE = "has given no answer that can be understood"
+    NOT_A_TRAINER = "gave no valid answer"
     UNREACHABLE = "could not be reached"
 
 
@@ -35,29 +35,29 @@ class ProgressReader:
         self._session: aiohttp.ClientSession | None = None
 
     async def read(self, ip: str, port: int = names.METRICS_PORT) -> Progress | Silence:
-        """The pod's answer."""
+        """The pod's progress, or why there is none."""
         try:
             address = ipaddress.ip_address(ip)
             host = f"[{address}]" if address.version == 6 else str(address)
             async with self._open().get(f"http://{host}:{port}/status", allow_redirects=False) as answer:
                 if answer.status != 200:
-                    return Silence.STRANGE
+                    return Silence.NOT_A_TRAINER
                 return Progress.model_validate_json(await _bounded(answer.content))
         except aiohttp.ConnectionTimeoutError:
             return Silence.UNREACHABLE
         except TimeoutError:
             return Silence.HUNG
         except aiohttp.ClientConnectorError as error:
-            return Silence.STRANGE if error.os_error.errno == errno.ECONNREFUSED else Silence.UNREACHABLE
+            return Silence.NOT_A_TRAINER if error.os_error.errno == errno.ECONNREFUSED else Silence.UNREACHABLE
         except (aiohttp.ClientError, OSError, ValidationError, ValueError):
-            return Silence.STRANGE
+            return Silence.NOT_A_TRAINER
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             timeout = aiohttp.ClientTimeout(
                 total=2 * TIMEOUT_SECONDS, sock_connect=TIMEOUT_SECONDS, sock_read=TIMEOUT_SECONDS
             )
-            # Pods come and go; a connection that is kept for the next reading would only wait for a dead one.
+            # No keep-alive: a kept connection would hang when its pod is gone.
             connector = aiohttp.TCPConnector(limit=64, force_close=True)
             self._session = aiohttp.ClientSession(timeout=timeout, connector=connector, trust_env=False)
         return self._session

@@ -1,4 +1,4 @@
-"""One pass over one job: look, decide, write the decision down, carry it out."""
+"""One pass over one job: observe, plan, write the status, apply the actions."""
 
 import logging
 import time
@@ -38,10 +38,10 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 GUARD_SECONDS = 300.0
-# Decisions that follow from one another on the same reads: accept, make what pods mount, make the Job, note it.
+# Plans in one pass without another read: accept, create what pods mount, create the Job, record it.
 MAX_ROUNDS = 5
-# Errors that come from outside, and that trying again may mend.
-TROUBLE = (ApiError, FencedError, OSError)
+# Expected errors, after which the pass is retried.
+RETRYABLE = (ApiError, FencedError, OSError)
 
 
 def _ignore_list(kind: str, namespace: str | None, items: Sequence[Json]) -> None:
@@ -49,7 +49,7 @@ def _ignore_list(kind: str, namespace: str | None, items: Sequence[Json]) -> Non
 
 
 class Reconciler:
-    """Reconciles jobs by key. What it remembers only saves reads; every decision that acts is made on fresh ones."""
+    """Reconciles jobs by key. Cached state only saves reads; every plan with actions is based on fresh reads."""
 
     def __init__(
         self,
@@ -69,20 +69,20 @@ class Reconciler:
         self._full_pass_seconds = full_pass_seconds
         self._on_list = on_list
         self._memory: dict[Key, JobMemory] = {}
-        # How long the deleted pods of jobs that are no more have been seen.
+        # Time since terminating pods of deleted jobs were first observed.
         self._gone: dict[Key, Stopwatch] = {}
         self.turns = Turns()
 
     def changed(self, key: Key, resource_version: str | None = None, event_object: Json | None = None) -> bool:
-        """Note that something happened to a job; False when it was only our own status write coming back.
+        """Note that a job changed; False when it was only our own status write.
 
-        event_object: the job as a watch gave it.
+        event_object: the job as a watch delivered it.
         """
         memory = self._memory.setdefault(key, JobMemory())
         if resource_version is not None and resource_version in memory.written:
             return False
-        # One that was never looked at and has no status is accepted or refused, and only in this very version. Everything
-        # else is read anew: a watch may tell old news once more.
+        # A new job without a status can be accepted from the event itself, because the write fails if the version is
+        # stale. Anything else is re-read: watch events may be stale.
         memory.event_object = (
             event_object if event_object is not None and not event_object.get("status") and not memory.uid else None
         )
@@ -90,7 +90,7 @@ class Reconciler:
         return True
 
     def child_changed(self, key: Key, resource_version: str) -> bool:
-        """Note that a Job or pod of a job changed; False when the last look saw it in this very version."""
+        """Note that a Job or pod of a job changed; False if the last pass saw this resourceVersion."""
         memory = self._memory.setdefault(key, JobMemory())
         if resource_version in memory.versions:
             return False
@@ -98,53 +98,53 @@ class Reconciler:
         return True
 
     async def reconcile(self, key: Key) -> float | None:
-        """Do what the job needs now. Returns the seconds until it needs another look, None when an event will tell."""
+        """Do what the job needs now. Returns the seconds until the next pass; None: wait for an event."""
         memory = self._memory.setdefault(key, JobMemory())
         try:
             with self._metrics.timed("reconcile"):
                 if not memory.dirty and time.monotonic() - memory.looked_at < self._full_pass_seconds:
-                    done, delay = await self._tick(key, memory)
-                    if done:
+                    handled, delay = await self._poll_progress(key, memory)
+                    if handled:
                         return delay
                 return await self._pass(key, memory)
         except Exception as error:
             if key in self._memory:
-                # What was not done is looked at again, not only how far rank 0 is.
+                # Force a full pass next time, not only a progress poll.
                 self._memory[key].dirty = True
-            if not isinstance(error, TROUBLE):
-                # A turn that was given for a decision that did not come.
-                self.turns.settle(key, False)
+            if not isinstance(error, RETRYABLE):
+                # Return the turn that this failed pass may have taken.
+                self.turns.release_unless(key, resumes=False)
                 logger.exception("%s", key)
-                with suppress(*TROUBLE):
+                with suppress(*RETRYABLE):
                     await self._report_internal_error(key, error)
             raise
 
     async def _report_internal_error(self, key: Key, error: Exception) -> None:
-        """An error of the operator's own, told where the job's user looks."""
+        """Report an error of the operator itself as an event on the job."""
         if raw := await self._client.get(names.KIND, key.namespace, key.name):
-            message = f"The operator can't go on with this job and tries again: {type(error).__name__}: {error}"
+            message = f"Internal error of the operator; retrying: {type(error).__name__}: {error}"
             event = Event("Warning", conditions.OPERATOR_ERROR, conditions.shorten(message, 1000))
             await write.record(self._client, raw, (event,))
 
     async def _pass(self, key: Key, memory: JobMemory) -> float | None:
-        # Cleared before the reads: what happens during them is another reason to look.
+        # Clear before reading, so that changes during the reads cause another pass.
         memory.dirty = False
         raw, memory.event_object = memory.event_object, None
         raw = raw or await self._client.get(names.KIND, key.namespace, key.name)
         if raw is None:
             self.forget(key)
-            return await self._clear_away(key)
+            return await self._remove_leftovers(key)
         if raw["metadata"]["uid"] != memory.uid:
             if memory.uid:
                 self._gone.setdefault(key, Stopwatch())
-            # Another object of the same name: nothing that was known holds for it.
+            # Another object of the same name: nothing that is cached applies to it.
             memory = self._memory[key] = JobMemory(uid=raw["metadata"]["uid"], dirty=False)
         seen: Observed | None = None
         just_accepted = False
         for _ in range(MAX_ROUNDS):
             before = memory.parsed.status(raw)
             decision, seen = await self._decide(key, raw, seen, memory, just_accepted=just_accepted)
-            # Whoever writes the acceptance is the first to make anything for the job.
+            # Our write accepted the job, so no child objects exist yet.
             just_accepted = before.start_time is None and decision.status.phase is not None
             try:
                 raw = await self._write(raw, decision, memory)
@@ -158,28 +158,29 @@ class Reconciler:
             memory.raw, memory.seen, memory.looked_at = raw, seen, time.monotonic()
             memory.due = decision.requeue_after is not None
             startup = memory.startup.announce(before, decision.status, seen)
-            said = decision.events + startup + memory.heartbeats.announce()
-            await write.record(self._client, raw, said)
+            events = decision.events + startup + memory.heartbeats.announce()
+            await write.record(self._client, raw, events)
             seen = await self._apply(key, raw, decision, seen, memory)
-            # What follows from this on the same reads is done at once; after anything else the next pass reads anew. What
-            # there is to say of a new Job is said with its pods, which exist a moment later.
-            goes_on = decision.requeue_after == 0 or any(
+            # Plan again on the same reads only if the plan says so or only mounts were created. After creating a Job, end
+            # the pass: its pods appear a moment later.
+            plan_again = decision.requeue_after == 0 or any(
                 isinstance(a, Create) and a.kind != "Job" for a in decision.actions
             )
-            if memory.dirty or not goes_on:
+            if memory.dirty or not plan_again:
                 break
         after = decision.requeue_after
         if key in self._gone:
-            left = await self._clear_away(key, memory.uid)
+            left = await self._remove_leftovers(key, memory.uid)
             after = min((each for each in (after, left) if each is not None), default=None)
         return after
 
-    async def _clear_away(self, key: Key, but: str = "") -> float | None:
-        """Remove deleted pods of jobs that are gone, when their node is lost: they would hold claims and namespaces for ever.
+    async def _remove_leftovers(self, key: Key, except_uid: str = "") -> float | None:
+        """Force-delete terminating pods of deleted jobs on lost nodes; otherwise they block claims and namespaces.
 
-        but: UID of the job that has the name now. Returns the seconds until another look, None when no such pod is left.
+        except_uid: of the current job of this name, whose pods are excluded. Returns the seconds until the next check, None
+        when no such pod is left.
         """
-        pods = await observe_leftovers(self._client, key, self._gone.setdefault(key, Stopwatch()), but)
+        pods = await observe_leftovers(self._client, key, self._gone.setdefault(key, Stopwatch()), except_uid)
         for action in ending.last_removals(pods):
             await write.apply(self._client, key.namespace, "", action)
             logger.info("%s: %s %s %s", key, action.verb, action.kind, action.name)
@@ -191,7 +192,7 @@ class Reconciler:
     async def _decide(
         self, key: Key, raw: Json, seen: Observed | None, memory: JobMemory, *, just_accepted: bool
     ) -> tuple[Plan, Observed | None]:
-        """The next decision. seen: what was seen before in this pass; None: nothing that still holds."""
+        """The next plan. seen: reads of this pass that are still valid; None: read again."""
         status, job = memory.parsed.status(raw), memory.parsed.job(raw)
         if isinstance(job, Problems):
             generation = int(raw["metadata"].get("generation", 1))
@@ -201,20 +202,20 @@ class Reconciler:
             now = self._client.now()
             return reject_unreadable(status, job, generation=generation, now=now, manager=manager, retry=retry), None
         if status.phase is None and not status.is_final:
-            # Whether a job is accepted depends on its spec alone. One that never will be keeps nobody waiting.
-            self.turns.look(key, gangs.TurnState.NONE, gangs.priority(status, self._client.now()))
+            # Acceptance depends on the spec alone. Report the job, so that one that will be rejected does not block turns.
+            self.turns.report(key, gangs.TurnState.NONE, gangs.priority(status, self._client.now()))
             return plan(job, status, Observed(), self._client.now(), self._settings), None
         is_fresh = seen is None
         if seen is None and just_accepted:
             seen = await observe_just_accepted(self._client, job, memory)
             memory.guarded, memory.guards_at = status.phase, time.monotonic()
         elif seen is None:
-            # While an attempt's Job is there nothing is made from these, so that an older look is good enough.
+            # While the attempt's Job exists, the claim, Service and ConfigMap are not created, so cached reads suffice.
             has_job = status.active_job is not None or memory.made == (status.phase, status.attempt)
             max_age = self._full_pass_seconds if has_job else 0.0
             seen = await observe(self._client, job, memory, max_age=max_age, on_list=self._on_list)
         if (refusal := memory.expansion) is not None and refusal.is_fresh:
-            seen = replace(seen, expansion_refused=(refusal.size, refusal.why))
+            seen = replace(seen, expansion_refused=(refusal.size, refusal.message))
         running = resizing.as_running(job, status, seen)
         if is_fresh:
             seen = replace(seen, startup=await memory.startup.observe(self._client, running, status, seen))
@@ -223,13 +224,15 @@ class Reconciler:
         now = self._client.now()
         seen = replace(seen, turn=self._turn(key, running, status, seen, memory, now))
         decision = plan(job, status, seen, now, self._settings)
-        self.turns.settle(key, any(isinstance(a, SuspendJob) and not a.value for a in decision.actions))
+        resumes = any(isinstance(a, SuspendJob) and not a.value for a in decision.actions)
+        self.turns.release_unless(key, resumes=resumes)
         return decision, seen
 
-    async def _tick(self, key: Key, memory: JobMemory) -> tuple[bool, float | None]:
-        """Follow a running job with one request to its rank 0 and none to the API server, unless there is news.
+    async def _poll_progress(self, key: Key, memory: JobMemory) -> tuple[bool, float | None]:
+        """Poll a running job: one request to its rank 0 and, unless something changed, none to the API server.
 
-        Returns whether that was enough; a decision that acts is made anew on fresh reads.
+        Returns (handled, seconds until the next pass). Not handled: a full pass is needed, because a plan with actions must
+        be based on fresh reads.
         """
         if memory.raw is None or memory.seen is None:
             return False, None
@@ -240,8 +243,8 @@ class Reconciler:
         heartbeat = await memory.heartbeats.observe(self._reader, running, status, memory.seen)
         seen = replace(memory.seen, heartbeat=heartbeat)
         decision = plan(job, status, seen, self._client.now(), self._settings)
-        news = decision.actions or decision.events or memory.heartbeats.has_news
-        if memory.dirty or news or decision.requeue_after is None:
+        needs_pass = decision.actions or decision.events or memory.heartbeats.has_events
+        if memory.dirty or needs_pass or decision.requeue_after is None:
             return False, None
         if (decision.status.phase, decision.status.attempts) != (status.phase, status.attempts):
             return False, None
@@ -255,11 +258,11 @@ class Reconciler:
         return True, decision.requeue_after
 
     async def _with_guards(self, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory) -> Observed:
-        """Guards change with the phase, with the operator's settings and with the job's: before each attempt, and now and then."""
+        """Read the guards before each attempt and every GUARD_SECONDS; settings of the operator or the job may change them."""
         if status.phase is None or status.is_final:
             return seen
         known = memory.guarded == status.phase and time.monotonic() - memory.guards_at < GUARD_SECONDS
-        # Those that this pass looked at or made, or those of an attempt whose Job is there.
+        # Still valid: read or created in this pass, or the attempt's Job exists.
         if known and (seen.guards is not None or seen.job_of(status.phase, status.attempt) is not None):
             return seen
         memory.guarded, memory.guards_at = status.phase, time.monotonic()
@@ -269,8 +272,8 @@ class Reconciler:
         self, key: Key, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory, now: datetime
     ) -> Turn:
         state = gangs.turn_state(job, status, seen, now)
-        turn = self.turns.look(key, state, gangs.priority(status, now))
-        # Since the Job was resumed: the next one that is, or the same one later, starts this clock anew.
+        turn = self.turns.report(key, state, gangs.priority(status, now))
+        # Timer key: a new attempt or another placement time-out restarts the timer.
         fact = (status.attempts.train, status.placement_wait.timeouts if status.placement_wait else 0)
         placing = state is gangs.TurnState.PLACING or gangs.is_partly_placed(job, status, seen)
         memory.placing.keep([fact] if placing else [])
@@ -287,7 +290,7 @@ class Reconciler:
     async def _apply(
         self, key: Key, raw: Json, decision: Plan, seen: Observed | None, memory: JobMemory
     ) -> Observed | None:
-        """Carry a decision out. Returns what is seen now, None when that must be read."""
+        """Apply the actions. Returns the updated observation, None if it must be read again."""
         for action in decision.actions:
             try:
                 made = await write.apply(self._client, key.namespace, raw["metadata"]["uid"], action)
@@ -305,7 +308,7 @@ class Reconciler:
                 raise
             logger.info("%s: %s %s %s", key, action.verb, action.kind, action.name)
             if made is None or seen is None:
-                # The next look must see what was just done, whether or not an event tells.
+                # Force a re-read: the effect must be seen even without an event.
                 seen, memory.dirty = None, True
                 continue
             seen = with_created(seen, made)
@@ -317,14 +320,14 @@ class Reconciler:
         return replace(seen, refused=memory.refused) if seen else None
 
     def forget(self, key: Key) -> None:
-        """The job is gone."""
+        """Drop everything about a job that is gone."""
         self._memory.pop(key, None)
         self._timings.forget(key)
         self.turns.forget(key)
         self._metrics.forget(key)
 
     def is_settled(self, key: Key, resource_version: str) -> bool:
-        """Whether a finished job is in the version that was last looked at, and nothing is due any more."""
+        """Whether a finished job is unchanged since the last pass and needs no requeue."""
         memory = self._memory.get(key)
         if memory is None or memory.dirty or memory.raw is None or memory.due:
             return False
@@ -333,5 +336,5 @@ class Reconciler:
         return finished and bool(memory.raw["metadata"]["resourceVersion"] == resource_version)
 
     def known(self) -> frozenset[Key]:
-        """Keys of all jobs that are remembered."""
+        """Keys of all cached jobs."""
         return frozenset(self._memory)

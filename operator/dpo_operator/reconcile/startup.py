@@ -1,4 +1,4 @@
-"""Attempts whose pods do not all run: what Kubernetes' events say about that, and what is said to users."""
+"""Attempts that are starting: reads Kubernetes' events about their pods and emits warnings."""
 
 import asyncio
 import time
@@ -25,18 +25,18 @@ PODS_AT_ONCE = 3
 class StartupTracker:
     """Memory of one job.
 
-    notices: of the last look. tried: the last time of waiting after which refused pods were tried again. said: reasons of the events given
-    about said_of, an attempt, and when; last: the newest of them.
+    notices: Kubernetes' events of the last read. retried: the wait and its interval in which refused pods were last
+    retried. event_times: time of the last event by reason, for the attempt event_attempt. last_reason: of the newest event.
     """
 
     clock: Clock = time.monotonic
     waiting: Stopwatch = field(default_factory=Stopwatch)
     notices: tuple[Notice, ...] = ()
     looked_at: float | None = None
-    tried: tuple[Hashable, int] = (None, 0)
-    said: dict[str, float] = field(default_factory=dict)
-    said_of: Hashable = None
-    last: str | None = None
+    retried: tuple[Hashable, int] = (None, 0)
+    event_times: dict[str, float] = field(default_factory=dict)
+    event_attempt: Hashable = None
+    last_reason: str | None = None
 
     async def observe(self, client: Client, job: DPOJob, status: DPOJobStatus, seen: Observed) -> Startup:
         """The time since the attempt's pods should all run, and Kubernetes' events about them when that is long."""
@@ -48,34 +48,34 @@ class StartupTracker:
         seconds = self.waiting.seconds(fact)
         due = self.looked_at is None or self.clock() - self.looked_at >= POLL_SECONDS
         # A gang that waits for its turn has no pods yet.
-        if seconds >= FIRST_POLL_SECONDS and due and (uids := _silent(job, status, seen)):
+        if seconds >= FIRST_POLL_SECONDS and due and (uids := _unexplained(job, status, seen)):
             self.looked_at = self.clock()
             self.notices = await _notices(client, job.metadata.namespace, uids)
-        # The Job controller tries often by itself at first.
+        # In the first interval the Job controller's own retries suffice.
         turn = int(seconds // RETRY_PODS_SECONDS)
-        again = turn > 0 and self.tried != (fact, turn)
-        self.tried = fact, turn
+        again = turn > 0 and self.retried != (fact, turn)
+        self.retried = fact, turn
         return Startup(seconds, self.notices, again)
 
     def announce(self, before: DPOJobStatus, status: DPOJobStatus, seen: Observed | None) -> tuple[Event, ...]:
-        """The warning about what keeps the job waiting, once for each change of its reason. before: as it was stored."""
-        if self.last is None:
-            # The operator may have started just now; what the status shows was said by the one before.
+        """Warning about the current obstacle, once per change of its reason. before: the stored status."""
+        if self.last_reason is None:
+            # After an operator restart, the reason in the status was already reported.
             shown = c.find(before.conditions, c.RUNNING)
-            self.last = shown.reason if shown is not None else ""
+            self.last_reason = shown.reason if shown is not None else ""
         attempt = (status.phase, status.attempt)
-        if self.said_of not in (None, attempt):
-            self.said, self.last = {}, ""
-        self.said_of = attempt
+        if self.event_attempt not in (None, attempt):
+            self.event_times, self.last_reason = {}, ""
+        self.event_attempt = attempt
         event = obstacle_event(status, seen.startup.waiting_seconds if seen else 0.0)
         if c.is_true(status.conditions, c.RUNNING):
-            self.last = ""
-        if event is None or event.reason == self.last:
+            self.last_reason = ""
+        if event is None or event.reason == self.last_reason:
             return ()
-        now, earlier = self.clock(), self.said.get(event.reason)
+        now, earlier = self.clock(), self.event_times.get(event.reason)
         if earlier is not None and now - earlier < REPEAT_SECONDS:
             return ()
-        self.said[event.reason], self.last = now, event.reason
+        self.event_times[event.reason], self.last_reason = now, event.reason
         return (event,)
 
 
@@ -91,8 +91,8 @@ def _waits_for(job: DPOJob, status: DPOJobStatus, seen: Observed) -> Hashable:
     return status.phase, status.attempt, child.uid if child else ""
 
 
-def _silent(job: DPOJob, status: DPOJobStatus, seen: Observed) -> list[str]:
-    """UIDs of what is not explained by the objects themselves: a Job without all of its pods, pods that do not start."""
+def _unexplained(job: DPOJob, status: DPOJobStatus, seen: Observed) -> list[str]:
+    """UIDs of objects whose own status does not explain the wait: a Job without all of its pods, pods that do not start."""
     assert status.phase is not None
     child = seen.job_of(status.phase, status.attempt)
     pods = seen.pods_of(status.phase, status.attempt)
@@ -102,7 +102,7 @@ def _silent(job: DPOJob, status: DPOJobStatus, seen: Observed) -> list[str]:
 
 
 async def _notices(client: Client, namespace: str, uids: list[str]) -> tuple[Notice, ...]:
-    """Kubernetes' events about these objects, oldest first by the API server's own order: clocks differ."""
+    """Events about these objects, ordered by resourceVersion because event times use different clocks."""
     found = await asyncio.gather(
         *(client.list("Event", namespace, field_selector=f"involvedObject.uid={uid}") for uid in uids)
     )

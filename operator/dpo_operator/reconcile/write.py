@@ -1,4 +1,4 @@
-"""The one module that writes to the cluster."""
+"""The one module that writes to the cluster: status, child objects and events."""
 
 import hashlib
 import logging
@@ -28,8 +28,8 @@ COMPONENT = "dpo-operator"
 async def write_status(client: Client, raw: Json, status: DPOJobStatus) -> Json:
     """Write the status and return the object as it then is.
 
-    The resourceVersion that was read is the precondition: whoever decided on older facts gets a conflict (ApiError). The
-    spec is not sent: a write of the status changes nothing else.
+    The resourceVersion that was read is the precondition: a plan based on stale data fails with a conflict (ApiError). The
+    spec is not sent, because a write of the status changes nothing else.
     """
     metadata = raw["metadata"]
     path = RESOURCES[names.KIND].path(metadata["namespace"], metadata["name"], "status")
@@ -38,9 +38,9 @@ async def write_status(client: Client, raw: Json, status: DPOJobStatus) -> Json:
 
 
 async def apply(client: Client, namespace: str, uid: str, action: Action) -> Json | None:
-    """Carry out one action of the plan for the job with this UID. Doing it twice is the same as once.
+    """Apply one action of the plan for the job with this UID. Idempotent.
 
-    Returns the object that was created, None when there is none or it was there before.
+    Returns the created object, or None if nothing was created.
     """
     match action:
         case Create():
@@ -70,8 +70,8 @@ async def _create(client: Client, namespace: str, uid: str, action: Create) -> J
     except ApiError as error:
         if error.reason != "AlreadyExists":
             raise
-        # The answer to an earlier request may have been lost. An object of another owner is never taken over; the
-        # claim without an owner is the one that the next look judges by its labels.
+        # The response to an earlier request may have been lost. Never adopt another owner's object. Our claim may have no
+        # owner (retention Retain); the next pass checks its labels.
         existing = await client.get(resource, namespace, action.name)
         if existing is not None and owner_uid(existing) not in (uid, owner_uid(action.manifest)):
             message = f"{action.kind} {action.name} exists and does not belong to this job; delete it or rename the job"
@@ -93,7 +93,7 @@ async def _delete(client: Client, namespace: str, action: Delete) -> None:
     try:
         await client.request("DELETE", path, body=body)
     except ApiError as error:
-        # Gone, or replaced by another object of the same name: either way this one is no more.
+        # Not found, or another UID: the object is gone.
         if not (error.is_gone or error.is_conflict):
             raise
 
@@ -106,19 +106,19 @@ async def _patch(
     try:
         await client.request("PATCH", path, body=body)
     except ApiError as error:
-        # Gone, or no longer what the decision was made on: the next look decides anew.
+        # Gone or changed: the next pass plans again.
         if not (error.is_gone or error.is_conflict):
             raise
 
 
 async def record(client: Client, raw: Json, events: tuple[Event, ...]) -> None:
-    """Emit events about a job. They are for people: one that can't be written is logged and no error."""
+    """Emit events about a job. A failure is logged and never raised."""
     metadata = raw["metadata"]
     now = client.now().strftime("%Y-%m-%dT%H:%M:%SZ")
     for event in events:
-        # The name is made from what is said about which version, so that a repeated request says it once.
-        said = f"{metadata['uid']}/{metadata['resourceVersion']}/{event.reason}/{event.message}"
-        digest = hashlib.sha256(said.encode(errors="replace")).hexdigest()[:16]
+        # Name = hash(uid, resourceVersion, reason, message), so that a retried POST is idempotent.
+        identity = f"{metadata['uid']}/{metadata['resourceVersion']}/{event.reason}/{event.message}"
+        digest = hashlib.sha256(identity.encode(errors="replace")).hexdigest()[:16]
         body = {
             "apiVersion": "v1",
             "kind": "Event",

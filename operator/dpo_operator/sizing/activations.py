@@ -9,8 +9,8 @@ from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing.trained import adapted, kept_inputs
 from dpo_operator.sizing.work import Work
 
-# Rows whose whole distribution is looked at for the figures, and copies of them meanwhile.
-LOOKED_AT, COPIES = 32, 3
+# Rows sampled for entropy and accuracy metrics, and temporary copies of them.
+SAMPLED_ROWS, COPIES = 32, 3
 # GPT-2's GELU is written out as operations of their own, each of which keeps something.
 COMPOSED_GELU = 4
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -21,21 +21,21 @@ class Passes:
     """Bytes of activations while pairs go through the model.
 
     kept: saved until the backward pass. layer: what one layer saves, also where it is computed again. head: the output layer's own.
-    moving: what lives for a moment in one layer. piece: one tensor as wide as the MLP. dropped: outputs in one layer of matrices with
-    an adapter, which are computed and not kept: of the matrix, of the adapter, and this scaled.
+    transient: temporary tensors of one layer. mlp_tensor: one tensor as wide as the MLP. dropped: outputs in one layer of
+    matrices with an adapter, which are computed and not kept: of the matrix, of the adapter, and this scaled.
     """
 
     kept: float
     layer: float
     head: float
-    moving: float
-    piece: float
+    transient: float
+    mlp_tensor: float
     dropped: float = 0.0
 
     @property
     def total(self) -> float:
-        """All of it."""
-        return self.kept + self.head + self.moving
+        """Bytes of all parts together."""
+        return self.kept + self.head + self.transient
 
 
 def with_gradient(shape: ModelShape, spec: DPOJobSpec, work: Work, *, on_gpu: bool) -> Passes:
@@ -43,23 +43,23 @@ def with_gradient(shape: ModelShape, spec: DPOJobSpec, work: Work, *, on_gpu: bo
     size = BYTES[spec.training.precision]
     layer = _layer(shape, spec, work)
     boundary = size * shape.hidden * work.tokens
-    # The embedding's output and the last norm are kept besides the layers.
+    # The embedding's output and the last norm are kept in addition to the layers.
     around = 3 * boundary
     if spec.training.gradient_checkpointing:
         kept = shape.layers * boundary + layer + around
     else:
         kept = shape.layers * layer + around
-    head, moving = _head(shape, spec, work.answers, on_gpu=on_gpu), _moving(shape, size) * work.tokens
+    head, transient = _head(shape, spec, work.answers, on_gpu=on_gpu), _transient(shape, size) * work.tokens
     dropped = 3 * size * work.tokens * sum(m.active * m.outputs / shape.layers for m in adapted(shape, spec.adapter))
-    return Passes(kept, layer, head, moving, size * shape.inner * work.tokens, dropped)
+    return Passes(kept, layer, head, transient, size * shape.inner * work.tokens, dropped)
 
 
 def without_gradient(shape: ModelShape, spec: DPOJobSpec, work: Work, *, on_gpu: bool) -> Passes:
     """A forward pass of an evaluation or of the reference."""
     size = BYTES[spec.training.precision]
     kept = 2 * size * shape.hidden * work.tokens
-    head, moving = _head(shape, spec, work.answers, on_gpu=on_gpu), _moving(shape, size) * work.tokens
-    return Passes(kept, 0.0, head, moving, size * shape.inner * work.tokens)
+    head, transient = _head(shape, spec, work.answers, on_gpu=on_gpu), _transient(shape, size) * work.tokens
+    return Passes(kept, 0.0, head, transient, size * shape.inner * work.tokens)
 
 
 def _layer(shape: ModelShape, spec: DPOJobSpec, work: Work) -> float:
@@ -84,10 +84,10 @@ def _layer(shape: ModelShape, spec: DPOJobSpec, work: Work) -> float:
 
 
 def _attention(shape: ModelShape, size: int, work: Work) -> float:
-    """Queries, keys, values, outputs and the logarithms of the scores' sums."""
+    """Queries, keys, values, outputs and the log-sum-exp of the scores."""
     found = work.tokens * (size * 2 * (shape.queries + shape.keys) + 4 * shape.heads)
     if work.layout == "shared" and work.rejected:
-        # The rejected answer looks at a copy of the prompt's keys and values and of its own, one for each query head, by a mask.
+        # With a mask, the rejected answer attends to a copy of the prompt's and its own keys and values for each query head.
         seen = work.prompt + work.rejected
         found += work.pairs * size * (2 * shape.queries * seen + work.rejected * seen)
     if shape.eager:
@@ -96,7 +96,7 @@ def _attention(shape: ModelShape, size: int, work: Work) -> float:
     return found
 
 
-def _moving(shape: ModelShape, size: int) -> float:
+def _transient(shape: ModelShape, size: int) -> float:
     """Bytes for each token while a layer's MLP, its widest part, is at work: of its results, or of their gradients."""
     wide = 3 if shape.gated else 2 + (0 if shape.plain_activation else 2)
     return size * (wide * shape.inner + 2 * shape.hidden)
@@ -112,7 +112,7 @@ def _head(shape: ModelShape, spec: DPOJobSpec, rows: float, *, on_gpu: bool) -> 
     """Logits of a chunk of the scored rows, and these rows of hidden states with their gradient."""
     size = BYTES[spec.training.precision]
     chunk = min(rows, chunk_rows(shape, spec))
-    # On a CPU the log-softmax is taken in place; lower precision has the logits, and their gradient, in its own type besides.
+    # On a CPU the log-softmax is taken in place; lower precision also has the logits and their gradient in its own dtype.
     copies = 4 * (2 if on_gpu else 1) + (2 * size if size < 4 else 0)
-    looked_at = COPIES * 4 * min(LOOKED_AT, rows)
-    return shape.vocabulary * (chunk * copies + looked_at) + 2 * size * rows * shape.hidden
+    sampled = COPIES * 4 * min(SAMPLED_ROWS, rows)
+    return shape.vocabulary * (chunk * copies + sampled) + 2 * size * rows * shape.hidden

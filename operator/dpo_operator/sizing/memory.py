@@ -1,4 +1,4 @@
-"""Memory of one rank in the phases of its life; the largest of them is what it needs.
+"""Peak memory of one rank over its phases.
 
 Sizes are those of the trainer's ZeRO-3 engine (Rajbhandari et al. 2019, 1910.02054): weights in the model's precision, gradients,
 master weights and optimizer state in float32, all partitioned over the ranks.
@@ -15,19 +15,19 @@ from dpo_operator.sizing.trained import trained_parameters
 from dpo_operator.sizing.work import Pairs, largest
 
 MIB = 1 << 20
-# Names of a phase and of a part that it has not got yet.
-MAKING, SAVING = "making the engine", "copy for saves"
-# DeepSpeed keeps so many gathered elements instead of gathering them again.
+# Names of the phase that constructs the engine, and of the save buffer, which does not exist yet in that phase.
+CONSTRUCTION, SAVING = "making the engine", "copy for saves"
+# Gathered elements that DeepSpeed keeps instead of gathering them again.
 LIVE = 1_000_000_000
-# Elements that the optimizer updates at a time: the gradients of so many are in one piece then.
+# Elements that the optimizer updates at a time; their gradients are one tensor then.
 GROUP = 1 << 24
 # The process itself, measured on a CPU: Python, torch, transformers and DeepSpeed with all that they load, at the end and when the
 # model is read; PEFT comes on top.
 CPU_RUNTIME, CPU_RUNTIME_WHILE_LOADING, PEFT_RUNTIME = 810 * MIB, 690 * MIB, 50 * MIB
-# Of the weight files' bytes, what is in the heap's holes until the engine has been made. Measured on a CPU.
-HOLES = 0.75
-# glibc takes tensors below this size from its heap, where freed ones leave holes that later ones do not fit into. So much is lost of what
-# is kept, and of one layer's part of it, which comes and goes; and all that adapters drop between what they keep. Measured on a CPU,
+# Heap fragmentation until the engine is constructed, as a share of the bytes of the weight files. Measured on a CPU.
+FRAGMENTED = 0.75
+# glibc takes tensors below this size from its heap, where freed tensors leave holes that later
+# ones do not fit into. Lost are these shares of the kept tensors and of one layer's part of them, and all that adapters drop. Measured on a CPU,
 # with and without recomputation, and with adapters.
 HEAP_PIECE, LOST_OF_KEPT, LOST_LAYERS = 32 * MIB, 0.5, 6
 # CUDA's context, cuBLAS' workspaces and NCCL's buffers, and what the caching allocator loses between blocks. Not measured.
@@ -38,7 +38,7 @@ GPU_RUNTIME, GPU_LOSS = 2048 * MIB, 0.05
 class Memory:
     """Bytes on one rank's device, and in the memory of its host.
 
-    lasting: parts that are there all the time. phases: of each phase, the parts that it adds. host: parts in the host's memory,
+    lasting: parts resident in all phases. phases: the parts that each phase adds. host: parts in the host's memory,
     for a rank with a GPU.
     """
 
@@ -50,23 +50,23 @@ class Memory:
         """Bytes in a phase; loading happens before the lasting parts are all there, and names its own."""
         there = 0.0 if phase == "loading" else sum(self.lasting.values())
         # The first save comes after the first step.
-        return sum(self.phases[phase].values()) + there - (self.lasting.get(SAVING, 0) if phase == MAKING else 0)
+        return sum(self.phases[phase].values()) + there - (self.lasting.get(SAVING, 0) if phase == CONSTRUCTION else 0)
 
     @property
     def peak_phase(self) -> str:
-        """The phase that needs most."""
+        """The phase with the largest memory."""
         return max(self.phases, key=self.total)
 
     @property
     def peak(self) -> float:
-        """Bytes that the rank needs."""
+        """Bytes of the largest phase."""
         return self.total(self.peak_phase)
 
     @property
     def parts(self) -> dict[str, float]:
-        """What the peak is made of."""
+        """Parts of the peak, bytes."""
         lasting = {} if self.peak_phase == "loading" else dict(self.lasting)
-        if self.peak_phase == MAKING:
+        if self.peak_phase == CONSTRUCTION:
             lasting.pop(SAVING, None)
         return {name: size for name, size in {**lasting, **self.phases[self.peak_phase]}.items() if size > 0}
 
@@ -80,7 +80,7 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs) -> Memory:
         total += trained
     share = trained / world
     offloaded = on_gpu and spec.training.offload != "none"
-    # In float32 the master weights are the weights, unless they are elsewhere.
+    # In float32 the master weights alias the weights, unless they are offloaded.
     shared = size == 4 and not offloaded
     training = {
         "fp32 master weights": 0 if shared else 4 * share, "fp32 gradients": 4 * share, "optimizer state": _state_bytes(spec) * share,
@@ -98,13 +98,13 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs) -> Memory:
     phases = {
         "backward pass": {
             "activations": backward.kept, "output layer": backward.head,
-            "buffers": backward.moving + _gradients_in_flight(shape, spec, on_gpu=on_gpu),
+            "buffers": backward.transient + _gradients_in_flight(shape, spec, on_gpu=on_gpu),
         },
         "optimizer step": {
             "optimizer's buffers": 0 if offloaded else 4 * min(share, GROUP + shape.largest_matrix / world),
         },
         "evaluation and reference": {
-            "activations": forward.kept, "output layer": forward.head, "buffers": forward.moving,
+            "activations": forward.kept, "output layer": forward.head, "buffers": forward.transient,
         },
     }  # fmt: skip
     # Weights and two moments in float32, kept from the first save on while a thread writes them.
@@ -117,13 +117,13 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs) -> Memory:
     peft = 0 if spec.adapter.type is AdapterType.NONE else PEFT_RUNTIME
     lasting |= {"Python and libraries": float(CPU_RUNTIME + peft)} | saving
     files = shape.file_bytes * shape.parameters
-    if backward.piece < HEAP_PIECE:
+    if backward.mlp_tensor < HEAP_PIECE:
         again = min(LOST_LAYERS, shape.layers) if spec.training.gradient_checkpointing else shape.layers
         lost = LOST_OF_KEPT * backward.kept + LOST_LAYERS * backward.layer + again * backward.dropped
         phases["backward pass"]["allocator"] = lost
-    phases[MAKING] = {
+    phases[CONSTRUCTION] = {
         "master weights, before they are shared": 4 * share if shared else 0,
-        "allocator": HOLES * files,
+        "allocator": FRAGMENTED * files,
     }
     # The file is mapped while its tensors are copied, first whole and then as this rank's part.
     phases["loading"] = {

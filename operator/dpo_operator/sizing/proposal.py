@@ -13,12 +13,12 @@ from dpo_operator.sizing import memory, speed
 from dpo_operator.sizing.work import Pairs, layout_of
 
 # Larger micro-batches are not proposed: they save nothing more.
-MOST_TOKENS = 131_072
-# A setting must be so much faster than another one to be worth more memory.
-WORTHWHILE = 0.98
-# Share of the memory that what is proposed may be predicted to take: predictions are off by some percent.
-PROPOSED = 0.9
-MOST_GPUS, GPUS_OF_A_NODE = 4096, 8
+MAX_TOKENS = 131_072
+# A setting must take less than this share of another one's time to be worth more memory.
+MIN_SPEEDUP = 0.98
+# Proposals must be predicted below this share of memory, because predictions are off by some percent.
+TARGET_SHARE = 0.9
+MAX_GPUS, GPUS_OF_A_NODE = 4096, 8
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Job:
-    """What is planned: a job, its model, its pairs, and what each rank runs on. limit: bytes that a rank may use, None: not known."""
+    """A job to plan: spec, model, pairs and the device of each rank. limit: bytes that a rank may use, None: not known."""
 
     spec: DPOJobSpec
     shape: ModelShape
@@ -46,18 +46,18 @@ class Job:
         return self.device.memory
 
     def memory(self) -> memory.Memory:
-        """What a rank needs."""
+        """Predicted memory of a rank."""
         return memory.estimate(self.shape, self.spec, self.pairs)
 
     def time(self) -> speed.StepTime:
-        """What a step takes."""
+        """Predicted time of a step."""
         return speed.estimate(self.shape, self.spec, self.pairs, self.device, node_link=self.node_link)
 
     def fits(self, share: float = 1.0) -> bool:
         """Whether the largest phase is within a share of the limit; true without one."""
         return self.limit is None or self.memory().peak <= share * self.limit
 
-    def having(self, changes: dict[str, Any]) -> "Job":
+    def with_changes(self, changes: dict[str, Any]) -> "Job":
         """The job with other settings, by path."""
         spec = self.spec
         for path, value in changes.items():
@@ -70,8 +70,8 @@ class Job:
         return Job(spec, self.shape, self.pairs, self.device, self.node_link)
 
     def option(self, changes: dict[str, Any]) -> Option:
-        """Those settings with what they need."""
-        changed = self.having(changes)
+        """Changed settings with their predicted memory and time."""
+        changed = self.with_changes(changes)
         return Option(changes, changed.memory(), changed.time())
 
 
@@ -82,9 +82,9 @@ _SNAKE = {
 
 
 def smallest_change(job: Job) -> Option | None:
-    """The least that makes a job fit; None when nothing known does. The order is that of what it costs."""
+    """The smallest change that makes a job fit; None without one. Changes are tried in order of cost."""
     for changes in _changes(job):
-        if job.having(changes).fits(PROPOSED):
+        if job.with_changes(changes).fits(TARGET_SHARE):
             return job.option(changes)
     return None
 
@@ -113,7 +113,7 @@ def _changes(job: Job) -> Iterator[dict[str, Any]]:
 
 def _more_gpus(job: Job, changes: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """More GPUs, as many as the batch has pairs for, alone and with other changes."""
-    most, gpus, nodes = min(MOST_GPUS, job.spec.training.global_batch_size), job.spec.gpus_per_node, job.spec.nodes
+    most, gpus, nodes = min(MAX_GPUS, job.spec.training.global_batch_size), job.spec.gpus_per_node, job.spec.nodes
     while nodes * gpus * 2 <= most:
         more: dict[str, Any] = {}
         if gpus < GPUS_OF_A_NODE and nodes == 1:
@@ -128,7 +128,7 @@ def _more_gpus(job: Job, changes: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def fastest(job: Job) -> Option | None:
-    """The fastest settings that fit on the same GPUs; of about equal ones that with the least memory. None when none fits."""
+    """The fastest settings that fit on the same GPUs; ties go to the least memory. None when nothing fits."""
     training = job.spec.training
     found = []
     for checkpointing in (False, True):
@@ -142,12 +142,12 @@ def fastest(job: Job) -> Option | None:
                 fixed["training.offload"] = offload
             for tokens in _sizes(job):
                 changes = _budget(job, tokens) | fixed
-                if job.having(changes).fits(PROPOSED):
+                if job.with_changes(changes).fits(TARGET_SHARE):
                     found.append(job.option(changes))
     if not found:
         return None
     best = min(option.time.seconds for option in found)
-    near = [option for option in found if option.time.seconds * WORTHWHILE <= best]
+    near = [option for option in found if option.time.seconds * MIN_SPEEDUP <= best]
     return min(near, key=lambda option: option.memory.peak)
 
 
@@ -160,7 +160,7 @@ def _sizes(job: Job) -> list[int]:
     while True:
         sizes.append(64 * math.ceil(tokens / 64))
         tokens *= math.sqrt(2)
-        if tokens / math.sqrt(2) >= min(whole_step, MOST_TOKENS):
+        if tokens / math.sqrt(2) >= min(whole_step, MAX_TOKENS):
             return sorted(set(sizes))
 
 

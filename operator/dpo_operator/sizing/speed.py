@@ -11,11 +11,11 @@ from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing.activations import BYTES, chunk_rows
 from dpo_operator.sizing.memory import LIVE
 from dpo_operator.sizing.trained import adapted, trained_parameters
-from dpo_operator.sizing.work import Pairs, Work, usual
+from dpo_operator.sizing.work import Pairs, Work, typical
 
 # A host's memory and its link to a GPU, bytes per second, for what is offloaded.
 HOST_BANDWIDTH, HOST_LINK = 100e9, 25e9
-# What a layer costs besides arithmetic in each micro-batch, seconds: kernels that are started, hooks that gather its weights.
+# What a layer costs in each micro-batch in addition to arithmetic, seconds: kernels that are started, hooks that gather its weights.
 LAYER_OVERHEAD = 2e-3
 # One way, for each GPU, between nodes: a 400 Gbit/s port for each.
 NODE_LINK = 50e9
@@ -25,8 +25,8 @@ NODE_LINK = 50e9
 class StepTime:
     """One step of the whole job, seconds.
 
-    body, head, optimizer: each rank's computation. overhead: of the layers, besides arithmetic. waiting: time in which ranks send
-    and nothing is computed. reference: computing the reference's log-probs of so many pairs, once for the whole run; not part of
+    body, head, optimizer: each rank's computation. overhead: of the layers, in addition to arithmetic. waiting: exposed communication,
+    in which nothing is computed. reference: computing the reference's log-probs of a step's pairs, once for the whole run; not part of
     a step. micro_batches: of each rank. tokens: that go through the model in a step, over all ranks. flops: of all ranks, in a
     step.
     """
@@ -53,9 +53,9 @@ def estimate(
     """Time of a step with mean pairs. node_link: bytes per second of each GPU to other nodes, one way."""
     world, batch, precision = spec.world_size, spec.training.global_batch_size, spec.training.precision
     each = batch / world
-    work = usual(spec, shape, pairs, spec.micro_batch, math.ceil(each))
+    work = typical(spec, shape, pairs, spec.micro_batch, math.ceil(each))
     count = math.ceil(each / work.pairs)
-    # The last micro-batch of a rank may be smaller; the pairs of a step are what they are.
+    # The last micro-batch of a rank may be smaller; the step's pair count is fixed.
     share = each / work.pairs
     body, head = flops(shape, spec, work)
     if any(loss.name is MethodName.KTO for loss in spec.method.losses):

@@ -1,4 +1,4 @@
-"""What one forward pass of a job holds: tokens of the largest micro-batch, and of the usual one."""
+"""What one forward pass of a job holds: tokens of the largest micro-batch, and of the typical one."""
 
 import math
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from dpo_operator.api.reports import TokenReport
 from dpo_operator.api.training import Budget
 from dpo_operator.api.types import DPOJobSpec
 
-# Without data: prompt, chosen and rejected are taken for so much of data.maxLength each, so sequences are half as long as they may be.
+# Without data: prompt, chosen and rejected are each assumed to be this share of data.maxLength, so sequences are half as long as they may be.
 ASSUMED_SHARE = 0.25
 
 
@@ -36,7 +36,7 @@ class Pairs:
         return cls(found.prompt, found.chosen, found.rejected, longest=found.longest, known=True, count=count)
 
     def with_means(self, prompt: float | None, answer: float | None) -> "Pairs":
-        """With what a user says of the means; the longest pair stays where it is not shorter than they are."""
+        """With other means; the longest pair stays unless it is shorter than the mean pair."""
         prompt = self.prompt if prompt is None else prompt
         chosen, rejected = (self.chosen, self.rejected) if answer is None else (answer, answer)
         return replace(
@@ -58,7 +58,7 @@ class Pairs:
         return sides * (self.prompt + max(self.chosen, self.rejected))
 
     def longest_tokens(self, layout: str) -> float:
-        """Tokens of the longest pair as it is laid out: its prompt is taken for as large a part of it as the mean pair's."""
+        """Tokens of the longest pair as it is laid out: its prompt is assumed to be the same share as the mean pair's."""
         return self.longest * self.tokens(layout) / max(1.0, self.tokens("shared"))
 
 
@@ -86,18 +86,18 @@ class Work:
 
 
 def largest(spec: DPOJobSpec, shape: ModelShape, pairs: Pairs, budget: Budget, most_pairs: float) -> Work:
-    """The largest micro-batch that a budget allows. most_pairs: more than this are never together."""
+    """The largest micro-batch that a budget allows. most_pairs: upper bound of its pairs."""
     layout = layout_of(spec, shape)
     long = max(1.0, pairs.longest_tokens(layout))
     most = min(most_pairs, budget.pairs or math.inf)
     tokens = max(min(budget.tokens, most * long), long)
     share = tokens / max(1.0, pairs.tokens(layout))
-    # As long pairs as there are, so that no more of them are in it than may be.
+    # Assume longer pairs where the number of mean pairs would exceed the bound.
     stretch = max(1.0, share / most)
     return Work(tokens, share / stretch, layout, *(stretch * n for n in (pairs.prompt, pairs.chosen, pairs.rejected)))
 
 
-def usual(spec: DPOJobSpec, shape: ModelShape, pairs: Pairs, budget: Budget, most_pairs: float) -> Work:
+def typical(spec: DPOJobSpec, shape: ModelShape, pairs: Pairs, budget: Budget, most_pairs: float) -> Work:
     """The micro-batch of mean pairs: as many whole ones as fit."""
     layout = layout_of(spec, shape)
     one = max(1.0, pairs.tokens(layout))

@@ -53,14 +53,14 @@ class Gang:
         state = {} if self.fits else UNSCHEDULED
         seen = a_view(self.child, *(() if self.child.suspended else (a_pod(0, **state), a_pod(1, **state))))
         state = gangs.turn_state(self.job, self.status, seen, now)
-        turn = hall.turns.look(self.key, state, gangs.priority(self.status, now))
+        turn = hall.turns.report(self.key, state, gangs.priority(self.status, now))
         placing = hall.time - self.resumed_at if state is gangs.TurnState.PLACING else 0.0
         seen = replace(seen, turn=replace(turn, placing_seconds=placing))
         if self.fits and not self.child.suspended and self.placed_at is None:
             self.placed_at = hall.time
         decision = plan(self.job, self.status, seen, now, SETTINGS)
         switches = [a.value for a in decision.actions if isinstance(a, SuspendJob)]
-        hall.turns.settle(self.key, False in switches)
+        hall.turns.release_unless(self.key, resumes=False in switches)
         self.status = decision.status
         for value in switches:
             self.child = replace(self.child, suspended=value)

@@ -6,7 +6,7 @@ import pytest
 
 from dpo_operator.planning.gangs import Priority, TurnState
 from dpo_operator.queueing.key import Key
-from dpo_operator.queueing.turns import FIRST_LOOKS_SECONDS, FRESH_SECONDS, Turns
+from dpo_operator.queueing.turns import FIRST_PASSES_SECONDS, FRESH_SECONDS, Turns
 
 pytestmark = pytest.mark.unit
 
@@ -27,13 +27,13 @@ class Hall:
         self.turns = Turns(self.woken.append, lambda: self.time)
 
     def ask(self, key: Key, order: Priority | None = None) -> bool:
-        return self.turns.look(key, TurnState.WAITING, order or since()).may_place
+        return self.turns.report(key, TurnState.WAITING, order or since()).may_place
 
     def place(self, key: Key) -> None:
-        self.turns.look(key, TurnState.PLACING, since())
+        self.turns.report(key, TurnState.PLACING, since())
 
     def leave(self, key: Key) -> None:
-        self.turns.look(key, TurnState.NONE, since())
+        self.turns.report(key, TurnState.NONE, since())
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_one_at_a_time_and_the_next_is_woken(hall: Hall):
 def test_a_claim_holds_from_the_moment_it_is_given(hall: Hall):
     """Between the decision and the patch's effect another worker looks at another job."""
     assert hall.ask(A)
-    hall.turns.settle(A, True)
+    hall.turns.release_unless(A, resumes=True)
     assert not hall.ask(B)
     # The patch was refused, or got lost: it's still A's turn.
     assert hall.ask(A)
@@ -65,7 +65,7 @@ def test_a_turn_that_is_not_used_goes_on(hall: Hall):
     assert hall.ask(A)
     assert not hall.ask(B)
     hall.woken.clear()
-    hall.turns.settle(A, False)
+    hall.turns.release_unless(A, resumes=False)
     # It's first all the same; were it woken, it would be looked at without end.
     assert hall.woken == []
     assert not hall.ask(B)
@@ -115,7 +115,7 @@ def test_the_last_first_look_wakes_who_waits(hall: Hall):
 def test_a_job_that_cannot_be_looked_at_does_not_stop_the_others_for_ever(hall: Hall):
     hall.turns.expect([A, B])
     assert not hall.ask(A)
-    hall.time = FIRST_LOOKS_SECONDS + 1
+    hall.time = FIRST_PASSES_SECONDS + 1
     assert hall.ask(A)
 
 
@@ -154,7 +154,7 @@ def test_a_holder_that_can_not_be_looked_at_any_more_is_passed_over(hall: Hall):
     hall.time = 2 * FRESH_SECONDS
     assert hall.ask(B)
     # Its resumption was asked for, and then it could not be looked at either.
-    hall.turns.settle(B, True)
+    hall.turns.release_unless(B, resumes=True)
     assert not hall.ask(C)
     hall.time = 3 * FRESH_SECONDS - 1
     assert not hall.ask(C)
@@ -177,18 +177,18 @@ def test_a_holder_that_stays_unreadable_after_an_outage_loses_the_turn(hall: Hal
     hall.place(A)
     hall.time = FRESH_SECONDS + 1
     assert not hall.ask(B)
-    hall.time += FIRST_LOOKS_SECONDS / 2
+    hall.time += FIRST_PASSES_SECONDS / 2
     assert not hall.ask(B)
-    hall.time += FIRST_LOOKS_SECONDS / 2 + 1
+    hall.time += FIRST_PASSES_SECONDS / 2 + 1
     assert hall.ask(B)
 
 
 def test_the_holder_learns_that_others_wait(hall: Hall):
     hall.place(A)
-    assert not hall.turns.look(A, TurnState.PLACING, since()).others_waiting
+    assert not hall.turns.report(A, TurnState.PLACING, since()).others_waiting
     hall.ask(B)
     assert hall.woken == [A]
-    assert hall.turns.look(A, TurnState.PLACING, since()).others_waiting
+    assert hall.turns.report(A, TurnState.PLACING, since()).others_waiting
     hall.ask(B)
     assert hall.woken == [A]
 

@@ -8,7 +8,7 @@ import pytest
 from dpo_operator.sizing import memory
 from dpo_operator.sizing.activations import with_gradient, without_gradient
 from dpo_operator.sizing.trained import trained_parameters
-from dpo_operator.sizing.work import Pairs, Work, largest, usual
+from dpo_operator.sizing.work import Pairs, Work, largest, typical
 from tests.unit.sizing.build import PAIRS, PARAMETERS, a_spec, qwen, small
 
 pytestmark = pytest.mark.unit
@@ -79,7 +79,7 @@ def test_activations_of_all_layers() -> None:
     found = with_gradient(small(), a_spec(), ONE_PAIR, on_gpu=False)
     assert found.kept == 2 * (6 * 592 + 204) + 6 * 96
     # While the MLP's gradients are made: three as wide as it is, two as wide as the model.
-    assert found.moving == 6 * 4 * (3 * 16 + 2 * 8)
+    assert found.transient == 6 * 4 * (3 * 16 + 2 * 8)
 
 
 def test_a_heap_loses_some_of_what_comes_and_goes() -> None:
@@ -143,7 +143,7 @@ def test_a_micro_batch_of_few_pairs_may_be_all_long_ones() -> None:
     uneven = dataclasses.replace(PAIRS, longest=60)
     found = largest(spec, small(), uneven, spec.micro_batch, most_pairs=8)
     assert (found.tokens, found.pairs, found.answers) == (120, 2, 80)
-    mean = usual(spec, small(), uneven, spec.micro_batch, most_pairs=8)
+    mean = typical(spec, small(), uneven, spec.micro_batch, most_pairs=8)
     assert (mean.tokens, mean.pairs, mean.answers) == (12, 2, 8)
 
 

@@ -1,7 +1,16 @@
 """The dashboard of one DPOJob: does it run, does it learn, is it fast."""
 
 from dpo_operator.generate.dashboards import learning
-from dpo_operator.generate.dashboards.panels import Annotation, Json, Panel, Query, Row, Steps, build_dashboard, query_variable
+from dpo_operator.generate.dashboards.panels import (
+    Annotation,
+    Json,
+    Panel,
+    Query,
+    Row,
+    Steps,
+    build_dashboard,
+    query_variable,
+)
 from dpo_operator.generate.dashboards.queries import JOB, newest, quantile, rate
 
 UID = "dpo-operator-job"
