@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import cast
 
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode
@@ -42,7 +43,7 @@ def run(command: str, job_file: Path, work_dir: Path) -> int:
     if command in ("report", "preview"):
         return _show(command, work)
     quiet_libraries()
-    phase: names.Phase = command  # type: ignore[assignment]
+    phase = cast(names.Phase, command)  # checked by argparse
     rank = int(os.environ.get("RANK", "0"))
     telemetry: Telemetry | None = None
     attempt = 1

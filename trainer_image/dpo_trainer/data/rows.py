@@ -13,7 +13,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, cast
 
 from dpo_trainer.data.formats import Rejection
 from dpo_trainer.data.formats.pairs import Reason
@@ -147,7 +147,8 @@ def _read_file(raw: IO[bytes], name: str) -> Iterator[tuple[int, Any]]:
         if name.endswith(".parquet"):
             yield from enumerate(_read_parquet(raw, name), start=1)
             return
-        file: IO[bytes] = gzip.GzipFile(fileobj=raw) if name.endswith(".gz") else raw  # type: ignore[assignment]
+        # typeshed does not derive GzipFile from IO.
+        file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if name.endswith(".gz") else raw
         whole = name.removesuffix(".gz").endswith(".json")
         yield from (_read_json(file, name) if whole else _read_lines(_lines(file)))
     except _OtherEncoding as error:

@@ -145,8 +145,11 @@ def fetch(
             if cache is None:
                 hub.download(model.snapshot, [name], folder, token)
             else:
-                share = done / max(1, total)
-                cache.fetch(model.snapshot, name, folder, token, lambda text, share=share: progress(text, share))  # type: ignore[misc]
+
+                def waiting(text: str, share: float = done / max(1, total)) -> None:
+                    progress(text, share)
+
+                cache.fetch(model.snapshot, name, folder, token, waiting)
         elif isinstance(model.source, FileSource):
             with model.source.open(name) as source, (folder / name).open("wb") as target:
                 shutil.copyfileobj(source, target, 4 << 20)

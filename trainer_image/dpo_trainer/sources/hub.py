@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -68,12 +69,16 @@ def download(found: Snapshot, names: Sequence[str], folder: Path, token: str | N
     from huggingface_hub import hf_hub_download
 
     for name in names:
-        retrying(
-            lambda name=name: hf_hub_download(  # type: ignore[misc]
-                found.repo, name, repo_type=found.kind, revision=found.commit, local_dir=folder, token=token
-            ),
-            f"{found.repo}/{name}",
+        call = partial(
+            hf_hub_download,
+            found.repo,
+            name,
+            repo_type=found.kind,
+            revision=found.commit,
+            local_dir=folder,
+            token=token,
         )
+        retrying(call, f"{found.repo}/{name}")
 
 
 def discard_download_state(folder: Path) -> None:

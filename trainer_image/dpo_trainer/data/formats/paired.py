@@ -41,7 +41,8 @@ def unpaired_columns(row: Mapping[str, Any], columns: Columns) -> tuple[str, str
     mapped = columns.model_fields_set
     completions = (columns.completion, *(() if "completion" in mapped else _COMPLETIONS))
     labels = (columns.label, *(() if "label" in mapped else _LABELS))
-    return tuple(next(iter(present(row, names)), names[0]) for names in (completions, labels))  # type: ignore[return-value]
+    completion, label = (next(iter(present(row, names)), names[0]) for names in (completions, labels))
+    return completion, label
 
 
 def _desirable(value: Any, name: str) -> bool:

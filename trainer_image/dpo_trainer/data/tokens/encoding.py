@@ -69,7 +69,8 @@ class Encoder:
             return_token_type_ids=False,
             verbose=False,
         )
-        return out["input_ids"]  # type: ignore[no-any-return]
+        ids: list[Ids] = out["input_ids"]
+        return ids
 
     def _after(self, text: str, *, plain: bool) -> Ids:
         """Token ids of a continuation."""
