@@ -30,14 +30,14 @@ LOADED_BY_PREPARE = ("dpo_trainer.prepare.phase", "datasets", "transformers.mode
 
 
 class Warnings(logging.Handler):
-    """Keeps what was said."""
+    """Collects the warnings that are logged."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
+        self.messages.append(record.getMessage())
 
 
 def work(mode: str, number: int, cache: Path, folder: Path) -> None:
@@ -64,7 +64,7 @@ def work(mode: str, number: int, cache: Path, folder: Path) -> None:
             prepare.run(job, WorkDir(own), inputs)
     except TrainerError as error:
         code, message = int(error.exit_code), str(error)
-    result = {"code": code, "message": message, "warnings": warnings.said, "activities": activities}
+    result = {"code": code, "message": message, "warnings": warnings.messages, "activities": activities}
     (folder / f"{number}.json").write_text(json.dumps(result))
 
 

@@ -1,4 +1,4 @@
-"""The command line: which exit code and which last words a phase leaves."""
+"""The command line: exit code and termination message of each phase."""
 
 import json
 import os
@@ -15,20 +15,20 @@ pytestmark = pytest.mark.unit
 
 
 def trainer(folder: Path, command: str, job: object, **environment: str) -> tuple[int, str, Termination | None]:
-    """Run a phase as a container would; exit code, what it said, last words."""
-    path, words = folder / "job.json", folder / "words.json"
+    """Run a phase as a container would; returns exit code, standard error and termination message."""
+    path, termination = folder / "job.json", folder / "termination.json"
     path.write_text(job if isinstance(job, str) else json.dumps(job))
     done = subprocess.run(
         [sys.executable, "-m", "dpo_trainer", command],
         env={
             **os.environ, "DPO_JOB_FILE": str(path), "DPO_WORK_DIR": str(folder / "work"), "DPO_METRICS_PORT": "0",
-            "DPO_TERMINATION_LOG": str(words), **environment,
+            "DPO_TERMINATION_LOG": str(termination), **environment,
         },
         capture_output=True,
         text=True,
         timeout=120,
     )  # fmt: skip
-    left = Termination.from_text(words.read_text()) if words.exists() else None
+    left = Termination.from_text(termination.read_text()) if termination.exists() else None
     return done.returncode, done.stderr, left
 
 
@@ -53,50 +53,50 @@ def changed(**spec: object) -> dict:
 )
 @pytest.mark.parametrize("command", ["prepare", "train", "export"])
 def test_a_wrong_job_file(tmp_path: Path, command: str, job: object, code: int, message: str):
-    found, said, words = trainer(tmp_path, command, job)
+    found, stderr, termination = trainer(tmp_path, command, job)
 
-    assert (found, words.exit_code, words.outcome, words.phase) == (code, code, "Failed", command)
-    assert message in words.message
-    assert message in said
-    assert "Traceback" not in said
+    assert (found, termination.exit_code, termination.outcome, termination.phase) == (code, code, "Failed", command)
+    assert message in termination.message
+    assert message in stderr
+    assert "Traceback" not in stderr
 
 
 BROKEN_RULE = "spec.training.globalBatchSize: must be at least"
 
 
 def test_a_job_that_breaks_a_rule_is_refused_before_it_begins(tmp_path: Path):
-    found, _, words = trainer(tmp_path, "prepare", changed(nodes=99))
+    found, _, termination = trainer(tmp_path, "prepare", changed(nodes=99))
 
-    assert (found, words.exit_code) == (78, 78)
-    assert BROKEN_RULE in words.message
+    assert (found, termination.exit_code) == (78, 78)
+    assert BROKEN_RULE in termination.message
 
 
 def test_a_running_job_continues_despite_newer_rules(tmp_path: Path):
-    found, said, words = trainer(tmp_path, "export", changed(nodes=99))
+    found, stderr, termination = trainer(tmp_path, "export", changed(nodes=99))
 
-    assert f"newer rules would refuse this job: {BROKEN_RULE}" in said
+    assert f"newer rules would refuse this job: {BROKEN_RULE}" in stderr
     # It ends for another reason: there's nothing to export yet.
-    assert (found, BROKEN_RULE in words.message) == (66, False)
+    assert (found, BROKEN_RULE in termination.message) == (66, False)
 
 
 def test_a_missing_job_file_is_named(tmp_path: Path):
-    found, _, words = trainer(tmp_path, "prepare", a_job(), DPO_JOB_FILE=str(tmp_path / "none.json"))
+    found, _, termination = trainer(tmp_path, "prepare", a_job(), DPO_JOB_FILE=str(tmp_path / "none.json"))
 
     assert found == 66
-    assert "none.json: the job file can't be read" in words.message
+    assert "none.json: the job file can't be read" in termination.message
 
 
 def test_an_attempt_that_is_not_a_number(tmp_path: Path):
-    found, _, words = trainer(tmp_path, "train", a_job(), DPO_ATTEMPT="one")
+    found, _, termination = trainer(tmp_path, "train", a_job(), DPO_ATTEMPT="one")
 
-    assert (found, words.message) == (78, "DPO_ATTEMPT: expected a number from 1, found 'one'")
+    assert (found, termination.message) == (78, "DPO_ATTEMPT: expected a number from 1, found 'one'")
 
 
 def test_export_without_a_checkpoint(tmp_path: Path):
-    found, _, words = trainer(tmp_path, "export", a_job())
+    found, _, termination = trainer(tmp_path, "export", a_job())
 
-    assert (found, words.reason) == (66, "InputNotFound")
-    assert "expected a committed checkpoint, found none; train first" in words.message
+    assert (found, termination.reason) == (66, "InputNotFound")
+    assert "expected a committed checkpoint, found none; train first" in termination.message
 
 
 def test_usage_is_shown_for_a_wrong_command():

@@ -43,7 +43,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     exported = commands.add_parser("export-checkpoint", help="export one checkpoint as safetensors")
     exported.add_argument("checkpoint", type=Path, help="its folder, such as runs/job/checkpoints/step-00000050")
     exported.add_argument("--to", type=Path, help="folder to make (default: export-step-… in the work folder)")
-    exported.add_argument("--merge", action="store_true", help="besides, merge the adapter into the model")
+    exported.add_argument("--merge", action="store_true", help="also merge the adapter into the model")
     exported.add_argument("--work-dir", type=Path, help="the run's work folder (default: the one it is in)")
     exported.add_argument("--job-file", type=Path, help="the DPOJob as JSON (default: job.json in the work folder)")
     return parser.parse_args(argv)

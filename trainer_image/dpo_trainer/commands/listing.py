@@ -154,7 +154,7 @@ def _size(folder: Path) -> int:
 
 def _show(rows: Sequence[CheckpointRow], left_over: Sequence[str], *, verify: bool) -> None:
     console = Console(highlight=False)
-    # A table that is squeezed loses words; one that is too wide for a terminal is wrapped by it, and a log has no width.
+    # A squeezed table loses text; a terminal wraps a table that is too wide, and a log has no width.
     console.width = max(console.width, _WIDTH)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("step", "state", "committed (UTC)", "size", "attempt", "ranks", "loss", "eval", ""):

@@ -30,7 +30,7 @@ def read_job(path: Path, *, begun: bool = False) -> DPOJob:
         raise invalid_configuration(f"{path}: expected a DPOJob as JSON, found {error}") from error
     job = DPOJob.model_validate(document)
     if (broken := rules.violations(job)) and begun:
-        print(f"newer rules would reject this job: {'; '.join(broken)}", file=sys.stderr, flush=True)
+        print(f"newer rules would refuse this job: {'; '.join(broken)}", file=sys.stderr, flush=True)
     elif broken:
         raise invalid_configuration("\n".join(broken))
     if missing := support.unsupported(job.spec):

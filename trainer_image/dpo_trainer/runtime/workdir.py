@@ -49,7 +49,7 @@ class WorkDir:
 
     @property
     def data_report(self) -> Path:
-        """What prepare found in the data, as JSON; beside it the same as text (.txt) and as a picture (.png)."""
+        """Dataset report of prepare as JSON, with the same as text (.txt) and as a picture (.png) in the same folder."""
         return self.root / "data" / "report.json"
 
     @property

@@ -50,18 +50,18 @@ def test_the_table_shows_the_first_and_last_values(tmp_path: Path, capsys: pytes
     work = a_run(tmp_path, 10)
     work.export.mkdir()
     report(work)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
 
     rows = {
         cells[0].strip(): [c.strip() for c in cells[1:]]
-        for line in said.splitlines()
+        for line in printed.splitlines()
         if len(cells := line.strip("│").split("│")) == 5
     }
     assert rows["loss"] == ["0.6800", "0.5900", "0.6400", "0.5900"]
     assert rows["reward accuracy"] == ["75.0%"] * 4
-    assert "training time: 20s in 10 logged steps, 7.5 pairs/s" in said
-    assert f"export: {work.export}" in said
-    assert "restarts" not in said
+    assert "training time: 20s in 10 logged steps, 7.5 pairs/s" in printed
+    assert f"export: {work.export}" in printed
+    assert "restarts" not in printed
 
 
 def test_a_margin_of_minus_zero_is_shown_as_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -69,9 +69,9 @@ def test_a_margin_of_minus_zero_is_shown_as_zero(tmp_path: Path, capsys: pytest.
     line = {"step": 1, "loss": 0.6931, "rewards/margins": -2e-8, "rewards/chosen": -1e-8, "rewards/rejected": -0.0}
     work.metrics.write_text(json.dumps(line) + "\n")
     report(work)
-    said = capsys.readouterr().out
-    assert said.count(" 0.0000 ") == 3
-    assert "-0.0" not in said
+    printed = capsys.readouterr().out
+    assert printed.count(" 0.0000 ") == 3
+    assert "-0.0" not in printed
 
 
 @pytest.mark.parametrize(("steps", "evaluations"), [(1, False), (10, True), (200, True)])
@@ -89,11 +89,11 @@ def test_the_text_file_has_what_was_printed(
 ):
     monkeypatch.setenv("COLUMNS", "100")
     report(a_run(tmp_path, 10))
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     text = (tmp_path / "report" / "report.txt").read_text()
 
     assert "reward margin" in text
-    assert said == f"{text}picture: {tmp_path / 'report' / 'report.png'}\n"
+    assert printed == f"{text}picture: {tmp_path / 'report' / 'report.png'}\n"
 
 
 def test_restarts_are_read_from_termination_files(tmp_path: Path):
@@ -130,11 +130,11 @@ def test_an_early_stop_and_the_best_evaluation_are_named(tmp_path: Path, capsys:
     assert (run.early, run.ending) == (True, ending)
     assert run.best == Best(10, "eval_reward_margin", 0.2)
     report(work)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
 
-    assert f"ending: {ending}" in said
-    assert "best evaluation: step 10, eval_reward_margin 0.2000" in said
-    assert "step 10, best" in said
+    assert f"ending: {ending}" in printed
+    assert "best evaluation: step 10, eval_reward_margin 0.2000" in printed
+    assert "step 10, best" in printed
 
 
 def test_a_run_to_its_planned_end_is_not_early(tmp_path: Path):
@@ -186,14 +186,14 @@ def test_answers_of_first_and_last_evaluation_are_side_by_side(
                 }
                 file.write(json.dumps(line) + "\n")
     report(work)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
 
-    [row] = [line for line in said.splitlines() if "say [1] at 0" in line]
+    [row] = [line for line in printed.splitlines() if "say [1] at 0" in line]
     assert [cell.strip() for cell in row.strip("│").split("│")] == [f"say [1] at {step}�[31m" for step in (0, 5, 10)]
-    assert "Prompt: ask 2" in said
-    assert "ask 3" not in said
-    assert "In the data: right" in said
-    assert "\x1b" not in said
+    assert "Prompt: ask 2" in printed
+    assert "ask 3" not in printed
+    assert "In the data: right" in printed
+    assert "\x1b" not in printed
 
 
 def test_without_matplotlib_there_is_still_the_table(tmp_path: Path):

@@ -51,7 +51,7 @@ def test_the_report_warns_about_both_mistakes(tmp_path):
         {"prompt": start.format(i), "chosen": f"{start.format(i)} Yes", "rejected": f"{start.format(i)} No"}
         for i in range(40)
     ]
-    place.run(train={"source": str(write_jsonl(tmp_path / "told.jsonl", rows))})
+    place.run(train={"source": str(write_jsonl(tmp_path / "pairs.jsonl", rows))})
     report = json.loads(place.work.data_report.read_text())
     assert (report["splits"]["train"]["glued"], report["splits"]["train"]["repeated"]) == (40, 40)
     text = " ".join(report["warnings"])

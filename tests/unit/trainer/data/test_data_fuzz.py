@@ -234,7 +234,7 @@ def test_other_encodings_are_named_with_the_file(place, name, encoding):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "expected"),
     [
         ("e.jsonl", b"", "no usable pair in 0 rows"),
         ("e.json", b" \n ", "no usable pair in 0 rows"),
@@ -255,8 +255,8 @@ def test_other_encodings_are_named_with_the_file(place, name, encoding):
         ("e.jsonl", b'{"\\ud800": "Q"}\n', "found \\ud800 (str)"),
     ],
 )  # fmt: skip
-def test_a_file_without_data_is_named_with_its_content(place, name, content, said):
-    assert said in place.holds(name, content)
+def test_a_file_without_data_is_named_with_its_content(place, name, content, expected):
+    assert expected in place.holds(name, content)
 
 
 def test_rows_of_another_format_are_counted_separately(place):

@@ -136,7 +136,7 @@ def test_every_filter_counts_its_rows_in_the_report_and_lists_them(place):
 
 
 @pytest.mark.parametrize(
-    ("filters", "words"),
+    ("filters", "expected"),
     [
         ({"minScoreGap": 1.0}, "filters.minScoreGap needs numbers in columns score_chosen and score_rejected"),
         ({"minAgreement": 0.6}, "filters.minAgreement needs voted pairs (format votes), and no row has one"),
@@ -144,9 +144,9 @@ def test_every_filter_counts_its_rows_in_the_report_and_lists_them(place):
         ({"where": [{"column": "language", "operator": "NotIn", "values": ["en"]}]}, "filters.where[0] needs a value"),
     ],
 )  # fmt: skip
-def test_a_filter_that_can_never_apply_is_refused(place, filters, words):
+def test_a_filter_that_can_never_apply_is_refused(place, filters, expected):
     message = place.refused(ExitCode.INVALID_CONFIGURATION, filters=filters)
-    assert words in message
+    assert expected in message
     assert "found columns prompt, chosen, rejected" in message
 
 

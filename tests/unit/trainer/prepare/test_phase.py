@@ -99,7 +99,7 @@ def test_a_model_without_estimate_is_still_prepared(place):
 def test_a_second_run_keeps_everything(place):
     first = place.run(evalFraction=0.2)
     before = {path: path.stat().st_mtime_ns for path in place.work.root.rglob("*")}
-    place.train.unlink()  # a source is not even looked at again
+    place.train.unlink()  # sources are not read again
     assert place.run(evalFraction=0.2) == first
     assert {path: path.stat().st_mtime_ns for path in place.work.root.rglob("*")} == before
     assert [share for _, share in place.progress] == [0.0, 1.0]

@@ -90,7 +90,7 @@ def test_parts_of_a_dataset(results, name, pairs):
 
 
 @pytest.mark.parametrize(
-    ("name", "code", "words"),
+    ("name", "code", "expected"),
     [
         ("private without token", ExitCode.ACCESS_DENIED, "tokenSecretRef"),
         ("private data without token", ExitCode.ACCESS_DENIED, "org/private: access was refused"),
@@ -113,10 +113,10 @@ def test_parts_of_a_dataset(results, name, pairs):
         ("offline", ExitCode.SOURCE_UNAVAILABLE, "HF_HUB_OFFLINE"),
     ],
 )
-def test_failures_have_codes_and_reasons(results, name, code, words):
+def test_failures_have_codes_and_reasons(results, name, code, expected):
     found = results[name]
     assert (found["code"], found["prepared"]) == (code, False), found
-    assert words in found["message"]
+    assert expected in found["message"]
 
 
 def test_the_token_is_in_no_message(results):

@@ -124,7 +124,7 @@ def hub_error(kind: type, status: int) -> Exception:
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "words"),
+    ("error", "code", "expected"),
     [
         (hub_error(hub_errors.GatedRepoError, 403), ExitCode.ACCESS_DENIED, "accept its terms"),
         (hub_error(hub_errors.RepositoryNotFoundError, 401), ExitCode.ACCESS_DENIED, "tokenSecretRef"),
@@ -145,11 +145,11 @@ def hub_error(kind: type, status: int) -> Exception:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
 )  # fmt: skip
-def test_errors_say_what_to_do(error, code, words):
+def test_errors_say_what_to_do(error, code, expected):
     found = explain(error, "org/name")
     assert found is not None
     assert found.exit_code == code
-    assert words in str(found)
+    assert expected in str(found)
 
 
 def test_a_wrapped_error_is_found():
@@ -203,7 +203,7 @@ def test_a_pipe_is_refused_as_a_source(place):
 
 @pytest.mark.parametrize("mode", [0o000, 0o711])
 def test_an_unreadable_file_is_named(mode):
-    """Root may read everything, so where the tests run as root this one goes on as another user."""
+    """Root may read everything, so where the tests run as root this test continues as another user."""
     with tempfile.TemporaryDirectory() as name:  # pytest's own folders are closed to others from the top
         folder = Path(name) / "data"
         folder.mkdir()

@@ -144,7 +144,9 @@ def _split_dialogue(whole: str, name: str) -> tuple[str, str]:
     if not before.strip():
         raise Unusable(Reason.EMPTY_PROMPT, f"{name}: nothing before the last '\\n\\nAssistant:'")
     if QUESTION_MARK in answer:
-        raise Unusable(Reason.MALFORMED_DIALOGUE, f"{name}: the text goes on with '\\n\\nHuman:' after the last answer")
+        raise Unusable(
+            Reason.MALFORMED_DIALOGUE, f"{name}: the text continues with '\\n\\nHuman:' after the last answer"
+        )
     return before + mark, answer
 
 

@@ -82,7 +82,7 @@ def present(row: Mapping[str, Any], columns: Iterable[str]) -> list[str]:
 
 
 def kind(value: Any) -> str:
-    """Type of a value in the words of JSON."""
+    """JSON name of a value's type."""
     if value is None:
         return "null"
     names = ((bool, "a boolean"), (int | float, "a number"), (str, "text"), (list, "a list"), (Mapping, "an object"))

@@ -1,4 +1,4 @@
-"""The picture of a dataset report: lengths, what the limits do, the difference of the answers' lengths, what was left out."""
+"""The picture of a dataset report: lengths, effect of the limits, length difference of the answers, rows left out."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -177,7 +177,7 @@ def _edges(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 def _shares_of_tokens(axis: Axes, edges: npt.NDArray[np.float64], limit: int = 0) -> None:
     axis.set_xlim(0, max(edges[-1], limit * 1.02))
-    axis.set_ylim(0, axis.get_ylim()[1] * 1.25)  # room for the legend
+    axis.set_ylim(0, axis.get_ylim()[1] * 1.25)  # space for the legend
     axis.set_xlabel("tokens")
     axis.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

@@ -198,7 +198,7 @@ def two(a, b, **columns):
 
 
 @pytest.mark.parametrize(
-    ("row", "row_format", "reason", "words"),
+    ("row", "row_format", "reason", "expected"),
     [
         (scored(["a", "b"], scores=[1, 1.0]), "scored", Reason.TIE, "2 answers, of which no two have different scores"),
         (scored(["a"], scores=[1]), "scored", Reason.TIE, "1 answers"),
@@ -239,7 +239,7 @@ def two(a, b, **columns):
         ({"prompt": {"0": "Q", "1": "R"}, "chosen": {"0": "a", "1": "b"}, "rejected": {"0": "c", "1": "d"}}, "pairs", Reason.WRONG_TYPE,
          "prompt: expected text, found an object of a whole column, as to_json of pandas writes it; write one object for each row"),
         ({"chosen": f"{DIALOGUE} a\n\nHuman: More", "rejected": f"{DIALOGUE} b"}, "dialogue", Reason.MALFORMED_DIALOGUE,
-         "chosen: the text goes on with '\\n\\nHuman:' after the last answer"),
+         "chosen: the text continues with '\\n\\nHuman:' after the last answer"),
         (two(1, 1), "scored", Reason.TIE, "score_a and score_b: neither answer is better"),
         (two(1, None), "scored", Reason.MISSING_COLUMN, "no value in column score_b"),
         (two(1, True), "scored", Reason.BAD_SCORE, "score_b: expected a finite number, found a boolean"),
@@ -252,11 +252,11 @@ def two(a, b, **columns):
          "history: earlier turns beside an instruction"),
     ],
 )  # fmt: skip
-def test_rows_of_no_format_are_rejected_with_a_reason(row, row_format, reason, words):
+def test_rows_of_no_format_are_rejected_with_a_reason(row, row_format, reason, expected):
     found = normalize(row, row_format, Columns())
     assert isinstance(found, Rejection), found
     assert found.reason == reason, found
-    assert words in found.detail
+    assert expected in found.detail
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_pairs_repeated_by_a_weight_are_not_duplicates():
 
 
 @pytest.mark.parametrize(
-    ("train", "said"),
+    ("train", "expected"),
     [
         (lambda: pairs(99), "train: only 99 pairs"),
         (lambda: joined(pairs(70, chosen=7), pairs(34, start=500)), "longer one in 67% of the pairs"),
@@ -96,8 +96,8 @@ def test_pairs_repeated_by_a_weight_are_not_duplicates():
         (lambda: _nearly_the_same(100), "in 100% of the pairs the answers are nearly the same"),
     ],
 )
-def test_each_problem_of_a_split_has_its_warning(train, said):
-    assert said in warnings(train())
+def test_each_problem_of_a_split_has_its_warning(train, expected):
+    assert expected in warnings(train())
 
 
 @pytest.mark.parametrize("train", [pairs(100), pairs(100, cut=5), joined(pairs(65, chosen=7), pairs(35, start=500))])
@@ -131,7 +131,7 @@ def test_evaluation_pairs_that_are_in_train_give_a_warning():
 
 
 def test_few_evaluation_pairs_give_the_error_of_the_accuracy():
-    assert "eval: only 25 pairs, so that an accuracy is sure to ±20% only" in warnings(
+    assert "eval: only 25 pairs, so an accuracy has an error of ±20%" in warnings(
         pairs(200), pairs(25, start=1000)
     )
 

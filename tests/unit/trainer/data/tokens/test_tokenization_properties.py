@@ -322,7 +322,7 @@ def test_a_common_answer_prefix_does_not_lengthen_the_prompt(all_models):
 
 
 def test_a_prompt_never_ends_within_a_special_token(all_models):
-    """The generation prompt goes on with <think>, finished turns with <|im_end|>: both begin with <."""
+    """The generation prompt continues with <think>, finished turns with <|im_end|>: both begin with <."""
     model = all_models["gpt2"]
     template = (
         "{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] + ':' }}{% else %}{{ '<|im_end|>' + m['content'] }}"
