@@ -96,10 +96,10 @@ def run_here(folder: Path, scratch: Path, *, saves: int, gap: int, every: int) -
             shutil.rmtree(scratch / "deepspeed", ignore_errors=True)
 
     class Clock(Telemetry):
-        def step(self, step: int, *, seconds: float, **news: Any) -> None:
+        def step(self, step: int, *, seconds: float, **update: Any) -> None:
             now = time.monotonic()
             ended.append((now - seconds, now))
-            super().step(step, seconds=seconds, **news)
+            super().step(step, seconds=seconds, **update)
 
     build.Engine, build.Checkpoints = Known, ByTurns  # type: ignore[misc]
     job = DPOJob.model_validate({

@@ -58,9 +58,9 @@ def train_here(document: dict[str, Any], folder: Path, scratch: Path) -> dict[st
                 at["referenced"] = time.monotonic()
             super().activity(text)
 
-        def step(self, *arguments: Any, **news: Any) -> None:
+        def step(self, *arguments: Any, **update: Any) -> None:
             at["ended"] = time.monotonic()
-            super().step(*arguments, **news)
+            super().step(*arguments, **update)
 
     telemetry = Timed("train", 1, work, rank=rank, world_size=int(os.environ.get("WORLD_SIZE", "1")))
     train.run(DPOJob.model_validate(document), work, telemetry=telemetry, attempt=1, stop=StopRequest())

@@ -1,6 +1,6 @@
 """Every method on small real data, one epoch each, in one table: `make bench-methods`, or `python -m benchmarks.methods`.
 
-benchmarks/README.md has the last table and what it says.
+benchmarks/README.md has the last table and its discussion.
 """
 
 import argparse
@@ -116,18 +116,18 @@ def document(row: Row, dataset: Dataset, data: dict[str, Any], model: Path) -> d
 def run(
     row: Row, dataset: Dataset, job: dict[str, Any], prepared: WorkDir, work: Path, console: Console
 ) -> dict[str, Any]:
-    """Train one row and say how it ended. A failure is a line of the table, too."""
+    """Train one row and return its result. A failure also becomes a row of the table."""
     found: dict[str, Any] = {"data": dataset.name, "method": row.name, "learning_rate": row.learning_rate(dataset)}
     try:
-        figures = train(job, prepared, work)
+        metrics = train(job, prepared, work)
     except Failed as error:
         console.print(f"{dataset.name} {row.name}: {error}", markup=False, style="red")
         return found | {"verdict": "failed"}
-    console.print(f"{dataset.name} {row.name}: accuracy {figures.accuracy:.3f}", markup=False)
+    console.print(f"{dataset.name} {row.name}: accuracy {metrics.accuracy:.3f}", markup=False)
     # An unpaired row's example is one answer, half a pair.
-    speed = figures.pairs_per_second / (2 if row.unpaired else 1)
-    words = verdict(figures.accuracy, figures.baseline, figures.error)
-    return found | asdict(replace(figures, pairs_per_second=speed)) | {"verdict": words}
+    speed = metrics.pairs_per_second / (2 if row.unpaired else 1)
+    judgement = verdict(metrics.accuracy, metrics.baseline, metrics.error)
+    return found | asdict(replace(metrics, pairs_per_second=speed)) | {"verdict": judgement}
 
 
 def run_all(arguments: argparse.Namespace, console: Console) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ UNSUPPORTED = {"training": {"globalBatchSize": 2, "offload": "nvme"}}
 
 
 @dataclass(frozen=True)
-class Figure:
+class Measurement:
     """One line of the table. bar: most that worst may be; None: only printed."""
 
     name: str
@@ -47,7 +47,7 @@ class Figure:
     unit: str
 
     @classmethod
-    def of(cls, name: str, values: Iterable[float], bar: float | None, unit: str) -> "Figure":
+    def of(cls, name: str, values: Iterable[float], bar: float | None, unit: str) -> "Measurement":
         """From what was measured, once or several times."""
         found = list(values)
         return cls(name, statistics.median(found), max(found), bar, unit)
@@ -57,12 +57,12 @@ class Figure:
         return self.bar is not None and self.worst > self.bar
 
 
-def table(figures: Iterable[Figure]) -> Table:
-    """The figures for people."""
+def table(measurements: Iterable[Measurement]) -> Table:
+    """Table of the measurements."""
     made = Table(title="operator, API server without nodes")
-    for head in ("figure", "median", "worst", "bar", ""):
-        made.add_column(head, justify="left" if head == "figure" else "right")
-    for f in figures:
+    for head in ("measurement", "median", "worst", "bar", ""):
+        made.add_column(head, justify="left" if head == "measurement" else "right")
+    for f in measurements:
         bar = "" if f.bar is None else f"≤ {f.bar:g}"
         made.add_row(f"{f.name}, {f.unit}", f"{f.median:.3g}", f"{f.worst:.3g}", bar, "missed" if f.missed else "")
     return made
@@ -136,7 +136,7 @@ def applied(bench: Bench, namespace: str, jobs: dict[str, dict[str, object]]) ->
         thread.join()
 
 
-def many_at_once(bench: Bench, times: int) -> list[Figure]:
+def many_at_once(bench: Bench, times: int) -> list[Measurement]:
     """100 jobs at once: until all their children exist."""
     until, p99, memory, asked, cpu, applying = [], [], [], [], [], []
     for run in range(times):
@@ -159,12 +159,12 @@ def many_at_once(bench: Bench, times: int) -> list[Figure]:
             memory.append(memory_mib(operator))
         empty(bench, hands.namespace)
     return [
-        Figure.of(f"{JOBS} jobs at once: until all children exist", until, 10.0, "s"),
-        Figure.of("of that, until all DPOJobs are created", applying, None, "s"),
-        Figure.of("reconcile, p99 (upper bound of its bucket)", p99, 1.0, "s"),
-        Figure.of("requests for each job until then", asked, None, "requests"),
-        Figure.of("processor time for each job", cpu, None, "ms"),
-        Figure.of(f"memory with {JOBS} jobs, peak", memory, None, "MiB"),
+        Measurement.of(f"{JOBS} jobs at once: until all children exist", until, 10.0, "s"),
+        Measurement.of("of that, until all DPOJobs are created", applying, None, "s"),
+        Measurement.of("reconcile, p99 (upper bound of its bucket)", p99, 1.0, "s"),
+        Measurement.of("requests for each job until then", asked, None, "requests"),
+        Measurement.of("processor time for each job", cpu, None, "ms"),
+        Measurement.of(f"memory with {JOBS} jobs, peak", memory, None, "MiB"),
     ]
 
 
@@ -181,7 +181,7 @@ def empty(bench: Bench, namespace: str) -> None:
     wait_until("empty namespace", lambda: not any(count(hands, kind) for kind in KINDS), 180)
 
 
-def good_among_bad(bench: Bench) -> list[Figure]:
+def good_among_bad(bench: Bench) -> list[Measurement]:
     """1,000 jobs that will be refused, and one good one after them: how much later its children exist."""
     hands, operator = bench.place("crowd")
 
@@ -210,14 +210,16 @@ def good_among_bad(bench: Bench) -> list[Figure]:
         rest = time.monotonic() - began
     empty(bench, hands.namespace)
     return [
-        Figure.of("child Job of a job on an empty queue", [alone], None, "s"),
-        Figure.of(f"delay of a good job by {BAD_JOBS:,} bad ones", [max(0.0, c - alone) for c in crowded], 5.0, "s"),
-        Figure.of("after that, until all bad ones are refused", [rest], None, "s"),
-        Figure.of("memory with them, peak", [peak], None, "MiB"),
+        Measurement.of("child Job of a job on an empty queue", [alone], None, "s"),
+        Measurement.of(
+            f"delay of a good job by {BAD_JOBS:,} bad ones", [max(0.0, c - alone) for c in crowded], 5.0, "s"
+        ),
+        Measurement.of("after that, until all bad ones are refused", [rest], None, "s"),
+        Measurement.of("memory with them, peak", [peak], None, "MiB"),
     ]
 
 
-def exit_to_status(bench: Bench) -> list[Figure]:
+def exit_to_status(bench: Bench) -> list[Measurement]:
     """From the end of a rank's process, as the kubelet reports it, to the decision in the DPOJob's status."""
     hands, operator = bench.place("exits")
     took = []
@@ -235,10 +237,10 @@ def exit_to_status(bench: Bench) -> list[Figure]:
             wait_until("restart", lambda name=name: hands.status(name).get("restarts") == 1)
             took.append(time.monotonic() - began)
             hands.delete("dpojobs", name)
-    return [Figure.of(f"pod exit → status, {EXITS} times", took, 2.0, "s")]
+    return [Measurement.of(f"pod exit → status, {EXITS} times", took, 2.0, "s")]
 
 
-PARTS: dict[str, Callable[[Bench, int], list[Figure]]] = {
+PARTS: dict[str, Callable[[Bench, int], list[Measurement]]] = {
     "many": many_at_once,
     "bad": lambda bench, _: good_among_bad(bench),
     "exits": lambda bench, _: exit_to_status(bench),
@@ -257,9 +259,9 @@ def main() -> int:
         wait_until_served(plane, crd.NAME)
         bench = Bench(plane, Path(folder))
         for name in arguments.parts or PARTS:
-            figures = PARTS[name](bench, arguments.times)
-            Console().print(table(figures))
-            missed = missed or any(f.missed for f in figures)
+            measurements = PARTS[name](bench, arguments.times)
+            Console().print(table(measurements))
+            missed = missed or any(f.missed for f in measurements)
     return 1 if missed else 0
 
 

@@ -1,4 +1,4 @@
-"""One run of the benchmark: the product's own phases, as processes, and the figures that they leave."""
+"""One run of the benchmark: the product's own phases as processes, and the metrics of the run."""
 
 import json
 import math
@@ -56,7 +56,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class Figures:
+class RunMetrics:
     """What one run left. Accuracies are shares of the evaluation pairs, losses are the method's own and not comparable.
 
     pairs_per_second: of training. error: standard error of the accuracy. baseline: the better of "the longer answer wins" and
@@ -80,7 +80,7 @@ def prepare(job: dict[str, Any], work: Path) -> WorkDir:
     return WorkDir(work)
 
 
-def train(job: dict[str, Any], prepared: WorkDir, work: Path) -> Figures:
+def train(job: dict[str, Any], prepared: WorkDir, work: Path) -> RunMetrics:
     """Run the train phase in a new folder, on the model, the tokens and the cached reference of a prepared one. Raises Failed."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -89,14 +89,14 @@ def train(job: dict[str, Any], prepared: WorkDir, work: Path) -> Figures:
         (work / path.name).symlink_to(path.resolve())
     _phase("launch", job, work)
     pairs = json.loads((prepared.eval_data / "meta.json").read_text())["pairs"]
-    return figures(read_metrics(WorkDir(work).metrics), eval_pairs=pairs)
+    return run_metrics(read_metrics(WorkDir(work).metrics), eval_pairs=pairs)
 
 
-def figures(lines: list[dict[str, Any]], *, eval_pairs: int) -> Figures:
-    """The table's figures, from the lines of metrics.jsonl."""
+def run_metrics(lines: list[dict[str, Any]], *, eval_pairs: int) -> RunMetrics:
+    """Metrics of the table, from the lines of metrics.jsonl."""
     steps, last = [line for line in lines if "loss" in line], lines[-1]
     accuracy = last["eval_rewards/accuracies"]
-    return Figures(
+    return RunMetrics(
         steps=steps[-1]["step"],
         pairs_per_second=sum(line["pairs"] for line in steps) / sum(line["step_seconds"] for line in steps),
         first_loss=steps[0]["loss"],
@@ -151,5 +151,5 @@ def _phase(command: str, job: dict[str, Any], work: Path) -> None:
     with log.open("wb") as out:
         done = tied.run(argv, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, check=False)
     if done.returncode:
-        words = log.read_text(errors="replace").strip().splitlines() or ["it said nothing"]
-        raise Failed(f"{command} ended with exit code {done.returncode}: {words[-1]} (all of it: {log})")
+        lines = log.read_text(errors="replace").strip().splitlines() or ["it printed nothing"]
+        raise Failed(f"{command} ended with exit code {done.returncode}: {lines[-1]} (all of it: {log})")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.methods import DATASETS, ROWS, document, parse, table, verdict
-from benchmarks.runs import Dataset, figures, take_apart
+from benchmarks.runs import Dataset, run_metrics, take_apart
 from dpo_operator.api.method import MethodName
 from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.rules import support
@@ -58,7 +58,7 @@ def test_figures_are_those_of_the_first_step_all_steps_and_the_last_evaluation()
         "step": 2, "eval_loss": 0.5, "eval_rewards/accuracies": 0.8, "eval_length_baseline_accuracy": 0.6,
         "eval_rewards/margins": 1.5,
     }  # fmt: skip
-    found = figures([*steps, last], eval_pairs=100)
+    found = run_metrics([*steps, last], eval_pairs=100)
     assert (found.steps, found.first_loss, found.eval_loss, found.accuracy) == (2, 0.7, 0.5, 0.8)
     assert found.pairs_per_second == 5  # 20 pairs in 4 s
     assert found.error == pytest.approx(0.04)  # sqrt(0.8 · 0.2 / 100)

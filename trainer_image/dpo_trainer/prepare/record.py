@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, SkipValidation, model_serializer
 
@@ -20,7 +20,7 @@ from dpo_trainer.runtime.workdir import WorkDir
 log = logging.getLogger(__name__)
 
 # Format of the prepared folder; a new number makes prepare replace older folders.
-VERSION = 2
+VERSION: Final = 2
 
 # Keys are names of files, which need not be UTF-8.
 Sizes = Annotated[dict[str, int], SkipValidation]

@@ -28,7 +28,7 @@ def a_run(
     *,
     evaluations: bool = True,
     start: float | None = None,
-    figures: dict[str, float | None] | None = None,
+    metrics: dict[str, float | None] | None = None,
 ) -> WorkDir:
     work = WorkDir(folder)
     with work.metrics.open("w") as file:
@@ -36,7 +36,7 @@ def a_run(
             margin = 0.02 * step
             line = {
                 "loss": 0.69 - 0.01 * step, "rewards/chosen": margin / 2, "rewards/rejected": -margin / 2,
-                "rewards/margins": margin, "rewards/accuracies": 0.75, **(figures or {}),
+                "rewards/margins": margin, "rewards/accuracies": 0.75, **(metrics or {}),
             }  # fmt: skip
             if step == 1 and start is not None:
                 line["initial_loss"] = start
@@ -158,7 +158,7 @@ def test_only_methods_with_a_known_initial_loss_get_its_line(tmp_path: Path, mon
 
 
 def test_unpaired_answers_have_no_margin_and_still_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    work = a_run(tmp_path, 6, figures={"rewards/margins": None, "rewards/chosen": None, "kl": 0.2})
+    work = a_run(tmp_path, 6, metrics={"rewards/margins": None, "rewards/chosen": None, "kl": 0.2})
     report(work)
     rows = {
         cells[0].strip(): [c.strip() for c in cells[1:]]

@@ -48,8 +48,7 @@ def draw(report: Mapping[str, Any], train: PairDataset, evaluation: PairDataset 
 
 
 def _paired(lengths: Lengths) -> npt.NDArray[np.bool_]:
-    paired: npt.NDArray[np.bool_] = (lengths[:, 1:] > 0).all(axis=1)
-    return paired
+    return np.asarray((lengths[:, 1:] > 0).all(axis=1), dtype=np.bool_)
 
 
 def _lengths(axis: Axes, lengths: Lengths) -> None:
