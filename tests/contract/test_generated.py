@@ -43,12 +43,12 @@ def test_a_changed_file_is_found_and_mended(tmp_path: Path) -> None:
     for path, text in generate.files(tmp_path).items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text, encoding="utf-8")
-    assert generate.stale(tmp_path) == []
+    assert generate.outdated_files(tmp_path) == []
     changed = tmp_path / generate.CRD_FILE
     changed.write_text(changed.read_text(encoding="utf-8").replace("maximum: 1024", "maximum: 4096"), encoding="utf-8")
-    assert generate.stale(tmp_path) == [generate.CRD_FILE]
+    assert generate.outdated_files(tmp_path) == [generate.CRD_FILE]
     assert generate.write(tmp_path) == [generate.CRD_FILE]
-    assert generate.stale(tmp_path) == []
+    assert generate.outdated_files(tmp_path) == []
 
 
 def test_everything_that_a_user_writes_is_bounded() -> None:
