@@ -1,5 +1,6 @@
-"""What prepare found in the data, and the first pairs as the model will see them: a doubled BOS, a missing EOS or a wrong
-template is seen at a glance.
+"""The dataset report, and the first pairs as the model will see them.
+
+A doubled BOS, a missing EOS or a wrong template is visible at a glance.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The report of a run: a picture of its curves, a table of where it began and ended, and a few of its answers."""
+"""The report of a run: a picture of its curves, a table of its first and last values, and a few of its answers."""
 
 import io
 import sys
@@ -15,7 +15,7 @@ from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.console import duration
 from dpo_trainer.telemetry.metrics_file import Line
 
-# Rows without any value are left out: no method has all figures.
+# Rows without any value are left out: no method has all metrics.
 _TABLE = (
     ("loss", "loss", "{:.4f}"),
     ("rewards/margins", "reward margin", "{:z.4f}"),
@@ -30,8 +30,6 @@ _TABLE = (
     ("generation_tokens/reference", "  of the reference", "{:.1f}"),
 )
 _PROMPTS, _CHARACTERS = 3, 600
-
-
 # The text file has a fixed width: a pod has no terminal.
 TEXT, _WIDTH = "report.txt", 100
 
@@ -146,7 +144,7 @@ def _answers(run: Run) -> list[Table]:
 
 
 def _readable(text: str | None) -> Text:
-    """What a model wrote, on a terminal: no markup, no control sequences, not endless."""
+    """A model's answer, safe for a terminal: shortened, without markup or control sequences."""
     shown = "".join(c if c.isprintable() or c == "\n" else "�" for c in text or "–")
     shown = shown.strip()
     return Text(shown if len(shown) <= _CHARACTERS else f"{shown[:_CHARACTERS]} […]")

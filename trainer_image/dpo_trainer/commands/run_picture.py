@@ -85,14 +85,14 @@ def _lengths(axis: Any, run: Run) -> None:
 
 
 def _split(axis: Any, run: Run, key: str, title: str) -> None:
-    """A figure of training and of evaluations."""
+    """A metric of training and of evaluations."""
     axis.set_title(title)
     _curve(axis, run.train, key, _TRAIN, "train")
     _dots(axis, run.evaluations, "eval_" + key, _EVAL, "held out")
 
 
 def _responses(axis: Any, run: Run, key: str, title: str) -> None:
-    """A figure of chosen and of rejected answers."""
+    """A metric of chosen and of rejected answers."""
     axis.set_title(title)
     for name, colour in (("chosen", _TRAIN), ("rejected", _EVAL)):
         _curve(axis, run.train, f"{key}/{name}", colour, name)

@@ -13,7 +13,10 @@ from dpo_trainer.runtime.errors import bad_dataset
 
 @dataclass(frozen=True)
 class Mixed:
-    """train: in the order of the sources. used, held_out: pairs by source, those of an epoch of training and those held out."""
+    """Pairs after holding out and weighting.
+
+    train: in the order of the sources. used, held_out: number of pairs by source, in an epoch of training and held out.
+    """
 
     train: PairDataset
     evaluation: PairDataset | None

@@ -1,4 +1,4 @@
-"""Whether a model can be trained as it is: its configuration, and the headers of its weight files.
+"""Checks that a model can be trained: its configuration, and the headers of its weight files.
 
 Nothing here loads weights or imports torch; a wrong model is refused before any GPU is held.
 """
@@ -20,7 +20,7 @@ _TRAINABLE = {"F16", "BF16", "F32", "F64"}
 
 
 def check_config(folder: Path, label: str) -> dict[str, Any]:
-    """Read config.json and refuse what can't be trained as it is.
+    """Read config.json and refuse models that can't be trained.
 
     Raises TrainerError: INVALID_CONFIGURATION for code of its own, weights that are quantized, or an architecture that is
     no causal language model of the installed transformers.
@@ -76,7 +76,7 @@ def context_length(config: Mapping[str, Any]) -> int | None:
 
 @dataclass(frozen=True)
 class Weights:
-    """What the headers of the weight files say."""
+    """Parameter count and dtypes, from the headers of the weight files."""
 
     parameters: int
     dtypes: tuple[str, ...]

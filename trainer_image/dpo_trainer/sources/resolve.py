@@ -73,7 +73,7 @@ Source = HubSource | FileSource
 
 
 def resolve(source: str, revision: str | None = None, *, claims: Path) -> Source:
-    """What a source string of the job means; files are listed, a hub is not asked yet.
+    """Resolve a source string of the job; files are listed, the hub is not contacted yet.
 
     claims: folder in which claims are mounted by name.
     Raises TrainerError: INPUT_NOT_FOUND, ACCESS_DENIED, SOURCE_UNAVAILABLE, INVALID_CONFIGURATION or UNSUPPORTED.
@@ -94,7 +94,7 @@ def resolve(source: str, revision: str | None = None, *, claims: Path) -> Source
     explicit = source.startswith(("/", "./", "../", "~")) or source in (".", "..")
     if explicit or _exists(path, source):
         if not explicit:
-            log.info("%s is read from this machine, %s; a hub is not asked", source, path.resolve())
+            log.info("%s is read from this machine, %s, and not from a hub", source, path.resolve())
         return _local(source, path)
     if _HUB_ID.fullmatch(source) and not source.endswith(_FILE_SUFFIXES):
         return HubSource(source, revision)

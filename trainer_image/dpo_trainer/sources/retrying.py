@@ -45,9 +45,9 @@ def retrying(call: Callable[[], T], label: str) -> T:
 
 
 def explain(error: BaseException, label: str) -> TrainerError | None:
-    """TrainerError for an error of the hub, of an object store or of the network; None when it is none of these.
+    """TrainerError for an error of the hub, of an object store or of the network; None for other errors.
 
-    Libraries wrap errors, so the causes are looked through too.
+    Libraries wrap errors, so the causes are checked too.
     """
     if no_space(error) is not None:
         return None
