@@ -1,4 +1,4 @@
-"""Jobs that share a cache, each in a process of its own; HF_ENDPOINT and HF_HOME are set by who starts it.
+"""Jobs that share a cache, each in a process of its own; HF_ENDPOINT and HF_HOME are set by the caller.
 
     python -m tests.unit.trainer.cache_worker prepare|prepare-hub|fetch JOBS CACHE FOLDER LONGEST_WAIT
 

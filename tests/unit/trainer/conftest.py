@@ -1,4 +1,4 @@
-"""What several tests of the trainer start."""
+"""Fixtures that several tests of the trainer share."""
 
 from collections.abc import Iterator
 

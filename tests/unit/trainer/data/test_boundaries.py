@@ -1,4 +1,4 @@
-"""Answers that touch the prompt, or repeat it, are counted and warned of."""
+"""Answers that touch the prompt, or repeat it, are counted and give a warning."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Filters leave out sound rows, each for its own reason, and never silently do nothing."""
+"""Filters leave out valid rows, each for its own reason, and never silently do nothing."""
 
 import numpy as np
 import pytest

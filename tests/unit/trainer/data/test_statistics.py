@@ -1,4 +1,4 @@
-"""Numbers about the data, and the held-out split."""
+"""Statistics of the data, and the held-out split."""
 
 import numpy as np
 import pytest

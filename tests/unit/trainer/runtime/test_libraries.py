@@ -1,4 +1,4 @@
-"""What is kept out of the log, whichever command runs."""
+"""Library warnings that are filtered from the log of every command."""
 
 import logging
 import warnings

@@ -1,4 +1,4 @@
-"""The dataset report: what it counts, what it warns of, and that it is the same each time."""
+"""The dataset report: its counts and warnings, and that equal data give equal bytes."""
 
 import json
 import subprocess
