@@ -29,7 +29,8 @@ def test_every_method_of_the_api_has_a_row():
     assert {row.method["name"] for row in ROWS} == {name.value for name in MethodName}
 
 
-def test_adapters_get_ten_times_the_learning_rate_and_methods_without_a_reference_their_own():
+def test_learning_rates_depend_on_the_adapter_and_on_the_reference():
+    """Adapters get ten times the rate; methods without a reference have rates of their own."""
     hh = next(dataset for dataset in DATASETS if dataset.name == "hh_helpful_base")
     rates = {row.name: row.learning_rate(hh) for row in ROWS}
     assert rates["dpo-lora"] == pytest.approx(10 * rates["dpo"])
@@ -49,7 +50,8 @@ def test_a_verdict_compares_with_chance_length_and_luck(accuracy, baseline, erro
     assert verdict(accuracy, baseline, error) == expected
 
 
-def test_figures_are_those_of_the_first_step_all_steps_and_the_last_evaluation():
+def test_metrics_come_from_the_steps_and_the_last_evaluation():
+    """Metrics of the first step, of all steps, and of the last evaluation."""
     steps = [
         {"step": step, "loss": loss, "pairs": pairs, "step_seconds": 2.0}
         for step, loss, pairs in ((1, 0.7, 16), (2, 0.6, 4))

@@ -96,7 +96,7 @@ def test_preview_prepares_and_shows_tokens_and_mask(job: Path, tmp_path: Path, c
     assert (work / "prepared.json").is_file()
 
 
-def test_a_folder_of_other_settings_is_refused_and_an_earlier_version_resumes(
+def test_other_settings_are_refused_and_an_earlier_version_resumes(
     job: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ):
     work = tmp_path / "work"

@@ -84,7 +84,7 @@ def test_a_candidate_takes_over_after_the_whole_duration_without_renewal():
     assert one.remaining() < 0
 
 
-def test_a_leader_continues_after_an_outage_in_which_the_lease_was_not_taken():
+def test_a_leader_continues_after_an_outage_if_its_lease_was_not_taken():
     store, clock = Store(), Clock()
     one = candidate(store, clock, "one")
     assert attempt(one)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.unit
 HERE = Path("/here")
 
 
-def test_a_kubelet_asks_the_clusters_dns_and_evicts_by_nothing_but_a_full_disk():
+def test_a_kubelet_uses_the_clusters_dns_and_evicts_only_for_a_full_disk():
     kubelet = configs.kubelet(authority=HERE, cgroup="/g/n1", containerd_socket=HERE / "c.sock", pod_logs=HERE)
     assert kubelet["clusterDNS"] == [DNS_SERVICE]
     assert kubelet["cgroupRoot"] == "/g/n1"
