@@ -1,1 +1,1 @@
-"""The trainer: prepare, train and export one DPOJob. torch lives in this package and nowhere else."""
+"""The trainer: prepare, train and export one DPOJob. Only this package needs torch; the operator runs without it."""

@@ -47,7 +47,7 @@ GANG_TIMED_OUT = "GangTimedOut"
 
 # Every reason that a failure can have. Reasons are metric label values.
 REASONS = frozenset(
-    {info.reason for info in exitcodes.TABLE.values()}
+    {info.reason for info in (*exitcodes.TABLE.values(), exitcodes.UNKNOWN)}
     | set(DISRUPTIONS.values())
     | set(POD_REASONS.values())
     | {

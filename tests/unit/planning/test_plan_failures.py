@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from dpo_operator.api.exitcodes import TABLE, ExitCode
-from dpo_operator.planning.failures import SECONDARY, classify, is_settled, root_cause
+from dpo_operator.api.exitcodes import TABLE, ExitCode, info
+from dpo_operator.planning.failures import REASONS, SECONDARY, classify, is_settled, root_cause
 from dpo_operator.planning.objects import Exit
 from tests.unit.planning.build import a_child, a_pod, a_reading, ended, termination_text
 
@@ -166,3 +166,9 @@ def test_a_pod_that_was_deleted_before_it_ran_is_no_cause(gone):
     assert root_cause(a_child(failed=True), [wrong, gone], 2).reason == "InvalidConfiguration"
     alone = root_cause(a_child(failed=True), [a_pod(0), gone], 2)
     assert (alone.reason, alone.failure_class) == ("PodDeleted", "infrastructure")
+
+
+@pytest.mark.parametrize("code", [1, 134, 139, 255, *TABLE])
+def test_the_reason_of_every_exit_code_is_a_metric_label(code: int):
+    """A restart whose reason is no label would be missing in the operator's metric of restarts."""
+    assert info(code).reason in REASONS

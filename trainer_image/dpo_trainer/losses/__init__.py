@@ -1,1 +1,1 @@
-"""Preference losses and the metrics that are logged of them."""
+"""Preference losses, and the metrics computed from them."""

@@ -1,4 +1,4 @@
-"""Single sink for progress, metrics and warnings; fans out to console, files, trackers and /metrics."""
+"""Where a phase reports progress, metrics and warnings: to the console, files, trackers and /metrics."""
 
 from dpo_trainer.telemetry.telemetry import Telemetry
 

@@ -1,1 +1,1 @@
-"""The train phase: one linear loop, and what it decides with."""
+"""The train phase: set-up, the loop, and what happens between two steps."""

@@ -184,7 +184,7 @@ class Milestones:
             train=finite(metrics),
             eval=None if evaluated is None else finite(evaluated),
             evaluations=tuple(self.evaluations),
-            skipped=tuple(run.policy.skipped),
+            skipped=tuple(run.nonfinite.skipped),
             selection_metric=run.spec.selection_metric,
             finished=finished,
             loss_scale=None if scale is None else LossScaleState(**asdict(scale)),

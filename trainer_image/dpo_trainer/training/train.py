@@ -40,7 +40,7 @@ def _loop(run: Run, milestones: Milestones) -> Outcome:
         step += 1
         began = time.monotonic()
         pairs, rate = run.plan.step(step), run.learning_rate(step)
-        if step in run.policy.skipped:
+        if step in run.nonfinite.skipped:
             # This step failed before a rollback; it is skipped when it comes again.
             ended = milestones.skip_step(step, rate, tokens_seen, stopping=milestones.should_stop())
             if ended is not None:
@@ -49,7 +49,7 @@ def _loop(run: Run, milestones: Milestones) -> Outcome:
 
         sums, grad_norm, nonfinite = _update(run, step, pairs, rate)
         if nonfinite:
-            action = run.policy.decide(step, nonfinite)
+            action = run.nonfinite.decide(step, nonfinite)
             text = f"step {step}: NaN or infinity in {nonfinite}; no weight was changed, and its pairs are left out"
             run.telemetry.warning("NonFinite", text, once=True)
             if action == "rollback" and (back := milestones.roll_back()) is not None:

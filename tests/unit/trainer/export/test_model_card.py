@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from dpo_operator.api.method import Method
-from dpo_trainer.export.model_card import describe_loss, describe_reward
+from dpo_operator.api.method import Method, MethodName
+from dpo_trainer.export.model_card import _PAPERS, describe_loss, describe_reward
 
 pytestmark = pytest.mark.unit
 
@@ -45,3 +45,8 @@ def test_rewards_without_a_reference_do_not_mention_one(name: str):
 )
 def test_means_over_tokens_are_called_means(method: dict[str, Any], mean: bool):
     assert ("mean over an answer's tokens" in describe_reward(Method.model_validate(method))) == mean
+
+
+def test_every_method_has_its_paper():
+    """A method without one would end the export, after all of the training."""
+    assert set(_PAPERS) == set(MethodName)
