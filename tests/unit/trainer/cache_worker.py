@@ -19,8 +19,9 @@ import huggingface_hub
 from dpo_trainer.pretrained import files
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.workdir import WorkDir
-from dpo_trainer.sources import HubSource, retrying
 from dpo_trainer.sources import cache as shared_cache
+from dpo_trainer.sources import retrying
+from dpo_trainer.sources.resolve import HubSource
 
 MODEL = "org/tiny"
 DATASET = "org/pairs"

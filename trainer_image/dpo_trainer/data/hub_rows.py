@@ -11,8 +11,8 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.data.formats import detect
 from dpo_trainer.data.formats.detection import columns_read
 from dpo_trainer.runtime.errors import TrainerError, bad_dataset, first_line, input_not_found, invalid_configuration
-from dpo_trainer.sources import HubSource
 from dpo_trainer.sources.hub import Fetch, Snapshot, discard_download_state, snapshot_of
+from dpo_trainer.sources.resolve import HubSource
 from dpo_trainer.sources.retrying import GATED, no_space, retrying
 
 # Files of a dataset that are fetched at the same time: some have thousands of small ones.

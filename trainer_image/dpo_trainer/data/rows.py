@@ -18,7 +18,7 @@ from typing import IO, Any, Protocol, cast
 from dpo_trainer.data.formats import Rejection
 from dpo_trainer.data.formats.pairs import Reason
 from dpo_trainer.runtime.errors import bad_dataset, first_line, input_not_found, invalid_configuration
-from dpo_trainer.sources import FileSource
+from dpo_trainer.sources.resolve import FileSource
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 

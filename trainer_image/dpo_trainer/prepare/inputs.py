@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_trainer.sources import HubSource, Source
 from dpo_trainer.sources.cache import Cache
+from dpo_trainer.sources.resolve import HubSource, Source
 
 Progress = Callable[[str, float], None]
 

@@ -18,7 +18,8 @@ from dpo_trainer.data.tokens.tokenization import PairTokenizer
 from dpo_trainer.prepare.inputs import Inputs, kind
 from dpo_trainer.prepare.record import InputRecord
 from dpo_trainer.runtime.workdir import WorkDir
-from dpo_trainer.sources import HubSource, resolve
+from dpo_trainer.sources import resolve
+from dpo_trainer.sources.resolve import HubSource
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,9 @@ from typing import Any
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.runtime.errors import TrainerError, input_not_found, invalid_configuration, volume_error
 from dpo_trainer.runtime.files import sha256
-from dpo_trainer.sources import FileSource, HubSource, Source, hub
+from dpo_trainer.sources import hub
 from dpo_trainer.sources.cache import Cache
+from dpo_trainer.sources.resolve import FileSource, HubSource, Source
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.pretrained import checks, files
 from dpo_trainer.runtime.errors import TrainerError
-from dpo_trainer.sources import FileSource, resolve
+from dpo_trainer.sources import resolve
 from dpo_trainer.sources.hub import Snapshot
+from dpo_trainer.sources.resolve import FileSource
 from tests.unit.trainer.tiny import CONFIG, tiny_model
 
 pytestmark = pytest.mark.unit

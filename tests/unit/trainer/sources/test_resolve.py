@@ -11,7 +11,8 @@ from huggingface_hub import errors as hub_errors
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.runtime.errors import TrainerError, bad_dataset
-from dpo_trainer.sources import FileSource, HubSource, resolve
+from dpo_trainer.sources import resolve
+from dpo_trainer.sources.resolve import FileSource, HubSource
 from dpo_trainer.sources.retrying import ATTEMPTS, explain, retrying
 
 pytestmark = pytest.mark.unit

@@ -131,9 +131,7 @@ def test_evaluation_pairs_that_are_in_train_give_a_warning():
 
 
 def test_few_evaluation_pairs_give_the_error_of_the_accuracy():
-    assert "eval: only 25 pairs, so an accuracy has an error of ±20%" in warnings(
-        pairs(200), pairs(25, start=1000)
-    )
+    assert "eval: only 25 pairs, so an accuracy has an error of ±20%" in warnings(pairs(200), pairs(25, start=1000))
 
 
 def test_unpaired_data_are_described_with_weights_for_kto():
