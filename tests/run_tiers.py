@@ -7,6 +7,7 @@ tiers that need a quiet machine follow when both have ended. docs/development/te
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -166,6 +167,7 @@ def main() -> int:
     arguments = parser.parse_args()
     tiers = [tier for tier in TIERS if tier in (arguments.tiers or TIERS)]
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends what it started
     with tempfile.TemporaryDirectory(prefix="dpo-tiers-") as folder:
         runner, build = Runner(Path(folder)), None
         if set(tiers) & set(NEED_THE_RIG):
