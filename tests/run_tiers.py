@@ -176,6 +176,7 @@ def main() -> int:
     arguments = parser.parse_args()
     tiers = [tier for tier in TIERS if tier in (arguments.tiers or TIERS)]
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends what it started
     with scratch_folder() as folder:
         runner, build = Runner(folder), None
         if set(tiers) & set(NEED_THE_RIG):
