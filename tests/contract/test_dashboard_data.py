@@ -212,7 +212,7 @@ def test_values_are_those_of_the_run(prometheus: str) -> None:
     def value(title: str) -> float:
         return float(ask(prometheus, fill_in(by_title[title], TENANT, NAME, "10s"))[0]["value"][1])
 
-    assert ask(prometheus, fill_in(by_title["State"], TENANT, NAME, "10s"))[0]["metric"]["phase"] == "Training"
+    assert ask(prometheus, fill_in(by_title["State"], TENANT, NAME, "10s"))[0]["metric"]["state"] == "Training"
     assert value("Progress") == pytest.approx(0.3)
     assert value("Reward margin") == pytest.approx(0.2)
     assert value("Restarts") == 1

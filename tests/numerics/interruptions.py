@@ -80,6 +80,10 @@ def train_until(
             super().step(step, **news)
             if stop_after == step and rank == min(1, self.progress.world_size - 1):
                 stop.signal_name = "SIGTERM"
+            if terminate_in_saves is not None and terminate_in_saves[0] == rank and step == every_steps + 1:
+                # The save of the step before is in the background. On a slow disk the run would end before the signal.
+                while not stop.is_set():
+                    time.sleep(0.001)
             if kill_after == (rank, step):
                 # The save that was begun before is in the background; which checkpoint is the newest must not be left to chance.
                 due = (step - 1) // every_steps * every_steps

@@ -64,7 +64,10 @@ def eventually(condition: Callable[[], Any], seconds: float = 30) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_cluster_ends_with_its_user(number: signal.Signals):
-    process = user("signal.signal(signal.SIGINT, signal.default_int_handler); time.sleep(1000)")
+    # nohup, and a shell's background jobs, ignore some signals.
+    process = user(
+        "signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL); time.sleep(1000)"
+    )
     sleeper = daemon()
     process.send_signal(number)
     process.wait(timeout=30)
