@@ -14,10 +14,10 @@ from tests import tied
 PRELUDE = """
 import json, os, signal, sys, time
 from pathlib import Path
+from dpo_trainer.runtime import termination  # at the start: a rank that is told to end has little time
 rank = int(os.environ["LOCAL_RANK"])
 out = Path(os.environ["OUT"])
 def leave(code, message=""):
-    from dpo_trainer.runtime import termination
     termination.write_termination(Path(os.environ["DPO_TERMINATION_LOG"]), termination.build_termination("train", 1, code, message, rank=rank))
     os._exit(code)
 def others(): # wait until every rank has called this
