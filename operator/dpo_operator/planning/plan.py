@@ -6,6 +6,8 @@ from datetime import datetime, timedelta
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
+from dpo_operator.api.allow import DEFAULT_ALLOW, Allow
+from dpo_operator.api.allow import refusals as not_allowed
 from dpo_operator.api.status import ActiveJob, DPOJobStatus, VolumeStatus, Workers
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import build_config_map
@@ -49,7 +51,7 @@ class Settings:
     """The operator's settings that decisions depend on.
 
     progress_seconds: between two reads of rank 0's progress. gpu_memory: bytes per GPU, None if not configured.
-    metrics_namespaces: namespaces that may scrape trainer pods; empty means all.
+    metrics_namespaces: namespaces that may scrape trainer pods; empty means all. allow: what the administrator lets jobs ask for.
     """
 
     image: TrainerImage
@@ -57,6 +59,12 @@ class Settings:
     gpu_memory: float | None = None
     metrics_namespaces: tuple[str, ...] = ()
     schedulers: Schedulers = DEFAULT_SCHEDULERS
+    allow: Allow = DEFAULT_ALLOW
+
+    def refused(self, job: DPOJob) -> Problems | None:
+        """What the job asks for and the administrator does not allow."""
+        found = not_allowed(job.spec, self.allow, self.image.name)
+        return Problems(c.NOT_ALLOWED, tuple(found)) if found else None
 
 
 def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, settings: Settings) -> Plan:
@@ -87,7 +95,7 @@ def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     if answer := retrying.ignore_early(job, status):
         return answer
     if status.phase is None:
-        return _accept(job, status, at)
+        return _accept(job, status, at, settings)
     if job.spec.suspend != transitions.holds(status, c.SUSPENDED):
         return _suspend_or_resume(job, status, at)
     if _deadline_passed(job, status, at):
@@ -150,8 +158,8 @@ def _advance(requested: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment
     return decision
 
 
-def _accept(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
-    if problems := validate(job):
+def _accept(job: DPOJob, status: DPOJobStatus, at: Moment, settings: Settings) -> Plan:
+    if problems := validate(job) or settings.refused(job):
         return _reject(status, problems, at)
     return Plan(transitions.accepted(status, at), requeue_after=0)
 
@@ -262,6 +270,9 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     """Create what the current attempt lacks: first the objects that its pods mount, then the Job."""
     phase = status.phase
     assert phase is not None
+    if refused := settings.refused(job):
+        # Accepted by an older operator, or before the administrator changed the rules. Pods that run already go on.
+        return Plan(transitions.waiting(status, at, refused.reason, refused.describe()), requeue_after=WAIT_SECONDS)
     if obstacle := (
         waiting.claim_obstacle(job, seen.claim) or waiting.support_obstacle(job, seen) or guarding.obstacle(job, seen)
     ):
