@@ -14,7 +14,7 @@ import pytest
 from tests import tied
 from tests.cluster.rig import usage
 from tests.cluster.rig.layout import CHECKOUT, STATE_VARIABLE, Layout, locked
-from tests.cluster.rig.processes import Process, recorded, spawn
+from tests.cluster.rig.processes import Process, recorded, spawn, start_time_of
 from tests.cluster.rig.shell import RigError
 from tests.cluster.rig.usage import in_use, lock_of
 
@@ -114,6 +114,8 @@ def test_the_next_user_of_any_cluster_removes_what_a_killed_guardian_left():
     os.kill(guardian, signal.SIGKILL)
     process.kill()
     process.wait()
+    # The guardian shares the lock of the cluster until the kernel has ended it.
+    eventually(lambda: start_time_of(guardian) is None)
     assert sleeper.alive
     with in_use("other"):
         assert not sleeper.alive
