@@ -9,6 +9,7 @@ from dpo_operator.api import names
 from dpo_operator.api.allow import DEFAULT_ALLOW, Allow
 from dpo_operator.api.allow import refusals as not_allowed
 from dpo_operator.api.status import ActiveJob, DPOJobStatus, VolumeStatus, Workers
+from dpo_operator.api.text import quoted, shown
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import build_config_map
 from dpo_operator.builders.job import build_child_job, pod_count
@@ -183,13 +184,13 @@ def reject_unreadable(
     if status.is_final:
         if not retrying.is_requested(retry, status):
             return Plan(status)
-        event = Event("Warning", problems.reason, c.shorten(problems.describe(), 1000))
+        event = Event("Warning", problems.reason, problems.describe())
         return Plan(changed(status, last_handled_retry=retry), events=(event,))
     if status.phase is not None:
         message = f"This version of the operator can't read the spec and leaves the job alone. {problems.describe()}"
-        if status.message == c.shorten(message):
+        if status.message == shown(message):
             return Plan(status)
-        return Plan(changed(status, message=c.shorten(message)), events=(Event("Warning", problems.reason, message),))
+        return Plan(changed(status, message=message), events=(Event("Warning", problems.reason, message),))
     rejected = _reject(status, problems, at)
     return replace(rejected, status=transitions.settled(rejected.status, at))
 
@@ -258,7 +259,9 @@ def _succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Mo
         events = (Event("Normal", c.PREPARED, message), *((warning,) if warning else ()))
         return Plan(status, events=events, requeue_after=0)
     if status.phase == "train":
-        message = status.final_metrics.ending if status.final_metrics else "Training finished."
+        said = termination is not None and bool(termination.message)
+        ending = status.final_metrics.ending if status.final_metrics else "Training finished."
+        message = f"The trainer reports: {quoted(ending)}" if said else ending
         return Plan(
             transitions.next_phase(status, "export", at), events=(Event("Normal", "Trained", message),), requeue_after=0
         )
