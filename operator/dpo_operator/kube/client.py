@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 
 from dpo_operator.api import names
+from dpo_operator.api.text import shown
 from dpo_operator.kube.access import Access
 from dpo_operator.kube.server_clock import ServerClock
 
@@ -208,7 +209,7 @@ class Client:
             return parsed
         if status == 401 and await self._access.reload():
             return await self.request(method, path, body, query)
-        raise _error_of(status, text, retry_after)
+        raise error_of(status, text, retry_after)
 
     def _may_send(self, method: str) -> float:
         """Seconds for a request. Raises FencedError when a write may not be sent at all."""
@@ -222,7 +223,7 @@ class Client:
         self._may_send(str(context.trace_request_ctx))
 
 
-def _error_of(code: int, text: bytes, retry_after: str) -> ApiError:
+def error_of(code: int, text: bytes, retry_after: str) -> ApiError:
     """ApiError from a metav1.Status, or from the body of a proxy's response."""
     try:
         wait = min(60.0, max(0.0, float(retry_after)))
@@ -230,6 +231,8 @@ def _error_of(code: int, text: bytes, retry_after: str) -> ApiError:
         wait = 0.0
     try:
         status = json.loads(text)
-        return ApiError(code, str(status.get("reason") or "Unknown"), str(status.get("message") or ""), wait)
+        return ApiError(
+            code, shown(str(status.get("reason") or "Unknown"), 64), shown(str(status.get("message") or "")), wait
+        )
     except (ValueError, AttributeError):
-        return ApiError(code, "Unknown", text[:500].decode(errors="replace"), wait)
+        return ApiError(code, "Unknown", shown(text[:500].decode(errors="replace")), wait)

@@ -6,7 +6,6 @@ A claim that is too small is expanded if the operator created it, else only repo
 from dataclasses import replace
 
 from dpo_operator.api import conditions as c
-from dpo_operator.api.conditions import shorten
 from dpo_operator.api.quantity import gibibytes, to_bytes
 from dpo_operator.api.reports import VolumeReport
 from dpo_operator.api.status import DPOJobStatus
@@ -150,7 +149,7 @@ def _with_condition(
     if before is not None and before.reason == reason:
         return status, ()
     asked = reason == c.EXPANSION_REQUESTED or not value
-    return status, (Event("Normal" if asked else "Warning", reason, shorten(message, 1000)),)
+    return status, (Event("Normal" if asked else "Warning", reason, message),)
 
 
 def _is_smaller(one: str, other: str) -> bool:
