@@ -13,6 +13,7 @@ from dpo_operator.api.reports import Termination
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.distributed import rendezvous
+from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.job import (
     attempt_from_environment,
     hub_token,
@@ -21,7 +22,6 @@ from dpo_trainer.runtime.job import (
     stop_by_exception,
     stop_on_request,
 )
-from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.libraries import quiet_libraries
 from dpo_trainer.runtime.termination import (
     build_termination,

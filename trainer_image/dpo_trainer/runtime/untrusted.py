@@ -91,7 +91,7 @@ class Untrusted:
         self._set(self._before)
         if isinstance(error, MemoryError):
             raise out_of_memory(self._entry.what) from error
-        if is_panic(error):
+        if error is not None and is_panic(error):
             raise invalid_configuration(
                 f"{self._entry.what} failed inside the library: {first_line(error)}; correct or leave out what it reads"
             ) from error
@@ -111,9 +111,9 @@ def out_of_memory(what: str) -> TrainerError:
     )
 
 
-def is_panic(error: BaseException | None) -> bool:
+def is_panic(error: BaseException) -> bool:
     """Whether an error is a panic in Rust code, as pyo3 raises it: a BaseException, of a class that can't be imported."""
-    return error is not None and type(error).__name__ == "PanicException"
+    return type(error).__name__ == "PanicException"
 
 
 def limit_memory() -> None:
