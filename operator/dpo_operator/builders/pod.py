@@ -18,6 +18,10 @@ from dpo_operator.builders.volume import claim_name, source_claims
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - NCCL looks for it there
 TRAINER_UID = 65532
 TEMPORARY_SIZE = "10Gi"
+# Memory of pods whose job names none. With a request, a pod isn't the first that a full node evicts. Prepare works on others' input, which
+# may ask for any amount; the export needs the model's size, so it has no limit.
+MEMORY_REQUEST = "2Gi"
+PREPARE_MEMORY_LIMIT = "32Gi"
 # How long a pod stays on a node that stopped answering; Kubernetes' own default is 300.
 LOST_NODE_SECONDS = 10
 
@@ -113,6 +117,10 @@ def _container(
 def _resources(job: DPOJob, phase: names.Phase) -> dict[str, Any]:
     wanted: ResourceList = job.spec.pod.resources if phase == "train" else job.spec.pod.prepare_resources
     requests, limits = dict(wanted.requests), dict(wanted.limits)
+    if "memory" not in requests | limits:
+        requests["memory"] = MEMORY_REQUEST
+        if phase == "prepare":
+            limits["memory"] = PREPARE_MEMORY_LIMIT
     if phase == "train" and job.spec.gpus_per_node > 0:
         requests[names.GPU] = limits[names.GPU] = str(job.spec.gpus_per_node)
     if phase == "train" and (rdma := job.spec.pod.network.rdma_resource) is not None:

@@ -53,15 +53,22 @@ def test_job_of_an_attempt_is_never_repaired_by_kubernetes():
 def test_prepare_and_export_are_one_pod_without_gpu(phase):
     job = job_of(phase, nodes=4, gpusPerNode=8, pod={"prepareResources": {"requests": {"cpu": 2}}})
     assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (1, 1)
-    assert container_of(phase, gpusPerNode=8)["resources"] == {}
-    assert job["spec"]["template"]["spec"]["containers"][0]["resources"] == {"requests": {"cpu": "2"}}
+    resources = job["spec"]["template"]["spec"]["containers"][0]["resources"]
+    assert resources["requests"] == {"cpu": "2", "memory": "2Gi"}
+    assert resources.get("limits") == ({"memory": "32Gi"} if phase == "prepare" else None)
     assert "affinity" not in job["spec"]["template"]["spec"]
 
 
 def test_gpus_are_requested_and_limited():
     resources = container_of("train", gpusPerNode=8, pod={"resources": {"limits": {"memory": "64Gi"}}})["resources"]
     assert resources == {"requests": {"nvidia.com/gpu": "8"}, "limits": {"memory": "64Gi", "nvidia.com/gpu": "8"}}
-    assert container_of("train", gpusPerNode=0)["resources"] == {}
+    assert container_of("train", gpusPerNode=0)["resources"] == {"requests": {"memory": "2Gi"}}
+
+
+@pytest.mark.parametrize("named", ["requests", "limits"])
+def test_memory_that_the_job_names_replaces_the_defaults(named):
+    resources = container_of("prepare", pod={"prepareResources": {named: {"memory": "1Gi"}}})["resources"]
+    assert resources == {named: {"memory": "1Gi"}}
 
 
 def test_every_child_and_pod_is_labelled_and_owned():
