@@ -1,6 +1,7 @@
 """Observed state of one job: everything that a decision depends on, and no more."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from dpo_operator.api.reports import Progress
 from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Guard, Notice, Support
@@ -50,6 +51,7 @@ class Heartbeat:
 class Observed:
     """Observed state of one job.
 
+    inputs: claims that prepare is to mount besides the volume, by name; empty once it has its Job.
     guards: None when they were not read in this pass. refused: the API server's refusal of the last write, a message.
     expansion_refused: the size that was requested for the claim, and why it was refused.
     """
@@ -57,6 +59,7 @@ class Observed:
     jobs: tuple[ChildJob, ...] = ()
     pods: tuple[ChildPod, ...] = ()
     claim: Claim | None = None
+    inputs: Mapping[str, Claim | None] = field(default_factory=dict)
     support: tuple[Support, ...] = ()
     guards: tuple[Guard, ...] | None = None
     refused: str = ""

@@ -198,7 +198,33 @@ def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
         if "persistentVolumeClaim" in v
     ]
     assert claims == ["pairs-work", "pairs", "more", "held-out"]
+    # The volume too, so that the kubelet does not change the group of somebody else's files.
+    assert [
+        v["name"] for v in pod_of("prepare", **spec)["volumes"] if v.get("persistentVolumeClaim", {}).get("readOnly")
+    ] == ["claim-0", "claim-1", "claim-2"]
     assert not [m for m in mounts_of("train", **spec) if m.startswith("/claims")]
+
+
+def test_a_claim_that_is_read_and_written_is_one_volume():
+    """A pod that names a claim twice may never start; and as one volume it can't be read-only."""
+    data = {"train": {"source": "pvc://mine/a.jsonl"}, "eval": {"source": "pvc://models/b.jsonl"}}
+    spec = {"data": data, "checkpoint": {"volume": {"claimName": "mine"}}, "cache": {"claimName": "models"}}
+    for spec_, volumes in (
+        (spec, {"/claims/mine": "work", "/claims/models": "cache", "/cache": "cache"}),
+        (
+            spec | {"cache": {"claimName": "mine"}},
+            {"/claims/mine": "work", "/claims/models": "claim-1", "/cache": "work"},
+        ),
+    ):
+        mounts = mounts_of("prepare", **spec_)
+        assert {path: mounts[path]["name"] for path in volumes} == volumes
+        assert mounts["/claims/mine"]["readOnly"] is True
+        claims = [
+            v["persistentVolumeClaim"]["claimName"]
+            for v in pod_of("prepare", **spec_)["volumes"]
+            if "persistentVolumeClaim" in v
+        ]
+        assert sorted(claims) == ["mine", "models"]
 
 
 def test_the_cache_is_mounted_in_prepare_alone():
