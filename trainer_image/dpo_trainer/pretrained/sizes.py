@@ -17,8 +17,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # Most tokens that a position may have, by any model's configuration.
 MAX_POSITIONS: Final = 2**31
-# How many times more parameters config.json may describe than there are: output layers that repeat the embedding aren't stored.
-MOST_PARAMETERS: Final = 2
+# How many times more parameters config.json may describe than are stored: what repeats, such as an output layer, is stored once.
+MOST_PARAMETERS: Final = 4
 
 _EMBEDDING = re.compile(r"(?:^|\.)(?:embed_tokens|wte|word_embeddings|embed_in|tok_embeddings)\.weight")
 _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings)\.weight")
