@@ -228,6 +228,46 @@ def test_refused_watch_comes_back(code: int, theatre: Stage, proxy: Proxy, playi
     theatre.ends_calmly(f"watched-{code}")
 
 
+TEXT = "404 page not found"
+EMPTY = '{"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []}'
+
+
+@pytest.mark.fault(8)
+@pytest.mark.parametrize(("code", "text"), [(404, TEXT), (404, ""), (200, EMPTY)], ids=["gateway", "status", "empty"])
+def test_wrong_answers_to_every_kind_of_request(
+    theatre: Stage, proxy: Proxy, playing: Kubelets, code: int, text: str
+) -> None:
+    """Each kind of request is answered wrongly again and again, and rightly in between."""
+    told: dict[tuple[str, str, bool], float] = {}
+
+    def fits(call: Call) -> bool:
+        is_list = not call.writes and not call.named["name"]
+        if call.watch or call.resource in ("leases", "events") or (code == 200 and not is_list):
+            return False
+        if is_list and "limit=" not in call.path:
+            # The list of a watch; an error there ends the process.
+            return False
+        kind = (call.method, call.resource, is_list)
+        wrong = call.at - told.get(kind, 0.0) > 5.0
+        if wrong:
+            told[kind] = call.at
+        return wrong
+
+    name = f"wrong-{code}-{len(text)}"
+    wrong = proxy.fail(fits, code, times=1000, text=text)
+    theatre.life(name, playing)
+    theatre.ends_calmly(name, 120)
+    assert {("GET", "jobs", True), ("GET", "pods", True)} <= told.keys()
+    if code == 404:
+        assert {(method, kind) for method, kind, _ in told} >= {
+            ("GET", "persistentvolumeclaims"),
+            ("GET", "dpojobs"),
+            ("PUT", "dpojobs/status"),
+            ("POST", "jobs"),
+        }
+    assert wrong.happened > 5
+
+
 @pytest.mark.fault(8)
 def test_error_in_a_watch_ends_the_process_rather_than_the_watch(theatre: Stage, playing: Kubelets) -> None:
     with behind_a_proxy(theatre, "watch-error") as (proxy, operator):

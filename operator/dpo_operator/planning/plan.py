@@ -15,6 +15,7 @@ from dpo_operator.builders.queue import DEFAULT_SCHEDULERS, Schedulers
 from dpo_operator.builders.service import build_service
 from dpo_operator.builders.volume import build_claim
 from dpo_operator.planning import (
+    certainty,
     ending,
     failures,
     gangs,
@@ -94,6 +95,8 @@ def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
         message = f"The job ran longer than activeDeadlineSeconds: {job.spec.active_deadline_seconds}."
         return restarts.give_up(status, c.DEADLINE_EXCEEDED, message, at)
     if lost := _volume_lost_message(status, seen):
+        if left := certainty.seconds_left(seen, certainty.claim_lost(status)):
+            return Plan(status, requeue_after=left)
         return restarts.give_up(status, c.VOLUME_LOST, lost, at)
     if stale := find_stale(status, seen):
         status = status if job.spec.suspend else transitions.waiting(status, at, c.STOPPING_OLD_PODS, stale.describe())
@@ -120,6 +123,8 @@ def _advance(requested: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment
             return Plan(status, requeue_after=SETTLE_SECONDS)
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     if status.active_job is not None and (child is None or child.uid != status.active_job.uid):
+        if left := certainty.seconds_left(seen, certainty.job_lost(status)):
+            return Plan(status, requeue_after=left)
         failure = failures.job_deleted(status.active_job.name)
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     if child is None:
@@ -276,6 +281,9 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     missing = (*_missing_support(job, phase, seen), *guarding.repairs(job, phase, seen, settings.metrics_namespaces))
     if missing:
         return Plan(status, missing, requeue_after=0)
+    if status.attempt > 1 and (left := certainty.seconds_left(seen, certainty.nothing_left(status))):
+        # Two attempts at once would write to the same volume.
+        return Plan(status, requeue_after=left)
     recorded_now = recorded.for_current_attempt(status)
     child = build_child_job(job, phase, status.attempt, settings.image, recorded_now, settings.schedulers)
     return Plan(status, (Create(child),), requeue_after=WAIT_SECONDS)
