@@ -9,6 +9,7 @@ import kopf
 
 from dpo_operator.config import Config, ConfigError
 from dpo_operator.controller import run
+from dpo_operator.kopf_settings import OneLineEach
 
 
 def main() -> int:
@@ -19,6 +20,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 2
     kopf.configure(log_format=kopf.LogFormat.JSON if config.log_format == "json" else kopf.LogFormat.PLAIN)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(OneLineEach())
     # Silence per-event and per-probe log lines.
     for name in ("kopf.objects", "kopf.activities.probe", "aiohttp.access"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -4,6 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import ValidationError
+
+from dpo_operator.api.allow import DEFAULT_ALLOW, Allow
+from dpo_operator.api.problems import sentences
 from dpo_operator.api.quantity import to_bytes
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.builders.queue import DEFAULT_SCHEDULERS, Schedulers
@@ -35,7 +39,7 @@ class Config:
     gpu_memory: bytes of each GPU in the cluster, for warnings; None: not known.
     metrics_namespaces: namespaces from which trainer pods may be scraped; empty means all.
     schedulers: names of gang schedulers, for jobs that ask for one.
-    election: None disables leader election.
+    allow: what the administrator lets DPOJobs ask for. election: None disables leader election.
     """
 
     image: TrainerImage
@@ -49,6 +53,7 @@ class Config:
     gpu_memory: float | None = None
     metrics_namespaces: tuple[str, ...] = ()
     schedulers: Schedulers = DEFAULT_SCHEDULERS
+    allow: Allow = DEFAULT_ALLOW
     election: Election | None = None
 
     @classmethod
@@ -72,6 +77,7 @@ class Config:
                 volcano=environment.get("DPO_VOLCANO_SCHEDULER", "").strip() or DEFAULT_SCHEDULERS.volcano,
                 plugins=environment.get("DPO_PLUGINS_SCHEDULER", "").strip() or DEFAULT_SCHEDULERS.plugins,
             ),
+            allow=_allow(environment),
             election=_election(environment),
         )
 
@@ -101,6 +107,16 @@ def _memory(environment: Mapping[str, str], name: str) -> float | None:
         return to_bytes(text)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+def _allow(environment: Mapping[str, str]) -> Allow:
+    text = environment.get("DPO_ALLOW", "").strip()
+    if not text:
+        return DEFAULT_ALLOW
+    try:
+        return Allow.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(f"DPO_ALLOW: {'; '.join(sentences(error))}") from error
 
 
 def _election(environment: Mapping[str, str]) -> Election | None:

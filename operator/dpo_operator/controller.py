@@ -187,6 +187,7 @@ class Operator:
             gpu_memory=config.gpu_memory,
             metrics_namespaces=config.metrics_namespaces,
             schedulers=config.schedulers,
+            allow=config.allow,
         )
         reader = ProgressReader()
         reconciler = Reconciler(

@@ -1,16 +1,34 @@
 """kopf configuration: watch time-outs, no writes by kopf, no diffs."""
 
+import logging
+import traceback
 from collections.abc import Iterator
 from typing import Any
 
 import kopf
 
 from dpo_operator.api import names
+from dpo_operator.api.text import shown
 
 # A watch without any data, even bookmarks (one a minute), counts as dead.
 SILENT_WATCH_SECONDS = 70.0
+# Longest line of a log, characters.
+MAX_LOG_LINE = 4096
 # Every watch is renewed by the server after this time, so that none stays on a broken connection unnoticed.
 WATCH_SECONDS = 300
+
+
+class OneLineEach(logging.Filter):
+    """Log records as people may read them: one line each, and a traceback line by line, because errors quote what tenants wrote."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always true."""
+        record.msg, record.args = shown(record.getMessage(), MAX_LOG_LINE), ()
+        if record.exc_info and record.exc_info[1] is not None:
+            lines = "".join(traceback.format_exception(record.exc_info[1])).splitlines()
+            # Indented, so that no line of it looks like a record.
+            record.exc_text = "\n".join(f"  {shown(line, MAX_LOG_LINE)}" for line in lines)
+        return True
 
 
 class Backoffs:

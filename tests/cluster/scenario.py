@@ -27,6 +27,8 @@ def install(cluster: Cluster) -> None:
         "--namespace", SYSTEM_NAMESPACE, "--create-namespace",
         "--set", "operator.image.repository=dpo-operator,operator.image.tag=dev,operator.image.pullPolicy=IfNotPresent",
         "--set", "trainer.image.repository=dpo-trainer,trainer.image.tag=dev,trainer.image.pullPolicy=IfNotPresent",
+        # What scenarios ask for: an image that does not exist yet, and a claim that nobody labelled.
+        "--set", "allow.images={*},allow.unlabelledClaims=true",
         "--set", r"nodeSelector.kubernetes\.io/hostname=n1",
         "--wait", "--timeout", "120s",
     )  # fmt: skip

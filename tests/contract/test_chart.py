@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from dpo_operator.api import names
+from dpo_operator.api.allow import Allow
 from dpo_operator.config import Config
 from dpo_operator.generate import crd
 from tests.contract.chart import CHART, NAMESPACE, HelmError, helm, render
@@ -88,7 +89,7 @@ def test_users_never_write_the_status() -> None:
 
 
 def test_chosen_namespaces_get_roles_and_nothing_is_cluster_wide() -> None:
-    rendered = render("watchNamespaces={team-a,team-b}", "crds.enabled=false")
+    rendered = render("watchNamespaces={team-a,team-b}", "crds.enabled=false", "admission.enabled=false")
     assert {o["kind"] for o in rendered.objects} == {
         "ConfigMap",
         "Deployment",
@@ -116,11 +117,14 @@ def test_the_operator_understands_its_environment() -> None:
         "monitoring.namespaces={prometheus,dpo-system}",
         "queues.volcano.schedulerName=v",
         "queues.schedulerPlugins.schedulerName=p",
+        "allow.env={WANDB_*}",
+        "allow.hostNetwork=true",
     )
     config = Config.from_environment(rendered.environment)
     assert (config.image.name, config.image.pull_policy) == ("team/trainer:v1", "Always")
     assert (config.log_format, config.resync_seconds, config.progress_seconds, config.workers) == ("plain", 45, 7, 2)
     assert config.gpu_memory == 80 * 2**30
+    assert config.allow == Allow(env=("WANDB_*",), host_network=True)
     assert config.namespaces == ("a", "b")
     # The operator reads progress itself, so its namespace is always one of them.
     assert config.metrics_namespaces == (NAMESPACE, "prometheus")
@@ -320,3 +324,16 @@ def test_an_own_service_account_is_used() -> None:
     assert rendered.all("ServiceAccount") == []
     assert rendered.one("Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "given"
     assert rendered.one("ClusterRoleBinding")["subjects"][0]["name"] == "given"
+
+
+def test_the_admission_policy_covers_the_watched_namespaces_alone() -> None:
+    (binding,) = render("watchNamespaces={team-a,team-b}").all("ValidatingAdmissionPolicyBinding")
+    (names_,) = binding["spec"]["matchResources"]["namespaceSelector"]["matchExpressions"]
+    assert (names_["operator"], names_["values"]) == ("In", ["team-a", "team-b"])
+    assert "matchResources" not in render().one("ValidatingAdmissionPolicyBinding")["spec"]
+
+
+@pytest.mark.parametrize("setting", ["allow.images={registry.example*}", "allow.env={A'B}", "allow.hostnetwork=true"])
+def test_a_pattern_that_would_surprise_is_refused_by_helm(setting: str) -> None:
+    with pytest.raises(HelmError, match="allow"):
+        render(setting)

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
+from dpo_operator.api.text import shown
+
 # Types.
 SUSPENDED = "Suspended"
 PREPARED = "Prepared"
@@ -23,6 +25,8 @@ TYPES = (SUSPENDED, PREPARED, RUNNING, RESTARTING, COMPLETE, FAILED, RESIZED, VO
 # Reasons of the operator's own decisions. A failed trainer's reasons come from the exit-code table.
 INVALID_SPEC = "InvalidSpec"
 UNSUPPORTED = "Unsupported"
+# By the administrator, whose chart values decide. As a reason of Running it heals when they change.
+NOT_ALLOWED = "NotAllowed"
 DEADLINE_EXCEEDED = "DeadlineExceeded"
 MAX_RESTARTS_EXCEEDED = "MaxRestartsExceeded"
 NO_PROGRESS = "NoProgress"
@@ -79,9 +83,6 @@ EXPANSION_REFUSED = "ExpansionRefused"
 LARGE_ENOUGH = "LargeEnough"
 LOW_SPACE = "LowSpace"
 ENOUGH_SPACE = "EnoughSpace"
-
-# Kubernetes' bound on a condition's message; shorter here, because the status holds several.
-MAX_MESSAGE = 2048
 
 
 def _to_utc(value: object) -> object:
@@ -152,19 +153,8 @@ def with_condition(
         observed_generation=generation,
         last_transition_time=old.last_transition_time if old and old.status == status else now,
         reason=reason,
-        message=shorten(message),
+        message=shown(message),
     )
     merged = {c.type: c for c in conditions} | {type_: new}
     order = {t: i for i, t in enumerate(TYPES)}
     return tuple(sorted(merged.values(), key=lambda c: (order.get(c.type, len(order)), c.type)))
-
-
-MAX_END = 240
-
-
-def shorten(message: str, limit: int = MAX_MESSAGE) -> str:
-    """A message of at most `limit` characters. The middle is cut: the end holds the consequence."""
-    if len(message) <= limit:
-        return message
-    end = min(MAX_END, limit // 3)
-    return f"{message[: limit - end - 5]} […] {message[-end:]}"

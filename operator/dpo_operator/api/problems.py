@@ -2,7 +2,10 @@
 
 from pydantic import ValidationError
 
+from dpo_operator.api.text import shown
+
 MAX_FOUND = 80
+MAX_PATH = 300
 
 
 def sentences(error: ValidationError) -> list[str]:
@@ -12,7 +15,10 @@ def sentences(error: ValidationError) -> list[str]:
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
         found = problem["input"]
         hidden = problem["type"] == "missing" or isinstance(found, dict)
-        lines.append(f"{path}: {problem['msg']}" + ("" if hidden else f" (found {_shortened(repr(found))})"))
+        lines.append(
+            f"{shown(path, MAX_PATH)}: {shown(problem['msg'])}"
+            + ("" if hidden else f" (found {_shortened(repr(found))})")
+        )
     return lines
 
 

@@ -5,10 +5,11 @@ Both are small JSON documents. Times are seconds since the epoch (UTC); log-prob
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.names import Phase
+from dpo_operator.api.text import Words, shown
 
 # Checkpoints whose digests are kept: as many as fit a termination message together with everything else.
 MAX_RECORDED = 12
@@ -33,7 +34,7 @@ class CheckpointRef(_Report):
     """A committed checkpoint."""
 
     step: Count = Field(description="Optimizer steps that the checkpoint contains.")
-    path: str = Field(description="Folder, relative to the job's work folder.")
+    path: Words = Field(description="Folder, relative to the job's work folder.")
     digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the manifest, hex.")
     attempt: Number = Field(description="Attempt that wrote it.")
     time: float = Field(ge=0, le=LATEST, allow_inf_nan=False, description="When it was committed.")
@@ -94,7 +95,7 @@ class Progress(_Report):
 
     phase: Phase
     attempt: int = Field(ge=1)
-    activity: str = Field(default="", description="What is being done now, such as 'reference log-probs'.")
+    activity: Words = Field(default="", description="What is being done now, such as 'reference log-probs'.")
     step: Count = 0
     max_steps: Count = 0
     epoch: Amount = 0.0
@@ -133,7 +134,7 @@ class DatasetReport(_Report):
 
     train_pairs: Count
     eval_pairs: Count
-    dropped: dict[str, Count] = Field(default_factory=dict, description="Dropped rows by reason.")
+    dropped: dict[Words, Count] = Field(default_factory=dict, description="Dropped rows by reason.")
     truncated_pairs: Count = 0
     tokens: TokenReport | None = None
     model: ModelShape | None = Field(default=None, description="None if config.json does not say enough.")
@@ -146,12 +147,12 @@ class Termination(_Report):
     attempt: int
     outcome: Literal["Succeeded", "Failed", "Stopped"]
     exit_code: int
-    reason: str = Field(default="", description="CamelCase, from the exit-code table.")
-    message: str = ""
+    reason: Words = Field(default="", description="CamelCase, from the exit-code table.")
+    message: Annotated[str, AfterValidator(lambda text: shown(text, MAX_TERMINATION_BYTES))] = ""
     rank: int = 0
     progress: Progress | None = None
     dataset: DatasetReport | None = None
-    export_path: str | None = Field(
+    export_path: Words | None = Field(
         default=None, description="Folder of the exported model, relative to the work folder."
     )
 

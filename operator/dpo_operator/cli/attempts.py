@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dpo_operator.api import conditions, exitcodes
-from dpo_operator.api.conditions import shorten
 from dpo_operator.api.failurepolicy import FailurePolicy
 from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import Termination
 from dpo_operator.api.status import Attempts, DPOJobStatus
+from dpo_operator.api.text import shown
 from dpo_operator.planning import failures, restarts
 from dpo_operator.planning.failures import Failure
 from dpo_operator.planning.objects import ChildPod, Exit
@@ -107,7 +107,7 @@ def _failure(ending: Ending) -> Failure:
     assert found is not None, "an attempt that succeeded has no failure"
     termination = Termination.from_text(ending.text)
     said = f"{ending}: {termination.message}" if termination and ending.reported else str(ending)
-    message = shorten(said.rstrip(" ."), MAX_TRAINER_MESSAGE) + "."
+    message = shown(said.rstrip(" ."), MAX_TRAINER_MESSAGE) + "."
     failure = replace(found, step=ending.step, message=message)
     if ending.code == exitcodes.ExitCode.NO_ACCELERATOR:
         # A pod may find its GPU on another node; here there is no other.

@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 
 from dpo_operator.api import names
+from dpo_operator.api.text import shown
 from dpo_operator.kube.access import Access
 from dpo_operator.kube.server_clock import ServerClock
 
@@ -230,10 +231,10 @@ def error_of(code: int, text: bytes, retry_after: str, path: str) -> ApiError:
         wait = 0.0
     try:
         status = json.loads(text)
-        reason, message = str(status.get("reason") or "Unknown"), str(status.get("message") or "")
+        reason, message = shown(str(status.get("reason") or "Unknown"), 64), shown(str(status.get("message") or ""))
         return ApiError(code, reason, message, wait, is_gone=code == 404 and _is_not_found(status, path))
     except (ValueError, AttributeError):
-        return ApiError(code, "Unknown", text[:500].decode(errors="replace"), wait)
+        return ApiError(code, "Unknown", shown(text[:500].decode(errors="replace")), wait)
 
 
 def _is_not_found(status: Json, path: str) -> bool:

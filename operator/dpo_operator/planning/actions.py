@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.text import shown
 
+MAX_EVENT_MESSAGE = 1000
 Kind = Literal["DPOJob", "Job", "Pod"]
 
 
@@ -103,6 +105,10 @@ class Event:
     type: Literal["Normal", "Warning"]
     reason: str
     message: str
+
+    def __post_init__(self) -> None:
+        """The message as people may read it; Kubernetes takes 1,024 characters."""
+        object.__setattr__(self, "message", shown(self.message, MAX_EVENT_MESSAGE))
 
 
 @dataclass(frozen=True)

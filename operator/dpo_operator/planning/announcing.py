@@ -1,7 +1,6 @@
 """Which reasons of Running=False get a warning event, and after how long."""
 
 from dpo_operator.api import conditions as c
-from dpo_operator.api.conditions import shorten
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.planning.actions import Event
 
@@ -37,4 +36,4 @@ def obstacle_event(status: DPOJobStatus, waiting_seconds: float) -> Event | None
     after[c.UNSCHEDULABLE] = UNSCHEDULABLE_AFTER_SECONDS
     if waiting_seconds < after.get(running.reason, float("inf")):
         return None
-    return Event("Warning", running.reason, shorten(running.message, 1000))
+    return Event("Warning", running.reason, running.message)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from dpo_operator.api import exitcodes
 from dpo_operator.api.exitcodes import ExitCode, FailureClass
+from dpo_operator.api.text import quoted
 from dpo_operator.planning.objects import ChildJob, ChildPod, Exit
 
 # DisruptionTarget reasons, mapped to our reasons.
@@ -107,7 +108,7 @@ def root_cause(job: ChildJob | None, pods: Sequence[ChildPod], desired: int) -> 
         return _gang_incomplete(first, pods, desired) if first.distance == SECONDARY else first
     if job is not None and job.failed:
         # A trainer that fails leaves a failed pod. Without one, the pod was deleted from outside.
-        message = f"Job {job.name} failed and no failed pod is left: {job.failure_message or 'no message'}"
+        message = f"Job {job.name} failed and no failed pod is left: {quoted(job.failure_message) if job.failure_message else 'no message'}"
         return Failure(POD_DELETED, "infrastructure", message, distance=STOPPED)
     return None
 
@@ -137,7 +138,7 @@ def classify(pod: ChildPod) -> Failure | None:
         return Failure(
             _pod_reason(pod.reason),
             _class_of_eviction(pod),
-            f"{_where(pod)} was ended by Kubernetes: {detail or 'no reason'}",
+            f"{_where(pod)} was ended by Kubernetes: {quoted(detail) if detail else 'no reason'}",
         )
     if _is_late(pod):
         return Failure(
@@ -164,7 +165,7 @@ def _disruption_failure(pod: ChildPod) -> Failure | None:
     return Failure(
         reason,
         _class_of_eviction(pod),
-        f"{_where(pod)} was disrupted: {': '.join(text for text in (shown, pod.message) if text)}",
+        f"{_where(pod)} was disrupted: {': '.join([shown, *([quoted(pod.message)] if pod.message else [])])}",
         finished_at=pod.exit.finished_at if pod.exit else "",
         step=_step(pod),
         exit_code=pod.exit.code if pod.exit else None,
@@ -211,11 +212,11 @@ def _exit_failure(pod: ChildPod, end: Exit) -> Failure:
         failure_class = "counted"
     termination = end.termination
     # The launcher sees only that its child was killed; the container's reason OOMKilled is more precise.
-    reported = termination.message.strip() if termination and reason != OOM_KILLED else ""
+    reported = termination.message if termination and reason != OOM_KILLED else ""
     return Failure(
         reason,
         failure_class,
-        f"{_where(pod)} exited with code {end.code} ({reason}): {reported or meaning}",
+        f"{_where(pod)} exited with code {end.code} ({reason}): {quoted(reported) if reported else meaning}",
         distance=distance,
         finished_at=end.finished_at,
         step=_step(pod),

@@ -13,6 +13,7 @@ from enum import Enum
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus, PlacementWait, Workers
+from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.job import pod_count, takes_turns
 from dpo_operator.planning import certainty, failures, refusals, restarts, transitions
@@ -176,7 +177,7 @@ def end_turn(
         return None
     desired = pod_count(job, status.phase)
     placed = len({pod.index for pod in pods if pod.placed})
-    why = next((pod.unscheduled for pod in pods if pod.unscheduled), "")
+    why = next((quoted(pod.unscheduled) for pod in pods if pod.unscheduled), "")
     refused = None if why or len(pods) >= desired else refusals.job_notice(child, seen.startup.notices)
     why = why or (refused[1] if refused else "")
     why = why or f"{len(pods)} of {desired} pods exist: kubectl -n {job.metadata.namespace} describe job {child.name}"

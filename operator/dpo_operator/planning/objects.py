@@ -10,11 +10,14 @@ from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.reports import Termination
+from dpo_operator.api.text import shown
 
 Raw = Mapping[str, Any]
 
 # A pod that is still Running this long after its trainer ended has a sidecar that keeps it alive.
 LINGER_SECONDS = 30.0
+# Longest CamelCase reason that is kept, characters.
+MAX_REASON = 128
 
 
 def owner_uid(raw: Raw) -> str | None:
@@ -110,7 +113,7 @@ class ChildJob(Labelled):
             **_identity(raw),
             complete=_true_condition(raw, "Complete", "SuccessCriteriaMet") is not None,
             failed=failure is not None,
-            failure_message=str(failure.get("message", "")) if failure else "",
+            failure_message=shown(str(failure.get("message", ""))) if failure else "",
             failed_seconds=failed_seconds,
             suspended=bool(raw.get("spec", {}).get("suspend")),
             resource_version=raw["metadata"].get("resourceVersion") or "",
@@ -216,16 +219,18 @@ class ChildPod(Labelled):
         return cls(
             **_identity(raw),
             index=_int((metadata.get("labels") or {}).get(names.COMPLETION_INDEX)) or 0,
-            node=raw.get("spec", {}).get("nodeName") or "",
+            node=shown(raw.get("spec", {}).get("nodeName") or "", 253),
             ip=status.get("podIP") or "",
             pod_phase=status.get("phase") or "Pending",
-            reason=status.get("reason") or "",
-            message=status.get("message") or "",
+            reason=shown(status.get("reason") or "", MAX_REASON),
+            message=shown(status.get("message") or ""),
             ready=_true_condition(raw, "Ready") is not None,
             exit=_exit(state.get("terminated")),
-            waiting=(waiting.get("reason") or "", waiting.get("message") or "") if waiting else None,
-            unscheduled=(scheduled.get("message") or "") if scheduled and scheduled["status"] == "False" else "",
-            disruption=(disruption.get("reason") or "Disrupted") if disruption else "",
+            waiting=(shown(waiting.get("reason") or "", MAX_REASON), shown(waiting.get("message") or ""))
+            if waiting
+            else None,
+            unscheduled=shown(scheduled.get("message") or "") if scheduled and scheduled["status"] == "False" else "",
+            disruption=shown(disruption.get("reason") or "Disrupted", MAX_REASON) if disruption else "",
             grace_seconds=metadata.get("deletionGracePeriodSeconds") or 0,
             deleting_seconds=deleting_seconds,
             failed_seconds=failed_seconds,
@@ -238,8 +243,8 @@ def _exit(terminated: Raw | None) -> Exit | None:
         return None
     return Exit(
         code=int(terminated.get("exitCode") or 0),
-        reason=terminated.get("reason") or "",
-        finished_at=terminated.get("finishedAt") or "",
+        reason=shown(terminated.get("reason") or "", MAX_REASON),
+        finished_at=shown(terminated.get("finishedAt") or "", MAX_REASON),
         text=terminated.get("message") or "",
     )
 
@@ -323,6 +328,6 @@ class Notice:
         """From the API server's answer."""
         return cls(
             uid=str(raw["involvedObject"].get("uid") or ""),
-            reason=raw.get("reason") or "",
-            message=raw.get("message") or "",
+            reason=shown(raw.get("reason") or "", MAX_REASON),
+            message=shown(raw.get("message") or ""),
         )

@@ -6,7 +6,10 @@ from datetime import datetime, timedelta
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
+from dpo_operator.api.allow import DEFAULT_ALLOW, Allow
+from dpo_operator.api.allow import refusals as not_allowed
 from dpo_operator.api.status import ActiveJob, DPOJobStatus, VolumeStatus, Workers
+from dpo_operator.api.text import quoted, shown
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import build_config_map
 from dpo_operator.builders.job import build_child_job, pod_count
@@ -50,7 +53,7 @@ class Settings:
     """The operator's settings that decisions depend on.
 
     progress_seconds: between two reads of rank 0's progress. gpu_memory: bytes per GPU, None if not configured.
-    metrics_namespaces: namespaces that may scrape trainer pods; empty means all.
+    metrics_namespaces: namespaces that may scrape trainer pods; empty means all. allow: what the administrator lets jobs ask for.
     """
 
     image: TrainerImage
@@ -58,6 +61,12 @@ class Settings:
     gpu_memory: float | None = None
     metrics_namespaces: tuple[str, ...] = ()
     schedulers: Schedulers = DEFAULT_SCHEDULERS
+    allow: Allow = DEFAULT_ALLOW
+
+    def refused(self, job: DPOJob) -> Problems | None:
+        """What the job asks for and the administrator does not allow."""
+        found = not_allowed(job.spec, self.allow, self.image.name)
+        return Problems(c.NOT_ALLOWED, tuple(found)) if found else None
 
 
 def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, settings: Settings) -> Plan:
@@ -88,13 +97,13 @@ def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     if answer := retrying.ignore_early(job, status):
         return answer
     if status.phase is None:
-        return _accept(job, status, at)
+        return _accept(job, status, at, settings)
     if job.spec.suspend != transitions.holds(status, c.SUSPENDED):
         return _suspend_or_resume(job, status, at)
     if _deadline_passed(job, status, at):
         message = f"The job ran longer than activeDeadlineSeconds: {job.spec.active_deadline_seconds}."
         return restarts.give_up(status, c.DEADLINE_EXCEEDED, message, at)
-    if lost := _volume_lost_message(status, seen):
+    if lost := volumes.lost_message(status, seen):
         if left := certainty.seconds_left(seen, certainty.claim_lost(status)):
             return Plan(status, requeue_after=left)
         return restarts.give_up(status, c.VOLUME_LOST, lost, at)
@@ -155,8 +164,8 @@ def _advance(requested: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment
     return decision
 
 
-def _accept(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
-    if problems := validate(job):
+def _accept(job: DPOJob, status: DPOJobStatus, at: Moment, settings: Settings) -> Plan:
+    if problems := validate(job) or settings.refused(job):
         return _reject(status, problems, at)
     return Plan(transitions.accepted(status, at), requeue_after=0)
 
@@ -180,13 +189,13 @@ def reject_unreadable(
     if status.is_final:
         if not retrying.is_requested(retry, status):
             return Plan(status)
-        event = Event("Warning", problems.reason, c.shorten(problems.describe(), 1000))
+        event = Event("Warning", problems.reason, problems.describe())
         return Plan(changed(status, last_handled_retry=retry), events=(event,))
     if status.phase is not None:
         message = f"This version of the operator can't read the spec and leaves the job alone. {problems.describe()}"
-        if status.message == c.shorten(message):
+        if status.message == shown(message):
             return Plan(status)
-        return Plan(changed(status, message=c.shorten(message)), events=(Event("Warning", problems.reason, message),))
+        return Plan(changed(status, message=message), events=(Event("Warning", problems.reason, message),))
     rejected = _reject(status, problems, at)
     return replace(rejected, status=transitions.settled(rejected.status, at))
 
@@ -225,17 +234,6 @@ def _next_deadline(job: DPOJob, status: DPOJobStatus, at: Moment) -> float | Non
     return float(max(1, limit - transitions.active_seconds(status, at.now)))
 
 
-def _volume_lost_message(status: DPOJobStatus, seen: Observed) -> str:
-    """Message when the claim with the job's files is gone; starting over from step 0 must never happen silently."""
-    volume = status.volume
-    if volume is None or (seen.claim is not None and seen.claim.uid == volume.claim_uid):
-        return ""
-    return (
-        f"PersistentVolumeClaim {volume.claim_name} (UID {volume.claim_uid}) with the job's data and checkpoints was "
-        f"deleted{' and recreated' if seen.claim else ''}. Delete the DPOJob and create it again to start over."
-    )
-
-
 def _all_succeeded(pods: Sequence[ChildPod], desired: int) -> bool:
     return len({pod.index for pod in pods if pod.succeeded}) >= desired
 
@@ -255,7 +253,9 @@ def _succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Mo
         events = (Event("Normal", c.PREPARED, message), *((warning,) if warning else ()))
         return Plan(status, events=events, requeue_after=0)
     if status.phase == "train":
-        message = status.final_metrics.ending if status.final_metrics else "Training finished."
+        said = termination is not None and bool(termination.message)
+        ending = status.final_metrics.ending if status.final_metrics else "Training finished."
+        message = f"The trainer reports: {quoted(ending)}" if said else ending
         return Plan(
             transitions.next_phase(status, "export", at), events=(Event("Normal", "Trained", message),), requeue_after=0
         )
@@ -267,6 +267,9 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     """Create what the current attempt lacks: first the objects that its pods mount, then the Job."""
     phase = status.phase
     assert phase is not None
+    if refused := settings.refused(job):
+        # Accepted by an older operator, or before the administrator changed the rules. Pods that run already go on.
+        return Plan(transitions.waiting(status, at, refused.reason, refused.describe()), requeue_after=WAIT_SECONDS)
     if obstacle := (
         waiting.claim_obstacle(job, seen.claim) or waiting.support_obstacle(job, seen) or guarding.obstacle(job, seen)
     ):
@@ -281,9 +284,9 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     missing = (*_missing_support(job, phase, seen), *guarding.repairs(job, phase, seen, settings.metrics_namespaces))
     if missing:
         return Plan(status, missing, requeue_after=0)
-    if status.attempt > 1 and (left := certainty.seconds_left(seen, certainty.nothing_left(status))):
+    if status.attempt > 1 and (doubt := certainty.seconds_left(seen, certainty.nothing_left(status))):
         # Two attempts at once would write to the same volume.
-        return Plan(status, requeue_after=left)
+        return Plan(status, requeue_after=doubt)
     recorded_now = recorded.for_current_attempt(status)
     child = build_child_job(job, phase, status.attempt, settings.image, recorded_now, settings.schedulers)
     return Plan(status, (Create(child),), requeue_after=WAIT_SECONDS)

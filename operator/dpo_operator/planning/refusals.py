@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 from dpo_operator.api import conditions as c
+from dpo_operator.api.text import quoted
 from dpo_operator.planning.objects import ChildJob, ChildPod, Notice
 
 Reason = tuple[str, str]
@@ -53,7 +54,7 @@ def job_notice(child: ChildJob, notices: Iterable[Notice]) -> Reason | None:
         return None
     text = _RANDOM_NAME.sub("pods", _COMBINED.sub("", events[-1].message))
     reason, _ = refusal(text, c.PODS_REFUSED)
-    return reason, f"Kubernetes refuses the pods of Job {child.name}: {text}"
+    return reason, f"Kubernetes refuses the pods of Job {child.name}: {quoted(text)}"
 
 
 def pod_notice(pod: ChildPod, notices: Iterable[Notice]) -> Reason | None:
@@ -63,4 +64,4 @@ def pod_notice(pod: ChildPod, notices: Iterable[Notice]) -> Reason | None:
         return None
     text = _COMBINED.sub("", events[-1].message)
     reason = c.SECRET_NOT_FOUND if is_missing_secret(text) else c.MOUNT_FAILED
-    return reason, f"Pod {pod.name} can't mount its volumes: {text}"
+    return reason, f"Pod {pod.name} can't mount its volumes: {quoted(text)}"

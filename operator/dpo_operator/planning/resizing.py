@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.text import shown
 from dpo_operator.api.types import DPOJob
 from dpo_operator.planning import restarts, transitions, waiting
 from dpo_operator.planning.actions import Event, Plan
@@ -55,12 +56,12 @@ def resize(status: DPOJobStatus, job: DPOJob, child: ChildJob, at: Moment) -> Pl
 
 def refuse(decision: Plan, child: ChildJob, why: str, at: Moment) -> Plan:
     """Keep the size of the running attempt, and report the reason once."""
-    message = c.shorten(f"Training keeps its size {child.size} (nodes x GPUs of each): {why}")
+    message = shown(f"Training keeps its size {child.size} (nodes x GPUs of each): {why}")
     before = c.find(decision.status.conditions, c.RESIZED)
     status = transitions.mark(decision.status, at, c.RESIZED, False, c.RESIZE_REFUSED, message)
     if before is not None and (before.status, before.message) == ("False", message):
         return replace(decision, status=status)
-    event = Event("Warning", c.RESIZE_REFUSED, c.shorten(message, 1000))
+    event = Event("Warning", c.RESIZE_REFUSED, message)
     return replace(decision, status=status, events=(*decision.events, event))
 
 

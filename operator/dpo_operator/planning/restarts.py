@@ -5,10 +5,10 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from dpo_operator.api import conditions as c
-from dpo_operator.api.conditions import shorten
 from dpo_operator.api.exitcodes import ExitCode, FailureClass, info
 from dpo_operator.api.failurepolicy import FailureAction, FailurePolicy, FailureRule
 from dpo_operator.api.status import MAX_HISTORY, MAX_HISTORY_MESSAGE, Counting, DPOJobStatus, Restart
+from dpo_operator.api.text import shown
 from dpo_operator.planning import failures, transitions
 from dpo_operator.planning.actions import Event, Plan
 from dpo_operator.planning.failures import Failure
@@ -117,7 +117,7 @@ def _unattributed_limit_message(status: DPOJobStatus, failure: Failure) -> str:
 def give_up(status: DPOJobStatus, reason: str, message: str, at: Moment) -> Plan:
     """Fail the job."""
     failed = transitions.failed(status, reason, message, at)
-    return Plan(failed, events=(Event("Warning", reason, shorten(message, 1000)),), requeue_after=0)
+    return Plan(failed, events=(Event("Warning", reason, message),), requeue_after=0)
 
 
 def _restart(status: DPOJobStatus, failure: Failure, policy: FailurePolicy, at: Moment) -> Plan:
@@ -156,7 +156,7 @@ def _next_attempt(
         reason=reason,
         counting=counting,
         step=step if status.phase == "train" else 0,
-        message=shorten(message, MAX_HISTORY_MESSAGE),
+        message=shown(message, MAX_HISTORY_MESSAGE),
     )
     status = transitions.changed(
         transitions.stopped(status),
@@ -165,7 +165,7 @@ def _next_attempt(
         restarts=status.restarts + 1,
         restart_history=[*status.restart_history, record][-MAX_HISTORY:],
         not_before=at.now + timedelta(seconds=delay) if delay else None,
-        message=shorten(message),
+        message=message,
     )
     return transitions.mark(status, at, c.RUNNING, False, reason, message)
 
@@ -174,7 +174,7 @@ def _restart_plan(
     status: DPOJobStatus, kind: Literal["Normal", "Warning"], reason: str, message: str, at: Moment
 ) -> Plan:
     status = transitions.mark(status, at, c.RESTARTING, True, reason, message)
-    return Plan(status, events=(Event(kind, reason, shorten(message, 1000)),), requeue_after=0)
+    return Plan(status, events=(Event(kind, reason, message),), requeue_after=0)
 
 
 def backoff_seconds(history: list[Restart], reason: str, policy: FailurePolicy, now: datetime) -> float:

@@ -3,6 +3,7 @@
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.text import shown
 from dpo_operator.api.types import DPOJob
 from dpo_operator.planning import transitions
 from dpo_operator.planning.actions import Event, Plan
@@ -14,7 +15,7 @@ MAX_TOKEN = 256
 
 def token_of(annotations: dict[str, str]) -> str:
     """Value of the annotation, empty without one."""
-    return annotations.get(names.ANNOTATION_RETRY, "")[:MAX_TOKEN]
+    return shown(annotations.get(names.ANNOTATION_RETRY, "")[:MAX_TOKEN], MAX_TOKEN)
 
 
 def is_requested(token: str, status: DPOJobStatus) -> bool:

@@ -7,6 +7,7 @@ from typing import Unpack
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus, State, StatusFields
+from dpo_operator.api.text import quoted, shown
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ def is_ahead(time: datetime | None, now: datetime, longest: float) -> bool:
 
 def changed(status: DPOJobStatus, **fields: Unpack[StatusFields]) -> DPOJobStatus:
     """The status with some fields replaced."""
+    if "message" in fields:
+        fields["message"] = shown(fields["message"])
     return status.model_copy(update=fields)
 
 
@@ -109,7 +112,7 @@ def completed(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
     )
     message = f"The job is complete; the model is in {where}."
     if status.final_metrics and status.final_metrics.ending:
-        message = c.shorten(f"{message} {status.final_metrics.ending}")
+        message = f"{message} The trainer reported: {quoted(status.final_metrics.ending)}"
     status = changed(_ended(status, at), message=message)
     return mark(status, at, c.COMPLETE, True, c.EXPORTED, message)
 
@@ -125,7 +128,7 @@ def stopped(status: DPOJobStatus) -> DPOJobStatus:
 
 def failed(status: DPOJobStatus, reason: str, message: str, at: Moment) -> DPOJobStatus:
     """The job failed."""
-    status = changed(_ended(status, at), message=c.shorten(message))
+    status = changed(_ended(status, at), message=message)
     return mark(status, at, c.FAILED, True, reason, message)
 
 
@@ -169,7 +172,7 @@ def resumed(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
 def suspended_externally(status: DPOJobStatus, at: Moment, message: str) -> DPOJobStatus:
     """A running attempt's Job was suspended externally: continue with a new attempt from its last checkpoint."""
     assert status.phase is not None
-    status = changed(status, attempts=status.attempts.next(status.phase), active_job=None, message=c.shorten(message))
+    status = changed(status, attempts=status.attempts.next(status.phase), active_job=None, message=message)
     return mark(stopped(status), at, c.RUNNING, False, c.QUEUED, message)
 
 
@@ -190,7 +193,7 @@ def active_seconds(status: DPOJobStatus, now: datetime) -> int:
 
 def waiting(status: DPOJobStatus, at: Moment, reason: str, message: str) -> DPOJobStatus:
     """The current attempt can't run yet."""
-    status = changed(status, message=c.shorten(message))
+    status = changed(status, message=message)
     return mark(status, at, c.RUNNING, False, reason, message)
 
 

@@ -6,7 +6,6 @@ A claim that is too small is expanded if the operator created it, else only repo
 from dataclasses import replace
 
 from dpo_operator.api import conditions as c
-from dpo_operator.api.conditions import shorten
 from dpo_operator.api.quantity import gibibytes, to_bytes
 from dpo_operator.api.reports import VolumeReport
 from dpo_operator.api.status import DPOJobStatus
@@ -50,6 +49,17 @@ def with_volume(decision: Plan, job: DPOJob, before: DPOJobStatus, seen: Observe
         after = min(POLL_SECONDS[small.reason], float("inf") if after is None else after)
     events, actions = [*decision.events, *events], (*decision.actions, *actions)
     return replace(decision, status=status, events=tuple(events), actions=actions, requeue_after=after)
+
+
+def lost_message(status: DPOJobStatus, seen: Observed) -> str:
+    """Message when the claim with the job's files is gone; starting over from step 0 must never happen silently."""
+    volume = status.volume
+    if volume is None or (seen.claim is not None and seen.claim.uid == volume.claim_uid):
+        return ""
+    return (
+        f"PersistentVolumeClaim {volume.claim_name} (UID {volume.claim_uid}) with the job's data and checkpoints was "
+        f"deleted{' and recreated' if seen.claim else ''}. Delete the DPOJob and create it again to start over."
+    )
 
 
 def _needs_no_room(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
@@ -150,7 +160,7 @@ def _with_condition(
     if before is not None and before.reason == reason:
         return status, ()
     asked = reason == c.EXPANSION_REQUESTED or not value
-    return status, (Event("Normal" if asked else "Warning", reason, shorten(message, 1000)),)
+    return status, (Event("Normal" if asked else "Warning", reason, message),)
 
 
 def _is_smaller(one: str, other: str) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
+from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import config_name
 from dpo_operator.builders.volume import claim_name
@@ -94,12 +95,15 @@ def pods_obstacle(job: DPOJob, child: ChildJob, pods: Sequence[ChildPod], desire
     claim = seen.claim
     for pod in pods:
         if pod.waiting and pod.waiting[0] in IMAGE_REASONS:
-            return c.IMAGE_PULL_FAILED, f"Pod {pod.name} can't get its image: {pod.waiting[0]}: {pod.waiting[1]}"
+            return (
+                c.IMAGE_PULL_FAILED,
+                f"Pod {pod.name} can't get its image: {pod.waiting[0]}: {quoted(pod.waiting[1])}",
+            )
     for pod in pods:
         if pod.waiting and pod.waiting[0] in CONFIG_REASONS:
             secret = refusals.is_missing_secret(pod.waiting[1])
             return c.SECRET_NOT_FOUND if secret else c.CONTAINER_CONFIG_ERROR, (
-                f"Pod {pod.name} can't start its container: {pod.waiting[0]}: {pod.waiting[1]}"
+                f"Pod {pod.name} can't start its container: {pod.waiting[0]}: {quoted(pod.waiting[1])}"
             )
     if len({pod.index for pod in pods}) < desired and (refused := refusals.job_notice(child, seen.startup.notices)):
         return refused
@@ -114,7 +118,7 @@ def pods_obstacle(job: DPOJob, child: ChildJob, pods: Sequence[ChildPod], desire
                 reason = c.VOLUME_PENDING
             else:
                 reason = c.UNSCHEDULABLE
-            return reason, f"Pod {pod.name} has no node yet: {pod.unscheduled}"
+            return reason, f"Pod {pod.name} has no node yet: {quoted(pod.unscheduled)}"
     if claim is not None and not claim.bound:
         # With volumeBindingMode WaitForFirstConsumer this is normal until the first pod has a node.
         return c.VOLUME_PENDING, f"PersistentVolumeClaim {claim.name} is not bound to a volume yet."

@@ -10,6 +10,7 @@ from typing import Any
 
 from dpo_operator.api import conditions, names
 from dpo_operator.api.status import DPOJobStatus, State
+from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
 from dpo_operator.kube.client import ApiError, Client, FencedError
 from dpo_operator.metrics.jobs import JobMetrics
@@ -122,8 +123,8 @@ class Reconciler:
     async def _report_internal_error(self, key: Key, error: Exception) -> None:
         """Report an error of the operator itself as an event on the job."""
         if raw := await self._client.get(names.KIND, key.namespace, key.name):
-            message = f"Internal error of the operator; retrying: {type(error).__name__}: {error}"
-            event = Event("Warning", conditions.OPERATOR_ERROR, conditions.shorten(message, 1000))
+            message = f"Internal error of the operator; retrying: {type(error).__name__}: {quoted(str(error))}"
+            event = Event("Warning", conditions.OPERATOR_ERROR, message)
             await write.record(self._client, raw, (event,))
 
     async def _pass(self, key: Key, memory: JobMemory) -> float | None:
@@ -132,9 +133,9 @@ class Reconciler:
         raw, memory.event_object = memory.event_object, None
         raw = raw or await self._client.get(names.KIND, key.namespace, key.name)
         if raw is None:
-            if left := memory.absent_for():
+            if doubt := memory.absent_for():
                 memory.dirty = True
-                return left
+                return doubt
             self.forget(key)
             return await self._remove_leftovers(key)
         if raw["metadata"]["uid"] != memory.uid:
@@ -305,12 +306,12 @@ class Reconciler:
                 if error.is_terminating:
                     return None
                 if isinstance(action, ExpandClaim) and error.is_refusal:
-                    memory.expansion = RefusedExpansion(action.size, error.message)
+                    memory.expansion = RefusedExpansion(action.size, quoted(error.message))
                     seen, memory.dirty = None, True
                     continue
                 if error.is_refusal or error.code == 404:
                     what = f"{action.verb} {action.kind} {action.name}"
-                    memory.refused = f"The API server refused to {what}: {error.message.strip()}"
+                    memory.refused = f"The API server refused to {what}: {quoted(error.message)}"
                 memory.dirty, memory.child_objects = True, None
                 raise
             logger.info("%s: %s %s %s", key, action.verb, action.kind, action.name)

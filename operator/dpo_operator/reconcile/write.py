@@ -118,7 +118,7 @@ async def record(client: Client, raw: Json, events: tuple[Event, ...]) -> None:
     for event in events:
         # Name = hash(uid, resourceVersion, reason, message), so that a retried POST is idempotent.
         identity = f"{metadata['uid']}/{metadata['resourceVersion']}/{event.reason}/{event.message}"
-        digest = hashlib.sha256(identity.encode(errors="replace")).hexdigest()[:16]
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
         body = {
             "apiVersion": "v1",
             "kind": "Event",
@@ -133,7 +133,7 @@ async def record(client: Client, raw: Json, events: tuple[Event, ...]) -> None:
             },
             "type": event.type,
             "reason": event.reason,
-            "message": event.message[:1024],
+            "message": event.message,
             "source": {"component": COMPONENT},
             "reportingComponent": names.MANAGER,
             "reportingInstance": COMPONENT,

@@ -31,8 +31,8 @@ RENAMED = {
 }
 # The same of workers and of restartHistory, whose values have other names, too.
 COUNTING = {"counted": "Counted", "infrastructure": "Uncounted", "planned": "Planned"}
-# Sentences for people. Their words may change; reasons, which programs read, may not.
-WORDS = ("message", "ending")
+# Words for people. They may change; reasons, which programs read, may not.
+WORDS = ("message", "ending", "activity")
 
 
 def renamed(status: dict[str, Any]) -> dict[str, Any]:

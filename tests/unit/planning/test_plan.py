@@ -130,11 +130,13 @@ def test_a_job_that_stopped_early_is_complete_and_says_so():
     trained = ended(0, 0, text=termination_text(0, sentence, progress=reading))
     plan = decide(a_status(), a_view(a_child(complete=True), trained, ended(1, 0)))
 
-    assert [(event.reason, event.message) for event in plan.events] == [("Trained", sentence)]
+    assert [(event.reason, event.message) for event in plan.events] == [
+        ("Trained", f"The trainer reports: “{sentence}”")
+    ]
     assert (plan.status.progress.percent, plan.status.progress.step, plan.status.phase) == ("100%", 10, "export")
     done = settled(completed(plan.status, AT_NOON), AT_NOON)
     assert (done.state, done.final_metrics.step) == ("Complete", 10)
-    assert done.message.endswith(sentence)
+    assert done.message.endswith(f"The trainer reported: “{sentence}”")
 
 
 def test_running_gang_is_shown_with_its_progress():

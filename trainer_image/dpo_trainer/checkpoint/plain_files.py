@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from dpo_operator.api.text import shown
 from dpo_trainer.runtime import volume_errors
 from dpo_trainer.runtime.volume_errors import Kind
 
@@ -46,5 +47,4 @@ def read_plain(path: Path, *, limit: int) -> bytes:
 
 def sanitized(text: str) -> str:
     """Untrusted text, shortened to one line."""
-    text = text if len(text) <= 120 else text[:120] + "…"
-    return text if text.isprintable() else ascii(text)
+    return shown(text, 120)

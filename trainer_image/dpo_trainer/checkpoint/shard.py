@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.checkpoint.manifest import File
-from dpo_trainer.checkpoint.plain_files import BadCheckpoint
+from dpo_trainer.checkpoint.plain_files import BadCheckpoint, open_plain, unreadable
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.files import create
 
@@ -88,14 +88,19 @@ def write_shard(
 
 
 class ShardReader:
-    """Slices of the tensors in one shard. The file must have been verified."""
+    """Slices of the tensors in one shard. The file must have been verified. Raises BadCheckpoint, and OSError when the volume is gone."""
 
     def __init__(self, path: Path) -> None:
         try:
-            self._file = _open(path, framework="pt", device="cpu")
-            self._names = frozenset(self._file.keys())
-        except Exception as error:  # safetensors raises many types
-            raise BadCheckpoint(f"{path.name}: is not safetensors: {error}") from error
+            file = open_plain(path)  # the library would follow a link, and wait for the writer of a pipe
+        except OSError as error:
+            raise unreadable(path.name, error) from error
+        with file:
+            try:
+                self._file = _open(f"/proc/self/fd/{file.fileno()}", framework="pt", device="cpu")
+                self._names = frozenset(self._file.keys())
+            except Exception as error:  # safetensors raises many types
+                raise BadCheckpoint(f"{path.name}: is not safetensors: {error}") from error
 
     def slice(self, name: str, start: int, end: int) -> Tensor:
         """Elements start to end of a one-dimensional tensor. Raises BadCheckpoint when they are not there."""

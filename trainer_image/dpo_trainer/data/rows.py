@@ -97,6 +97,8 @@ class FileRows:
                         self._marks.append((row, name, place))
                     if (row % 512) == 0:
                         self._progress(min(1.0, (done + raw.tell()) / total))
+                        if raw.tell() > sizes[name]:
+                            raise self._source.changed(name, "grows while it is read")
                     expected, row = place + 1, row + 1
                     yield item
             done += sizes[name]

@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.runtime.errors import TrainerError, input_not_found, invalid_configuration, volume_error
-from dpo_trainer.runtime.files import sha256
+from dpo_trainer.runtime.files import copy_bytes, create, remove, sha256
 from dpo_trainer.sources import hub
 from dpo_trainer.sources.cache import Cache
 from dpo_trainer.sources.resolve import FileSource, HubSource, Source
@@ -152,8 +152,11 @@ def fetch(
 
                 cache.fetch(model.snapshot, name, folder, token, waiting)
         elif isinstance(model.source, FileSource):
-            with model.source.open(name) as source, (folder / name).open("wb") as target:
-                shutil.copyfileobj(source, target, 4 << 20)
+            remove(folder / name)  # left by a crash
+            with model.source.open(name) as source, create(folder / name) as target:
+                copied = copy_bytes(cast(BinaryIO, source), target, model.sizes[name])
+            if copied != model.sizes[name]:
+                raise model.source.changed(name, f"ended after {copied} of {model.sizes[name]} bytes")
         done += model.sizes[name]
         progress("fetching the model's files", done / max(1, total))
 

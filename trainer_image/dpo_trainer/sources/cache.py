@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.runtime.errors import TrainerError
-from dpo_trainer.runtime.files import create, remove
+from dpo_trainer.runtime.files import copy_bytes, create, remove
 from dpo_trainer.sources import hub
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class Cache:
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 remove(copy)  # left by a crash
                 with create(copy) as target:
-                    _copy(source, target, size)
+                    copy_bytes(source, target, size)
             if not is_right(copy, found, name):
                 raise _NotTheFileError("its digest is not the hub's")
             copy.replace(target_path)
@@ -159,7 +159,7 @@ class Cache:
                     os.unlink(old, dir_fd=place)
             flags = _FILE | os.O_WRONLY | os.O_CREAT | os.O_EXCL
             with file.open("rb") as source, os.fdopen(os.open(partial, flags, 0o666, dir_fd=place), "wb") as target:
-                _copy(source, target, os.fstat(source.fileno()).st_size)
+                copy_bytes(source, target, os.fstat(source.fileno()).st_size)
                 os.fsync(target.fileno())
             os.rename(partial, kept, src_dir_fd=place, dst_dir_fd=place)
             os.fsync(place)
@@ -228,14 +228,3 @@ def _locked(descriptor: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:
-    """Copy a number of bytes; file systems that can do so share the blocks until one side changes."""
-    left = size
-    with suppress(OSError):  # from another file system, or one that can't: the rest is copied below
-        while left and (copied := os.copy_file_range(source.fileno(), target.fileno(), left)):
-            left -= copied
-    while left and (piece := source.read(min(left, 4 << 20))):
-        target.write(piece)
-        left -= len(piece)

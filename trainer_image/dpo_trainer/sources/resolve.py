@@ -21,6 +21,7 @@ from typing import IO, Any
 from dpo_operator.api.base import SUBDOMAIN
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.runtime.errors import TrainerError, input_not_found, invalid_configuration
+from dpo_trainer.runtime.files import open_regular
 from dpo_trainer.sources.retrying import retrying
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class FileSource:
     label: the source as the job names it, for messages.
     kind: path, claim, or the object store's scheme.
     sizes: bytes of each file, by its name relative to root; for a file, its own name alone.
+    inside: folder that no link may lead out of, without links in its own path; None allows any place.
     """
 
     label: str
@@ -58,15 +60,42 @@ class FileSource:
     root: str
     is_file: bool
     sizes: Mapping[str, int]
+    inside: Path | None = None
     filesystem: Any = field(default=None, repr=False, compare=False)
 
     def open(self, name: str) -> IO[bytes]:
-        """Open one of the files for reading."""
+        """Open one of the files for reading, if it is still the kind of file that was listed.
+
+        Raises TrainerError: INVALID_CONFIGURATION for a link that leads out of the claim by now, or for no regular file;
+        SOURCE_UNAVAILABLE when the file is gone or has another size; ACCESS_DENIED.
+        """
         path = self.root if self.is_file else f"{self.root}/{name}"
         if self.filesystem is None:
-            with _readable(self.label):
-                return Path(path).open("rb")
+            return self._open_checked(name, Path(path))
         return retrying(lambda: self.filesystem.open(path, "rb"), self.label)
+
+    def _open_checked(self, name: str, path: Path) -> IO[bytes]:
+        try:
+            with _readable(self.label):
+                file = open_regular(path, self.inside)
+        except FileNotFoundError as error:
+            raise self.changed(name, "is gone") from error
+        except OSError as error:
+            if error.errno in (errno.EINVAL, errno.EXDEV, errno.ELOOP):
+                raise invalid_configuration(f"{self.label}: {name} {error.strerror}") from error
+            raise
+        size = os.fstat(file.fileno()).st_size
+        if size != self.sizes[name]:
+            file.close()
+            raise self.changed(name, f"has {size} bytes by now, {self.sizes[name]} when it was listed")
+        return file
+
+    def changed(self, name: str, how: str) -> TrainerError:
+        """The error for a file that changes while the job reads it."""
+        return TrainerError(
+            ExitCode.SOURCE_UNAVAILABLE,
+            f"{self.label}: {name} {how}; let nobody write to a source while a job reads it",
+        )
 
 
 Source = HubSource | FileSource
@@ -127,7 +156,7 @@ def _listed(label: str, kind: str, path: Path, inside: Path | None) -> FileSourc
     with _readable(label):
         _stay_inside(label, path, inside)
         if path.is_file():
-            return FileSource(label, kind, str(path), True, {path.name: path.stat().st_size})
+            return FileSource(label, kind, str(path), True, {path.name: path.stat().st_size}, inside)
         if not path.is_dir():
             raise input_not_found(f"{label}: expected a file or a folder, found a device, pipe or socket")
         sizes = {}
@@ -138,7 +167,7 @@ def _listed(label: str, kind: str, path: Path, inside: Path | None) -> FileSourc
                 _stay_inside(label, file, inside)
                 if file.is_file():
                     sizes[file.relative_to(path).as_posix()] = file.stat().st_size
-        return FileSource(label, kind, str(path), False, sizes)
+        return FileSource(label, kind, str(path), False, sizes, inside)
 
 
 def _exists(path: Path, label: str) -> bool:
@@ -190,6 +219,6 @@ def _object_store(label: str, scheme: str) -> FileSource:
     if not sizes:
         raise input_not_found(f"{label}: no object has this name or begins with it and a slash")
     if set(sizes) == {root}:
-        return FileSource(label, scheme, root, True, {PurePosixPath(root).name: sizes[root]}, filesystem)
+        return FileSource(label, scheme, root, True, {PurePosixPath(root).name: sizes[root]}, filesystem=filesystem)
     relative = {path.removeprefix(f"{root}/"): size for path, size in sizes.items() if path.startswith(f"{root}/")}
-    return FileSource(label, scheme, root, False, relative, filesystem)
+    return FileSource(label, scheme, root, False, relative, filesystem=filesystem)

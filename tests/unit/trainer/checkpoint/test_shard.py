@@ -57,6 +57,18 @@ def test_an_empty_shard_is_valid(tmp_path: Path):
     assert load_file(path) == {}
 
 
+def test_what_replaces_a_shard_after_it_was_verified_is_not_followed(tmp_path: Path):
+    path, other = tmp_path / "rank-00000.safetensors", tmp_path / "other"
+    write_shard(other, ENTRIES, lambda _: None)
+    path.symlink_to(other)
+    with pytest.raises(BadCheckpoint, match="symbolic links"):
+        ShardReader(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BadCheckpoint, match="not a regular file"):
+        ShardReader(path)
+
+
 def test_every_kind_of_damage_to_a_shard_is_detected(tmp_path: Path):
     folder = a_checkpoint(tmp_path, 1)
     manifest, _ = read_manifest(folder)

@@ -254,3 +254,15 @@ def test_progress_rises_to_the_bytes_read(tmp_path):
     assert len(shares) > 3
     assert shares == sorted(shares)
     assert 0 <= shares[0] < shares[-1] <= 1
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"a": 1}\n' * 2000)
+    read = iter(opened(path))
+    next(read)
+    with path.open("a") as file:
+        file.write('{"a": 1}\n' * 2000)
+    with pytest.raises(TrainerError, match=r"a\.jsonl grows while it is read") as failure:
+        list(read)
+    assert failure.value.exit_code == ExitCode.SOURCE_UNAVAILABLE

@@ -87,6 +87,18 @@ def test_files_larger_than_the_free_space_are_not_started(tmp_path):
     assert list((tmp_path / "new").iterdir()) == []
 
 
+def test_a_link_in_the_place_of_a_copy_is_not_written_through(tmp_path):
+    source, folder, other = tmp_path / "source", tmp_path / "copy", tmp_path / "other"
+    source.mkdir()
+    folder.mkdir()
+    (source / "config.json").write_text("{}")
+    other.write_text("as it was")
+    (folder / "config.json").symlink_to(other)
+    files.fetch(files.listing(resolve(str(source), claims=tmp_path), None), ["config.json"], folder, None)
+    assert other.read_text() == "as it was"
+    assert (folder / "config.json").read_text() == "{}"
+
+
 def test_a_download_that_differs_from_the_hub_is_removed(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     found = Snapshot("org/name", "c", {}, {"model.safetensors": "0" * 64})

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -111,6 +112,78 @@ def test_a_link_to_a_folder_outside_the_claim_is_refused(place):
 def test_symbolic_links_inside_a_claim_are_followed(place):
     (place / "claims" / "data" / "link.jsonl").symlink_to("sub/a.jsonl")
     assert at(place, "pvc://data/link.jsonl").sizes == {"link.jsonl": 3}
+
+
+def replaced_by_link(file: Path, secret: Path) -> None:
+    file.symlink_to(secret)
+
+
+def replaced_by_magic_link(file: Path, _: Path) -> None:
+    file.symlink_to("/proc/self/environ")
+
+
+def replaced_by_pipe(file: Path, _: Path) -> None:
+    os.mkfifo(file)
+
+
+def replaced_by_folder(file: Path, _: Path) -> None:
+    file.mkdir()
+
+
+def replaced_by_socket(file: Path, _: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(file))
+
+
+def replaced_by_more(file: Path, _: Path) -> None:
+    file.write_text("{}\n{}\n")
+
+
+def replaced_by_nothing(file: Path, _: Path) -> None:
+    return
+
+
+@pytest.mark.parametrize(
+    ("replace", "code", "match"),
+    [
+        (replaced_by_link, ExitCode.INVALID_CONFIGURATION, r"a\.jsonl is a symbolic link that leads out"),
+        (replaced_by_magic_link, ExitCode.INVALID_CONFIGURATION, r"a\.jsonl is a symbolic link that leads out"),
+        (replaced_by_pipe, ExitCode.INVALID_CONFIGURATION, r"a\.jsonl is not a regular file"),
+        (replaced_by_folder, ExitCode.INVALID_CONFIGURATION, r"a\.jsonl is not a regular file"),
+        (replaced_by_socket, ExitCode.INVALID_CONFIGURATION, r"a\.jsonl is not a regular file"),
+        (replaced_by_more, ExitCode.SOURCE_UNAVAILABLE, r"a\.jsonl has 6 bytes by now, 3 when it was listed"),
+        (replaced_by_nothing, ExitCode.SOURCE_UNAVAILABLE, r"a\.jsonl is gone"),
+    ],
+)
+@pytest.mark.parametrize("name", ["pvc://data/sub", "pvc://data/sub/a.jsonl"])
+def test_what_replaces_a_file_after_it_was_listed(place, name, replace, code, match):
+    found = at(place, name)
+    file = place / "claims" / "data" / "sub" / "a.jsonl"
+    file.unlink()
+    replace(file, place / "secret.jsonl")
+    with pytest.raises(TrainerError, match=match) as failure:
+        found.open("a.jsonl")
+    assert failure.value.exit_code == code
+
+
+def test_a_link_that_replaces_a_folder_is_not_followed_out(place):
+    found = at(place, "pvc://data")
+    folder = place / "claims" / "data" / "sub"
+    folder.rename(place / "kept")
+    folder.symlink_to(place / "kept")
+    with pytest.raises(TrainerError, match="leads out"):
+        found.open("sub/a.jsonl")
+
+
+@pytest.mark.parametrize("source", ["pvc://data/snapshots/1", "../claims/data/snapshots/1"])
+def test_the_layout_of_a_hub_cache(place, source):
+    data = place / "claims" / "data"
+    (data / "blobs").mkdir()
+    (data / "blobs" / "abc").write_text("{}")
+    (data / "snapshots" / "1").mkdir(parents=True)
+    (data / "snapshots" / "1" / "config.json").symlink_to("../../blobs/abc")
+    with at(place, source).open("config.json") as file:
+        assert file.read() == b"{}"
 
 
 @pytest.mark.parametrize(("scheme", "module", "extra"), [("s3", "s3fs", "s3"), ("gs", "gcsfs", "gcs")])
