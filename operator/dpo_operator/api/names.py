@@ -17,6 +17,8 @@ LABEL_JOB = f"{GROUP}/job"
 LABEL_UID = f"{GROUP}/job-uid"
 LABEL_PHASE = f"{GROUP}/phase"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+# On a claim, by its owner: DPOJobs of its namespace may use it.
+LABEL_ALLOW_USE = f"{GROUP}/allow-use"
 LABEL_PART_OF = "app.kubernetes.io/part-of"
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"

@@ -54,6 +54,7 @@ class Heartbeat:
 class Observed:
     """Observed state of one job.
 
+    inputs: claims that prepare is to mount besides the volume, by name; empty once it has its Job.
     guards: None when they were not read in this pass. refused: the API server's refusal of the last write, a message.
     expansion_refused: the size that was requested for the claim, and why it was refused. held: how long every read has
     shown a fact, seconds.
@@ -62,6 +63,7 @@ class Observed:
     jobs: tuple[ChildJob, ...] = ()
     pods: tuple[ChildPod, ...] = ()
     claim: Claim | None = None
+    inputs: Mapping[str, Claim | None] = field(default_factory=dict)
     support: tuple[Support, ...] = ()
     guards: tuple[Guard, ...] | None = None
     refused: str = ""

@@ -271,7 +271,10 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
         # Accepted by an older operator, or before the administrator changed the rules. Pods that run already go on.
         return Plan(transitions.waiting(status, at, refused.reason, refused.describe()), requeue_after=WAIT_SECONDS)
     if obstacle := (
-        waiting.claim_obstacle(job, seen.claim) or waiting.support_obstacle(job, seen) or guarding.obstacle(job, seen)
+        waiting.claim_obstacle(job, seen.claim)
+        or waiting.use_obstacle(job, phase, seen, settings.allow)
+        or waiting.support_obstacle(job, seen)
+        or guarding.obstacle(job, seen)
     ):
         return Plan(transitions.waiting(status, at, *obstacle), requeue_after=WAIT_SECONDS)
     if seen.refused:

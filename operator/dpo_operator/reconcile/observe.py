@@ -10,7 +10,7 @@ from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import config_name
 from dpo_operator.builders.guards import build_guards, build_open_budget
-from dpo_operator.builders.volume import claim_name
+from dpo_operator.builders.volume import claim_name, input_claims
 from dpo_operator.kube.client import ApiError, Client, resource_of
 from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Guard, Support, owner_uid
 from dpo_operator.planning.observed import Observed
@@ -79,6 +79,15 @@ async def observe_just_accepted(client: Client, job: DPOJob, memory: JobMemory) 
     claim = await client.get("PersistentVolumeClaim", job.metadata.namespace, claim_name(job))
     memory.child_objects = ChildObjects(Claim.from_raw(claim) if claim else None, (), time.monotonic())
     return Observed(claim=memory.child_objects.claim, guards=())
+
+
+async def observe_inputs(client: Client, job: DPOJob) -> dict[str, Claim | None]:
+    """The claims that prepare mounts besides the volume."""
+    claims = input_claims(job)
+    found = await asyncio.gather(
+        *(client.get("PersistentVolumeClaim", job.metadata.namespace, name) for name in claims)
+    )
+    return {name: Claim.from_raw(raw) if raw else None for name, raw in zip(claims, found, strict=True)}
 
 
 async def observe_guards(client: Client, job: DPOJob, phase: names.Phase) -> tuple[Guard, ...]:

@@ -29,6 +29,7 @@ from dpo_operator.reconcile.observe import (
     OnList,
     observe,
     observe_guards,
+    observe_inputs,
     observe_just_accepted,
     observe_leftovers,
     with_created,
@@ -221,6 +222,8 @@ class Reconciler:
             has_job = status.active_job is not None or memory.made == (status.phase, status.attempt)
             max_age = self._full_pass_seconds if has_job else 0.0
             seen = await observe(self._client, job, memory, max_age=max_age, on_list=self._on_list)
+        if is_fresh and status.phase == "prepare" and seen.job_of("prepare", status.attempt) is None:
+            seen = replace(seen, inputs=await observe_inputs(self._client, job))
         if (refusal := memory.expansion) is not None and refusal.is_fresh:
             seen = replace(seen, expansion_refused=(refusal.size, refusal.message))
         running = resizing.as_running(job, status, seen)

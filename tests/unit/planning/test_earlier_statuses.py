@@ -58,6 +58,9 @@ def without_words(value: Any) -> Any:
 def seen_then(document: dict[str, Any]) -> Observed:
     """The cluster as an earlier operator saw it, with today's types: it had the fields of the parts side by side."""
     flat = dict(document)
+    if flat.get("claim"):
+        # Older than the label by which a claim's owner lets DPOJobs use it.
+        flat["claim"] = {"open": True} | flat["claim"]
     for name, part in PARTS.items():
         flat[name] = {f.name: flat.pop(f.name) for f in dataclasses.fields(part) if f.name in flat}
     # It took one look for certain.
