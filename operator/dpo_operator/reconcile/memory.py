@@ -114,7 +114,7 @@ class JobMemory:
 
     def absent_for(self) -> float:
         """Seconds until a job that was not found counts as deleted; 0 for one of which nothing is known."""
-        absent = ("job absent", self.uid)
+        absent, self.dirty = ("job absent", self.uid), True
         self.held.keep([absent])
         seconds = self.held.seconds(absent)
         return max(0.0, certainty.SECOND_LOOK_SECONDS - seconds) if self.uid else 0.0

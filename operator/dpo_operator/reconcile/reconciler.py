@@ -135,7 +135,6 @@ class Reconciler:
         raw = raw or await self._client.get(names.KIND, key.namespace, key.name)
         if raw is None:
             if doubt := memory.absent_for():
-                memory.dirty = True
                 return doubt
             self.forget(key)
             return await self._remove_leftovers(key)
@@ -178,7 +177,7 @@ class Reconciler:
         if key in self._gone:
             left = await self._remove_leftovers(key, memory.uid)
             after = min((each for each in (after, left) if each is not None), default=None)
-        # A second look is a read of its own, not a poll of the progress.
+        # A second look is a full pass.
         memory.dirty |= memory.unsure
         return after
 
