@@ -113,8 +113,7 @@ class Operator:
     async def start(self) -> None:
         """Connect, serve metrics and compete for the Lease.
 
-        Raises kopf.PermanentError when the DPOJob resource is not installed, kopf.TemporaryError when the API server does
-        not answer.
+        Raises kopf.TemporaryError when the API server does not answer, or says that it has no DPOJobs.
         """
         connections = await Connections.open(self._config, self._metrics.process.requested)
         lists = JobLists(connections.client, self._config.namespaces or (None,), self._metrics, self._on_list)
@@ -122,9 +121,10 @@ class Operator:
             await lists.jobs()
         except ApiError as error:
             await connections.close()
-            if error.is_gone:
-                raise kopf.PermanentError(
-                    f"{names.PLURAL}.{names.GROUP} is not installed in this cluster; install the CRD and start again"
+            if error.code == 404:
+                raise kopf.TemporaryError(
+                    f"{names.PLURAL}.{names.GROUP} is not installed in this cluster, or a gateway answered 404; install the CRD",
+                    delay=5,
                 ) from error
             raise kopf.TemporaryError(f"the API server refused to list {names.PLURAL}: {error}", delay=5) from error
         except (OSError, TimeoutError) as error:

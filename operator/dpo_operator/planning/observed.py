@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from dpo_operator.api.reports import Progress
 from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Guard, Notice, Support
 
+# What a read shows and a later one may confirm (see certainty.py): kind of fact, and the object that it is about.
+Fact = tuple[str, str]
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -53,7 +56,8 @@ class Observed:
 
     inputs: claims that prepare is to mount besides the volume, by name; empty once it has its Job.
     guards: None when they were not read in this pass. refused: the API server's refusal of the last write, a message.
-    expansion_refused: the size that was requested for the claim, and why it was refused.
+    expansion_refused: the size that was requested for the claim, and why it was refused. held: how long every read has
+    shown a fact, seconds.
     """
 
     jobs: tuple[ChildJob, ...] = ()
@@ -67,6 +71,7 @@ class Observed:
     turn: Turn = Turn()
     startup: Startup = Startup()
     heartbeat: Heartbeat = Heartbeat()
+    held: Mapping[Fact, float] = field(default_factory=dict)
 
     def job_of(self, phase: str | None, attempt: int) -> ChildJob | None:
         """Job of an attempt."""

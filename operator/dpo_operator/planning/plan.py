@@ -19,6 +19,7 @@ from dpo_operator.builders.queue import DEFAULT_SCHEDULERS, Schedulers
 from dpo_operator.builders.service import build_service
 from dpo_operator.builders.volume import build_claim
 from dpo_operator.planning import (
+    certainty,
     ending,
     failures,
     gangs,
@@ -103,7 +104,9 @@ def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     if _deadline_passed(job, status, at):
         message = f"The job ran longer than activeDeadlineSeconds: {job.spec.active_deadline_seconds}."
         return restarts.give_up(status, c.DEADLINE_EXCEEDED, message, at)
-    if lost := _volume_lost_message(status, seen):
+    if lost := volumes.lost_message(status, seen):
+        if left := certainty.seconds_left(seen, certainty.claim_lost(status)):
+            return Plan(status, requeue_after=left)
         return restarts.give_up(status, c.VOLUME_LOST, lost, at)
     if stale := find_stale(status, seen):
         status = status if job.spec.suspend else transitions.waiting(status, at, c.STOPPING_OLD_PODS, stale.describe())
@@ -130,6 +133,8 @@ def _advance(requested: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment
             return Plan(status, requeue_after=SETTLE_SECONDS)
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     if status.active_job is not None and (child is None or child.uid != status.active_job.uid):
+        if left := certainty.seconds_left(seen, certainty.job_lost(status)):
+            return Plan(status, requeue_after=left)
         failure = failures.job_deleted(status.active_job.name)
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     if child is None:
@@ -230,17 +235,6 @@ def _next_deadline(job: DPOJob, status: DPOJobStatus, at: Moment) -> float | Non
     return float(max(1, limit - transitions.active_seconds(status, at.now)))
 
 
-def _volume_lost_message(status: DPOJobStatus, seen: Observed) -> str:
-    """Message when the claim with the job's files is gone; starting over from step 0 must never happen silently."""
-    volume = status.volume
-    if volume is None or (seen.claim is not None and seen.claim.uid == volume.claim_uid):
-        return ""
-    return (
-        f"PersistentVolumeClaim {volume.claim_name} (UID {volume.claim_uid}) with the job's data and checkpoints was "
-        f"deleted{' and recreated' if seen.claim else ''}. Delete the DPOJob and create it again to start over."
-    )
-
-
 def _all_succeeded(pods: Sequence[ChildPod], desired: int) -> bool:
     return len({pod.index for pod in pods if pod.succeeded}) >= desired
 
@@ -294,6 +288,9 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     missing = (*_missing_support(job, phase, seen), *guarding.repairs(job, phase, seen, settings.networks))
     if missing:
         return Plan(status, missing, requeue_after=0)
+    if status.attempt > 1 and (doubt := certainty.seconds_left(seen, certainty.nothing_left(status))):
+        # Two attempts at once would write to the same volume.
+        return Plan(status, requeue_after=doubt)
     recorded_now = recorded.for_current_attempt(status)
     child = build_child_job(job, phase, status.attempt, settings.image, recorded_now, settings.schedulers)
     return Plan(status, (Create(child),), requeue_after=WAIT_SECONDS)

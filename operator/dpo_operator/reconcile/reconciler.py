@@ -15,7 +15,7 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.kube.client import ApiError, Client, FencedError
 from dpo_operator.metrics.jobs import JobMetrics
 from dpo_operator.metrics.timings import Timings
-from dpo_operator.planning import ending, gangs, resizing, retrying
+from dpo_operator.planning import certainty, ending, gangs, resizing, retrying
 from dpo_operator.planning.actions import Create, Event, ExpandClaim, Plan, SuspendJob
 from dpo_operator.planning.observed import Observed, Turn
 from dpo_operator.planning.plan import Settings, plan, reject_unreadable
@@ -134,6 +134,8 @@ class Reconciler:
         raw, memory.event_object = memory.event_object, None
         raw = raw or await self._client.get(names.KIND, key.namespace, key.name)
         if raw is None:
+            if doubt := memory.absent_for():
+                return doubt
             self.forget(key)
             return await self._remove_leftovers(key)
         if raw["metadata"]["uid"] != memory.uid:
@@ -153,8 +155,9 @@ class Reconciler:
             except ApiError as error:
                 if not error.is_gone:
                     raise
-                self.forget(key)
-                return None
+                # The next read finds out.
+                memory.dirty = True
+                return certainty.SECOND_LOOK_SECONDS
             self._timings.written(key, before, decision.status, seen, self._client.now())
             self._metrics.update(key, raw, decision.status)
             memory.raw, memory.seen, memory.looked_at = raw, seen, time.monotonic()
@@ -174,6 +177,8 @@ class Reconciler:
         if key in self._gone:
             left = await self._remove_leftovers(key, memory.uid)
             after = min((each for each in (after, left) if each is not None), default=None)
+        # A second look is a full pass.
+        memory.dirty |= memory.unsure
         return after
 
     async def _remove_leftovers(self, key: Key, except_uid: str = "") -> float | None:
@@ -222,6 +227,7 @@ class Reconciler:
             seen = replace(seen, expansion_refused=(refusal.size, refusal.message))
         running = resizing.as_running(job, status, seen)
         if is_fresh:
+            seen = memory.with_held(status, seen)
             seen = replace(seen, startup=await memory.startup.observe(self._client, running, status, seen))
         seen = await self._with_guards(running, status, seen, memory)
         seen = replace(seen, heartbeat=await memory.heartbeats.observe(self._reader, running, status, seen))
@@ -305,7 +311,7 @@ class Reconciler:
                     memory.expansion = RefusedExpansion(action.size, quoted(error.message))
                     seen, memory.dirty = None, True
                     continue
-                if error.is_refusal or error.is_gone:
+                if error.is_refusal or error.code == 404:
                     what = f"{action.verb} {action.kind} {action.name}"
                     memory.refused = f"The API server refused to {what}: {quoted(error.message)}"
                 memory.dirty, memory.child_objects = True, None

@@ -23,6 +23,7 @@ from tests.unit.planning.build import (
     NOON,
     SETTINGS,
     UID,
+    AllHeld,
     a_child,
     a_claim,
     a_job,
@@ -152,6 +153,7 @@ def test_what_the_previous_version_made_is_adopted(file: Path) -> None:
         jobs=tuple(ChildJob.from_raw(child) for child in of("Job")),
         pods=tuple(ChildPod.from_raw(child) for child in of("Pod")),
         claim=claims[0],
+        held=AllHeld(),
         support=tuple(Support("Service", owner_uid(child)) for child in of("Service")),
     )
     for _ in range(5):

@@ -81,7 +81,7 @@ def reading() -> Heartbeat:
 
 
 def refused() -> str:
-    error = error_of(403, json.dumps({"reason": EVIL, "message": EVIL}).encode(), "")
+    error = error_of(403, json.dumps({"reason": EVIL, "message": EVIL}).encode(), "", "")
     return f"The API server refused to create Job x: {error}"
 
 
