@@ -94,6 +94,7 @@ def test_chosen_namespaces_get_roles_and_nothing_is_cluster_wide() -> None:
     assert {o["kind"] for o in rendered.objects} == {
         "ConfigMap",
         "Deployment",
+        "NetworkPolicy",
         "Role",
         "RoleBinding",
         "ServiceAccount",
