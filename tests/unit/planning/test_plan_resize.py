@@ -174,8 +174,8 @@ def test_a_size_that_can_not_be_told_is_no_other_one() -> None:
 def test_the_budget_of_a_gang_does_not_hold_a_single_pod() -> None:
     gangs_own = Guard("PodDisruptionBudget", names.budget_name("pairs"), "uid-budget", UID, "of two nodes")
     (patch,) = [
-        a for a in guarding.repairs(a_job(nodes=1), "train", a_view(guards=(gangs_own,)), ()) if isinstance(a, Patch)
+        a for a in guarding.repairs(a_job(nodes=1), "train", a_view(guards=(gangs_own,)), CLOSED) if isinstance(a, Patch)
     ]
     assert (patch.uid, patch.manifest["spec"]["minAvailable"]) == ("uid-budget", 0)
-    never = guarding.repairs(a_job(nodes=1), "train", a_view(guards=()), ())
+    never = guarding.repairs(a_job(nodes=1), "train", a_view(guards=()), CLOSED)
     assert "PodDisruptionBudget" not in [action.kind for action in never]
