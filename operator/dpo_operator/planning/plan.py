@@ -87,7 +87,7 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
     if due is not None:
         sooner = due if decision.requeue_after is None else min(due, decision.requeue_after)
         decision = replace(decision, requeue_after=sooner)
-    return replace(decision, status=transitions.settled(decision.status, at))
+    return replace(decision, status=transitions.settled(decision.status, at, status))
 
 
 def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:

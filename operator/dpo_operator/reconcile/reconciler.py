@@ -220,7 +220,7 @@ class Reconciler:
             # While the attempt's Job exists, the claim, Service and ConfigMap are not created, so cached reads suffice.
             has_job = status.active_job is not None or memory.made == (status.phase, status.attempt)
             max_age = self._full_pass_seconds if has_job else 0.0
-            seen = await observe(self._client, job, memory, max_age=max_age, on_list=self._on_list)
+            seen = await observe(self._client, job, status, memory, max_age=max_age, on_list=self._on_list)
         if is_fresh and status.phase == "prepare" and seen.job_of("prepare", status.attempt) is None:
             seen = replace(seen, inputs=await observe_inputs(self._client, job))
         if (refusal := memory.expansion) is not None and refusal.is_fresh:
@@ -323,7 +323,7 @@ class Reconciler:
                 continue
             seen = with_created(seen, made)
             if action.kind == "Job":
-                memory.made = (decision.status.phase, decision.status.attempt)
+                memory.created_job(decision.status, made)
         if decision.actions:
             memory.refused = ""
             memory.child_objects = ChildObjects(seen.claim, seen.support, time.monotonic()) if seen else None
