@@ -185,7 +185,7 @@ class Operator:
             image=config.image,
             progress_seconds=config.progress_seconds,
             gpu_memory=config.gpu_memory,
-            metrics_namespaces=config.metrics_namespaces,
+            networks=config.networks,
             schedulers=config.schedulers,
             allow=config.allow,
         )

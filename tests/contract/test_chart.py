@@ -10,6 +10,7 @@ import yaml
 
 from dpo_operator.api import names
 from dpo_operator.api.allow import Allow
+from dpo_operator.builders.networks import Networks
 from dpo_operator.config import Config
 from dpo_operator.generate import crd
 from tests.contract.chart import CHART, NAMESPACE, HelmError, helm, render
@@ -93,6 +94,7 @@ def test_chosen_namespaces_get_roles_and_nothing_is_cluster_wide() -> None:
     assert {o["kind"] for o in rendered.objects} == {
         "ConfigMap",
         "Deployment",
+        "NetworkPolicy",
         "Role",
         "RoleBinding",
         "ServiceAccount",
@@ -119,15 +121,26 @@ def test_the_operator_understands_its_environment() -> None:
         "queues.schedulerPlugins.schedulerName=p",
         "allow.env={WANDB_*}",
         "allow.hostNetwork=true",
+        "allow.unisolated=true",
+        "network.open={10.1.2.0/24}",
+        "network.openNamespaces={minio}",
+        "network.closed={203.0.113.7/32}",
     )
     config = Config.from_environment(rendered.environment)
     assert (config.image.name, config.image.pull_policy) == ("team/trainer:v1", "Always")
     assert (config.log_format, config.resync_seconds, config.progress_seconds, config.workers) == ("plain", 45, 7, 2)
     assert config.gpu_memory == 80 * 2**30
-    assert config.allow == Allow(env=("WANDB_*",), host_network=True)
+    assert config.allow == Allow(env=("WANDB_*",), host_network=True, unisolated=True)
+    assert config.networks == Networks(
+        metrics_namespaces=(NAMESPACE, "prometheus"),
+        open=("10.1.2.0/24",),
+        open_namespaces=("minio",),
+        closed=("203.0.113.7/32",),
+        unisolated=True,
+    )
     assert config.namespaces == ("a", "b")
     # The operator reads progress itself, so its namespace is always one of them.
-    assert config.metrics_namespaces == (NAMESPACE, "prometheus")
+    assert config.networks.metrics_namespaces == (NAMESPACE, "prometheus")
     assert (config.schedulers.volcano, config.schedulers.plugins) == ("v", "p")
     ports = {port["name"]: port["containerPort"] for port in rendered.container["ports"]}
     assert (ports["metrics"], ports["health"]) == (config.metrics_port, config.health_port)

@@ -128,7 +128,8 @@ class Network(ApiModel):
     isolate: StrictBool = Field(
         default=True,
         description="Make NetworkPolicies: ranks reach their own ranks and DNS alone, prepare what it downloads from, and only the operator and "
-        "Prometheus reach them. It takes a network plugin that enforces policies, and does not cover hostNetwork.",
+        "Prometheus reach them. false is refused unless the administrator allows it. It takes a network plugin that enforces policies, and "
+        "does not cover hostNetwork.",
     )
 
 

@@ -13,6 +13,7 @@ from dpo_operator.api.text import quoted, shown
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import build_config_map
 from dpo_operator.builders.job import build_child_job, pod_count
+from dpo_operator.builders.networks import CLOSED, Networks
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.builders.queue import DEFAULT_SCHEDULERS, Schedulers
 from dpo_operator.builders.service import build_service
@@ -53,13 +54,13 @@ class Settings:
     """The operator's settings that decisions depend on.
 
     progress_seconds: between two reads of rank 0's progress. gpu_memory: bytes per GPU, None if not configured.
-    metrics_namespaces: namespaces that may scrape trainer pods; empty means all. allow: what the administrator lets jobs ask for.
+    networks: what pods may reach, and who may scrape them. allow: what the administrator lets jobs ask for.
     """
 
     image: TrainerImage
     progress_seconds: float = 3.0
     gpu_memory: float | None = None
-    metrics_namespaces: tuple[str, ...] = ()
+    networks: Networks = CLOSED
     schedulers: Schedulers = DEFAULT_SCHEDULERS
     allow: Allow = DEFAULT_ALLOW
 
@@ -284,7 +285,7 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
         left = status.not_before - at.now
         message = f"Attempt {status.attempt} starts at {status.not_before:%H:%M:%S} UTC."
         return Plan(transitions.waiting(status, at, c.BACKING_OFF, message), requeue_after=left / timedelta(seconds=1))
-    missing = (*_missing_support(job, phase, seen), *guarding.repairs(job, phase, seen, settings.metrics_namespaces))
+    missing = (*_missing_support(job, phase, seen), *guarding.repairs(job, phase, seen, settings.networks))
     if missing:
         return Plan(status, missing, requeue_after=0)
     if status.attempt > 1 and (doubt := certainty.seconds_left(seen, certainty.nothing_left(status))):
@@ -341,7 +342,7 @@ def _monitor(
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     status, slow = stragglers.with_straggler(job, status, seen.heartbeat.progress, pods, at)
     events = slow if was_running else (Event("Normal", c.RUNNING, status.message), *slow)
-    missing = (*_missing_support(job, phase, seen), *guarding.repairs(job, phase, seen, settings.metrics_namespaces))
+    missing = (*_missing_support(job, phase, seen), *guarding.repairs(job, phase, seen, settings.networks))
     return Plan(
         status,
         missing,

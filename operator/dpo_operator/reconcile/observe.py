@@ -96,7 +96,7 @@ async def observe_inputs(client: Client, job: DPOJob) -> dict[str, Claim | None]
 
 async def observe_guards(client: Client, job: DPOJob, phase: names.Phase) -> tuple[Guard, ...]:
     """The guards of a phase that exist."""
-    wanted = [*build_guards(job, phase, ()), *([build_open_budget(job)] if phase == "train" else [])]
+    wanted = [*build_guards(job, phase), *([build_open_budget(job)] if phase == "train" else [])]
     wanted = list({(guard["kind"], guard["metadata"]["name"]): guard for guard in wanted}.values())
     namespace = job.metadata.namespace
     found = await asyncio.gather(*(_guard(client, guard, namespace) for guard in wanted))

@@ -18,6 +18,7 @@ from dpo_trainer.data.tokens.truncation import Limits
 from dpo_trainer.prepare.inputs import Inputs, kind
 from dpo_trainer.prepare.record import ModelRecord
 from dpo_trainer.pretrained import checks, files
+from dpo_trainer.pretrained.sizes import check_sizes
 from dpo_trainer.runtime.errors import invalid_configuration
 from dpo_trainer.runtime.untrusted import Untrusted
 from dpo_trainer.sources import hub, resolve
@@ -97,6 +98,7 @@ def fetch_weights(model: StagedModel, source: str, inputs: Inputs) -> ModelRecor
         lambda text, share: inputs.progress(text, 0.5 + 0.4 * share),
     )
     checked = checks.check_weights(model.folder, model.weights, model.label)
+    check_sizes(model.config, checked.shapes, model.label)
     inputs.progress("checking the weights", 0.9)
     digests = files.sha256_of(model.folder, [*model.small, *model.weights])
     if listing.snapshot is not None:
