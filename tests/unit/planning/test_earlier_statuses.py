@@ -90,7 +90,8 @@ def test_the_fixtures_show_every_state_and_much_else():
 @pytest.mark.parametrize("number", range(len(RECORDS)))
 def test_no_field_is_lost(number: int):
     for status in (RECORDS[number]["status"], RECORDS[number]["answer"]["status"]):
-        assert DPOJobStatus.model_validate(status).to_dict() == renamed(status)
+        read = DPOJobStatus.model_validate(status).to_dict()
+        assert {key: value for key, value in read.items() if value or key not in NEWER} == renamed(status)
 
 
 @pytest.mark.parametrize("number", range(len(RECORDS)))
