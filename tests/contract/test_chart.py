@@ -13,6 +13,7 @@ from dpo_operator.api.allow import Allow
 from dpo_operator.builders.networks import Networks
 from dpo_operator.config import Config
 from dpo_operator.generate import crd
+from dpo_operator.generate.dashboards.catalogue import catalogue
 from tests.contract.chart import CHART, NAMESPACE, HelmError, helm, render
 
 pytestmark = pytest.mark.contract
@@ -267,6 +268,20 @@ def test_monitors_find_the_pods_and_name_the_job() -> None:
     assert {"sourceLabels": [source], "targetLabel": "dpojob"} in endpoint["relabelings"]
 
 
+def test_a_trainer_pod_can_not_fill_prometheus_or_speak_for_the_operator() -> None:
+    trainer = render(*MONITORS).one("PodMonitor", "dpo-operator-trainer")["spec"]
+    assert (trainer["sampleLimit"], trainer["bodySizeLimit"]) == (2000, "1MB")
+    limits = ("labelLimit", "labelNameLengthLimit", "labelValueLengthLimit")
+    assert all(trainer[limit] <= 640 for limit in limits)
+    (rule,) = trainer["podMetricsEndpoints"][0]["metricRelabelings"]
+    assert (rule["action"], rule["sourceLabels"]) == ("keep", ["__name__"])
+    exported = {name for metric in catalogue() for name in metric.series if metric.source == "trainer"}
+    assert exported
+    assert all(re.fullmatch(rule["regex"], name) for name in exported)
+    foreign = {name for metric in catalogue() for name in metric.series if name.startswith("dpojob_")}
+    assert not [name for name in {*foreign, "up", "kube_pod_info"} if re.fullmatch(rule["regex"], name)]
+
+
 def test_monitors_stay_within_the_chosen_namespaces() -> None:
     trainer = render(*MONITORS, "watchNamespaces={a,b}").one("PodMonitor", "dpo-operator-trainer")["spec"]
     assert trainer["namespaceSelector"] == {"matchNames": ["a", "b"]}
@@ -281,6 +296,9 @@ def test_dashboards_are_config_maps_for_the_sidecar() -> None:
         assert made["metadata"]["annotations"] == {"folder": "DPO"}
         ((file, text),) = made["data"].items()
         assert json.loads(text) == json.loads((CHART / "dashboards" / file).read_text(encoding="utf-8"))
+    own = render(release="other").all("ConfigMap")
+    # Prometheus' label of what that release's PodMonitor scrapes.
+    assert all(f"{NAMESPACE}/other-dpo-operator" in text for made in own for text in made["data"].values())
     assert render("dashboards.enabled=false").all("ConfigMap") == []
 
 
