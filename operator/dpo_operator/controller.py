@@ -221,9 +221,9 @@ class Operator:
         """A Job or pod of a DPOJob changed."""
         metadata = raw["metadata"]
         self._delivered(kind, metadata)
-        name = (metadata.get("labels") or {}).get(names.LABEL_JOB)
+        name = names.job_of(raw)
         if self._leader is not None and name:
-            self._leader.on_child(Key(str(metadata["namespace"]), str(name)), str(metadata["resourceVersion"]))
+            self._leader.on_child(Key(str(metadata["namespace"]), name), str(metadata["resourceVersion"]))
 
     def _delivered(self, kind: str, metadata: Mapping[str, Any]) -> None:
         self.watches.delivered(self._stream(kind, str(metadata["namespace"])), str(metadata["resourceVersion"]))

@@ -1,6 +1,8 @@
 """Names that cross a process border: API group, labels, annotations, child objects, environment variables, ports."""
 
-from typing import Literal
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
 
 GROUP = "dpo-operator.dev"
 VERSION = "v1alpha1"
@@ -44,6 +46,7 @@ COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 # A pod's host name is "<job>-train-<attempt>-<index>" and must be a DNS label of at most 63 characters:
 # 44 + len("-train-") + 6 digits of attempt + "-" + 5 digits of index.
 MAX_JOB_NAME = 44
+JOB_NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
 # Where things are inside a trainer container.
 JOB_FILE = "/etc/dpo/job.json"
@@ -76,6 +79,12 @@ GPU = "nvidia.com/gpu"
 METRICS_PORT = 9400
 METRICS_PORT_NAME = "metrics"
 MASTER_PORT = 29500
+
+
+def job_of(raw: Mapping[str, Any]) -> str | None:
+    """Name of the DPOJob that an object's label names; None without one or for text that can't be such a name."""
+    name = (raw["metadata"].get("labels") or {}).get(LABEL_JOB) or ""
+    return name if len(name) <= MAX_JOB_NAME and re.fullmatch(JOB_NAME_PATTERN, name) else None
 
 
 def config_name(job: str, digest: str) -> str:

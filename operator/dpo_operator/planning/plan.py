@@ -9,7 +9,7 @@ from dpo_operator.api import names
 from dpo_operator.api.allow import DEFAULT_ALLOW, Allow
 from dpo_operator.api.allow import refusals as not_allowed
 from dpo_operator.api.status import ActiveJob, DPOJobStatus, VolumeStatus, Workers
-from dpo_operator.api.text import quoted, shown
+from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import build_config_map
 from dpo_operator.builders.job import build_child_job, pod_count
@@ -28,6 +28,7 @@ from dpo_operator.planning import (
     progress,
     recorded,
     refusals,
+    rejecting,
     resizing,
     restarts,
     retrying,
@@ -88,7 +89,7 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
     if due is not None:
         sooner = due if decision.requeue_after is None else min(due, decision.requeue_after)
         decision = replace(decision, requeue_after=sooner)
-    return replace(decision, status=transitions.settled(decision.status, at))
+    return replace(decision, status=transitions.settled(decision.status, at, status))
 
 
 def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
@@ -167,38 +168,8 @@ def _advance(requested: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment
 
 def _accept(job: DPOJob, status: DPOJobStatus, at: Moment, settings: Settings) -> Plan:
     if problems := validate(job) or settings.refused(job):
-        return _reject(status, problems, at)
+        return rejecting.reject(status, problems, at)
     return Plan(transitions.accepted(status, at), requeue_after=0)
-
-
-def _reject(status: DPOJobStatus, problems: Problems, at: Moment) -> Plan:
-    status = changed(status, start_time=at.now)
-    return restarts.give_up(status, problems.reason, problems.describe(), at)
-
-
-def reject_unreadable(
-    status: DPOJobStatus, problems: Problems, *, generation: int, now: datetime, manager: object = None, retry: str = ""
-) -> Plan:
-    """Plan for a spec that this operator can't read. manager: its spec.managedBy; another controller's jobs are left alone.
-
-    A job that already runs is left alone: an older operator after a roll-back must not stop what a newer one started.
-    retry: value of the retry annotation.
-    """
-    if manager not in (None, names.MANAGER):
-        return Plan(status)
-    at = Moment(now.replace(microsecond=0), generation)
-    if status.is_final:
-        if not retrying.is_requested(retry, status):
-            return Plan(status)
-        event = Event("Warning", problems.reason, problems.describe())
-        return Plan(changed(status, last_handled_retry=retry), events=(event,))
-    if status.phase is not None:
-        message = f"This version of the operator can't read the spec and leaves the job alone. {problems.describe()}"
-        if status.message == shown(message):
-            return Plan(status)
-        return Plan(changed(status, message=message), events=(Event("Warning", problems.reason, message),))
-    rejected = _reject(status, problems, at)
-    return replace(rejected, status=transitions.settled(rejected.status, at))
 
 
 def _suspend_or_resume(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:

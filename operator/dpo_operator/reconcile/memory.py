@@ -14,6 +14,7 @@ from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.validate import Problems, read_job
 from dpo_operator.queueing.stopwatch import Stopwatch
 from dpo_operator.reconcile.heartbeats import Heartbeats
+from dpo_operator.reconcile.ownership import Ownership
 from dpo_operator.reconcile.startup import StartupTracker
 
 EXPANSION_RETRY_SECONDS = 600.0
@@ -82,6 +83,7 @@ class JobMemory:
     pods: Stopwatch = field(default_factory=Stopwatch)
     heartbeats: Heartbeats = field(default_factory=Heartbeats)
     placing: Stopwatch = field(default_factory=Stopwatch)
+    own: Ownership = field(default_factory=Ownership)
     held: Stopwatch = field(default_factory=Stopwatch)
     unsure: bool = False
     startup: StartupTracker = field(default_factory=StartupTracker)
@@ -100,6 +102,11 @@ class JobMemory:
     versions: frozenset[str] = frozenset()
     child_objects: ChildObjects | None = None
     parsed: Parsed = field(default_factory=Parsed)
+
+    def created_job(self, status: DPOJobStatus, raw: dict[str, Any]) -> None:
+        """Note the Job of the current attempt, which the API server has just accepted."""
+        self.made = (status.phase, status.attempt)
+        self.own.jobs.add(raw["metadata"]["uid"])
 
     def with_held(self, status: DPOJobStatus, seen: Observed) -> Observed:
         """The reads with how long they and those before them have shown each fact."""

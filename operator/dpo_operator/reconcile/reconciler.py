@@ -16,9 +16,10 @@ from dpo_operator.kube.client import ApiError, Client, FencedError
 from dpo_operator.metrics.jobs import JobMetrics
 from dpo_operator.metrics.timings import Timings
 from dpo_operator.planning import certainty, ending, gangs, resizing, retrying
-from dpo_operator.planning.actions import Create, Event, ExpandClaim, Plan, SuspendJob
+from dpo_operator.planning.actions import Create, ExpandClaim, Plan, SuspendJob
 from dpo_operator.planning.observed import Observed, Turn
-from dpo_operator.planning.plan import Settings, plan, reject_unreadable
+from dpo_operator.planning.plan import Settings, plan
+from dpo_operator.planning.rejecting import reject_unreadable
 from dpo_operator.planning.validate import Problems
 from dpo_operator.queueing.key import Key
 from dpo_operator.queueing.stopwatch import Stopwatch
@@ -47,7 +48,7 @@ RETRYABLE = (ApiError, FencedError, OSError)
 
 
 def _ignore_list(kind: str, namespace: str | None, items: Sequence[Json]) -> None:
-    """Default for on_list: without watches nothing is compared."""
+    """Without watches nothing is compared."""
 
 
 class Reconciler:
@@ -118,15 +119,8 @@ class Reconciler:
                 self.turns.release_unless(key, resumes=False)
                 logger.exception("%s", key)
                 with suppress(*RETRYABLE):
-                    await self._report_internal_error(key, error)
+                    await write.report_internal_error(self._client, key.namespace, key.name, error)
             raise
-
-    async def _report_internal_error(self, key: Key, error: Exception) -> None:
-        """Report an error of the operator itself as an event on the job."""
-        if raw := await self._client.get(names.KIND, key.namespace, key.name):
-            message = f"Internal error of the operator; retrying: {type(error).__name__}: {quoted(str(error))}"
-            event = Event("Warning", conditions.OPERATOR_ERROR, message)
-            await write.record(self._client, raw, (event,))
 
     async def _pass(self, key: Key, memory: JobMemory) -> float | None:
         # Clear before reading, so that changes during the reads cause another pass.
@@ -220,7 +214,7 @@ class Reconciler:
             # While the attempt's Job exists, the claim, Service and ConfigMap are not created, so cached reads suffice.
             has_job = status.active_job is not None or memory.made == (status.phase, status.attempt)
             max_age = self._full_pass_seconds if has_job else 0.0
-            seen = await observe(self._client, job, memory, max_age=max_age, on_list=self._on_list)
+            seen = await observe(self._client, job, status, memory, max_age=max_age, on_list=self._on_list)
         if is_fresh and status.phase == "prepare" and seen.job_of("prepare", status.attempt) is None:
             seen = replace(seen, inputs=await observe_inputs(self._client, job))
         if (refusal := memory.expansion) is not None and refusal.is_fresh:
@@ -323,7 +317,7 @@ class Reconciler:
                 continue
             seen = with_created(seen, made)
             if action.kind == "Job":
-                memory.made = (decision.status.phase, decision.status.attempt)
+                memory.created_job(decision.status, made)
         if decision.actions:
             memory.refused = ""
             memory.child_objects = ChildObjects(seen.claim, seen.support, time.monotonic()) if seen else None

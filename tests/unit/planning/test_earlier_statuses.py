@@ -33,6 +33,8 @@ RENAMED = {
 COUNTING = {"counted": "Counted", "infrastructure": "Uncounted", "planned": "Planned"}
 # Words for people. They may change; reasons, which programs read, may not.
 WORDS = ("message", "ending", "activity")
+# What earlier versions did not have.
+NEWER = ("earlierJobs",)
 
 
 def renamed(status: dict[str, Any]) -> dict[str, Any]:
@@ -51,7 +53,7 @@ def renamed(status: dict[str, Any]) -> dict[str, Any]:
 
 def without_words(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: without_words(part) for key, part in value.items() if key not in WORDS}
+        return {key: without_words(part) for key, part in value.items() if key not in (*WORDS, *NEWER)}
     return [without_words(part) for part in value] if isinstance(value, list) else value
 
 
@@ -88,7 +90,8 @@ def test_the_fixtures_show_every_state_and_much_else():
 @pytest.mark.parametrize("number", range(len(RECORDS)))
 def test_no_field_is_lost(number: int):
     for status in (RECORDS[number]["status"], RECORDS[number]["answer"]["status"]):
-        assert DPOJobStatus.model_validate(status).to_dict() == renamed(status)
+        read = DPOJobStatus.model_validate(status).to_dict()
+        assert {key: value for key, value in read.items() if value or key not in NEWER} == renamed(status)
 
 
 @pytest.mark.parametrize("number", range(len(RECORDS)))
