@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from dpo_operator.api import names
+from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.config import build_config_map
 from tests.apiserver.client import Requests
 from tests.apiserver.hands import Hands, last_words, wait_until
 from tests.apiserver.operator_process import OperatorProcess, running
@@ -47,6 +49,24 @@ def planted_pod(hands: Hands, like: dict[str, Any], name: str, owner: list[dict[
     metadata = {"name": name, "labels": labels, "ownerReferences": owner, "finalizers": ["example.org/stay"]}
     container = {"name": "trainer", "image": "example.org/i"}
     return plant(hands, "pods", {"kind": "Pod", "metadata": metadata, "spec": {"containers": [container]}})
+
+
+def test_planted_job_file_is_not_used(hands: Hands, operator: OperatorProcess) -> None:
+    """It has the right name and owner, and other content."""
+    operator.kill()
+    raw = hands.apply("configured")
+    job = DPOJob.model_validate(raw)
+    own = build_config_map(job)
+    planted = own | {"data": {"job.json": own["data"]["job.json"].replace("org/", "evil/")}}
+    plant(hands, "configmaps", planted)
+    operator.start()
+    wait_until("conflict", lambda: hands.condition("configured", "Running") == ("False", "NameConflict"))
+    assert not hands.children("jobs", "configured")
+    hands.delete("configmaps", own["metadata"]["name"])
+    hands.pods("configured", "prepare", 1, 1)
+    made = hands.get("configmaps", own["metadata"]["name"])
+    assert made is not None
+    assert (made["data"], made["immutable"]) == (own["data"], True)
 
 
 def test_pods_of_strangers_decide_nothing(hands: Hands, operator: OperatorProcess) -> None:

@@ -49,7 +49,7 @@ def run(command: str, job_file: Path, work_dir: Path) -> int:
     attempt = 1
     try:
         attempt = attempt_from_environment()
-        job = read_job(job_file, begun=phase != "prepare")
+        job = read_job(job_file, begun=phase != "prepare", digest=os.environ.get(names.ENV_JOB_FILE_SHA256))
         telemetry = Telemetry(
             phase,
             attempt,

@@ -63,6 +63,7 @@ STACKS = "stacks"
 
 # How a container learns what is not in the job file.
 ENV_JOB_FILE = "DPO_JOB_FILE"
+ENV_JOB_FILE_SHA256 = "DPO_JOB_FILE_SHA256"
 ENV_WORK_DIR = "DPO_WORK_DIR"
 ENV_ATTEMPT = "DPO_ATTEMPT"
 ENV_METRICS_PORT = "DPO_METRICS_PORT"

@@ -294,10 +294,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Support:
-    """The job's Service, or the ConfigMap for its current spec, by kind and owner."""
+    """The job's Service, or the ConfigMap for its current spec, by kind and owner. as_made: whether it has what the operator
+    would write."""
 
     kind: str
     owner_uid: str | None
+    as_made: bool = True
 
 
 @dataclass(frozen=True)

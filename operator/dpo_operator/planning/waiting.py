@@ -95,6 +95,11 @@ def support_obstacle(job: DPOJob, seen: Observed) -> Reason | None:
                 f"{support.kind} {name} exists and does not belong to this job (UID {job.metadata.uid}). Delete it, or "
                 f"give the job another name."
             )
+        if not support.as_made:
+            return c.NAME_CONFLICT, (
+                f"{support.kind} {config_name(job)} was not made by this operator: its content is not the job's file, or it is not "
+                "immutable. Find out who made it, and delete it; the operator then makes it."
+            )
     return None
 
 

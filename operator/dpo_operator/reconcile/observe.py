@@ -9,7 +9,7 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.config import config_name
+from dpo_operator.builders.config import config_name, is_config_map
 from dpo_operator.builders.guards import build_guards, build_open_budget
 from dpo_operator.builders.volume import claim_name, input_claims
 from dpo_operator.kube.client import ApiError, Client, resource_of
@@ -129,7 +129,10 @@ async def _child_objects(client: Client, job: DPOJob, known: ChildObjects | None
     )
     return ChildObjects(
         Claim.from_raw(claim) if claim else None,
-        tuple(Support(kind, owner_uid(raw)) for kind, raw in (("Service", service), ("ConfigMap", config)) if raw),
+        (
+            *([Support("Service", owner_uid(service))] if service else []),
+            *([Support("ConfigMap", owner_uid(config), is_config_map(job, config))] if config else []),
+        ),
         now,
     )
 

@@ -1,5 +1,6 @@
 """Manifests, read field by field."""
 
+import hashlib
 import itertools
 import json
 
@@ -7,7 +8,7 @@ import pytest
 
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.config import build_config_map
+from dpo_operator.builders.config import build_config_map, is_config_map
 from dpo_operator.builders.job import build_child_job
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.builders.service import build_service
@@ -274,6 +275,24 @@ def test_lost_nodes_are_left_soon_and_gpu_nodes_tolerated():
     own = {"tolerations": [{"key": "team", "operator": "Exists"}]}
     for phase in ("prepare", "export"):
         assert {"key": "team", "operator": "Exists"} in pod_of(phase, pod=own)["tolerations"]
+
+
+def test_config_map_is_the_jobs_own_by_its_content():
+    job = a_job()
+    own = build_config_map(job)
+    assert is_config_map(job, own | {"metadata": {}})
+    for changed in (
+        {"data": {"job.json": own["data"]["job.json"] + " "}},
+        {"data": own["data"] | {"more": ""}},
+        {"binaryData": {"more": ""}},
+        {"immutable": False},
+    ):
+        assert not is_config_map(job, own | changed)
+    assert not is_config_map(a_job(nodes=3), own)
+    for phase in ("prepare", "train", "export"):
+        digest = env_of(phase)["DPO_JOB_FILE_SHA256"]
+        assert digest == hashlib.sha256(own["data"]["job.json"].encode()).hexdigest()
+        assert own["metadata"]["name"].endswith(f"-config-{digest[:10]}")
 
 
 def test_job_file_is_a_job_that_the_trainer_can_read():
