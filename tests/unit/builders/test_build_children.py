@@ -307,14 +307,14 @@ def test_job_file_is_a_job_that_the_trainer_can_read():
 
 def test_claim_of_the_job_follows_its_settings():
     volume = {"size": "500Gi", "storageClassName": "fast", "retention": "Delete"}
-    claim = build_claim(a_job(checkpoint={"volume": volume}))
+    claim = build_claim(a_job(checkpoint={"volume": volume}), "token")
     assert claim["spec"] == {
         "accessModes": ["ReadWriteMany"],
         "resources": {"requests": {"storage": "500Gi"}},
         "storageClassName": "fast",
     }
     assert claim["metadata"]["ownerReferences"][0]["uid"] == UID
-    kept = build_claim(a_job(nodes=1))
+    kept = build_claim(a_job(nodes=1), "token")
     assert kept["spec"]["accessModes"] == ["ReadWriteOnce"]
     assert "ownerReferences" not in kept["metadata"]
     assert "storageClassName" not in kept["spec"]
