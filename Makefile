@@ -106,9 +106,17 @@ LOCK_FLAGS ?=
 .PHONY: lock
 lock: $(VENV)/.ready ## pin what pyproject.toml asks for, with hashes
 	@echo 'uv==$(UV_VERSION)' | $(LOCK) $(LOCK_FLAGS) - --output-file requirements/build.txt
+	@echo 'cyclonedx-bom' | $(LOCK) $(LOCK_FLAGS) - --output-file requirements/sbom.txt
 	@$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra operator --output-file requirements/operator.txt
 	@$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra trainer --extra wandb --extra bitsandbytes --output-file requirements/trainer.txt
 	@$(LOCK) $(LOCK_FLAGS) pyproject.toml --extra operator --extra trainer --extra dev --output-file requirements/dev.txt
+
+# What its own environment holds stays out of the lists: only the lock files are read, the hashes included.
+.PHONY: sbom
+sbom: $(VENV)/.ready ## list the Python packages of both images as CycloneDX, in build/sbom
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python build/sbom/.venv
+	@$(BIN)/uv pip sync --quiet --python build/sbom/.venv/bin/python --require-hashes requirements/sbom.txt
+	@for image in operator trainer; do build/sbom/.venv/bin/cyclonedx-py requirements requirements/$$image.txt --pyproject pyproject.toml --mc-type application --output-reproducible --output-file build/sbom/dpo-$$image.cdx.json && echo build/sbom/dpo-$$image.cdx.json; done
 
 .PHONY: cluster-up
 cluster-up: $(VENV)/.ready ## a real Kubernetes on this machine: control plane, a CPU node, two "GPU" nodes, Prometheus

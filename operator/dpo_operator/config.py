@@ -1,13 +1,21 @@
 """Settings of the operator process, from environment variables."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
+from pydantic import ValidationError
+
+from dpo_operator.api.allow import DEFAULT_ALLOW, Allow
+from dpo_operator.api.base import ApiModel
+from dpo_operator.api.problems import sentences
 from dpo_operator.api.quantity import to_bytes
+from dpo_operator.builders.networks import CLOSED, Networks
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.builders.queue import DEFAULT_SCHEDULERS, Schedulers
 
+Model = TypeVar("Model", bound=ApiModel)
 LogFormat = Literal["json", "plain"]
 
 
@@ -33,9 +41,9 @@ class Config:
     resync_seconds: between two passes over all jobs, which heal what a watch missed.
     progress_seconds: between two readings of a training job. workers: jobs that are reconciled at the same time.
     gpu_memory: bytes of each GPU in the cluster, for warnings; None: not known.
-    metrics_namespaces: namespaces from which trainer pods may be scraped; empty means all.
+    networks: what trainer pods may reach, and who may scrape them.
     schedulers: names of gang schedulers, for jobs that ask for one.
-    election: None disables leader election.
+    allow: what the administrator lets DPOJobs ask for. election: None disables leader election.
     """
 
     image: TrainerImage
@@ -47,8 +55,9 @@ class Config:
     progress_seconds: float = 3.0
     workers: int = 5
     gpu_memory: float | None = None
-    metrics_namespaces: tuple[str, ...] = ()
+    networks: Networks = CLOSED
     schedulers: Schedulers = DEFAULT_SCHEDULERS
+    allow: Allow = DEFAULT_ALLOW
     election: Election | None = None
 
     @classmethod
@@ -57,6 +66,7 @@ class Config:
         image = environment.get("DPO_TRAINER_IMAGE", "").strip()
         if not image:
             raise ConfigError("DPO_TRAINER_IMAGE: expected the trainer image, found nothing; set it on the operator")
+        allow = _settings(environment, "DPO_ALLOW", Allow, {})
         return cls(
             image=TrainerImage(image, _pull_policy(environment)),
             namespaces=_list(environment, "WATCH_NAMESPACES"),
@@ -67,11 +77,12 @@ class Config:
             progress_seconds=_number(environment, "DPO_PROGRESS_SECONDS", 3, 0.5, 600),
             workers=int(_number(environment, "DPO_WORKERS", 5, 1, 256)),
             gpu_memory=_memory(environment, "DPO_GPU_MEMORY"),
-            metrics_namespaces=_list(environment, "DPO_METRICS_NAMESPACES"),
+            networks=_networks(environment, allow),
             schedulers=Schedulers(
                 volcano=environment.get("DPO_VOLCANO_SCHEDULER", "").strip() or DEFAULT_SCHEDULERS.volcano,
                 plugins=environment.get("DPO_PLUGINS_SCHEDULER", "").strip() or DEFAULT_SCHEDULERS.plugins,
             ),
+            allow=allow,
             election=_election(environment),
         )
 
@@ -101,6 +112,25 @@ def _memory(environment: Mapping[str, str], name: str) -> float | None:
         return to_bytes(text)
     except ValueError as error:
         raise ConfigError(f"{name}: {error}") from error
+
+
+def _networks(environment: Mapping[str, str], allow: Allow) -> Networks:
+    metrics = _list(environment, "DPO_METRICS_NAMESPACES")
+    return _settings(
+        environment, "DPO_NETWORK", Networks, {"metricsNamespaces": metrics, "unisolated": allow.unisolated}
+    )
+
+
+def _settings(environment: Mapping[str, str], name: str, model: type[Model], more: dict[str, Any]) -> Model:
+    """Settings as a JSON object, which lists are. more: those that other variables hold."""
+    text = environment.get(name, "").strip()
+    try:
+        return model.model_validate((json.loads(text) if text else {}) | more)
+    except (ValidationError, ValueError, TypeError) as error:
+        found = (
+            "; ".join(sentences(error)) if isinstance(error, ValidationError) else f"expected a JSON object: {error}"
+        )
+        raise ConfigError(f"{name}: {found}") from error
 
 
 def _election(environment: Mapping[str, str]) -> Election | None:

@@ -113,8 +113,7 @@ class Operator:
     async def start(self) -> None:
         """Connect, serve metrics and compete for the Lease.
 
-        Raises kopf.PermanentError when the DPOJob resource is not installed, kopf.TemporaryError when the API server does
-        not answer.
+        Raises kopf.TemporaryError when the API server does not answer, or says that it has no DPOJobs.
         """
         connections = await Connections.open(self._config, self._metrics.process.requested)
         lists = JobLists(connections.client, self._config.namespaces or (None,), self._metrics, self._on_list)
@@ -122,9 +121,10 @@ class Operator:
             await lists.jobs()
         except ApiError as error:
             await connections.close()
-            if error.is_gone:
-                raise kopf.PermanentError(
-                    f"{names.PLURAL}.{names.GROUP} is not installed in this cluster; install the CRD and start again"
+            if error.code == 404:
+                raise kopf.TemporaryError(
+                    f"{names.PLURAL}.{names.GROUP} is not installed in this cluster, or a gateway answered 404; install the CRD",
+                    delay=5,
                 ) from error
             raise kopf.TemporaryError(f"the API server refused to list {names.PLURAL}: {error}", delay=5) from error
         except (OSError, TimeoutError) as error:
@@ -185,8 +185,9 @@ class Operator:
             image=config.image,
             progress_seconds=config.progress_seconds,
             gpu_memory=config.gpu_memory,
-            metrics_namespaces=config.metrics_namespaces,
+            networks=config.networks,
             schedulers=config.schedulers,
+            allow=config.allow,
         )
         reader = ProgressReader()
         reconciler = Reconciler(
@@ -220,9 +221,9 @@ class Operator:
         """A Job or pod of a DPOJob changed."""
         metadata = raw["metadata"]
         self._delivered(kind, metadata)
-        name = (metadata.get("labels") or {}).get(names.LABEL_JOB)
+        name = names.job_of(raw)
         if self._leader is not None and name:
-            self._leader.on_child(Key(str(metadata["namespace"]), str(name)), str(metadata["resourceVersion"]))
+            self._leader.on_child(Key(str(metadata["namespace"]), name), str(metadata["resourceVersion"]))
 
     def _delivered(self, kind: str, metadata: Mapping[str, Any]) -> None:
         self.watches.delivered(self._stream(kind, str(metadata["namespace"])), str(metadata["resourceVersion"]))

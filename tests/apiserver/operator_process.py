@@ -1,5 +1,6 @@
 """The operator as users run it: `python -m dpo_operator` in a process of its own."""
 
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,13 @@ from pathlib import Path
 from tests import tied
 from tests.apiserver.hands import wait_until
 from tests.ports import free_port
+
+# Most tests are about what happens to a job that may run. What an administrator refuses has tests of its own.
+EVERYTHING = json.dumps(
+    {name: ["*"] for name in ("images", "tolerations", "priorityClasses", "runtimeClasses")}
+    | {"nodeSelectors": ["*", "node-role.kubernetes.io/*"], "env": ["*"]}
+    | {"hostNetwork": True, "unisolated": True, "unlabelledClaims": True}
+)
 
 
 @dataclass
@@ -44,6 +52,7 @@ class OperatorProcess:
                 "DPO_RESYNC_SECONDS": str(self.resync_seconds),
                 "DPO_PROGRESS_SECONDS": "1",
                 "DPO_LOG_FORMAT": "plain",
+                "DPO_ALLOW": EVERYTHING,
             }
             | self.settings
         )

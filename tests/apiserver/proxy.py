@@ -53,15 +53,25 @@ class Call:
     def writes(self) -> bool:
         return self.method not in ("GET", "HEAD")
 
+    @property
+    def named(self) -> dict[str, str]:
+        """Kind and name of the object, as a Status has them; no name for a list."""
+        plural = self.resource.partition("/")[0]
+        return {"kind": plural, "name": urlsplit(self.path).path.partition(f"/{plural}/")[2].partition("/")[0]}
+
 
 @dataclass
 class Fault:
-    """What is done to the next `times` calls that fit. code 0: forwarded, and its answer thrown away."""
+    """What is done to the next `times` calls that fit.
+
+    code 0: forwarded, and its answer thrown away. text: of the answer; without one, a Status.
+    """
 
     fits: Callable[[Call], bool]
     code: int
     times: int
     headers: dict[str, str] = field(default_factory=dict)
+    text: str = ""
     happened: int = 0
 
 
@@ -110,9 +120,9 @@ class Proxy:
         here = self.plane.endpoints
         return http.client.HTTPSConnection(here.address, here.apiserver, context=context, timeout=400)
 
-    def fail(self, fits: Callable[[Call], bool], code: int, times: int = 1, **headers: str) -> Fault:
+    def fail(self, fits: Callable[[Call], bool], code: int, times: int = 1, *, text: str = "", **headers: str) -> Fault:
         """Answer the next calls that fit with an error, or, for code 0, carry them out and drop the answer."""
-        fault = Fault(fits, code, times, headers)
+        fault = Fault(fits, code, times, headers, text)
         self._faults.append(fault)
         return fault
 
@@ -195,9 +205,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _refuse(self, call: Call, fault: Fault) -> None:
         self.proxy.note(call, fault.code)
-        reason = {409: "Conflict", 410: "Expired", 429: "TooManyRequests"}.get(fault.code, "InternalError")
+        reasons = {404: "NotFound", 409: "Conflict", 410: "Expired", 429: "TooManyRequests"}
+        reason = reasons.get(fault.code, "InternalError")
         status = {"kind": "Status", "apiVersion": "v1", "code": fault.code, "reason": reason, "message": "injected"}
-        self._answer(fault.code, json.dumps(status).encode(), fault.headers)
+        if fault.code == 404:
+            status["details"] = call.named
+        self._answer(fault.code, fault.text.encode() or json.dumps(status).encode(), fault.headers)
 
     def _forward(self, call: Call, body: bytes | None, *, drop: bool) -> None:
         is_list = call.method == "GET" and call.resource in self.proxy.replayed

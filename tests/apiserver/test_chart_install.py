@@ -19,6 +19,7 @@ from tests.cluster.rig.binaries import binary
 from tests.cluster.rig.control_plane import ControlPlane
 from tests.cluster.rig.shell import RigError
 from tests.contract.chart import CHART, NAMESPACE
+from tests.unit.api.test_allow import CASES
 
 pytestmark = pytest.mark.apiserver
 
@@ -43,7 +44,9 @@ def plane() -> Iterator[ControlPlane]:
 
 def helm(plane: ControlPlane, *words: str) -> str:
     command = [str(binary("helm")), f"--kubeconfig={plane.kubeconfig}", "--namespace", NAMESPACE, *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.fixture
@@ -139,3 +142,81 @@ def test_users_rights_come_from_the_clusters_own_roles(installed: ControlPlane) 
     assert not may("editer", "update", "dpojobs/status")
     assert not may("editer", "patch", "dpojobs/status")
     installed.kubectl("delete", "rolebinding", "view", "edit", "-n", "default")
+
+
+def test_what_the_administrator_does_not_allow_is_refused_at_apply(installed: ControlPlane) -> None:
+    """As somebody who may make DPOJobs and read one Secret and one claim. The operator does not run."""
+    words = ("-n", "default", "--verb=get,create", "--resource=dpojobs.dpo-operator.dev")
+    installed.kubectl("create", "role", "author", *words)
+    readable = ("--resource=secrets,persistentvolumeclaims", "--resource-name=mine", "--verb=get", "-n", "default")
+    installed.kubectl("create", "role", "reader", *readable)
+    for role in ("author", "reader"):
+        installed.kubectl("create", "rolebinding", role, f"--role={role}", "--user=tenant", "-n", "default")
+
+    def refusal(spec: dict[str, Any]) -> str:
+        try:
+            job = yaml.safe_dump(a_job("wanted", **spec))
+            installed.kubectl("create", "--as=tenant", "--dry-run=server", "-f", "-", stdin=job)
+        except RigError as error:
+            return str(error)
+        return ""
+
+    def refused_fields() -> set[str]:
+        """Of the cases of the unit tests: this policy says what the operator says."""
+        return {field for spec, field, _ in CASES if "denied request" in refusal(spec)}
+
+    wait("the policy", lambda: "allow.env" in refusal(CASES[0][0]))
+    assert refusal({}) == ""
+    assert refused_fields() == {field for _, field, _ in CASES}
+    assert refusal({"pod": {"env": [{"name": "NCCL_IB_HCA"}, {"name": "NCCL_DEBUG"}]}}) == ""
+    for spec in SECRETS_AND_CLAIMS:
+        assert refusal(named(spec, "mine")) == "", spec
+        assert "you may not get" in (message := refusal(named(spec, "others"))), spec
+        assert message.rstrip().endswith("others"), spec
+    allow = set_flags([values for _, _, values in CASES])
+    pinned = ("--set", "allow.branches=false", "--set", "allow.secrets={dpo-*}")
+    helm(installed, "upgrade", RELEASE, str(CHART), *allow, *pinned)
+    wait("the new policy", lambda: "commit of 40" in refusal({}))
+    commit = {"revision": "0" * 40}
+    exact = {
+        "model": {"name": "org/model"} | commit,
+        "data": {"train": {"source": "org/pairs"} | commit, "mixture": [{"source": "pvc://mine/x"}]},
+    }
+    assert refusal(exact) == ""
+    for spec, _, values in CASES:
+        assert refusal(exact | spec) == "", values
+    assert "allow.secrets" in refusal(exact | {"pod": {"imagePullSecrets": ["mine"]}})
+    # What exists already is changed freely: the CRD keeps everything that is checked from changing.
+    installed.kubectl("create", "-f", "-", stdin=yaml.safe_dump(a_job("old", **exact)))
+    helm(installed, "upgrade", RELEASE, str(CHART), "--set", "allow.secrets={dpo-*}")
+    installed.kubectl("patch", "dpojob", "old", "--type=merge", "-p", '{"spec": {"suspend": true}}')
+    helm(installed, "upgrade", RELEASE, str(CHART), "--set", "admission.enabled=false")
+    wait("the policy to go", lambda: refusal(CASES[0][0]) == "")
+    installed.kubectl("delete", "rolebinding", "author", "reader", "-n", "default")
+
+
+SECRETS_AND_CLAIMS: list[dict[str, Any]] = [
+    {"model": {"name": "org/model", "tokenSecretRef": {"name": "NAME"}}},
+    {"pod": {"imagePullSecrets": ["NAME"]}},
+    {"tracking": {"wandb": {"project": "p", "mode": "online", "apiKeySecretRef": {"name": "NAME"}}}},
+    {"model": {"name": "pvc://NAME/model"}},
+    {"model": {"name": "pvc://NAME"}},
+    {"data": {"train": {"source": "org/pairs"}, "eval": {"source": "pvc://NAME/x"}}},
+    {"data": {"train": {"source": "org/pairs"}, "mixture": [{"source": "pvc://NAME/x"}]}},
+    {"data": {"train": {"source": "pvc://NAME/x"}}},
+    {"checkpoint": {"volume": {"claimName": "NAME"}}},
+    {"cache": {"claimName": "NAME"}},
+]
+
+
+def named(spec: dict[str, Any], name: str) -> dict[str, Any]:
+    return dict(json.loads(json.dumps(spec).replace("NAME", name)))
+
+
+def set_flags(chosen: list[dict[str, Any]]) -> list[str]:
+    """Values of the chart's `allow` together, as arguments of Helm."""
+    merged: dict[str, Any] = {}
+    for values in chosen:
+        for key, value in values.items():
+            merged[key] = list(dict.fromkeys([*merged.get(key, []), *value])) if isinstance(value, list) else value
+    return ["--set-json", f"allow={json.dumps(merged)}"]

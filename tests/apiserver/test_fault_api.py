@@ -5,6 +5,7 @@ Every job lives the same life, with one restart, and has to end like the one tha
 
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -226,6 +227,47 @@ def test_refused_watch_comes_back(code: int, theatre: Stage, proxy: Proxy, playi
     wait_until("all watches", lambda: newest() == {"dpojobs": 200, "jobs": 200, "pods": 200}, 30)
     theatre.life(f"watched-{code}", playing)
     theatre.ends_calmly(f"watched-{code}")
+
+
+TEXT = "404 page not found"
+EMPTY = '{"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": []}'
+
+
+@pytest.mark.fault(8)
+@pytest.mark.parametrize(("code", "text"), [(404, TEXT), (404, ""), (200, EMPTY)], ids=["gateway", "status", "empty"])
+def test_wrong_answers_to_every_kind_of_request(
+    theatre: Stage, proxy: Proxy, playing: Kubelets, code: int, text: str
+) -> None:
+    """Each kind of request is answered wrongly twice, and rightly before and after."""
+    told: Counter[tuple[str, str, bool]] = Counter()
+    right: set[tuple[str, str, bool]] = set()
+    last = [0.0]
+
+    def fits(call: Call) -> bool:
+        is_list = not call.writes and not call.named["name"]
+        if call.watch or call.resource in ("leases", "events") or (code == 200 and not is_list):
+            return False
+        if is_list and "limit=" not in call.path:
+            # The list of a watch; an error there ends the process.
+            return False
+        kind = (call.method, call.resource, is_list)
+        wrong = told[kind] < 2 and (kind in right or call.writes) and call.at - last[0] > 0.2
+        (right.discard if wrong else right.add)(kind)
+        if wrong:
+            told[kind], last[0] = told[kind] + 1, call.at
+        return wrong
+
+    name = f"wrong-{code}-{len(text)}"
+    proxy.fail(fits, code, times=1000, text=text)
+    theatre.life(name, playing)
+    theatre.ends_calmly(name, 120)
+    assert {("GET", "jobs", True), ("GET", "pods", True)} <= told.keys()
+    if code == 404:
+        assert {
+            ("GET", "persistentvolumeclaims", False),
+            ("GET", "dpojobs", False),
+            ("POST", "jobs", False),
+        } <= told.keys()
 
 
 @pytest.mark.fault(8)

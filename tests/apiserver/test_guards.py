@@ -9,6 +9,7 @@ import pytest
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.guards import build_guards
+from dpo_operator.builders.networks import Networks
 from dpo_operator.builders.ports import ports_of
 from tests.apiserver.client import Requests
 from tests.apiserver.hands import Hands, wait_until
@@ -33,7 +34,8 @@ def operator(
     control_plane: ControlPlane, dpojobs: Requests, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OperatorProcess]:
     process = OperatorProcess(control_plane.kubeconfig, SPACE, tmp_path_factory.mktemp("guards") / "operator.log")
-    process.settings = {"DPO_METRICS_NAMESPACES": "dpo-system"}
+    process.settings = {"DPO_METRICS_NAMESPACES": "dpo-system", "DPO_ALLOW": '{"hostNetwork": true}'}
+    process.settings["DPO_NETWORK"] = '{"open": ["10.1.0.0/16", "100.64.0.0/10"], "openNamespaces": ["minio"]}'
     with running(process):
         yield process
 
@@ -88,7 +90,10 @@ def test_the_api_server_keeps_every_word_of_the_guards(hands: Hands, operator: O
     hands.pods("worded", "train", 1, 2)
     job = DPOJob.model_validate({key: raw[key] for key in ("apiVersion", "kind", "metadata", "spec")})
     kinds = {"PodDisruptionBudget": "poddisruptionbudgets", "NetworkPolicy": "networkpolicies"}
-    guards = [guard for phase in ("prepare", "train") for guard in build_guards(job, phase, ("dpo-system",))]
+    networks = Networks(
+        metrics_namespaces=("dpo-system",), open=("10.1.0.0/16", "100.64.0.0/10"), open_namespaces=("minio",)
+    )
+    guards = [guard for phase in ("prepare", "train") for guard in build_guards(job, phase, networks)]
     assert len(guards) == 3
     for guard in guards:
         stored = hands.get(kinds[guard["kind"]], guard["metadata"]["name"])

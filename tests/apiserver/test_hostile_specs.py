@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from dpo_operator.api import names
+from dpo_operator.api.allow import Allow, refusals
+from dpo_operator.api.types import DPOJobSpec
 from tests.apiserver import harmless, hostile
 from tests.apiserver.client import Answer, Requests
 from tests.apiserver.hands import Hands, last_words, wait_until
@@ -17,6 +20,8 @@ from tests.cluster.rig.control_plane import ControlPlane
 pytestmark = pytest.mark.apiserver
 
 SPACE = "hostile"
+# As by default, and names for an environment that is as large as fits.
+ALLOW = Allow(env=("A*",))
 KINDS = ("jobs", "services", "configmaps", "persistentvolumeclaims", "poddisruptionbudgets", "networkpolicies")
 
 
@@ -31,7 +36,8 @@ def operator(
     hands: Hands, control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OperatorProcess]:
     log: Path = tmp_path_factory.mktemp("hostile") / "operator.log"
-    with running(OperatorProcess(control_plane.kubeconfig, SPACE, log)) as process:
+    settings = {"DPO_ALLOW": ALLOW.model_dump_json()}
+    with running(OperatorProcess(control_plane.kubeconfig, SPACE, log, settings=settings)) as process:
         yield process
 
 
@@ -69,7 +75,7 @@ def test_what_nobody_may_ask_for_is_refused(hands: Hands, attempt: Hostile) -> N
 @pytest.mark.fault(48)
 def test_what_is_accepted_is_harmless(hands: Hands, operator: OperatorProcess) -> None:
     """All at the same time, each through all of its phases."""
-    attempts = [attempt for attempt in hostile.ALL if not attempt.refused]
+    attempts = [attempt for attempt in hostile.ALL if not attempt.refused and not denied(attempt)]
     jobs = {}
     for i, attempt in enumerate(attempts):
         answer = create(hands, attempt, f"h-{i}")
@@ -86,6 +92,26 @@ def test_what_is_accepted_is_harmless(hands: Hands, operator: OperatorProcess) -
         assert [problem for child in children for problem in harmless.problems(child, job)] == [], what
         # Nobody but the tenant has put anything on the job itself.
         assert "finalizers" not in job["metadata"]
+
+
+def denied(attempt: Hostile) -> list[str]:
+    """What the operator says on behalf of the administrator."""
+    spec = {key: value for key, value in attempt.job("x", SPACE)["spec"].items() if key in DPOJobSpec.model_fields}
+    try:
+        return refusals(DPOJobSpec.model_validate(spec), ALLOW, "")
+    except ValidationError:
+        return []  # unknown fields, which the API server drops
+
+
+def test_what_the_administrator_does_not_allow_makes_nothing(hands: Hands, operator: OperatorProcess) -> None:
+    attempts = [attempt for attempt in hostile.ALL if not attempt.refused and denied(attempt)]
+    assert len(attempts) >= 9
+    for i, attempt in enumerate(attempts):
+        assert create(hands, attempt, f"denied-{i}").accepted, attempt.id
+    for i, attempt in enumerate(attempts):
+        wait_until(f"end of {attempt.id}", lambda i=i: hands.status(f"denied-{i}").get("state") == "Failed")
+        assert hands.condition(f"denied-{i}", "Failed") == ("True", "NotAllowed")
+        assert not any(hands.children(kind, f"denied-{i}") for kind in KINDS)
 
 
 @pytest.mark.fault(47)

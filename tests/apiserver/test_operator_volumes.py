@@ -32,7 +32,9 @@ def operator(
     hands: Hands, control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[OperatorProcess]:
     log: Path = tmp_path_factory.mktemp("volumes") / "operator.log"
-    with running(OperatorProcess(control_plane.kubeconfig, NAMESPACE, log)) as process:
+    # As the chart installs it: claims need their owner's label.
+    strict = {"DPO_ALLOW": "{}"}
+    with running(OperatorProcess(control_plane.kubeconfig, NAMESPACE, log, settings=strict)) as process:
         yield process
 
 
@@ -131,7 +133,9 @@ def test_two_jobs_on_one_claim_have_folders_of_their_own(
         "storageClassName": "fixed",
     }
     claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim"}
-    control_plane.apply(claim | {"metadata": {"name": "shared", "namespace": NAMESPACE}, "spec": spec})
+    labels = {names.LABEL_ALLOW_USE: "true"}
+    shared = {"name": "shared", "namespace": NAMESPACE, "labels": labels}
+    control_plane.apply(claim | {"metadata": shared, "spec": spec})
     folders = set()
     for job in ("one", "other"):
         uid = hands.apply(job, nodes=1, checkpoint={"volume": {"claimName": "shared", "size": "5Gi"}})["metadata"][
@@ -148,6 +152,33 @@ def test_two_jobs_on_one_claim_have_folders_of_their_own(
     for job in ("one", "other"):
         hands.delete("dpojobs", job)
     assert hands.get("persistentvolumeclaims", "shared") is not None
+
+
+def test_a_claim_is_used_only_when_its_owner_lets_jobs_use_it(
+    hands: Hands, operator: OperatorProcess, control_plane: ControlPlane
+) -> None:
+    spec = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": "1Gi"}},
+        "storageClassName": "fixed",
+    }
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "spec": spec}
+    for name in ("database", "outputs"):
+        control_plane.apply(claim | {"metadata": {"name": name, "namespace": NAMESPACE}})
+    hands.apply("reads", nodes=1, data={"train": {"source": "pvc://database/pairs.jsonl"}})
+    hands.apply("writes", nodes=1, checkpoint={"volume": {"claimName": "outputs"}})
+    hands.apply("early", nodes=1, cache={"claimName": "made-later"})
+    for job, reason in (("reads", "NotAllowed"), ("writes", "NotAllowed"), ("early", "VolumeNotFound")):
+        wait_until(job, lambda job=job, reason=reason: hands.condition(job, "Running") == ("False", reason))
+        assert hands.children("jobs", job) == []
+    for name in ("database", "outputs"):
+        hands.patch("persistentvolumeclaims", name, {"metadata": {"labels": {names.LABEL_ALLOW_USE: "true"}}})
+    (pod,) = hands.pods("reads", "prepare", 1, 1)
+    volumes = {v["name"]: v.get("persistentVolumeClaim") for v in pod["spec"]["volumes"]}
+    assert volumes["claim-0"] == {"claimName": "database", "readOnly": True}
+    assert hands.pods("writes", "prepare", 1, 1)
+    for job in ("reads", "writes", "early"):
+        hands.delete("dpojobs", job)
 
 
 def test_a_volume_that_fills_up_is_told_before_a_save_fails(

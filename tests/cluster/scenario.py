@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpo_operator.api import names
 from tests.cluster.rig.cluster import Cluster
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -27,6 +28,8 @@ def install(cluster: Cluster) -> None:
         "--namespace", SYSTEM_NAMESPACE, "--create-namespace",
         "--set", "operator.image.repository=dpo-operator,operator.image.tag=dev,operator.image.pullPolicy=IfNotPresent",
         "--set", "trainer.image.repository=dpo-trainer,trainer.image.tag=dev,trainer.image.pullPolicy=IfNotPresent",
+        # For an image that does not exist yet.
+        "--set", "allow.images={*}",
         "--set", r"nodeSelector.kubernetes\.io/hostname=n1",
         "--wait", "--timeout", "120s",
     )  # fmt: skip
@@ -57,7 +60,7 @@ def provide_inputs(cluster: Cluster, folders: dict[str, Path], *, namespace: str
         {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
-            "metadata": {"name": INPUTS_CLAIM, "namespace": namespace},
+            "metadata": {"name": INPUTS_CLAIM, "namespace": namespace, "labels": {names.LABEL_ALLOW_USE: "true"}},
             "spec": {
                 "accessModes": ["ReadOnlyMany"],
                 "storageClassName": "",

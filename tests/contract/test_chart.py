@@ -9,8 +9,11 @@ import pytest
 import yaml
 
 from dpo_operator.api import names
+from dpo_operator.api.allow import Allow
+from dpo_operator.builders.networks import Networks
 from dpo_operator.config import Config
 from dpo_operator.generate import crd
+from dpo_operator.generate.dashboards.catalogue import catalogue
 from tests.contract.chart import CHART, NAMESPACE, HelmError, helm, render
 
 pytestmark = pytest.mark.contract
@@ -88,10 +91,11 @@ def test_users_never_write_the_status() -> None:
 
 
 def test_chosen_namespaces_get_roles_and_nothing_is_cluster_wide() -> None:
-    rendered = render("watchNamespaces={team-a,team-b}", "crds.enabled=false")
+    rendered = render("watchNamespaces={team-a,team-b}", "crds.enabled=false", "admission.enabled=false")
     assert {o["kind"] for o in rendered.objects} == {
         "ConfigMap",
         "Deployment",
+        "NetworkPolicy",
         "Role",
         "RoleBinding",
         "ServiceAccount",
@@ -116,14 +120,28 @@ def test_the_operator_understands_its_environment() -> None:
         "monitoring.namespaces={prometheus,dpo-system}",
         "queues.volcano.schedulerName=v",
         "queues.schedulerPlugins.schedulerName=p",
+        "allow.env={WANDB_*}",
+        "allow.hostNetwork=true",
+        "allow.unisolated=true",
+        "network.open={10.1.2.0/24}",
+        "network.openNamespaces={minio}",
+        "network.closed={203.0.113.7/32}",
     )
     config = Config.from_environment(rendered.environment)
     assert (config.image.name, config.image.pull_policy) == ("team/trainer:v1", "Always")
     assert (config.log_format, config.resync_seconds, config.progress_seconds, config.workers) == ("plain", 45, 7, 2)
     assert config.gpu_memory == 80 * 2**30
+    assert config.allow == Allow(env=("WANDB_*",), host_network=True, unisolated=True)
+    assert config.networks == Networks(
+        metrics_namespaces=(NAMESPACE, "prometheus"),
+        open=("10.1.2.0/24",),
+        open_namespaces=("minio",),
+        closed=("203.0.113.7/32",),
+        unisolated=True,
+    )
     assert config.namespaces == ("a", "b")
     # The operator reads progress itself, so its namespace is always one of them.
-    assert config.metrics_namespaces == (NAMESPACE, "prometheus")
+    assert config.networks.metrics_namespaces == (NAMESPACE, "prometheus")
     assert (config.schedulers.volcano, config.schedulers.plugins) == ("v", "p")
     ports = {port["name"]: port["containerPort"] for port in rendered.container["ports"]}
     assert (ports["metrics"], ports["health"]) == (config.metrics_port, config.health_port)
@@ -250,6 +268,20 @@ def test_monitors_find_the_pods_and_name_the_job() -> None:
     assert {"sourceLabels": [source], "targetLabel": "dpojob"} in endpoint["relabelings"]
 
 
+def test_a_trainer_pod_can_not_fill_prometheus_or_speak_for_the_operator() -> None:
+    trainer = render(*MONITORS).one("PodMonitor", "dpo-operator-trainer")["spec"]
+    assert (trainer["sampleLimit"], trainer["bodySizeLimit"]) == (2000, "1MB")
+    limits = ("labelLimit", "labelNameLengthLimit", "labelValueLengthLimit")
+    assert all(trainer[limit] <= 640 for limit in limits)
+    (rule,) = trainer["podMetricsEndpoints"][0]["metricRelabelings"]
+    assert (rule["action"], rule["sourceLabels"]) == ("keep", ["__name__"])
+    exported = {name for metric in catalogue() for name in metric.series if metric.source == "trainer"}
+    assert exported
+    assert all(re.fullmatch(rule["regex"], name) for name in exported)
+    foreign = {name for metric in catalogue() for name in metric.series if name.startswith("dpojob_")}
+    assert not [name for name in {*foreign, "up", "kube_pod_info"} if re.fullmatch(rule["regex"], name)]
+
+
 def test_monitors_stay_within_the_chosen_namespaces() -> None:
     trainer = render(*MONITORS, "watchNamespaces={a,b}").one("PodMonitor", "dpo-operator-trainer")["spec"]
     assert trainer["namespaceSelector"] == {"matchNames": ["a", "b"]}
@@ -264,6 +296,9 @@ def test_dashboards_are_config_maps_for_the_sidecar() -> None:
         assert made["metadata"]["annotations"] == {"folder": "DPO"}
         ((file, text),) = made["data"].items()
         assert json.loads(text) == json.loads((CHART / "dashboards" / file).read_text(encoding="utf-8"))
+    own = render(release="other").all("ConfigMap")
+    # Prometheus' label of what that release's PodMonitor scrapes.
+    assert all(f"{NAMESPACE}/other-dpo-operator" in text for made in own for text in made["data"].values())
     assert render("dashboards.enabled=false").all("ConfigMap") == []
 
 
@@ -320,3 +355,16 @@ def test_an_own_service_account_is_used() -> None:
     assert rendered.all("ServiceAccount") == []
     assert rendered.one("Deployment")["spec"]["template"]["spec"]["serviceAccountName"] == "given"
     assert rendered.one("ClusterRoleBinding")["subjects"][0]["name"] == "given"
+
+
+def test_the_admission_policy_covers_the_watched_namespaces_alone() -> None:
+    (binding,) = render("watchNamespaces={team-a,team-b}").all("ValidatingAdmissionPolicyBinding")
+    (names_,) = binding["spec"]["matchResources"]["namespaceSelector"]["matchExpressions"]
+    assert (names_["operator"], names_["values"]) == ("In", ["team-a", "team-b"])
+    assert "matchResources" not in render().one("ValidatingAdmissionPolicyBinding")["spec"]
+
+
+@pytest.mark.parametrize("setting", ["allow.images={registry.example*}", "allow.env={A'B}", "allow.hostnetwork=true"])
+def test_a_pattern_that_would_surprise_is_refused_by_helm(setting: str) -> None:
+    with pytest.raises(HelmError, match="allow"):
+        render(setting)

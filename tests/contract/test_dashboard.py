@@ -69,8 +69,21 @@ def test_every_query_is_about_one_job() -> None:
     for query in (*QUERIES, *ANNOTATIONS):
         selectors = re.findall(r"\{([^}]*)\}", query)
         assert selectors
-        assert set(selectors) == {'namespace="team-a",dpojob="helpful"'}
+        # What the operator exports about the job counts only from the operator.
+        ours = 'namespace="team-a",dpojob="helpful"'
+        by_operator = f'{ours},job="dpo-system/dpo-operator"'
+        for name, selector in re.findall(r"(\w+)\{([^}]*)\}", query):
+            assert selector == (by_operator if name.startswith("dpojob_") else ours)
+        assert len(selectors) == len(re.findall(r"\b(?:dpo|dpojob|process)_\w+", query))
         assert "$" not in query
+
+
+def test_the_fleets_figures_are_the_operators_own() -> None:
+    """Anybody's pod can export a metric of any name."""
+    for query in OPERATOR_QUERIES:
+        named = re.findall(r"\bdpojob_\w+(?:\{([^}]*)\})?", query)
+        assert named, query
+        assert all('job="dpo-system/dpo-operator"' in selector for selector in named), query
 
 
 def test_labels_in_queries_are_labels_of_the_metrics() -> None:
@@ -113,7 +126,7 @@ def test_panels_do_not_overlap(dashboard: dict[str, Any]) -> None:
 @BOTH
 def test_every_variable_is_declared(dashboard: dict[str, Any]) -> None:
     declared = {variable["name"] for variable in dashboard["templating"]["list"]}
-    assert declared == {"datasource"} | ({"namespace", "dpojob"} if dashboard is DASHBOARD else set())
+    assert declared == {"datasource", "operator"} | ({"namespace", "dpojob"} if dashboard is DASHBOARD else set())
     used = set(re.findall(r"\$\{?(\w+)", json.dumps(dashboard)))
     assert used - {"__rate_interval", "__interval"} == declared
 

@@ -122,7 +122,13 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     settings = {
         "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"},
         "scrape_configs": [
-            scrape("operator", serve(operator.registry), honors["dpo-operator"], namespace=NAMESPACE, pod="operator-0"),
+            scrape(
+                "dpo-system/dpo-operator",
+                serve(operator.registry),
+                honors["dpo-operator"],
+                namespace=NAMESPACE,
+                pod="operator-0",
+            ),
             scrape(
                 "trainer",
                 serve(trainer.metrics.registry),

@@ -267,3 +267,10 @@ def test_the_unpaired_example_is_made_from_the_pairs_of_the_quickstart() -> None
     found = [normalize(row, "unpaired", Columns()) for row in itertools.islice(rows, 30)]
     assert {type(pair) for pair in found} == {TextPair}
     assert sum(row["label"] for row in rows) == pytest.approx(2 / 3 * len(rows), abs=1)
+
+
+def test_the_tests_that_the_security_page_names_exist() -> None:
+    named = set(re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (DOCS / "security.md").read_text(encoding="utf-8")))
+    assert len(named) > 20
+    for file, name in named:
+        assert f"def {name}(" in (REPOSITORY / file).read_text(encoding="utf-8"), f"{file}::{name}"

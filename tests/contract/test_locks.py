@@ -51,6 +51,10 @@ def test_the_operators_image_holds_no_torch() -> None:
     assert not {"torch", "transformers", "deepspeed"} & set(pins("operator"))
 
 
+def test_the_tool_that_lists_packages_is_pinned() -> None:
+    assert len(pins("sbom")["cyclonedx-bom"]) == 1
+
+
 def test_the_resolver_is_the_one_that_the_makefile_names() -> None:
     version = re.search(r"^UV_VERSION := (\S+)$", (REPOSITORY / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert version is not None

@@ -35,6 +35,12 @@ def test_namespaces_are_a_list():
         ({"DPO_LEADER_ELECTION": "true"}, "POD_NAMESPACE and POD_NAME"),
         ({"DPO_LOG_FORMAT": "xml"}, "expected json or plain, found 'xml'"),
         ({"DPO_GPU_MEMORY": "80gb"}, "DPO_GPU_MEMORY: expected an amount such as 80Gi, found '80gb'"),
+        ({"DPO_ALLOW": '{"images": ["a*b"]}'}, "DPO_ALLOW: images"),
+        ({"DPO_ALLOW": '{"hostNetworks": true}'}, "DPO_ALLOW: hostNetworks"),
+        ({"DPO_NETWORK": '{"open": ["169.254.169.254/32"]}'}, "DPO_NETWORK: open.*never opened"),
+        ({"DPO_NETWORK": '{"open": ["10.0.0.1/8"]}'}, "has host bits set"),
+        ({"DPO_NETWORK": "[]"}, "expected a JSON object"),
+        ({"DPO_ALLOW": "{"}, "expected a JSON object"),
         ({"DPO_TRAINER_IMAGE_PULL_POLICY": "Sometimes"}, "found 'Sometimes'"),
     ],
 )

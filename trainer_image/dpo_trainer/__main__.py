@@ -62,9 +62,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     from dpo_trainer.launch import stacks
 
     stacks.register()
-    from dpo_trainer import phases
 
-    return phases.run(arguments.command, arguments.job_file, arguments.work_dir)
+    def run() -> int:
+        from dpo_trainer import phases
+
+        return phases.run(arguments.command, arguments.job_file, arguments.work_dir)
+
+    if arguments.command != "prepare":
+        return run()
+    from dpo_trainer.launch import guard
+
+    def last_words(code: int, message: str) -> int:
+        from dpo_trainer import phases
+
+        return phases.leave_last_words("prepare", code, message, arguments.work_dir)
+
+    return guard.run(run, last_words)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from dpo_operator.api.reports import Termination
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.distributed import rendezvous
+from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.job import (
     attempt_from_environment,
     hub_token,
@@ -22,7 +23,6 @@ from dpo_trainer.runtime.job import (
     stop_on_request,
 )
 from dpo_trainer.runtime.libraries import quiet_libraries
-from dpo_trainer.runtime.stop import Stopped
 from dpo_trainer.runtime.termination import (
     build_termination,
     classify,
@@ -38,7 +38,7 @@ _LOCAL = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 
 
 def run(command: str, job_file: Path, work_dir: Path) -> int:
-    """Run prepare, train, export, report or preview. Never raises an Exception: it becomes an exit code and a message."""
+    """Run prepare, train, export, report or preview. Raises nothing: whatever ends it becomes an exit code and a message."""
     work = WorkDir(work_dir)
     if command in ("report", "preview"):
         return _show(command, work)
@@ -49,7 +49,7 @@ def run(command: str, job_file: Path, work_dir: Path) -> int:
     attempt = 1
     try:
         attempt = attempt_from_environment()
-        job = read_job(job_file, begun=phase != "prepare")
+        job = read_job(job_file, begun=phase != "prepare", digest=os.environ.get(names.ENV_JOB_FILE_SHA256))
         telemetry = Telemetry(
             phase,
             attempt,
@@ -60,7 +60,7 @@ def run(command: str, job_file: Path, work_dir: Path) -> int:
             checkpoints=CheckpointFolder(work.checkpoints),
         )
         termination = {"prepare": _prepare, "train": _train, "export": _export}[phase](job, work, telemetry, attempt)
-    except (Exception, Stopped, KeyboardInterrupt) as error:
+    except BaseException as error:  # also Stopped, SystemExit, and a panic in a library that is written in Rust
         code, message = classify(error)
         if code == ExitCode.INTERNAL_ERROR:
             traceback.print_exc()
@@ -77,6 +77,18 @@ def run(command: str, job_file: Path, work_dir: Path) -> int:
     if may_write(path, termination, local_rank=local_rank, local_world_size=local_world_size):
         write_termination(path, termination)
     return termination.exit_code
+
+
+def leave_last_words(phase: names.Phase, code: int, message: str, work_dir: Path) -> int:
+    """Write the termination message of a phase whose process was killed; returns the exit code."""
+    try:
+        attempt = attempt_from_environment()
+    except TrainerError:
+        attempt = 1
+    termination = build_termination(phase, attempt, code, redact(message, secrets()))
+    _log(termination)
+    write_termination(termination_log(work_dir, phase, attempt), termination)
+    return code
 
 
 def _log(termination: Termination) -> None:
@@ -165,7 +177,7 @@ def _show(command: str, work: WorkDir) -> int:
             from dpo_trainer.commands import preview
 
             print(*preview.lines(work), sep="\n")
-    except Exception as error:
+    except BaseException as error:
         code, message = classify(error)
         print(f"{command}: {message}", file=sys.stderr, flush=True)
         return int(code)

@@ -84,3 +84,25 @@ app.kubernetes.io/instance: {{ .Release.Name }}
   verbs: [get, create, patch]
 {{- end }}
 {{- end }}
+
+{{/* Name of cluster-wide objects that several releases may each have. */}}
+{{- define "dpo-operator.clusterName" -}}
+{{- printf "%s-%s" (include "dpo-operator.fullname" .) .Release.Namespace }}
+{{- end }}
+
+{{/* CEL: whether a name is listed, or begins as a pattern does before its *. The schema lets no quote into a pattern. */}}
+{{- define "dpo-operator.listed" -}}
+{{- $exact := list }}
+{{- $tests := list }}
+{{- range .patterns }}
+{{- if eq . "*" }}
+{{- $tests = append $tests "true" }}
+{{- else if hasSuffix "*" . }}
+{{- $tests = append $tests (printf "%s.startsWith('%s')" $.name (trimSuffix "*" .)) }}
+{{- else }}
+{{- $exact = append $exact (squote .) }}
+{{- end }}
+{{- end }}
+{{- $tests = append $tests (printf "%s in [%s]" .name (join ", " $exact)) -}}
+({{ join " || " $tests }})
+{{- end }}

@@ -25,6 +25,8 @@ TYPES = (SUSPENDED, PREPARED, RUNNING, RESTARTING, COMPLETE, FAILED, RESIZED, VO
 # Reasons of the operator's own decisions. A failed trainer's reasons come from the exit-code table.
 INVALID_SPEC = "InvalidSpec"
 UNSUPPORTED = "Unsupported"
+# By the administrator, whose chart values decide. As a reason of Running it heals when they change.
+NOT_ALLOWED = "NotAllowed"
 DEADLINE_EXCEEDED = "DeadlineExceeded"
 MAX_RESTARTS_EXCEEDED = "MaxRestartsExceeded"
 NO_PROGRESS = "NoProgress"

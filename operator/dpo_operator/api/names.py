@@ -1,6 +1,8 @@
 """Names that cross a process border: API group, labels, annotations, child objects, environment variables, ports."""
 
-from typing import Literal
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
 
 GROUP = "dpo-operator.dev"
 VERSION = "v1alpha1"
@@ -17,6 +19,8 @@ LABEL_JOB = f"{GROUP}/job"
 LABEL_UID = f"{GROUP}/job-uid"
 LABEL_PHASE = f"{GROUP}/phase"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+# On a claim, by its owner: DPOJobs of its namespace may use it.
+LABEL_ALLOW_USE = f"{GROUP}/allow-use"
 LABEL_PART_OF = "app.kubernetes.io/part-of"
 LABEL_NAME = "app.kubernetes.io/name"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
@@ -42,6 +46,7 @@ COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 # A pod's host name is "<job>-train-<attempt>-<index>" and must be a DNS label of at most 63 characters:
 # 44 + len("-train-") + 6 digits of attempt + "-" + 5 digits of index.
 MAX_JOB_NAME = 44
+JOB_NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
 # Where things are inside a trainer container.
 JOB_FILE = "/etc/dpo/job.json"
@@ -58,6 +63,7 @@ STACKS = "stacks"
 
 # How a container learns what is not in the job file.
 ENV_JOB_FILE = "DPO_JOB_FILE"
+ENV_JOB_FILE_SHA256 = "DPO_JOB_FILE_SHA256"
 ENV_WORK_DIR = "DPO_WORK_DIR"
 ENV_ATTEMPT = "DPO_ATTEMPT"
 ENV_METRICS_PORT = "DPO_METRICS_PORT"
@@ -74,6 +80,12 @@ GPU = "nvidia.com/gpu"
 METRICS_PORT = 9400
 METRICS_PORT_NAME = "metrics"
 MASTER_PORT = 29500
+
+
+def job_of(raw: Mapping[str, Any]) -> str | None:
+    """Name of the DPOJob that an object's label names; None without one or for text that can't be such a name."""
+    name = (raw["metadata"].get("labels") or {}).get(LABEL_JOB) or ""
+    return name if len(name) <= MAX_JOB_NAME and re.fullmatch(JOB_NAME_PATTERN, name) else None
 
 
 def config_name(job: str, digest: str) -> str:

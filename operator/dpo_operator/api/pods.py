@@ -52,7 +52,7 @@ class Toleration(ApiModel):
     )
 
 
-# Variables that a job may not set, in groups: those that decide which code a process loads or which program it starts, then
+# Variables that no job may set, whatever the administrator allows (api/allow.py), in groups: those that decide which code a process loads or which program it starts, then
 # those that the operator sets. They are read by the interpreter, glibc, compilers, torch and Triton, NCCL, UCX, MPI, matplotlib,
 # wandb and the clients of object stores. A folder for temporary or cached files is among them, because compiled code is loaded
 # from there. Libraries read *_PROXY in any case. The container runtime's variables could request devices of other pods.
@@ -88,7 +88,8 @@ class EnvVar(ApiModel):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         min_length=1,
         max_length=128,
-        description="Name. Variables that choose code or that the operator sets (LD_*, PYTHON*, PATH, *_PATH, *_PLUGIN, CC, TRITON_*, *_PROXY, HF_ENDPOINT, RANK, MASTER_*, NVIDIA_*, …) are refused.",
+        description="Name. Allowed are those that tune (docs/reference/environment.md) and what the administrator adds. Those that choose code or "
+        "that the operator sets (LD_*, PYTHON*, PATH, *_PATH, *_PLUGIN, CC, TRITON_*, *_PROXY, HF_ENDPOINT, RANK, MASTER_*, NVIDIA_*, …) never are.",
     )
     value: str = Field(
         default="", max_length=4096, pattern=r"^[^\x00]*$", description="Value, taken literally; no NUL fits in it."
@@ -127,7 +128,8 @@ class Network(ApiModel):
     isolate: StrictBool = Field(
         default=True,
         description="Make NetworkPolicies: ranks reach their own ranks and DNS alone, prepare what it downloads from, and only the operator and "
-        "Prometheus reach them. It takes a network plugin that enforces policies, and does not cover hostNetwork.",
+        "Prometheus reach them. false is refused unless the administrator allows it. It takes a network plugin that enforces policies, and "
+        "does not cover hostNetwork.",
     )
 
 

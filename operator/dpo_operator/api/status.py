@@ -5,7 +5,6 @@ other Kubernetes APIs: printer columns can't show them otherwise.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, TypedDict
 
@@ -13,64 +12,14 @@ from pydantic import Field, model_validator
 
 from dpo_operator.api.conditions import TYPES, Condition, StatusModel, Time
 from dpo_operator.api.names import ANNOTATION_RETRY, Phase
+from dpo_operator.api.renames import with_current_names
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord
 
 MAX_HISTORY = 10
 MAX_HISTORY_MESSAGE = 512
+MAX_EARLIER_JOBS = 10
 
 Counting = Literal["Counted", "Uncounted", "Planned"]
-
-
-@dataclass(frozen=True)
-class Rename:
-    """A field of the status that had another name.
-
-    part: path of the object that has the field; the status itself without one, [] for each item of a list. values: earlier
-    values that have another name now, too.
-    """
-
-    earlier: str
-    now: str
-    part: str = ""
-    values: Mapping[str, str] = field(default_factory=dict)
-
-
-# The API server drops fields that its schema does not have, so the CRD keeps the earlier names. A status has them until it is
-# next written, and always when the job has finished.
-RENAMED = (
-    Rename("restartsCountTowardsMax", "countedRestarts"),
-    Rename("bestStep", "furthestStep"),
-    Rename("placement", "placementWait"),
-    Rename("activeSeconds", "activeSecondsBefore"),
-    Rename("retried", "lastHandledRetry"),
-    Rename("ready", "started", part="workers"),
-    Rename(
-        "failureClass",
-        "counting",
-        part="restartHistory[]",
-        values={"counted": "Counted", "infrastructure": "Uncounted", "planned": "Planned"},
-    ),
-)
-
-
-def with_current_names(status: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A stored status with today's names. An earlier name counts only where today's is absent."""
-    for rename in RENAMED:
-        status = _renamed(status, rename, rename.part)
-    return status
-
-
-def _renamed(node: Mapping[str, Any], rename: Rename, part: str) -> Mapping[str, Any]:
-    if not part:
-        if rename.earlier not in node or rename.now in node:
-            return node
-        value = node[rename.earlier]
-        return {**node, rename.now: rename.values.get(value, value) if rename.values else value}
-    inner = node.get(part.removesuffix("[]"))
-    if part.endswith("[]") and isinstance(inner, list):
-        items = [_renamed(item, rename, "") if isinstance(item, Mapping) else item for item in inner]
-        return {**node, part.removesuffix("[]"): items}
-    return {**node, part: _renamed(inner, rename, "")} if isinstance(inner, Mapping) else node
 
 
 class State(StrEnum):
@@ -239,6 +188,11 @@ class DPOJobStatus(StatusModel):
     message: str = Field(default="", description="What the job does or waits for, or why it failed.")
     attempts: Attempts = Field(default=Attempts(), description="Number of the current attempt of each phase.")
     active_job: ActiveJob | None = Field(default=None, description="Job of the current attempt.")
+    earlier_jobs: list[ActiveJob] = Field(
+        default=[],
+        max_length=MAX_EARLIER_JOBS,
+        description="Newest Jobs of earlier attempts, newest last. Their pods must be gone before the next attempt starts.",
+    )
     restarts: int = Field(default=0, ge=0, description="Restarts of any kind.")
     counted_restarts: int = Field(
         default=0,
@@ -325,6 +279,7 @@ class StatusFields(TypedDict, total=False):
     message: str
     attempts: Attempts
     active_job: ActiveJob | None
+    earlier_jobs: list[ActiveJob]
     restarts: int
     counted_restarts: int
     restarts_without_progress: int

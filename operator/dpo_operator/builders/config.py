@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
@@ -21,9 +23,22 @@ def job_file(job: DPOJob) -> str:
     return json.dumps(document, sort_keys=True, ensure_ascii=False)
 
 
+def job_file_digest(job: DPOJob) -> str:
+    """SHA-256 of the job file, hex. Pods refuse another file."""
+    return hashlib.sha256(job_file(job).encode()).hexdigest()
+
+
 def config_name(job: DPOJob) -> str:
-    """ConfigMap with the job as it is now: a job whose size changes gets another one, and running pods keep theirs."""
-    return names.config_name(job.metadata.name, hashlib.sha256(job_file(job).encode()).hexdigest())
+    """ConfigMap with the job as it is now: a job whose size changes, or an operator that writes the file otherwise, gets another
+    one, and running pods keep theirs."""
+    return names.config_name(job.metadata.name, job_file_digest(job))
+
+
+def is_config_map(job: DPOJob, raw: Mapping[str, Any]) -> bool:
+    """Whether a ConfigMap has the job file and nothing else, and can't be changed."""
+    return (
+        raw.get("data") == {JOB_FILE_KEY: job_file(job)} and not raw.get("binaryData") and raw.get("immutable") is True
+    )
 
 
 def build_config_map(job: DPOJob) -> Manifest:

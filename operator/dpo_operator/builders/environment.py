@@ -5,6 +5,7 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.config import job_file_digest
 from dpo_operator.builders.ports import ports_of
 
 # An emptyDir; the root file system is read-only.
@@ -29,6 +30,8 @@ def build_environment(
     """
     common = {
         names.ENV_JOB_FILE: names.JOB_FILE,
+        # Whoever may make ConfigMaps could put another one in the place of the job's.
+        names.ENV_JOB_FILE_SHA256: job_file_digest(job),
         names.ENV_WORK_DIR: names.WORK_DIR,
         names.ENV_ATTEMPT: str(attempt),
         names.ENV_METRICS_PORT: str(ports_of(job, phase).metrics),

@@ -6,21 +6,19 @@ whether they do.
 
 import hashlib
 import json
-from collections.abc import Sequence
 from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.common import Manifest, build_metadata, rank_labels
+from dpo_operator.builders.networks import CLOSED, Networks
 from dpo_operator.builders.ports import ports_of
 from dpo_operator.builders.queue import build_pod_group
 
 NAMESPACE_NAME = "kubernetes.io/metadata.name"
-# Metadata endpoints of clouds, which give any client credentials of the node.
-METADATA_ADDRESSES = ("169.254.169.254/32", "fd00:ec2::254/128")
 # Private ranges where DNS servers may be: Service IPs, node-local caches (link-local), nodes. Metadata endpoints are also
 # link-local, but on another port.
-PRIVATE = (
+DNS_RANGES = (
     *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16"),
     *("fc00::/7", "fe80::/10"),
 )
@@ -28,15 +26,15 @@ PRIVATE = (
 DNS_PORTS = (53, 5353)
 
 
-def build_guards(job: DPOJob, phase: names.Phase, metrics_namespaces: Sequence[str]) -> tuple[Manifest, ...]:
-    """Guards of a phase's pods. metrics_namespaces: namespaces that may read /metrics and /status; empty: all."""
+def build_guards(job: DPOJob, phase: names.Phase, networks: Networks = CLOSED) -> tuple[Manifest, ...]:
+    """Guards of a phase's pods. networks: the administrator's choices."""
     guards = [build_budget(job)] if phase == "train" else []
     if phase != "export":
         # Already in prepare, so that a missing queue CRD is reported before the download.
         guards.append(build_pod_group(job))
-    if job.spec.pod.network.isolate:
+    if job.spec.pod.network.isolate or not networks.unisolated:
         build_policy = build_prepare_policy if phase == "prepare" else build_rank_policy
-        guards.append(build_policy(job, metrics_namespaces))
+        guards.append(build_policy(job, networks))
     return tuple(_with_digest(guard) for guard in guards if guard is not None)
 
 
@@ -70,26 +68,30 @@ def _budget(job: DPOJob, least: int) -> Manifest:
     }
 
 
-def build_rank_policy(job: DPOJob, metrics_namespaces: Sequence[str]) -> Manifest:
-    """Ranks reach one another, DNS and, with wandb online, HTTPS servers. The export pod reaches only DNS."""
+def build_rank_policy(job: DPOJob, networks: Networks) -> Manifest:
+    """Ranks reach one another, DNS and, with wandb online, HTTPS servers. So does the export pod, which uses only DNS."""
     own = [{"podSelector": {"matchLabels": rank_labels(job)}}]
     wandb = job.spec.tracking.wandb
-    online = [_anywhere(443)] if wandb is not None and wandb.mode == "online" else []
+    online = (
+        [{"to": networks.outside(), "ports": [{"protocol": "TCP", "port": 443}]}]
+        if wandb is not None and wandb.mode == "online"
+        else []
+    )
     selected = {"key": names.LABEL_PHASE, "operator": "In", "values": ["train", "export"]}
     return _policy(
         job,
         "train",
         {"matchLabels": {names.LABEL_UID: job.metadata.uid}, "matchExpressions": [selected]},
-        ingress=[{"from": own}, _metrics(job, "train", metrics_namespaces)],
+        ingress=[{"from": own}, _metrics(job, "train", networks.metrics_namespaces)],
         egress=[{"to": own}, _dns(), *online],
     )
 
 
-def build_prepare_policy(job: DPOJob, metrics_namespaces: Sequence[str]) -> Manifest:
-    """Downloads come from anywhere but the cloud's metadata service."""
+def build_prepare_policy(job: DPOJob, networks: Networks) -> Manifest:
+    """Downloads come from the internet, and from what the administrator opened."""
     selected = {"matchLabels": {names.LABEL_UID: job.metadata.uid, names.LABEL_PHASE: "prepare"}}
-    ingress = [_metrics(job, "prepare", metrics_namespaces)]
-    return _policy(job, "prepare", selected, ingress=ingress, egress=[_anywhere(), _dns()])
+    ingress = [_metrics(job, "prepare", networks.metrics_namespaces)]
+    return _policy(job, "prepare", selected, ingress=ingress, egress=[{"to": networks.outside()}, _dns()])
 
 
 def _policy(
@@ -108,7 +110,7 @@ def _policy(
     }
 
 
-def _metrics(job: DPOJob, phase: names.Phase, namespaces: Sequence[str]) -> dict[str, Any]:
+def _metrics(job: DPOJob, phase: names.Phase, namespaces: tuple[str, ...]) -> dict[str, Any]:
     rule: dict[str, Any] = {"ports": [{"protocol": "TCP", "port": ports_of(job, phase).metrics}]}
     if namespaces:
         chosen = {"key": NAMESPACE_NAME, "operator": "In", "values": list(namespaces)}
@@ -118,17 +120,11 @@ def _metrics(job: DPOJob, phase: names.Phase, namespaces: Sequence[str]) -> dict
 
 def _dns() -> dict[str, Any]:
     """DNS only to the cluster's pods and private addresses, since an open port to the internet allows exfiltration."""
-    to = [{"namespaceSelector": {}}, *({"ipBlock": {"cidr": cidr}} for cidr in PRIVATE)]
+    to = [{"namespaceSelector": {}}, *({"ipBlock": {"cidr": cidr}} for cidr in DNS_RANGES)]
     return {
         "to": to,
         "ports": [{"protocol": protocol, "port": port} for port in DNS_PORTS for protocol in ("UDP", "TCP")],
     }
-
-
-def _anywhere(port: int | None = None) -> dict[str, Any]:
-    v4, v6 = METADATA_ADDRESSES
-    to = [{"ipBlock": {"cidr": "0.0.0.0/0", "except": [v4]}}, {"ipBlock": {"cidr": "::/0", "except": [v6]}}]
-    return {"to": to} | ({"ports": [{"protocol": "TCP", "port": port}]} if port is not None else {})
 
 
 def _with_digest(guard: Manifest) -> Manifest:

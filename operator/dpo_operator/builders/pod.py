@@ -13,11 +13,15 @@ from dpo_operator.builders.config import JOB_FILE_KEY, config_name
 from dpo_operator.builders.environment import TEMPORARY, build_environment
 from dpo_operator.builders.placement import placement
 from dpo_operator.builders.ports import container_ports
-from dpo_operator.builders.volume import claim_name
+from dpo_operator.builders.volume import claim_name, source_claims
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - NCCL looks for it there
 TRAINER_UID = 65532
 TEMPORARY_SIZE = "10Gi"
+# Memory of pods whose job names none. With a request, a pod isn't the first that a full node evicts. Prepare works on others' input, which
+# may ask for any amount; the export needs the model's size, so it has no limit.
+MEMORY_REQUEST = "2Gi"
+PREPARE_MEMORY_LIMIT = "32Gi"
 # How long a pod stays on a node that stopped answering; Kubernetes' own default is 300.
 LOST_NODE_SECONDS = 10
 
@@ -78,12 +82,13 @@ def _container(
         {"name": "shm", "mountPath": SHARED_MEMORY},
     ]
     if phase == "prepare":
+        volumes = _claim_volumes(job)
         mounts += [
-            {"name": f"claim-{i}", "mountPath": f"{names.CLAIMS_DIR}/{claim}", "readOnly": True}
-            for i, claim in enumerate(source_claims(job))
+            {"name": volumes[claim], "mountPath": f"{names.CLAIMS_DIR}/{claim}", "readOnly": True}
+            for claim in source_claims(job)
         ]
         if job.spec.cache is not None:
-            mounts.append({"name": "cache", "mountPath": names.CACHE_DIR, "subPath": names.CACHE_FOLDER})
+            mounts.append({"name": _cache_volume(job), "mountPath": names.CACHE_DIR, "subPath": names.CACHE_FOLDER})
         if job.spec.model.token_secret_ref is not None:
             mounts.append({"name": "token", "mountPath": names.TOKEN_FILE.rpartition("/")[0], "readOnly": True})
     if phase == "train" and _wandb_key(job) is not None:
@@ -112,6 +117,10 @@ def _container(
 def _resources(job: DPOJob, phase: names.Phase) -> dict[str, Any]:
     wanted: ResourceList = job.spec.pod.resources if phase == "train" else job.spec.pod.prepare_resources
     requests, limits = dict(wanted.requests), dict(wanted.limits)
+    if "memory" not in requests | limits:
+        requests["memory"] = MEMORY_REQUEST
+        if phase == "prepare":
+            limits["memory"] = PREPARE_MEMORY_LIMIT
     if phase == "train" and job.spec.gpus_per_node > 0:
         requests[names.GPU] = limits[names.GPU] = str(job.spec.gpus_per_node)
     if phase == "train" and (rdma := job.spec.pod.network.rdma_resource) is not None:
@@ -138,15 +147,29 @@ def _volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
         volumes.append(_secret_file("wandb", key, names.WANDB_KEY_FILE))
     if phase != "prepare":
         return volumes
+    # readOnly here, and not only in the container: else the kubelet gives every file of a foreign claim the group fsGroup.
     volumes += [
-        {"name": f"claim-{i}", "persistentVolumeClaim": {"claimName": claim}}
-        for i, claim in enumerate(source_claims(job))
+        {"name": volume, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}}
+        for claim, volume in _claim_volumes(job).items()
+        if volume not in ("work", "cache")
     ]
-    if (cache := job.spec.cache) is not None:
+    if (cache := job.spec.cache) is not None and _cache_volume(job) == "cache":
         volumes.append({"name": "cache", "persistentVolumeClaim": {"claimName": cache.claim_name}})
     if (token := job.spec.model.token_secret_ref) is not None:
         volumes.append(_secret_file("token", token, names.TOKEN_FILE))
     return volumes
+
+
+def _claim_volumes(job: DPOJob) -> dict[str, str]:
+    """Volume of each claim that is read from. A pod has each claim once, so one that is written to as well is that volume."""
+    named = {claim: f"claim-{i}" for i, claim in enumerate(source_claims(job))}
+    cache = {job.spec.cache.claim_name: _cache_volume(job)} if job.spec.cache is not None else {}
+    written = cache | {claim_name(job): "work"}
+    return {claim: written.get(claim, volume) for claim, volume in named.items()}
+
+
+def _cache_volume(job: DPOJob) -> str:
+    return "work" if job.spec.cache is not None and job.spec.cache.claim_name == claim_name(job) else "cache"
 
 
 def _secret_file(volume: str, secret: SecretKeyRef, path: str) -> dict[str, Any]:
@@ -158,13 +181,6 @@ def _secret_file(volume: str, secret: SecretKeyRef, path: str) -> dict[str, Any]
 def _wandb_key(job: DPOJob) -> SecretKeyRef | None:
     wandb = job.spec.tracking.wandb
     return wandb.api_key_secret_ref if wandb is not None and wandb.mode == "online" else None
-
-
-def source_claims(job: DPOJob) -> list[str]:
-    """Claims that the model and the data are read from (pvc://claim/path), each once, in a fixed order."""
-    sources = [job.spec.model.name, *(data.source for data in job.spec.data.datasets)]
-    claims = [s.removeprefix("pvc://").partition("/")[0] for s in sources if s.startswith("pvc://")]
-    return list(dict.fromkeys(claims))
 
 
 def _tolerations(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:

@@ -12,6 +12,19 @@ def claim_name(job: DPOJob) -> str:
     return job.spec.checkpoint.volume.claim_name or names.volume_claim_name(job.metadata.name)
 
 
+def source_claims(job: DPOJob) -> list[str]:
+    """Claims that the model and the data are read from (pvc://claim/path), each once, in a fixed order."""
+    sources = [job.spec.model.name, *(data.source for data in job.spec.data.datasets)]
+    claims = [s.removeprefix("pvc://").partition("/")[0] for s in sources if s.startswith("pvc://")]
+    return list(dict.fromkeys(claims))
+
+
+def input_claims(job: DPOJob) -> list[str]:
+    """Claims that prepare mounts besides the one with the job's files."""
+    cache = [job.spec.cache.claim_name] if job.spec.cache is not None else []
+    return [claim for claim in dict.fromkeys([*source_claims(job), *cache]) if claim != claim_name(job)]
+
+
 def build_claim(job: DPOJob) -> Manifest:
     """Claim for the work volume. With retention Delete the job owns it, so that it is deleted with the job."""
     volume = job.spec.checkpoint.volume

@@ -10,6 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from dpo_operator.api import names
+from dpo_operator.api.allow import DEFAULT_ALLOW, Allow, refused_variables
 from dpo_operator.api.problems import sentences
 from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.rules import support
@@ -33,8 +34,8 @@ class JobFileError(Exception):
     """The file can't be used; the message has one line for each problem."""
 
 
-def read(path: Path) -> DPOJob:
-    """Parse and check a DPOJob file.
+def read(path: Path, allow: Allow = DEFAULT_ALLOW) -> DPOJob:
+    """Parse and check a DPOJob file. allow: which variables pod.env may set.
 
     Local paths that begin with ./ or ../ are taken from the file's own folder, so that an example works from anywhere.
     Raises JobFileError.
@@ -45,7 +46,7 @@ def read(path: Path) -> DPOJob:
         job = _job(document)
     except ValidationError as error:
         raise JobFileError("\n".join([*sentences(error), *_rule_problems(document)])) from error
-    if problems := rules.violations(job) + support.unsupported(job.spec):
+    if problems := rules.violations(job) + support.unsupported(job.spec) + refused_variables(job.spec, allow):
         raise JobFileError("\n".join(problems))
     return job
 

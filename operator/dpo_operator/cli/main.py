@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
 from dpo_operator.api import exitcodes, names
+from dpo_operator.api.allow import Allow, refusals
 from dpo_operator.api.models import hardware
+from dpo_operator.api.problems import sentences
 from dpo_operator.api.quantity import to_bytes
 from dpo_operator.api.types import DPOJob
 from dpo_operator.cli import cluster, jobfile, local, modelsource, planview
@@ -29,9 +32,22 @@ console = Console(stderr=True, highlight=False)
 JobFile = Annotated[Path, typer.Argument(help="File with a DPOJob.", exists=True, dir_okay=False)]
 
 
-def _read(path: Path) -> DPOJob:
+AllowEnv = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A variable that pod.env may set besides those that every cluster allows, or the beginning of some: 'WANDB_*'."
+    ),
+]
+
+
+def _read(path: Path, allow_env: list[str] | None = None) -> DPOJob:
     try:
-        return jobfile.read(path)
+        allow = Allow(env=tuple(allow_env or ()))
+    except ValidationError as error:
+        console.print(f"[red]error:[/red] --allow-env: {escape('; '.join(sentences(error)))}", soft_wrap=True)
+        raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
+    try:
+        return jobfile.read(path, allow)
     except jobfile.JobFileError as error:
         for line in str(error).splitlines():
             console.print(f"[red]error:[/red] {escape(line)}", soft_wrap=True)
@@ -51,29 +67,35 @@ def run(
     fresh: Fresh = False,
     claims: Claims = Path("claims"),
     metrics_port: MetricsPort = names.METRICS_PORT,
+    allow_env: AllowEnv = None,
 ) -> None:
     """Run a DPOJob on this machine: prepare, train, export. Run it again to resume after a stop.
 
     After a failure in training, all ranks restart from the last checkpoint as spec.failurePolicy says.
     """
-    _run(file, local.LocalRun.run, work_dir, fresh, claims, metrics_port)
+    _run(_read(file, allow_env), local.LocalRun.run, work_dir, fresh, claims, metrics_port)
 
 
 @app.command()
-def preview(file: JobFile, work_dir: WorkFolder = None, fresh: Fresh = False, claims: Claims = Path("claims")) -> None:
+def preview(
+    file: JobFile,
+    work_dir: WorkFolder = None,
+    fresh: Fresh = False,
+    claims: Claims = Path("claims"),
+    allow_env: AllowEnv = None,
+) -> None:
     """Prepare a DPOJob's data here; print their report, and the first pairs as tokens with what enters the loss (mask 1)."""
-    _run(file, local.LocalRun.preview, work_dir, fresh, claims, 0)
+    _run(_read(file, allow_env), local.LocalRun.preview, work_dir, fresh, claims, 0)
 
 
 def _run(
-    file: Path,
+    job: DPOJob,
     what: Callable[[local.LocalRun], int],
     work_dir: Path | None,
     fresh: bool,
     claims: Path,
     metrics_port: int,
 ) -> None:
-    job = _read(file)
     work = (work_dir or Path("runs") / job.metadata.name).resolve()
     try:
         if fresh:
@@ -89,9 +111,11 @@ def _run(
 
 
 @app.command()
-def validate(file: JobFile) -> None:
-    """Check a DPOJob file without a cluster."""
-    job = _read(file)
+def validate(file: JobFile, allow_env: AllowEnv = None) -> None:
+    """Check a DPOJob file without a cluster. Notes say what a cluster refuses unless its administrator allows it."""
+    job = _read(file, allow_env)
+    for line in refusals(job.spec, Allow(env=tuple(allow_env or ())), image=""):
+        console.print(f"note: {escape(line)}", soft_wrap=True)
     console.print(f"{file}: {names.KIND} {job.metadata.name} is valid")
 
 
@@ -114,10 +138,11 @@ def plan(
     prompt_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of a prompt.")] = None,
     answer_tokens: Annotated[float | None, typer.Option(min=1, help="Mean tokens of an answer.")] = None,
     claims: Claims = Path("claims"),
+    allow_env: AllowEnv = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Estimate memory and time of a DPOJob, and propose settings that fit and are fast. Nothing is run."""
-    job = _read(file)
+    job = _read(file, allow_env)
     try:
         device = _device(job, gpu, gpu_memory, flops)
         found = modelsource.find(job, config=model_config, work=work_dir, claims=claims)

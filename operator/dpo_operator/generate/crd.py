@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_operator.api import names
+from dpo_operator.api.renames import RENAMED, Rename
 from dpo_operator.api.rules import spec as rules
-from dpo_operator.api.status import RENAMED, DPOJobStatus, Rename
+from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJobSpec
 
 Schema = dict[str, Any]

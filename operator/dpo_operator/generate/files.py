@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from dpo_operator.api.environment import VARIABLES
 from dpo_operator.generate import crd, reference
 from dpo_operator.generate.dashboards import dashboard_queries, fleet, job
 
@@ -37,8 +38,10 @@ def files(root: Path = REPOSITORY) -> dict[Path, str]:
         CHART / "templates" / "crd.yaml": _chart_crd(),
         CHART / "dashboards" / "dpo-job.json": json.dumps(job.dashboard(), indent=2) + "\n",
         CHART / "dashboards" / "dpo-operator.json": json.dumps(fleet.dashboard(), indent=2) + "\n",
+        CHART / "environment.json": json.dumps(VARIABLES, indent=1) + "\n",
         CHART / "README.md": reference.with_values_table(readme, schema, values),
         Path("docs/reference/dpojob.md"): reference.dpojob_page(),
+        Path("docs/reference/environment.md"): reference.environment_page(),
         Path("docs/reference/exit-codes.md"): reference.exit_codes_page(),
         Path("docs/reference/metrics.md"): reference.metrics_page(),
     }

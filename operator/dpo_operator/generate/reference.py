@@ -5,7 +5,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dpo_operator.api import conditions, names
+from dpo_operator.api.environment import VARIABLES
 from dpo_operator.api.exitcodes import TABLE, UNKNOWN, ExitCode
+from dpo_operator.api.pods import RESERVED_ENV_TEXT
 from dpo_operator.api.rules import spec as rules
 from dpo_operator.generate import crd
 from dpo_operator.generate.dashboards.catalogue import catalogue
@@ -46,6 +48,22 @@ def dpojob_page() -> str:
         "Types: " + ", ".join(f"`{kind}`" for kind in conditions.TYPES) + ".\n",
     ]
     return "\n".join(parts)
+
+
+def environment_page() -> str:
+    """What pod.env may set."""
+    return "\n".join(
+        [
+            MADE,
+            "# Environment variables\n",
+            "`spec.pod.env` sets variables of training pods. Every DPOJob may set these; `*` stands for any end:\n",
+            *(f"- `{name}`" for name in VARIABLES),
+            "\nAn administrator adds more by the chart's value `allow.env`, by name or with a `*` at the end. `dpo run` and `dpo validate` "
+            "take `--allow-env` for the same. Think twice about those that send a Secret or data elsewhere, such as `WANDB_BASE_URL`, or "
+            "that name a file.\n",
+            f"Refused even then, by the API server, are those that choose code and those that the operator sets: {RESERVED_ENV_TEXT}.\n",
+        ]
+    )
 
 
 def exit_codes_page() -> str:

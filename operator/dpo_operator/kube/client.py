@@ -37,19 +37,19 @@ class ApiError(Exception):
     """An error response of the API server.
 
     code: HTTP status. reason: that of the metav1.Status, such as AlreadyExists. retry_after: Retry-After, seconds.
+    is_gone: the object that was asked for does not exist. Any other 404, such as that of a load balancer, says nothing
+    about it.
     """
 
-    def __init__(self, code: int, reason: str, message: str, retry_after: float = 0.0) -> None:
+    def __init__(
+        self, code: int, reason: str, message: str, retry_after: float = 0.0, *, is_gone: bool = False
+    ) -> None:
         super().__init__(f"{code} {reason}: {message}")
         self.code = code
         self.retry_after = retry_after
         self.reason = reason
         self.message = message
-
-    @property
-    def is_gone(self) -> bool:
-        """The object does not exist."""
-        return self.code == 404
+        self.is_gone = is_gone
 
     @property
     def is_conflict(self) -> bool:
@@ -209,7 +209,7 @@ class Client:
             return parsed
         if status == 401 and await self._access.reload():
             return await self.request(method, path, body, query)
-        raise error_of(status, text, retry_after)
+        raise error_of(status, text, retry_after, path)
 
     def _may_send(self, method: str) -> float:
         """Seconds for a request. Raises FencedError when a write may not be sent at all."""
@@ -223,16 +223,25 @@ class Client:
         self._may_send(str(context.trace_request_ctx))
 
 
-def error_of(code: int, text: bytes, retry_after: str) -> ApiError:
-    """ApiError from a metav1.Status, or from the body of a proxy's response."""
+def error_of(code: int, text: bytes, retry_after: str, path: str) -> ApiError:
+    """ApiError from a metav1.Status, or from the body of a proxy's response. path: of the request."""
     try:
         wait = min(60.0, max(0.0, float(retry_after)))
     except ValueError:
         wait = 0.0
     try:
         status = json.loads(text)
-        return ApiError(
-            code, shown(str(status.get("reason") or "Unknown"), 64), shown(str(status.get("message") or "")), wait
-        )
+        reason, message = shown(str(status.get("reason") or "Unknown"), 64), shown(str(status.get("message") or ""))
+        return ApiError(code, reason, message, wait, is_gone=code == 404 and _is_not_found(status, path))
     except (ValueError, AttributeError):
         return ApiError(code, "Unknown", shown(text[:500].decode(errors="replace")), wait)
+
+
+def _is_not_found(status: Json, path: str) -> bool:
+    """Whether the API server says that the object of this path does not exist."""
+    if status.get("kind") != "Status" or status.get("reason") != "NotFound":
+        return False
+    details = status.get("details") or {}
+    named = [part for part in path.split("/") if part][-3:]
+    # A subresource follows the name.
+    return [details.get("kind"), details.get("name")] in (named[:2], named[1:])

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dpo_operator.api import conditions as c
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
-from dpo_operator.planning import retrying
+from dpo_operator.planning import certainty, retrying
 from dpo_operator.planning.actions import Action, Delete, Plan
 from dpo_operator.planning.objects import LINGER_SECONDS, ChildJob, ChildPod
 from dpo_operator.planning.observed import Observed
@@ -25,6 +25,8 @@ def after_finish(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment) 
     if ttl is not None and status.completion_time and (at.now - status.completion_time).total_seconds() >= ttl:
         return Plan(status, (Delete("DPOJob", job.metadata.name, job.metadata.uid),))
     after = next_check(seen.pods, lingering=job.spec.clean_pod_policy != "None")
+    doubts = [left for child in seen.jobs if not child.deleting and (left := _seconds_in_doubt(child, seen))]
+    after = min((each for each in (after, *doubts) if each is not None), default=None)
     return Plan(status, (*_cleanup(job, status, seen), *_removals_on_lost_nodes(status, seen)), requeue_after=after)
 
 
@@ -84,4 +86,13 @@ def _ends_by_itself(child: ChildJob, seen: Observed) -> bool:
     pods = seen.pods_of(child.phase, child.attempt)
     failing = any(pod.failed for pod in pods)
     lingering = any(pod.lingers for pod in pods)
+    if _seconds_in_doubt(child, seen):
+        return True
     return not lingering and (child.finished or failing or (bool(pods) and all(pod.ended for pod in pods)))
+
+
+def _seconds_in_doubt(child: ChildJob, seen: Observed) -> float:
+    """Seconds until an unfinished Job that shows no pod has none for certain: those of a wrong list would lose their logs."""
+    if child.finished or seen.pods_of(child.phase, child.attempt):
+        return 0.0
+    return certainty.seconds_left(seen, certainty.without_pods(child.uid))

@@ -16,7 +16,7 @@ from dpo_operator.api.status import DPOJobStatus, PlacementWait, Workers
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.job import pod_count, takes_turns
-from dpo_operator.planning import failures, refusals, restarts, transitions
+from dpo_operator.planning import certainty, failures, refusals, restarts, transitions
 from dpo_operator.planning.actions import Event, Plan, SuspendJob
 from dpo_operator.planning.objects import ChildJob, ChildPod
 from dpo_operator.planning.observed import Observed
@@ -122,6 +122,8 @@ def wait(
     phase = status.phase
     assert phase is not None
     if transitions.has_run(status):
+        if left := certainty.seconds_left(seen, certainty.job_suspended(child.uid)):
+            return Plan(status, requeue_after=left)
         message = (
             f"Job {child.name} was suspended by someone other than the operator; its pods save and stop. {phase} resumes as attempt "
             f"{status.attempt + 1}; this is not counted as a restart."

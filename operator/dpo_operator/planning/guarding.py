@@ -1,25 +1,22 @@
 """Repairs of guards (PodDisruptionBudget, NetworkPolicy, PodGroup) that are missing or out of date."""
 
-from collections.abc import Sequence
-
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.guards import build_guards, build_open_budget
+from dpo_operator.builders.networks import Networks
 from dpo_operator.planning.actions import Create, Patch
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.waiting import Reason
 
 
-def repairs(
-    job: DPOJob, phase: names.Phase, seen: Observed, metrics_namespaces: Sequence[str]
-) -> tuple[Create | Patch, ...]:
+def repairs(job: DPOJob, phase: names.Phase, seen: Observed, networks: Networks) -> tuple[Create | Patch, ...]:
     """Creates and patches for the guards of a phase; empty when guards were not read in this pass."""
     if seen.guards is None:
         return ()
     present = {(guard.kind, guard.name): guard for guard in seen.guards}
     actions: list[Create | Patch] = []
-    manifests = build_guards(job, phase, metrics_namespaces)
+    manifests = build_guards(job, phase, networks)
     spare = build_open_budget(job)
     if ("PodDisruptionBudget", spare["metadata"]["name"]) in present and all(
         m["kind"] != spare["kind"] for m in manifests

@@ -253,7 +253,7 @@ def _exit(terminated: Raw | None) -> Exit | None:
 class Claim:
     """A PersistentVolumeClaim. made_for, made_for_uid: job that the operator made it for, from its labels.
 
-    requested, capacity: size in spec and in status as quantities; empty if unknown.
+    requested, capacity: size in spec and in status as quantities; empty if unknown. open: whether DPOJobs may name it.
     """
 
     name: str
@@ -267,6 +267,7 @@ class Claim:
     requested: str = ""
     capacity: str = ""
     storage_class: str = ""
+    open: bool = False
 
     @classmethod
     def from_raw(cls, raw: Raw) -> "Claim":
@@ -286,15 +287,19 @@ class Claim:
             requested=str(((raw.get("spec", {}).get("resources") or {}).get("requests") or {}).get("storage", "")),
             capacity=str((raw.get("status", {}).get("capacity") or {}).get("storage", "")),
             storage_class=raw.get("spec", {}).get("storageClassName") or "",
+            # Who can make a claim look like the operator's can set the label too.
+            open=ours or labels.get(names.LABEL_ALLOW_USE) == "true",
         )
 
 
 @dataclass(frozen=True)
 class Support:
-    """The job's Service, or the ConfigMap for its current spec, by kind and owner."""
+    """The job's Service, or the ConfigMap for its current spec, by kind and owner. as_made: whether it has what the operator
+    would write."""
 
     kind: str
     owner_uid: str | None
+    as_made: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
 """Observed state of one job: everything that a decision depends on, and no more."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from dpo_operator.api.reports import Progress
 from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Guard, Notice, Support
+
+# What a read shows and a later one may confirm (see certainty.py): kind of fact, and the object that it is about.
+Fact = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -52,13 +56,16 @@ class Heartbeat:
 class Observed:
     """Observed state of one job.
 
+    inputs: claims that prepare is to mount besides the volume, by name; empty once it has its Job.
     guards: None when they were not read in this pass. refused: the API server's refusal of the last write, a message.
-    expansion_refused: the size that was requested for the claim, and why it was refused.
+    expansion_refused: the size that was requested for the claim, and why it was refused. held: how long every read has
+    shown a fact, seconds.
     """
 
     jobs: tuple[ChildJob, ...] = ()
     pods: tuple[ChildPod, ...] = ()
     claim: Claim | None = None
+    inputs: Mapping[str, Claim | None] = field(default_factory=dict)
     support: tuple[Support, ...] = ()
     guards: tuple[Guard, ...] | None = None
     refused: str = ""
@@ -66,6 +73,7 @@ class Observed:
     turn: Turn = Turn()
     startup: Startup = Startup()
     heartbeat: Heartbeat = Heartbeat()
+    held: Mapping[Fact, float] = field(default_factory=dict)
 
     def job_of(self, phase: str | None, attempt: int) -> ChildJob | None:
         """Job of an attempt."""

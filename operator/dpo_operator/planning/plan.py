@@ -6,16 +6,20 @@ from datetime import datetime, timedelta
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
+from dpo_operator.api.allow import DEFAULT_ALLOW, Allow
+from dpo_operator.api.allow import refusals as not_allowed
 from dpo_operator.api.status import ActiveJob, DPOJobStatus, VolumeStatus, Workers
-from dpo_operator.api.text import quoted, shown
+from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import build_config_map
 from dpo_operator.builders.job import build_child_job, pod_count
+from dpo_operator.builders.networks import CLOSED, Networks
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.builders.queue import DEFAULT_SCHEDULERS, Schedulers
 from dpo_operator.builders.service import build_service
 from dpo_operator.builders.volume import build_claim
 from dpo_operator.planning import (
+    certainty,
     ending,
     failures,
     gangs,
@@ -24,6 +28,7 @@ from dpo_operator.planning import (
     progress,
     recorded,
     refusals,
+    rejecting,
     resizing,
     restarts,
     retrying,
@@ -50,14 +55,20 @@ class Settings:
     """The operator's settings that decisions depend on.
 
     progress_seconds: between two reads of rank 0's progress. gpu_memory: bytes per GPU, None if not configured.
-    metrics_namespaces: namespaces that may scrape trainer pods; empty means all.
+    networks: what pods may reach, and who may scrape them. allow: what the administrator lets jobs ask for.
     """
 
     image: TrainerImage
     progress_seconds: float = 3.0
     gpu_memory: float | None = None
-    metrics_namespaces: tuple[str, ...] = ()
+    networks: Networks = CLOSED
     schedulers: Schedulers = DEFAULT_SCHEDULERS
+    allow: Allow = DEFAULT_ALLOW
+
+    def refused(self, job: DPOJob) -> Problems | None:
+        """What the job asks for and the administrator does not allow."""
+        found = not_allowed(job.spec, self.allow, self.image.name)
+        return Problems(c.NOT_ALLOWED, tuple(found)) if found else None
 
 
 def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, settings: Settings) -> Plan:
@@ -78,7 +89,7 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
     if due is not None:
         sooner = due if decision.requeue_after is None else min(due, decision.requeue_after)
         decision = replace(decision, requeue_after=sooner)
-    return replace(decision, status=transitions.settled(decision.status, at))
+    return replace(decision, status=transitions.settled(decision.status, at, status))
 
 
 def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
@@ -88,13 +99,15 @@ def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     if answer := retrying.ignore_early(job, status):
         return answer
     if status.phase is None:
-        return _accept(job, status, at)
+        return _accept(job, status, at, settings)
     if job.spec.suspend != transitions.holds(status, c.SUSPENDED):
         return _suspend_or_resume(job, status, at)
     if _deadline_passed(job, status, at):
         message = f"The job ran longer than activeDeadlineSeconds: {job.spec.active_deadline_seconds}."
         return restarts.give_up(status, c.DEADLINE_EXCEEDED, message, at)
-    if lost := _volume_lost_message(status, seen):
+    if lost := volumes.lost_message(status, seen):
+        if left := certainty.seconds_left(seen, certainty.claim_lost(status)):
+            return Plan(status, requeue_after=left)
         return restarts.give_up(status, c.VOLUME_LOST, lost, at)
     if stale := find_stale(status, seen):
         status = status if job.spec.suspend else transitions.waiting(status, at, c.STOPPING_OLD_PODS, stale.describe())
@@ -121,6 +134,8 @@ def _advance(requested: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment
             return Plan(status, requeue_after=SETTLE_SECONDS)
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     if status.active_job is not None and (child is None or child.uid != status.active_job.uid):
+        if left := certainty.seconds_left(seen, certainty.job_lost(status)):
+            return Plan(status, requeue_after=left)
         failure = failures.job_deleted(status.active_job.name)
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     if child is None:
@@ -151,40 +166,10 @@ def _advance(requested: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment
     return decision
 
 
-def _accept(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
-    if problems := validate(job):
-        return _reject(status, problems, at)
+def _accept(job: DPOJob, status: DPOJobStatus, at: Moment, settings: Settings) -> Plan:
+    if problems := validate(job) or settings.refused(job):
+        return rejecting.reject(status, problems, at)
     return Plan(transitions.accepted(status, at), requeue_after=0)
-
-
-def _reject(status: DPOJobStatus, problems: Problems, at: Moment) -> Plan:
-    status = changed(status, start_time=at.now)
-    return restarts.give_up(status, problems.reason, problems.describe(), at)
-
-
-def reject_unreadable(
-    status: DPOJobStatus, problems: Problems, *, generation: int, now: datetime, manager: object = None, retry: str = ""
-) -> Plan:
-    """Plan for a spec that this operator can't read. manager: its spec.managedBy; another controller's jobs are left alone.
-
-    A job that already runs is left alone: an older operator after a roll-back must not stop what a newer one started.
-    retry: value of the retry annotation.
-    """
-    if manager not in (None, names.MANAGER):
-        return Plan(status)
-    at = Moment(now.replace(microsecond=0), generation)
-    if status.is_final:
-        if not retrying.is_requested(retry, status):
-            return Plan(status)
-        event = Event("Warning", problems.reason, problems.describe())
-        return Plan(changed(status, last_handled_retry=retry), events=(event,))
-    if status.phase is not None:
-        message = f"This version of the operator can't read the spec and leaves the job alone. {problems.describe()}"
-        if status.message == shown(message):
-            return Plan(status)
-        return Plan(changed(status, message=message), events=(Event("Warning", problems.reason, message),))
-    rejected = _reject(status, problems, at)
-    return replace(rejected, status=transitions.settled(rejected.status, at))
 
 
 def _suspend_or_resume(job: DPOJob, status: DPOJobStatus, at: Moment) -> Plan:
@@ -221,17 +206,6 @@ def _next_deadline(job: DPOJob, status: DPOJobStatus, at: Moment) -> float | Non
     return float(max(1, limit - transitions.active_seconds(status, at.now)))
 
 
-def _volume_lost_message(status: DPOJobStatus, seen: Observed) -> str:
-    """Message when the claim with the job's files is gone; starting over from step 0 must never happen silently."""
-    volume = status.volume
-    if volume is None or (seen.claim is not None and seen.claim.uid == volume.claim_uid):
-        return ""
-    return (
-        f"PersistentVolumeClaim {volume.claim_name} (UID {volume.claim_uid}) with the job's data and checkpoints was "
-        f"deleted{' and recreated' if seen.claim else ''}. Delete the DPOJob and create it again to start over."
-    )
-
-
 def _all_succeeded(pods: Sequence[ChildPod], desired: int) -> bool:
     return len({pod.index for pod in pods if pod.succeeded}) >= desired
 
@@ -265,8 +239,14 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     """Create what the current attempt lacks: first the objects that its pods mount, then the Job."""
     phase = status.phase
     assert phase is not None
+    if refused := settings.refused(job):
+        # Accepted by an older operator, or before the administrator changed the rules. Pods that run already go on.
+        return Plan(transitions.waiting(status, at, refused.reason, refused.describe()), requeue_after=WAIT_SECONDS)
     if obstacle := (
-        waiting.claim_obstacle(job, seen.claim) or waiting.support_obstacle(job, seen) or guarding.obstacle(job, seen)
+        waiting.claim_obstacle(job, seen.claim)
+        or waiting.use_obstacle(job, phase, seen, settings.allow)
+        or waiting.support_obstacle(job, seen)
+        or guarding.obstacle(job, seen)
     ):
         return Plan(transitions.waiting(status, at, *obstacle), requeue_after=WAIT_SECONDS)
     if seen.refused:
@@ -276,9 +256,12 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
         left = status.not_before - at.now
         message = f"Attempt {status.attempt} starts at {status.not_before:%H:%M:%S} UTC."
         return Plan(transitions.waiting(status, at, c.BACKING_OFF, message), requeue_after=left / timedelta(seconds=1))
-    missing = (*_missing_support(job, phase, seen), *guarding.repairs(job, phase, seen, settings.metrics_namespaces))
+    missing = (*_missing_support(job, phase, seen), *guarding.repairs(job, phase, seen, settings.networks))
     if missing:
         return Plan(status, missing, requeue_after=0)
+    if status.attempt > 1 and (doubt := certainty.seconds_left(seen, certainty.nothing_left(status))):
+        # Two attempts at once would write to the same volume.
+        return Plan(status, requeue_after=doubt)
     recorded_now = recorded.for_current_attempt(status)
     child = build_child_job(job, phase, status.attempt, settings.image, recorded_now, settings.schedulers)
     return Plan(status, (Create(child),), requeue_after=WAIT_SECONDS)
@@ -330,7 +313,7 @@ def _monitor(
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
     status, slow = stragglers.with_straggler(job, status, seen.heartbeat.progress, pods, at)
     events = slow if was_running else (Event("Normal", c.RUNNING, status.message), *slow)
-    missing = (*_missing_support(job, phase, seen), *guarding.repairs(job, phase, seen, settings.metrics_namespaces))
+    missing = (*_missing_support(job, phase, seen), *guarding.repairs(job, phase, seen, settings.networks))
     return Plan(
         status,
         missing,

@@ -6,7 +6,7 @@ from typing import Unpack
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
-from dpo_operator.api.status import DPOJobStatus, State, StatusFields
+from dpo_operator.api.status import MAX_EARLIER_JOBS, DPOJobStatus, State, StatusFields
 from dpo_operator.api.text import quoted, shown
 
 
@@ -47,8 +47,12 @@ def mark(status: DPOJobStatus, at: Moment, type_: str, value: bool, reason: str,
     return changed(status, conditions=list(new))
 
 
-def settled(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
-    """The status with derived fields (state, observedGeneration) recomputed."""
+def settled(status: DPOJobStatus, at: Moment, before: DPOJobStatus | None = None) -> DPOJobStatus:
+    """The status with derived fields (state, observedGeneration, earlierJobs) recomputed. before: the one before it."""
+    ended = before.active_job if before is not None else None
+    if ended is not None and ended != status.active_job:
+        earlier = [job for job in status.earlier_jobs if job != ended]
+        status = changed(status, earlier_jobs=[*earlier, ended][-MAX_EARLIER_JOBS:])
     return changed(status, state=_state(status), observed_generation=max(at.generation, status.observed_generation))
 
 

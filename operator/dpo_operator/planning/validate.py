@@ -20,7 +20,7 @@ MAX_JOB_FILE_BYTES = 1_000_000
 
 @dataclass(frozen=True)
 class Problems:
-    """Why a job can't be run. reason: InvalidSpec or Unsupported."""
+    """Why a job can't be run. reason: InvalidSpec, Unsupported or NotAllowed."""
 
     reason: str
     sentences: tuple[str, ...]

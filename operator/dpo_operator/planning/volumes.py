@@ -51,6 +51,17 @@ def with_volume(decision: Plan, job: DPOJob, before: DPOJobStatus, seen: Observe
     return replace(decision, status=status, events=tuple(events), actions=actions, requeue_after=after)
 
 
+def lost_message(status: DPOJobStatus, seen: Observed) -> str:
+    """Message when the claim with the job's files is gone; starting over from step 0 must never happen silently."""
+    volume = status.volume
+    if volume is None or (seen.claim is not None and seen.claim.uid == volume.claim_uid):
+        return ""
+    return (
+        f"PersistentVolumeClaim {volume.claim_name} (UID {volume.claim_uid}) with the job's data and checkpoints was "
+        f"deleted{' and recreated' if seen.claim else ''}. Delete the DPOJob and create it again to start over."
+    )
+
+
 def _needs_no_room(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
     """Clear the size conditions of a complete job, which writes no more."""
     for type_ in (c.VOLUME_TOO_SMALL, c.VOLUME_NEARLY_FULL):

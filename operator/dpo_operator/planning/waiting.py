@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
+from dpo_operator.api.allow import Allow
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import config_name
-from dpo_operator.builders.volume import claim_name
+from dpo_operator.builders.volume import claim_name, input_claims
 from dpo_operator.planning import refusals
 from dpo_operator.planning.actions import RetryPodCreation
 from dpo_operator.planning.objects import ChildJob, ChildPod, Claim
@@ -60,6 +61,29 @@ def claim_obstacle(job: DPOJob, claim: Claim | None) -> Reason | None:
     return None
 
 
+def use_obstacle(job: DPOJob, phase: names.Phase, seen: Observed, allow: Allow) -> Reason | None:
+    """Why a claim that the job names may not be used, or None: its owner must have said so, unless the administrator has.
+
+    An input that does not exist is an obstacle too: it could be made later, without the label, while the pod waits for it.
+    """
+    named = {name: seen.inputs.get(name) for name in input_claims(job)} if phase == "prepare" else {}
+    if job.spec.checkpoint.volume.claim_name is not None:
+        named[claim_name(job)] = seen.claim
+    for name, claim in named.items():
+        where = f"PersistentVolumeClaim {name}, which the spec names,"
+        if claim is None:
+            return (
+                c.VOLUME_NOT_FOUND,
+                f"{where} does not exist in namespace {job.metadata.namespace}; create it and the job continues.",
+            )
+        if not claim.open and not allow.unlabelled_claims:
+            return c.NOT_ALLOWED, (
+                f'{where} has no label {names.LABEL_ALLOW_USE}: "true". If DPOJobs may use it: kubectl -n {job.metadata.namespace} '
+                f"label pvc {name} {names.LABEL_ALLOW_USE}=true. The chart's value allow.unlabelledClaims allows all."
+            )
+    return None
+
+
 def support_obstacle(job: DPOJob, seen: Observed) -> Reason | None:
     """NameConflict if the Service or ConfigMap of the job's name has another owner; else None."""
     for support in seen.support:
@@ -70,6 +94,11 @@ def support_obstacle(job: DPOJob, seen: Observed) -> Reason | None:
             return c.NAME_CONFLICT, (
                 f"{support.kind} {name} exists and does not belong to this job (UID {job.metadata.uid}). Delete it, or "
                 f"give the job another name."
+            )
+        if not support.as_made:
+            return c.NAME_CONFLICT, (
+                f"{support.kind} {config_name(job)} was not made by this operator: its content is not the job's file, or it is not "
+                "immutable. Find out who made it, and delete it; the operator then makes it."
             )
     return None
 

@@ -2,17 +2,19 @@
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
+from dpo_operator.planning import certainty
 from dpo_operator.planning.objects import Claim, Support
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.validate import Problems, read_job
 from dpo_operator.queueing.stopwatch import Stopwatch
 from dpo_operator.reconcile.heartbeats import Heartbeats
+from dpo_operator.reconcile.ownership import Ownership
 from dpo_operator.reconcile.startup import StartupTracker
 
 EXPANSION_RETRY_SECONDS = 600.0
@@ -73,13 +75,17 @@ class JobMemory:
     dirty: something changed since the last full pass. due: that pass requested a requeue. versions: resourceVersions of
     the Jobs and pods in that pass. guarded, guards_at: phase and time of the last read of guards. child_objects: cached
     claim, Service and ConfigMap. event_object: a new job as delivered by the watch, usable instead of a read. made: phase
-    and attempt of the last created Job.
+    and attempt of the last created Job. held: how long every read has shown a fact. unsure: whether a decision waits for a
+    second look.
     """
 
     uid: str = ""
     pods: Stopwatch = field(default_factory=Stopwatch)
     heartbeats: Heartbeats = field(default_factory=Heartbeats)
     placing: Stopwatch = field(default_factory=Stopwatch)
+    own: Ownership = field(default_factory=Ownership)
+    held: Stopwatch = field(default_factory=Stopwatch)
+    unsure: bool = False
     startup: StartupTracker = field(default_factory=StartupTracker)
     raw: dict[str, Any] | None = None
     seen: Observed | None = None
@@ -96,3 +102,26 @@ class JobMemory:
     versions: frozenset[str] = frozenset()
     child_objects: ChildObjects | None = None
     parsed: Parsed = field(default_factory=Parsed)
+
+    def created_job(self, status: DPOJobStatus, raw: dict[str, Any]) -> None:
+        """Note the Job of the current attempt, which the API server has just accepted."""
+        self.made = (status.phase, status.attempt)
+        self.own.jobs.add(raw["metadata"]["uid"])
+
+    def with_held(self, status: DPOJobStatus, seen: Observed) -> Observed:
+        """The reads with how long they and those before them have shown each fact."""
+        facts = certainty.facts(status, seen)
+        self.held.keep(facts)
+        held = {fact: self.held.seconds(fact) for fact in facts}
+        self.unsure = any(seconds < certainty.SECOND_LOOK_SECONDS for seconds in held.values())
+        if certainty.claim_lost(status) in facts:
+            # Not from memory the next time.
+            self.child_objects = None
+        return replace(seen, held=held)
+
+    def absent_for(self) -> float:
+        """Seconds until a job that was not found counts as deleted; 0 for one of which nothing is known."""
+        absent, self.dirty = ("job absent", self.uid), True
+        self.held.keep([absent])
+        seconds = self.held.seconds(absent)
+        return max(0.0, certainty.SECOND_LOOK_SECONDS - seconds) if self.uid else 0.0

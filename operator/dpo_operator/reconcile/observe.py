@@ -7,16 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 from dpo_operator.api import names
+from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.config import config_name
+from dpo_operator.builders.config import config_name, is_config_map
 from dpo_operator.builders.guards import build_guards, build_open_budget
-from dpo_operator.builders.volume import claim_name
+from dpo_operator.builders.volume import claim_name, input_claims
 from dpo_operator.kube.client import ApiError, Client, resource_of
 from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Guard, Support, owner_uid
 from dpo_operator.planning.observed import Observed
 from dpo_operator.queueing.key import Key
 from dpo_operator.queueing.stopwatch import Stopwatch
 from dpo_operator.reconcile.memory import ChildObjects, JobMemory
+from dpo_operator.reconcile.ownership import is_leftover
 
 Json = dict[str, Any]
 
@@ -24,7 +26,9 @@ Json = dict[str, Any]
 OnList = Callable[[str, str | None, Sequence[Json]], None]
 
 
-async def observe(client: Client, job: DPOJob, memory: JobMemory, *, max_age: float, on_list: OnList) -> Observed:
+async def observe(
+    client: Client, job: DPOJob, status: DPOJobStatus, memory: JobMemory, *, max_age: float, on_list: OnList
+) -> Observed:
     """Jobs and pods of a job as the API server holds them now, with its claim, Service and ConfigMap.
 
     max_age: how old the cached claim, Service and ConfigMap may be, seconds. on_list: called with each list.
@@ -41,11 +45,9 @@ async def observe(client: Client, job: DPOJob, memory: JobMemory, *, max_age: fl
     memory.child_objects = child_objects
     memory.versions = frozenset(str(raw["metadata"]["resourceVersion"]) for raw in (*jobs, *pods))
     durations = _Durations(memory.pods)
-    # Labels can be forged by anyone who may create a Job; check the owner's UID.
-    foreign = {raw["metadata"]["uid"] for raw in jobs if owner_uid(raw) != uid}
     seen = Observed(
-        jobs=tuple(durations.job(raw) for raw in jobs if raw["metadata"]["uid"] not in foreign),
-        pods=tuple(durations.pod(raw) for raw in pods if owner_uid(raw) not in foreign),
+        jobs=tuple(durations.job(raw) for raw in memory.own.own_jobs(jobs, uid)),
+        pods=tuple(durations.pod(raw) for raw in memory.own.own_pods(pods, status)),
         claim=child_objects.claim,
         support=child_objects.support,
         refused=memory.refused,
@@ -60,15 +62,17 @@ async def observe_leftovers(client: Client, key: Key, stopwatch: Stopwatch, exce
         "Pod", key.namespace, f"{names.LABEL_JOB}={key.name},{names.LABEL_UID}!={except_uid or 'none'}"
     )
     durations = _Durations(stopwatch)
-    seen = tuple(durations.pod(raw) for raw in pods if "deletionTimestamp" in raw["metadata"])
+    seen = tuple(durations.pod(raw) for raw in pods if is_leftover(raw))
     durations.forget_the_rest()
     return seen
 
 
 async def find_leftovers(client: Client, namespaces: Sequence[str | None]) -> set[Key]:
     """Keys of jobs with terminating pods."""
-    found = [pod["metadata"] for ns in namespaces for pod in await client.list("Pod", ns, names.LABEL_JOB)]
-    return {Key(m["namespace"], m["labels"][names.LABEL_JOB]) for m in found if "deletionTimestamp" in m}
+    found = [pod for ns in namespaces for pod in await client.list("Pod", ns, names.LABEL_JOB)]
+    return {
+        Key(pod["metadata"]["namespace"], name) for pod in found if is_leftover(pod) and (name := names.job_of(pod))
+    }
 
 
 async def observe_just_accepted(client: Client, job: DPOJob, memory: JobMemory) -> Observed:
@@ -81,9 +85,18 @@ async def observe_just_accepted(client: Client, job: DPOJob, memory: JobMemory) 
     return Observed(claim=memory.child_objects.claim, guards=())
 
 
+async def observe_inputs(client: Client, job: DPOJob) -> dict[str, Claim | None]:
+    """The claims that prepare mounts besides the volume."""
+    claims = input_claims(job)
+    found = await asyncio.gather(
+        *(client.get("PersistentVolumeClaim", job.metadata.namespace, name) for name in claims)
+    )
+    return {name: Claim.from_raw(raw) if raw else None for name, raw in zip(claims, found, strict=True)}
+
+
 async def observe_guards(client: Client, job: DPOJob, phase: names.Phase) -> tuple[Guard, ...]:
     """The guards of a phase that exist."""
-    wanted = [*build_guards(job, phase, ()), *([build_open_budget(job)] if phase == "train" else [])]
+    wanted = [*build_guards(job, phase), *([build_open_budget(job)] if phase == "train" else [])]
     wanted = list({(guard["kind"], guard["metadata"]["name"]): guard for guard in wanted}.values())
     namespace = job.metadata.namespace
     found = await asyncio.gather(*(_guard(client, guard, namespace) for guard in wanted))
@@ -116,7 +129,10 @@ async def _child_objects(client: Client, job: DPOJob, known: ChildObjects | None
     )
     return ChildObjects(
         Claim.from_raw(claim) if claim else None,
-        tuple(Support(kind, owner_uid(raw)) for kind, raw in (("Service", service), ("ConfigMap", config)) if raw),
+        (
+            *([Support("Service", owner_uid(service))] if service else []),
+            *([Support("ConfigMap", owner_uid(config), is_config_map(job, config))] if config else []),
+        ),
         now,
     )
 

@@ -15,10 +15,11 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.kube.client import ApiError, Client, FencedError
 from dpo_operator.metrics.jobs import JobMetrics
 from dpo_operator.metrics.timings import Timings
-from dpo_operator.planning import ending, gangs, resizing, retrying
-from dpo_operator.planning.actions import Create, Event, ExpandClaim, Plan, SuspendJob
+from dpo_operator.planning import certainty, ending, gangs, resizing, retrying
+from dpo_operator.planning.actions import Create, ExpandClaim, Plan, SuspendJob
 from dpo_operator.planning.observed import Observed, Turn
-from dpo_operator.planning.plan import Settings, plan, reject_unreadable
+from dpo_operator.planning.plan import Settings, plan
+from dpo_operator.planning.rejecting import reject_unreadable
 from dpo_operator.planning.validate import Problems
 from dpo_operator.queueing.key import Key
 from dpo_operator.queueing.stopwatch import Stopwatch
@@ -29,6 +30,7 @@ from dpo_operator.reconcile.observe import (
     OnList,
     observe,
     observe_guards,
+    observe_inputs,
     observe_just_accepted,
     observe_leftovers,
     with_created,
@@ -46,7 +48,7 @@ RETRYABLE = (ApiError, FencedError, OSError)
 
 
 def _ignore_list(kind: str, namespace: str | None, items: Sequence[Json]) -> None:
-    """Default for on_list: without watches nothing is compared."""
+    """Without watches nothing is compared."""
 
 
 class Reconciler:
@@ -117,15 +119,8 @@ class Reconciler:
                 self.turns.release_unless(key, resumes=False)
                 logger.exception("%s", key)
                 with suppress(*RETRYABLE):
-                    await self._report_internal_error(key, error)
+                    await write.report_internal_error(self._client, key.namespace, key.name, error)
             raise
-
-    async def _report_internal_error(self, key: Key, error: Exception) -> None:
-        """Report an error of the operator itself as an event on the job."""
-        if raw := await self._client.get(names.KIND, key.namespace, key.name):
-            message = f"Internal error of the operator; retrying: {type(error).__name__}: {quoted(str(error))}"
-            event = Event("Warning", conditions.OPERATOR_ERROR, message)
-            await write.record(self._client, raw, (event,))
 
     async def _pass(self, key: Key, memory: JobMemory) -> float | None:
         # Clear before reading, so that changes during the reads cause another pass.
@@ -133,6 +128,8 @@ class Reconciler:
         raw, memory.event_object = memory.event_object, None
         raw = raw or await self._client.get(names.KIND, key.namespace, key.name)
         if raw is None:
+            if doubt := memory.absent_for():
+                return doubt
             self.forget(key)
             return await self._remove_leftovers(key)
         if raw["metadata"]["uid"] != memory.uid:
@@ -152,8 +149,9 @@ class Reconciler:
             except ApiError as error:
                 if not error.is_gone:
                     raise
-                self.forget(key)
-                return None
+                # The next read finds out.
+                memory.dirty = True
+                return certainty.SECOND_LOOK_SECONDS
             self._timings.written(key, before, decision.status, seen, self._client.now())
             self._metrics.update(key, raw, decision.status)
             memory.raw, memory.seen, memory.looked_at = raw, seen, time.monotonic()
@@ -173,6 +171,8 @@ class Reconciler:
         if key in self._gone:
             left = await self._remove_leftovers(key, memory.uid)
             after = min((each for each in (after, left) if each is not None), default=None)
+        # A second look is a full pass.
+        memory.dirty |= memory.unsure
         return after
 
     async def _remove_leftovers(self, key: Key, except_uid: str = "") -> float | None:
@@ -214,11 +214,14 @@ class Reconciler:
             # While the attempt's Job exists, the claim, Service and ConfigMap are not created, so cached reads suffice.
             has_job = status.active_job is not None or memory.made == (status.phase, status.attempt)
             max_age = self._full_pass_seconds if has_job else 0.0
-            seen = await observe(self._client, job, memory, max_age=max_age, on_list=self._on_list)
+            seen = await observe(self._client, job, status, memory, max_age=max_age, on_list=self._on_list)
+        if is_fresh and status.phase == "prepare" and seen.job_of("prepare", status.attempt) is None:
+            seen = replace(seen, inputs=await observe_inputs(self._client, job))
         if (refusal := memory.expansion) is not None and refusal.is_fresh:
             seen = replace(seen, expansion_refused=(refusal.size, refusal.message))
         running = resizing.as_running(job, status, seen)
         if is_fresh:
+            seen = memory.with_held(status, seen)
             seen = replace(seen, startup=await memory.startup.observe(self._client, running, status, seen))
         seen = await self._with_guards(running, status, seen, memory)
         seen = replace(seen, heartbeat=await memory.heartbeats.observe(self._reader, running, status, seen))
@@ -302,7 +305,7 @@ class Reconciler:
                     memory.expansion = RefusedExpansion(action.size, quoted(error.message))
                     seen, memory.dirty = None, True
                     continue
-                if error.is_refusal or error.is_gone:
+                if error.is_refusal or error.code == 404:
                     what = f"{action.verb} {action.kind} {action.name}"
                     memory.refused = f"The API server refused to {what}: {quoted(error.message)}"
                 memory.dirty, memory.child_objects = True, None
@@ -314,7 +317,7 @@ class Reconciler:
                 continue
             seen = with_created(seen, made)
             if action.kind == "Job":
-                memory.made = (decision.status.phase, decision.status.attempt)
+                memory.created_job(decision.status, made)
         if decision.actions:
             memory.refused = ""
             memory.child_objects = ChildObjects(seen.claim, seen.support, time.monotonic()) if seen else None

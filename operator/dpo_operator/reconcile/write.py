@@ -4,8 +4,9 @@ import hashlib
 import logging
 from typing import Any
 
-from dpo_operator.api import names
+from dpo_operator.api import conditions, names
 from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.text import quoted
 from dpo_operator.kube.client import RESOURCES, ApiError, Client, resource_of
 from dpo_operator.planning.actions import (
     Action,
@@ -148,3 +149,11 @@ async def record(client: Client, raw: Json, events: tuple[Event, ...]) -> None:
                 logger.warning(
                     "%s/%s: event %s was not written: %s", metadata["namespace"], metadata["name"], event.reason, error
                 )
+
+
+async def report_internal_error(client: Client, namespace: str, name: str, error: Exception) -> None:
+    """Report an error of the operator itself as an event on the job."""
+    if raw := await client.get(names.KIND, namespace, name):
+        message = f"Internal error of the operator; retrying: {type(error).__name__}: {quoted(str(error))}"
+        event = Event("Warning", conditions.OPERATOR_ERROR, message)
+        await record(client, raw, (event,))

@@ -131,7 +131,8 @@ def prometheus(*, server: str, authority: Path, certificate: Path, key: Path, ru
         "rule_files": list(rules),
         "scrape_configs": [
             {
-                "job_name": "dpo-operator",
+                # As the chart's PodMonitor is called, by which the dashboards tell the operator.
+                "job_name": "dpo-system/dpo-operator",
                 # The operator's series carry their DPOJob's namespace; without this it would be exported_namespace.
                 "honor_labels": True,
                 "kubernetes_sd_configs": [

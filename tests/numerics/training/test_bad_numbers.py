@@ -50,6 +50,18 @@ def test_a_rollback_resumes_from_the_checkpoint_and_skips_the_step(tmp_path: Pat
     assert open_newest(rolled.checkpoints)[0].state.skipped == (4,)
 
 
+def test_a_process_that_dies_after_a_rollback_does_not_forget_the_step(tmp_path: Path):
+    work, document = folder(tmp_path), _document("rollback", max=1)
+    # Dies in step 3, which comes again after the rollback from step 4 to the checkpoint of step 2.
+    with pytest.raises(RankFailed):
+        on_ranks(2, _poisoned, document, work.root, 1, {4: "gradient"}, None, True)
+    assert [step for step, _ in layout.committed(work.checkpoints)] == [2]
+
+    # The next attempt skips step 4 without computing it, and a second bad step is one too many.
+    with pytest.raises(RankFailed, match=r"Step 5: .* allows 1 of them, and there were steps 4 before"):
+        on_ranks(2, _poisoned, document, work.root, 2, {4: "gradient", 5: "gradient"})
+
+
 def test_without_a_checkpoint_a_rollback_skips(tmp_path: Path):
     work = folder(tmp_path)
     first, _ = on_ranks(2, _poisoned, _document("rollback"), work.root, 1, {2: "loss"})
@@ -88,9 +100,17 @@ def _document(action: str, **rule: int) -> dict[str, Any]:
 
 
 def _poisoned(
-    document: dict[str, Any], root: Path, attempt: int, poisons: dict[int, str], stop_after: int | None = None
+    document: dict[str, Any],
+    root: Path,
+    attempt: int,
+    poisons: dict[int, str],
+    stop_after: int | None = None,
+    dies: bool = False,
 ) -> dict[str, Any]:
-    """Train with an infinity in rank 1's loss or gradient of some steps, each time that they are computed."""
+    """Train with an infinity in rank 1's loss or gradient of some steps, each time that they are computed.
+
+    dies: in the first step that comes a second time.
+    """
     import torch
 
     from dpo_trainer.batches import sampler
@@ -106,6 +126,8 @@ def _poisoned(
 
     def which(plan: Any, number: int) -> Any:
         nonlocal now
+        if dies and number <= now:
+            raise MemoryError
         now = number
         return plan_step(plan, number)
 

@@ -1,5 +1,6 @@
 """Manifests, read field by field."""
 
+import hashlib
 import itertools
 import json
 
@@ -7,7 +8,7 @@ import pytest
 
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.config import build_config_map
+from dpo_operator.builders.config import build_config_map, is_config_map
 from dpo_operator.builders.job import build_child_job
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.builders.service import build_service
@@ -53,15 +54,22 @@ def test_job_of_an_attempt_is_never_repaired_by_kubernetes():
 def test_prepare_and_export_are_one_pod_without_gpu(phase):
     job = job_of(phase, nodes=4, gpusPerNode=8, pod={"prepareResources": {"requests": {"cpu": 2}}})
     assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (1, 1)
-    assert container_of(phase, gpusPerNode=8)["resources"] == {}
-    assert job["spec"]["template"]["spec"]["containers"][0]["resources"] == {"requests": {"cpu": "2"}}
+    resources = job["spec"]["template"]["spec"]["containers"][0]["resources"]
+    assert resources["requests"] == {"cpu": "2", "memory": "2Gi"}
+    assert resources.get("limits") == ({"memory": "32Gi"} if phase == "prepare" else None)
     assert "affinity" not in job["spec"]["template"]["spec"]
 
 
 def test_gpus_are_requested_and_limited():
     resources = container_of("train", gpusPerNode=8, pod={"resources": {"limits": {"memory": "64Gi"}}})["resources"]
     assert resources == {"requests": {"nvidia.com/gpu": "8"}, "limits": {"memory": "64Gi", "nvidia.com/gpu": "8"}}
-    assert container_of("train", gpusPerNode=0)["resources"] == {}
+    assert container_of("train", gpusPerNode=0)["resources"] == {"requests": {"memory": "2Gi"}}
+
+
+@pytest.mark.parametrize("named", ["requests", "limits"])
+def test_memory_that_the_job_names_replaces_the_defaults(named):
+    resources = container_of("prepare", pod={"prepareResources": {named: {"memory": "1Gi"}}})["resources"]
+    assert resources == {named: {"memory": "1Gi"}}
 
 
 def test_every_child_and_pod_is_labelled_and_owned():
@@ -191,7 +199,33 @@ def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
         if "persistentVolumeClaim" in v
     ]
     assert claims == ["pairs-work", "pairs", "more", "held-out"]
+    # The volume too, so that the kubelet does not change the group of somebody else's files.
+    assert [
+        v["name"] for v in pod_of("prepare", **spec)["volumes"] if v.get("persistentVolumeClaim", {}).get("readOnly")
+    ] == ["claim-0", "claim-1", "claim-2"]
     assert not [m for m in mounts_of("train", **spec) if m.startswith("/claims")]
+
+
+def test_a_claim_that_is_read_and_written_is_one_volume():
+    """A pod that names a claim twice may never start; and as one volume it can't be read-only."""
+    data = {"train": {"source": "pvc://mine/a.jsonl"}, "eval": {"source": "pvc://models/b.jsonl"}}
+    spec = {"data": data, "checkpoint": {"volume": {"claimName": "mine"}}, "cache": {"claimName": "models"}}
+    for spec_, volumes in (
+        (spec, {"/claims/mine": "work", "/claims/models": "cache", "/cache": "cache"}),
+        (
+            spec | {"cache": {"claimName": "mine"}},
+            {"/claims/mine": "work", "/claims/models": "claim-1", "/cache": "work"},
+        ),
+    ):
+        mounts = mounts_of("prepare", **spec_)
+        assert {path: mounts[path]["name"] for path in volumes} == volumes
+        assert mounts["/claims/mine"]["readOnly"] is True
+        claims = [
+            v["persistentVolumeClaim"]["claimName"]
+            for v in pod_of("prepare", **spec_)["volumes"]
+            if "persistentVolumeClaim" in v
+        ]
+        assert sorted(claims) == ["mine", "models"]
 
 
 def test_the_cache_is_mounted_in_prepare_alone():
@@ -241,6 +275,24 @@ def test_lost_nodes_are_left_soon_and_gpu_nodes_tolerated():
     own = {"tolerations": [{"key": "team", "operator": "Exists"}]}
     for phase in ("prepare", "export"):
         assert {"key": "team", "operator": "Exists"} in pod_of(phase, pod=own)["tolerations"]
+
+
+def test_config_map_is_the_jobs_own_by_its_content():
+    job = a_job()
+    own = build_config_map(job)
+    assert is_config_map(job, own | {"metadata": {}})
+    for changed in (
+        {"data": {"job.json": own["data"]["job.json"] + " "}},
+        {"data": own["data"] | {"more": ""}},
+        {"binaryData": {"more": ""}},
+        {"immutable": False},
+    ):
+        assert not is_config_map(job, own | changed)
+    assert not is_config_map(a_job(nodes=3), own)
+    for phase in ("prepare", "train", "export"):
+        digest = env_of(phase)["DPO_JOB_FILE_SHA256"]
+        assert digest == hashlib.sha256(own["data"]["job.json"].encode()).hexdigest()
+        assert own["metadata"]["name"].endswith(f"-config-{digest[:10]}")
 
 
 def test_job_file_is_a_job_that_the_trainer_can_read():

@@ -7,6 +7,7 @@ import pytest
 from dpo_operator.api import names
 from dpo_operator.builders.guards import build_budget, build_guards, build_prepare_policy, build_rank_policy
 from dpo_operator.builders.job import build_child_job
+from dpo_operator.builders.networks import CLOSED, Networks
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.planning import guarding
 from dpo_operator.planning.actions import Create, Patch
@@ -15,8 +16,7 @@ from tests.unit.planning.build import UID, a_job, a_status, a_view, decide
 
 pytestmark = pytest.mark.unit
 
-OPERATORS = ("dpo-system", "prometheus")
-METADATA = "169.254.169.254/32"
+OPERATORS = Networks(metrics_namespaces=("dpo-system", "prometheus"))
 
 
 def labels_of(phase, job):
@@ -48,7 +48,7 @@ def test_drains_take_one_rank_at_a_time_or_none(nodes, evictions, least):
 
 def test_each_phase_has_one_policy():
     job = a_job()
-    policies = [build_prepare_policy(job, ()), build_rank_policy(job, ())]
+    policies = [build_prepare_policy(job, CLOSED), build_rank_policy(job, CLOSED)]
     for phase in names.PHASES:
         assert sum(selects(p["spec"]["podSelector"], labels_of(phase, job)) for p in policies) == 1
     other = a_job(metadata={"uid": "another"})
@@ -69,7 +69,7 @@ def test_ranks_talk_to_their_own_and_are_scraped():
     assert scrape["ports"] == [{"protocol": "TCP", "port": 9400}]
     (namespaces,) = scrape["from"]
     (expression,) = namespaces["namespaceSelector"]["matchExpressions"]
-    assert (expression["key"], expression["values"]) == ("kubernetes.io/metadata.name", list(OPERATORS))
+    assert (expression["key"], expression["values"]) == ("kubernetes.io/metadata.name", ["dpo-system", "prometheus"])
 
 
 def test_ranks_reach_nothing_outside():
@@ -84,29 +84,31 @@ def test_ranks_reach_nothing_outside():
 
 def test_a_tracker_online_needs_https():
     wandb = {"project": "p", "mode": "online", "apiKeySecretRef": {"name": "k"}}
-    egress = build_rank_policy(a_job(tracking={"wandb": wandb}), ())["spec"]["egress"]
+    egress = build_rank_policy(a_job(tracking={"wandb": wandb}), CLOSED)["spec"]["egress"]
     assert egress[2]["ports"] == [{"protocol": "TCP", "port": 443}]
-    assert egress[2]["to"][0]["ipBlock"]["except"] == [METADATA]
-    assert len(build_rank_policy(a_job(tracking={"wandb": {"project": "p"}}), ())["spec"]["egress"]) == 2
+    assert egress[2]["to"] == CLOSED.outside()
+    assert len(build_rank_policy(a_job(tracking={"wandb": {"project": "p"}}), CLOSED)["spec"]["egress"]) == 2
 
 
 def test_prepare_downloads_and_gets_no_credentials_of_the_node():
     spec = build_prepare_policy(a_job(), OPERATORS)["spec"]
     anywhere = spec["egress"][0]
     assert "ports" not in anywhere
-    assert anywhere["to"][0]["ipBlock"] == {"cidr": "0.0.0.0/0", "except": [METADATA]}
+    assert anywhere["to"] == OPERATORS.outside()
     (scrape,) = spec["ingress"]
     assert scrape["ports"][0]["port"] == 9400
 
 
-def test_isolation_can_be_turned_off():
-    kinds = [guard["kind"] for guard in build_guards(a_job(pod={"network": {"isolate": False}}), "train", ())]
-    assert kinds == ["PodDisruptionBudget"]
+@pytest.mark.parametrize("unisolated", [False, True])
+def test_isolation_can_be_turned_off_only_if_the_administrator_lets_jobs(unisolated):
+    job = a_job(pod={"network": {"isolate": False}})
+    kinds = [guard["kind"] for guard in build_guards(job, "train", Networks(unisolated=unisolated))]
+    assert kinds == ["PodDisruptionBudget"] if unisolated else ["PodDisruptionBudget", "NetworkPolicy"]
 
 
 def test_all_guards_go_with_their_job():
     job = a_job(queue={"kind": "Volcano"})
-    guards = [guard for phase in ("prepare", "train", "export") for guard in build_guards(job, phase, ())]
+    guards = [guard for phase in ("prepare", "train", "export") for guard in build_guards(job, phase)]
     assert len(guards) == 6
     for guard in guards:
         assert guard["metadata"]["ownerReferences"][0]["uid"] == UID
@@ -137,7 +139,9 @@ def test_guards_are_made_before_any_pod_and_followed_when_settings_change():
         assert guarding.repairs(job, phase, a_view(guards=present(job, phase)), OPERATORS) == ()
         assert guarding.repairs(job, phase, a_view(guards=None), OPERATORS) == ()
         name = "prepare" if phase == "prepare" else "train"
-        (moved,) = guarding.repairs(job, phase, a_view(guards=present(job, phase)), ("elsewhere",))
+        (moved,) = guarding.repairs(
+            job, phase, a_view(guards=present(job, phase)), Networks(metrics_namespaces=("elsewhere",))
+        )
         assert (type(moved), moved.kind, moved.uid) == (Patch, "NetworkPolicy", f"uid-pairs-{name}")
     resized = guarding.repairs(a_job(nodes=3), "train", a_view(guards=present(job)), OPERATORS)
     assert [(a.kind, a.manifest["spec"]["minAvailable"]) for a in resized] == [("PodDisruptionBudget", 2)]

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpo_operator.api.allow import Allow
 from dpo_operator.cli.jobfile import JobFileError, read
 
 pytestmark = pytest.mark.unit
@@ -103,3 +104,10 @@ def test_no_spec_escapes_as_a_traceback(tmp_path_factory: pytest.TempPathFactory
     path.write_text(yaml.safe_dump({"kind": "DPOJob", "metadata": {"name": "a"}, "spec": spec}))
     with pytest.raises(JobFileError):
         read(path)
+
+
+def test_a_variable_on_no_list_is_refused_here_too(tmp_path: Path) -> None:
+    path = write(tmp_path, JOB + "  pod: {env: [{name: NCCL_DEBUG}, {name: WANDB_BASE_URL, value: 'http://x'}]}\n")
+    with pytest.raises(JobFileError, match=r"spec.pod.env: WANDB_BASE_URL is not one of"):
+        read(path)
+    assert len(read(path, Allow(env=("WANDB_*",))).spec.pod.env) == 2

@@ -29,7 +29,7 @@ class Store:
             raise ConnectionError("refused")
         if method == "GET":
             if self.lease is None:
-                raise ApiError(404, "NotFound", "")
+                raise ApiError(404, "NotFound", "", is_gone=True)
             return copy.deepcopy(self.lease)
         if method == "POST" and self.lease is not None:
             raise ApiError(409, "AlreadyExists", "")

@@ -24,6 +24,13 @@ PARTS: dict[str, Any] = {"turn": Turn, "startup": Startup, "heartbeat": Heartbea
 BOTH = (Support("ConfigMap", UID), Support("Service", UID))
 
 
+class AllHeld(dict[Any, float]):
+    """Every fact was seen long ago for the first time."""
+
+    def get(self, key: Any, default: Any = None) -> float:
+        return 1000.0
+
+
 def a_job(*, name: str = "pairs", generation: int = 1, metadata: dict[str, Any] | None = None, **spec: Any) -> DPOJob:
     """A valid job of two nodes; parts of the spec (camelCase) can be replaced."""
     least = {
@@ -121,6 +128,7 @@ def a_view(*children: ChildJob | ChildPod, claim: Claim | str | None = "own", **
         pods=tuple(c for c in children if isinstance(c, ChildPod)),
         claim=a_claim() if isinstance(claim, str) else claim,
         support=fields.pop("support", BOTH),
+        held=fields.pop("held", AllHeld()),
         **parts,
         **fields,
     )

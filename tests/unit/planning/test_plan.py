@@ -385,9 +385,11 @@ def test_claim_that_was_retained_from_a_job_of_the_same_name_is_used_again():
 
 
 def test_config_map_of_another_owner_is_never_used():
-    view = a_view(support=(BOTH[1], replace(BOTH[0], owner_uid="another")))
-    result = decide(a_status(created=False), view)
-    assert condition(result.status, c.RUNNING) == ("False", c.NAME_CONFLICT)
+    for planted in ({"owner_uid": "another"}, {"as_made": False}):
+        view = a_view(support=(BOTH[1], replace(BOTH[0], **planted)))
+        result = decide(a_status(created=False), view)
+        assert condition(result.status, c.RUNNING) == ("False", c.NAME_CONFLICT)
+        assert result.actions == ()
     assert result.actions == ()
 
 

@@ -7,13 +7,14 @@ from hypothesis import strategies as st
 
 from dpo_operator.api.status import State
 from dpo_operator.planning.actions import Create
-from tests.unit.planning.world import World, a_world
+from tests.unit.planning.world import LIES, World, a_world
 
 pytestmark = pytest.mark.unit
 
 STEPS = {
     # Number of writes after which the operator dies, 99 for never.
     **{f"operator dies after {n} writes": (lambda w, n=n: w.reconcile(n)) for n in range(4)},
+    **{f"operator sees {lie}": (lambda w, lie=lie: w.reconcile(lie=lie)) for lie in LIES},
     "operator": lambda w: w.reconcile(),
     "controllers": lambda w: w.run_controllers(),
     "kubelets": lambda w: w.run_kubelets(),
@@ -78,6 +79,32 @@ def test_operator_that_dies_at_any_write_changes_nothing_in_the_end(death, write
     world.settle()
     assert world.status.state is State.COMPLETE
     assert world.status.restarts <= 1
+
+
+def a_life_with_one_restart(when: int = 0, lie: str = "") -> World:
+    """when: the pass in which one read is wrong."""
+    world = a_world()
+    for i in range(1, 50):
+        world.reconcile(lie=lie if i == when else "")
+        run(world, "controllers", "kubelets", *(["work"] if i % 3 == 0 else []))
+        if world.status.phase == "train" and world.steps == 1 and world.status.attempts.train == 1:
+            world.kill(1, 137)
+    world.settle()
+    return world
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_one_wrong_answer_changes_nothing_in_the_end(lie):
+    calm = a_life_with_one_restart()
+    assert (calm.status.state, calm.status.restarts, calm.status.attempts.train) == (State.COMPLETE, 1, 2)
+    for when in range(1, 45):
+        world = a_life_with_one_restart(when, lie)
+        assert (world.status.state, world.status.restarts) == (State.COMPLETE, 1), when
+        assert (world.status.attempts, world.made, list(world.jobs)) == (
+            calm.status.attempts,
+            calm.made,
+            list(calm.jobs),
+        )
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.builders.config import config_name
 from dpo_operator.builders.job import build_child_job
+from dpo_operator.builders.networks import CLOSED
 from dpo_operator.planning import guarding
 from dpo_operator.planning.actions import Create, Delete, Patch
 from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Guard, Size, Support, owner_uid
@@ -23,6 +24,7 @@ from tests.unit.planning.build import (
     NOON,
     SETTINGS,
     UID,
+    AllHeld,
     a_child,
     a_claim,
     a_job,
@@ -152,6 +154,7 @@ def test_what_the_previous_version_made_is_adopted(file: Path) -> None:
         jobs=tuple(ChildJob.from_raw(child) for child in of("Job")),
         pods=tuple(ChildPod.from_raw(child) for child in of("Pod")),
         claim=claims[0],
+        held=AllHeld(),
         support=tuple(Support("Service", owner_uid(child)) for child in of("Service")),
     )
     for _ in range(5):
@@ -172,8 +175,10 @@ def test_a_size_that_can_not_be_told_is_no_other_one() -> None:
 def test_the_budget_of_a_gang_does_not_hold_a_single_pod() -> None:
     gangs_own = Guard("PodDisruptionBudget", names.budget_name("pairs"), "uid-budget", UID, "of two nodes")
     (patch,) = [
-        a for a in guarding.repairs(a_job(nodes=1), "train", a_view(guards=(gangs_own,)), ()) if isinstance(a, Patch)
+        a
+        for a in guarding.repairs(a_job(nodes=1), "train", a_view(guards=(gangs_own,)), CLOSED)
+        if isinstance(a, Patch)
     ]
     assert (patch.uid, patch.manifest["spec"]["minAvailable"]) == ("uid-budget", 0)
-    never = guarding.repairs(a_job(nodes=1), "train", a_view(guards=()), ())
+    never = guarding.repairs(a_job(nodes=1), "train", a_view(guards=()), CLOSED)
     assert "PodDisruptionBudget" not in [action.kind for action in never]

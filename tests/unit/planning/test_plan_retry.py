@@ -11,7 +11,7 @@ from dpo_operator.api.status import DPOJobStatus, State
 from dpo_operator.planning import restarts, transitions
 from dpo_operator.planning.actions import Create, Delete
 from dpo_operator.planning.objects import ChildJob, ChildPod
-from dpo_operator.planning.plan import reject_unreadable
+from dpo_operator.planning.rejecting import reject_unreadable
 from dpo_operator.planning.transitions import Moment, settled
 from dpo_operator.planning.validate import Problems
 from tests.unit.planning.build import NOON, a_child, a_job, a_pod, a_status, a_view, condition, decide, ended

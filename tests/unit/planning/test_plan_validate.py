@@ -4,7 +4,7 @@ import pytest
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api.status import DPOJobStatus, State
-from dpo_operator.planning.plan import reject_unreadable
+from dpo_operator.planning.rejecting import reject_unreadable
 from dpo_operator.planning.validate import Problems, read_job
 from tests.unit.planning.build import NOON, a_job, a_status, a_view, condition, decide
 

@@ -12,7 +12,7 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.kube.client import error_of
 from dpo_operator.planning.objects import ChildJob, ChildPod, Notice
 from dpo_operator.planning.observed import Heartbeat, Observed
-from dpo_operator.planning.plan import reject_unreadable
+from dpo_operator.planning.rejecting import reject_unreadable
 from dpo_operator.planning.validate import Problems, read_job
 from tests.unit.planning.build import NOON, a_child, a_claim, a_job, a_pod, a_status, a_view, decide
 
@@ -81,7 +81,7 @@ def reading() -> Heartbeat:
 
 
 def refused() -> str:
-    error = error_of(403, json.dumps({"reason": EVIL, "message": EVIL}).encode(), "")
+    error = error_of(403, json.dumps({"reason": EVIL, "message": EVIL}).encode(), "", "")
     return f"The API server refused to create Job x: {error}"
 
 

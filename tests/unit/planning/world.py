@@ -8,13 +8,17 @@ from datetime import datetime, timedelta
 
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
+from dpo_operator.planning import certainty
 from dpo_operator.planning.actions import Action, Create, Delete, Patch, SuspendJob
 from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Exit, Support
-from dpo_operator.planning.observed import Observed
+from dpo_operator.planning.observed import Fact, Observed
 from dpo_operator.planning.plan import plan
 from tests.unit.planning.build import NOON, SETTINGS, UID, a_claim, a_job, termination_text
 
 STEPS = 3
+PASS_SECONDS = certainty.SECOND_LOOK_SECONDS + 1
+# Wrong answers of the API.
+LIES = ("no Jobs", "no pods", "no claim", "old Jobs", "old pods")
 
 
 @dataclass
@@ -33,15 +37,25 @@ class World:
     suspensions: int = 0
     jobs_suspended: int = 0
     suspensions_of_jobs: int = 0
+    since: dict[Fact, datetime] = field(default_factory=dict)
+    before: Observed = field(default_factory=Observed)
+    lied: bool = False
 
     # The operator
 
-    def reconcile(self, writes: int = 99) -> None:
-        """One pass of the operator, which dies after so many writes."""
-        seen = Observed(
+    def reconcile(self, writes: int = 99, lie: str = "") -> None:
+        """One pass of the operator, which dies after so many writes. lie: what the API answers wrongly, never twice in a row."""
+        true = Observed(
             jobs=tuple(self.jobs.values()), pods=tuple(self.pods.values()), claim=self.claim, support=self.support
         )
+        seen = true if self.lied else self.falsified(true, lie)
+        self.lied = seen is not true
+        facts = certainty.facts(self.status, seen)
+        self.since = {fact: self.since.get(fact, self.now) for fact in facts}
+        held = {fact: (self.now - since).total_seconds() for fact, since in self.since.items()}
+        seen = replace(seen, held=held)
         decision = plan(self.job, self.status, seen, self.now, SETTINGS)
+        self.now += timedelta(seconds=PASS_SECONDS)
         if decision.status != self.status:
             if writes == 0:
                 return
@@ -51,6 +65,19 @@ class World:
             self.status = DPOJobStatus.model_validate(decision.status.to_dict())
         for action in decision.actions[:writes]:
             self.carry_out(action)
+
+    def falsified(self, true: Observed, lie: str) -> Observed:
+        """What is seen when the API answers wrongly. Old: as of the first pass that saw a Job of this attempt."""
+        if not any(job.belongs_to(self.status.phase, self.status.attempt) for job in self.before.jobs):
+            self.before = true
+        wrong = {
+            "no Jobs": replace(true, jobs=()),
+            "no pods": replace(true, pods=()),
+            "no claim": replace(true, claim=None),
+            "old Jobs": replace(true, jobs=self.before.jobs),
+            "old pods": replace(true, pods=self.before.pods),
+        }
+        return wrong.get(lie, true)
 
     def carry_out(self, action: Action) -> None:
         if isinstance(action, SuspendJob):

@@ -1,5 +1,6 @@
 """The command line: exit code and termination message of each phase."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -84,6 +85,18 @@ def test_a_missing_job_file_is_named(tmp_path: Path):
 
     assert found == 66
     assert "none.json: the job file can't be read" in termination.message
+
+
+def test_another_job_file_than_the_operators_is_refused(tmp_path: Path):
+    job = json.dumps(a_job())
+    digest = hashlib.sha256(job.encode()).hexdigest()
+    _, _, expected = trainer(tmp_path, "export", job, DPO_JOB_FILE_SHA256=digest)
+    assert "SHA-256" not in expected.message
+
+    found, _, termination = trainer(tmp_path, "prepare", job + " ", DPO_JOB_FILE_SHA256=digest)
+
+    assert (found, termination.exit_code) == (78, 78)
+    assert "Somebody put another ConfigMap in its place" in termination.message
 
 
 def test_an_attempt_that_is_not_a_number(tmp_path: Path):

@@ -1,6 +1,8 @@
 """Folders and names on the volume.
 
-checkpoints/attempt                        number of the newest attempt that began: the fence
+checkpoints/attempt-2                      attempt 2 has begun: the newest of these is the fence
+checkpoints/attempt                        the same number in a file, as older images and people read it
+checkpoints/skipped.json                   steps that training.nonFinite skipped before it rolled back
 checkpoints/step-00000050/manifest.json    written last; it names every other file with its SHA-256
 checkpoints/step-00000050/rank-00000.safetensors
 checkpoints/step-00000050.attempt-2.tmp    being written, or left by a crash
@@ -15,6 +17,8 @@ from dpo_trainer.checkpoint.plain_files import read_plain, sanitized
 from dpo_trainer.runtime.errors import volume_error
 
 FENCE = "attempt"
+SKIPPED = "skipped.json"
+_MARK = re.compile(r"attempt-(\d{1,18})", re.ASCII)
 _FOLDER = re.compile(r"step-(\d{8,12})")
 TEMPORARY = re.compile(r"step-\d{8,12}\.(?:attempt-(\d+)|replaced)(?:\.removed)?\.tmp")
 SHARD = re.compile(r"rank-\d{5}\.safetensors")
@@ -62,8 +66,25 @@ def _entries(root: Path) -> list[Path]:
         return []
 
 
+def mark_name(attempt: int) -> str:
+    """Name of the file that says that an attempt has begun."""
+    return f"{FENCE}-{attempt}"
+
+
+def marks(root: Path) -> list[int]:
+    """Attempts that have begun, oldest first, as far as their marks are kept. Raises OSError."""
+    return sorted(int(match[1]) for path in _entries(root) if (match := _MARK.fullmatch(path.name)))
+
+
 def read_fence(root: Path) -> int:
-    """Number of the newest attempt that began; 0 before the first. Raises TrainerError VOLUME_ERROR, OSError."""
+    """Number of the newest attempt that began; 0 before the first. Raises TrainerError VOLUME_ERROR, OSError.
+
+    No attempt overwrites another one's mark, so this never falls, also when two attempts begin at one instant.
+    """
+    return max([_read_number(root), *marks(root)])
+
+
+def _read_number(root: Path) -> int:
     try:
         text = read_plain(root / FENCE, limit=64).decode(errors="replace").strip()
     except FileNotFoundError:

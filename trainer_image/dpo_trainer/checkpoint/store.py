@@ -23,6 +23,7 @@ from dpo_trainer.checkpoint.loop_state import LoopState
 from dpo_trainer.checkpoint.manifest import Manifest
 from dpo_trainer.checkpoint.rng import rng_entries
 from dpo_trainer.checkpoint.shard import Entry
+from dpo_trainer.checkpoint.skipped import remember_skipped, skipped
 from dpo_trainer.checkpoint.trust import Trust
 from dpo_trainer.checkpoint.writer import Writer
 from dpo_trainer.distributed.ranks import Ranks
@@ -133,6 +134,21 @@ class Checkpoints:
             CheckpointRef(**self.ranks.run_on_rank_zero(lambda: writer.saving(0, lambda: writer.amend(step, loop)))),
             began,
         )
+
+    def remember_skipped(self, steps: Sequence[int]) -> None:
+        """Record durably which steps were skipped, before a rollback. Raises TrainerError on every rank when it fails."""
+        writer = self._writer(self.ranks, self.alive)
+
+        def record() -> None:
+            writer.check_fence()
+            remember_skipped(self.root, steps)
+
+        self.ranks.run_on_rank_zero(lambda: writer.saving(0, record))
+
+    def skipped(self, restored: Restored | None) -> list[int]:
+        """Steps that are to be skipped: those that a checkpoint names, and those that were recorded since. Raises TrainerError."""
+        recorded = self.ranks.run_on_rank_zero(lambda: skipped(self.root))
+        return list(dict.fromkeys([*(restored.state.skipped if restored else ()), *recorded]))
 
     def _background_heartbeat(self) -> None:
         """No-op unless the loop waits: background progress must not mask a hung loop."""

@@ -25,6 +25,9 @@ from dpo_trainer.runtime.files import commit, remove, sync_folder, write_synced
 
 T = TypeVar("T")
 
+# Attempts whose marks are kept.
+KEPT_MARKS = 10
+
 
 @dataclass
 class Writer:
@@ -49,16 +52,28 @@ class Writer:
     def begin(self) -> None:
         """Fence older attempts and remove what they left half-written. Raises TrainerError PEER_LOST, OSError."""
         self.root.mkdir(parents=True, exist_ok=True)
+        sync_folder(self.root.parent)
         fence = self.root / layout.FENCE
         if os.path.lexists(fence) and not stat.S_ISREG(fence.lstat().st_mode):
             remove(fence)  # invalid fence: it would block all attempts
         self.check_fence()
+        self._mark()
+        # An older attempt that stalled right here overwrites a newer one's number, and not its mark.
         temporary = fence.with_suffix(f".{self.attempt}.tmp")
         remove(temporary)
         write_synced(temporary, f"{self.attempt}\n".encode())
         temporary.replace(fence)
         sync_folder(self.root)
+        self.check_fence()
         self._take_over(layout.temporary_folders(self.root))
+
+    def _mark(self) -> None:
+        """Say that this attempt has begun. The newest marks stay: a reader that lists the folder meanwhile finds one of them."""
+        with suppress(FileExistsError):  # this attempt has begun before
+            write_synced(self.root / layout.mark_name(self.attempt), b"")
+        sync_folder(self.root)
+        for attempt in layout.marks(self.root)[:-KEPT_MARKS]:
+            remove(self.root / layout.mark_name(attempt))
 
     def _take_over(self, folders: Sequence[Path]) -> None:
         """Remove temporary folders. The rename first keeps an older writer from committing a half-removed folder."""

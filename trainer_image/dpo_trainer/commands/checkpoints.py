@@ -17,7 +17,7 @@ COMMANDS = ("checkpoints", "export-checkpoint")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a command and return its exit code. Never raises an Exception: it becomes a message on standard error."""
+    """Run a command and return its exit code. Raises nothing but the end after a wrong command line: an error becomes a message on standard error."""
     given = _parse(argv)
     quiet_libraries()
     try:
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
             return int(listing.run(given.folder, verify=given.verify, as_json=given.json))
         _export(given.checkpoint, given.work_dir, given.job_file, given.to, merge=given.merge)
-    except Exception as error:
+    except BaseException as error:
         code, message = termination.classify(error)
         print(f"{given.command}: {message}", file=sys.stderr, flush=True)
         return int(code)

@@ -11,6 +11,7 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.data.formats import detect
 from dpo_trainer.data.formats.detection import columns_read
 from dpo_trainer.runtime.errors import TrainerError, bad_dataset, first_line, input_not_found, invalid_configuration
+from dpo_trainer.runtime.untrusted import Untrusted
 from dpo_trainer.sources.hub import Fetch, Snapshot, discard_download_state, snapshot_of
 from dpo_trainer.sources.resolve import HubSource
 from dpo_trainer.sources.retrying import GATED, no_space, retrying
@@ -34,7 +35,12 @@ class HubRows:
         return f"row {row} of the split"
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batch in self.table.iter(batch_size=512):
+        batches = self.table.iter(batch_size=512)
+        while True:
+            with Untrusted("reading rows of the hub's dataset", code=ExitCode.SOURCE_UNAVAILABLE):
+                batch = next(batches, None)
+            if batch is None:
+                return
             names = list(batch)
             for values in zip(*batch.values(), strict=True):
                 yield dict(zip(names, values, strict=True))

@@ -15,15 +15,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, Protocol, cast
 
+from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.data.formats import Rejection
 from dpo_trainer.data.formats.pairs import Reason
 from dpo_trainer.runtime.errors import bad_dataset, first_line, input_not_found, invalid_configuration
+from dpo_trainer.runtime.untrusted import Untrusted
 from dpo_trainer.sources.resolve import FileSource
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 
 # A line that is longer is skipped, and counted as a bad row.
 LONGEST_LINE = 64 * 2**20
+# Bytes of a .json file that is one document, unpacked; Python takes several times as much memory for it.
+LARGEST_DOCUMENT = 2**30
 # Bytes of Parquet rows that are decoded at once.
 PARQUET_BATCH = 32 * 2**20
 
@@ -92,7 +96,13 @@ class FileRows:
         for name in names:
             expected = 0
             with self._source.open(name) as raw:
-                for place, item in _read_file(raw, name):
+                items = _read_file(raw, name)
+                while True:
+                    with Untrusted(f"reading row {row} of {self._source.label}", code=ExitCode.SOURCE_UNAVAILABLE):
+                        found = next(items, None)
+                    if found is None:
+                        break
+                    place, item = found
                     if place != expected:
                         self._marks.append((row, name, place))
                     if (row % 512) == 0:
@@ -176,6 +186,8 @@ def _read_parquet(file: IO[bytes], name: str) -> Iterator[Any]:
             except (ValueError, OverflowError):
                 rows = [_parquet_row(batch, i) for i in range(batch.num_rows)]
             yield from rows
+    except MemoryError:
+        raise
     except (arrow.ArrowException, OSError, ValueError, OverflowError) as error:
         # What Arrow can't decode may be an OSError too, of no system call; others are those of the file or the store. The names of
         # the columns may be no text.
@@ -262,11 +274,11 @@ def _read_json(file: IO[bytes], name: str) -> Iterator[tuple[int, Any]]:
     _check_encoding(head)
     start = head.removeprefix(_BOM).lstrip()
     if start.startswith(b"["):
-        yield from enumerate(_whole_document(head + file.read(), name), start=1)
+        yield from enumerate(_whole_document(head + _rest(file, name), name), start=1)
     elif _parsed(start) is not None:
         yield from _read_lines(itertools.chain(_lines(io.BytesIO(head)), _lines(file)))
     else:
-        text = head + file.read()
+        text = head + _rest(file, name)
         if isinstance(found := _parsed(text.removeprefix(_BOM)), dict):
             keys = ", ".join(str(key)[:64] for key in list(found)[:8]) or "no columns"
             raise bad_dataset(
@@ -274,6 +286,16 @@ def _read_json(file: IO[bytes], name: str) -> Iterator[tuple[int, Any]]:
                 "the list of rows itself, or one row on each line"
             )
         yield from _read_lines(_lines(io.BytesIO(text)))
+
+
+def _rest(file: IO[bytes], name: str) -> bytes:
+    text = file.read(LARGEST_DOCUMENT + 1)
+    if len(text) > LARGEST_DOCUMENT:
+        raise bad_dataset(
+            f"{name}: expected at most {LARGEST_DOCUMENT} bytes, unpacked, in a file that has to be read as a whole, found more; write it "
+            "as .jsonl, with one object on each line"
+        )
+    return text
 
 
 def _parsed(text: bytes) -> Any:

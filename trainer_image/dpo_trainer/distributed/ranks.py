@@ -10,6 +10,7 @@ import torch.distributed as dist
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.termination import classify
+from dpo_trainer.runtime.untrusted import is_panic
 
 T = TypeVar("T")
 
@@ -56,7 +57,9 @@ class Ranks:
         result, failure, cause = None, None, None
         try:
             result = work()
-        except Exception as error:
+        except BaseException as error:
+            if not isinstance(error, Exception) and not is_panic(error):
+                raise  # a stop
             code, message = classify(error)
             if code is ExitCode.PEER_LOST and isinstance(error, RuntimeError):
                 raise

@@ -215,14 +215,19 @@ def _child_setup(held: set[signal.Signals]) -> Callable[[], None]:
 
     def setup() -> None:
         # Without its launcher no process would end the rank; SIGTERM makes it save and exit.
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os._exit(ExitCode.SIGTERM)
+        end_with_parent(parent, signal.SIGTERM)
         # SIGUSR1 must not end a rank that has not set up its stack dumps yet; exec keeps ignored signals ignored.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
 
     return setup
+
+
+def end_with_parent(parent: int, number: signal.Signals) -> None:
+    """Have this process, a new child, get a signal when its parent ends. parent: its process id, taken before the fork."""
+    _prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os._exit(ExitCode.SIGTERM)
 
 
 def _prctl(option: int, value: int) -> None:

@@ -18,7 +18,9 @@ from dpo_trainer.data.tokens.truncation import Limits
 from dpo_trainer.prepare.inputs import Inputs, kind
 from dpo_trainer.prepare.record import ModelRecord
 from dpo_trainer.pretrained import checks, files
+from dpo_trainer.pretrained.sizes import check_sizes
 from dpo_trainer.runtime.errors import invalid_configuration
+from dpo_trainer.runtime.untrusted import Untrusted
 from dpo_trainer.sources import hub, resolve
 
 log = logging.getLogger(__name__)
@@ -63,7 +65,8 @@ def load_pair_tokenizer(model: StagedModel, chat_template: str | None, data: Dat
     """Tokenizer of a staged model, and the chat template in use; None without one."""
     loaded = load_tokenizer(model.folder, model.label, chat_template)
     limits = Limits(data.max_length, data.max_prompt_length, data.truncation)
-    tokenizer = PairTokenizer(loaded, limits, checks.end_tokens(model.folder, model.config, model.label))
+    with Untrusted(f"{model.label}: trying the tokenizer"):
+        tokenizer = PairTokenizer(loaded, limits, checks.end_tokens(model.folder, model.config, model.label))
     return tokenizer, loaded.get_chat_template() if loaded.chat_template else None
 
 
@@ -95,6 +98,7 @@ def fetch_weights(model: StagedModel, source: str, inputs: Inputs) -> ModelRecor
         lambda text, share: inputs.progress(text, 0.5 + 0.4 * share),
     )
     checked = checks.check_weights(model.folder, model.weights, model.label)
+    check_sizes(model.config, checked.shapes, model.label)
     inputs.progress("checking the weights", 0.9)
     digests = files.sha256_of(model.folder, [*model.small, *model.weights])
     if listing.snapshot is not None:

@@ -5,7 +5,7 @@ Nothing here loads weights or imports torch; a wrong model is refused before any
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +76,11 @@ def context_length(config: Mapping[str, Any]) -> int | None:
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameter count and dtypes, from the headers of the weight files."""
+    """Parameter count, dtypes, and the shape of each tensor, from the headers of the weight files."""
 
     parameters: int
     dtypes: tuple[str, ...]
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
 
 
 def check_weights(folder: Path, names: Sequence[str], label: str) -> Weights:
@@ -87,20 +88,21 @@ def check_weights(folder: Path, names: Sequence[str], label: str) -> Weights:
 
     Raises TrainerError: INVALID_CONFIGURATION with the file's name.
     """
-    parameters, dtypes = 0, set()
+    dtypes: set[str] = set()
+    shapes: dict[str, tuple[int, ...]] = {}
     index = weight_map(folder, label) if (folder / INDEX).exists() else {}
     for name in names:
         tensors = _header(folder / name, label)
         absent = [tensor for tensor, file in index.items() if file == name and tensor not in tensors]
         if absent:
             raise invalid_configuration(f"{label}: {name} lacks tensors that {INDEX} puts there: {some(absent)}")
-        parameters += sum(math.prod(tensor["shape"]) for tensor in tensors.values())
+        shapes |= {key: tuple(tensor["shape"]) for key, tensor in tensors.items()}
         dtypes |= {tensor["dtype"] for tensor in tensors.values()}
     if not dtypes & _TRAINABLE:
         raise invalid_configuration(
             f"{label}: expected floating-point weights, found {', '.join(sorted(dtypes)) or 'none'}"
         )
-    return Weights(parameters, tuple(sorted(dtypes)))
+    return Weights(sum(map(math.prod, shapes.values())), tuple(sorted(dtypes)), shapes)
 
 
 def _header(path: Path, label: str) -> dict[str, dict[str, Any]]:

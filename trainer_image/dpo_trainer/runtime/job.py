@@ -1,5 +1,6 @@
 """What every phase reads from its process: the job file, the attempt number, the hub token, and stop signals."""
 
+import hashlib
 import json
 import os
 import signal
@@ -16,18 +17,24 @@ from dpo_trainer.runtime.errors import TrainerError, input_not_found, invalid_co
 from dpo_trainer.runtime.stop import Stopped, StopRequest
 
 
-def read_job(path: Path, *, begun: bool = False) -> DPOJob:
+def read_job(path: Path, *, begun: bool = False, digest: str | None = None) -> DPOJob:
     """Read and validate the job file: types, rules, and the features of this version.
 
     begun: the job has run before. A violation of a rule is then only printed, because the image may be newer than the job.
-    Raises TrainerError or pydantic's ValidationError.
+    digest: SHA-256 of the operator's file, hex; another file is refused. Raises TrainerError or pydantic's ValidationError.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        document = json.loads(content)
     except OSError as error:
         raise input_not_found(f"{path}: the job file can't be read: {error.strerror}") from error
     except ValueError as error:
         raise invalid_configuration(f"{path}: expected a DPOJob as JSON, found {error}") from error
+    if digest is not None and (found := hashlib.sha256(content).hexdigest()) != digest:
+        raise invalid_configuration(
+            f"{path}: expected the job file with the SHA-256 {digest} that the operator wrote, found {found}. Somebody put another "
+            "ConfigMap in its place; delete that ConfigMap and retry the job."
+        )
     job = DPOJob.model_validate(document)
     if (broken := rules.violations(job)) and begun:
         print(f"newer rules would refuse this job: {'; '.join(broken)}", file=sys.stderr, flush=True)

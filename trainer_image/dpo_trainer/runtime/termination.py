@@ -20,6 +20,7 @@ from dpo_operator.api.reports import DatasetReport, Progress, Termination
 from dpo_trainer.runtime import volume_errors
 from dpo_trainer.runtime.errors import TrainerError, first_line
 from dpo_trainer.runtime.stop import Stopped
+from dpo_trainer.runtime.untrusted import is_panic
 from dpo_trainer.runtime.volume_errors import Kind
 
 _VOLUME = frozenset({Kind.FULL, Kind.QUOTA, Kind.FILE_TOO_LARGE, Kind.READ_ONLY, Kind.FAILING, Kind.STALE})
@@ -51,6 +52,10 @@ def classify(error: BaseException) -> tuple[ExitCode, str]:
         return error.exit_code, str(error)
     if isinstance(error, ValidationError):
         return ExitCode.INVALID_CONFIGURATION, "\n".join(sentences(error))
+    if is_panic(error):
+        return ExitCode.INVALID_CONFIGURATION, (
+            f"A library failed on its input: {first_line(error, 500)} ({_place(error)}); correct the model's or the data's files."
+        )
     if isinstance(error, Stopped):
         return ExitCode.SIGTERM, f"Stopped by {error}; nothing was left half-written."
     if isinstance(error, OSError) and _is_of_volume(error):

@@ -127,7 +127,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
             resumed_step=restored.step if restored else 0,
         ),
         pace=Pace(engine.world),
-        nonfinite=NonFinitePolicy(training.non_finite, list(restored.state.skipped) if restored else []),
+        nonfinite=NonFinitePolicy(training.non_finite, checkpoints.skipped(restored)),
         telemetry=telemetry,
         # A failed background save ends the run as a signal does: at a step that all ranks agree on.
         stop=StopWhen(stop, lambda: checkpoints.failed),

@@ -138,6 +138,8 @@ class Milestones:
         """Go back to the newest checkpoint; None, with nothing changed, when there is none yet."""
         run = self.run
         run.checkpoints.wait()
+        # The next save may be far: a process that dies before must not forget this step, and so how many there were.
+        run.checkpoints.remember_skipped(run.nonfinite.skipped)
         restored = run.checkpoints.load(run.state)
         if restored is not None:
             self.evaluations[:] = restored.state.evaluations

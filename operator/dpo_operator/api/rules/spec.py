@@ -213,7 +213,7 @@ IMMUTABLE_FIELDS: tuple[str, ...] = (
 VOLUME_SIZE = "checkpoint.volume.size"
 
 
-NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
+NAME_PATTERN = names.JOB_NAME_PATTERN
 NAME_MESSAGE = (
     f"metadata.name: must start with a letter, hold lower-case letters, digits and '-', and have at most "
     f"{names.MAX_JOB_NAME} characters, because pod host names are made from it"

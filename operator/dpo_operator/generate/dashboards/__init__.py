@@ -2,6 +2,7 @@
 
 from dpo_operator.generate.dashboards import fleet, job
 from dpo_operator.generate.dashboards.panels import Json, expressions
+from dpo_operator.generate.dashboards.queries import OPERATOR_MONITOR
 
 
 def dashboard_queries(namespace: str, name: str, *, interval: str = "1m") -> list[str]:
@@ -19,7 +20,13 @@ def operator_queries(*, interval: str = "1m") -> list[str]:
 
 def fill_in(query: str, namespace: str, name: str, interval: str) -> str:
     """Replace Grafana's variables as Grafana does."""
-    values = {"$namespace": namespace, "$dpojob": name, "$__rate_interval": interval, "$__interval": interval}
+    values = {
+        "$operator": OPERATOR_MONITOR,
+        "$namespace": namespace,
+        "$dpojob": name,
+        "$__rate_interval": interval,
+        "$__interval": interval,
+    }
     for variable, value in values.items():
         query = query.replace(variable, value)
     return query

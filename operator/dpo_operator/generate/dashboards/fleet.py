@@ -1,11 +1,11 @@
 """The dashboard of the operator: jobs, reaction times, reconcile work and connections."""
 
-from dpo_operator.generate.dashboards.panels import Json, Panel, Query, Row, build_dashboard
-from dpo_operator.generate.dashboards.queries import quantile, rate
+from dpo_operator.generate.dashboards.panels import Json, Panel, Query, Row, build_dashboard, operator_variable
+from dpo_operator.generate.dashboards.queries import OPERATOR, quantile, rate
 
 UID = "dpo-operator"
 # Restricts process_* metrics, which every scraped process exports, to the operator.
-OURS = "and on (instance, job) dpojob_operator_build_info"
+OURS = f"and on (instance, job) dpojob_operator_build_info{{{OPERATOR}}}"
 
 
 def dashboard() -> Json:
@@ -14,13 +14,13 @@ def dashboard() -> Json:
         uid=UID,
         title="DPO / Operator",
         description="All DPOJobs by state, and the operator's own work.",
-        variables=[],
+        variables=[operator_variable()],
         annotations=[],
         rows=[_jobs(), _reaction_times(), _work(), _connections(), _process()],
     )
 
 
-def _quantiles(histogram: str, selector: str = "") -> tuple[Query, Query]:
+def _quantiles(histogram: str, selector: str = OPERATOR) -> tuple[Query, Query]:
     """Median and 99th percentile over what was observed lately."""
     return Query(quantile(0.5, histogram, selector), "p50"), Query(quantile(0.99, histogram, selector), "p99")
 
@@ -32,7 +32,7 @@ def _jobs() -> Row:
             Panel(
                 "Jobs by state",
                 "DPOJobs that the operator knows, by the state that `kubectl get dpojob` shows.",
-                (Query("sum by (state) (dpojob_status_state) > 0", "{{state}}"),),
+                (Query(f"sum by (state) (dpojob_status_state{{{OPERATOR}}}) > 0", "{{state}}"),),
                 decimals=0,
                 minimum=0,
                 width=12,
@@ -43,7 +43,7 @@ def _jobs() -> Row:
                 "Restarts of the last hour. Many of one reason on different jobs point at a node, a network or a storage.",
                 (
                     Query(
-                        "sum by (reason) (increase(dpojob_operator_job_restarts_total[1h])) > 0 or vector(0)",
+                        f"sum by (reason) (increase(dpojob_operator_job_restarts_total{{{OPERATOR}}}[1h])) > 0 or vector(0)",
                         "{{reason}}",
                     ),
                 ),
@@ -82,7 +82,7 @@ def _reaction_times() -> Row:
 
 
 def _work() -> Row:
-    reconcile = 'handler="reconcile"'
+    reconcile = f'handler="reconcile",{OPERATOR}'
     return Row(
         "Work",
         (
@@ -96,21 +96,25 @@ def _work() -> Row:
             Panel(
                 "Waiting jobs",
                 "Jobs that wait for a worker. Those in the slow lane failed last time, or will be rejected.",
-                (Query("sum by (lane) (dpojob_operator_queue_depth)", "{{lane}}"),),
+                (Query(f"sum by (lane) (dpojob_operator_queue_depth{{{OPERATOR}}})", "{{lane}}"),),
                 decimals=0,
                 minimum=0,
             ),
             Panel(
                 "Longest wait",
                 "How long the first of them has waited.",
-                (Query("max by (lane) (dpojob_operator_queue_oldest_seconds)", "{{lane}}"),),
+                (Query(f"max by (lane) (dpojob_operator_queue_oldest_seconds{{{OPERATOR}}})", "{{lane}}"),),
                 unit="s",
                 minimum=0,
             ),
             Panel(
                 "Errors",
                 "Errors for each second, by kind; each is retried after a growing delay. See the log for the job.",
-                (Query(f"{rate('dpojob_operator_handler_errors_total', 'error', '')} or vector(0)", "{{error}}"),),
+                (
+                    Query(
+                        f"{rate('dpojob_operator_handler_errors_total', 'error', OPERATOR)} or vector(0)", "{{error}}"
+                    ),
+                ),
                 minimum=0,
             ),
             Panel(
@@ -124,7 +128,7 @@ def _work() -> Row:
                 "Requests",
                 "Requests to the API server for each second, watches aside, by status code. 0: no response. 409: another "
                 "client wrote first. 429: throttled.",
-                (Query(rate("dpojob_operator_api_requests_total", "code", ""), "{{code}}"),),
+                (Query(rate("dpojob_operator_api_requests_total", "code", OPERATOR), "{{code}}"),),
                 minimum=0,
                 stack=True,
             ),
@@ -139,7 +143,7 @@ def _connections() -> Row:
             Panel(
                 "Leader",
                 "Replicas that lead. Always 1; 0: no replica reconciles jobs.",
-                (Query("sum(dpojob_operator_leader)", "leaders"),),
+                (Query(f"sum(dpojob_operator_leader{{{OPERATOR}}})", "leaders"),),
                 kind="stat",
                 width=4,
                 decimals=0,
@@ -148,7 +152,7 @@ def _connections() -> Row:
             Panel(
                 "Not delivered",
                 "DPOJobs that a list shows in a version that the watch has not delivered. More than 0 for long: the watch is stuck.",
-                (Query("max(dpojob_operator_unobserved_objects)", "jobs"),),
+                (Query(f"max(dpojob_operator_unobserved_objects{{{OPERATOR}}})", "jobs"),),
                 kind="stat",
                 width=4,
                 decimals=0,
@@ -157,7 +161,7 @@ def _connections() -> Row:
             Panel(
                 "Unreadable namespaces",
                 "Watched namespaces whose DPOJobs could not be listed: a RoleBinding is missing there.",
-                (Query("max(dpojob_operator_unreadable_namespaces)", "namespaces"),),
+                (Query(f"max(dpojob_operator_unreadable_namespaces{{{OPERATOR}}})", "namespaces"),),
                 kind="stat",
                 width=4,
                 decimals=0,
@@ -167,7 +171,7 @@ def _connections() -> Row:
                 "Age of the watches",
                 "Time since each resource's watch received data, bookmarks included, which come about every minute. A watch that "
                 "stays silent is reopened; if that does not help, the liveness probe fails.",
-                (Query("max by (resource) (dpojob_operator_watch_age_seconds)", "{{resource}}"),),
+                (Query(f"max by (resource) (dpojob_operator_watch_age_seconds{{{OPERATOR}}})", "{{resource}}"),),
                 unit="s",
                 minimum=0,
                 width=12,

@@ -9,9 +9,10 @@ from dpo_operator.generate.dashboards.panels import (
     Row,
     Steps,
     build_dashboard,
+    operator_variable,
     query_variable,
 )
-from dpo_operator.generate.dashboards.queries import JOB, newest, quantile, rate
+from dpo_operator.generate.dashboards.queries import JOB, OF_JOB, OPERATOR, newest, quantile, rate
 
 UID = "dpo-operator-job"
 
@@ -23,8 +24,11 @@ def dashboard() -> Json:
         title="DPO / Job",
         description="Progress, learning and speed of one DPOJob.",
         variables=[
-            query_variable("namespace", "Namespace", "label_values(dpojob_info, namespace)"),
-            query_variable("dpojob", "DPOJob", 'label_values(dpojob_info{namespace="$namespace"}, dpojob)'),
+            operator_variable(),
+            query_variable("namespace", "Namespace", f"label_values(dpojob_info{{{OPERATOR}}}, namespace)"),
+            query_variable(
+                "dpojob", "DPOJob", f'label_values(dpojob_info{{namespace="$namespace",{OPERATOR}}}, dpojob)'
+            ),
         ],
         annotations=_annotations(),
         rows=[
@@ -40,7 +44,7 @@ def dashboard() -> Json:
 
 
 def _annotations() -> list[Annotation]:
-    restarts = f"sum(dpojob_restarts_total{{{JOB}}})"
+    restarts = f"sum(dpojob_restarts_total{{{OF_JOB}}})"
     return [
         # A reason's first restart makes a new series, in which increase() sees nothing; so the sums are compared.
         Annotation("Restarts", f"{restarts} > ({restarts.replace('}', '} offset 1m')} or vector(0))", "Restart", "red"),
@@ -77,7 +81,7 @@ def _overview() -> Row:
             _stat(
                 "State",
                 "What the operator says the job is doing, as in `kubectl get dpojob`.",
-                Query(f"max by (state) (dpojob_status_state{{{JOB}}}) == 1", "{{state}}"),
+                Query(f"max by (state) (dpojob_status_state{{{OF_JOB}}}) == 1", "{{state}}"),
                 show_name=True,
             ),
             Panel(
@@ -114,7 +118,7 @@ def _overview() -> Row:
             _stat(
                 "Restarts",
                 "Restarts of all ranks since the operator started; reasons are in the job's events.",
-                Query(f"sum(dpojob_restarts_total{{{JOB}}}) or vector(0)"),
+                Query(f"sum(dpojob_restarts_total{{{OF_JOB}}}) or vector(0)"),
                 decimals=0,
                 steps=((None, "green"), (1, "yellow"), (3, "red")),
             ),

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from dpo_operator.generate.dashboards.queries import OPERATOR_MONITOR
+
 Json = dict[str, Any]
 
 # Version of the dashboard model that Grafana 12 writes; newer ones migrate it when they load it.
@@ -104,6 +106,18 @@ def query_variable(name: str, label: str, query: str) -> Json:
         "includeAll": False,
         "options": [],
         "current": {},
+    }
+
+
+def operator_variable() -> Json:
+    """Which of Prometheus' jobs scrapes the operator. The chart writes its PodMonitor's name here."""
+    return {
+        "type": "textbox",
+        "name": "operator",
+        "label": "Operator",
+        "query": OPERATOR_MONITOR,
+        "current": {"text": OPERATOR_MONITOR, "value": OPERATOR_MONITOR},
+        "options": [],
     }
 
 

@@ -2,16 +2,23 @@
 
 # Selects the job's series: the operator's carry these labels, the trainer's get them from the PodMonitor.
 JOB = 'namespace="$namespace",dpojob="$dpojob"'
+# Selects what the operator's own monitor scraped: the operator's series name the namespace of the DPOJob, and so could anybody's.
+OPERATOR = 'job="$operator"'
+# The operator's series of the job.
+OF_JOB = f"{JOB},{OPERATOR}"
+# Prometheus' label for the chart's PodMonitor of a release with default names; the chart writes its own.
+OPERATOR_MONITOR = "dpo-system/dpo-operator"
 
 
 def newest(metric: str, by: str = "") -> str:
     """A gauge of rank 0. During a restart the old and the new pod overlap for a moment; one curve is drawn."""
-    return f"max by ({by}) ({metric}{{{JOB}}})" if by else f"max({metric}{{{JOB}}})"
+    selector = OF_JOB if metric.startswith("dpojob_") else JOB
+    return f"max by ({by}) ({metric}{{{selector}}})" if by else f"max({metric}{{{selector}}})"
 
 
 def rate(counter: str, by: str = "", selector: str = JOB) -> str:
-    """A counter's increase for each second. selector: the series that are added up; all of them when empty."""
-    total = f"rate({counter}{f'{{{selector}}}' if selector else ''}[$__rate_interval])"
+    """A counter's increase for each second. selector: the series that are added up."""
+    total = f"rate({counter}{{{selector}}}[$__rate_interval])"
     return f"sum by ({by}) ({total})" if by else f"sum({total})"
 
 

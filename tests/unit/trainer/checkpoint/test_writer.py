@@ -1,5 +1,6 @@
 """The commit protocol without an engine: fence, commit, free space, retention."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint import writer as writer_module
 from dpo_trainer.checkpoint.manifest import MANIFEST, File, Manifest, read_manifest
 from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.writer import Writer, retained
@@ -35,6 +37,45 @@ def test_a_newer_attempt_fences_an_older_one(tmp_path: Path):
         old.begin()
     assert caught.value.exit_code is ExitCode.PEER_LOST
     Checkpoints(root, 2, {}, ranks=Ranks()).begin()  # the same attempt may begin again
+
+
+@pytest.mark.parametrize("moment", range(7))
+def test_attempts_that_begin_at_one_instant_leave_the_newer_as_the_fence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+):
+    """A newer attempt begins as a whole before the older one's call number `moment` of those that touch the volume."""
+    calls = []
+
+    def stalled(work: Callable) -> Callable:
+        def run(*args: object) -> object:
+            calls.append(1)
+            if len(calls) == moment + 1:
+                begun(tmp_path, 2)
+            return work(*args)
+
+        return run
+
+    old = Writer(tmp_path, 1)
+    for name in ("write_synced", "sync_folder", "remove"):
+        monkeypatch.setattr(writer_module, name, stalled(getattr(writer_module, name)))
+    monkeypatch.setattr(Path, "replace", stalled(Path.replace))
+    with contextlib.suppress(TrainerError):
+        old.begin()
+    assert len(calls) > moment, "there is such a moment"
+    monkeypatch.undo()
+
+    assert layout.read_fence(tmp_path) == 2
+    with pytest.raises(TrainerError, match="Attempt 2 has begun, so attempt 1 may no longer write"):
+        commit_step(old, 5)
+    commit_step(Writer(tmp_path, 2), 5)
+
+
+def test_marks_of_attempts_do_not_pile_up(tmp_path: Path):
+    for attempt in range(1, 31):
+        begun(tmp_path, attempt)
+    assert layout.marks(tmp_path) == list(range(21, 31))
+    (tmp_path / "attempt").write_text("30\n")
+    assert layout.read_fence(tmp_path) == 30
 
 
 def test_an_older_attempts_writer_cannot_commit(tmp_path: Path):
@@ -134,7 +175,7 @@ def test_a_folder_that_is_being_removed_cannot_be_committed(tmp_path: Path, monk
         old.commit(temporary, manifest)
 
     assert seen == ["step-00000005.attempt-1.removed.tmp"] * 2
-    assert os.listdir(root) == ["attempt"]
+    assert [name for name in os.listdir(root) if not name.startswith("attempt")] == []
 
 
 def test_a_commit_replaces_a_link_of_the_same_name(tmp_path: Path):
@@ -142,7 +183,7 @@ def test_a_commit_replaces_a_link_of_the_same_name(tmp_path: Path):
     link.symlink_to(tmp_path / "nothing")
     commit_step(begun(tmp_path, 1), 50)
 
-    assert sorted(os.listdir(tmp_path)) == ["attempt", link.name]
+    assert [name for name in os.listdir(tmp_path) if not name.startswith("attempt")] == [link.name]
     assert read_manifest(link)[0].step == 50
 
 

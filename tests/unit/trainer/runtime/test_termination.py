@@ -20,6 +20,10 @@ class DistBackendError(RuntimeError):
     """Has the name of torch's, which is how it is recognised without importing torch."""
 
 
+class PanicException(BaseException):
+    """Has the name of pyo3's, which can't be imported."""
+
+
 @pytest.mark.parametrize(
     ("error", "code", "text"),
     [
@@ -39,6 +43,10 @@ class DistBackendError(RuntimeError):
         ),
         (RuntimeError("shapes do not match"), ExitCode.INTERNAL_ERROR, "RuntimeError: shapes do not match"),
         (KeyError("x"), ExitCode.INTERNAL_ERROR, "KeyError"),
+        (KeyboardInterrupt(), ExitCode.INTERNAL_ERROR, "KeyboardInterrupt"),
+        (SystemExit("a library's last words"), ExitCode.INTERNAL_ERROR, "a library's last words"),
+        (RecursionError("too deep"), ExitCode.INTERNAL_ERROR, "RecursionError: too deep"),
+        (PanicException("index out of range"), ExitCode.INVALID_CONFIGURATION, "index out of range"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )

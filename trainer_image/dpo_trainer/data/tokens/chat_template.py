@@ -10,6 +10,9 @@ from dpo_trainer.data.formats.pairs import ChatPair
 from dpo_trainer.data.tokens.encoding import END, START, Encoder
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
 
+# Characters that a template may write of its own, besides 4 times those of the messages.
+LONGEST_TEXT = 1_000_000
+
 Messages = list[dict[str, str]]
 
 
@@ -88,8 +91,13 @@ class ChatTemplate:
             raise invalid_configuration(
                 f"the chat template is not valid Jinja: {error.message} (line {error.lineno})"
             ) from error
+        except MemoryError:
+            raise
         except Exception as error:  # a template can raise whatever its expressions do
             raise TemplateRefused(f"the chat template refused the messages: {str(error)[:200]}") from error
+        given = sum(len(text) for message in chat for text in message.values())
+        if len(text) > LONGEST_TEXT + 4 * given:
+            raise TemplateRefused(f"the chat template writes {len(text)} characters for messages of {given}")
         return str(text)
 
 

@@ -30,7 +30,8 @@ from dpo_trainer.data.formats.pairs import ChatPair, Reason, TextPair
 from dpo_trainer.data.tokens.chat_template import Chat, ChatTemplate, TemplateRefused
 from dpo_trainer.data.tokens.encoding import Encoder
 from dpo_trainer.data.tokens.truncation import Ids, Limits, truncate
-from dpo_trainer.runtime.errors import first_line, invalid_configuration
+from dpo_trainer.runtime.errors import TrainerError, first_line, invalid_configuration
+from dpo_trainer.runtime.untrusted import LONGEST_CHAT, Untrusted, limit_memory
 
 # Pairs, and characters, that are tokenized together; a character needs some 250 bytes.
 BATCH = 256
@@ -60,8 +61,12 @@ def load_tokenizer(folder: Path, label: str, chat_template: str | None = None) -
     """
     from transformers import AutoTokenizer
 
+    limit_memory()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with Untrusted(f"{label}: loading the tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except TrainerError:
+        raise
     except Exception as error:  # whatever a broken file makes the many tokenizer classes raise
         reason = first_line(error) or type(error).__name__
         raise invalid_configuration(f"{label}: the tokenizer can't be loaded: {reason}") from error
@@ -110,8 +115,12 @@ class PairTokenizer:
         yield from self._run_batch(batch)
 
     def _run_batch(self, batch: list[tuple[int, Pair]]) -> Iterator[tuple[int, TokenPair | Rejection]]:
-        texts = iter(self._tokenize_texts([pair for _, pair in batch if isinstance(pair, TextPair)]))
-        chats = iter(self._tokenize_chats([pair for _, pair in batch if isinstance(pair, ChatPair)]))
+        if not batch:
+            return
+        first, last = batch[0][0], batch[-1][0]
+        with Untrusted(f"tokenizing row {first}" if first == last else f"tokenizing rows {first} to {last}"):
+            texts = iter(list(self._tokenize_texts([pair for _, pair in batch if isinstance(pair, TextPair)])))
+            chats = iter(list(self._tokenize_chats([(row, pair) for row, pair in batch if isinstance(pair, ChatPair)])))
         for row, pair in batch:
             found = next(texts if isinstance(pair, TextPair) else chats)
             yield row, found if isinstance(found, Rejection) else self._finish(row, pair, *found)
@@ -165,8 +174,8 @@ class PairTokenizer:
             return None
         return [full[size:] for full in whole]
 
-    def _tokenize_chats(self, pairs: list[ChatPair]) -> Iterator[Tokenized | Rejection]:
-        chats = [self._render(pair) for pair in pairs]
+    def _tokenize_chats(self, pairs: list[tuple[int, ChatPair]]) -> Iterator[Tokenized | Rejection]:
+        chats = [self._render(row, pair) for row, pair in pairs]
         written = [(text, c.looks_special) for c in chats if isinstance(c, Chat) for text in (c.prompt, *c.whole)]
         encoded = iter(self._encoder.chats([text for text, _ in written], [marked for _, marked in written]))
         for chat in chats:
@@ -186,9 +195,10 @@ class PairTokenizer:
             else:
                 yield Rejection(Reason.TEMPLATE_ERROR, "the chat template leaves the prompt or an answer out")
 
-    def _render(self, pair: ChatPair) -> Chat | Rejection:
+    def _render(self, row: int, pair: ChatPair) -> Chat | Rejection:
         try:
-            return self._template.render(pair)
+            with Untrusted(f"rendering the chat template for row {row}", LONGEST_CHAT):
+                return self._template.render(pair)
         except TemplateRefused as refused:
             return Rejection(Reason.TEMPLATE_ERROR, str(refused))
 

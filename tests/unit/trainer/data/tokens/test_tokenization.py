@@ -274,3 +274,11 @@ def test_long_texts_are_tokenized_a_few_at_a_time_to_the_same_tokens(tmp_path, m
     assert parts(tokenizer, *pairs) == together
     assert len(sizes) > 2
     assert sum(sizes) == len(pairs)
+
+
+def test_a_template_that_writes_far_more_than_the_messages(tmp_path):
+    tokenizer = tokenizer_of(tmp_path, template="{{ 'a' * 3000000 }}")
+    (rejection,) = parts(tokenizer, ChatPair(ASK, "yes", "no"))
+    assert rejection == Rejection(
+        Reason.TEMPLATE_ERROR, "the chat template writes 3000000 characters for messages of 6"
+    )

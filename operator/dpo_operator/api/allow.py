@@ -1,0 +1,122 @@
+"""What the administrator lets DPOJobs ask for: the chart's values under `allow`. By default little that reaches beyond the job.
+
+The operator checks these rules itself, on every cluster. The chart's ValidatingAdmissionPolicy says the same in CEL, so that
+most refusals come at `kubectl apply`.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated
+
+from pydantic import Field, StrictBool, StringConstraints
+
+from dpo_operator.api.base import ApiModel
+from dpo_operator.api.environment import VARIABLES
+from dpo_operator.api.types import DPOJobSpec
+
+# An exact name, or the beginning of names before a "*". A quote or a backslash fits in no name.
+Pattern = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._:/@-]*[*]?$", min_length=1, max_length=512)]
+# A beginning of images ends at a part's end: "registry.example*" would also be registry.example.attacker.org.
+ImagePattern = Annotated[
+    str, StringConstraints(pattern=r"^([*]|[A-Za-z0-9][A-Za-z0-9._:/@-]*([/:@][*])?)$", min_length=1, max_length=512)
+]
+
+NODE_ROLE = "node-role.kubernetes.io/"
+# Elsewhere than on a hub, a revision means nothing.
+NO_HUB = re.compile(r"^([./~]|[a-z0-9]+://)")
+COMMIT = re.compile(r"^[0-9a-f]{40}$")
+
+
+class Allow(ApiModel):
+    """What DPOJobs may ask for. Lists hold names, or beginnings of names before a `*`.
+
+    env: variables besides VARIABLES. images: besides the operator's trainer image. unisolated: network.isolate false.
+    unlabelled_claims: claims whose owner did not opt in. branches: hub revisions other than commits.
+    """
+
+    env: tuple[Pattern, ...] = ()
+    images: tuple[ImagePattern, ...] = ()
+    secrets: tuple[Pattern, ...] = ("*",)
+    node_selectors: tuple[Pattern, ...] = ("*",)
+    tolerations: tuple[Pattern, ...] = ()
+    priority_classes: tuple[Pattern, ...] = ()
+    runtime_classes: tuple[Pattern, ...] = ()
+    host_network: StrictBool = Field(default=False)
+    unisolated: StrictBool = Field(default=False)
+    unlabelled_claims: StrictBool = Field(default=False)
+    branches: StrictBool = Field(default=True)
+
+
+DEFAULT_ALLOW = Allow()
+
+
+def refusals(spec: DPOJobSpec, allow: Allow, image: str) -> list[str]:
+    """Sentences, one for each thing that the administrator does not allow; empty when the job may run.
+
+    image: the operator's trainer image, which is always allowed. Claims are checked when they are read.
+    """
+    pod, allowed_here = spec.pod, "this cluster allows it only when the chart's value"
+    found = [*refused_variables(spec, allow)]
+    if pod.image not in (None, image) and not matches(pod.image or "", allow.images):
+        found.append(
+            f"spec.pod.image: {pod.image} is neither the chart's trainer image nor in the chart's value allow.images"
+        )
+    if pod.network.host_network and not allow.host_network:
+        found.append(f"spec.pod.network.hostNetwork: {allowed_here} allow.hostNetwork is true")
+    if not pod.network.isolate and not allow.unisolated:
+        found.append(f"spec.pod.network.isolate: must be true; {allowed_here} allow.unisolated is true")
+    found += _unlisted("spec.pod.nodeSelector", pod.node_selector, allow.node_selectors, "nodeSelectors")
+    found += _unlisted("spec.pod.tolerations", (t.key or "" for t in pod.tolerations), allow.tolerations, "tolerations")
+    classes = {"spec.pod.priorityClassName": pod.priority_class_name}
+    classes["spec.queue.priorityClass"] = spec.queue.priority_class if spec.queue is not None else None
+    for field, name in classes.items():
+        found += _unlisted(field, [name] if name is not None else [], allow.priority_classes, "priorityClasses")
+    runtimes = [pod.runtime_class_name] if pod.runtime_class_name is not None else []
+    found += _unlisted("spec.pod.runtimeClassName", runtimes, allow.runtime_classes, "runtimeClasses")
+    for field, name in _secrets(spec):
+        found += _unlisted(field, [name], allow.secrets, "secrets")
+    return found + ([] if allow.branches else list(_branches(spec)))
+
+
+def refused_variables(spec: DPOJobSpec, allow: Allow) -> list[str]:
+    """Sentences, one for each variable of pod.env that is on no list."""
+    return [
+        f"spec.pod.env: {variable.name} is not one of the variables that every DPOJob may set (docs/reference/environment.md), nor in "
+        "the chart's value allow.env"
+        for variable in spec.pod.env
+        if not matches(variable.name, (*VARIABLES, *allow.env))
+    ]
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a name is listed, or begins as a pattern does before its `*`."""
+    return any(name.startswith(p[:-1]) if p.endswith("*") else name == p for p in patterns)
+
+
+def _unlisted(field: str, found: Iterable[str], patterns: Sequence[str], value: str) -> Iterator[str]:
+    for name in found:
+        # Labels of the control plane are in no list that does not name them.
+        listed = [p for p in patterns if p.startswith(NODE_ROLE)] if name.startswith(NODE_ROLE) else patterns
+        if not matches(name, listed):
+            yield f"{field}: {name or 'all'} is not in the chart's value allow.{value}"
+
+
+def _secrets(spec: DPOJobSpec) -> Iterator[tuple[str, str]]:
+    """Field and name of every Secret that the spec names."""
+    yield from (("spec.pod.imagePullSecrets", name) for name in spec.pod.image_pull_secrets)
+    if (token := spec.model.token_secret_ref) is not None:
+        yield "spec.model.tokenSecretRef", token.name
+    wandb = spec.tracking.wandb
+    if wandb is not None and wandb.api_key_secret_ref is not None:
+        yield "spec.tracking.wandb.apiKeySecretRef", wandb.api_key_secret_ref.name
+
+
+def _branches(spec: DPOJobSpec) -> Iterator[str]:
+    sources = [("spec.model.revision", spec.model.name, spec.model.revision)]
+    sources += [("spec.data: revision", dataset.source, dataset.revision) for dataset in spec.data.datasets]
+    for field, source, revision in sources:
+        if not NO_HUB.search(source) and not COMMIT.search(revision or ""):
+            yield (
+                f"{field}: {source} must have a commit of 40 hexadecimal digits, found {revision or 'nothing'}; a branch or tag is "
+                "allowed only when the chart's value allow.branches is true"
+            )
