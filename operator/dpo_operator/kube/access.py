@@ -1,4 +1,4 @@
-"""Connection settings of the API server: address, TLS, and a bearer token that is refreshed.
+"""Connection settings of the API server: address, TLS, and credentials that are refreshed when they were rotated.
 
 Shared by the operator's own client and kopf's watches. The kubernetes library only loads the configuration and runs login
 plugins; its generated API classes are not used, because they cost more CPU than everything else.
@@ -31,6 +31,7 @@ class Access:
     def __init__(self, configuration: Configuration) -> None:
         self._configuration = configuration
         self._reloaded = time.monotonic()
+        self._contexts: list[ssl.SSLContext] = []
 
     @classmethod
     async def load(cls) -> "Access":
@@ -50,6 +51,8 @@ class Access:
             return False
         self._reloaded = time.monotonic()
         await _load(self._configuration)
+        for context in self._contexts:
+            self._renew(context)
         return True
 
     def open(self, **options: Any) -> aiohttp.ClientSession:
@@ -69,7 +72,13 @@ class Access:
         # Per request, because service account tokens rotate while the pod runs.
         if token := await self._configuration.get_api_key_with_prefix("BearerToken"):
             request.headers["Authorization"] = str(token)
-        return await send(request)
+        try:
+            return await send(request)
+        except aiohttp.ClientSSLError:
+            # Before anything of the request was sent. The cluster's authority may have been rotated.
+            if not await self.reload():
+                raise
+            return await send(request)
 
     def _tls(self) -> ssl.SSLContext:
         settings = self._configuration
@@ -81,7 +90,16 @@ class Access:
         if not settings.verify_ssl:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
+        self._contexts.append(context)
         return context
+
+    def _renew(self, context: ssl.SSLContext) -> None:
+        """Use the present certificates for new connections. An authority that was trusted before stays trusted."""
+        settings = self._configuration
+        if settings.ssl_ca_cert or settings.ca_cert_data:
+            context.load_verify_locations(cafile=settings.ssl_ca_cert, cadata=settings.ca_cert_data)
+        if settings.cert_file:
+            context.load_cert_chain(settings.cert_file, settings.key_file)
 
 
 async def _load(configuration: Configuration) -> None:

@@ -52,6 +52,7 @@ class Writer:
     def begin(self) -> None:
         """Fence older attempts and remove what they left half-written. Raises TrainerError PEER_LOST, OSError."""
         self.root.mkdir(parents=True, exist_ok=True)
+        sync_folder(self.root.parent)
         fence = self.root / layout.FENCE
         if os.path.lexists(fence) and not stat.S_ISREG(fence.lstat().st_mode):
             remove(fence)  # invalid fence: it would block all attempts

@@ -1,0 +1,90 @@
+"""Credentials that change while the operator runs, with real TLS servers and a kubeconfig that is written anew."""
+
+import asyncio
+import ssl
+
+import pytest
+import yaml
+from aiohttp import web
+
+from dpo_operator.kube import access
+from dpo_operator.kube.access import Access
+from dpo_operator.kube.client import Client
+from tests.cluster.rig.pki import Authority, KeyPair, kubeconfig
+
+pytestmark = pytest.mark.unit
+
+
+class Server:
+    """Answers every GET with the credentials that came with it, under a certificate of this authority."""
+
+    def __init__(self, pair: KeyPair, port: int = 0):
+        self._pair, self.port = pair, port
+
+    async def __aenter__(self):
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self._pair.certificate, self._pair.key)
+        app = web.Application()
+        app.router.add_get("/{path:.*}", self._answer)
+        self._runner = web.AppRunner(app)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=context).start()
+        self.port = self._runner.addresses[0][1]
+        return self
+
+    async def __aexit__(self, *error):
+        await self._runner.cleanup()
+
+    async def _answer(self, request):
+        return web.json_response({"authorization": request.headers.get("Authorization", "")})
+
+
+def authority(folder):
+    """An authority, and a pair of a server on loopback that it has signed."""
+    made = Authority.create(folder)
+    return made, made.issue("server", "server", hosts=["IP:127.0.0.1"])
+
+
+def test_a_rotated_authority_and_client_certificate_are_picked_up(tmp_path, monkeypatch):
+    file = tmp_path / "kubeconfig"
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    monkeypatch.setattr(access, "RELOAD_SECONDS", 0.0)
+    (first, old), (second, new) = authority(tmp_path / "first"), authority(tmp_path / "second")
+
+    def settings(of, port):
+        file.write_text(yaml.safe_dump(kubeconfig(f"https://127.0.0.1:{port}", of.own.certificate, of.issue("a", "a"))))
+
+    async def scenario():
+        async with Server(old) as server:
+            settings(first, server.port)
+            client = Client(await Access.load())
+            assert await client.request("GET", "/version") == {"authorization": ""}
+        async with client:
+            async with Server(new, server.port):
+                with pytest.raises(ConnectionError):
+                    await client.request("GET", "/version")
+                settings(second, server.port)
+                assert await client.request("GET", "/version") == {"authorization": ""}
+            # What was trusted stays trusted: servers behind a load balancer are rotated one by one.
+            async with Server(old, server.port):
+                assert await client.request("GET", "/version") == {"authorization": ""}
+
+    asyncio.run(scenario())
+
+
+def test_credentials_are_not_reloaded_at_each_failure(tmp_path, monkeypatch):
+    file = tmp_path / "kubeconfig"
+    monkeypatch.setenv("KUBECONFIG", str(file))
+    (first, _), (_, stranger) = authority(tmp_path / "first"), authority(tmp_path / "second")
+
+    async def scenario():
+        async with Server(stranger) as server:
+            address = f"https://127.0.0.1:{server.port}"
+            file.write_text(yaml.safe_dump(kubeconfig(address, first.own.certificate, first.issue("a", "a"))))
+            loaded = await Access.load()
+            assert not await loaded.reload()
+            async with Client(loaded) as client:
+                with pytest.raises(ConnectionError):
+                    await client.request("GET", "/version")
+
+    asyncio.run(scenario())
