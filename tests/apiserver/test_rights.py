@@ -42,7 +42,8 @@ class Life:
 @pytest.fixture(scope="module", params=[(), (f"watchNamespaces={{{TEAM}}}",)], ids=["cluster-wide", "one namespace"])
 def settings(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """Of the chart: with a ClusterRole, or with a Role alone."""
-    return tuple(request.param)
+    # A priority that nobody has made, so that Kubernetes refuses pods.
+    return (*request.param, "allow.priorityClasses={nobody-made-it}")
 
 
 @pytest.fixture(scope="module")

@@ -176,6 +176,7 @@ class PlacementWait(StatusModel):
     waiting_since: Time = Field(description="When it began to wait; the gang that has waited longest goes first.")
     timeouts: int = Field(default=0, ge=0, description="Placement time-outs so far.")
     not_before: Time | None = Field(default=None, description="Earliest next placement attempt.")
+    had_nodes: bool | None = Field(default=None, description="True if its pods ran before it began to wait.")
 
 
 class DPOJobStatus(StatusModel):

@@ -42,7 +42,7 @@ class TurnState(Enum):
 
 
 # Priority classes: 0 = restarting gangs, which held nodes before; 1 = new gangs; 2 = gangs whose placement timed out. Ties go
-# to the earliest request, so a gang that never fits goes to the back after each time-out.
+# to the namespace whose last turn is longest ago, then to the earliest request: a gang that never fits goes to the back after each time-out.
 Priority = tuple[int, datetime]
 
 
@@ -65,17 +65,25 @@ def turn_state(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime)
         restarts_now = transitions.holds(status, c.RESTARTING) and not seen.refused
         wants = restarts_now and not restarts.is_backing_off(job.spec.failure_policy, status, now)
     else:
-        wants = not has_run(status) and not (status.placement_wait and _before(now, status.placement_wait.not_before))
+        wants = not transitions.has_run(status) and not (
+            status.placement_wait and _before(now, status.placement_wait.not_before)
+        )
     return TurnState.WAITING if wants and not job.spec.suspend else TurnState.NONE
 
 
 def priority(status: DPOJobStatus, now: datetime) -> Priority:
-    """Sort key among waiting jobs; the smallest goes first."""
+    """Sort key among waiting jobs of one namespace; the smallest goes first."""
     placement = status.placement_wait
     if placement is not None and placement.timeouts:
         return 2, placement.not_before or placement.waiting_since
-    rank = 0 if transitions.holds(status, c.RESTARTING) else 1
+    rank = 0 if _had_nodes(status) else 1
     return rank, placement.waiting_since if placement else now
+
+
+def _had_nodes(status: DPOJobStatus) -> bool:
+    """Whether the gang restarts and its pods had run: a spec that was edited before does not count."""
+    placement = status.placement_wait
+    return transitions.holds(status, c.RESTARTING) and (placement is None or placement.had_nodes is True)
 
 
 def is_placed(pods: Sequence[ChildPod], desired: int) -> bool:
@@ -90,12 +98,6 @@ def is_partly_placed(job: DPOJob, status: DPOJobStatus, seen: Observed) -> bool:
         return False
     pods = seen.pods_of("train", status.attempts.train)
     return any(pod.placed for pod in pods) and not is_placed(pods, pod_count(job, "train"))
-
-
-def has_run(status: DPOJobStatus) -> bool:
-    """Whether all pods of the attempt have run. If so its number is used up, because checkpoints carry it."""
-    reported = status.progress is not None and status.phase == "train" and status.progress.attempt == status.attempt
-    return reported or transitions.holds(status, c.RUNNING)
 
 
 def _before(now: datetime, time: datetime | None) -> bool:
@@ -119,7 +121,7 @@ def wait(
     """Plan while the attempt's Job is suspended: by the operator until its turn, by a queue, or by a user."""
     phase = status.phase
     assert phase is not None
-    if has_run(status):
+    if transitions.has_run(status):
         if left := certainty.seconds_left(seen, certainty.job_suspended(child.uid)):
             return Plan(status, requeue_after=left)
         message = (
@@ -135,7 +137,7 @@ def wait(
         return Plan(status, removals(Stale((), leftovers), status, seen), requeue_after=SETTLE_SECONDS)
     if not takes_turns(job, phase):
         return Plan(transitions.waiting(status, at, c.QUEUED, _suspended_by(job, child)))
-    placement = status.placement_wait or PlacementWait(waiting_since=at.now)
+    placement = status.placement_wait or PlacementWait(waiting_since=at.now, had_nodes=_had_nodes(status) or None)
     status = changed(status, placement_wait=placement)
     if _before(at.now, placement.not_before):
         return Plan(status, requeue_after=_seconds_until(placement.not_before, at))
@@ -182,7 +184,7 @@ def end_turn(
     why = why or (refused[1] if refused else "")
     why = why or f"{len(pods)} of {desired} pods exist: kubectl -n {job.metadata.namespace} describe job {child.name}"
     found = f"{placed} of {desired} pods had a node after {seen.turn.placing_seconds:.0f} s ({why})."
-    if has_run(status) or not takes_turns(job, status.phase):
+    if transitions.has_run(status) or not takes_turns(job, status.phase):
         # The attempt has run, or a queue owns the Job's suspension: fail the attempt instead of suspending the Job.
         failure = failures.Failure(failures.GANG_TIMED_OUT, "infrastructure", f"Job {child.name}: {found}")
         return restarts.after_failure(status, failure, job.spec.failure_policy, at)
@@ -206,7 +208,7 @@ def time_left(job: DPOJob, status: DPOJobStatus, seen: Observed, pods: Sequence[
         return float("inf")
     limit = float(job.spec.failure_policy.gang_timeout_seconds)
     if takes_one and seen.turn.others_waiting:
-        limit = min(limit, YIELD_SECONDS)
+        limit = min(limit, YIELD_SECONDS, seen.turn.seconds)
     return limit - seen.turn.placing_seconds
 
 

@@ -15,12 +15,14 @@ class Turn:
     """Turn of a gang.
 
     may_place: whether the job may have its pods placed now. others_waiting: whether other jobs wait for their turn.
+    seconds: how long the turn may take while jobs of other namespaces wait; infinite when none does.
     placing_seconds: time that the gang has been partly placed: since its turn began, or, in a queue, since its first pod
     was placed.
     """
 
     may_place: bool = True
     others_waiting: bool = False
+    seconds: float = float("inf")
     placing_seconds: float = 0.0
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 from dpo_operator.api import conditions as c
 from dpo_operator.api.exitcodes import ExitCode, FailureClass, info
 from dpo_operator.api.failurepolicy import FailureAction, FailurePolicy, FailureRule
-from dpo_operator.api.status import MAX_HISTORY, MAX_HISTORY_MESSAGE, Counting, DPOJobStatus, Restart
+from dpo_operator.api.status import MAX_HISTORY, MAX_HISTORY_MESSAGE, Counting, DPOJobStatus, PlacementWait, Restart
 from dpo_operator.api.text import shown
 from dpo_operator.planning import failures, transitions
 from dpo_operator.planning.actions import Event, Plan
@@ -133,6 +133,9 @@ def _restart(status: DPOJobStatus, failure: Failure, policy: FailurePolicy, at: 
 
 def planned(status: DPOJobStatus, reason: str, message: str, at: Moment) -> Plan:
     """Planned restart: recorded in the history, not counted, without back-off."""
+    if status.placement_wait is None and not transitions.has_run(status):
+        # It has held no nodes yet, and its successor goes on waiting.
+        status = transitions.changed(status, placement_wait=PlacementWait(waiting_since=at.now))
     return _restart_plan(
         _next_attempt(status, reason, message, last_step(status), at, "Planned"), "Normal", reason, message, at
     )

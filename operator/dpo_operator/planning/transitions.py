@@ -35,6 +35,12 @@ def holds(status: DPOJobStatus, type_: str) -> bool:
     return c.is_true(status.conditions, type_)
 
 
+def has_run(status: DPOJobStatus) -> bool:
+    """Whether all pods of the attempt have run. If so its number is used up, because checkpoints carry it."""
+    reported = status.progress is not None and status.phase == "train" and status.progress.attempt == status.attempt
+    return reported or holds(status, c.RUNNING)
+
+
 def mark(status: DPOJobStatus, at: Moment, type_: str, value: bool, reason: str, message: str = "") -> DPOJobStatus:
     """The status with one condition set."""
     new = c.with_condition(status.conditions, type_, value, reason, message, now=at.now, generation=at.generation)

@@ -248,10 +248,11 @@ def test_a_gang_that_restarts_asks_before_its_next_job_is_there():
 
 
 def test_gangs_that_had_a_turn_in_vain_come_last_and_by_the_time_of_asking():
-    def priority(*, restarting=False, since=0, timeouts=0, again=None):
+    def priority(*, restarting=False, ran=True, since=0, timeouts=0, again=None):
         placement = PlacementWait(
             waiting_since=NOON + timedelta(minutes=since),
             timeouts=timeouts,
+            had_nodes=restarting and ran,
             not_before=None if again is None else NOON + timedelta(minutes=again),
         )
         status = a_status(placement_wait=placement)
@@ -263,6 +264,8 @@ def test_gangs_that_had_a_turn_in_vain_come_last_and_by_the_time_of_asking():
         priority(restarting=True, since=9),
         priority(since=3),
         priority(since=5),
+        # Edited before it ever ran: it gives no nodes back.
+        priority(restarting=True, ran=False, since=6),
         priority(since=0, timeouts=7, again=10),
         priority(restarting=True, since=1, timeouts=1, again=11),
         priority(since=2, timeouts=1, again=12),
