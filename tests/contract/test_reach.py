@@ -152,7 +152,7 @@ def test_the_operator_reads_pods_on_the_nodes_network_only_if_allowed() -> None:
     assert reaches(policies(CLOSED, "allow.hostNetwork=true"), PODS["operator"], on_a_node, 20001)
 
 
-def test_the_operator_reaches_only_the_api_server_where_its_address_is_known() -> None:
+def test_a_known_address_of_the_api_server_can_be_the_only_one() -> None:
     settings = ("network.operator.apiServer.addresses={10.0.0.10/32}", "network.operator.apiServer.ports={6443}")
     assert "hub" not in reached("operator", policies(CLOSED, *settings))
     assert "API server" in reached("operator", policies(CLOSED, *settings))
