@@ -42,8 +42,7 @@ class Life:
 @pytest.fixture(scope="module", params=[(), (f"watchNamespaces={{{TEAM}}}",)], ids=["cluster-wide", "one namespace"])
 def settings(request: pytest.FixtureRequest) -> tuple[str, ...]:
     """Of the chart: with a ClusterRole, or with a Role alone."""
-    # A priority that nobody has made, so that Kubernetes refuses pods.
-    return (*request.param, "allow.priorityClasses={nobody-made-it}")
+    return tuple(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,9 @@ def life(plane: ControlPlane, settings: tuple[str, ...], tmp_path_factory: pytes
     file.write_text(yaml.safe_dump(kubeconfig), encoding="utf-8")
     process = OperatorProcess(file, "", folder / "operator.log")
     own = {"DPO_METRICS_PORT", "DPO_HEALTH_PORT", "DPO_RESYNC_SECONDS", "DPO_PROGRESS_SECONDS", "DPO_LOG_FORMAT"}
-    process.settings = {k: v for k, v in render(*settings).environment.items() if k not in own}
+    # A priority that nobody has made, so that Kubernetes refuses pods.
+    chart = render(*settings, "allow.priorityClasses={nobody-made-it}")
+    process.settings = {k: v for k, v in chart.environment.items() if k not in own}
     # What the pod gets from its fields: it takes the Lease.
     process.settings |= {"POD_NAME": "operator-0", "POD_NAMESPACE": NAMESPACE}
     with running(process):
