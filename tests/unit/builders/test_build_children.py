@@ -55,7 +55,7 @@ def test_prepare_and_export_are_one_pod_without_gpu(phase):
     job = job_of(phase, nodes=4, gpusPerNode=8, pod={"prepareResources": {"requests": {"cpu": 2}}})
     assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (1, 1)
     resources = job["spec"]["template"]["spec"]["containers"][0]["resources"]
-    assert resources["requests"] == {"cpu": "2", "memory": "2Gi"}
+    assert resources["requests"] == {"cpu": "2", "memory": "1Gi"}
     assert resources.get("limits") == ({"memory": "32Gi"} if phase == "prepare" else None)
     assert "affinity" not in job["spec"]["template"]["spec"]
 
@@ -63,7 +63,7 @@ def test_prepare_and_export_are_one_pod_without_gpu(phase):
 def test_gpus_are_requested_and_limited():
     resources = container_of("train", gpusPerNode=8, pod={"resources": {"limits": {"memory": "64Gi"}}})["resources"]
     assert resources == {"requests": {"nvidia.com/gpu": "8"}, "limits": {"memory": "64Gi", "nvidia.com/gpu": "8"}}
-    assert container_of("train", gpusPerNode=0)["resources"] == {"requests": {"memory": "2Gi"}}
+    assert container_of("train", gpusPerNode=0)["resources"] == {"requests": {"memory": "1Gi"}}
 
 
 @pytest.mark.parametrize("named", ["requests", "limits"])
