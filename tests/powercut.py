@@ -15,7 +15,7 @@ from typing import Any, Literal
 import pytest
 
 # Up to this many operations, every choice of those that reached the disk is tried; of more, one lost, one kept, and each beginning.
-ALL_CHOICES = 5
+ALL_CHOICES = 4
 
 Content = Literal["lost", "whole", "half", "zeros"]
 

@@ -10,11 +10,9 @@ import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http.server import HTTPServer
 from typing import Any
 
 import kopf
-from prometheus_client import start_http_server
 
 from dpo_operator.api import names
 from dpo_operator.config import Config
@@ -25,6 +23,7 @@ from dpo_operator.kube.lease import Lease, LeaseLostError
 from dpo_operator.kube.watches import Stream, Watches, tracking_response
 from dpo_operator.leader import JobLists, Leader, key_of
 from dpo_operator.metrics.jobs import JobMetrics
+from dpo_operator.metrics.server import MetricsServer
 from dpo_operator.planning.plan import Settings
 from dpo_operator.queueing.key import Key
 from dpo_operator.queueing.keys import KeyQueue
@@ -84,7 +83,7 @@ class Started:
     """What runs between start and stop. lead: the task that waits for the Lease and then leads."""
 
     connections: Connections
-    metrics_server: HTTPServer
+    metrics_server: MetricsServer
     lead: asyncio.Task[None]
 
 
@@ -131,7 +130,7 @@ class Operator:
             await connections.close()
             raise kopf.TemporaryError(f"the API server does not answer: {error}", delay=3) from error
         self._metrics.process.set_sources(None, self.watches.ages)
-        server, _ = start_http_server(self._config.metrics_port, registry=self._metrics.registry)
+        server = MetricsServer(self._metrics.registry, self._config.metrics_port)
         lead = asyncio.create_task(self._lead(connections, lists), name="lead")
         self._started = Started(connections, server, lead)
 
@@ -153,8 +152,7 @@ class Operator:
             await self._leader.close()
         await started.connections.release()
         await started.connections.close()
-        started.metrics_server.shutdown()
-        started.metrics_server.server_close()
+        started.metrics_server.close()
 
     async def _lead(self, connections: Connections, lists: JobLists) -> None:
         """Wait for the Lease, then work until it's lost. On loss the process exits; a fresh process takes over."""

@@ -1,6 +1,7 @@
 """Signs of life of the ranks: how silence is read from real sockets, and when it means a hang."""
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
@@ -39,7 +40,7 @@ def read(port: int, times: int = 1) -> list[object]:
     """What the operator's client makes of a loopback port."""
 
     async def ask() -> list[object]:
-        reader = ProgressReader()
+        reader = ProgressReader(patience=10)
         try:
             return [await reader.read("127.0.0.1", port) for _ in range(times)]
         finally:
@@ -105,6 +106,67 @@ def test_what_is_no_trainer_is_strange(said: bytes):
             server.close()
 
     assert asyncio.run(ask()) is Silence.NOT_A_TRAINER
+
+
+ENDLESS = {
+    "interim responses": (b"", b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"),
+    "headers": (b"HTTP/1.0 200 OK\r\n", b"X-More: 1\r\n"),
+    "chunks": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
+    "trailers": (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"X-More: 1\r\n"),
+    "body": (b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n", b" " * 64),
+    "status line": (b"HTTP/1.1 200 ", b"O" * 64),
+}
+
+
+@pytest.mark.parametrize(("kind", "pause"), [*((kind, 0.0) for kind in ENDLESS), ("headers", 0.02)])
+def test_an_endless_answer_is_cut_off(kind: str, pause: float):
+    """By bytes or by time, over the whole connection; and no pass waits for it."""
+    began, again = ENDLESS[kind]
+    sent: list[int] = []
+
+    async def ask() -> tuple[object, object]:
+        async def answer(incoming: asyncio.StreamReader, outgoing: asyncio.StreamWriter) -> None:
+            outgoing.write(began)
+            sent.append(0)
+            with contextlib.suppress(OSError):
+                while True:
+                    outgoing.write(again)
+                    await outgoing.drain()
+                    sent[-1] += len(again)
+                    await asyncio.sleep(pause)
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        hasty, patient = ProgressReader(patience=0), ProgressReader(patience=30)
+        try:
+            first = await hasty.read("127.0.0.1", port)
+            return first, await patient.read("127.0.0.1", port)
+        finally:
+            await hasty.close()
+            await patient.close()
+            server.close()
+
+    first, last = asyncio.run(ask())
+    assert first is Silence.SLOW
+    assert last in (Silence.NOT_A_TRAINER, Silence.HUNG)
+    # The kernel's buffers take some, too.
+    assert max(sent) < 16 * 2**20
+
+
+def test_a_slow_answer_is_there_at_the_next_read(trainer: tuple[int, int]):
+    _, port = trainer
+
+    async def ask() -> list[object]:
+        reader = ProgressReader(patience=0)
+        first = await reader.read("127.0.0.1", port)
+        await asyncio.sleep(1.5)
+        answers = [first, await reader.read("127.0.0.1", port)]
+        await reader.close()
+        return answers
+
+    first, second = asyncio.run(ask())
+    assert first is Silence.SLOW
+    assert second.step == 7
 
 
 class Cluster:

@@ -18,7 +18,7 @@ from typing import IO, Any, Protocol, cast
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.data.formats import Rejection
 from dpo_trainer.data.formats.pairs import Reason
-from dpo_trainer.runtime.errors import bad_dataset, first_line, input_not_found, invalid_configuration
+from dpo_trainer.runtime.errors import TrainerError, bad_dataset, first_line, input_not_found, invalid_configuration
 from dpo_trainer.runtime.untrusted import Untrusted
 from dpo_trainer.sources.resolve import FileSource
 
@@ -28,6 +28,8 @@ SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 LONGEST_LINE = 64 * 2**20
 # Bytes of a .json file that is one document, unpacked; Python takes several times as much memory for it.
 LARGEST_DOCUMENT = 2**30
+# Of a packed one, this many times its packed size, and this much in any case: text packs to a fifth or a tenth.
+UNPACKED_TIMES, UNPACKED = 100, 2**26
 # Bytes of Parquet rows that are decoded at once.
 PARQUET_BATCH = 32 * 2**20
 
@@ -96,7 +98,7 @@ class FileRows:
         for name in names:
             expected = 0
             with self._source.open(name) as raw:
-                items = _read_file(raw, name)
+                items = _read_file(raw, name, sizes[name])
                 while True:
                     with Untrusted(f"reading row {row} of {self._source.label}", code=ExitCode.SOURCE_UNAVAILABLE):
                         found = next(items, None)
@@ -153,7 +155,7 @@ def _split_of(name: str) -> str | None:
     return next((_SPLIT_WORDS[word] for word in words if word in _SPLIT_WORDS), None)
 
 
-def _read_file(raw: IO[bytes], name: str) -> Iterator[tuple[int, Any]]:
+def _read_file(raw: IO[bytes], name: str, size: int) -> Iterator[tuple[int, Any]]:
     """Place in the file, counting from 1 (the line, of JSON Lines), and row or Rejection."""
     try:
         if name.endswith(".parquet"):
@@ -162,7 +164,10 @@ def _read_file(raw: IO[bytes], name: str) -> Iterator[tuple[int, Any]]:
         # typeshed does not derive GzipFile from IO.
         file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if name.endswith(".gz") else raw
         whole = name.removesuffix(".gz").endswith(".json")
-        yield from (_read_json(file, name) if whole else _read_lines(_lines(file)))
+        most = LARGEST_DOCUMENT
+        if name.endswith(".gz"):
+            most = min(most, max(UNPACKED, UNPACKED_TIMES * size))
+        yield from (_read_json(file, name, most) if whole else _read_lines(_lines(file)))
     except _OtherEncoding as error:
         raise bad_dataset(f"{name}: expected text in UTF-8, found {error}; write it as UTF-8") from error
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
@@ -266,19 +271,24 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _JSON = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _read_json(file: IO[bytes], name: str) -> Iterator[tuple[int, Any]]:
+def _read_json(file: IO[bytes], name: str, most: int) -> Iterator[tuple[int, Any]]:
     """A .json file: a list of objects, which is read at once, or JSON Lines under another name."""
-    head = b""
-    while not head.removeprefix(_BOM).strip() and (line := file.readline(LONGEST_LINE)):
-        head += line
+    begin = bytearray()
+    while line := file.readline(LONGEST_LINE):
+        begin += line
+        if (line if len(begin) > len(line) else line.removeprefix(_BOM)).strip():
+            break
+        if len(begin) > most:
+            raise _too_large(name, most)
+    head = bytes(begin)
     _check_encoding(head)
     start = head.removeprefix(_BOM).lstrip()
     if start.startswith(b"["):
-        yield from enumerate(_whole_document(head + _rest(file, name), name), start=1)
+        yield from enumerate(_whole_document(head + _rest(file, name, most), name), start=1)
     elif _parsed(start) is not None:
         yield from _read_lines(itertools.chain(_lines(io.BytesIO(head)), _lines(file)))
     else:
-        text = head + _rest(file, name)
+        text = head + _rest(file, name, most)
         if isinstance(found := _parsed(text.removeprefix(_BOM)), dict):
             keys = ", ".join(str(key)[:64] for key in list(found)[:8]) or "no columns"
             raise bad_dataset(
@@ -288,14 +298,18 @@ def _read_json(file: IO[bytes], name: str) -> Iterator[tuple[int, Any]]:
         yield from _read_lines(_lines(io.BytesIO(text)))
 
 
-def _rest(file: IO[bytes], name: str) -> bytes:
-    text = file.read(LARGEST_DOCUMENT + 1)
-    if len(text) > LARGEST_DOCUMENT:
-        raise bad_dataset(
-            f"{name}: expected at most {LARGEST_DOCUMENT} bytes, unpacked, in a file that has to be read as a whole, found more; write it "
-            "as .jsonl, with one object on each line"
-        )
+def _rest(file: IO[bytes], name: str, most: int) -> bytes:
+    text = file.read(most + 1)
+    if len(text) > most:
+        raise _too_large(name, most)
     return text
+
+
+def _too_large(name: str, most: int) -> TrainerError:
+    return bad_dataset(
+        f"{name}: expected at most {most} bytes, unpacked, in a file that has to be read as a whole, found more; write it as .jsonl, with "
+        "one object on each line"
+    )
 
 
 def _parsed(text: bytes) -> Any:

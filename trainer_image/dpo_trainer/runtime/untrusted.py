@@ -20,6 +20,8 @@ from dpo_trainer.runtime.errors import TrainerError, first_line, invalid_configu
 # Seconds for one piece of work, as long as it takes. All are finished in a small part of it, also on a busy machine.
 LONGEST: Final = 600.0
 LONGEST_CHAT: Final = 60.0
+# Bytes that rendering a chat may take on top of what the process has. A chat has a million characters.
+CHAT_MEMORY: Final = 2**30
 
 _MEMORY_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _HEAD = struct.Struct("dii")  # deadline, exit code, bytes of text
@@ -72,23 +74,38 @@ class Untrusted:
     """A context for a piece of work on others' input, in the main thread.
 
     what: the work with its input, for the message, such as "rendering the chat template for row 7". seconds: bound on its time.
-    code: how the job ends when the time is over.
+    code: how the job ends when the time is over. memory: bytes that it may take on top of what the process has; None for what
+        limit_memory left.
     Raises TrainerError INVALID_CONFIGURATION in the place of MemoryError and of a panic in a library that is written in Rust.
     """
 
-    __slots__ = ("_before", "_entry")
+    __slots__ = ("_before", "_entry", "_limits", "_memory")
 
-    def __init__(self, what: str, seconds: float = LONGEST, code: ExitCode = ExitCode.INVALID_CONFIGURATION) -> None:
+    def __init__(
+        self,
+        what: str,
+        seconds: float = LONGEST,
+        code: ExitCode = ExitCode.INVALID_CONFIGURATION,
+        *,
+        memory: int | None = None,
+    ) -> None:
+        self._memory = memory
+        self._limits: tuple[int, int] | None = None
         self._entry = Late(time.monotonic() + seconds, code, what)
 
     def __enter__(self) -> None:
         self._before = _state.entry
         self._set(self._entry)
+        if self._memory is not None and _state.board is not None:
+            self._limits = resource.getrlimit(resource.RLIMIT_DATA)
+            _limit_data(_reserved() + self._memory)
 
     def __exit__(
         self, _type: type[BaseException] | None, error: BaseException | None, _tb: TracebackType | None
     ) -> None:
         self._set(self._before)
+        if self._limits is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, self._limits)
         if isinstance(error, MemoryError):
             raise out_of_memory(self._entry.what) from error
         if error is not None and is_panic(error):
@@ -127,9 +144,19 @@ def limit_memory() -> None:
     status = _fields("/proc/self/status")
     available = _available()
     if available is not None and "VmData" in status and "RssAnon" in status:
-        most = status["VmData"] + max(0, available - status["RssAnon"])
-        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+        _limit_data(status["VmData"] + max(0, available - status["RssAnon"]))
+
+
+def _limit_data(most: int) -> None:
+    """Lower the limit on private memory to this many bytes, never raise it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
+
+
+def _reserved() -> int:
+    """Bytes of private memory that this process has reserved."""
+    with open("/proc/self/statm", "rb", buffering=0) as file:
+        return int(file.read().split()[5]) * resource.getpagesize()
 
 
 def _available() -> int | None:

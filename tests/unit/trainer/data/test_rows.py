@@ -268,9 +268,13 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path):
     assert failure.value.exit_code == ExitCode.SOURCE_UNAVAILABLE
 
 
-@pytest.mark.parametrize("document", [b'[{"a": 1},\n' + b" " * 2000 + b'{"a": 2}]', b'{"a":\n 1,' + b" " * 2000 + b"}"])
+@pytest.mark.parametrize(
+    "document",
+    [b'[{"a": 1},\n' + b" " * 2000 + b'{"a": 2}]', b'{"a":\n 1,' + b" " * 2000 + b"}", b"\n" * 2000 + b'{"a": 1}'],
+)
 def test_a_document_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, document):
-    monkeypatch.setattr(rows, "LARGEST_DOCUMENT", 1000)
+    monkeypatch.setattr(rows, "UNPACKED", 1000)
+    monkeypatch.setattr(rows, "UNPACKED_TIMES", 2)
     with pytest.raises(TrainerError, match=r"at most 1000 bytes, unpacked.*write it as \.jsonl") as failure:
         read_bytes(tmp_path, "a.json.gz", gzip.compress(document))
     assert failure.value.exit_code == ExitCode.BAD_DATASET

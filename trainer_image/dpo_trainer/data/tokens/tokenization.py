@@ -31,7 +31,7 @@ from dpo_trainer.data.tokens.chat_template import Chat, ChatTemplate, TemplateRe
 from dpo_trainer.data.tokens.encoding import Encoder
 from dpo_trainer.data.tokens.truncation import Ids, Limits, truncate
 from dpo_trainer.runtime.errors import TrainerError, first_line, invalid_configuration
-from dpo_trainer.runtime.untrusted import LONGEST_CHAT, Untrusted, limit_memory
+from dpo_trainer.runtime.untrusted import CHAT_MEMORY, LONGEST_CHAT, Untrusted, limit_memory
 
 # Pairs, and characters, that are tokenized together; a character needs some 250 bytes.
 BATCH = 256
@@ -197,7 +197,7 @@ class PairTokenizer:
 
     def _render(self, row: int, pair: ChatPair) -> Chat | Rejection:
         try:
-            with Untrusted(f"rendering the chat template for row {row}", LONGEST_CHAT):
+            with Untrusted(f"rendering the chat template for row {row}", LONGEST_CHAT, memory=CHAT_MEMORY):
                 return self._template.render(pair)
         except TemplateRefused as refused:
             return Rejection(Reason.TEMPLATE_ERROR, str(refused))
