@@ -130,7 +130,7 @@ def own(proxy: Proxy, since: int, job: str) -> list[Call]:
 
 @pytest.mark.fault(6)
 def test_old_lists_delete_nothing_of_a_new_job_of_the_name(theatre: Stage, proxy: Proxy, playing: Kubelets) -> None:
-    theatre.life("reborn", playing)
+    theatre.life("reborn", playing, checkpoint={"volume": {"retention": "Delete"}})
     theatre.reaches("reborn", "train", 1)
     playing.leave("reborn")
     hands = theatre.hands()

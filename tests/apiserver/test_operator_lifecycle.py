@@ -189,7 +189,8 @@ def test_a_failed_job_is_retried_by_command(
 def test_a_name_used_again_and_again_adopts_nothing(hands: Hands, operator: OperatorProcess) -> None:
     uids = []
     for turn in range(20):
-        uids.append(hands.apply("same", nodes=1)["metadata"]["uid"])
+        made = hands.apply("same", nodes=1, checkpoint={"volume": {"retention": "Delete"}})
+        uids.append(made["metadata"]["uid"])
         if turn % 3 == 0:
             wait_until("a Job", lambda: hands.children("jobs", "same"))
         if turn < 19:

@@ -9,7 +9,9 @@ import pytest
 
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.common import build_owner_reference
 from dpo_operator.builders.config import build_config_map
+from dpo_operator.builders.volume import build_claim
 from tests.apiserver.client import Requests
 from tests.apiserver.hands import Hands, last_words, wait_until
 from tests.apiserver.operator_process import OperatorProcess, running
@@ -67,6 +69,26 @@ def test_planted_job_file_is_not_used(hands: Hands, operator: OperatorProcess) -
     made = hands.get("configmaps", own["metadata"]["name"])
     assert made is not None
     assert (made["data"], made["immutable"]) == (own["data"], True)
+
+
+def test_planted_claim_is_not_used(hands: Hands, operator: OperatorProcess) -> None:
+    """It has the right name, labels and owner, and is there before the operator's."""
+    operator.kill()
+    raw = hands.apply("claimed")
+    own = build_claim(DPOJob.model_validate(raw), "guessed")
+    own["metadata"]["ownerReferences"] = [build_owner_reference(DPOJob.model_validate(raw))]
+    plant(hands, "persistentvolumeclaims", own)
+    operator.start()
+    wait_until("conflict", lambda: hands.condition("claimed", "Running") == ("False", "NameConflict"))
+    assert "checkpoint.volume.claimName: claimed-work" in hands.status("claimed")["message"]
+    assert not hands.children("jobs", "claimed")
+    hands.patch("persistentvolumeclaims", "claimed-work", {"metadata": {"finalizers": None}})
+    hands.delete("persistentvolumeclaims", "claimed-work")
+    hands.pods("claimed", "prepare", 1, 1)
+    made = hands.get("persistentvolumeclaims", "claimed-work")
+    assert made is not None
+    volume = wait_until("volume", lambda: hands.status("claimed").get("volume"))
+    assert volume["claimUid"] == made["metadata"]["uid"]
 
 
 def test_pods_of_strangers_decide_nothing(hands: Hands, operator: OperatorProcess) -> None:

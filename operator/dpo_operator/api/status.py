@@ -18,6 +18,7 @@ from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord
 MAX_HISTORY = 10
 MAX_HISTORY_MESSAGE = 512
 MAX_EARLIER_JOBS = 10
+MAX_CLAIM_TOKENS = 5
 
 Counting = Literal["Counted", "Uncounted", "Planned"]
 
@@ -244,6 +245,11 @@ class DPOJobStatus(StatusModel):
         default=None, description="A rank that is much slower than the others now. For information; no action is taken."
     )
     volume: VolumeStatus | None = Field(default=None, description="Where the job's files are.")
+    claim_tokens: list[str] = Field(
+        default=[],
+        max_length=MAX_CLAIM_TOKENS,
+        description="SHA-256 of the token on the claim that the operator is about to make, hex; empty once status.volume is set.",
+    )
     last_handled_retry: str = Field(
         default="", max_length=256, description=f"Value of the annotation {ANNOTATION_RETRY} that was handled last."
     )
@@ -300,6 +306,7 @@ class StatusFields(TypedDict, total=False):
     workers: Workers
     straggler: StragglerStatus | None
     volume: VolumeStatus | None
+    claim_tokens: list[str]
     last_handled_retry: str
     export: ExportStatus | None
     final_metrics: FinalMetrics | None

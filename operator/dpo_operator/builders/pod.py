@@ -20,7 +20,7 @@ TRAINER_UID = 65532
 TEMPORARY_SIZE = "10Gi"
 # Memory of pods whose job names none. With a request, a pod isn't the first that a full node evicts. Prepare works on others' input, which
 # may ask for any amount; the export needs the model's size, so it has no limit.
-MEMORY_REQUEST = "2Gi"
+MEMORY_REQUEST = "1Gi"
 PREPARE_MEMORY_LIMIT = "32Gi"
 # How long a pod stays on a node that stopped answering; Kubernetes' own default is 300.
 LOST_NODE_SECONDS = 10

@@ -25,8 +25,8 @@ def input_claims(job: DPOJob) -> list[str]:
     return [claim for claim in dict.fromkeys([*source_claims(job), *cache]) if claim != claim_name(job)]
 
 
-def build_claim(job: DPOJob) -> Manifest:
-    """Claim for the work volume. With retention Delete the job owns it, so that it is deleted with the job."""
+def build_claim(job: DPOJob, token: str) -> Manifest:
+    """Claim for the work volume. token: by which the operator knows it again. With retention Delete the job owns it, so that it is deleted with the job."""
     volume = job.spec.checkpoint.volume
     spec: dict[str, Any] = {
         "accessModes": [job.spec.access_mode],
@@ -34,9 +34,10 @@ def build_claim(job: DPOJob) -> Manifest:
     }
     if volume.storage_class_name is not None:
         spec["storageClassName"] = volume.storage_class_name
+    metadata = build_metadata(job, claim_name(job), owned=volume.retention == "Delete")
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": build_metadata(job, claim_name(job), owned=volume.retention == "Delete"),
+        "metadata": metadata | {"annotations": {names.ANNOTATION_CLAIM_TOKEN: token}},
         "spec": spec,
     }

@@ -4,6 +4,7 @@ Durations such as `failed_seconds` are measured by the operator's monotonic cloc
 between machines can't cause time-outs.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -249,11 +250,17 @@ def _exit(terminated: Raw | None) -> Exit | None:
     )
 
 
+def token_digest(token: str) -> str:
+    """SHA-256 of a claim's token, hex; empty without one."""
+    return hashlib.sha256(token.encode(errors="replace")).hexdigest() if token else ""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A PersistentVolumeClaim. made_for, made_for_uid: job that the operator made it for, from its labels.
 
     requested, capacity: size in spec and in status as quantities; empty if unknown. open: whether DPOJobs may name it.
+    token_digest: SHA-256 of the token that it carries, hex; empty without one.
     """
 
     name: str
@@ -268,6 +275,7 @@ class Claim:
     capacity: str = ""
     storage_class: str = ""
     open: bool = False
+    token_digest: str = ""
 
     @classmethod
     def from_raw(cls, raw: Raw) -> "Claim":
@@ -288,6 +296,7 @@ class Claim:
             capacity=str((raw.get("status", {}).get("capacity") or {}).get("storage", "")),
             storage_class=raw.get("spec", {}).get("storageClassName") or "",
             # Who can make a claim look like the operator's can set the label too.
+            token_digest=token_digest((metadata.get("annotations") or {}).get(names.ANNOTATION_CLAIM_TOKEN, "")),
             open=ours or labels.get(names.LABEL_ALLOW_USE) == "true",
         )
 

@@ -59,7 +59,7 @@ class Observed:
     inputs: claims that prepare is to mount besides the volume, by name; empty once it has its Job.
     guards: None when they were not read in this pass. refused: the API server's refusal of the last write, a message.
     expansion_refused: the size that was requested for the claim, and why it was refused. held: how long every read has
-    shown a fact, seconds.
+    shown a fact, seconds. claim_token: what the job's claim carries if this process makes it.
     """
 
     jobs: tuple[ChildJob, ...] = ()
@@ -73,6 +73,7 @@ class Observed:
     turn: Turn = Turn()
     startup: Startup = Startup()
     heartbeat: Heartbeat = Heartbeat()
+    claim_token: str = ""
     held: Mapping[Fact, float] = field(default_factory=dict)
 
     def job_of(self, phase: str | None, attempt: int) -> ChildJob | None:

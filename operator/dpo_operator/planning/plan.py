@@ -99,7 +99,7 @@ def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     if answer := retrying.ignore_early(job, status):
         return answer
     if status.phase is None:
-        return _accept(job, status, at, settings)
+        return _accept(job, volumes.with_token(job, status, seen), at, settings)
     if job.spec.suspend != transitions.holds(status, c.SUSPENDED):
         return _suspend_or_resume(job, status, at)
     if _deadline_passed(job, status, at):
@@ -114,6 +114,8 @@ def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
         return Plan(status, removals(stale, status, seen), requeue_after=SETTLE_SECONDS)
     if job.spec.suspend:
         return _stay_suspended(status, seen)
+    if seen.claim is None and (noted := volumes.with_token(job, status, seen)) != status:
+        return Plan(noted, requeue_after=0)
     decision = _advance(job, status, seen, at, settings)
     return replace(decision, actions=(*decision.actions, *stray_removals(status, seen)))
 
@@ -142,16 +144,16 @@ def _advance(requested: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment
         return _create(job, status, seen, at, settings)
     refused = ""
     if resizing.is_due(requested, child):
-        refused = resizing.refusal(requested, seen)
+        refused = resizing.refusal(requested, status, seen)
         if not refused:
             return resizing.resize(status, requested, child, at)
     else:
         status = resizing.without_refusal(status, at)
     monitored = changed(status, active_job=ActiveJob(name=child.name, uid=child.uid), not_before=None)
     monitored = transitions.with_active_clock(monitored, at, suspended=suspended_job)
-    if status.volume is None and seen.claim is not None:
+    if status.volume is None and seen.claim is not None and not waiting.claim_obstacle(job, status, seen.claim):
         claim = VolumeStatus(claim_name=seen.claim.name, claim_uid=seen.claim.uid, folder=job.metadata.uid)
-        monitored = changed(monitored, volume=claim)
+        monitored = changed(monitored, volume=claim, claim_tokens=[])
     if suspended_job:
         decision = gangs.wait(job, monitored, seen, child, pods, at)
     else:
@@ -243,7 +245,7 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
         # Accepted by an older operator, or before the administrator changed the rules. Pods that run already go on.
         return Plan(transitions.waiting(status, at, refused.reason, refused.describe()), requeue_after=WAIT_SECONDS)
     if obstacle := (
-        waiting.claim_obstacle(job, seen.claim)
+        waiting.claim_obstacle(job, status, seen.claim)
         or waiting.use_obstacle(job, phase, seen, settings.allow)
         or waiting.support_obstacle(job, seen)
         or guarding.obstacle(job, seen)
@@ -272,7 +274,7 @@ def _missing_support(job: DPOJob, phase: names.Phase, seen: Observed) -> tuple[C
     present = {support.kind for support in seen.support}
     missing = []
     if seen.claim is None:
-        missing.append(build_claim(job))
+        missing.append(build_claim(job, seen.claim_token))
     if "ConfigMap" not in present:
         missing.append(build_config_map(job))
     if phase == "train" and "Service" not in present:
@@ -299,7 +301,7 @@ def _monitor(
     if started < desired:
         if given_back := gangs.end_turn(job, status, seen, child, pods, at):
             return given_back
-        obstacle = waiting.claim_obstacle(job, seen.claim)
+        obstacle = waiting.claim_obstacle(job, status, seen.claim)
         obstacle = obstacle or waiting.pods_obstacle(job, child, pods, desired, seen)
         again = waiting.retry_refused_pods(child, pods, desired, seen)
         decision = Plan(

@@ -39,11 +39,11 @@ def as_running(job: DPOJob, status: DPOJobStatus, seen: Observed) -> DPOJob:
     return job.model_copy(update={"spec": spec})
 
 
-def refusal(job: DPOJob, seen: Observed) -> str:
+def refusal(job: DPOJob, status: DPOJobStatus, seen: Observed) -> str:
     """Why the new size can't run, so that the attempt keeps its size; empty if it can."""
     if problems := validate(job):
         return problems.describe()
-    obstacle = waiting.claim_obstacle(job, seen.claim)
+    obstacle = waiting.claim_obstacle(job, status, seen.claim)
     return obstacle[1] if obstacle is not None and obstacle[0] == c.VOLUME_UNSUITABLE else ""
 
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from dpo_operator.api import conditions as c
 from dpo_operator.api.quantity import gibibytes, to_bytes
 from dpo_operator.api.reports import VolumeReport
-from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.status import MAX_CLAIM_TOKENS, DPOJobStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.planning import transitions, waiting
 from dpo_operator.planning.actions import Action, Event, ExpandClaim, Plan
-from dpo_operator.planning.objects import Claim
+from dpo_operator.planning.objects import Claim, token_digest
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.transitions import Moment, changed
 
@@ -31,7 +31,7 @@ def with_volume(decision: Plan, job: DPOJob, before: DPOJobStatus, seen: Observe
     """The plan with volume conditions, events and expansion added. before: the status before the plan."""
     status, claim = decision.status, seen.claim
     # A failed job's volume can still grow: that may be what its retry needs.
-    if status.phase is None or claim is None or waiting.claim_obstacle(job, claim):
+    if status.phase is None or claim is None or waiting.claim_obstacle(job, status, claim):
         return decision
     if transitions.holds(status, c.COMPLETE):
         return replace(decision, status=_needs_no_room(status, at))
@@ -70,26 +70,24 @@ def _needs_no_room(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
     return status
 
 
+def with_token(job: DPOJob, status: DPOJobStatus, seen: Observed) -> DPOJobStatus:
+    """The status with the digest of the token that the claim will carry, where the operator makes the claim.
+
+    The digest is written before the claim is made. Until then only this process knows the token, so that nobody else can have made a
+    claim that carries it.
+    """
+    digest = token_digest(seen.claim_token)
+    if job.spec.checkpoint.volume.claim_name is not None or status.volume is not None or digest in status.claim_tokens:
+        return status
+    return changed(status, claim_tokens=[*status.claim_tokens, digest][-MAX_CLAIM_TOKENS:])
+
+
 def _reused(job: DPOJob, claim: Claim) -> Event | None:
-    """The event for a claim that an earlier job of this name left."""
-    volume = job.spec.checkpoint.volume
-    if volume.claim_name is not None or claim.made_for_uid in (None, job.metadata.uid):
+    """The event for a claim that the operator made for an earlier job, and that this one names."""
+    if job.spec.checkpoint.volume.claim_name is None or claim.made_for_uid in (None, job.metadata.uid):
         return None
-    differs = []
-    if _is_smaller(volume.size, claim.requested):
-        differs.append(f"size {volume.size} (it has {claim.requested})")
-    if volume.storage_class_name not in (None, claim.storage_class):
-        differs.append(f"storageClassName {volume.storage_class_name} (it has {claim.storage_class or 'none'})")
-    if volume.access_mode is not None and volume.access_mode not in claim.access_modes:
-        differs.append(f"accessMode {volume.access_mode} (it has {', '.join(claim.access_modes)})")
-    if volume.retention == "Delete":
-        differs.append("retention Delete (it stays when the DPOJob is deleted)")
-    message = (
-        f"PersistentVolumeClaim {claim.name} of an earlier job of this name is used again, in a folder of its own."
-    )
-    if differs:
-        message += f" These checkpoint.volume settings do not apply: {'; '.join(differs)}."
-    return Event("Warning" if differs else "Normal", c.CLAIM_REUSED, message)
+    message = f"PersistentVolumeClaim {claim.name} of an earlier job is used again, in a folder of its own."
+    return Event("Normal", c.CLAIM_REUSED, message)
 
 
 def _with_size(

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
 from dpo_operator.api.allow import Allow
+from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import config_name
@@ -29,7 +30,7 @@ IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrIma
 CONFIG_REASONS = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError")
 
 
-def claim_obstacle(job: DPOJob, claim: Claim | None) -> Reason | None:
+def claim_obstacle(job: DPOJob, status: DPOJobStatus, claim: Claim | None) -> Reason | None:
     """Why the volume can't be used, or None. A missing claim is no obstacle if the operator creates it."""
     volume = job.spec.checkpoint.volume
     name = claim_name(job)
@@ -47,10 +48,10 @@ def claim_obstacle(job: DPOJob, claim: Claim | None) -> Reason | None:
             return c.VOLUME_TERMINATING, (
                 f"PersistentVolumeClaim {name} belongs to a deleted object (UID {claim.owner_uid}) and should be garbage-collected."
             )
-        if claim.owner_uid is None and claim.made_for != job.metadata.name:
+        if not is_own_claim(status, claim):
             return c.NAME_CONFLICT, (
-                f"PersistentVolumeClaim {name} exists and was not made by this operator. Set "
-                f"checkpoint.volume.claimName: {name} to use it, or delete it."
+                f"PersistentVolumeClaim {name} exists and was not made for this job. Make the job anew with "
+                f"checkpoint.volume.claimName: {name} to use it, or delete the claim."
             )
     modes = f"PersistentVolumeClaim {name} has access modes {', '.join(claim.access_modes) or 'none'}"
     if job.spec.nodes > 1 and "ReadWriteMany" not in claim.access_modes:
@@ -59,6 +60,13 @@ def claim_obstacle(job: DPOJob, claim: Claim | None) -> Reason | None:
     if not any(mode.startswith("ReadWrite") for mode in claim.access_modes):
         return c.VOLUME_UNSUITABLE, f"{modes}; checkpoints are written to it. Replace the claim."
     return None
+
+
+def is_own_claim(status: DPOJobStatus, claim: Claim) -> bool:
+    """Whether the operator made the claim for this job: labels and owners are what anyone can write, the status is not."""
+    if status.volume is not None:
+        return claim.uid == status.volume.claim_uid
+    return claim.token_digest in status.claim_tokens
 
 
 def use_obstacle(job: DPOJob, phase: names.Phase, seen: Observed, allow: Allow) -> Reason | None:

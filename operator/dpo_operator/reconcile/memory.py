@@ -1,5 +1,6 @@
 """Per-job cache of the operator. Losing it is harmless: an operator restart only restarts timers."""
 
+import secrets
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -101,6 +102,7 @@ class JobMemory:
     heartbeats: Heartbeats = field(default_factory=Heartbeats)
     placing: Stopwatch = field(default_factory=Stopwatch)
     own: Ownership = field(default_factory=Ownership)
+    claim_token: str = field(default_factory=lambda: secrets.token_hex(32))
     held: Stopwatch = field(default_factory=Stopwatch)
     unsure: bool = False
     startup: StartupTracker = field(default_factory=StartupTracker)

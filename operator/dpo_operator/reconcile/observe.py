@@ -51,6 +51,7 @@ async def observe(
         claim=child_objects.claim,
         support=child_objects.support,
         refused=memory.refused,
+        claim_token=memory.claim_token,
     )
     durations.forget_the_rest()
     return seen
@@ -82,7 +83,7 @@ async def observe_just_accepted(client: Client, job: DPOJob, memory: JobMemory) 
     """
     claim = await client.get("PersistentVolumeClaim", job.metadata.namespace, claim_name(job))
     memory.child_objects = ChildObjects(Claim.from_raw(claim) if claim else None, (), time.monotonic())
-    return Observed(claim=memory.child_objects.claim, guards=())
+    return Observed(claim=memory.child_objects.claim, guards=(), claim_token=memory.claim_token)
 
 
 async def observe_inputs(client: Client, job: DPOJob) -> dict[str, Claim | None]:

@@ -207,7 +207,7 @@ class Reconciler:
         if status.phase is None and not status.is_final:
             # Acceptance depends on the spec alone. Report the job, so that one that will be rejected does not block turns.
             self.turns.report(key, gangs.TurnState.NONE, gangs.priority(status, self._client.now()))
-            return plan(job, status, Observed(), self._client.now(), self._settings), None
+            return plan(job, status, Observed(claim_token=memory.claim_token), self._client.now(), self._settings), None
         is_fresh = seen is None
         if seen is None and just_accepted:
             seen = await observe_just_accepted(self._client, job, memory)

@@ -55,7 +55,7 @@ def test_prepare_and_export_are_one_pod_without_gpu(phase):
     job = job_of(phase, nodes=4, gpusPerNode=8, pod={"prepareResources": {"requests": {"cpu": 2}}})
     assert (job["spec"]["completions"], job["spec"]["parallelism"]) == (1, 1)
     resources = job["spec"]["template"]["spec"]["containers"][0]["resources"]
-    assert resources["requests"] == {"cpu": "2", "memory": "2Gi"}
+    assert resources["requests"] == {"cpu": "2", "memory": "1Gi"}
     assert resources.get("limits") == ({"memory": "32Gi"} if phase == "prepare" else None)
     assert "affinity" not in job["spec"]["template"]["spec"]
 
@@ -63,7 +63,7 @@ def test_prepare_and_export_are_one_pod_without_gpu(phase):
 def test_gpus_are_requested_and_limited():
     resources = container_of("train", gpusPerNode=8, pod={"resources": {"limits": {"memory": "64Gi"}}})["resources"]
     assert resources == {"requests": {"nvidia.com/gpu": "8"}, "limits": {"memory": "64Gi", "nvidia.com/gpu": "8"}}
-    assert container_of("train", gpusPerNode=0)["resources"] == {"requests": {"memory": "2Gi"}}
+    assert container_of("train", gpusPerNode=0)["resources"] == {"requests": {"memory": "1Gi"}}
 
 
 @pytest.mark.parametrize("named", ["requests", "limits"])
@@ -307,14 +307,14 @@ def test_job_file_is_a_job_that_the_trainer_can_read():
 
 def test_claim_of_the_job_follows_its_settings():
     volume = {"size": "500Gi", "storageClassName": "fast", "retention": "Delete"}
-    claim = build_claim(a_job(checkpoint={"volume": volume}))
+    claim = build_claim(a_job(checkpoint={"volume": volume}), "token")
     assert claim["spec"] == {
         "accessModes": ["ReadWriteMany"],
         "resources": {"requests": {"storage": "500Gi"}},
         "storageClassName": "fast",
     }
     assert claim["metadata"]["ownerReferences"][0]["uid"] == UID
-    kept = build_claim(a_job(nodes=1))
+    kept = build_claim(a_job(nodes=1), "token")
     assert kept["spec"]["accessModes"] == ["ReadWriteOnce"]
     assert "ownerReferences" not in kept["metadata"]
     assert "storageClassName" not in kept["spec"]

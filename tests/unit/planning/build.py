@@ -11,7 +11,7 @@ from dpo_operator.api.status import ActiveJob, DPOJobStatus, VolumeStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.planning.actions import Plan
-from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Exit, Support
+from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Exit, Support, token_digest
 from dpo_operator.planning.observed import Heartbeat, Observed, Startup, Turn
 from dpo_operator.planning.plan import Settings, plan
 from dpo_operator.planning.transitions import Moment, accepted, settled
@@ -21,6 +21,7 @@ UID = "3f0e2c1a-0000-4000-8000-000000000001"
 SETTINGS = Settings(image=TrainerImage("registry.example/trainer:1"))
 # Parts of what is seen, by their field.
 PARTS: dict[str, Any] = {"turn": Turn, "startup": Startup, "heartbeat": Heartbeat}
+TOKEN = "known to the operator alone"
 BOTH = (Support("ConfigMap", UID), Support("Service", UID))
 
 
@@ -61,6 +62,7 @@ def a_status(phase: names.Phase = "train", attempt: int = 1, *, created: bool = 
         "phase": phase,
         "attempts": status.attempts.model_copy(update=attempts),
         "active_job": ActiveJob(name=name, uid=f"uid-{name}") if created else None,
+        "claim_tokens": [token_digest(TOKEN)],
         "volume": VolumeStatus(claim_name="pairs-work", claim_uid="uid-claim", folder=UID),
     }
     return settled(status.model_copy(update=defaults | fields), at)
@@ -114,7 +116,7 @@ def termination_text(
 def a_claim(**fields: Any) -> Claim:
     """The job's own claim, bound."""
     defaults = {"name": "pairs-work", "uid": "uid-claim", "bound": True, "deleting": False, "made_for": "pairs"}
-    return Claim(**(defaults | {"access_modes": ("ReadWriteMany",)} | fields))
+    return Claim(**(defaults | {"access_modes": ("ReadWriteMany",), "token_digest": token_digest(TOKEN)} | fields))
 
 
 def a_view(*children: ChildJob | ChildPod, claim: Claim | str | None = "own", **fields: Any) -> Observed:
@@ -128,6 +130,7 @@ def a_view(*children: ChildJob | ChildPod, claim: Claim | str | None = "own", **
         pods=tuple(c for c in children if isinstance(c, ChildPod)),
         claim=a_claim() if isinstance(claim, str) else claim,
         support=fields.pop("support", BOTH),
+        claim_token=TOKEN,
         held=fields.pop("held", AllHeld()),
         **parts,
         **fields,

@@ -8,6 +8,7 @@ import pytest
 from dpo_operator.api import conditions as c
 from dpo_operator.api.status import DPOJobStatus, State
 from dpo_operator.planning.actions import Create, Delete
+from dpo_operator.planning.objects import Claim, token_digest
 from dpo_operator.planning.transitions import Moment, completed, settled
 from tests.unit.planning.build import (
     BOTH,
@@ -365,7 +366,7 @@ def test_lost_claim_fails_the_job_instead_of_starting_from_nothing(what):
         ({"checkpoint": {"volume": {"claimName": "mine"}}}, None, c.VOLUME_NOT_FOUND),
         ({}, a_claim(deleting=True), c.VOLUME_TERMINATING),
         ({}, a_claim(owner_uid="earlier"), c.VOLUME_TERMINATING),
-        ({}, a_claim(made_for=None), c.NAME_CONFLICT),
+        ({}, a_claim(token_digest=""), c.NAME_CONFLICT),
         ({}, a_claim(access_modes=("ReadWriteOnce",)), c.VOLUME_UNSUITABLE),
         ({"nodes": 1}, a_claim(access_modes=("ReadOnlyMany",)), c.VOLUME_UNSUITABLE),
     ],
@@ -379,9 +380,28 @@ def test_unusable_claim_is_told_and_waited_for(spec, claim, reason):
     assert result.requeue_after == 10.0
 
 
-def test_claim_that_was_retained_from_a_job_of_the_same_name_is_used_again():
-    result = decide(a_status("prepare", created=False, volume=None), a_view(claim=a_claim(owner_uid=None)))
-    assert [action.kind for action in result.actions] == ["Job"]
+def test_claim_counts_by_a_token_that_the_status_knew_before_it_existed():
+    new, unmade = a_status("prepare", created=False, volume=None, claim_tokens=[]), a_view(claim=None, guards=())
+    noted = decide(new, unmade)
+    assert (noted.actions, noted.requeue_after) == ((), 0)
+    (digest,) = noted.status.claim_tokens
+    (claim,) = [a for a in decide(noted.status, unmade).actions if a.kind == "PersistentVolumeClaim"]
+    made = Claim.from_raw(claim.manifest | {"metadata": claim.manifest["metadata"] | {"uid": "made"}})
+    assert made.token_digest == digest
+    own = replace(made, access_modes=("ReadWriteMany",))
+    assert [a.kind for a in decide(noted.status, a_view(claim=own)).actions] == ["Job"]
+    # Whatever its labels and owner are, a claim with another token was made by somebody else; so was one without.
+    for token in ("", "guessed", digest):
+        planted = replace(own, token_digest=token_digest(token), owner_uid=UID, made_for_uid=UID)
+        refused = decide(noted.status, a_view(claim=planted))
+        assert condition(refused.status, c.RUNNING) == ("False", c.NAME_CONFLICT)
+        assert "checkpoint.volume.claimName: pairs-work" in refused.status.message
+    # An operator that was restarted knows another token; the first one's request may still arrive.
+    again = decide(noted.status, replace(unmade, claim_token="of another process")).status
+    assert [a.kind for a in decide(again, a_view(claim=own)).actions] == ["Job"]
+    # Once the claim is in the status, its UID tells.
+    seen = decide(noted.status, a_view(a_child("prepare"), claim=own)).status
+    assert (seen.volume.claim_uid, seen.claim_tokens) == ("made", [])
 
 
 def test_config_map_of_another_owner_is_never_used():

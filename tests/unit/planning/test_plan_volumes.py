@@ -1,5 +1,7 @@
 """What the claim gives beside what the spec asks for."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -96,14 +98,13 @@ def test_a_claim_that_a_user_brought_is_never_changed():
 
 
 def test_somebody_elses_claim_is_never_changed():
-    result = decide(a_status(), view("10Gi", "10Gi", made_for=None), sized("200Gi"))
+    result = decide(a_status(volume=None), view("10Gi", "10Gi", token_digest=""), sized("200Gi"))
     assert not expansions(result)
 
 
 def test_the_volume_of_a_failed_job_grows_before_its_retry():
-    failed = decide(
-        a_status(volume=a_status().volume.model_copy(update={"claim_uid": "other"})), view("1Gi", "1Gi")
-    ).status
+    at = Moment(NOON, 1)
+    failed = settled(failed_now(a_status(), "NoProgress", "", at), at)
     assert failed.state is State.FAILED
     assert expansions(decide(failed, view("100Gi", "100Gi"), sized("200Gi")))
 
@@ -116,20 +117,13 @@ def created(claim, job) -> tuple[str, str]:
     return next(((e.type, e.message) for e in result.events if e.reason == c.CLAIM_REUSED), ("", ""))
 
 
-def test_a_retained_claim_is_used_again_and_what_does_not_apply_is_said():
-    claim = a_claim(made_for_uid="older", requested="300Gi", capacity="300Gi", storage_class="slow")
-    kind, said = created(claim, sized("200Gi", storageClassName="fast", retention="Delete"))
-    assert kind == "Warning"
-    assert "storageClassName fast (it has slow)" in said
-    assert "size 200Gi (it has 300Gi)" in said
-    assert "retention Delete (it stays" in said
-
-
-def test_a_retained_claim_that_fits_is_mentioned_only():
-    claim = a_claim(made_for_uid="older", requested="200Gi", capacity="200Gi")
-    kind, said = created(claim, sized("200Gi"))
+def test_claim_of_an_earlier_job_that_is_named_is_mentioned():
+    claim = a_claim(name="older-work", made_for_uid="older", token_digest="")
+    kind, said = created(claim, a_job(checkpoint={"volume": {"claimName": "older-work"}}))
     assert kind == "Normal"
-    assert "do not apply" not in said
+    assert "older-work of an earlier job is used again" in said
+    theirs = replace(claim, made_for_uid=None)
+    assert created(theirs, a_job(checkpoint={"volume": {"claimName": "older-work"}})) == ("", "")
 
 
 def test_the_jobs_own_claim_is_not_mentioned():

@@ -13,7 +13,7 @@ from dpo_operator.planning.actions import Action, Create, Delete, Patch, Suspend
 from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Exit, Support
 from dpo_operator.planning.observed import Fact, Observed
 from dpo_operator.planning.plan import plan
-from tests.unit.planning.build import NOON, SETTINGS, UID, a_claim, a_job, termination_text
+from tests.unit.planning.build import NOON, SETTINGS, TOKEN, UID, a_claim, a_job, termination_text
 
 STEPS = 3
 PASS_SECONDS = certainty.SECOND_LOOK_SECONDS + 1
@@ -46,7 +46,11 @@ class World:
     def reconcile(self, writes: int = 99, lie: str = "") -> None:
         """One pass of the operator, which dies after so many writes. lie: what the API answers wrongly, never twice in a row."""
         true = Observed(
-            jobs=tuple(self.jobs.values()), pods=tuple(self.pods.values()), claim=self.claim, support=self.support
+            jobs=tuple(self.jobs.values()),
+            pods=tuple(self.pods.values()),
+            claim=self.claim,
+            support=self.support,
+            claim_token=TOKEN,
         )
         seen = true if self.lied else self.falsified(true, lie)
         self.lied = seen is not true
