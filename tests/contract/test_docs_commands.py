@@ -35,6 +35,7 @@ JOB, RUN, STEPS = "helpful", "runs/helpful", 50
 NOT_RUN = {
     ("docker", "build"): "takes minutes; the cluster tier builds both images from the same files",
     ("docker", "push"): "needs a registry",
+    ("cosign",): "needs a registry and an identity",
     (
         "dpo",
         "export",
