@@ -5,95 +5,40 @@ for the kubelets. Exit status 1 when a bar is missed.
 """
 
 import argparse
-import os
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
-from rich.table import Table
 
+from benchmarks.operator_fair import fair
+from benchmarks.operator_memory import memory
+from benchmarks.operator_rig import (
+    UNSUPPORTED,
+    Bench,
+    Measurement,
+    applied,
+    count,
+    cpu_seconds,
+    empty,
+    memory_mib,
+    samples,
+    table,
+)
 from dpo_operator.generate import crd
 from tests.apiserver.client import Requests, wait_until_served
 from tests.apiserver.hands import Hands, wait_until
 from tests.apiserver.operator_process import OperatorProcess, running
 from tests.cluster.rig import fixture
-from tests.cluster.rig.control_plane import ControlPlane
 from tests.scratch import scratch_folder
 
 JOBS, BAD_JOBS, EXITS = 100, 1000, 20
 # Good jobs that are timed, without and with the bad ones.
 TIMES = 10
-# What a job leaves for the garbage collector.
-KINDS = ("dpojobs", "jobs", "pods", "services", "networkpolicies", "poddisruptionbudgets")
 # What the first phase of a job gets.
 PREPARING = ("persistentvolumeclaims", "configmaps", "networkpolicies", "jobs")
-UNSUPPORTED = {"training": {"globalBatchSize": 2, "offload": "nvme"}}
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One line of the table. bar: most that worst may be; None: only printed."""
-
-    name: str
-    median: float
-    worst: float
-    bar: float | None
-    unit: str
-
-    @classmethod
-    def of(cls, name: str, values: Iterable[float], bar: float | None, unit: str) -> "Measurement":
-        """From what was measured, once or several times."""
-        found = list(values)
-        return cls(name, statistics.median(found), max(found), bar, unit)
-
-    @property
-    def missed(self) -> bool:
-        return self.bar is not None and self.worst > self.bar
-
-
-def table(measurements: Iterable[Measurement]) -> Table:
-    """Table of the measurements."""
-    made = Table(title="operator, API server without nodes")
-    for head in ("measurement", "median", "worst", "bar", ""):
-        made.add_column(head, justify="left" if head == "measurement" else "right")
-    for f in measurements:
-        bar = "" if f.bar is None else f"≤ {f.bar:g}"
-        made.add_row(f"{f.name}, {f.unit}", f"{f.median:.3g}", f"{f.worst:.3g}", bar, "missed" if f.missed else "")
-    return made
-
-
-class Bench:
-    """A control plane with the CRD; each measurement has a namespace and an operator of its own."""
-
-    def __init__(self, plane: ControlPlane, folder: Path) -> None:
-        self.plane = plane
-        self.folder = folder
-
-    def place(self, name: str) -> tuple[Hands, OperatorProcess]:
-        """An empty namespace and the operator for it, not yet started."""
-        self.plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-        self.plane.wait_for_service_account(name)
-        operator = OperatorProcess(self.plane.kubeconfig, name, self.folder / f"{name}.log", resync_seconds=30)
-        return self.hands(name), operator
-
-    def hands(self, namespace: str) -> Hands:
-        return Hands(Requests(self.plane), namespace)
-
-
-def samples(operator: OperatorProcess, name: str, **labels: str) -> dict[tuple[str, ...], float]:
-    """Samples of a series by their other labels' values."""
-    found = {}
-    for family in text_string_to_metric_families(operator.metrics()):
-        for sample in family.samples:
-            if sample.name == name and labels.items() <= sample.labels.items():
-                found[tuple(v for k, v in sorted(sample.labels.items()) if k not in labels)] = sample.value
-    return found
 
 
 def quantile(operator: OperatorProcess, share: float) -> float:
@@ -103,37 +48,9 @@ def quantile(operator: OperatorProcess, share: float) -> float:
     return next(bound for bound, count in by_bound if count >= share * by_bound[-1][1])
 
 
-def memory_mib(operator: OperatorProcess) -> float:
-    """Most memory that the process has had."""
-    status = Path(f"/proc/{operator.pid}/status").read_text()
-    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
-
-
-def cpu_seconds(operator: OperatorProcess) -> float:
-    """Processor time since the process started."""
-    fields = Path(f"/proc/{operator.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def requests(operator: OperatorProcess) -> float:
     """Requests to the API server, watches and kopf's lists aside."""
     return sum(samples(operator, "dpojob_operator_api_requests_total").values())
-
-
-def applied(bench: Bench, namespace: str, jobs: dict[str, dict[str, object]]) -> None:
-    """Create jobs over several connections, as many users would."""
-    names = list(jobs)
-
-    def some(part: list[str]) -> None:
-        hands = bench.hands(namespace)
-        for name in part:
-            hands.apply(name, **jobs[name])
-
-    threads = [threading.Thread(target=some, args=(names[i::4],)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
 
 
 def many_at_once(bench: Bench, times: int) -> list[Measurement]:
@@ -166,19 +83,6 @@ def many_at_once(bench: Bench, times: int) -> list[Measurement]:
         Measurement.of("processor time for each job", cpu, None, "ms"),
         Measurement.of(f"memory with {JOBS} jobs, peak", memory, None, "MiB"),
     ]
-
-
-def count(hands: Hands, kind: str) -> int:
-    """Objects of a kind, without their bodies."""
-    page = hands.requests.send("GET", f"{hands.path(kind)}?limit=1").body
-    return len(page["items"]) + int(page["metadata"].get("remainingItemCount") or 0)
-
-
-def empty(bench: Bench, namespace: str) -> None:
-    """Delete all jobs, so that what is left of them does not slow the next measurement."""
-    bench.plane.kubectl("-n", namespace, "delete", "dpojobs", "--all", "--wait=false")
-    hands = bench.hands(namespace)
-    wait_until("empty namespace", lambda: not any(count(hands, kind) for kind in KINDS), 180)
 
 
 def good_among_bad(bench: Bench) -> list[Measurement]:
@@ -240,28 +144,42 @@ def exit_to_status(bench: Bench) -> list[Measurement]:
     return [Measurement.of(f"pod exit → status, {EXITS} times", took, 2.0, "s")]
 
 
-PARTS: dict[str, Callable[[Bench, int], list[Measurement]]] = {
-    "many": many_at_once,
+PARTS: dict[str, Callable[[Bench, argparse.Namespace], list[Measurement]]] = {
+    "many": lambda bench, arguments: many_at_once(bench, arguments.times),
     "bad": lambda bench, _: good_among_bad(bench),
     "exits": lambda bench, _: exit_to_status(bench),
+    "memory": lambda bench, arguments: memory(bench, arguments.jobs),
+    "fair": lambda bench, arguments: fair(bench, arguments.minutes),
 }
+DEFAULT = ("many", "bad", "exits")
+# These need a scheduler, which would only take time from the others.
+SCHEDULED = ("fair",)
 
 
 def main() -> int:
     """Exit status 1 when a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="default: all", metavar="|".join(PARTS))
-    parser.add_argument("--times", type=int, default=10, help="runs with 100 jobs; default: %(default)s")
+    names = "|".join(PARTS)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help=f"default: {' '.join(DEFAULT)}", metavar=names)
+    parser.add_argument("--times", type=int, default=10, help="many: runs with 100 jobs; default: %(default)s")
+    parser.add_argument("--jobs", type=int, default=1000, help="memory: jobs of each kind; default: %(default)s")
+    parser.add_argument("--minutes", type=float, default=10, help="fair: how long; default: %(default)s")
     arguments = parser.parse_args()
     missed = False
-    with scratch_folder() as folder, fixture.control_plane("bench-operator") as plane:
-        plane.apply(crd.crd())
-        wait_until_served(plane, crd.NAME)
-        bench = Bench(plane, Path(folder))
-        for name in arguments.parts or PARTS:
-            measurements = PARTS[name](bench, arguments.times)
-            Console().print(table(measurements))
-            missed = missed or any(f.missed for f in measurements)
+    chosen = arguments.parts or DEFAULT
+    for scheduler in (False, True):
+        parts = [name for name in chosen if (name in SCHEDULED) is scheduler]
+        if not parts:
+            continue
+        plane_name = "bench-gangs" if scheduler else "bench-operator"
+        with scratch_folder() as folder, fixture.control_plane(plane_name, scheduler=scheduler) as plane:
+            plane.apply(crd.crd())
+            wait_until_served(plane, crd.NAME)
+            bench = Bench(plane, Path(folder))
+            for name in parts:
+                measurements = PARTS[name](bench, arguments)
+                Console().print(table(measurements))
+                missed = missed or any(f.missed for f in measurements)
     return 1 if missed else 0
 
 

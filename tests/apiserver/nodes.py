@@ -122,9 +122,16 @@ class Kubelets:
 
 
 @contextmanager
-def kubelets(plane: ControlPlane, hands: Hands, *, train: bool = True) -> Iterator[Kubelets]:
-    """The thread, and the nodes gone afterwards. Fails when it broke off."""
+def kubelets(
+    plane: ControlPlane, hands: Hands, *, train: bool = True, beside: Kubelets | None = None
+) -> Iterator[Kubelets]:
+    """The thread, and the nodes gone afterwards. Fails when it broke off.
+
+    beside: those of another namespace, on whose nodes this one's pods run too.
+    """
     made = Kubelets(hands, replace(hands, requests=Requests(plane)), train=train)
+    if beside is not None:
+        made._nodes = beside._nodes
     thread = threading.Thread(target=made.run, name="kubelets")
     thread.start()
     try:
@@ -139,11 +146,11 @@ def kubelets(plane: ControlPlane, hands: Hands, *, train: bool = True) -> Iterat
 
 def volumes(plane: ControlPlane, count: int) -> None:
     """Volumes that claims of any size are bound to; nothing is ever mounted."""
-    for i in range(count):
-        spec = {
-            "capacity": {"storage": "1Ti"},
-            "accessModes": ["ReadWriteMany", "ReadWriteOnce"],
-            "persistentVolumeReclaimPolicy": "Retain",
-            "hostPath": {"path": "/none"},
-        }
-        plane.apply({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": f"v-{i}"}, "spec": spec})
+    spec = {
+        "capacity": {"storage": "1Ti"},
+        "accessModes": ["ReadWriteMany", "ReadWriteOnce"],
+        "persistentVolumeReclaimPolicy": "Retain",
+        "hostPath": {"path": "/none"},
+    }
+    kind = {"apiVersion": "v1", "kind": "PersistentVolume"}
+    plane.apply(*(kind | {"metadata": {"name": f"v-{i}"}, "spec": spec} for i in range(count)))
