@@ -211,6 +211,24 @@ def _where(value: str, count: int) -> dict[str, Any]:
     return {"data": {"train": {"source": "a/b"}, "filters": {"where": [condition] * 32}}}
 
 
+_COLUMNS = (
+    "prompt",
+    "system",
+    "chosen",
+    "rejected",
+    "completion",
+    "label",
+    "responses",
+    "scores",
+    "answerA",
+    "answerB",
+)
+
+
+def _columns() -> dict[str, str]:
+    return dict.fromkeys(_COLUMNS, "😀" * 128)
+
+
 def _variables(count: int) -> dict[str, Any]:
     return _pod(env=[{"name": f"A{i}", "value": "\U0001f600" * 4096} for i in range(count)])
 
@@ -225,8 +243,10 @@ def _texts() -> list[Hostile]:
         Hostile("template as large as allowed", _model(chatTemplate="é" * 32768), refused=False),
         Hostile("template of special characters", _model(chatTemplate=special), refused=False),
         Hostile("template with a NUL", _model(chatTemplate="a\0b"), refused=False),
-        Hostile("conditions as large as fit", _where("é" * 512, 29), refused=False),
-        Hostile("environment as large as fits", _variables(58), refused=False),
+        Hostile("conditions as large as fit", _where("é" * 512, 1), refused=False),
+        Hostile("conditions too large together", _where("x" * 1024, 37)),
+        Hostile("environment as large as fits", _variables(4), refused=False),
+        Hostile("environment too large", _variables(5)),
         Hostile("source with a NUL", _source("org/a\0b")),
         Hostile("source with a space", _source("org/a b")),
         Hostile("source that is not ASCII", _source("org/données"), refused=False),
@@ -265,11 +285,13 @@ def _places() -> list[Hostile]:
     ]  # fmt: skip
 
 
-# Every field is within its bounds, and the whole fits no ConfigMap: the API server stores it, and the operator turns it down.
+# Every field is within its bounds, and the whole is too large: the API server stores it, and the operator turns it down.
 TOO_LARGE = (
-    Hostile("conditions too large together", _where("x" * 1024, 37)),
-    Hostile("long conditions too large together", _where("é" * 512, 40)),
-    Hostile("environment too large", _variables(64)),
+    Hostile(
+        "mixture and template too large together",
+        _model(chatTemplate="\U0001f600" * 32768)
+        | {"data": {"train": {"source": "a/b"}, "mixture": [{"source": "a/b", "columns": _columns()}] * 32}},
+    ),
 )
 NAMES = tuple(_names())
 TEXTS = tuple(_texts())

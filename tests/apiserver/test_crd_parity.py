@@ -219,6 +219,11 @@ def combinations() -> Iterator[dict[str, Any]]:
         yield {"gpusPerNode": gpus, "training": {"device": device}, "adapter": {"type": adapter}}
     for length, prompt in itertools.product((8, 16), (None, 1, 7, 8, 15, 16, 17)):
         yield {"data": {"train": {"source": "t"}, "maxLength": length, "maxPromptLength": prompt}}
+    for count in (16, 17):
+        where = [{"column": "c", "values": ["é" * 1024]}] * count
+        yield {"data": {"train": {"source": "t"}, "filters": {"where": where}}}
+    for count in (4, 5):
+        yield {"pod": {"env": [{"name": f"NCCL_{i}", "value": "é" * 4096} for i in range(count)]}}
     yield from resources()
     for name in (
         *(

@@ -29,7 +29,14 @@ def reader(dpojobs: Requests, control_plane: ControlPlane, tmp_path: Path) -> Pa
     job["metadata"] = {"name": "helpful"}
     (tmp_path / "dpojob.yaml").write_text(yaml.safe_dump(job))
     config = {"metadata": {"name": "helpful-config-0123456789"}, "data": {"job.json": '{"kind": "DPOJob"}'}}
+    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     control_plane.apply(
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "datasets", "namespace": "default"},
+            "spec": claim,
+        },
         {**job, "metadata": {"name": "helpful", "namespace": "default"}},
         {"apiVersion": "v1", "kind": "ConfigMap", **config, "metadata": {**config["metadata"], "namespace": "default"}},
     )
@@ -51,7 +58,7 @@ def kubectl(command: tuple[str, ...], plane: ControlPlane, folder: Path, seconds
 @pytest.mark.parametrize("command", KUBECTL, ids=" ".join)
 def test_a_kubectl_command_works(command: tuple[str, ...], reader: Path, control_plane: ControlPlane):
     said = kubectl(command, control_plane, reader, 5 if "-w" in command else 60)
-    wanted = {"apply": "helpful", "describe": "helpful", "explain": "learningRate"}
+    wanted = {"apply": "helpful", "describe": "helpful", "explain": "learningRate", "label": "labeled"}
     assert wanted.get(command[1], "DPOJob" if "configmap" in command else "STATE") in said
 
 

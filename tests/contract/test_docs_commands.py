@@ -35,6 +35,7 @@ JOB, RUN, STEPS = "helpful", "runs/helpful", 50
 NOT_RUN = {
     ("docker", "build"): "takes minutes; the cluster tier builds both images from the same files",
     ("docker", "push"): "needs a registry",
+    ("cosign",): "needs a registry and an identity",
     (
         "dpo",
         "export",
@@ -175,7 +176,7 @@ def test_kubectl_knows_the_options(command: tuple[str, ...]) -> None:
             option = word.split("=")[0]
             assert re.search(rf"^ +(-\w, )?{option}[=, ]", done.stdout + common, re.MULTILINE), option
     resources = [word for word in command[2:] if word.split(".")[0].lower() in (names.KIND.lower(), names.PLURAL)]
-    assert resources or command[1] in ("apply", "create", "get", "logs", "patch"), command
+    assert resources or command[1] in ("apply", "create", "get", "label", "logs", "patch"), command
 
 
 INLINE = sorted({text for page in PAGES for text in named(page) if re.match(r"(dpo|kubectl dpo|make) [a-z]", text)})

@@ -88,8 +88,12 @@ class JobMetrics(Collector):
         created = raw["metadata"].get("creationTimestamp") or ""
         is_new = record is None or record.created != created
         if record is None or is_new:
-            record = self._jobs[key] = JobRecord(created, raw.get("spec") or {}, status)
-        record.spec, record.status = raw.get("spec") or {}, status
+            record = self._jobs[key] = JobRecord(created, {}, status)
+        # Only what is exported: specs may be large, and records live as long as their jobs. A slim object has no spec any more.
+        if spec := raw.get("spec"):
+            record.spec = {part: {"name": (spec.get(part) or {}).get("name", "")} for part in ("model", "method")}
+            record.spec["adapter"] = {"type": (spec.get("adapter") or {}).get("type", "")}
+        record.status = status
         for restart in _newer(status.restart_history, record.last_restart):
             record.restarts[restart.reason] = record.restarts.get(restart.reason, 0) + 1
             record.last_restart = restart

@@ -14,8 +14,8 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import job_file
 
 MAX_PROBLEMS = 10
-# The API server takes ConfigMaps of up to 1 MiB.
-MAX_JOB_FILE_BYTES = 1_000_000
+# Fits a ConfigMap many times; a chat template of the largest size with values of the largest size fits, too.
+MAX_JOB_FILE_BYTES = 256 * 1024
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,6 @@ def validate(job: DPOJob) -> Problems | None:
     if missing := unsupported(job.spec):
         return Problems(c.UNSUPPORTED, tuple(missing))
     if (size := len(job_file(job).encode())) > MAX_JOB_FILE_BYTES:
-        sentence = f"spec: has {size:,} bytes as the file that the pods read, and at most {MAX_JOB_FILE_BYTES:,} fit: shorten data.filters.where or pod.env"
+        sentence = f"spec: has {size:,} bytes as the file that the pods read, and at most {MAX_JOB_FILE_BYTES:,} fit: shorten model.chatTemplate, data.mixture or data.filters.where"
         return Problems(c.INVALID_SPEC, (sentence,))
     return None

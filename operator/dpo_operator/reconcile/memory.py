@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -68,6 +69,22 @@ class RefusedExpansion:
         return time.monotonic() - self.at < EXPANSION_RETRY_SECONDS
 
 
+# Annotations that the operator reads; others, such as kubectl's copy of the whole object, may have 256 KiB.
+_READ_ANNOTATIONS = (names.ANNOTATION_RETRY,)
+
+
+def slim(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A DPOJob without what the operator does not read: managed fields, labels, and most annotations.
+
+    A write of the status sends no more: the API server takes nothing else from it.
+    """
+    metadata = {key: value for key, value in raw["metadata"].items() if key not in ("managedFields", "labels")}
+    annotations = metadata.pop("annotations", None) or {}
+    if kept := {name: annotations[name] for name in _READ_ANNOTATIONS if name in annotations}:
+        metadata["annotations"] = kept
+    return {**raw, "metadata": metadata}
+
+
 @dataclass
 class JobMemory:
     """Memory of one job.
@@ -104,6 +121,14 @@ class JobMemory:
     versions: frozenset[str] = frozenset()
     child_objects: ChildObjects | None = None
     parsed: Parsed = field(default_factory=Parsed)
+
+    def rest(self, state: str) -> None:
+        """Keep of a job that has ended what tells a change: a new pass reads all else again."""
+        assert self.raw is not None
+        version = self.raw["metadata"]["resourceVersion"]
+        self.raw = {"metadata": {"resourceVersion": version}, "status": {"state": state}}
+        self.seen, self.event_object, self.child_objects, self.parsed = None, None, None, Parsed()
+        self.startup, self.heartbeats = StartupTracker(), Heartbeats()
 
     def created_job(self, status: DPOJobStatus, raw: dict[str, Any]) -> None:
         """Note the Job of the current attempt, which the API server has just accepted."""

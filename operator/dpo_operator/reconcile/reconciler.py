@@ -25,7 +25,7 @@ from dpo_operator.queueing.key import Key
 from dpo_operator.queueing.stopwatch import Stopwatch
 from dpo_operator.queueing.turns import Turns
 from dpo_operator.reconcile import write
-from dpo_operator.reconcile.memory import ChildObjects, JobMemory, RefusedExpansion
+from dpo_operator.reconcile.memory import ChildObjects, JobMemory, RefusedExpansion, slim
 from dpo_operator.reconcile.observe import (
     OnList,
     observe,
@@ -86,9 +86,8 @@ class Reconciler:
             return False
         # A new job without a status can be accepted from the event itself, because the write fails if the version is
         # stale. Anything else is re-read: watch events may be stale.
-        memory.event_object = (
-            event_object if event_object is not None and not event_object.get("status") and not memory.uid else None
-        )
+        is_new = event_object is not None and not event_object.get("status") and not memory.uid
+        memory.event_object = slim(event_object) if event_object is not None and is_new else None
         memory.dirty = True
         return True
 
@@ -126,7 +125,8 @@ class Reconciler:
         # Clear before reading, so that changes during the reads cause another pass.
         memory.dirty = False
         raw, memory.event_object = memory.event_object, None
-        raw = raw or await self._client.get(names.KIND, key.namespace, key.name)
+        if raw is None and (found := await self._client.get(names.KIND, key.namespace, key.name)) is not None:
+            raw = slim(found)
         if raw is None:
             if doubt := memory.absent_for():
                 return doubt
@@ -173,6 +173,8 @@ class Reconciler:
             after = min((each for each in (after, left) if each is not None), default=None)
         # A second look is a full pass.
         memory.dirty |= memory.unsure
+        if decision.status.is_final and not memory.due and not memory.dirty and decision.status.state is not None:
+            memory.rest(decision.status.state)
         return after
 
     async def _remove_leftovers(self, key: Key, except_uid: str = "") -> float | None:
@@ -289,7 +291,7 @@ class Reconciler:
             return raw
         written = await write.write_status(self._client, raw, decision.status)
         memory.written.append(str(written["metadata"]["resourceVersion"]))
-        return written
+        return slim(written)
 
     async def _apply(
         self, key: Key, raw: Json, decision: Plan, seen: Observed | None, memory: JobMemory

@@ -36,11 +36,17 @@ def test_problem_names_the_field_and_what_was_found(spec, path):
 
 
 def test_a_job_that_is_too_large_for_its_file_fails_at_once():
-    where = [{"column": "c", "operator": "In", "values": ["x" * 1024] * 37}] * 32
-    job = a_job(data={"train": {"source": "org/pairs"}, "filters": {"where": where}})
+    columns = dict.fromkeys(
+        ("prompt", "chosen", "rejected", "completion", "label", "responses", "scores"), "\U0001f600" * 128
+    )
+    more = [{"source": "é" * 512, "columns": columns}] * 32
+    job = a_job(
+        model={"name": "m", "chatTemplate": "\U0001f600" * 32768},
+        data={"train": {"source": "org/pairs"}, "mixture": more},
+    )
     result = decide(DPOJobStatus(), a_view(), job)
     assert condition(result.status, c.FAILED) == ("True", c.INVALID_SPEC)
-    assert "at most 1,000,000 fit" in result.status.message
+    assert "at most 262,144 fit" in result.status.message
 
 
 def test_unreadable_new_job_fails():

@@ -16,6 +16,7 @@ from dpo_operator.api.rules.data import DATA_RULES
 from dpo_operator.api.rules.method import METHOD_RULES
 from dpo_operator.api.rules.pods import POD_RULES
 from dpo_operator.api.rules.rule import Rule
+from dpo_operator.api.rules.size import SIZE_RULES
 from dpo_operator.api.training import Adapter, AdapterType, Checkpoint
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 
@@ -81,6 +82,7 @@ SPEC_RULES: tuple[Rule, ...] = (
     *METHOD_RULES,
     *POD_RULES,
     *FAILURE_RULES,
+    *SIZE_RULES,
     Rule(
         "earlyStopping",
         f"!has(self.earlyStopping) || {_EVALUATES}",
