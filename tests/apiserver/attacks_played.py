@@ -50,7 +50,11 @@ def parsed(raw: Json, **spec: Any) -> DPOJob:
 def waits_for(arena: Arena, namespace: str, name: str) -> str:
     """Reason for which a job does not run, and is not merely slow."""
     status, reason = arena.hands(namespace).condition(name, "Running")
-    return reason if status == "False" and reason in ("NotAllowed", "NameConflict", "RequestRefused", "InvalidSpec") else ""
+    return (
+        reason
+        if status == "False" and reason in ("NotAllowed", "NameConflict", "RequestRefused", "InvalidSpec")
+        else ""
+    )
 
 
 def answered(namespace: str, name: str) -> Callable[[Arena], object]:
@@ -89,7 +93,10 @@ def harm(namespace: str, name: str) -> Callable[[Arena], str]:
 
 def owner(raw: Json, kind: str = names.KIND, version: str = names.API_VERSION, **more: Any) -> list[Json]:
     metadata = raw["metadata"]
-    return [{"apiVersion": version, "kind": kind, "name": metadata["name"], "uid": metadata["uid"], "controller": True} | more]
+    return [
+        {"apiVersion": version, "kind": kind, "name": metadata["name"], "uid": metadata["uid"], "controller": True}
+        | more
+    ]
 
 
 def victims_labels(raw: Json, **more: str) -> dict[str, str]:
@@ -139,7 +146,9 @@ def _claim(name: str, *, owned: bool) -> Callable[[Arena], object]:
             del labels[names.LABEL_UID]
         spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "100Gi"}}}
         metadata = {"name": f"{name}-work", "labels": labels, "ownerReferences": owner(victim) if owned else []}
-        arena.plant("t4", "persistentvolumeclaims", {"kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec})
+        arena.plant(
+            "t4", "persistentvolumeclaims", {"kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+        )
 
     return act
 
@@ -189,7 +198,9 @@ def _batch_job(name: str, *, owned: bool) -> Callable[[Arena], object]:
         metadata = {"name": f"{name}-prepare-1", "labels": labels, "ownerReferences": owner(victim) if owned else []}
         template = {"metadata": {"labels": labels}, "spec": _containers("Never")}
         manifest = {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": {"template": template}}
-        body = manifest | {"spec": {"template": template, "completionMode": "Indexed", "completions": 1, "parallelism": 1}}
+        body = manifest | {
+            "spec": {"template": template, "completionMode": "Indexed", "completions": 1, "parallelism": 1}
+        }
         answer = arena.requests("t5").send("POST", arena.hands(SHARED).path("jobs"), body)
         # A policy may refuse it: then nothing is there.
         arena.notes[name] = answer.message
@@ -353,7 +364,11 @@ def _shows(namespace: str, name: str) -> Callable[[Arena], str]:
 
     def look(arena: Arena) -> str:
         hands = arena.hands(namespace)
-        events = [e for e in hands.all("events") if e["involvedObject"]["name"] == name and e["involvedObject"]["kind"] == names.KIND]
+        events = [
+            e
+            for e in hands.all("events")
+            if e["involvedObject"]["name"] == name and e["involvedObject"]["kind"] == names.KIND
+        ]
         found = texts([hands.status(name), *(e.get("message") for e in events)])
         return repr(next((text for text in found if CONTROL.search(text)), "")).strip("'")
 
@@ -428,7 +443,9 @@ def _ours(arena: Arena, namespace: str, name: str, phase: names.Phase) -> Place:
 
 def _connections() -> list[Played]:
     """By the NetworkPolicies as they are stored, in a model of a plugin that enforces them."""
-    operator = Place("10.1.0.9", NAMESPACE, render().one("Deployment")["spec"]["template"]["metadata"]["labels"], {"metrics": 9400})
+    operator = Place(
+        "10.1.0.9", NAMESPACE, render().one("Deployment")["spec"]["template"]["metadata"]["labels"], {"metrics": 9400}
+    )
     outside = {
         "credentials of EKS": ("169.254.170.23", 80), "metadata": ("169.254.169.254", 80), "WireServer": ("168.63.129.16", 80),
         "Alibaba's metadata": ("100.100.100.200", 80), "metadata by IPv6": ("fd00:ec2::23", 80),
@@ -495,7 +512,15 @@ def _without_policy() -> list[Played]:
     admins = [r for r in REFUSED if r.because.startswith("allow.") and r.method == "POST" and r.body]
     for i, refused in enumerate(admins):
         name, spec = f"open-{i}", (refused.body or {})["spec"]
-        found.append(Played(f"{refused.id}, without the policy", "t1", _own(name, **spec), answered(LAB, name), made_a_job(LAB, name)))
+        found.append(
+            Played(
+                f"{refused.id}, without the policy",
+                "t1",
+                _own(name, **spec),
+                answered(LAB, name),
+                made_a_job(LAB, name),
+            )
+        )
     assert len(found) > 10
     specs: dict[str, Json] = {
         "data": {"data": {"train": {"source": "pvc://database/x"}}}, "cache": {"cache": {"claimName": "database"}},
@@ -505,7 +530,9 @@ def _without_policy() -> list[Played]:
     }  # fmt: skip
     for i, (what, spec) in enumerate(specs.items()):
         name = f"of-others-{i}"
-        found.append(Played(f"{what}, without the policy", "t1", _own(name, **spec), answered(LAB, name), made_a_job(LAB, name)))
+        found.append(
+            Played(f"{what}, without the policy", "t1", _own(name, **spec), answered(LAB, name), made_a_job(LAB, name))
+        )
     return found
 
 

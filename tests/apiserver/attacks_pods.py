@@ -14,14 +14,15 @@ VICTIM = "honest"
 
 @dataclass(frozen=True)
 class Pod:
-    """owners: of its metadata. code: with which its container ends, None while it runs. labels: more of them."""
+    """owners: of its metadata. code: with which its container ends, None while it runs. collected: whether Kubernetes deletes it,
+    since an owner is gone."""
 
     id: str
     owners: Callable[[Arena], list[Json]]
     attempt: str = "1"
     phase: str = "train"
     code: int | None = 78
-    finalizer: bool = False
+    collected: bool = False
     namespace: str = SHARED
     index: str = "0"
     victim: str = VICTIM
@@ -41,7 +42,7 @@ class Pod:
         labels = victims_labels(raw) | {names.LABEL_PHASE: self.phase, names.LABEL_ATTEMPT: self.attempt}
         labels |= {names.COMPLETION_INDEX: self.index}
         metadata = {"name": self.name, "labels": labels, "ownerReferences": self.owners(arena)}
-        metadata["finalizers"] = ["example.org/stay"] if self.finalizer else []
+        metadata["finalizers"] = ["example.org/stay"]
         container = {"name": names.CONTAINER, "image": "attacker.example/i:1"}
         manifest = {"kind": "Pod", "metadata": metadata, "spec": {"containers": [container], "restartPolicy": "Never"}}
         pod = arena.plant("t3", "pods", manifest, self.namespace)
@@ -63,8 +64,8 @@ class Pod:
             return "its words are the victim's"
         if status.get("state") != "Complete":
             return f"the victim is {status.get('state')}"
-        kept = arena.hands(self.namespace).get("pods", self.name)
-        return "" if kept and "deletionTimestamp" not in kept["metadata"] else "deleted by the operator"
+        kept = arena.hands(self.namespace).get("pods", self.name) or {"metadata": {"deletionTimestamp": ""}}
+        return "" if self.collected or "deletionTimestamp" not in kept["metadata"] else "deleted by the operator"
 
 
 def _nobody(_: Arena) -> list[Json]:
@@ -102,20 +103,17 @@ def _dpojob(arena: Arena) -> list[Json]:
 PODS: tuple[Pod, ...] = (
     Pod("of a ConfigMap", _a_config_map),
     Pod("of nobody", _nobody),
-    Pod("of attempt 99", _nobody, attempt="99", finalizer=True, code=None),
+    Pod("of attempt 99", _nobody, attempt="99", code=None),
     Pod("of an attempt to come", _nobody, attempt="2"),
     Pod("of no number", _nobody, attempt="x"),
     Pod("of the attackers own Job", _job_of("adopted")),
-    Pod("of a Job with another UID", _wrong_uid),
+    Pod("of a Job with another UID", _wrong_uid, collected=True),
     Pod("of the DPOJob itself", _dpojob),
-    Pod("of a mere reference", _mere_reference),
+    Pod("of a mere reference", _mere_reference, collected=True),
     Pod("that is done", _nobody, code=0),
     Pod("that runs in place of rank 0", _nobody, code=None),
     Pod("that exports", _nobody, phase="export", code=0),
     Pod("in another namespace", _nobody, namespace=LAB),
 )
 
-PLANTED: tuple[Played, ...] = tuple(
-    Played(f"pod {pod.id}", "t3", pod.plant, always, pod.won)
-    for pod in PODS
-)  # fmt: skip
+PLANTED: tuple[Played, ...] = tuple(Played(f"pod {pod.id}", "t3", pod.plant, always, pod.won) for pod in PODS)

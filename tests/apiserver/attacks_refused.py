@@ -65,7 +65,11 @@ def _administrators() -> list[Refused]:
     key = {"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}
     found = [
         # Some are refused by the CRD, whatever the administrator allows.
-        _job(f"env {name}", "env" if re.search(RESERVED_ENV, name) else "allow.env", pod={"env": [{"name": name, "value": "/x"}]})
+        _job(
+            f"env {name}",
+            "env" if re.search(RESERVED_ENV, name) else "allow.env",
+            pod={"env": [{"name": name, "value": "/x"}]},
+        )
         for name in ENVIRONMENT
     ]
     for image in ("attacker.example/i:1", "dpo-trainer:0", "attacker.example/dpo-trainer"):

@@ -37,7 +37,7 @@ MORE: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 # Claims: one that nobody opened, one that a job of theirs may use but whose right to read they lack, one that they may only read.
 CLAIMS = {"database": False, "opened": True, "seen": False}
-SECRET = "hub"  # noqa: S105 - a name
+SECRET = "hub"
 # Refused by the policy alone.
 PROBE = {"env": [{"name": "WANDB_BASE_URL"}]}
 
@@ -97,7 +97,12 @@ class Arena:
     def _dry_pod(self) -> Answer:
         """As the administrator: only the policy is in the way."""
         metadata = {"name": "probe", "labels": {names.LABEL_UID: "x"}}
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [{"name": "c", "image": "i"}]}}
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": metadata,
+            "spec": {"containers": [{"name": "c", "image": "i"}]},
+        }
         return self.requests().send("POST", f"{self.hands(LAB).path('pods')}?dryRun=All", pod)
 
     def remove_admission(self) -> None:
@@ -162,7 +167,9 @@ def _rights() -> list[Json]:
         for user, (api_group, resources) in MORE.items():
             found.append(bound(user, space, "seer", "Role"))
             if resources:
-                verbs = ["create", "get", "list", "patch", "delete"]
-                found.append(role(user, space, {"apiGroups": [api_group], "resources": list(resources), "verbs": verbs}))
+                verbs = ["create", "get", "list", "delete", *(["patch"] if resources == ("pods",) else [])]
+                found.append(
+                    role(user, space, {"apiGroups": [api_group], "resources": list(resources), "verbs": verbs})
+                )
                 found.append(bound(user, space, user, "Role"))
     return found
