@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from dpo_operator.api import names
 from dpo_operator.generate import crd
 from tests.apiserver.client import Requests, wait_until_served
 from tests.apiserver.hands import Hands, bind, make_storage_class, wait_until
@@ -114,18 +114,21 @@ def suspended_and_resumed(life: Life) -> None:
 def guards_that_somebody_changed(life: Life, job: str) -> None:
     """An operator that starts sees that they are not its own any more: they are patched."""
     life.operator.kill()
-    stale = {"metadata": {"annotations": {names.ANNOTATION_DIGEST: "other"}}}
-    guards = (("poddisruptionbudgets", f"{job}-train"), ("networkpolicies", f"{job}-train"))
-    for kind, name in guards:
-        life.hands.patch(kind, name, stale)
+    guards = (
+        ("poddisruptionbudgets", f"{job}-train", {"minAvailable": 0}),
+        ("networkpolicies", f"{job}-train", {"egress": [{}]}),
+    )
+    before = {kind: spec_of(life, kind, name) for kind, name, _ in guards}
+    for kind, name, changed in guards:
+        life.hands.patch(kind, name, {"spec": changed})
+        assert spec_of(life, kind, name) != before[kind]
     life.operator.start()
-    for kind, name in guards:
-        wait_until(f"repair of {name}", lambda kind=kind, name=name: digest(life, kind, name) not in ("", "other"))
+    for kind, name, _ in guards:
+        wait_until(f"repair of {name}", lambda kind=kind, name=name: spec_of(life, kind, name) == before[kind])
 
 
-def digest(life: Life, kind: str, name: str) -> str:
-    found = life.hands.get(kind, name) or {"metadata": {}}
-    return str(found["metadata"].get("annotations", {}).get(names.ANNOTATION_DIGEST, ""))
+def spec_of(life: Life, kind: str, name: str) -> Any:
+    return (life.hands.get(kind, name) or {}).get("spec")
 
 
 def a_volume_that_grows(life: Life) -> None:

@@ -26,8 +26,6 @@ LABEL_NAME = "app.kubernetes.io/name"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 PART_OF = "dpo-operator"
 
-# Hash of a guard's settings (see builders/guards.py); detects guards that are out of date.
-ANNOTATION_DIGEST = f"{GROUP}/digest"
 # Of a claim that the operator made: text whose SHA-256 was in the status before the claim existed.
 ANNOTATION_CLAIM_TOKEN = f"{GROUP}/claim-token"
 # Changed to make the Job controller retry the creation of pods.

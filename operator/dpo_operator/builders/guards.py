@@ -1,11 +1,8 @@
 """Guards of a job's pods: a PodDisruptionBudget, NetworkPolicies, and the PodGroup of its queue.
 
-Unlike the Service and the ConfigMap, these follow the settings that they were made from. A digest of what they say tells
-whether they do.
+Unlike the Service and the ConfigMap, these follow the settings that they were made from, and a hand that changed them.
 """
 
-import hashlib
-import json
 from typing import Any
 
 from dpo_operator.api import names
@@ -35,7 +32,7 @@ def build_guards(job: DPOJob, phase: names.Phase, networks: Networks = CLOSED) -
     if job.spec.pod.network.isolate or not networks.unisolated:
         build_policy = build_prepare_policy if phase == "prepare" else build_rank_policy
         guards.append(build_policy(job, networks))
-    return tuple(_with_digest(guard) for guard in guards if guard is not None)
+    return tuple(guard for guard in guards if guard is not None)
 
 
 def build_budget(job: DPOJob) -> Manifest | None:
@@ -51,7 +48,7 @@ def build_budget(job: DPOJob) -> Manifest | None:
 
 def build_open_budget(job: DPOJob) -> Manifest:
     """Permissive PodDisruptionBudget, which replaces the one of a larger size that a single pod does not need."""
-    return _with_digest(_budget(job, 0))
+    return _budget(job, 0)
 
 
 def _budget(job: DPOJob, least: int) -> Manifest:
@@ -125,9 +122,3 @@ def _dns() -> dict[str, Any]:
         "to": to,
         "ports": [{"protocol": protocol, "port": port} for port in DNS_PORTS for protocol in ("UDP", "TCP")],
     }
-
-
-def _with_digest(guard: Manifest) -> Manifest:
-    text = json.dumps(guard["spec"], sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return {**guard, "metadata": {**guard["metadata"], "annotations": {names.ANNOTATION_DIGEST: digest}}}

@@ -1,5 +1,8 @@
 """Repairs of guards (PodDisruptionBudget, NetworkPolicy, PodGroup) that are missing or out of date."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
@@ -27,9 +30,32 @@ def repairs(job: DPOJob, phase: names.Phase, seen: Observed, networks: Networks)
         found = present.get((wanted["kind"], wanted["metadata"]["name"]))
         if found is None:
             actions.append(Create(wanted))
-        elif found.digest != wanted["metadata"]["annotations"][names.ANNOTATION_DIGEST]:
-            actions.append(Patch(wanted, found.uid))
+        elif patch := correction(found.spec, wanted["spec"], keeps_more=found.kind == "PodGroup"):
+            actions.append(Patch({**wanted, "spec": patch}, found.uid))
     return tuple(actions)
+
+
+def correction(found: Mapping[str, Any], wanted: Mapping[str, Any], *, keeps_more: bool = False) -> dict[str, Any]:
+    """JSON merge patch that makes the spec that was found say what is wanted; empty if it does.
+
+    keeps_more: fields that are not wanted stay, as defaults of a foreign CRD do. In the specs of Kubernetes' own kinds there are no
+    others than those of ours: one more could open a policy.
+    """
+    patch: dict[str, Any] = {}
+    for key in found.keys() | wanted.keys():
+        here, there = found.get(key), wanted.get(key)
+        # The API server leaves out empty lists; an empty selector is another matter.
+        if here == there or (here in (None, []) and there in (None, [])):
+            continue
+        if there is None:
+            if not keeps_more:
+                patch[key] = None
+        elif isinstance(here, Mapping) and isinstance(there, Mapping):
+            if inner := correction(here, there, keeps_more=keeps_more):
+                patch[key] = inner
+        else:
+            patch[key] = there
+    return patch
 
 
 def obstacle(job: DPOJob, seen: Observed) -> Reason | None:

@@ -313,20 +313,19 @@ class Support:
 
 @dataclass(frozen=True)
 class Guard:
-    """An existing guard object (see builders/guards.py). digest: hash of the settings that it was built from."""
+    """An existing guard object (see builders/guards.py)."""
 
     kind: str
     name: str
     uid: str
     owner_uid: str | None
-    digest: str
+    spec: Raw
 
     @classmethod
     def from_raw(cls, raw: Raw) -> "Guard":
         """From the API server's answer."""
         metadata = raw["metadata"]
-        digest = (metadata.get("annotations") or {}).get(names.ANNOTATION_DIGEST, "")
-        return cls(raw["kind"], metadata["name"], metadata["uid"], owner_uid(raw), digest)
+        return cls(raw["kind"], metadata["name"], metadata["uid"], owner_uid(raw), raw.get("spec") or {})
 
 
 @dataclass(frozen=True)

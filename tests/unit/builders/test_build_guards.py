@@ -1,5 +1,6 @@
 """PodDisruptionBudget and NetworkPolicies, read field by field."""
 
+from dataclasses import replace
 from ipaddress import ip_network
 
 import pytest
@@ -123,12 +124,48 @@ def present(job, phase="train", namespaces=OPERATORS, **fields):
                 "name": g["metadata"]["name"],
                 "uid": f"uid-{g['metadata']['name']}",
                 "owner_uid": UID,
-                "digest": g["metadata"]["annotations"][names.ANNOTATION_DIGEST],
+                "spec": g["spec"],
             }
             | fields
         )
         for g in build_guards(job, phase, namespaces)
     )
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        {"egress": [{}]},
+        {"policyTypes": ["Ingress"]},
+        {"podSelector": {"matchLabels": {"a": "b"}}},
+        {"ingress": None},
+        {"more": 1},
+    ],
+)
+def test_policy_that_a_hand_changed_is_closed_again(opened):
+    (policy,) = [guard for guard in present(a_job()) if guard.kind == "NetworkPolicy"]
+    wanted = dict(policy.spec)
+    assert guarding.correction(wanted, wanted) == {}
+    changed = {key: value for key, value in (wanted | opened).items() if value is not None}
+    guards = tuple(replace(g, spec=changed) if g.kind == policy.kind else g for g in present(a_job()))
+    (patch,) = guarding.repairs(a_job(), "train", a_view(guards=guards), OPERATORS)
+    assert merged(changed, patch.manifest["spec"]) == wanted
+
+
+def merged(value, patch):
+    """JSON merge patch, RFC 7386."""
+    if not isinstance(patch, dict):
+        return patch
+    value = dict(value) if isinstance(value, dict) else {}
+    for key, part in patch.items():
+        value[key] = merged(value.get(key), part)
+    return {key: part for key, part in value.items() if part is not None}
+
+
+def test_what_the_api_server_leaves_out_or_a_crd_adds_is_no_change():
+    assert guarding.correction({"a": {}}, {"a": {}, "b": []}) == {}
+    assert guarding.correction({"a": 1, "more": 2}, {"a": 1}, keeps_more=True) == {}
+    assert guarding.correction({"a": 1, "more": 2}, {"a": 1}) == {"more": None}
 
 
 def test_guards_are_made_before_any_pod_and_followed_when_settings_change():

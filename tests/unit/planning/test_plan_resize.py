@@ -173,7 +173,7 @@ def test_a_size_that_can_not_be_told_is_no_other_one() -> None:
 
 
 def test_the_budget_of_a_gang_does_not_hold_a_single_pod() -> None:
-    gangs_own = Guard("PodDisruptionBudget", names.budget_name("pairs"), "uid-budget", UID, "of two nodes")
+    gangs_own = Guard("PodDisruptionBudget", names.budget_name("pairs"), "uid-budget", UID, {"minAvailable": 1})
     (patch,) = [
         a
         for a in guarding.repairs(a_job(nodes=1), "train", a_view(guards=(gangs_own,)), CLOSED)
