@@ -289,7 +289,7 @@ def _forged_status(arena: Arena) -> None:
 def _labels_of_another(arena: Arena) -> None:
     uid = job_of(arena, SHARED, "honest")["metadata"]["uid"]
     mimicry = {names.LABEL_UID: uid, names.LABEL_JOB: "honest", names.LABEL_MANAGED_BY: names.PART_OF}
-    annotations = {names.ANNOTATION_SIZE: "9x9", names.ANNOTATION_DIGEST: "x", "a/b": NASTY}
+    annotations = {names.ANNOTATION_SIZE: "9x9", f"{names.GROUP}/digest": "x", "a/b": NASTY}
     _own("mimic", metadata={"labels": mimicry, "annotations": annotations})(arena)
 
 
