@@ -34,6 +34,8 @@ GANGS = 12
 # What it does with its turns, one after the other: keeps it while it may, or ends it by itself after some seconds.
 ENDS = ((math.inf, ""), (50.0, "delete"), (50.0, "edit"), (15.0, "delete"))
 STEP_SECONDS = 2.0
+# Oftener, and it would lack gangs that are prepared.
+TRICK_SECONDS = 8.0
 LOOK_SECONDS = 0.25
 # A gang that waits longer counts with this time, which misses the bar.
 GIVE_UP_SECONDS = 300.0
@@ -56,6 +58,7 @@ class Greedy:
     def run(self) -> None:
         """Until stopped."""
         tricks = itertools.cycle((self._edit, self._recreate))
+        tricked = time.monotonic()
         ends = itertools.cycle(ENDS)
         holder, since, (patience, end) = "", 0.0, next(ends)
         while not self.stopped.wait(STEP_SECONDS):
@@ -68,7 +71,8 @@ class Greedy:
                 patience = math.inf
             elif len(gangs) < GANGS:
                 self._create(early(self.did["created"]))
-            else:
+            elif time.monotonic() - tricked > TRICK_SECONDS:
+                tricked = time.monotonic()
                 next(tricks)(self.random.choice(others))
 
     def _holder(self) -> str:

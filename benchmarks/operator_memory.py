@@ -50,7 +50,7 @@ def chart_limit() -> float:
 
 
 def largest() -> Spec:
-    """A spec whose parts are all as large as the CRD lets them be together; the operator refuses it."""
+    """A spec whose large fields are all full, as far as the CRD accepts them together; the operator refuses it."""
     columns = (
         "prompt",
         "system",
