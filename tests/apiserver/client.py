@@ -40,9 +40,10 @@ class Answer:
 
 
 class Requests:
-    """A client with the administrator's certificate."""
+    """A client with the administrator's certificate. user: whom it acts as instead, with that user's rights."""
 
-    def __init__(self, plane: ControlPlane) -> None:
+    def __init__(self, plane: ControlPlane, user: str = "") -> None:
+        self._headers = {"Accept": "application/json"} | ({"Impersonate-User": user} if user else {})
         pki = plane.authority
         context = ssl.create_default_context(cafile=str(pki.own.certificate))
         admin = pki.pair("admin")
@@ -59,7 +60,7 @@ class Requests:
             self._connection.close()
         self._used_at = time.monotonic()
         try:
-            self._connection.request(method, path, data, {"Content-Type": content_type, "Accept": "application/json"})
+            self._connection.request(method, path, data, self._headers | {"Content-Type": content_type})
             response = self._connection.getresponse()
             return Answer(response.status, json.loads(response.read()))
         except BaseException:

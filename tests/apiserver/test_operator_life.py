@@ -19,6 +19,8 @@ from tests.unit.sizing.build import SMALL
 
 pytestmark = pytest.mark.apiserver
 
+GOES_WITH_THE_JOB = {"volume": {"retention": "Delete"}}
+
 
 @pytest.fixture(scope="module")
 def hands(control_plane: ControlPlane, dpojobs: Requests) -> Hands:
@@ -250,7 +252,7 @@ def test_failure_while_the_operator_is_dead_is_found_later(hands: Hands, alive: 
 
 def test_deletion_needs_no_operator_and_keeps_a_retained_volume(hands: Hands, alive: OperatorProcess) -> None:
     hands.apply("gone")
-    hands.apply("gone-too", checkpoint={"volume": {"retention": "Delete"}})
+    hands.apply("gone-too", checkpoint=GOES_WITH_THE_JOB)
     for name in ("gone", "gone-too"):
         hands.pods(name, "prepare", 1, 1)
     begun = time.monotonic()
@@ -266,12 +268,12 @@ def test_deletion_needs_no_operator_and_keeps_a_retained_volume(hands: Hands, al
 
 
 def test_series_vanish_and_a_new_job_of_the_name_starts_over(hands: Hands, alive: OperatorProcess) -> None:
-    old = hands.apply("again")
+    old = hands.apply("again", checkpoint=GOES_WITH_THE_JOB)
     hands.pods("again", "prepare", 1, 1)
     wait_until("series", lambda: 'dpojob="again"' in alive.metrics())
     hands.delete("dpojobs", "again")
     wait_until("no series", lambda: 'dpojob="again"' not in alive.metrics())
-    new = hands.apply("again")
+    new = hands.apply("again", checkpoint=GOES_WITH_THE_JOB)
     wait_until(
         "own volume folder", lambda: hands.status("again").get("volume", {}).get("folder") == new["metadata"]["uid"]
     )

@@ -357,11 +357,14 @@ def test_an_own_service_account_is_used() -> None:
     assert rendered.one("ClusterRoleBinding")["subjects"][0]["name"] == "given"
 
 
-def test_the_admission_policy_covers_the_watched_namespaces_alone() -> None:
-    (binding,) = render("watchNamespaces={team-a,team-b}").all("ValidatingAdmissionPolicyBinding")
-    (names_,) = binding["spec"]["matchResources"]["namespaceSelector"]["matchExpressions"]
-    assert (names_["operator"], names_["values"]) == ("In", ["team-a", "team-b"])
-    assert "matchResources" not in render().one("ValidatingAdmissionPolicyBinding")["spec"]
+def test_the_admission_policies_cover_the_watched_namespaces_alone() -> None:
+    bindings = render("watchNamespaces={team-a,team-b}").all("ValidatingAdmissionPolicyBinding")
+    assert len(bindings) == 2
+    for binding in bindings:
+        (names_,) = binding["spec"]["matchResources"]["namespaceSelector"]["matchExpressions"]
+        assert (names_["operator"], names_["values"]) == ("In", ["team-a", "team-b"])
+    for binding in render().all("ValidatingAdmissionPolicyBinding"):
+        assert "matchResources" not in binding["spec"]
 
 
 @pytest.mark.parametrize("setting", ["allow.images={registry.example*}", "allow.env={A'B}", "allow.hostnetwork=true"])

@@ -33,6 +33,19 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- default (ternary (include "dpo-operator.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name }}
 {{- end }}
 
+{{/* Where an admission policy holds: in the watched namespaces. */}}
+{{- define "dpo-operator.bound" -}}
+{{- with .Values.watchNamespaces -}}
+matchResources:
+  namespaceSelector:
+    matchExpressions:
+      - key: kubernetes.io/metadata.name
+        operator: In
+        values:
+          {{- toYaml . | nindent 10 }}
+{{- end }}
+{{- end }}
+
 {{/* Reference of an image. Arguments: root, image. A digest wins over a tag. */}}
 {{- define "dpo-operator.image" -}}
 {{- $registry := default (.root.Values.global).imageRegistry .image.registry -}}

@@ -1,5 +1,8 @@
 """The headless Service that gives ranks their DNS names."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.common import Manifest, build_metadata, rank_labels
@@ -26,3 +29,10 @@ def build_service(job: DPOJob) -> Manifest:
             ],
         },
     }
+
+
+def is_service(job: DPOJob, raw: Mapping[str, Any]) -> bool:
+    """Whether a Service leads to the job's ranks alone: another one would send them to somebody else."""
+    spec, wanted = raw["spec"], build_service(job)["spec"]
+    own = all(spec.get(key) == wanted[key] for key in ("selector", "clusterIP"))
+    return own and spec.get("type") in (None, "ClusterIP") and not spec.get("externalIPs")

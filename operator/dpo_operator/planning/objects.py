@@ -304,7 +304,7 @@ class Claim:
 @dataclass(frozen=True)
 class Support:
     """The job's Service, or the ConfigMap for its current spec, by kind and owner. as_made: whether it has what the operator
-    would write."""
+    would write, or leads where the operator's would."""
 
     kind: str
     owner_uid: str | None

@@ -95,18 +95,22 @@ def use_obstacle(job: DPOJob, phase: names.Phase, seen: Observed, allow: Allow) 
 def support_obstacle(job: DPOJob, seen: Observed) -> Reason | None:
     """NameConflict if the Service or ConfigMap of the job's name has another owner; else None."""
     for support in seen.support:
+        is_file = support.kind == "ConfigMap"
+        name = config_name(job) if is_file else names.service_name(job.metadata.name)
         if support.owner_uid != job.metadata.uid:
-            name = names.service_name(job.metadata.name)
-            if support.kind == "ConfigMap":
-                name = config_name(job)
             return c.NAME_CONFLICT, (
                 f"{support.kind} {name} exists and does not belong to this job (UID {job.metadata.uid}). Delete it, or "
                 f"give the job another name."
             )
         if not support.as_made:
+            why = (
+                "its content is not the job's file, or it is not immutable"
+                if is_file
+                else "it does not lead to the job's pods alone"
+            )
             return c.NAME_CONFLICT, (
-                f"{support.kind} {config_name(job)} was not made by this operator: its content is not the job's file, or it is not "
-                "immutable. Find out who made it, and delete it; the operator then makes it."
+                f"{support.kind} {name} was not made by this operator: {why}. Find out who made it, and delete it; the operator then "
+                "makes it."
             )
     return None
 

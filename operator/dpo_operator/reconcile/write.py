@@ -74,11 +74,18 @@ async def _create(client: Client, namespace: str, uid: str, action: Create) -> J
         # The response to an earlier request may have been lost. Never adopt another owner's object. Our claim may have no
         # owner (retention Retain); the next pass checks its labels.
         existing = await client.get(resource, namespace, action.name)
-        if existing is not None and owner_uid(existing) not in (uid, owner_uid(action.manifest)):
+        if existing is not None and (
+            owner_uid(existing) not in (uid, owner_uid(action.manifest)) or not _leads_alike(existing, action.manifest)
+        ):
             message = f"{action.kind} {action.name} exists and does not belong to this job; delete it or rename the job"
             raise ApiError(403, "NameConflict", message) from error
         return None
     return {"kind": action.kind, **created}
+
+
+def _leads_alike(existing: Json, manifest: Json) -> bool:
+    """Whether an existing Service selects our pods: anybody can give it our owner."""
+    return manifest["kind"] != "Service" or bool(existing["spec"].get("selector") == manifest["spec"]["selector"])
 
 
 async def _delete(client: Client, namespace: str, action: Delete) -> None:

@@ -11,7 +11,7 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import build_config_map, is_config_map
 from dpo_operator.builders.job import build_child_job
 from dpo_operator.builders.pod import TrainerImage
-from dpo_operator.builders.service import build_service
+from dpo_operator.builders.service import build_service, is_service
 from dpo_operator.builders.volume import build_claim
 from tests.unit.planning.build import UID, a_job
 
@@ -329,3 +329,19 @@ def test_same_job_gives_the_same_manifests():
 def test_pods_have_the_time_to_save_that_the_job_gives_them(phase):
     assert pod_of(phase)["terminationGracePeriodSeconds"] == 120
     assert pod_of(phase, pod={"terminationGracePeriodSeconds": 900})["terminationGracePeriodSeconds"] == 900
+
+
+def test_a_service_that_leads_elsewhere_is_not_the_jobs() -> None:
+    job = a_job()
+    own = build_service(job)
+    stored = own["spec"] | {"type": "ClusterIP", "clusterIPs": ["None"]}
+    assert is_service(job, {"spec": stored})
+    for changed in (
+        {"selector": {"app": "other"}},
+        {"selector": None},
+        {"selector": stored["selector"] | {"a": "b"}},
+        {"clusterIP": "10.0.0.1"},
+        {"type": "ExternalName", "externalName": "other.example"},
+        {"externalIPs": ["192.0.2.1"]},
+    ):
+        assert not is_service(job, {"spec": stored | changed}), changed

@@ -410,6 +410,12 @@ def test_config_map_of_another_owner_is_never_used():
         result = decide(a_status(created=False), view)
         assert condition(result.status, c.RUNNING) == ("False", c.NAME_CONFLICT)
         assert result.actions == ()
+
+
+def test_service_that_leads_elsewhere_is_never_used():
+    result = decide(a_status(created=False), a_view(support=(BOTH[0], replace(BOTH[1], as_made=False))))
+    assert condition(result.status, c.RUNNING) == ("False", c.NAME_CONFLICT)
+    assert "Service pairs-train was not made by this operator" in result.status.message
     assert result.actions == ()
 
 
