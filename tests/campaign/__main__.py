@@ -50,12 +50,13 @@ def engine(name: str) -> Iterator[Live]:
 
 
 def plans(seed: int, campaign: Campaign) -> Iterator[Plan]:
-    """Each kind once, then by turns one fault alone and up to four together."""
+    """Each kind once, then one fault alone after each two lives with up to four together."""
     chance = random.Random(seed)
     lengths = {key: campaign.calm_life(*key).requests for key in itertools.product((1, 2), ("whole", "deleted"))}
     yield from covering_plans(chance, lengths)
     while True:
         yield single_plan(chance, lengths)
+        yield random_plan(chance, lengths)
         yield random_plan(chance, lengths)
 
 

@@ -408,7 +408,7 @@ async def _live(plan: Plan) -> tuple[Life, list[tuple[int, str]]]:
         await _until(world, lambda: False, 10.0)
         requests = network.armed.requests
         # An operator that knows nothing of the deletion would have made something again by then.
-        await _until(world, lambda: False, 90.0)
+        await _until(world, lambda: False, 50.0)
         for task in running:
             if task.done():
                 task.result()
