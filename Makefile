@@ -84,6 +84,10 @@ test-all: $(VENV)/.ready ## the same, and every combination of the largest matri
 faults: $(VENV)/.ready ## inject every fault of the matrix for real; FAULTS="17 34" some of them; prints the table of docs/faults.md
 	@$(TIED) $(BIN)/python -m tests.faults $(FAULTS)
 
+.PHONY: campaign
+campaign: $(VENV)/.ready ## inject faults at every request of a job's life; CAMPAIGN="--minutes 120 --seed 11", CAMPAIGN=--help tells more
+	@$(TIED) $(BIN)/python -m tests.campaign $(CAMPAIGN)
+
 .PHONY: lint
 lint: $(VENV)/.ready ## ruff, mypy and the import layers
 	@$(BIN)/ruff check .

@@ -116,4 +116,20 @@ PODS: tuple[Pod, ...] = (
     Pod("in another namespace", _nobody, namespace=LAB),
 )
 
+# The controller's UID is in the DPOJob's status, for everybody who may read it: only the admission policy keeps these out.
+FORGED = Pod("of the victims own Job", _job_of("doubled"), victim="doubled", collected=True)
+
+
+def forged_won(arena: Arena) -> str:
+    """Another life than that of the other pods' victim, which would be over."""
+    status = arena.hands(SHARED).status(FORGED.victim)
+    return "its words are the victim's" if FORGED.name in json.dumps(status) else ""
+
+
+def told(arena: Arena) -> object:
+    """The operator has seen the pod, or had the time for it: a restart, or the end."""
+    status = arena.hands(SHARED).status(FORGED.victim)
+    return status.get("restarts") or status.get("state") in ("Failed", "Complete")
+
+
 PLANTED: tuple[Played, ...] = tuple(Played(f"pod {pod.id}", "t3", pod.plant, always, pod.won) for pod in PODS)

@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -89,6 +90,12 @@ class Proxy:
         self._held: set[str] = set()
         self._silenced: set[Call] = set()
         self._watches: list[tuple[Call, socket.socket]] = []
+        # Asked first about each request; true when it has dealt with it.
+        self.meddler: Callable[[_Handler, Call, bytes | None], bool] = lambda handler, call, body: False
+        # What becomes of the events of each open watch, after `edits`.
+        self.alter: dict[Call, Edit] = {}
+        # Objects that were made, by resource and name.
+        self.created: Counter[str] = Counter()
         self._lock = threading.Lock()
         pair = plane.authority.issue("proxy", "proxy", hosts=["IP:127.0.0.1"])
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -147,6 +154,15 @@ class Proxy:
     def is_held(self, call: Call) -> bool:
         return call.resource in self._held or call in self._silenced
 
+    def open_watches(self) -> list[Call]:
+        with self._lock:
+            return [call for call, _ in self._watches]
+
+    def silence(self, *calls: Call) -> None:
+        """These watches say nothing any more; others do."""
+        with self._lock:
+            self._silenced |= set(calls)
+
     def cut(self, *resources: str) -> None:
         """Close open watches, of all resources when none is named."""
         with self._lock:
@@ -193,6 +209,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         call = Call.of(self.command, self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)) or None
+        if self.proxy.meddler(self, call, body):
+            return
         fault = self.proxy.fault_for(call)
         if fault is not None and fault.code:
             self._refuse(call, fault)
@@ -210,14 +228,25 @@ class _Handler(BaseHTTPRequestHandler):
         status = {"kind": "Status", "apiVersion": "v1", "code": fault.code, "reason": reason, "message": "injected"}
         if fault.code == 404:
             status["details"] = call.named
-        self._answer(fault.code, fault.text.encode() or json.dumps(status).encode(), fault.headers)
+        self.answer(fault.code, fault.text.encode() or json.dumps(status).encode(), fault.headers)
 
     def _forward(self, call: Call, body: bytes | None, *, drop: bool) -> None:
         is_list = call.method == "GET" and call.resource in self.proxy.replayed
         if is_list and (old := self.proxy.replayed[call.resource].get(call.path)):
             self.proxy.note(call, 200)
-            self._answer(200, old)
+            self.answer(200, old)
             return
+        found = self.fetch(call, body)
+        self.proxy.note(call, 0 if drop or found is None else found[0])
+        if drop or found is None:
+            self.close_connection = True
+            return
+        if call.method == "GET" and found[0] == 200:
+            self.proxy._lists.setdefault(call.resource, {})[call.path] = found[1]
+        self.answer(*found)
+
+    def fetch(self, call: Call, body: bytes | None) -> tuple[int, bytes] | None:
+        """What the server answers; None when it does not."""
         # A connection of its own: after a restart of the server a kept one would be an error of this proxy.
         connection = self.proxy.upstream()
         try:
@@ -229,27 +258,23 @@ class _Handler(BaseHTTPRequestHandler):
             answer = connection.getresponse()
             status, text = answer.status, answer.read()
         except OSError:
-            self.proxy.note(call, 0)
-            self.close_connection = True
-            return
+            return None
         finally:
             connection.close()
-        self.proxy.note(call, 0 if drop else status)
-        if drop:
-            self.close_connection = True
-            return
-        if call.method == "GET" and status == 200:
-            self.proxy._lists.setdefault(call.resource, {})[call.path] = text
-        self._answer(status, text)
+        if call.method == "POST" and status == 201:
+            self.proxy.created[f"{call.resource}/{json.loads(text)['metadata']['name']}"] += 1
+        return status, text
 
-    def _answer(self, status: int, text: bytes, headers: dict[str, str] | None = None) -> None:
+    def answer(self, status: int, text: bytes, headers: dict[str, str] | None = None, *, cut: bool = False) -> None:
+        """Answer the client. cut: with half of the text only, and close the connection."""
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(text)))
         for name, value in (headers or {}).items():
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
-        self.wfile.write(text)
+        self.wfile.write(text[: len(text) // 2] if cut else text)
+        self.close_connection = self.close_connection or cut
 
     def _watch(self, call: Call) -> None:
         upstream = self.proxy.upstream()
@@ -277,7 +302,10 @@ class _Handler(BaseHTTPRequestHandler):
         upstream.close()
 
     def _edited(self, call: Call, line: bytes) -> list[bytes]:
-        edit = self.proxy.edits.get(call.resource)
-        if edit is None:
+        edits = [edit for edit in (self.proxy.edits.get(call.resource), self.proxy.alter.get(call)) if edit is not None]
+        if not edits:
             return [line]
-        return [json.dumps(event).encode() + b"\n" for event in edit(json.loads(line))]
+        events = [json.loads(line)]
+        for edit in edits:
+            events = [each for event in events for each in edit(event)]
+        return [json.dumps(event).encode() + b"\n" for event in events]

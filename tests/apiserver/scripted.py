@@ -1,5 +1,6 @@
 """The same life for every job: what stands in for the kubelets, and what must be the same at the end."""
 
+import json
 import re
 import threading
 from collections import Counter
@@ -14,6 +15,9 @@ from tests.cluster.rig.control_plane import ControlPlane
 
 # In the name of a ConfigMap: of the job file, which has the job's name and UID in it.
 DIGEST = re.compile(r"(?<=-config)-[0-9a-f]{10}$")
+# What the rank that is killed has told of before.
+CHECKPOINT = {"step": 2, "path": "checkpoints/2", "digest": "d" * 64, "attempt": 1, "time": 1.0}
+WITH_A_CHECKPOINT = {"phase": "train", "attempt": 1, "step": 2, "checkpoint": CHECKPOINT}
 
 
 def play_kubelet(hands: Hands, name: str) -> None:
@@ -30,7 +34,7 @@ def play_kubelet(hands: Hands, name: str) -> None:
             if not doomed:
                 hands.end(pod, 0, last_words(0, phase, attempt, export_path="export"))
             elif labels[names.COMPLETION_INDEX] == "1":
-                hands.end(pod, 137)
+                hands.end(pod, 137, last_words(137, phase, attempt, progress=WITH_A_CHECKPOINT))
 
 
 def all_run(pods: list[dict[str, Any]], phase: str) -> bool:
@@ -52,7 +56,19 @@ def ending(hands: Hands, name: str) -> dict[str, Any]:
             for kind in ("jobs", "services", "configmaps", "persistentvolumeclaims")
             for child in hands.children(kind, name)
         ],
+        "given": {
+            job["metadata"]["name"].removeprefix(name): found
+            for job in hands.children("jobs", name)
+            if (found := given_checkpoints(job)) is not None
+        },
     }
+
+
+def given_checkpoints(job: dict[str, Any]) -> list[str] | None:
+    """Digests of the checkpoints that the pods of a Job were told of; None for a phase that reads none."""
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    told = [v["value"] for v in container.get("env", ()) if v["name"] == names.ENV_RECORDED_CHECKPOINTS]
+    return [record["digest"] for record in json.loads(told[0])["checkpoints"]] if told else None
 
 
 class Kubelets:

@@ -12,7 +12,7 @@ import pytest
 
 from dpo_operator.api import names
 from tests.apiserver.attacks_played import BEFORE, RUNNING, WITHOUT_POLICY, Played
-from tests.apiserver.attacks_pods import PLANTED, VICTIM
+from tests.apiserver.attacks_pods import FORGED, PLANTED, VICTIM, forged_won, told
 from tests.apiserver.attacks_refused import REFUSED
 from tests.apiserver.hands import Hands, last_words, wait_until
 from tests.apiserver.operator_process import running
@@ -26,7 +26,9 @@ SETTLE_SECONDS = 60.0
 CHOICES = {
     "data without the right to it, without the policy": "admission.enabled=false",
     "token, without the policy": "admission.enabled=false",
+    "pod with the UID of a Job": "admission.enabled=false",
 }
+UID_OF_A_JOB = Played("pod with the UID of a Job", "t3", FORGED.plant, told, forged_won)
 # By attack: who, and what the attacker got.
 OUTCOMES: dict[str, tuple[str, str]] = {}
 
@@ -39,6 +41,7 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Arena]:
         for job, user in (
             (a_dpojob(VICTIM, SHARED, nodes=2), HONEST),
             (a_dpojob("resized", SHARED, nodes=2), HONEST),
+            (a_dpojob("doubled", SHARED, nodes=2), HONEST),
             (a_dpojob("evented", SHARED), HONEST),
             (a_dpojob("secretive", SHARED, model={"name": "org/model", "tokenSecretRef": {"name": SECRET}}), HONEST),
             (a_dpojob("far", VICTIMS), HONEST),
@@ -98,6 +101,7 @@ def test_attacks_on_jobs_that_run(started: Arena) -> None:
     hands = started.hands(SHARED)
     training(hands, VICTIM)
     training(hands, "resized")
+    training(hands, "doubled")
     for attack in RUNNING:
         attack.act(started)
     assert judge(started, RUNNING) == {}
@@ -106,9 +110,9 @@ def test_attacks_on_jobs_that_run(started: Arena) -> None:
 def test_attacks_without_the_admission_policy(started: Arena) -> None:
     """The operator's own checks, and pods that look like ranks."""
     started.remove_admission()
-    for attack in (*WITHOUT_POLICY, *PLANTED):
+    for attack in (*WITHOUT_POLICY, *PLANTED, UID_OF_A_JOB):
         attack.act(started)
-    assert judge(started, WITHOUT_POLICY) == {}
+    assert judge(started, [*WITHOUT_POLICY, UID_OF_A_JOB]) == {}
     # The victim's life goes on: one rank is killed, and the rest is as it was meant.
     hands = started.hands(SHARED)
     ranks = ranks_of(hands, "train", 1, 2)
@@ -135,7 +139,7 @@ def test_every_attack_was_made_and_none_succeeded(started: Arena, capsys: pytest
             print(f"{tenant}  {id_:60} {CHOICES.get(id_, '') if got and id_ in CHOICES else got or 'blocked'}")
         won = {id_ for id_, (_, got) in OUTCOMES.items() if got}
         print(f"{len(OUTCOMES)} attacks, {len(won - set(CHOICES))} successes, {len(won & set(CHOICES))} by choice")
-    assert len(OUTCOMES) == sum(len(attacks) for attacks in (REFUSED, BEFORE, RUNNING, WITHOUT_POLICY, PLANTED))
+    assert set(OUTCOMES) == {a.id for a in (*REFUSED, *BEFORE, *RUNNING, *WITHOUT_POLICY, *PLANTED, UID_OF_A_JOB)}
     assert len(OUTCOMES) >= 60
     assert won == set(CHOICES)
     assert "Traceback" not in started.operator.log.read_text(errors="replace")

@@ -16,6 +16,8 @@ ACROSS_ROOMS = {
     "trainer/sources/test_cache.py": "through processes",
     "trainer/test_phases.py": "through processes",
 }
+# Folders whose room is in neither package.
+ELSEWHERE = {"benchmarks": "benchmarks", "campaign": "tests.campaign", "rig": "tests.cluster.rig"}
 
 
 def trees() -> dict[Path, ast.Module]:
@@ -48,8 +50,8 @@ def room_of(path: Path) -> str:
     dpo_trainer.data, and a file at the top is about the module of its name."""
     parts = path.relative_to(UNIT).with_suffix("").parts
     package, parts = ("dpo_trainer", parts[1:]) if parts[0] == "trainer" else ("dpo_operator", parts)
-    if parts[0] in ("benchmarks", "rig"):
-        return "benchmarks" if parts[0] == "benchmarks" else "tests.cluster.rig"
+    if parts[0] in ELSEWHERE:
+        return ELSEWHERE[parts[0]]
     return f"{package}.{parts[0].removeprefix('test_')}"
 
 

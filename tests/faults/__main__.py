@@ -71,7 +71,8 @@ def write(results: dict[int, str]) -> None:
         raise SystemExit(f"the tests could not be collected:\n{said.getvalue()}")
     tests = everything.by_row()
     before = PAGE.read_text(encoding="utf-8") if PAGE.is_file() else ""
-    PAGE.write_text(page.render(tests, page.last_results(before) | results), encoding="utf-8")
+    text = page.render(tests, page.last_results(before) | results)
+    PAGE.write_text(page.with_campaign(text, page.campaign_of(before)), encoding="utf-8")
 
 
 def main() -> int:

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 from tests.faults.matrix import INVARIANTS, ROWS
 
 NOT_RUN = "not run as a whole yet"
+CAMPAIGN = "## Faults at every request"
+CAMPAIGN_TEXT = (
+    "`make campaign` injects these into the requests of a DPOJob's life (prepare, training of a gang with a restart, export, deletion), at random "
+    "requests, alone and up to four together, with one operator and with a leader and a standby, and compares each life with a calm one "
+    "([how](development/campaign.md)). Its last long run:"
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,16 @@ def last_results(text: str) -> dict[int, str]:
     """What the page says of the last run of each row."""
     rows = re.finditer(r"^\| (\d+) \|.*\| ([a-zA-Z ]+, [0-9-]+) \|$", text, flags=re.MULTILINE)
     return {int(row[1]): row[2] for row in rows}
+
+
+def campaign_of(text: str) -> str:
+    """What the page says of the last campaign."""
+    return text.partition(CAMPAIGN_TEXT)[2].strip()
+
+
+def with_campaign(text: str, table: str) -> str:
+    """The page with another table of the campaign."""
+    return f"{text.partition(CAMPAIGN)[0].rstrip()}\n\n{CAMPAIGN}\n\n{CAMPAIGN_TEXT}\n\n{table}\n"
 
 
 def render(tests: Mapping[int, Iterable[str]], results: Mapping[int, str]) -> str:

@@ -94,7 +94,8 @@ class JobMemory:
     the Jobs and pods in that pass. guarded, guards_at: phase and time of the last read of guards. child_objects: cached
     claim, Service and ConfigMap. event_object: a new job as delivered by the watch, usable instead of a read. made: phase
     and attempt of the last created Job. held: how long every read has shown a fact. unsure: whether a decision waits for a
-    second look.
+    second look. newest: resourceVersion of the newest DPOJob that was read, written or delivered by the watch. older: how
+    long every read has shown an older one.
     """
 
     uid: str = ""
@@ -105,6 +106,8 @@ class JobMemory:
     claim_token: str = field(default_factory=lambda: secrets.token_hex(32))
     held: Stopwatch = field(default_factory=Stopwatch)
     unsure: bool = False
+    newest: int = 0
+    older: Stopwatch = field(default_factory=Stopwatch)
     startup: StartupTracker = field(default_factory=StartupTracker)
     raw: dict[str, Any] | None = None
     seen: Observed | None = None
@@ -145,6 +148,25 @@ class JobMemory:
             # Not from memory the next time.
             self.child_objects = None
         return replace(seen, held=held)
+
+    def saw(self, version: str) -> None:
+        """Note a resourceVersion of the DPOJob."""
+        self.newest = max(self.newest, int(version) if version.isdecimal() else 0)
+
+    def outdated_for(self, raw: dict[str, Any]) -> float:
+        """Seconds until a read that is older than what was known before counts; 0 for any other read.
+
+        A gateway or a cache may answer so once. Several reads of the kind mean that an old copy of the storage was restored.
+        """
+        version = str(raw["metadata"]["resourceVersion"])
+        if version.isdecimal() and int(version) < self.newest:
+            self.dirty = True
+            if doubt := max(0.0, certainty.SECOND_LOOK_SECONDS - self.older.seconds("older")):
+                return doubt
+            self.newest = 0
+        self.older.keep(())
+        self.saw(version)
+        return 0.0
 
     def absent_for(self) -> float:
         """Seconds until a job that was not found counts as deleted; 0 for one of which nothing is known."""

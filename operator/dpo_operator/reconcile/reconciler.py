@@ -82,6 +82,7 @@ class Reconciler:
         event_object: the job as a watch delivered it.
         """
         memory = self._memory.setdefault(key, JobMemory())
+        memory.saw(resource_version or "")
         if resource_version is not None and resource_version in memory.written:
             return False
         # A new job without a status can be accepted from the event itself, because the write fails if the version is
@@ -132,11 +133,13 @@ class Reconciler:
                 return doubt
             self.forget(key)
             return await self._remove_leftovers(key)
+        if doubt := memory.outdated_for(raw):
+            return doubt
         if raw["metadata"]["uid"] != memory.uid:
             if memory.uid:
                 self._gone.setdefault(key, Stopwatch())
             # Another object of the same name: nothing that is cached applies to it.
-            memory = self._memory[key] = JobMemory(uid=raw["metadata"]["uid"], dirty=False)
+            memory = self._memory[key] = JobMemory(uid=raw["metadata"]["uid"], newest=memory.newest, dirty=False)
         seen: Observed | None = None
         just_accepted = False
         for _ in range(MAX_ROUNDS):
@@ -290,7 +293,8 @@ class Reconciler:
         if decision.status == memory.parsed.status(raw):
             return raw
         written = await write.write_status(self._client, raw, decision.status)
-        memory.written.append(str(written["metadata"]["resourceVersion"]))
+        memory.written.append(version := str(written["metadata"]["resourceVersion"]))
+        memory.saw(version)
         return slim(written)
 
     async def _apply(
