@@ -11,7 +11,7 @@ CAMPAIGN = "## Faults at every request"
 CAMPAIGN_TEXT = (
     "`make campaign` injects these into the requests of a DPOJob's life (prepare, training of a gang with a restart, export, deletion), at random "
     "requests, alone and up to four together, with one operator and with a leader and a standby, and compares each life with a calm one "
-    "([how](development/campaign.md)). Its last long run:"
+    "([how](development/campaign.md)). Its last run:"
 )
 
 
