@@ -107,7 +107,10 @@ def held(bench: Bench, kind: str, jobs: dict[str, Spec], status: Spec | None = N
         with running(operator):
             wait_until(f"passes over all {kind}", is_done(operator, len(jobs)), WAIT_SECONDS)
             time.sleep(SETTLE_SECONDS)
-            return Held(kind, len(jobs), memory_mib(operator, peak=False), memory_mib(operator))
+            found = Held(kind, len(jobs), memory_mib(operator, peak=False), memory_mib(operator))
+    # At once: what comes after it may take long.
+    print(found, flush=True)
+    return found
 
 
 def is_done(operator: OperatorProcess, jobs: int) -> Callable[[], bool]:
