@@ -16,7 +16,7 @@ ENVIRONMENT = (
     "HF_ENDPOINT", "TRITON_PTXAS_PATH", "CUDA_HOME", "NVTX_INJECTION64_PATH", "TORCHINDUCTOR_CACHE_DIR", "LOCALDOMAIN",
 )  # fmt: skip
 # Part of a refusal.
-RBAC, FIXED, NOT_YOURS = "cannot ", "can't change once", "you may not get every"
+RBAC, FIXED, NOT_YOURS = "cannot ", "can't change once", "you may not get this"
 
 
 @dataclass(frozen=True)

@@ -148,8 +148,9 @@ def test_what_the_administrator_does_not_allow_is_refused_at_apply(installed: Co
     """As somebody who may make DPOJobs and read one Secret and one claim. The operator does not run."""
     words = ("-n", "default", "--verb=get,create", "--resource=dpojobs.dpo-operator.dev")
     installed.kubectl("create", "role", "author", *words)
-    readable = ("--resource=secrets,persistentvolumeclaims", "--resource-name=mine", "--verb=get", "-n", "default")
-    installed.kubectl("create", "role", "reader", *readable)
+    readable = [f"--resource-name=mine{end}" for end in ("", *range(1, 6))]
+    words = ("--resource=secrets,persistentvolumeclaims", "--verb=get", "-n", "default")
+    installed.kubectl("create", "role", "reader", *words, *readable)
     for role in ("author", "reader"):
         installed.kubectl("create", "rolebinding", role, f"--role={role}", "--user=tenant", "-n", "default")
 
@@ -173,6 +174,10 @@ def test_what_the_administrator_does_not_allow_is_refused_at_apply(installed: Co
         assert refusal(named(spec, "mine")) == "", spec
         assert "you may not get" in (message := refusal(named(spec, "others"))), spec
         assert message.rstrip().endswith("others"), spec
+    # Every right that is asked for costs; a spec may name many claims and Secrets, each as often as it likes.
+    assert refusal(MANY) == ""
+    mixture = [*MANY["data"]["mixture"], {"source": "pvc://others/x"}]
+    assert refusal(MANY | {"data": MANY["data"] | {"mixture": mixture}}).rstrip().endswith("others")
     allow = set_flags([values for _, _, values in CASES])
     pinned = ("--set", "allow.branches=false", "--set", "allow.secrets={dpo-*}")
     helm(installed, "upgrade", RELEASE, str(CHART), *allow, *pinned)
@@ -195,6 +200,15 @@ def test_what_the_administrator_does_not_allow_is_refused_at_apply(installed: Co
     installed.kubectl("delete", "rolebinding", "author", "reader", "-n", "default")
 
 
+MANY: dict[str, Any] = {
+    "model": {"name": "pvc://mine/model"},
+    "data": {
+        "train": {"source": "pvc://mine1/x"},
+        "eval": {"source": "pvc://mine/x"},
+        "mixture": [{"source": f"pvc://mine{i % 5 + 1}/{i}"} for i in range(20)],
+    },
+    "pod": {"imagePullSecrets": ["mine", *(f"mine{i}" for i in range(1, 6))]},
+}
 SECRETS_AND_CLAIMS: list[dict[str, Any]] = [
     {"model": {"name": "org/model", "tokenSecretRef": {"name": "NAME"}}},
     {"pod": {"imagePullSecrets": ["NAME"]}},

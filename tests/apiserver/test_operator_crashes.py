@@ -151,4 +151,4 @@ def test_an_error_of_its_own_is_told_on_the_job(hands: Hands) -> None:
     path = f"{hands.path('events')}?fieldSelector=involvedObject.name=defect,reason=OperatorError"
     (event,) = hands.requests.send("GET", path).body["items"]
     assert event["type"] == "Warning"
-    assert "KeyError: 'a defect'" in event["message"]
+    assert "KeyError: “'a defect'”" in event["message"]

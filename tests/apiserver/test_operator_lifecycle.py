@@ -46,7 +46,8 @@ def start_training(hands: Hands, job: str, count: int, attempt: int = 1) -> list
     for pod in pods:
         name = pod["metadata"]["name"]
         binding = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name}}
-        binding["target"] = {"apiVersion": "v1", "kind": "Node", "name": "node"}
+        # The garbage collector of pods spares those of a missing node that is new to it for 40 s.
+        binding["target"] = {"apiVersion": "v1", "kind": "Node", "name": f"node-{job}-{attempt}"}
         answer = hands.requests.send("POST", hands.path("pods", f"{name}/binding"), binding)
         assert answer.accepted, answer.message
         hands.start(pod)

@@ -109,8 +109,9 @@ async def _guard(client: Client, wanted: Json, namespace: str) -> Json | None:
     try:
         return await client.get(resource_of(wanted), namespace, wanted["metadata"]["name"])
     except ApiError as error:
-        # The operator has no right to PodGroups. Treat the PodGroup as absent; creating it fails and is reported.
-        if error.code == 403 and wanted["kind"] == "PodGroup":
+        # The operator has no right to PodGroups, or the project is not installed, which the API server tells without a Status.
+        # Treat the PodGroup as absent: creating it fails and is reported, or finds the one that is there.
+        if error.code in (403, 404) and wanted["kind"] == "PodGroup":
             return None
         raise
 
