@@ -44,6 +44,7 @@ MODULES = {
     "tests.cluster.demo": ([], CLUSTER),
     "tests.run_tiers": (["contract"], CLUSTER),
     "benchmarks.operator": ([], CONTROL_PLANE),
+    "tests.campaign.__main__": (["--engine", "real", "--minutes", "1"], CONTROL_PLANE),
     "benchmarks.recovery": (["--inputs", "."], CLUSTER),
 }
 # Tests that use the rig by its fixtures. tests.faults runs such tests, too.
