@@ -212,4 +212,4 @@ def test_a_pod_group_is_what_scheduler_plugins_want(hands: Hands, operator: Oper
 def test_a_project_that_is_not_installed_is_told_of(hands: Hands, operator: OperatorProcess) -> None:
     hands.apply("lost", **ONE_GPU, queue={"kind": "Volcano"})
     wait_until("refusal", lambda: hands.condition("lost", "Running") == ("False", "RequestRefused"))
-    assert "refused to create PodGroup lost-train: 404" in hands.status("lost")["message"]
+    assert "refused to create PodGroup lost-train: “404" in hands.status("lost")["message"]
