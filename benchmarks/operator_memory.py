@@ -12,6 +12,7 @@ from rich.table import Table
 from benchmarks.operator_rig import UNSUPPORTED, Bench, Measurement, applied, memory_mib, samples
 from dpo_operator.api.quantity import to_bytes
 from tests.apiserver.hands import wait_until
+from tests.apiserver.hostile import COLUMNS
 from tests.apiserver.operator_process import OperatorProcess, running
 from tests.cluster.rig.layout import CHECKOUT
 from tests.cluster.rig.shell import step
@@ -51,19 +52,7 @@ def chart_limit() -> float:
 
 def largest() -> Spec:
     """A spec whose large fields are all full, as far as the CRD accepts them together; the operator refuses it."""
-    columns = (
-        "prompt",
-        "system",
-        "chosen",
-        "rejected",
-        "completion",
-        "label",
-        "responses",
-        "scores",
-        "answerA",
-        "answerB",
-    )
-    source = {"source": "a/b", "columns": dict.fromkeys(columns, "😀" * 128)}
+    source = {"source": "a/b", "columns": dict.fromkeys(COLUMNS, "😀" * 128)}
     condition = {"column": "c", "operator": "In", "values": ["é" * 512]}
     return {
         "model": {"name": "org/model", "chatTemplate": "😀" * 32_768},

@@ -126,7 +126,7 @@ def _settings(environment: Mapping[str, str], name: str, model: type[Model], mor
     text = environment.get(name, "").strip()
     try:
         return model.model_validate((json.loads(text) if text else {}) | more)
-    except (ValidationError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         found = (
             "; ".join(sentences(error)) if isinstance(error, ValidationError) else f"expected a JSON object: {error}"
         )

@@ -211,7 +211,8 @@ def _where(value: str, count: int) -> dict[str, Any]:
     return {"data": {"train": {"source": "a/b"}, "filters": {"where": [condition] * 32}}}
 
 
-_COLUMNS = (
+# Of a dataset, all that can be named.
+COLUMNS = (
     "prompt",
     "system",
     "chosen",
@@ -226,7 +227,7 @@ _COLUMNS = (
 
 
 def _columns() -> dict[str, str]:
-    return dict.fromkeys(_COLUMNS, "😀" * 128)
+    return dict.fromkeys(COLUMNS, "😀" * 128)
 
 
 def _variables(count: int) -> dict[str, Any]:

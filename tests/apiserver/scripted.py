@@ -15,7 +15,7 @@ from tests.cluster.rig.control_plane import ControlPlane
 
 # In the name of a ConfigMap: of the job file, which has the job's name and UID in it.
 DIGEST = re.compile(r"(?<=-config)-[0-9a-f]{10}$")
-# What the rank that is killed has told of before.
+# The checkpoint that the killed rank reported.
 CHECKPOINT = {"step": 2, "path": "checkpoints/2", "digest": "d" * 64, "attempt": 1, "time": 1.0}
 WITH_A_CHECKPOINT = {"phase": "train", "attempt": 1, "step": 2, "checkpoint": CHECKPOINT}
 
@@ -65,7 +65,7 @@ def ending(hands: Hands, name: str) -> dict[str, Any]:
 
 
 def given_checkpoints(job: dict[str, Any]) -> list[str] | None:
-    """Digests of the checkpoints that the pods of a Job were told of; None for a phase that reads none."""
+    """Digests of the checkpoints that the pods of a Job were given; None for a phase that reads none."""
     (container,) = job["spec"]["template"]["spec"]["containers"]
     told = [v["value"] for v in container.get("env", ()) if v["name"] == names.ENV_RECORDED_CHECKPOINTS]
     return [record["digest"] for record in json.loads(told[0])["checkpoints"]] if told else None

@@ -24,7 +24,7 @@ LAB, SHARED, VICTIMS = "lab", "shared", "victims"
 SPACES = (LAB, SHARED, VICTIMS)
 HONEST = "honest"
 
-# What attackers may do in the first two besides reading and writing DPOJobs, by (group, resources).
+# What attackers may do in the first two in addition to reading and writing DPOJobs, by (group, resources).
 MORE: dict[str, tuple[str, tuple[str, ...]]] = {
     "t1": ("", ()),
     "t2": ("", ("configmaps",)),

@@ -1,7 +1,7 @@
 """Tenants attack one another with all that the chart lets them do, on a real API server, with the operator under its own rights.
 
-Success of an attacker is failure of the test. The attacks are in attacks_refused, attacks_played and attacks_pods; a table of
-all of them is printed at the end.
+Success of an attacker is failure of the test. The attacks are in attacks_refused, attacks_played, attacks_running and
+attacks_pods; a table of all of them is printed at the end.
 """
 
 import time
@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from dpo_operator.api import names
-from tests.apiserver.attacks_played import BEFORE, RUNNING, WITHOUT_POLICY, Played, always
+from tests.apiserver.attacks_played import BEFORE, Played, always
 from tests.apiserver.attacks_pods import FORGED, PLANTED, VICTIM, forged_won
 from tests.apiserver.attacks_refused import REFUSED
+from tests.apiserver.attacks_running import RUNNING, WITHOUT_POLICY
 from tests.apiserver.hands import Hands, last_words, wait_until
 from tests.apiserver.operator_process import running
 from tests.apiserver.tenants import HONEST, LAB, SECRET, SHARED, VICTIMS, Arena, a_dpojob
@@ -114,7 +115,7 @@ def test_attacks_without_the_admission_policy(started: Arena) -> None:
     for attack in (*WITHOUT_POLICY, *PLANTED, UID_OF_A_JOB):
         attack.act(started)
     assert judge(started, WITHOUT_POLICY) == {}
-    # The victim's life goes on: one rank is killed, and the rest is as it was meant.
+    # The victim continues: one rank is killed, and the job ends as usual.
     hands = started.hands(SHARED)
     ranks = ranks_of(hands, "train", 1, 2)
     hands.end(ranks[1], 137)

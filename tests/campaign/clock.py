@@ -26,7 +26,7 @@ def install() -> None:
 
 
 class _Selector(selectors.SelectSelector):
-    """Where a real loop would wait, the clock goes on."""
+    """Where a real loop would wait, the clock advances."""
 
     def select(self, timeout: float | None = None) -> list[Any]:
         global _now

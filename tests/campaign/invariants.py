@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-# Each fault may be told of by an event or two.
+# Each fault may cause an event or two.
 EVENTS_PER_FAULT = 3
 
 

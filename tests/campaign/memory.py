@@ -114,7 +114,7 @@ class Network:
                 raise aiohttp.ServerDisconnectedError
             case "delay":
                 seconds = chance.choice((2.0, 35.0))
-                # It goes on when its sender has given up.
+                # It is carried out after its sender has given up.
                 task = asyncio.create_task(self._later(seconds, method, url, body))
                 self._late.add(task)
                 return await asyncio.shield(task)
@@ -166,7 +166,7 @@ class Network:
 
 
 class Session:
-    """What the operator takes for aiohttp's session, for one life of its process; once that is dead nothing goes on."""
+    """What the operator takes for aiohttp's session, for one life of its process; once that is dead, nothing happens."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
@@ -282,7 +282,7 @@ def _loading(session: Session) -> Callable[[], Coroutine[Any, Any, Any]]:
 
 
 class Watcher:
-    """One of kopf's watches: list, watch from there, retry errors, list again after 410 Gone, open anew what is silent."""
+    """One of kopf's watches: list, watch from there, retry errors, list again after 410 Gone, open silent ones again."""
 
     def __init__(self, session: Session, operator: controller.Operator, plural: str) -> None:
         self.session = session

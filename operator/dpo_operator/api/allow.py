@@ -30,7 +30,7 @@ COMMIT = re.compile(r"^[0-9a-f]{40}$")
 class Allow(ApiModel):
     """What DPOJobs may ask for. Lists hold names, or beginnings of names before a `*`.
 
-    env: variables besides VARIABLES. images: besides the operator's trainer image. unisolated: network.isolate false.
+    env: variables in addition to VARIABLES. images: in addition to the operator's trainer image. unisolated: network.isolate false.
     unlabelled_claims: claims whose owner did not opt in. branches: hub revisions other than commits.
     """
 

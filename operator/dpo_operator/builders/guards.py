@@ -8,11 +8,10 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.common import Manifest, build_metadata, rank_labels
-from dpo_operator.builders.networks import CLOSED, Networks
+from dpo_operator.builders.networks import CLOSED, NAMESPACE_NAME, Networks
 from dpo_operator.builders.ports import ports_of
 from dpo_operator.builders.queue import build_pod_group
 
-NAMESPACE_NAME = "kubernetes.io/metadata.name"
 # Private ranges where DNS servers may be: Service IPs, node-local caches (link-local), nodes. Metadata endpoints are also
 # link-local, but on another port.
 DNS_RANGES = (

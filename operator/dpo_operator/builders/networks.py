@@ -14,6 +14,9 @@ from dpo_operator.api.base import ApiModel, ObjectName
 
 Network = IPv4Network | IPv6Network
 
+# Label that Kubernetes gives to every namespace: its name.
+NAMESPACE_NAME = "kubernetes.io/metadata.name"
+
 # Metadata and credential services: AWS, Google, Azure, Oracle and others, ECS and EKS (link-local); Alibaba; Azure's WireServer;
 # Oracle's second; AWS, EKS and Google on IPv6. Never opened.
 METADATA: tuple[Network, ...] = tuple(
@@ -79,7 +82,7 @@ class Networks(ApiModel):
         shut = {net for net in opened for c in closed if c.version == net.version and _within(net, c)}
         peers += [_block(net, (*METADATA, *closed)) for net in opened if net not in shut]
         if self.open_namespaces:
-            chosen = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": list(self.open_namespaces)}
+            chosen = {"key": NAMESPACE_NAME, "operator": "In", "values": list(self.open_namespaces)}
             peers.append({"namespaceSelector": {"matchExpressions": [chosen]}})
         return peers
 

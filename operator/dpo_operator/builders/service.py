@@ -31,8 +31,8 @@ def build_service(job: DPOJob) -> Manifest:
     }
 
 
-def is_service(job: DPOJob, raw: Mapping[str, Any]) -> bool:
-    """Whether a Service leads to the job's ranks alone: another one would send them to somebody else."""
-    spec, wanted = raw["spec"], build_service(job)["spec"]
+def leads_alike(raw: Mapping[str, Any], wanted: Manifest) -> bool:
+    """Whether a Service leads where the wanted one does: anybody can give it our owner, and it would send ranks to somebody else."""
+    spec, wanted = raw["spec"], wanted["spec"]
     own = all(spec.get(key) == wanted[key] for key in ("selector", "clusterIP"))
     return own and spec.get("type") in (None, "ClusterIP") and not spec.get("externalIPs")

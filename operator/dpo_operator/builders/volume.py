@@ -20,7 +20,7 @@ def source_claims(job: DPOJob) -> list[str]:
 
 
 def input_claims(job: DPOJob) -> list[str]:
-    """Claims that prepare mounts besides the one with the job's files."""
+    """Claims that prepare mounts, without the one with the job's files."""
     cache = [job.spec.cache.claim_name] if job.spec.cache is not None else []
     return [claim for claim in dict.fromkeys([*source_claims(job), *cache]) if claim != claim_name(job)]
 

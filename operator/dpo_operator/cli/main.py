@@ -35,17 +35,21 @@ JobFile = Annotated[Path, typer.Argument(help="File with a DPOJob.", exists=True
 AllowEnv = Annotated[
     list[str] | None,
     typer.Option(
-        help="A variable that pod.env may set besides those that every cluster allows, or the beginning of some: 'WANDB_*'."
+        help="A variable that pod.env may set in addition to those that every cluster allows, or the beginning of some: 'WANDB_*'."
     ),
 ]
 
 
-def _read(path: Path, allow_env: list[str] | None = None) -> DPOJob:
+def _allow(env: list[str] | None) -> Allow:
+    """What `--allow-env` says. Raises typer.Exit for what is no name."""
     try:
-        allow = Allow(env=tuple(allow_env or ()))
+        return Allow(env=tuple(env or ()))
     except ValidationError as error:
         console.print(f"[red]error:[/red] --allow-env: {escape('; '.join(sentences(error)))}", soft_wrap=True)
         raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
+
+
+def _read(path: Path, allow: Allow) -> DPOJob:
     try:
         return jobfile.read(path, allow)
     except jobfile.JobFileError as error:
@@ -73,7 +77,7 @@ def run(
 
     After a failure in training, all ranks restart from the last checkpoint as spec.failurePolicy says.
     """
-    _run(_read(file, allow_env), local.LocalRun.run, work_dir, fresh, claims, metrics_port)
+    _run(_read(file, _allow(allow_env)), local.LocalRun.run, work_dir, fresh, claims, metrics_port)
 
 
 @app.command()
@@ -85,7 +89,7 @@ def preview(
     allow_env: AllowEnv = None,
 ) -> None:
     """Prepare a DPOJob's data here; print their report, and the first pairs as tokens with what enters the loss (mask 1)."""
-    _run(_read(file, allow_env), local.LocalRun.preview, work_dir, fresh, claims, 0)
+    _run(_read(file, _allow(allow_env)), local.LocalRun.preview, work_dir, fresh, claims, 0)
 
 
 def _run(
@@ -113,8 +117,9 @@ def _run(
 @app.command()
 def validate(file: JobFile, allow_env: AllowEnv = None) -> None:
     """Check a DPOJob file without a cluster. Notes say what a cluster refuses unless its administrator allows it."""
-    job = _read(file, allow_env)
-    for line in refusals(job.spec, Allow(env=tuple(allow_env or ())), image=""):
+    allow = _allow(allow_env)
+    job = _read(file, allow)
+    for line in refusals(job.spec, allow, image=""):
         console.print(f"note: {escape(line)}", soft_wrap=True)
     console.print(f"{file}: {names.KIND} {job.metadata.name} is valid")
 
@@ -142,7 +147,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Estimate memory and time of a DPOJob, and propose settings that fit and are fast. Nothing is run."""
-    job = _read(file, allow_env)
+    job = _read(file, _allow(allow_env))
     try:
         device = _device(job, gpu, gpu_memory, flops)
         found = modelsource.find(job, config=model_config, work=work_dir, claims=claims)

@@ -5,6 +5,7 @@ the looks begins again with a first one. docs/decisions/0012-second-looks.md lis
 """
 
 from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.planning import volumes
 from dpo_operator.planning.observed import Fact, Observed
 from dpo_operator.planning.stale import find_stale
 
@@ -40,7 +41,7 @@ def nothing_left(status: DPOJobStatus) -> Fact:
 def facts(status: DPOJobStatus, seen: Observed) -> frozenset[Fact]:
     """What this read shows of the above."""
     found: set[Fact] = set()
-    if status.volume is not None and (seen.claim is None or seen.claim.uid != status.volume.claim_uid):
+    if volumes.lost_message(status, seen):
         found.add(claim_lost(status))
     if status.active_job is not None and all(job.uid != status.active_job.uid for job in seen.jobs):
         found.add(job_lost(status))

@@ -56,7 +56,7 @@ class Heartbeat:
 class Observed:
     """Observed state of one job.
 
-    inputs: claims that prepare is to mount besides the volume, by name; empty once it has its Job.
+    inputs: claims that prepare is to mount, without the volume, by name; empty once it has its Job.
     guards: None when they were not read in this pass. refused: the API server's refusal of the last write, a message.
     expansion_refused: the size that was requested for the claim, and why it was refused. held: how long every read has
     shown a fact, seconds. claim_token: what the job's claim carries if this process makes it.

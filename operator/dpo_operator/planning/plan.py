@@ -242,7 +242,7 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     phase = status.phase
     assert phase is not None
     if refused := settings.refused(job):
-        # Accepted by an older operator, or before the administrator changed the rules. Pods that run already go on.
+        # Accepted by an older operator, or before the administrator changed the rules. Running pods are left alone.
         return Plan(transitions.waiting(status, at, refused.reason, refused.describe()), requeue_after=WAIT_SECONDS)
     if obstacle := (
         waiting.claim_obstacle(job, status, seen.claim)

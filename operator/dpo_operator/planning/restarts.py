@@ -134,7 +134,7 @@ def _restart(status: DPOJobStatus, failure: Failure, policy: FailurePolicy, at: 
 def planned(status: DPOJobStatus, reason: str, message: str, at: Moment) -> Plan:
     """Planned restart: recorded in the history, not counted, without back-off."""
     if status.placement_wait is None and not transitions.has_run(status):
-        # It has held no nodes yet, and its successor goes on waiting.
+        # It has held no nodes yet, and its successor keeps its place.
         status = transitions.changed(status, placement_wait=PlacementWait(waiting_since=at.now))
     return _restart_plan(
         _next_attempt(status, reason, message, last_step(status), at, "Planned"), "Normal", reason, message, at

@@ -50,7 +50,7 @@ def claim_obstacle(job: DPOJob, status: DPOJobStatus, claim: Claim | None) -> Re
             )
         if not is_own_claim(status, claim):
             return c.NAME_CONFLICT, (
-                f"PersistentVolumeClaim {name} exists and was not made for this job. Make the job anew with "
+                f"PersistentVolumeClaim {name} exists and was not made for this job. Create the job again with "
                 f"checkpoint.volume.claimName: {name} to use it, or delete the claim."
             )
     modes = f"PersistentVolumeClaim {name} has access modes {', '.join(claim.access_modes) or 'none'}"

@@ -22,8 +22,9 @@ class Shares:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._began: dict[Key, float] = {}
-        # Begin and end of the turns of each namespace; of the namespaces, the one that had its turn last is last.
-        self._turns: OrderedDict[str, deque[tuple[float, float]]] = OrderedDict()
+        # Begin and end of the turns of each namespace.
+        self._turns: dict[str, deque[tuple[float, float]]] = {}
+        # End of the last turn of each namespace, the newest last.
         self._last: OrderedDict[str, float] = OrderedDict()
 
     def begin(self, key: Key) -> None:

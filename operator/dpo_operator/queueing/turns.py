@@ -63,15 +63,15 @@ class Turns:
         had = self._drop(key)
         if state is TurnState.PLACING:
             self._placing[key] = now
-            self._shares.begin(key)
-            return self._turn(key, True)
+            return self._granted(key)
         self._shares.end(key)
         if had or all_known:
             self._wake_next()
-        return self._turn(key, False)
+        return Turn(False, self._others_wait(key))
 
-    def _turn(self, key: Key, may_place: bool) -> Turn:
-        return Turn(may_place, self._others_wait(key), self._shares.left(key.namespace, self._windows()))
+    def _granted(self, key: Key) -> Turn:
+        self._shares.begin(key)
+        return Turn(True, self._others_wait(key), self._shares.left(key.namespace, self._windows()))
 
     def _ask(self, key: Key, priority: Priority) -> Turn:
         self._placing.pop(key, None)
@@ -87,8 +87,7 @@ class Turns:
         first = self._next() if self._is_free() else None
         if key in self._claims or first == key:
             self._claims[key] = self._clock()
-            self._shares.begin(key)
-            return self._turn(key, True)
+            return self._granted(key)
         if first is not None:
             self.wake(first)
         return Turn(False, True)

@@ -11,7 +11,7 @@ from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import config_name, is_config_map
 from dpo_operator.builders.guards import build_guards, build_open_budget
-from dpo_operator.builders.service import is_service
+from dpo_operator.builders.service import build_service, leads_alike
 from dpo_operator.builders.volume import claim_name, input_claims
 from dpo_operator.kube.client import ApiError, Client, resource_of
 from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Guard, Support, owner_uid
@@ -88,7 +88,7 @@ async def observe_just_accepted(client: Client, job: DPOJob, memory: JobMemory) 
 
 
 async def observe_inputs(client: Client, job: DPOJob) -> dict[str, Claim | None]:
-    """The claims that prepare mounts besides the volume."""
+    """The claims that prepare mounts, without the volume."""
     claims = input_claims(job)
     found = await asyncio.gather(
         *(client.get("PersistentVolumeClaim", job.metadata.namespace, name) for name in claims)
@@ -133,7 +133,7 @@ async def _child_objects(client: Client, job: DPOJob, known: ChildObjects | None
     return ChildObjects(
         Claim.from_raw(claim) if claim else None,
         (
-            *([Support("Service", owner_uid(service), is_service(job, service))] if service else []),
+            *([Support("Service", owner_uid(service), leads_alike(service, build_service(job)))] if service else []),
             *([Support("ConfigMap", owner_uid(config), is_config_map(job, config))] if config else []),
         ),
         now,

@@ -7,6 +7,7 @@ from typing import Any
 from dpo_operator.api import conditions, names
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.text import quoted
+from dpo_operator.builders.service import leads_alike
 from dpo_operator.kube.client import RESOURCES, ApiError, Client, resource_of
 from dpo_operator.planning.actions import (
     Action,
@@ -75,17 +76,13 @@ async def _create(client: Client, namespace: str, uid: str, action: Create) -> J
         # owner (retention Retain); the next pass checks its labels.
         existing = await client.get(resource, namespace, action.name)
         if existing is not None and (
-            owner_uid(existing) not in (uid, owner_uid(action.manifest)) or not _leads_alike(existing, action.manifest)
+            owner_uid(existing) not in (uid, owner_uid(action.manifest))
+            or (action.kind == "Service" and not leads_alike(existing, action.manifest))
         ):
             message = f"{action.kind} {action.name} exists and does not belong to this job; delete it or rename the job"
             raise ApiError(403, "NameConflict", message) from error
         return None
     return {"kind": action.kind, **created}
-
-
-def _leads_alike(existing: Json, manifest: Json) -> bool:
-    """Whether an existing Service selects our pods: anybody can give it our owner."""
-    return manifest["kind"] != "Service" or bool(existing["spec"].get("selector") == manifest["spec"]["selector"])
 
 
 async def _delete(client: Client, namespace: str, action: Delete) -> None:

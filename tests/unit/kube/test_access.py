@@ -1,4 +1,4 @@
-"""Credentials that change while the operator runs, with real TLS servers and a kubeconfig that is written anew."""
+"""Credentials that change while the operator runs, with real TLS servers and a kubeconfig that is replaced."""
 
 import asyncio
 import ssl

@@ -134,34 +134,36 @@ def test_a_gang_that_fits_at_last_gets_its_turn_among_those_that_do_not():
     assert gangs_[3].placed_at is not None
 
 
+def keep(hall: Hall, mine: list[Gang], count: int, namespace: str, *, fits: bool = False) -> None:
+    """Have a number of gangs, with names that sort first and were never used before."""
+    while len(mine) < count:
+        mine.append(Gang(hall, namespace, f"a{hall.time:.0f}-{len(mine)}", fits=fits))
+
+
 # What other namespaces do, all at once and every so many seconds. They know the rule, and their gangs fit on no node.
 def flood(hall: Hall, mine: list[Gang]) -> None:
     """Many gangs, of names that sort first."""
-    while len(mine) < 6:
-        mine.append(Gang(hall, "aa-flood", f"a{len(mine)}", fits=False))
+    keep(hall, mine, 6, "aa-flood")
 
 
 def edit_all(hall: Hall, mine: list[Gang]) -> None:
     """Gangs whose size is edited before they ever run."""
-    while len(mine) < 3:
-        mine.append(Gang(hall, "ab-edits", f"a{len(mine)}", fits=False))
+    keep(hall, mine, 3, "ab-edits")
     for gang in mine:
         gang.edit()
 
 
-def make_anew(hall: Hall, mine: list[Gang]) -> None:
+def make_again(hall: Hall, mine: list[Gang]) -> None:
     """Gangs that are deleted after each turn and made again under another name."""
     for gang in [gang for gang in mine if gang.turns and gang.child.suspended]:
         gang.delete()
         mine.remove(gang)
-    while len(mine) < 3:
-        mine.append(Gang(hall, "ac-anew", f"a{hall.time:.0f}-{len(mine)}", fits=False))
+    keep(hall, mine, 3, "ac-again")
 
 
 def crash_all(hall: Hall, mine: list[Gang]) -> None:
     """Gangs that really ran: restarts go before first starts."""
-    while len(mine) < 3:
-        mine.append(Gang(hall, "ad-crash", f"a{len(mine)}", fits=False))
+    keep(hall, mine, 3, "ad-crash")
     for gang in mine:
         if gang.child.suspended:
             gang.crash()
@@ -172,8 +174,7 @@ def short_turns(hall: Hall, mine: list[Gang]) -> None:
     for gang in [gang for gang in mine if gang.placed_at is not None]:
         gang.delete()
         mine.remove(gang)
-    while len(mine) < 2:
-        mine.append(Gang(hall, "ae-short", f"a{hall.time:.0f}-{len(mine)}", fits=True))
+    keep(hall, mine, 2, "ae-short", fits=True)
 
 
 def never_ending_pods(hall: Hall, mine: list[Gang]) -> None:
@@ -184,7 +185,7 @@ def never_ending_pods(hall: Hall, mine: list[Gang]) -> None:
     mine[0].resumed_at = hall.time
 
 
-ADVERSARIES = (flood, edit_all, make_anew, crash_all, short_turns, never_ending_pods)
+ADVERSARIES = (flood, edit_all, make_again, crash_all, short_turns, never_ending_pods)
 
 
 def longest_waits(

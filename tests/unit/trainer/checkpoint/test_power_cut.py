@@ -39,7 +39,7 @@ class State:
 
 
 def two_attempts(root: Path, mark: Callable[[tuple[str, int]], None]) -> None:
-    """Saves, an amended one, one that is taken over by a newer attempt, a rollback's record, and retention. mark: told of what is safe."""
+    """Saves, an amended one, one that is taken over by a newer attempt, a rollback's record, and retention. mark: called with what is safe."""
 
     def attempt(number: int) -> Checkpoints:
         checkpoints = Checkpoints(root, number, {}, keep_last=1, ranks=Ranks())

@@ -1,4 +1,4 @@
-"""The record of skipped steps outlives the process, and a damaged one is told of."""
+"""The record of skipped steps outlives the process, and a damaged one is an error."""
 
 from pathlib import Path
 

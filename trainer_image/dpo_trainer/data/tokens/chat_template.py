@@ -10,7 +10,7 @@ from dpo_trainer.data.formats.pairs import ChatPair
 from dpo_trainer.data.tokens.encoding import END, START, Encoder
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
 
-# Characters that a template may write of its own, besides 4 times those of the messages.
+# Characters that a template may add to 4 times those of the messages.
 LONGEST_TEXT = 1_000_000
 
 Messages = list[dict[str, str]]
