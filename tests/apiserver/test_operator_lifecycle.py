@@ -135,6 +135,8 @@ def test_a_volume_of_one_node_refuses_a_second(hands: Hands, operator: OperatorP
     wait_until("refusal", lambda: hands.condition("lonely", "Resized") == ("False", "ResizeRefused"))
     assert hands.status("lonely")["attempts"]["train"] == 1
     assert hands.condition("lonely", "Running")[0] == "True"
+    # The event is written after the status.
+    wait_until("event", lambda: "ResizeRefused" in hands.events("lonely"))
     assert hands.events("lonely").count("ResizeRefused") == 1
     hands.delete("dpojobs", "lonely")
 

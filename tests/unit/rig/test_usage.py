@@ -25,6 +25,9 @@ USER = """
 import os, signal, sys, time
 from tests.cluster.rig.processes import spawn
 from tests.cluster.rig.usage import in_use
+# nohup, and a shell's background jobs, ignore some signals.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 with in_use("mine") as use:
     layout = use.begin()
     spawn("sleeper", ["sleep", "1000"], records=layout.processes, log=layout.logs / "sleeper.log")
@@ -64,10 +67,7 @@ def eventually(condition: Callable[[], Any], seconds: float = 30) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_a_cluster_ends_with_its_user(number: signal.Signals):
-    # nohup, and a shell's background jobs, ignore some signals.
-    process = user(
-        "signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL); time.sleep(1000)"
-    )
+    process = user("time.sleep(1000)")
     sleeper = daemon()
     process.send_signal(number)
     process.wait(timeout=30)
