@@ -3,8 +3,9 @@
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any
 
 from dpo_operator.api.data import Data, Dataset
@@ -108,14 +109,14 @@ def read_split(name: str, rows: Rows, spec: Dataset, reading: Reading) -> Split:
     items = iter(rows)
     head = list(itertools.islice(items, min(DETECTION_ROWS, spec.limit or DETECTION_ROWS)))
     columns = _columns(head)
-    row_format = _format(name, head, spec, columns)
+    row_format = _format(name, [_read(row, spec) for row in head], spec, columns)
     _check_format(name, row_format, spec, reading.method, head)
     mixed = bool(data.mixture) and name != "eval"
     chain = filters.RowFilters(data.filters, spec.columns, reading.seen[name == "eval"], lenient=mixed)
     limited = itertools.islice(itertools.chain(head, items), spec.limit)
     tokenizer.counts = Counts()
     most = max(CHARACTERS, CHARACTERS_PER_TOKEN * data.max_length)
-    pairs = _pairs(limited, row_format, spec, chain, most, tally)
+    pairs = _pairs(limited, row_format, spec, chain, partial(_refused, tokenizer, most), tally)
     dataset = PairDataset.from_pairs(_kept(tokenizer.run(pairs), chain, tally))
     split = Split(
         dataset,
@@ -221,19 +222,40 @@ def _listed(columns: Iterable[str]) -> str:
 
 
 def _pairs(
-    rows: Iterator[Any], row_format: Format, spec: Dataset, chain: filters.RowFilters, most: int, tally: _Tally
+    rows: Iterator[Any],
+    row_format: Format,
+    spec: Dataset,
+    chain: filters.RowFilters,
+    refused: Callable[[Pair], Rejection | None],
+    tally: _Tally,
 ) -> Iterator[tuple[int, Pair]]:
     for number, row in enumerate(rows):
         tally.rows = number + 1
-        found = row if isinstance(row, Rejection) else chain.before(row) or normalize(row, row_format, spec.columns)
+        found = (
+            row
+            if isinstance(row, Rejection)
+            else chain.before(row) or normalize(_read(row, spec), row_format, spec.columns)
+        )
         if not isinstance(found, Rejection):
-            found = chain.after(row, found) or _too_big(found, most) or found
+            found = chain.after(row, found) or refused(found) or found
         if isinstance(found, Rejection):
             tally.drop(number, found)
         else:
             tally.unseparated += is_unseparated(found)
             tally.prompt_repeated += repeats_prompt(found)
             yield number, found
+
+
+def _read(row: Any, spec: Dataset) -> Any:
+    """The row without the columns that are not to be read."""
+    if not spec.ignore_columns or not isinstance(row, Mapping):
+        return row
+    return {key: value for key, value in row.items() if key not in spec.ignore_columns}
+
+
+def _refused(tokenizer: PairTokenizer, most: int, pair: Pair) -> Rejection | None:
+    """Why a pair is not tokenized. most: characters."""
+    return _too_big(pair, most) or tokenizer.templated.check(pair)
 
 
 def _too_big(pair: Pair, most: int) -> Rejection | None:

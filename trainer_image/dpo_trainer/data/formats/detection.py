@@ -72,5 +72,14 @@ def _prompt(row: Mapping[str, Any], columns: Columns) -> Any:
 def columns_read(names: Iterable[str], columns: Columns, others: Iterable[str] = ()) -> list[str]:
     """Those of a table's columns that some format may read, and others, which may be names inside objects too."""
     wanted = {str(value) for value in columns.model_dump().values() if value is not None} | set(others)
-    wanted |= {"prompt", "instruction", *compose.OTHER_PROMPTS, *scored.COLUMNS, *votes.COLUMNS, *paired.COLUMNS}
+    wanted |= {
+        "prompt",
+        "instruction",
+        *compose.OTHER_PROMPTS,
+        *compose.SYSTEM_COLUMNS,
+        compose.TOOLS_COLUMN,
+        *scored.COLUMNS,
+        *votes.COLUMNS,
+        *paired.COLUMNS,
+    }
     return [name for name in names if any(name == column or column.startswith(f"{name}.") for column in wanted)]

@@ -4,8 +4,9 @@ import pytest
 
 from dpo_operator.api.data import Columns
 from dpo_trainer.data.formats import Rejection, detect, normalize
-from dpo_trainer.data.formats.pairs import ChatPair, Message, Reason, TextPair
+from dpo_trainer.data.formats.pairs import Message, Reason, TextPair
 from dpo_trainer.data.formats.values import lookup
+from tests.unit.trainer.chats import chat_pair
 
 pytestmark = pytest.mark.unit
 
@@ -13,9 +14,9 @@ USER, BOT, RUDE = (
     {"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Hello"), ("assistant", "What?"))
 )
 ASK = (Message("user", "Hi"),)
-CHAT = ChatPair(ASK, "Hello", "What?")
+CHAT = chat_pair(ASK, "Hello", "What?")
 TEXT = TextPair("Hi\n\n", "Hello", "What?")
-WITH_SYSTEM = ChatPair((Message("system", "Be kind."), *ASK), "Hello", "What?")
+WITH_SYSTEM = chat_pair((Message("system", "Be kind."), *ASK), "Hello", "What?")
 HUMAN, GPT, BAD_GPT = ({"from": r, "value": c} for r, c in (("human", "Hi"), ("gpt", "Hello"), ("gpt", "What?")))
 DIALOGUE = "\n\nHuman: Hi\n\nAssistant:"
 
@@ -31,8 +32,21 @@ SHAPES = [
     ("Intel/orca_dpo_pairs", "messages",
      {"system": "Be kind.", "question": "Hi", "chosen": "Hello", "rejected": "What?"},
      {"system": "system", "prompt": "question"}, WITH_SYSTEM),
-    ("the same without its system column", "pairs",
-     {"system": "Be kind.", "question": "Hi", "chosen": "Hello", "rejected": "What?"}, {}, TEXT),
+    ("a system column of chat messages, without a mapping", "messages",
+     {"system": "Be kind.", "prompt": [USER], "chosen": [BOT], "rejected": [RUDE]}, {}, WITH_SYSTEM),
+    ("a system column of one message, under another name", "messages",
+     {"system_prompt": [{"role": "system", "content": "Be kind."}], "prompt": [USER], "chosen": [BOT], "rejected": [RUDE]}, {},
+     WITH_SYSTEM),
+    ("a prompt column named system", "pairs", {"system": "Hi\n\n", "chosen": "Hello", "rejected": "What?"},
+     {"prompt": "system"}, TEXT),
+    ("prompt messages of which the conversations repeat the last", "messages",
+     {"prompt": [{"role": "system", "content": "Be kind."}, USER], "chosen": [USER, BOT], "rejected": [USER, RUDE]}, {}, WITH_SYSTEM),
+    ("prompt messages that are within the conversations", "messages",
+     {"prompt": [USER], "chosen": [{"role": "system", "content": "Be kind."}, USER, BOT],
+      "rejected": [{"role": "system", "content": "Be kind."}, USER, RUDE]}, {}, WITH_SYSTEM),
+    ("roles of LangChain", "messages",
+     {"prompt": [{"role": "Human", "content": "Hi"}], "chosen": [{"role": "AI", "content": "Hello"}],
+      "rejected": [{"role": "AI", "content": "What?"}]}, {}, CHAT),
     ("a system message that is empty in this row", "messages",
      {"system": "", "question": "Hi", "chosen": "Hello", "rejected": "What?"}, {"system": "system"}, CHAT),
     ("a system message that the conversation has", "messages",
@@ -40,10 +54,10 @@ SHAPES = [
       "rejected": [{"role": "system", "content": "Be kind."}, USER, RUDE]}, {"system": "system"}, WITH_SYSTEM),
     ("HuggingFaceH4/ultrafeedback_binarized", "messages",
      {"prompt": "Hi", "prompt_id": "x", "chosen": [USER, BOT], "rejected": [USER, RUDE], "messages": [USER, BOT],
-      "score_chosen": 8.5, "score_rejected": 6.0}, {}, ChatPair(ASK, "Hello", "What?", 2.5)),
+      "score_chosen": 8.5, "score_rejected": 6.0}, {}, chat_pair(ASK, "Hello", "What?", 2.5)),
     ("trl-lib/ultrafeedback_binarized", "messages",
      {"chosen": [USER, BOT], "rejected": [USER, RUDE], "score_chosen": 8, "score_rejected": 9}, {},
-     ChatPair(ASK, "Hello", "What?", -1.0)),
+     chat_pair(ASK, "Hello", "What?", -1.0)),
     ("LLaMA-Factory dpo_en_demo", "messages", {"conversations": [HUMAN], "chosen": GPT, "rejected": BAD_GPT}, {}, CHAT),
     ("ShareGPT turns under other names", "messages",
      {"dialog": [HUMAN], "good": [GPT], "bad": [BAD_GPT]}, {"prompt": "dialog", "chosen": "good", "rejected": "bad"}, CHAT),
@@ -77,10 +91,10 @@ SHAPES = [
     ("lists of texts and of scores as text", "scored", {"prompt": "Hi\n\n", "responses": ["What?", "Hello"], "scores": ["1", "4"]},
      {}, TextPair("Hi\n\n", "Hello", "What?", 3.0)),
     ("chats with scores", "scored", {"responses": [[USER, BOT], [USER, RUDE]], "scores": [0.9, 0.1]}, {},
-     ChatPair(ASK, "Hello", "What?", 0.8)),
+     chat_pair(ASK, "Hello", "What?", 0.8)),
     ("messages inside scored objects", "scored",
      {"responses": [{"messages": [USER, RUDE], "rating": -1}, {"messages": [USER, BOT], "rating": 2}]}, {},
-     ChatPair(ASK, "Hello", "What?", 3.0)),
+     chat_pair(ASK, "Hello", "What?", 3.0)),
     ("scores under a name of their own", "scored",
      {"q": "Hi", "outs": [{"text": "What?", "judge": {"total": 1}, "score": 9}, {"text": "Hello", "judge": {"total": 3}, "score": 1}]},
      {"prompt": "q", "responses": "outs", "scores": "judge.total"}, TextPair("Hi", "Hello", "What?", 2.0)),
@@ -99,7 +113,7 @@ SHAPES = [
       "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}, {}, TextPair("Hi", "Hello", "What?", 1.0)),
     ("nvidia/HelpSteer3", "scored",
      {"domain": "general", "context": [USER], "response1": "Hello", "response2": "What?", "overall_preference": -3}, {},
-     ChatPair(ASK, "Hello", "What?", 3.0)),
+     chat_pair(ASK, "Hello", "What?", 3.0)),
     ("nvidia/HelpSteer2 preferences", "scored",
      {"prompt": "Hi", "response_1": "What?", "response_2": "Hello", "preference_strength": 1}, {},
      TextPair("Hi", "Hello", "What?", 1.0)),
@@ -122,7 +136,7 @@ SHAPES = [
      TextPair("Hi", "Hello", "What?", None, 1.0)),
     ("lmsys/chatbot_arena_conversations", "votes",
      {"model_a": "x", "model_b": "y", "winner": "model_a", "conversation_a": [USER, BOT], "conversation_b": [USER, RUDE]}, {},
-     ChatPair(ASK, "Hello", "What?", None, 1.0)),
+     chat_pair(ASK, "Hello", "What?", None, 1.0)),
     ("stanfordnlp/SHP", "votes",
      {"history": "Hi", "human_ref_A": "Hello", "human_ref_B": "What?", "labels": 1, "score_A": 9, "score_B": 2}, {},
      TextPair("Hi\n\n", "Hello", "What?", None, 1.0)),
@@ -135,7 +149,7 @@ SHAPES = [
      TextPair("Hi", "Hello", "What?", None, 0.625)),
     ("counts of votes", "votes",
      {"prompt": [USER], "response_a": "Hello", "response_b": "What?", "votes": {"a": 3, "b": 1, "tie": None}}, {},
-     ChatPair(ASK, "Hello", "What?", None, 0.75)),
+     chat_pair(ASK, "Hello", "What?", None, 0.75)),
     ("annotators' objects", "votes",
      {"prompt": "Hi", "response_a": "Hello", "response_b": "What?",
       "votes": [{"annotator": 1, "vote": "response_a"}, {"annotator": 2, "vote": 0}, {"annotator": 3, "vote": "model_b"}]},
@@ -145,10 +159,10 @@ SHAPES = [
      TextPair(DIALOGUE, " Hello", " What?", None, 1.0)),
     ("unpaired text", "unpaired", {"prompt": "Hi", "completion": "Hello", "label": True}, {}, TextPair("Hi", "Hello", None)),
     ("trl-lib/kto-mix-14k", "unpaired", {"prompt": [USER], "completion": [RUDE], "label": False}, {},
-     ChatPair(ASK, None, "What?")),
-    ("LLaMA-Factory kto_en_demo", "unpaired", {"messages": [USER, BOT], "label": True}, {}, ChatPair(ASK, "Hello", None)),
+     chat_pair(ASK, None, "What?")),
+    ("LLaMA-Factory kto_en_demo", "unpaired", {"messages": [USER, BOT], "label": True}, {}, chat_pair(ASK, "Hello", None)),
     ("ShareGPT with kto_tag", "unpaired", {"conversations": [HUMAN, BAD_GPT], "kto_tag": False}, {},
-     ChatPair(ASK, None, "What?")),
+     chat_pair(ASK, None, "What?")),
     ("a dialogue with a label", "unpaired", {"completion": f"{DIALOGUE} Hello", "label": 1}, {},
      TextPair(DIALOGUE, " Hello", None)),
     ("mapped columns", "unpaired", {"q": "Hi", "reply": {"text": "Hello"}, "thumb": "bad"},
