@@ -27,7 +27,9 @@ DIALOGUE = "\n\nHuman: Hi\n\nAssistant:"
 def through_the_job_file(columns: dict) -> Columns:
     """Columns as the trainer has them: a job file holds the defaults of those that the user left out."""
     train = {"source": "org/pairs", "columns": Columns(**columns).model_dump(exclude_unset=True)}
-    job = DPOJob.model_validate({"metadata": {"name": "x"}, "spec": {"model": {"name": "org/m"}, "data": {"train": train}}})
+    job = DPOJob.model_validate(
+        {"metadata": {"name": "x"}, "spec": {"model": {"name": "org/m"}, "data": {"train": train}}}
+    )
     return DPOJob.model_validate(json.loads(job_file(job))).spec.data.train.columns
 
 
