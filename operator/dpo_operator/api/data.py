@@ -74,6 +74,15 @@ class Columns(ApiModel):
     )
     confidence: ColumnName = Field(default="confidence", description="Column that filters.minConfidence reads, 0 to 1.")
 
+    @property
+    def mapped(self) -> frozenset[str]:
+        """Fields with other names than the usual ones.
+
+        Not model_fields_set: the API server and every job file write the usual names too.
+        """
+        fields = type(self).model_fields.items()
+        return frozenset(name for name, field in fields if getattr(self, name) != field.default)
+
 
 class Dataset(ApiModel):
     """One split of preference data."""

@@ -38,7 +38,7 @@ def read_unpaired(row: Mapping[str, Any], columns: Columns) -> Pair:
 
 def unpaired_columns(row: Mapping[str, Any], columns: Columns) -> tuple[str, str]:
     """Names of the columns of the answer and of its label."""
-    mapped = columns.model_fields_set
+    mapped = columns.mapped
     completions = (columns.completion, *(() if "completion" in mapped else _COMPLETIONS))
     labels = (columns.label, *(() if "label" in mapped else _LABELS))
     completion, label = (next(iter(present(row, names)), names[0]) for names in (completions, labels))

@@ -45,7 +45,7 @@ def read_scored(row: Mapping[str, Any], columns: Columns) -> Pair:
 
 def responses_column(row: Mapping[str, Any], columns: Columns) -> str:
     """Name of the column of the answers."""
-    names = (columns.responses, *(() if "responses" in columns.model_fields_set else _RESPONSES))
+    names = (columns.responses, *(() if "responses" in columns.mapped else _RESPONSES))
     return next((name for name in present(row, names) if isinstance(objects(lookup(row, name)), list)), names[0])
 
 
@@ -76,13 +76,13 @@ def _scores(row: Mapping[str, Any], columns: Columns, name: str, responses: Sequ
 
 
 def _key_inside(responses: Sequence[Any], columns: Columns) -> str | None:
-    keys = (columns.scores, *(() if "scores" in columns.model_fields_set else _SCORE_KEYS))
+    keys = (columns.scores, *(() if "scores" in columns.mapped else _SCORE_KEYS))
     inside = [item for item in responses if isinstance(item, Mapping)]
     return next((key for key in keys if any(lookup(item, key) is not None for item in inside)), None)
 
 
 def _list_beside(row: Mapping[str, Any], columns: Columns) -> str | None:
-    names = (columns.scores, *(() if "scores" in columns.model_fields_set else _SCORES))
+    names = (columns.scores, *(() if "scores" in columns.mapped else _SCORES))
     return next((name for name in names if isinstance(lookup(row, name), list)), None)
 
 

@@ -50,7 +50,7 @@ def vote_columns(row: Mapping[str, Any], columns: Columns) -> tuple[str, str, st
     wanted = (columns.answer_a, columns.answer_b, columns.votes)
     if wanted == (_SHP[1], _SHP[0], _SHP[2]):
         return _SHP
-    if columns.model_fields_set & {"answer_a", "answer_b", "votes"}:
+    if columns.mapped & {"answer_a", "answer_b", "votes"}:
         return wanted
     return next((names for names in (wanted, *_KNOWN) if len(present(row, names)) == 3), wanted)
 

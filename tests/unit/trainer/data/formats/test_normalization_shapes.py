@@ -1,8 +1,12 @@
-"""Rows as known data sets write them give the pair that a person would read out of them."""
+"""Rows as known data sets write them give the pair that a person would read out of them, through the operator's job file."""
+
+import json
 
 import pytest
 
 from dpo_operator.api.data import Columns
+from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.config import job_file
 from dpo_trainer.data.formats import Rejection, detect, normalize
 from dpo_trainer.data.formats.pairs import Message, Reason, TextPair
 from dpo_trainer.data.formats.values import lookup
@@ -21,9 +25,18 @@ HUMAN, GPT, BAD_GPT = ({"from": r, "value": c} for r, c in (("human", "Hi"), ("g
 DIALOGUE = "\n\nHuman: Hi\n\nAssistant:"
 
 
+def through_the_job_file(columns: dict) -> Columns:
+    """Columns as the trainer has them: a job file holds the defaults of those that the user left out."""
+    train = {"source": "org/pairs", "columns": Columns(**columns).model_dump(exclude_unset=True)}
+    job = DPOJob.model_validate(
+        {"metadata": {"name": "x"}, "spec": {"model": {"name": "org/m"}, "data": {"train": train}}}
+    )
+    return DPOJob.model_validate(json.loads(job_file(job))).spec.data.train.columns
+
+
 def read(row: dict, **columns):
     """Format as it is detected from the row alone, and what is read."""
-    named = Columns(**columns)
+    named = through_the_job_file(columns)
     row_format = detect([row], named)
     return row_format, None if row_format is None else normalize(row, row_format, named)
 
