@@ -1,22 +1,28 @@
 """Build a pair from a prompt and one or two answers of any style."""
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from dpo_operator.api.data import Columns
-from dpo_trainer.data.formats.chats import conversation, is_chat, shared_beginning, tools_of, with_system
+from dpo_trainer.data.formats.beside import check_unread, system_of, tools_beside
+from dpo_trainer.data.formats.chats import (
+    conversation,
+    is_chat,
+    joined_turns,
+    shared_beginning,
+    turns,
+    with_system,
+)
 from dpo_trainer.data.formats.pairs import ChatPair, Message, Pair, Reason, TextPair, Unusable
-from dpo_trainer.data.formats.values import lookup, objects, present, required, text
+from dpo_trainer.data.formats.values import lookup, present, required, text
 
 ANSWER_MARK = "\n\nAssistant:"
 QUESTION_MARK = "\n\nHuman:"
 # Columns that are taken for the prompt when there is no column of that name, and only one of these.
-OTHER_PROMPTS = ("question", "query", "input", "history", "conversations", "conversation", "context")
-# Columns of a system message, and of tools, that are known when none is mapped.
-SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
-TOOLS_COLUMN = "tools"
+OTHER_PROMPTS = ("question", "query", "input", "history", "messages", "conversations", "conversation", "context")
+# Columns of what a text model can't read.
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 Style = Literal["text", "chat", "dialogue"]
 
@@ -48,55 +54,26 @@ def compose(
     Raises Unusable.
     """
     answers = [answer for answer in (chosen, rejected) if answer is not None]
+    _check_media(row)
     style = style or _style(row, columns, answers)
     if style == "chat":
-        prompt, turns = _chats(row, columns, answers)
-        good, bad = (turns[0] if chosen is not None else None), (turns[-1] if rejected is not None else None)
-        _check_turns(good, bad)
-        return ChatPair(prompt, good, bad, score_gap, agreement, _tools(row, columns))
-    _check_unread(row, columns)
+        prompt, said = _chats(row, columns, answers)
+        good, bad = (said[0] if chosen is not None else None), (said[-1] if rejected is not None else None)
+        check_answers(good, bad)
+        return ChatPair(prompt, good, bad, score_gap, agreement, tools_beside(row, columns))
+    check_unread(row, columns)
     before, texts = (_dialogues if style == "dialogue" else _texts)(row, columns, answers)
     first, last = (texts[0] if chosen is not None else None), (texts[-1] if rejected is not None else None)
-    _check_answers(first, last)
+    check_answers(first, last)
     return TextPair(before, first, last, score_gap, agreement)
 
 
-def system_column(row: Mapping[str, Any], columns: Columns) -> str | None:
-    """Name of the row's column of a system message: the mapped one, or a known one that has a value and is not mapped to else."""
-    if columns.system is not None:
-        return columns.system
-    return next(
-        (name for name in SYSTEM_COLUMNS if row.get(name) not in (None, "") and not _is_mapped(name, columns)), None
-    )
-
-
-def _tools(row: Mapping[str, Any], columns: Columns) -> tuple[Mapping[str, Any], ...]:
-    name = _tools_column(columns)
-    return () if name is None else tools_of(lookup(row, name), name)
-
-
-def _tools_column(columns: Columns) -> str | None:
-    return columns.tools or (None if _is_mapped(TOOLS_COLUMN, columns) else TOOLS_COLUMN)
-
-
-def _is_mapped(name: str, columns: Columns) -> bool:
-    """Whether some setting of columns names this column, so that it is no column of its own name's kind."""
-    return name in columns.model_dump(exclude={"system", "tools"}).values()
-
-
-def _check_unread(row: Mapping[str, Any], columns: Columns) -> None:
-    """Refuse a system message or tools beside plain text, which gets no chat template. Raises Unusable."""
-    system, tools = system_column(row, columns), _tools_column(columns)
-    if system is not None and lookup(row, system):
+def _check_media(row: Mapping[str, Any]) -> None:
+    if found := [name for name in MEDIA if row.get(name)]:
         raise Unusable(
-            Reason.UNREAD_COLUMN,
-            f"{system}: a system message beside plain text, which has no place for it; set columns.system to {system}, which makes "
-            f"messages of prompt and answers, or ignoreColumns to [{system}]",
-        )
-    if tools is not None and isinstance(value := objects(lookup(row, tools)), list | Mapping) and value:
-        raise Unusable(
-            Reason.UNREAD_COLUMN,
-            f"{tools}: tools beside plain text, which has no place for them; set format to messages, or ignoreColumns to [{tools}]",
+            Reason.WRONG_TYPE,
+            f"{found[0]}: the row has more than text, and models are trained on text alone; leave such rows out with filters.where "
+            f"({found[0]} DoesNotExist), or take the column out of the data",
         )
 
 
@@ -132,16 +109,23 @@ def _style(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> St
     prompt = find_prompt(row, columns)
     if are_dialogues((answer.value for answer in answers), prompt):
         return "dialogue"
-    return "chat" if prompt is not None and is_chat(prompt.value) else "text"
+    if prompt is None:
+        return "text"
+    return "chat" if is_chat(prompt.value) or are_turns(prompt.value, (answer.value for answer in answers)) else "text"
+
+
+def are_turns(prompt: Any, answers: Iterable[Any]) -> bool:
+    """Whether the prompt and all answers are lists of texts, one for each turn."""
+    return all(turns(value) is not None for value in (prompt, *answers))
 
 
 def _prompt(row: Mapping[str, Any], columns: Columns) -> Field:
     found = find_prompt(row, columns)
     if found is not None:
-        if found.name == "instruction" and columns.prompt is None and row.get("history"):
+        if found.name != "history" and isinstance(row.get("history"), list) and row["history"]:
             raise Unusable(
                 Reason.MALFORMED_MESSAGES,
-                "history: earlier turns beside an instruction, which are not read; write all turns as messages in prompt",
+                f"history: earlier turns beside {found.name}, which are not read; write all turns as messages in prompt",
             )
         return found
     detail = "no value in column prompt"
@@ -156,24 +140,13 @@ def _texts(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tu
     if not prompt.strip():
         raise Unusable(Reason.EMPTY_PROMPT, "the prompt is empty")
     found = [text(answer.value, answer.name) for answer in answers]
-    if all(_is_encoded_list(value) for value in (prompt, *found)):
+    if are_turns(prompt, found):
         raise Unusable(
             Reason.WRONG_TYPE,
-            f"{' and '.join([given.name, *(answer.name for answer in answers)])}: text that holds a list as JSON; write the list "
-            "itself, of messages",
+            f"{' and '.join([given.name, *(answer.name for answer in answers)])}: text that holds a list of turns as JSON; set format "
+            "to messages",
         )
     return f"{prompt}\n\n" if given.bare else prompt, found
-
-
-def _is_encoded_list(value: str) -> bool:
-    """Whether a text is a JSON list of texts or objects, as a table that has no lists holds a chat."""
-    if not (value.lstrip().startswith("[") and value.rstrip().endswith("]")):
-        return False
-    try:
-        items = json.loads(value)
-    except (ValueError, RecursionError):
-        return False
-    return bool(items) and all(isinstance(item, str | Mapping) or item is None for item in items)
 
 
 def _dialogues(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tuple[str, list[str]]:
@@ -197,7 +170,8 @@ def _split_dialogue(whole: str, name: str) -> tuple[str, str]:
 
 
 def _chats(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tuple[tuple[Message, ...], list[Message]]:
-    chats = [conversation(answer.value, answer.name, "assistant") for answer in answers]
+    in_turns = _in_turns(row, columns, answers)
+    chats = in_turns or [conversation(answer.value, answer.name, "assistant") for answer in answers]
     for answer, chat in zip(answers, chats, strict=True):
         if not chat:
             raise Unusable(Reason.MALFORMED_MESSAGES, f"{answer.name}: no messages")
@@ -205,9 +179,11 @@ def _chats(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tu
         given = _prompt(row, columns)
         prompt = conversation(given.value, given.name, "user")
     else:
+        chats = _completed(chats)
         prompt = shared_beginning(chats)
         chats = [chat[len(prompt) :] for chat in chats]
-        prompt = _with_earlier(row, columns, prompt)
+        if in_turns is None:
+            prompt = _with_earlier(row, columns, prompt)
     if any(len(chat) != 1 for chat in chats):
         raise Unusable(Reason.PROMPTS_DIFFER, "the conversations differ before their last message")
     for answer, chat in zip(answers, chats, strict=True):
@@ -216,8 +192,8 @@ def _chats(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tu
                 Reason.MALFORMED_MESSAGES,
                 f"{answer.name}: the last message is not the assistant's, its role is {chat[0].role[:64]}; rename the role to assistant",
             )
-    if (name := system_column(row, columns)) is not None and (system := lookup(row, name)) is not None:
-        prompt = with_system(_system(system, name), prompt, name)
+    if (system := system_of(row, columns)) is not None:
+        prompt = with_system(system[0], prompt, system[1])
     if all(message.is_empty for message in prompt):
         raise Unusable(Reason.EMPTY_PROMPT, "no message before the answer has text")
     if prompt[-1].role == "assistant":
@@ -225,19 +201,19 @@ def _chats(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tu
     return prompt, [chat[0] for chat in chats]
 
 
-def _system(value: Any, name: str) -> str:
-    """Text of a system message: a text, or one message of that role."""
-    if not is_chat(value):
-        return text(value, name)
-    messages = conversation(value, name, "system")
-    if [message.role for message in messages] != ["system"]:
-        roles = ", ".join(message.role[:64] for message in messages)
-        raise Unusable(
-            Reason.MALFORMED_MESSAGES,
-            f"{name}: expected text or one message of role system, found {len(messages)} of role {roles}; change the role, or set "
-            f"ignoreColumns to [{name}]",
-        )
-    return messages[0].content
+def _in_turns(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> list[tuple[Message, ...]] | None:
+    """Whole conversations of a prompt and answers that are lists of texts; None when they are not."""
+    prompt = find_prompt(row, columns)
+    if prompt is None or not are_turns(prompt.value, (answer.value for answer in answers)):
+        return None
+    asked = turns(prompt.value) or []
+    return [joined_turns(asked, turns(answer.value) or [], (prompt.name, answer.name)) for answer in answers]
+
+
+def _completed(chats: list[tuple[Message, ...]]) -> list[tuple[Message, ...]]:
+    """Whole conversations; an answer alone beside one takes the place of its last message, as ms-swift writes it."""
+    longest = max(chats, key=len)
+    return [(*longest[:-1], *chat) if len(chat) == 1 and chat[0].role == "assistant" else chat for chat in chats]
 
 
 def _with_earlier(row: Mapping[str, Any], columns: Columns, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -251,7 +227,7 @@ def _with_earlier(row: Mapping[str, Any], columns: Columns, prompt: tuple[Messag
         raise Unusable(Reason.MISSING_COLUMN, f"no value in column {name}")
     if given is None:
         return prompt
-    if isinstance(given, str):
+    if isinstance(given, str) and not is_chat(given):
         if any(given.strip() in message.content for message in prompt):
             return prompt
         raise _prompt_differs(name, "text that is in no message before the answer")
@@ -281,23 +257,21 @@ def _prompt_differs(name: str, found: str) -> Unusable:
     )
 
 
-def _check_turns(chosen: Message | None, rejected: Message | None) -> None:
-    if chosen is not None and chosen.is_empty:
+def check_answers(chosen: str | Message | None, rejected: str | Message | None) -> None:
+    """Raise Unusable for an answer that says nothing, and for answers that are the same."""
+    if chosen is not None and _is_empty(chosen):
         raise Unusable(Reason.EMPTY_CHOSEN, "the chosen answer is empty")
-    if rejected is not None and rejected.is_empty:
+    if rejected is not None and _is_empty(rejected):
         raise Unusable(Reason.EMPTY_REJECTED, "the rejected answer is empty")
     if chosen is not None and rejected is not None and _stripped(chosen) == _stripped(rejected):
         raise Unusable(Reason.EQUAL_ANSWERS, "the answers are the same but for white space at their ends")
 
 
-def _stripped(turn: Message) -> tuple[Any, ...]:
-    return turn.content.strip(), turn.reasoning.strip(), turn.tool_calls
+def _is_empty(answer: str | Message) -> bool:
+    return answer.is_empty if isinstance(answer, Message) else not answer.strip()
 
 
-def _check_answers(chosen: str | None, rejected: str | None) -> None:
-    if chosen is not None and not chosen.strip():
-        raise Unusable(Reason.EMPTY_CHOSEN, "the chosen answer is empty")
-    if rejected is not None and not rejected.strip():
-        raise Unusable(Reason.EMPTY_REJECTED, "the rejected answer is empty")
-    if chosen is not None and rejected is not None and chosen.strip() == rejected.strip():
-        raise Unusable(Reason.EQUAL_ANSWERS, "the answers are the same but for white space at their ends")
+def _stripped(answer: str | Message) -> tuple[Any, ...]:
+    if isinstance(answer, Message):
+        return answer.content.strip(), answer.reasoning.strip(), answer.tool_calls
+    return (answer.strip(),)

@@ -265,7 +265,7 @@ def _begin_tokens(tokenizer: Any) -> Ids:
     return whole[:start]
 
 
-def _answers(pair: Pair) -> dict[Reason, str]:
+def _answers(pair: TextPair) -> dict[Reason, str]:
     """Texts of the answers that a pair has, chosen first, by the reason for which an empty one is left out."""
     both = {Reason.EMPTY_CHOSEN: pair.chosen, Reason.EMPTY_REJECTED: pair.rejected}
     return {reason: text for reason, text in both.items() if text is not None}
