@@ -4,12 +4,14 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import Termination
+from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.distributed import rendezvous
@@ -31,6 +33,7 @@ from dpo_trainer.runtime.termination import (
     termination_log,
     write_termination,
 )
+from dpo_trainer.runtime.untrusted import Untrusted
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 
@@ -38,10 +41,10 @@ _LOCAL = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 
 
 def run(command: str, job_file: Path, work_dir: Path) -> int:
-    """Run prepare, train, export, report or preview. Raises nothing: whatever ends it becomes an exit code and a message."""
+    """Run prepare, train, export, report, preview or look. Raises nothing: whatever ends it becomes an exit code and a message."""
     work = WorkDir(work_dir)
-    if command in ("report", "preview"):
-        return _show(command, work)
+    if command in ("report", "preview", "look"):
+        return _show(command, work, job_file)
     quiet_libraries()
     phase = cast(names.Phase, command)  # checked by argparse
     rank = int(os.environ.get("RANK", "0"))
@@ -111,10 +114,25 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
 
     cache = os.environ.get(names.ENV_CACHE_DIR)
     found = prepare.run(job, work, Inputs(claims, hub_token(), Cache(Path(cache)) if cache else None, progress))
+    if job.spec.adapter.type is not AdapterType.NONE:
+        _check_adapter(job, work, progress)
     if work.data_report.is_file():
         for text in json.loads(work.data_report.read_text(encoding="utf-8"))["warnings"]:
             telemetry.warning("Dataset", text)
     return build_termination("prepare", attempt, ExitCode.OK, dataset=found)
+
+
+def _check_adapter(job: DPOJob, work: WorkDir, progress: Callable[[str, float], None]) -> None:
+    """Compare the adapter's targets with the model's modules before any GPU is held, and say what they cover.
+
+    This also runs on a folder that was prepared earlier, because the adapter is no part of what prepare writes.
+    """
+    from dpo_trainer.model.load import bare_model
+    from dpo_trainer.model.targets import resolve
+
+    with Untrusted("making the model's modules from config.json"):
+        targets = resolve(bare_model(work.model), job.spec.adapter)
+    progress(str(targets), 1.0)
 
 
 def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
@@ -166,10 +184,16 @@ def _write_report(work: WorkDir, telemetry: Telemetry) -> None:
         telemetry.warning("NoReport", problem)
 
 
-def _show(command: str, work: WorkDir) -> int:
-    """Run a command that only reads a work folder."""
+def _show(command: str, work: WorkDir, job_file: Path) -> int:
+    """Run a command that only reads a work folder, or the files that a job names."""
     try:
-        if command == "report":
+        if command == "look":
+            from dpo_trainer.commands import look
+
+            claims = Path(os.environ.get(names.ENV_CLAIMS_DIR, names.CLAIMS_DIR))
+            for line in look.lines(read_job(job_file).spec, claims):
+                print(line, flush=True)
+        elif command == "report":
             from dpo_trainer.commands import report
 
             report.report(work)

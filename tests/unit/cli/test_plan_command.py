@@ -1,6 +1,7 @@
 """`dpo plan`: what it reads, what it prints, and what it says instead of a traceback."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.cli import jobfile
+from dpo_operator.cli import jobfile, modelsource
 from dpo_operator.cli.main import app
 from tests.unit.sizing.build import PARAMETERS, QWEN_7B, SMALL
 
@@ -118,6 +119,22 @@ def test_a_hub_that_cannot_be_reached_is_no_traceback(tmp_path: Path, monkeypatc
     assert planned(job, "--model-config", a_model(tmp_path / "else"))["model"]["parameters"] == PARAMETERS
 
 
+def test_a_hub_that_does_not_answer_ends_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(modelsource, "ANSWER_SECONDS", 0.2)
+        job = a_job(tmp_path, model={"name": "org/model"})
+        done = dpo_plan(job)
+        refused(done, "config.json of org/model could not be fetched", "--model-config")
+        silent.settimeout(0)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):  # the hub was asked once, and not tried again
+            silent.accept()
+
+
 def test_a_claim_is_a_folder_here(tmp_path: Path) -> None:
     a_model(tmp_path / "claims" / "models" / "tiny")
     job = a_job(tmp_path, model={"name": "pvc://models/tiny"})
@@ -183,3 +200,18 @@ def test_any_dimensions_give_a_plan(tmp_path: Path, config: dict, family: str, g
         found = planned(job, "--gpu-memory", memory)
         assert found["memory"]["peak"] > 0
         assert found["step"]["seconds"] > 0
+
+
+def test_it_says_what_an_adapter_covers(tmp_path: Path) -> None:
+    def line(targets: list[str]) -> str:
+        done = dpo_plan(a_job(tmp_path, adapter={"type": "lora", "targetModules": targets}))
+        return next(line for line in done.stdout.splitlines() if line.startswith("adapter: "))
+
+    a_model(tmp_path / "model")
+    rest = "k_proj, o_proj, gate_proj, up_proj, down_proj, the output layer"
+    assert line(["q_proj", "v_proj"]) == f"adapter: on q_proj, v_proj; not on {rest}"
+    assert "name none of its matrices (q_proj, k_proj" in line(["c_attn"])
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    a_model(tmp_path / "model", SMALL | {"model_type": "mixtral", **experts})
+    covered = "q_proj, k_proj, v_proj, o_proj, experts.gate_up_proj, experts.down_proj"
+    assert line(["all-linear"]) == f"adapter: on {covered}; not on gate, the output layer"
