@@ -57,7 +57,8 @@ def best_and_worst(answers: Sequence[Rated]) -> Pair:
     best, worst = (low.pair, high.pair) if high.lowest_wins else (high.pair, low.pair)
     check_answers(best.chosen, worst.chosen)
     gap = high.score - low.score
-    if isinstance(best, TextPair) and isinstance(worst, TextPair):
+    if isinstance(best, ChatPair):
+        assert isinstance(worst, ChatPair)  # as both have one prompt
         return replace(best, rejected=worst.chosen, score_gap=gap)
-    assert isinstance(best, ChatPair) and isinstance(worst, ChatPair), "answers to one prompt are of one kind"
+    assert isinstance(worst, TextPair)
     return replace(best, rejected=worst.chosen, score_gap=gap)
