@@ -1,7 +1,7 @@
 """Work queue of job keys: deduplicated, one worker per key, retries with exponential back-off.
 
-The slow lane keeps jobs that failed or will be rejected from delaying the others. Within a lane, namespaces are served
-round-robin.
+The slow lane keeps jobs that failed, will be rejected, have ended, or of which no change is known, from delaying the others.
+Within a lane, namespaces are served round-robin.
 """
 
 import asyncio
@@ -96,13 +96,13 @@ class KeyQueue:
         return time.monotonic() - min(times) if times else 0.0
 
     def add(self, key: Key, *, slow: bool = False) -> None:
-        """Handle a key as soon as a worker is free. slow: use the slow lane."""
-        if timer := self._timers.pop(key, None):
-            timer.cancel()
+        """Handle a key as soon as a worker is free. slow: use the slow lane, until the key is due anyway."""
+        slow = slow or key in self._errors
+        if not slow:
+            self._cancel_timer(key)
         if key in self._running:
             self._again.add(key)
             return
-        slow = slow or key in self._errors
         if key in self._lanes["normal"] or (slow and key in self._lanes["slow"]):
             return
         if key in self._lanes["slow"]:
@@ -113,15 +113,21 @@ class KeyQueue:
         self._something.release()
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Handle a key later, unless it is due sooner anyway."""
+        """Handle a key later, unless it is due sooner anyway. A key in the slow lane moves to the other one then."""
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
-        waits = any(key in lane for lane in self._lanes.values())
-        if waits or (timer is not None and timer.when() <= loop.time() + seconds):
+        if key in self._lanes["normal"] or (timer is not None and timer.when() <= loop.time() + seconds):
             return
-        if timer is not None:
+        self._cancel_timer(key)
+        self._timers[key] = loop.call_later(seconds, self._due, key)
+
+    def _due(self, key: Key) -> None:
+        del self._timers[key]
+        self.add(key)
+
+    def _cancel_timer(self, key: Key) -> None:
+        if timer := self._timers.pop(key, None):
             timer.cancel()
-        self._timers[key] = loop.call_later(seconds, self.add, key)
 
     async def close(self) -> None:
         """Cancel the workers. A reconcile may be interrupted at any await."""
@@ -142,6 +148,8 @@ class KeyQueue:
         while True:
             await self._something.acquire()
             key = self._next()
+            # What it was to do is done now.
+            self._cancel_timer(key)
             self._running.add(key)
             try:
                 delay = await self._handle(key)
