@@ -25,6 +25,7 @@ from tests.cluster.rig.processes import spawn, stop
 from tests.ports import free_port
 
 Json = dict[str, Any]
+STAGE = "kwok.x-k8s.io/v1alpha1"
 # Training pods with this annotation fail at the time that it names (RFC 3339).
 FAILS_AT = "benchmarks.example/fails-at"
 PHASES: tuple[names.Phase, ...] = ("prepare", "train", "export")
@@ -39,12 +40,27 @@ LEASE_SECONDS = 24
 
 
 def stages() -> list[Json]:
-    """kwok's stages of pods. Those of nodes are its own."""
+    """kwok's stages of nodes and pods."""
     succeed = [_end(phase, 0, delay={"durationMilliseconds": WORK_MILLISECONDS}) for phase in ("prepare", "export")]
     fails_at = {"expressionFrom": f'.metadata.annotations["{FAILS_AT}"]'}
     fail = _end("train", 137, _expression(fails_at["expressionFrom"], "Exists"), delay={"durationFrom": fails_at})
     exit_after_deletion = [_end(phase, 143, deleted=True) for phase in PHASES]
-    return [*(_start(phase) for phase in PHASES), *succeed, fail, *exit_after_deletion, _gone()]
+    return [_node(), *(_start(phase) for phase in PHASES), *succeed, fail, *exit_after_deletion, _gone()]
+
+
+def _node() -> Json:
+    """A node is ready at once; kwok renews its lease."""
+    ready = '.status.conditions.[] | select( .type == "Ready" ) | .status'
+    resources = {"cpu": "1k", "memory": "4Ti", "pods": "1k"}
+    condition = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready"}
+    condition |= {"lastHeartbeatTime": "{{ Now }}", "lastTransitionTime": "{{ Now }}"}
+    status = {"capacity": resources, "allocatable": resources, "conditions": [condition]}
+    spec = {
+        "resourceRef": {"apiGroup": "v1", "kind": "Node"},
+        "selector": {"matchExpressions": [_expression(ready, "NotIn", "True")]},
+        "next": {"statusTemplate": json.dumps(status)},
+    }
+    return {"apiVersion": STAGE, "kind": "Stage", "metadata": {"name": "node-is-ready"}, "spec": spec}
 
 
 def _expression(key: str, operator: str, *values: str) -> Json:
@@ -60,7 +76,7 @@ def _stage(name: str, states: tuple[str, ...], *more: Json, deleted: bool, phase
     ]
     labels = {"matchLabels": {names.LABEL_PHASE: phase}} if phase else {}
     return {
-        "apiVersion": "kwok.x-k8s.io/v1alpha1",
+        "apiVersion": STAGE,
         "kind": "Stage",
         "metadata": {"name": name},
         "spec": {

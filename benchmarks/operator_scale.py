@@ -410,17 +410,20 @@ def one(jobs: int, parts: list[str], steady_seconds: float, figures: list[Figure
         stack.callback(operator.stop)
         scale = Scale(Bench(plane, folder), operator, jobs, steady_seconds, figures=figures)
         scale.pods.follow(plane)
-        start(scale, prepare(scale))
-        for part in parts:
+        acts: dict[str, Callable[[Scale], None]] = {"first start": lambda each: start(each, prepare(each))}
+        for part, act in (acts | {part: PARTS[part] for part in parts}).items():
             say(f"== {jobs:,} jobs: {part}")
             began = time.monotonic()
             try:
-                PARTS[part](scale)
+                act(scale)
                 assert not scale.pods.broken, f"the watch of pods broke off: {scale.pods.broken}"
             except Exception as error:
                 say(f"{part} broke off: {type(error).__name__}: {error}")
                 late = f"{type(error).__name__}, see above"
                 scale.note(Figure(f"{part}: broke off", time.monotonic() - began, "s", None, late))
+                if part in acts:
+                    # Without the jobs there is nothing else to measure.
+                    return
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The work of the one operator process that may write: a queue of jobs and a periodic pass over all of them."""
+"""The work of the one operator process that may write: a queue of jobs and a periodic look at all of them."""
 
 import asyncio
 import logging
@@ -132,7 +132,7 @@ class Leader:
             self._queue.add_after(key, min(LONGEST_BURST_SECONDS, BURST_SECONDS * backlog))
 
     async def resync_forever(self, seconds: float) -> None:
-        """A pass over all jobs that are not settled, every so many seconds, which heals what a watch missed."""
+        """A list of all jobs every so many seconds, and a pass over those that are not settled: it heals what a watch missed."""
         # Here, because the renewal of the Lease does not wait for this task.
         for key in await self._lists.keys_with_terminating_pods():
             self._queue.add(key)

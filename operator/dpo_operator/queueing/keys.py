@@ -7,7 +7,7 @@ Within a lane, namespaces are served round-robin.
 import asyncio
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 from dpo_operator.queueing.key import Key, LaneName
@@ -24,7 +24,8 @@ class Lane:
     """First in, first out within a namespace, round-robin over namespaces; with the time at which each key was added."""
 
     def __init__(self) -> None:
-        self._namespaces: OrderedDict[str, deque[Key]] = OrderedDict()
+        # The keys of each are ordered and may leave in any order, at the same cost however many there are.
+        self._namespaces: OrderedDict[str, OrderedDict[Key, None]] = OrderedDict()
         self._since: dict[Key, float] = {}
 
     def __len__(self) -> int:
@@ -35,13 +36,13 @@ class Lane:
 
     def put(self, key: Key, since: float) -> None:
         """Append a key that is not in the lane."""
-        self._namespaces.setdefault(key.namespace, deque()).append(key)
+        self._namespaces.setdefault(key.namespace, OrderedDict())[key] = None
         self._since[key] = since
 
     def take(self) -> Key:
         """The next namespace's oldest key."""
         namespace, keys = next(iter(self._namespaces.items()))
-        key = keys.popleft()
+        key, _ = keys.popitem(last=False)
         del self._since[key]
         if keys:
             self._namespaces.move_to_end(namespace)
@@ -52,7 +53,7 @@ class Lane:
     def remove(self, key: Key) -> float:
         """Remove a key. Returns the time at which it was added."""
         keys = self._namespaces[key.namespace]
-        keys.remove(key)
+        del keys[key]
         if not keys:
             del self._namespaces[key.namespace]
         return self._since.pop(key)
