@@ -81,8 +81,8 @@ def _rows(
     """Rows of a source, and fields of its InputRecord: which files or which commit they come from."""
     source = resolve(spec.source, spec.revision, claims=inputs.claims)
     if not isinstance(source, HubSource):
-        files = {name: source.sizes[name] for name in rows.data_files(source)}
-        return rows.FileRows(source, report), {"kind": kind(source), "files": files}
+        files = {name: source.sizes[name] for name in rows.data_files(source, spec.split)}
+        return rows.FileRows(source, report, spec.split), {"kind": kind(source), "files": files}
     conditions = {condition.column for condition in data.filters.where}
     fetch = None
     if inputs.cache is not None:

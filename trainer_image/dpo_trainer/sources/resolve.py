@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 _OBJECT_STORES = {"s3": "s3", "gs": "gcs"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _CLAIM = re.compile(SUBDOMAIN)
-_FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".gz")
+_FILE_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
 
 
 @dataclass(frozen=True)
