@@ -7,6 +7,7 @@ Exit status 1 when a bar is missed.
 """
 
 import argparse
+import math
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,10 +50,11 @@ from tests.scratch import scratch_folder
 TEAMS = tuple(f"team-{i}" for i in range(10))
 HOSTILE, GOOD = "hostile", "good"
 MOST_RUNNING = 500
-HOSTILE_JOBS, GOOD_JOBS, NEW_JOBS = 1000, 20, 60
+GOOD_JOBS, NEW_JOBS = 20, 60
 NODES = 20
-# What a part may take. A gang is placed at a time, so 500 of them are the longest part.
-PART_SECONDS = 600.0
+# What each part may take. A gang is placed at a time, so 500 of them take longest.
+SECONDS = {"first start": 480.0, "burst": 600.0, "restart": 300.0, "steady": 60.0, "new": 180.0}
+SECONDS |= {"storm": 600.0, "hostile": 300.0, "delete": 300.0}
 # kopf keeps an object's task for a moment after its last event, and a start has passes to end.
 SETTLE_SECONDS = 20.0
 # Requests a second of each controller: by default they would be the slowest part.
@@ -84,9 +86,16 @@ class Scale:
     bench: Bench
     operator: OperatorProcess
     jobs: int
+    bad_jobs: int
     steady_seconds: float
     pods: Pods = field(default_factory=Pods)
     figures: list[Figure] = field(default_factory=list)
+    end: float = math.inf
+
+    @property
+    def left(self) -> float:
+        """Seconds of the present part."""
+        return max(0.0, self.end - time.monotonic())
 
     @property
     def shares(self) -> Shares:
@@ -106,12 +115,12 @@ class Scale:
             began[key] = time.monotonic()
             in_namespace(hands, key.namespace).apply(key.name, **jobs[key])
 
-        in_parallel(self.bench, jobs, act)
+        in_parallel(self.bench, jobs, act, self.end)
         return began
 
-    def first_pods(self, began: dict[Key, float], seconds: float, what: str) -> tuple[list[float], bool]:
+    def first_pods(self, began: dict[Key, float], what: str) -> tuple[list[float], bool]:
         """Wait for the first pod of each job: how long each took, and whether all had one in time. Those without count until now."""
-        wait = wait_for(what, lambda: self.pods.seen(began), len(began), seconds)
+        wait = wait_for(what, lambda: self.pods.seen(began), len(began), self.left)
         now = time.monotonic()
         return [self.pods.first.get(key, now) - at for key, at in began.items()], wait.done >= wait.of
 
@@ -150,8 +159,8 @@ def prepare(scale: Scale) -> dict[str, Any]:
     for name in (*TEAMS, HOSTILE, GOOD):
         plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
         plane.wait_for_service_account(name)
-    count = scale.shares.running + HOSTILE_JOBS // 2 + NEW_JOBS + GOOD_JOBS + 10
-    in_parallel(bench, range(count), volume)
+    count = scale.shares.running + scale.bad_jobs // 2 + NEW_JOBS + GOOD_JOBS + 10
+    in_parallel(bench, range(count), volume, scale.end)
     hands = bench.hands(GOOD)
     with running(scale.operator):
         time.sleep(5)
@@ -194,7 +203,7 @@ def start(scale: Scale, status: dict[str, Any]) -> None:
         # As an earlier operator would have left it.
         there.patch("dpojobs", f"{key.name}/status", {"status": status})
 
-    in_parallel(scale.bench, finished, ended)
+    in_parallel(scale.bench, finished, ended, scale.end)
     scale.create({key: {"suspend": True} for key in suspended})
     scale.note(*first_looks(scale, "first start", len(suspended) + len(finished)))
     scale.memory("first start")
@@ -206,8 +215,8 @@ def first_looks(scale: Scale, part: str, jobs: int) -> list[Figure]:
     scale.operator.start()
     healthy = Figure(f"{part}: until it is healthy", time.monotonic() - began, "s")
     new = scale.create({Key(GOOD, part.replace(" ", "-")): {}})
-    waits, all_there = scale.first_pods(new, PART_SECONDS, f"{part}: first pod of a new job")
-    look = wait_for(f"{part}: first looks", scale.looked_at(jobs), jobs, PART_SECONDS, since=began)
+    waits, all_there = scale.first_pods(new, f"{part}: first pod of a new job")
+    look = wait_for(f"{part}: first looks", scale.looked_at(jobs), jobs, scale.left, since=began)
     late = "" if all_there else "none"
     return [
         healthy,
@@ -222,12 +231,10 @@ def burst(scale: Scale) -> None:
     with scale.reconciles("burst"):
         began = scale.create({key: {} for key in jobs})
         since = min(began.values())
-        waits, all_there = scale.first_pods(began, PART_SECONDS, "burst: first pods")
+        waits, all_there = scale.first_pods(began, "burst: first pods")
         late = "" if all_there else f"{scale.pods.seen(jobs):,} of {len(jobs):,}"
         scale.note(Figure("burst: first pod of jobs that all come at once, p99", p99(waits), "s", None, late))
-        whole = wait_for(
-            "burst: gangs that train", lambda: scale.pods.whole(jobs), len(jobs), PART_SECONDS, since=since
-        )
+        whole = wait_for("burst: gangs that train", lambda: scale.pods.whole(jobs), len(jobs), scale.left, since=since)
         scale.note(whole.figure("burst: until all of them train"))
     scale.memory("burst")
 
@@ -267,7 +274,7 @@ def new(scale: Scale) -> None:
         for key in jobs:
             began |= scale.create({key: {}})
             time.sleep(max(0.0, began[key] + 1.0 - time.monotonic()))
-        waits, all_there = scale.first_pods(began, 120, "new jobs: first pods")
+        waits, all_there = scale.first_pods(began, "new jobs: first pods")
         late = "" if all_there else f"{scale.pods.seen(jobs):,} of {len(jobs):,}"
         scale.note(
             Figure("new jobs, one a second: first pod, p50", sorted(waits)[len(waits) // 2], "s"),
@@ -277,7 +284,9 @@ def new(scale: Scale) -> None:
 
 
 def delete(scale: Scale, jobs: list[Key]) -> None:
-    in_parallel(scale.bench, jobs, lambda hands, key: in_namespace(hands, key.namespace).delete("dpojobs", key.name))
+    in_parallel(
+        scale.bench, jobs, lambda hands, key: in_namespace(hands, key.namespace).delete("dpojobs", key.name), scale.end
+    )
 
 
 def storm(scale: Scale) -> None:
@@ -285,28 +294,26 @@ def storm(scale: Scale) -> None:
     jobs = set(keys("run", scale.shares.running))
     pods = [(key, attempt, name) for key, attempt, name in scale.pods.running() if key in jobs]
     hit = {key: attempt for key, attempt, _ in pods}
-    instant = time.time() + 10 + len(pods) / 50
-    at = (datetime.now(UTC) + timedelta(seconds=instant - time.time())).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # How long it takes to tell all of them, before the instant is chosen.
+    began = time.time()
+    annotate(scale, pods, "benchmarks.example/rehearsal", "done")
+    instant = time.time() + 2 * (time.time() - began) + SETTLE_SECONDS
     counted = restarts(scale.operator.metrics())
     with scale.reconciles("storm"):
-        annotation = {"metadata": {"annotations": {kwok.FAILS_AT: at}}}
-        in_parallel(
-            scale.bench,
-            pods,
-            lambda hands, pod: in_namespace(hands, pod[0].namespace).patch("pods", pod[2], annotation),
-        )
+        at = datetime.fromtimestamp(instant, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        annotate(scale, pods, kwok.FAILS_AT, at)
         early = instant - time.time()
         assert early > 0, f"the pods were told {-early:.0f} s after the instant"
         time.sleep(early)
         since = time.monotonic()
         say(f"storm: {len(pods):,} pods of {len(hit):,} jobs fail")
         look = Scraped(scale.operator, lambda text: int(restarts(text) - counted))
-        decided = wait_for("storm: decisions", look, len(hit), PART_SECONDS, since=since)
+        decided = wait_for("storm: decisions", look, len(hit), scale.left, since=since)
 
         def again() -> int:
             return sum(scale.pods.whole([key], attempt + 1) for key, attempt in hit.items()) if decided.done else 0
 
-        train = wait_for("storm: gangs that train again", again, len(hit), PART_SECONDS, since=since, every=2.0)
+        train = wait_for("storm: gangs that train again", again, len(hit), scale.left, since=since, every=2.0)
     scale.note(
         Figure("storm: pods that fail at one instant", float(len(pods)), "pods"),
         decided.figure("storm: until the restart of all their jobs is decided"),
@@ -315,40 +322,62 @@ def storm(scale: Scale) -> None:
     scale.memory("storm")
 
 
+def annotate(scale: Scale, pods: list[tuple[Key, int, str]], name: str, value: str) -> None:
+    """Set an annotation of pods."""
+    body = {"metadata": {"annotations": {name: value}}}
+    in_parallel(
+        scale.bench,
+        pods,
+        lambda hands, pod: in_namespace(hands, pod[0].namespace).patch("pods", pod[2], body),
+        scale.end,
+    )
+
+
 def restarts(text: str) -> float:
     """Restarts that the operator has counted since it started."""
     return sum(samples(text, "dpojob_operator_job_restarts_total").values())
 
 
 def hostile(scale: Scale) -> None:
-    """1,000 jobs of a namespace, half of them refused and half too large for the cluster, and good ones of another meanwhile."""
-    bad = {key: UNSUPPORTED if i % 2 else NO_ROOM for i, key in enumerate(keys("bad", HOSTILE_JOBS, (HOSTILE,)))}
-    crowd = threading.Thread(target=scale.create, args=(bad,), daemon=True)
+    """Many jobs of a namespace, half of them refused and half too large for the cluster, and good ones of another meanwhile."""
+    bad = {key: UNSUPPORTED if i % 2 else NO_ROOM for i, key in enumerate(keys("bad", scale.bad_jobs, (HOSTILE,)))}
+
+    def come() -> None:
+        try:
+            scale.create(bad)
+        except Exception as error:
+            say(f"not all bad jobs were created: {type(error).__name__}: {error}")
+
+    crowd = threading.Thread(target=come, daemon=True)
     began: dict[Key, float] = {}
     crowd.start()
     for key in keys("good", GOOD_JOBS, (GOOD,)):
         began |= scale.create({key: {}})
         time.sleep(max(0.0, began[key] + 1.0 - time.monotonic()))
-    waits, all_there = scale.first_pods(began, PART_SECONDS, "hostile: good jobs")
+    waits, all_there = scale.first_pods(began, "hostile: good jobs")
     late = "" if all_there else f"{scale.pods.seen(began):,} of {len(began):,}"
     scale.note(
         Figure(
-            f"hostile: first pod of a good job among {HOSTILE_JOBS:,} bad ones, worst", max(waits), "s", GOOD_BAR, late
+            f"hostile: first pod of a good job among {scale.bad_jobs:,} bad ones, worst",
+            max(waits),
+            "s",
+            GOOD_BAR,
+            late,
         )
     )
-    crowd.join(PART_SECONDS)
+    crowd.join(scale.left)
     there = scale.bench.hands(HOSTILE)
 
     def answered() -> int:
         return sum(1 for item in there.all("dpojobs") if item.get("status", {}).get("state"))
 
-    done = wait_for("hostile: bad jobs with a state", answered, len(bad), PART_SECONDS, every=3.0)
+    done = wait_for("hostile: bad jobs with a state", answered, len(bad), scale.left, every=3.0)
     scale.note(done.figure("hostile: after that, until all bad ones have an answer"))
     scale.memory("hostile")
 
 
 def delete_namespace(scale: Scale) -> None:
-    """The namespace of the 1,000 is deleted."""
+    """The namespace of the bad jobs is deleted."""
     hands = scale.bench.hands(HOSTILE)
     path = f"/api/v1/namespaces/{HOSTILE}"
     since = time.monotonic()
@@ -357,22 +386,22 @@ def delete_namespace(scale: Scale) -> None:
         "deletion: the namespace is gone",
         lambda: int(hands.requests.send("GET", path).status == 404),
         1,
-        PART_SECONDS,
+        scale.left,
         since=since,
     )
 
     def forgotten(text: str) -> int:
-        return HOSTILE_JOBS - len(samples(text, "dpojob_info", namespace=HOSTILE))
+        return scale.bad_jobs - len(samples(text, "dpojob_info", namespace=HOSTILE))
 
     forgot = wait_for(
         "deletion: jobs that the operator forgot",
         Scraped(scale.operator, forgotten),
-        HOSTILE_JOBS,
-        PART_SECONDS,
+        scale.bad_jobs,
+        scale.left,
         since=since,
     )
     scale.note(
-        gone.figure(f"deletion of a namespace of {HOSTILE_JOBS:,} jobs: until it is gone"),
+        gone.figure(f"deletion of a namespace of {scale.bad_jobs:,} jobs: until it is gone"),
         forgot.figure("deletion: until the operator has forgotten them"),
     )
 
@@ -396,7 +425,7 @@ def chosen(parts: list[str]) -> list[str]:
     return [part for part in PARTS if part in wanted]
 
 
-def one(jobs: int, parts: list[str], steady_seconds: float, figures: list[Figure]) -> None:
+def one(jobs: int, arguments: argparse.Namespace, figures: list[Figure]) -> None:
     """All parts with a number of jobs. A part that breaks off is a figure that is missed; what was measured stays in figures."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(scratch_folder()))
@@ -408,12 +437,14 @@ def one(jobs: int, parts: list[str], steady_seconds: float, figures: list[Figure
         # All namespaces, as the chart does by default.
         operator = OperatorProcess(plane.kubeconfig, "", folder / "operator.log", 30, settings)
         stack.callback(operator.stop)
-        scale = Scale(Bench(plane, folder), operator, jobs, steady_seconds, figures=figures)
+        bench = Bench(plane, folder)
+        scale = Scale(bench, operator, jobs, arguments.bad_jobs, arguments.steady_seconds, figures=figures)
         scale.pods.follow(plane)
         acts: dict[str, Callable[[Scale], None]] = {"first start": lambda each: start(each, prepare(each))}
-        for part, act in (acts | {part: PARTS[part] for part in parts}).items():
+        for part, act in (acts | {part: PARTS[part] for part in chosen(arguments.parts)}).items():
             say(f"== {jobs:,} jobs: {part}")
             began = time.monotonic()
+            scale.end = began + SECONDS[part] + (arguments.steady_seconds if part == "steady" else 0)
             try:
                 act(scale)
                 assert not scale.pods.broken, f"the watch of pods broke off: {scale.pods.broken}"
@@ -433,6 +464,7 @@ def main() -> int:
     parser.add_argument(
         "--parts", nargs="+", choices=PARTS, default=list(PARTS), help="and those that they need; default: all"
     )
+    parser.add_argument("--bad-jobs", type=int, default=1000, help="of the hostile namespace; default: %(default)s")
     parser.add_argument("--steady-seconds", type=float, default=120, help="of the steady state; default: %(default)g")
     arguments = parser.parse_args()
     # As Ctrl-C: everything that was started ends, and what was measured is shown.
@@ -440,7 +472,7 @@ def main() -> int:
     found: dict[int, list[Figure]] = {}
     try:
         for jobs in arguments.jobs:
-            one(jobs, chosen(arguments.parts), arguments.steady_seconds, found.setdefault(jobs, []))
+            one(jobs, arguments, found.setdefault(jobs, []))
     finally:
         Console(width=150).print(comparison(found))
     return 1 if any(figure.missed for figures in found.values() for figure in figures) else 0

@@ -191,8 +191,11 @@ def passes(text: str, jobs: int) -> int:
     return done if waits <= CONNECTIONS else min(done, max(0, jobs - int(waits)))
 
 
-def in_parallel(bench: Bench, items: Iterable[Item], act: Callable[[Hands, Item], object]) -> None:
-    """Act on each item, over several connections as many users would. The first error ends it and is raised."""
+def in_parallel(bench: Bench, items: Iterable[Item], act: Callable[[Hands, Item], object], end: float) -> None:
+    """Act on each item, over several connections as many users would. The first error ends it and is raised.
+
+    end: monotonic time after which it ends with TimeoutError.
+    """
     left, lock, errors = iter(items), threading.Lock(), list[BaseException]()
 
     def work() -> None:
@@ -201,6 +204,9 @@ def in_parallel(bench: Bench, items: Iterable[Item], act: Callable[[Hands, Item]
             with lock:
                 item = next(left, None)
             if item is None:
+                return
+            if time.monotonic() > end:
+                errors.append(TimeoutError(f"the part's time was over before {item} had its turn"))
                 return
             try:
                 act(hands, item)

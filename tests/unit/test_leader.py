@@ -85,6 +85,15 @@ def test_no_more_than_two_pages_of_jobs_are_in_memory():
     scene(scenario)
 
 
+def test_no_more_than_two_pages_of_pods_are_in_memory_at_the_start():
+    async def scenario(client, lists, leader, deliveries, handled):
+        assert await lists.keys_with_terminating_pods() == set()
+        assert client.most <= 2
+        assert len(client.kept) == 2 * PAGES
+
+    scene(scenario)
+
+
 def test_gangs_wait_for_no_job_that_has_ended():
     async def scenario(client, lists, leader, deliveries, handled):
         found = await lists.first_keys(deliveries)
