@@ -69,7 +69,7 @@ bench-operator: $(VENV)/.ready ## the operator on a real API server: 100 jobs at
 	@$(TIED) $(BIN)/python -m benchmarks.recovery $(BENCH)
 
 .PHONY: bench-scale
-bench-scale: $(VENV)/.ready ## one operator beside 100, 1,000 and 10,000 DPOJobs, nodes and pods by kwok: start, steady state, failures at once; BENCH="--jobs 100" (2 h)
+bench-scale: $(VENV)/.ready ## one operator beside 100, 1,000 and 10,000 DPOJobs, nodes and pods by kwok: start, steady state, failures at once; BENCH="--jobs 100" (1 h)
 	@$(TIED) $(BIN)/python -m benchmarks.operator_scale $(BENCH)
 
 .PHONY: bench-recovery

@@ -52,9 +52,9 @@ HOSTILE, GOOD = "hostile", "good"
 MOST_RUNNING = 500
 GOOD_JOBS, NEW_JOBS = 20, 60
 NODES = 20
-# What each part may take. A gang is placed at a time, so 500 of them take longest.
-SECONDS = {"first start": 480.0, "burst": 600.0, "restart": 300.0, "steady": 60.0, "new": 180.0}
-SECONDS |= {"storm": 600.0, "hostile": 300.0, "delete": 300.0}
+# What each part may take, about 40 minutes in all. A gang is placed at a time, so 500 of them take longest.
+SECONDS = {"first start": 420.0, "burst": 540.0, "restart": 240.0, "steady": 60.0, "new": 150.0}
+SECONDS |= {"storm": 480.0, "hostile": 240.0, "delete": 240.0}
 # kopf keeps an object's task for a moment after its last event, and a start has passes to end.
 SETTLE_SECONDS = 20.0
 # Requests a second of each controller: by default they would be the slowest part.
