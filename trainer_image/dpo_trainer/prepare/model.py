@@ -16,7 +16,8 @@ from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.data.tokens.tokenization import PairTokenizer, load_tokenizer
 from dpo_trainer.data.tokens.truncation import Limits
 from dpo_trainer.prepare.inputs import Inputs, kind
-from dpo_trainer.prepare.record import AdapterRecord, ModelRecord
+from dpo_trainer.prepare.originals import originals, times
+from dpo_trainer.prepare.record import AdapterRecord, ModelRecord, Original
 from dpo_trainer.pretrained import adapters, checks, files
 from dpo_trainer.pretrained.sizes import check_sizes
 from dpo_trainer.runtime.errors import invalid_configuration
@@ -30,18 +31,20 @@ _TEMPLATE = "chat_template.jinja"
 
 @dataclass(frozen=True)
 class StagedAdapter:
-    """An adapter whose files are in the model's folder. names: of its files there. found: what they describe."""
+    """An adapter whose files are in the model's folder. names: of its files there. found: what they describe. originals: of its files."""
 
     listing: files.ModelListing
     names: tuple[str, ...]
     found: adapters.AdapterFiles
+    originals: dict[str, Original]
 
 
 @dataclass(frozen=True)
 class StagedModel:
     """A model of which all files but the weights are in a folder.
 
-    small, weights: names of files. config: the content of config.json. adapter: the one that training starts from.
+    small, weights: names of files. config: the content of config.json. originals: of the small files.
+    modified: when the weights were changed last, see originals.times. adapter: the one that training starts from.
     """
 
     listing: files.ModelListing
@@ -49,6 +52,8 @@ class StagedModel:
     small: tuple[str, ...]
     weights: tuple[str, ...]
     config: dict[str, Any]
+    originals: dict[str, Original]
+    modified: dict[str, int]
     adapter: StagedAdapter | None = None
 
     @property
@@ -62,6 +67,8 @@ def fetch_config(spec: Model, folder: Path, inputs: Inputs) -> StagedModel:
     inputs.progress("reading the model's configuration", 0.02)
     listing = files.listing(resolve(spec.name, spec.revision, claims=inputs.claims), inputs.token)
     small = files.small_files(listing.sizes, listing.label)
+    known = originals(listing.source, small)
+    modified = times(listing.source, [name for name in listing.sizes if name.endswith(".safetensors")])
     files.fetch(listing, small, folder, inputs.token, inputs.cache, lambda text, _: inputs.progress(text, 0.02))
     weights = files.weight_files(folder, listing.sizes, listing.label)
     config = checks.check_config(folder, listing.label)
@@ -70,7 +77,7 @@ def fetch_config(spec: Model, folder: Path, inputs: Inputs) -> StagedModel:
     if template is not None:
         (folder / _TEMPLATE).write_text(template, encoding="utf-8")
         small = [*(name for name in small if name != _TEMPLATE), _TEMPLATE]
-    return StagedModel(listing, folder, tuple(small), tuple(weights), config, adapter)
+    return StagedModel(listing, folder, tuple(small), tuple(weights), config, known, modified, adapter)
 
 
 def _fetch_adapter(spec: Model, folder: Path, inputs: Inputs) -> StagedAdapter:
@@ -79,6 +86,7 @@ def _fetch_adapter(spec: Model, folder: Path, inputs: Inputs) -> StagedAdapter:
     target = folder / adapters.FOLDER
     listing = files.listing(resolve(spec.adapter.name, spec.adapter.revision, claims=inputs.claims), inputs.token)
     names = adapters.file_names(listing.sizes, listing.label)
+    known = originals(listing.source, names)
     files.fetch(listing, names, target, inputs.token, inputs.cache, lambda text, _: inputs.progress(text, 0.03))
     hub.discard_download_state(target)
     for path in target.iterdir():
@@ -89,7 +97,7 @@ def _fetch_adapter(spec: Model, folder: Path, inputs: Inputs) -> StagedAdapter:
         files.check_against_hub(listing.snapshot, target, files.sha256_of(target, names))
     if found.template is not None and spec.chat_template is None:
         inputs.progress("the chat template is the adapter's", 0.03)
-    return StagedAdapter(listing, tuple(f"{adapters.FOLDER}/{name}" for name in names), found)
+    return StagedAdapter(listing, tuple(f"{adapters.FOLDER}/{name}" for name in names), found, known)
 
 
 def load_pair_tokenizer(model: StagedModel, chat_template: str | None, data: Data) -> tuple[PairTokenizer, str | None]:
@@ -157,6 +165,15 @@ def fetch_weights(model: StagedModel, source: str, inputs: Inputs) -> ModelRecor
             base=adapter.found.base,
         ),
     )
+
+
+def originals_of(model: StagedModel, record: ModelRecord) -> dict[str, Original]:
+    """What is recorded of the files that the model was read from."""
+    weights = {name: digest for name, digest in record.weights.items() if name in model.modified}
+    return model.originals | {
+        name: Original(size=model.listing.sizes[name], modified=model.modified[name], sha256=digest)
+        for name, digest in weights.items()
+    }
 
 
 def commit_model(staging: Path, target: Path, names: Collection[str]) -> None:
