@@ -64,6 +64,12 @@ class StagedModel:
 
 def fetch_config(spec: Model, folder: Path, inputs: Inputs) -> StagedModel:
     """Fetch and check all files but the weights. Raises TrainerError."""
+    if spec.chat_template is not None and "{{" not in spec.chat_template:
+        raise invalid_configuration(
+            f"model.chatTemplate has no {{{{ … }}}}, and so would write the same for all chats; found {_beginning(spec.chat_template)}. It "
+            "takes a template's text, not a name or a path: copy the content of a chat_template.jinja, or leave the field out for the "
+            "model's own"
+        )
     inputs.progress("reading the model's configuration", 0.02)
     listing = files.listing(resolve(spec.name, spec.revision, claims=inputs.claims), inputs.token)
     small = files.small_files(listing.sizes, listing.label)
@@ -100,12 +106,18 @@ def _fetch_adapter(spec: Model, folder: Path, inputs: Inputs) -> StagedAdapter:
     return StagedAdapter(listing, tuple(f"{adapters.FOLDER}/{name}" for name in names), found, known)
 
 
+def _beginning(template: str) -> str:
+    return repr(template[:40] + ("…" if len(template) > 40 else ""))
+
+
 def load_pair_tokenizer(model: StagedModel, chat_template: str | None, data: Data) -> tuple[PairTokenizer, str | None]:
     """Tokenizer of a staged model, and the chat template in use; None without one."""
     loaded = load_tokenizer(model.folder, model.label, chat_template)
     limits = Limits(data.max_length, data.max_prompt_length, data.truncation)
     with Untrusted(f"{model.label}: trying the tokenizer"):
-        tokenizer = PairTokenizer(loaded, limits, checks.end_tokens(model.folder, model.config, model.label))
+        tokenizer = PairTokenizer(
+            loaded, limits, checks.end_tokens(model.folder, model.config, model.label), data.template
+        )
     return tokenizer, loaded.get_chat_template() if loaded.chat_template else None
 
 
