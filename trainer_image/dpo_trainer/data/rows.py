@@ -20,7 +20,7 @@ from dpo_trainer.data.formats import Rejection
 from dpo_trainer.data.formats.pairs import Reason
 from dpo_trainer.runtime.errors import TrainerError, bad_dataset, first_line, input_not_found, invalid_configuration
 from dpo_trainer.runtime.untrusted import Untrusted
-from dpo_trainer.sources.resolve import FileSource
+from dpo_trainer.sources.kinds import FileSource
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 

@@ -50,7 +50,9 @@ class StagedModel:
 def fetch_config(spec: Model, folder: Path, inputs: Inputs) -> StagedModel:
     """Fetch and check all files but the weights. Raises TrainerError."""
     inputs.progress("reading the model's configuration", 0.02)
-    listing = files.listing(resolve(spec.name, spec.revision, claims=inputs.claims), inputs.token)
+    elsewhere = inputs.elsewhere(None, lambda text: inputs.progress(text, 0.02))
+    source = resolve(spec.name, spec.revision, claims=inputs.claims, elsewhere=elsewhere)
+    listing = files.listing(source, inputs.token)
     small = files.small_files(listing.sizes, listing.label)
     files.fetch(listing, small, folder, inputs.token, inputs.cache, lambda text, _: inputs.progress(text, 0.02))
     weights = files.weight_files(folder, listing.sizes, listing.label)

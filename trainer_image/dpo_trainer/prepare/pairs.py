@@ -19,7 +19,7 @@ from dpo_trainer.prepare.inputs import Inputs, kind
 from dpo_trainer.prepare.record import InputRecord
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.sources import resolve
-from dpo_trainer.sources.resolve import HubSource
+from dpo_trainer.sources.kinds import HubSource
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,8 @@ def _rows(
     spec: Dataset, data: Data, cache: Path, inputs: Inputs, report: Callable[..., None]
 ) -> tuple[rows.Rows, dict[str, Any]]:
     """Rows of a source, and fields of its InputRecord: which files or which commit they come from."""
-    source = resolve(spec.source, spec.revision, claims=inputs.claims)
+    elsewhere = inputs.elsewhere(cache / "objects", lambda text: report(0.0, text))
+    source = resolve(spec.source, spec.revision, claims=inputs.claims, elsewhere=elsewhere)
     if not isinstance(source, HubSource):
         files = {name: source.sizes[name] for name in rows.data_files(source)}
         return rows.FileRows(source, report), {"kind": kind(source), "files": files}
