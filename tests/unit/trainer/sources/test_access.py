@@ -14,7 +14,15 @@ from dpo_trainer.sources.access import from_environment
 
 pytestmark = pytest.mark.unit
 
-VARIABLES = "HF_ENDPOINT HTTP_PROXY HTTPS_PROXY NO_PROXY SSL_CERT_FILE REQUESTS_CA_BUNDLE HF_HUB_DISABLE_XET".split()
+VARIABLES = [
+    "HF_ENDPOINT",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "HF_HUB_DISABLE_XET",
+]
 
 
 @pytest.fixture

@@ -280,8 +280,8 @@ def test_an_unreachable_source_is_retried(monkeypatch):
 
 def test_a_refusal_is_not_retried():
     calls = []
+    refusal = hub_error(hub_errors.HfHubHTTPError, 403)
     with pytest.raises(TrainerError):
-        refusal = hub_error(hub_errors.HfHubHTTPError, 403)
         retrying(lambda: calls.append(1) or (_ for _ in ()).throw(refusal), "x")
     assert len(calls) == 1
 
