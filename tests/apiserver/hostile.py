@@ -241,6 +241,14 @@ def _variables(count: int) -> dict[str, Any]:
     return _pod(env=[{"name": f"A{i}", "value": "\U0001f600" * 4096} for i in range(count)])
 
 
+def _mixture(length: int) -> dict[str, Any]:
+    return {"data": {"train": {"source": "a/b"}, "mixture": [{"source": "a/" + "x" * (length - 2)}] * 32}}
+
+
+def _reasons(length: int) -> dict[str, Any]:
+    return {"failurePolicy": {"rules": [{"reasons": ["R" * length] * 4, "action": "Fail"}] * 20}}
+
+
 def _texts() -> list[Hostile]:
     """Faults 47 and 48: too large, and full of what is special elsewhere."""
     special = "\u202e\ufeff\U0001f600é\r\n\t\x01'\"\\{{ x.__class__ }}$(HOME)</script>"
@@ -255,6 +263,10 @@ def _texts() -> list[Hostile]:
         Hostile("conditions too large together", _where("x" * 1024, 37)),
         Hostile("environment as large as fits", _variables(4), refused=False),
         Hostile("environment too large", _variables(5)),
+        Hostile("sources as large as fit", _mixture(256), refused=False),
+        Hostile("sources too large together", _mixture(257)),
+        Hostile("reasons as large as fit", _reasons(51), refused=False),
+        Hostile("reasons too large together", _reasons(52)),
         Hostile("source with a NUL", _source("org/a\0b")),
         Hostile("source with a space", _source("org/a b")),
         Hostile("source that is not ASCII", _source("org/données"), refused=False),

@@ -24,6 +24,13 @@ FIRST_METRICS = (
 )
 
 
+@pytest.fixture
+def spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """Half of the job that other tests stop in the middle, because these train to the end: 16 optimizer steps."""
+    train = spec["data"]["train"] | {"limit": 128}
+    return spec | {"data": spec["data"] | {"train": train}}
+
+
 @pytest.fixture(scope="module")
 def undisturbed() -> dict[int, dict[str, float]]:
     """Training records of the job that nothing happened to, filled by the first test."""
@@ -50,11 +57,11 @@ def test_end_to_end(job: Job, spec: dict[str, Any], undisturbed: dict[int, dict[
     status = job.wait_for_state("Complete")
     assert status["restarts"] == 0
     assert {c["type"]: c["status"] for c in status["conditions"]}["Complete"] == "True"
-    assert status["dataset"]["trainPairs"] > 200
+    assert status["dataset"]["trainPairs"] > 100
 
     records = job.metrics()
     undisturbed.update(records)
-    assert len(records) == max(records) >= 30
+    assert len(records) == max(records) >= 15
     assert records[1]["loss"] == pytest.approx(LN_2, abs=1e-4)
     assert records[1]["rewards/margins"] == pytest.approx(0, abs=1e-4)
     held = scenario.shares(job.work_folder())

@@ -18,7 +18,7 @@ from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.rules import support
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_operator.cli import jobfile
-from dpo_trainer.data.formats import Rejection, detect, normalize
+from dpo_trainer.data.formats import Rejection, detect, normalize, read_rows
 from dpo_trainer.data.formats.pairs import ChatPair, Reason, TextPair
 from dpo_trainer.data.report import warnings
 from dpo_trainer.losses.objective import Logps, Objective
@@ -186,7 +186,7 @@ def test_every_setting_of_the_losses_is_on_some_page() -> None:
 ROWS = [
     pytest.param(row_format, line, id=f"{row_format}-{number}")
     for row_format, text in blocks(DOCS / "data.md", "json")
-    if row_format
+    if row_format and row_format != "rated"
     for number, line in enumerate(text.splitlines())
 ]
 
@@ -199,6 +199,15 @@ def test_each_row_of_the_page_on_data_is_read_as_it_says(row_format: str, line: 
     assert isinstance(pair, TextPair | ChatPair), pair
     assert "apple" in (pair.chosen or "apple") or "flour" in str(pair.chosen)
     assert pair.rejected is None or "apple" not in pair.rejected
+
+
+def test_the_rated_rows_of_the_page_on_data_are_a_pair() -> None:
+    (text,) = (text for row_format, text in blocks(DOCS / "data.md", "json") if row_format == "rated")
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert detect(rows, Columns()) == "rated"
+    ((_, _, pair),) = read_rows(enumerate(rows), "rated", Columns())
+    assert isinstance(pair, TextPair)
+    assert (pair.chosen, pair.rejected) == ("An apple.", "A carrot.")
 
 
 def test_the_data_page_names_every_format_reason_column_and_filter() -> None:

@@ -4,12 +4,14 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import Termination
+from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.distributed import rendezvous
@@ -31,6 +33,7 @@ from dpo_trainer.runtime.termination import (
     termination_log,
     write_termination,
 )
+from dpo_trainer.runtime.untrusted import Untrusted
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 
@@ -116,10 +119,25 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
     cache = os.environ.get(names.ENV_CACHE_DIR)
     inputs = Inputs(claims, hub_token(), Cache(Path(cache)) if cache else None, progress, access)
     found = prepare.run(job, work, inputs)
+    if job.spec.adapter.type is not AdapterType.NONE:
+        _check_adapter(job, work, progress)
     if work.data_report.is_file():
         for text in json.loads(work.data_report.read_text(encoding="utf-8"))["warnings"]:
             telemetry.warning("Dataset", text)
     return build_termination("prepare", attempt, ExitCode.OK, dataset=found)
+
+
+def _check_adapter(job: DPOJob, work: WorkDir, progress: Callable[[str, float], None]) -> None:
+    """Compare the adapter's targets with the model's modules before any GPU is held, and say what they cover.
+
+    This also runs on a folder that was prepared earlier, because the adapter is no part of what prepare writes.
+    """
+    from dpo_trainer.model.load import bare_model
+    from dpo_trainer.model.targets import resolve
+
+    with Untrusted("making the model's modules from config.json"):
+        targets = resolve(bare_model(work.model), job.spec.adapter)
+    progress(str(targets), 1.0)
 
 
 def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:

@@ -24,7 +24,7 @@ class Columns(ApiModel):
     )
     chosen: ColumnName = Field(default="chosen", description="Column of the preferred answer.")
     rejected: ColumnName = Field(default="rejected", description="Column of the other answer.")
-    completion: ColumnName = Field(default="completion", description="Column of the answer in unpaired data.")
+    completion: ColumnName = Field(default="completion", description="Column of the answer in unpaired and rated data.")
     label: ColumnName = Field(
         default="label",
         description="Column that says whether an unpaired answer is desirable: true/false, 1/0, yes/no or good/bad.",
@@ -35,7 +35,8 @@ class Columns(ApiModel):
     )
     scores: ColumnName = Field(
         default="scores",
-        description="Column with a list of numbers, one for each of responses, or the key of the score inside each response. The "
+        description="Column with a list of numbers, one for each of responses, or the key of the score inside each response, or the column of "
+        "the one score of rated data. The "
         "highest is best, except in columns named rank, ranks, ranking or rankings.",
     )
     chosen_score: ColumnName = Field(
@@ -65,24 +66,38 @@ class Columns(ApiModel):
     votes: ColumnName = Field(
         default="votes",
         description="Column of the annotators' votes: one, or a list, of a/b/tie (also A/B, 0/1, model_a/model_b or the names of "
-        "the answers' columns, and 1/2 where these end in 1 and 2), or an object of counts, {a: 3, b: 1}.",
+        "the answers' columns, and 1/2 where these end in 1 and 2, 0 then being a tie), or an object of counts, {a: 3, b: 1}.",
+    )
+    annotators: list[ColumnName] = Field(
+        default=[],
+        max_length=32,
+        description="Columns of several annotators instead of votes, one vote in each: the answer of the majority is chosen.",
     )
     confidence: ColumnName = Field(default="confidence", description="Column that filters.minConfidence reads, 0 to 1.")
+
+    @property
+    def mapped(self) -> frozenset[str]:
+        """Fields with other names than the usual ones.
+
+        Not model_fields_set: the API server and every job file write the usual names too.
+        """
+        fields = type(self).model_fields.items()
+        return frozenset(name for name, field in fields if getattr(self, name) != field.default)
 
 
 class Dataset(ApiModel):
     """One split of preference data."""
 
     source: Source = Field(
-        description="Hub id (org/name), a .jsonl, .json or .parquet file or a folder of them: a path, pvc://claim/path, s3://, gs://, az:// or "
-        "hf://datasets/org/name/path."
+        description="Hub id (org/name), a .jsonl, .json, .csv, .tsv, .parquet or .arrow file or a folder of them: a path, pvc://claim/path, s3://, "
+        "gs://, az:// or hf://datasets/org/name/path."
     )
     split: str = Field(
         default="train",
         min_length=1,
         max_length=128,
         pattern=r"^[A-Za-z0-9_.\[\]:%+-]+$",
-        description="Split of a hub dataset; files ignore it.",
+        description="Split of a hub dataset, or of a file or folder that holds several; other files ignore it.",
     )
     config: str | None = Field(
         default=None,
@@ -96,11 +111,12 @@ class Dataset(ApiModel):
         pattern=r"^[A-Za-z0-9._/-]+$",
         description="Branch, tag or commit of a hub dataset.",
     )
-    format: Literal["auto", "pairs", "messages", "dialogue", "scored", "votes", "unpaired"] = Field(
+    format: Literal["auto", "pairs", "messages", "dialogue", "scored", "votes", "unpaired", "rated"] = Field(
         default="auto",
         description="pairs: prompt, chosen, rejected as text. messages: the same as chat messages. dialogue: chosen and rejected are "
         "whole '\\n\\nHuman: … \\n\\nAssistant: …' texts that share their prompt. scored: several answers with scores, in one list or in two columns; the best is "
         "chosen, the worst rejected. votes: two answers and annotators' votes. unpaired: prompt, completion and a label, for kto. "
+        "rated: prompt, one completion and its score; of the rows of one prompt, which follow each other, the best is chosen, the worst rejected. "
         "auto: decided by looking at the rows.",
     )
     columns: Columns = Field(default=Columns(), description="Names of the columns.")

@@ -1,7 +1,7 @@
 """The model, what of it is trained, how, and what is measured, kept and exported."""
 
 from enum import StrEnum
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints
 
@@ -40,6 +40,10 @@ class Model(ApiModel):
     )
 
 
+# The target that means all linear layers and experts.
+ALL_LINEAR: Final = "all-linear"
+
+
 class AdapterType(StrEnum):
     """Which weights are trained."""
 
@@ -75,7 +79,8 @@ class Adapter(ApiModel):
         default=["q_proj", "v_proj"],
         min_length=1,
         max_length=64,
-        description="Modules that get an adapter, by the end of their name, or all-linear.",
+        description="Modules that get an adapter, by the end of their name, or all-linear: all linear layers and experts, without the output "
+        "layer, embeddings and routers. What it covers is in the log.",
     )
 
 

@@ -210,7 +210,12 @@ def checkpoints(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A checkpoint, such as runs/job/checkpoints/step-00000050.")],
     to: Annotated[Path | None, typer.Option(help="Target folder. Default: export-step-… in the work folder.")] = None,
-    merge: Annotated[bool, typer.Option("--merge", help="Also merge the adapter into the model.")] = False,
+    merge: Annotated[
+        bool | None,
+        typer.Option(
+            "--merge/--no-merge", help="Also merge the adapter into the model. Default: the job's export.merge."
+        ),
+    ] = None,
     work_dir: Annotated[Path | None, typer.Option(help="The run's work folder. Default: the one it is in.")] = None,
     job_file: Annotated[
         Path | None, typer.Option(help="The DPOJob as JSON. Default: job.json in the work folder.")
@@ -222,7 +227,9 @@ def export(
         for name, value in (("--to", to), ("--work-dir", work_dir), ("--job-file", job_file))
         if value is not None
     ]
-    _trainer("export-checkpoint", *options, *(["--merge"] if merge else []), "--", str(checkpoint))
+    if merge is not None:
+        options.append("--merge" if merge else "--no-merge")
+    _trainer("export-checkpoint", *options, "--", str(checkpoint))
 
 
 Name = Annotated[str, typer.Argument(help="Name of the DPOJob.")]

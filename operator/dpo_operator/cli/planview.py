@@ -11,7 +11,7 @@ from dpo_operator.api.quantity import gibibytes
 from dpo_operator.api.training import AdapterType
 from dpo_operator.cli.modelsource import Found
 from dpo_operator.sizing.proposal import Job, Option, fastest, lines, smallest_change
-from dpo_operator.sizing.trained import trained_parameters
+from dpo_operator.sizing.trained import adapted, trained_parameters
 
 
 def document(job: Job, found: Found) -> dict[str, Any]:
@@ -65,9 +65,22 @@ def _head(job: Job, found: Found) -> Text:
             "as prepared" if job.pairs.known else "assumed from data.maxLength, see --prompt-tokens and --answer-tokens"
         ),
     ]
+    if spec.adapter.type is not AdapterType.NONE:
+        text.append(_coverage(job))
     if not shape.exact:
         text.append(f"The family {shape.family} is not known and is treated as Llama: the numbers are a rough guess.")
     return Text("\n".join(text))
+
+
+def _coverage(job: Job) -> str:
+    """Which matrices get an adapter, as far as the family is known."""
+    names = {matrix.name: False for matrix in job.shape.matrices}
+    names |= {matrix.name: True for matrix in adapted(job.shape, job.spec.adapter)}
+    covered, rest = ([name for name, is_covered in names.items() if is_covered is wanted] for wanted in (True, False))
+    without = ", ".join([*rest, "the output layer"])
+    if not covered:
+        return f"adapter: targetModules name none of its matrices ({', '.join(rest)}), and prepare will refuse that"
+    return f"adapter: on {', '.join(covered)}; not on {without}"
 
 
 def _memory(job: Job) -> Table:

@@ -1,19 +1,27 @@
 """Which weights a job trains, and what autograd has to keep for them."""
 
 from dpo_operator.api.models.shape import Matrix, ModelShape, Reads
-from dpo_operator.api.training import Adapter, AdapterType
+from dpo_operator.api.training import ALL_LINEAR, Adapter, AdapterType
 
-ALL = "all-linear"
+# What is named in the place of an expert's matrix: its name before experts were one tensor; see the trainer's model/targets.py.
+_FORMER = {"gate_up_proj": {"gate_proj", "w1"}, "down_proj": {"w2"}}
 
 
 def adapted(shape: ModelShape, adapter: Adapter) -> tuple[Matrix, ...]:
     """Matrices that get an adapter; none when all weights are trained."""
     if adapter.type is AdapterType.NONE:
         return ()
-    wanted = set(adapter.target_modules)
     # A target may be a longer part of the path, such as self_attn.q_proj.
-    ends = {target.rpartition(".")[2] for target in wanted}
-    return tuple(m for m in shape.matrices if m.adaptable and (ALL in wanted or m.name in ends))
+    ends = {target.rpartition(".")[2] for target in adapter.target_modules}
+    return tuple(m for m in shape.matrices if _is_adapted(m, ends))
+
+
+def _is_adapted(matrix: Matrix, ends: set[str]) -> bool:
+    """Whether the last parts of the targets name a matrix."""
+    path, _, last = matrix.name.rpartition(".")
+    experts = path == "experts"
+    named = last in ends or (experts and not ends.isdisjoint(_FORMER[last]))
+    return named or (ALL_LINEAR in ends and (matrix.adaptable or experts))
 
 
 def trained_parameters(shape: ModelShape, adapter: Adapter) -> int:

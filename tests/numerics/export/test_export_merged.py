@@ -126,12 +126,26 @@ def test_a_damaged_merged_model_is_replaced_and_an_unwanted_one_deleted(
     assert (work.export / "adapter_model.safetensors").is_file()
 
 
-def test_an_update_too_small_for_the_models_dtype_is_not_merged(tmp_path: Path):
+def test_a_merge_that_fails_leaves_the_adapters_export(tmp_path: Path):
     document = prepared(tmp_path, {}, "fp32", bf16=True, learningRate=1e-12)
-    with pytest.raises(TrainerError, match="changes no weight, because bfloat16 is too coarse") as caught:
-        _export(document, WorkDir(tmp_path))
-    assert caught.value.exit_code is ExitCode.BAD_EXPORT
-    assert not WorkDir(tmp_path).export.exists()
+    work = WorkDir(tmp_path)
+    for _ in range(2):  # a second try merges again
+        with pytest.raises(TrainerError, match="changes no weight, because bfloat16 is too coarse") as caught:
+            _export(document, work)
+        assert caught.value.exit_code is ExitCode.BAD_EXPORT
+        step = work.checkpoints / "step-00000006"
+        assert f"The adapter is exported to {work.export}, verified and ready to use" in str(caught.value)
+        assert f"`dpo export {step} --no-merge`" in str(caught.value)
+        assert not list(tmp_path.glob(".export*"))
+        made = json.loads((work.export / "dpo_provenance.json").read_text())
+        assert made["files"].keys() == {"adapter_model.safetensors", "adapter_config.json", "README.md"}
+        assert "merged" not in made
+
+    (work.root / "job.json").write_text(json.dumps(document))
+    argv = ["export-checkpoint", str(step), "--no-merge", "--to", str(tmp_path / "made")]
+    assert on_ranks(1, checkpoints.main, argv) == [0]
+    name = "adapter_model.safetensors"
+    assert (tmp_path / "made" / name).read_bytes() == (work.export / name).read_bytes()
 
 
 def test_dora_whose_matrices_learnt_nothing_is_refused(tmp_path: Path):

@@ -90,6 +90,8 @@ def test_a_wrong_value_names_its_field(spec: dict[str, Any], field: str) -> None
         ({"method": {"name": "kto", "nllWeight": 0.5}}, "method.nllWeight"),
         ({"method": {"name": "orpo", "nllWeight": 0, "nllOver": "all"}}, "method.nllOver"),
         ({"data": {"train": {"source": "a"}, "mixture": [{"source": "pvc://"}]}}, "data.mixture"),
+        ({"data": {"train": {"source": "a"}, "mixture": [{"source": "x" * 257}] * 32}}, "data.mixture"),
+        ({"failurePolicy": {"rules": [{"reasons": ["R" * 52] * 4, "action": "Fail"}] * 20}}, "failurePolicy.rules"),
         ({"earlyStopping": {}}, "earlyStopping"),
         ({"checkpoint": {"volume": {"claimName": "c", "storageClassName": "s"}}}, "checkpoint.volume.claimName"),
         ({"nodes": 2, "checkpoint": {"volume": {"accessMode": "ReadWriteOnce"}}}, "checkpoint.volume.accessMode"),

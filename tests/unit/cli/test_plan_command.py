@@ -183,3 +183,18 @@ def test_any_dimensions_give_a_plan(tmp_path: Path, config: dict, family: str, g
         found = planned(job, "--gpu-memory", memory)
         assert found["memory"]["peak"] > 0
         assert found["step"]["seconds"] > 0
+
+
+def test_it_says_what_an_adapter_covers(tmp_path: Path) -> None:
+    def line(targets: list[str]) -> str:
+        done = dpo_plan(a_job(tmp_path, adapter={"type": "lora", "targetModules": targets}))
+        return next(line for line in done.stdout.splitlines() if line.startswith("adapter: "))
+
+    a_model(tmp_path / "model")
+    rest = "k_proj, o_proj, gate_proj, up_proj, down_proj, the output layer"
+    assert line(["q_proj", "v_proj"]) == f"adapter: on q_proj, v_proj; not on {rest}"
+    assert "name none of its matrices (q_proj, k_proj" in line(["c_attn"])
+    experts = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    a_model(tmp_path / "model", SMALL | {"model_type": "mixtral", **experts})
+    covered = "q_proj, k_proj, v_proj, o_proj, experts.gate_up_proj, experts.down_proj"
+    assert line(["all-linear"]) == f"adapter: on {covered}; not on gate, the output layer"

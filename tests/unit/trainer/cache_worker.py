@@ -1,10 +1,11 @@
 """Jobs that share a cache, each in a process of its own; HF_ENDPOINT and HF_HOME are set by the caller.
 
-    python -m tests.unit.trainer.cache_worker prepare|prepare-hub|fetch JOBS CACHE FOLDER LONGEST_WAIT
+    python -m tests.unit.trainer.cache_worker [MODULE …]
 
-prepare: the whole phase, with data from a file or from the hub. fetch: a configuration and the weights alone. Each job leaves
-FOLDER/<number>.json: its exit code and message, its warnings, and the activities that it showed. Processes are forked after the
-libraries were loaded, so that they begin together.
+The modules are loaded first. Each line of the standard input is a JSON list, [mode, jobs, cache, folder, longest wait in seconds]; the answer is a line with the
+largest exit code of these jobs. Mode prepare: the whole phase, with data from a file or from the hub. fetch: a configuration and the weights alone. Each job leaves
+<folder>/<number>.json: its exit code and message, its warnings, and the activities that it showed. Jobs are forked after the
+libraries were loaded, so that they begin together, and at once.
 """
 
 import importlib
@@ -26,8 +27,6 @@ from dpo_trainer.sources.resolve import HubSource
 MODEL = "org/tiny"
 DATASET = "org/pairs"
 FILES = ("config.json", "model.safetensors")
-# The tokenizer of a Llama brings its model and torch with it, which takes a process six seconds of a core.
-LOADED_BY_PREPARE = ("dpo_trainer.prepare.phase", "datasets", "transformers.models.llama.modeling_llama")
 
 
 class Warnings(logging.Handler):
@@ -69,17 +68,14 @@ def work(mode: str, number: int, cache: Path, folder: Path) -> None:
     (folder / f"{number}.json").write_text(json.dumps(result))
 
 
-def main(mode: str, jobs: int, cache: Path, folder: Path, longest_wait: float) -> int:
-    for module in ("huggingface_hub.hf_api", *(() if mode == "fetch" else LOADED_BY_PREPARE)):
-        importlib.import_module(module)
-    retrying.FIRST_WAIT_SECONDS = 0.01
-    shared_cache.LONGEST_WAIT_SECONDS = longest_wait
+def run(mode: str, jobs: int, cache: str, folder: str, longest_wait: float) -> int:
     children = []
     for number in range(jobs):
         child = os.fork()
         if child == 0:
             try:
-                work(mode, number, cache, folder)
+                shared_cache.LONGEST_WAIT_SECONDS = longest_wait
+                work(mode, number, Path(cache), Path(folder))
             except BaseException:
                 sys.excepthook(*sys.exc_info())
                 os._exit(1)
@@ -88,5 +84,13 @@ def main(mode: str, jobs: int, cache: Path, folder: Path, longest_wait: float) -
     return max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children)
 
 
+def main(modules: list[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
+    retrying.FIRST_WAIT_SECONDS = 0.01
+    for line in sys.stdin:
+        print(run(*json.loads(line)), flush=True)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), float(sys.argv[5])))
+    main(sys.argv[1:])

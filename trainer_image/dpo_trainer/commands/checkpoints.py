@@ -43,13 +43,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     exported = commands.add_parser("export-checkpoint", help="export one checkpoint as safetensors")
     exported.add_argument("checkpoint", type=Path, help="its folder, such as runs/job/checkpoints/step-00000050")
     exported.add_argument("--to", type=Path, help="folder to make (default: export-step-… in the work folder)")
-    exported.add_argument("--merge", action="store_true", help="also merge the adapter into the model")
+    exported.add_argument(
+        "--merge",
+        action=argparse.BooleanOptionalAction,
+        help="also merge the adapter into the model (default: as the job's export.merge)",
+    )
     exported.add_argument("--work-dir", type=Path, help="the run's work folder (default: the one it is in)")
     exported.add_argument("--job-file", type=Path, help="the DPOJob as JSON (default: job.json in the work folder)")
     return parser.parse_args(argv)
 
 
-def _export(folder: Path, work_dir: Path | None, job_file: Path | None, to: Path | None, *, merge: bool) -> None:
+def _export(folder: Path, work_dir: Path | None, job_file: Path | None, to: Path | None, *, merge: bool | None) -> None:
     """Export one checkpoint. Raises TrainerError, OSError or pydantic's ValidationError."""
     from dpo_operator.api.training import AdapterType
     from dpo_trainer.export import phase as export
@@ -63,11 +67,11 @@ def _export(folder: Path, work_dir: Path | None, job_file: Path | None, to: Path
         )
     work = WorkDir((work_dir or folder.parents[1]).absolute())
     job = read_job(job_file or work.root / "job.json")
-    if merge:
-        if job.spec.adapter.type is AdapterType.NONE:
+    if merge is not None:
+        if merge and job.spec.adapter.type is AdapterType.NONE:
             raise invalid_configuration("--merge: this run trained all weights, so there is no adapter to merge")
         job = job.model_copy(
-            update={"spec": job.spec.model_copy(update={"export": job.spec.export.model_copy(update={"merge": True})})}
+            update={"spec": job.spec.model_copy(update={"export": job.spec.export.model_copy(update={"merge": merge})})}
         )
     target = (to or work.root / f"export-{folder.name}").absolute()
     export.export_one(job, work, folder, target, progress=lambda line: print(line, file=sys.stderr, flush=True))

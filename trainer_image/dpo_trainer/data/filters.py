@@ -76,10 +76,11 @@ class RowFilters:
         value = lookup(row, column)
         if not self._note("minConfidence", value is not None):
             return self._lacking("minConfidence", f"no value in column {column}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        share = number(value)
+        if share is None or not 0 <= share <= 1:
             return Rejection(Reason.BAD_CONFIDENCE, f"{column}: expected a number from 0 to 1")
-        if value < least:
-            return Rejection(Reason.LOW_CONFIDENCE, f"{column}: {value:g} is below filters.minConfidence {least:g}")
+        if share < least:
+            return Rejection(Reason.LOW_CONFIDENCE, f"{column}: {share:g} is below filters.minConfidence {least:g}")
         return None
 
     def _score_gap(self, pair: Pair) -> Rejection | None:

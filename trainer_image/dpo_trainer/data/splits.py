@@ -12,7 +12,7 @@ from dpo_operator.api.method import MethodName
 from dpo_trainer.data import filters
 from dpo_trainer.data.boundaries import is_unseparated, repeats_prompt
 from dpo_trainer.data.dataset import PairDataset, TokenPair
-from dpo_trainer.data.formats import Format, Pair, Rejection, detect, normalize
+from dpo_trainer.data.formats import Format, Pair, Rejection, detect, read_rows
 from dpo_trainer.data.formats.pairs import Reason
 from dpo_trainer.data.formats.values import lookup
 from dpo_trainer.data.rows import Rows
@@ -180,11 +180,15 @@ def _format(name: str, head: list[Any], spec: Dataset, columns: tuple[str, ...])
         f"{name}: the rows of {spec.source} fit no format. Expected text or messages in columns {wanted.chosen} and {wanted.rejected}, with "
         f"{wanted.prompt or 'prompt'} (or instruction) beside them unless they are whole conversations; or a list in "
         f"{wanted.responses} with {wanted.scores}; or {wanted.answer_a} and {wanted.answer_b} with {wanted.votes}, or with "
-        f"{wanted.signed_preference or f'{wanted.score_a} and {wanted.score_b}'}; or {wanted.completion} with {wanted.label}; found {_described(head, columns)}. Set columns, or format"
+        f"{wanted.signed_preference or f'{wanted.score_a} and {wanted.score_b}'}; or {wanted.completion} with {wanted.label}, or with a number in {wanted.scores}; found {_described(head, columns)}. Set columns, or format"
     )
 
 
 def _check_format(name: str, row_format: Format, spec: Dataset, method: MethodName, head: list[Any]) -> None:
+    if spec.columns.annotators and "votes" in spec.columns.mapped:
+        raise invalid_configuration(
+            f"{name}: columns.votes and columns.annotators both name the votes; leave one of them out"
+        )
     if row_format == "unpaired" and method is not MethodName.KTO:
         raise invalid_configuration(
             f"{name}: the data are unpaired (column {spec.columns.completion} with {spec.columns.label}), and method.name is "
@@ -223,9 +227,8 @@ def _listed(columns: Iterable[str]) -> str:
 def _pairs(
     rows: Iterator[Any], row_format: Format, spec: Dataset, chain: filters.RowFilters, most: int, tally: _Tally
 ) -> Iterator[tuple[int, Pair]]:
-    for number, row in enumerate(rows):
-        tally.rows = number + 1
-        found = row if isinstance(row, Rejection) else chain.before(row) or normalize(row, row_format, spec.columns)
+    wanted = _wanted(rows, chain, tally)
+    for number, row, found in read_rows(wanted, row_format, spec.columns):
         if not isinstance(found, Rejection):
             found = chain.after(row, found) or _too_big(found, most) or found
         if isinstance(found, Rejection):
@@ -234,6 +237,17 @@ def _pairs(
             tally.unseparated += is_unseparated(found)
             tally.prompt_repeated += repeats_prompt(found)
             yield number, found
+
+
+def _wanted(rows: Iterator[Any], chain: filters.RowFilters, tally: _Tally) -> Iterator[tuple[int, Any]]:
+    """Number and row of those that can be decoded and meet the conditions."""
+    for number, row in enumerate(rows):
+        tally.rows = number + 1
+        rejection = row if isinstance(row, Rejection) else chain.before(row)
+        if rejection is None:
+            yield number, row
+        else:
+            tally.drop(number, rejection)
 
 
 def _too_big(pair: Pair, most: int) -> Rejection | None:

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.full import FullCheckpoint
-from dpo_trainer.model.load import add_lora
+from dpo_trainer.model.load import add_lora, bare_model
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.libraries import import_peft
 
@@ -68,7 +67,10 @@ def _peft_name(name: str) -> str:
 
 
 def write_merged(base: Path, folder: Path) -> torch.dtype:
-    """Merge the adapter in folder into the model; writes folder/merged in the base's own dtype and returns that dtype."""
+    """Merge the adapter in folder into the model; writes folder/merged in the base's own dtype and returns that dtype.
+
+    Raises TrainerError BAD_EXPORT when that changes no weight, and what PEFT raises for layers that it can't merge.
+    """
     peft = import_peft()
     from transformers import AutoModelForCausalLM
 
@@ -80,14 +82,16 @@ def write_merged(base: Path, folder: Path) -> torch.dtype:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # merge_and_unload warns that each layer is merged already
         for layer in [module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]:
-            before = layer.get_base_layer().weight.detach().clone()
+            # Adapters on experts say which weight of their module is theirs.
+            base_layer, name = layer.get_base_layer(), getattr(layer, "parameter_name", "weight")
+            before = getattr(base_layer, name).detach().clone()
             layer.merge(safe_merge=True)
-            changed |= not torch.equal(before, layer.get_base_layer().weight)
+            changed |= not torch.equal(before, getattr(base_layer, name))
         merged = model.merge_and_unload()
     if not changed:
         raise bad_export(
             f"merging the adapter changes no weight, because {str(dtype).removeprefix('torch.')} is too coarse for so small an "
-            "update; set spec.export.merge to false and use the adapter, or train longer"
+            "update; train longer, or use the adapter"
         )
     merged.save_pretrained(folder / MERGED, max_shard_size=_SHARD_SIZE)
     copy_small_files(base, folder / MERGED, adapter=False)
@@ -96,11 +100,7 @@ def write_merged(base: Path, folder: Path) -> torch.dtype:
 
 def _peft_config(job: DPOJob, base: Path) -> dict[str, Any]:
     """adapter_config.json, from the same code that made the adapters, on a model without weights."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        bare: nn.Module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base, local_files_only=True))
-        wrapped: Any = add_lora(bare, job.spec.adapter, seed=job.spec.training.seed)
+    wrapped: Any = add_lora(bare_model(base), job.spec.adapter, seed=job.spec.training.seed)
     config: dict[str, Any] = wrapped.peft_config["default"].to_dict()
     config.update(base_model_name_or_path=job.spec.model.name, revision=job.spec.model.revision, inference_mode=True)
     return {key: _plain(value) for key, value in config.items()}

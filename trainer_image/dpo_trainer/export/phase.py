@@ -7,11 +7,13 @@ One process on the CPU, without DeepSpeed. The folder appears when it is complet
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.checkpoint.full import FullCheckpoint, open_best, open_newest, require_any
@@ -24,8 +26,9 @@ from dpo_trainer.export.files import MERGED, copy_small_files, write_adapter, wr
 from dpo_trainer.export.model_card import ExportedFolder, model_card
 from dpo_trainer.prepare.record import known_digests
 from dpo_trainer.pretrained.digest import model_digest
-from dpo_trainer.runtime.errors import input_not_found, invalid_configuration, volume_error
+from dpo_trainer.runtime.errors import TrainerError, input_not_found, invalid_configuration, volume_error
 from dpo_trainer.runtime.files import remove, sha256, sync_folder
+from dpo_trainer.runtime.termination import classify
 from dpo_trainer.runtime.versions import own_version
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.selection import METRICS
@@ -91,30 +94,71 @@ def _export(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, why: str, ta
     progress("loading what was written")
     model = load_exported(work.model, temporary, precision)
     check_weights(model, checkpoint, stored, precision)
-    merge = adapter and spec.export.merge
-    exported = ExportedFolder(why, whole=not adapter, merged=merge)
+    exported = ExportedFolder(why, whole=not adapter, merged=False)
     probe = checkpoint.state.probe
     if probe is not None:
         progress("comparing its log-probs with the trained policy's")
         worst = check_probe(model, work, probe, set(stored.values()))
         exported = replace(exported, difference=worst, pairs=len(probe.pairs))
-    parts = {"": exported}
-    if merge:
-        progress("merging the adapter into the model")
-        # Checkpoints without an evaluation have no probe. The adapter's log-probs are used instead: its weights are the checkpoint's.
-        against = probe or make_probe(model, work, precision)
-        dtype = write_merged(work.model, temporary)
-        merged = load_exported(work.model, temporary / MERGED, precision)
-        worst = check_probe(merged, work, against, {dtype})
-        parts[MERGED] = replace(
-            exported, whole=True, difference=worst, pairs=len(against.pairs), engine=probe is not None
-        )
+    _finish(job, work, checkpoint, temporary, target, {"": exported})
+    if adapter and spec.export.merge:
+        # Only now: the adapter is on the volume whatever becomes of the merge.
+        try:
+            _add_merged(job, work, checkpoint, exported, target, progress)
+        except Exception as error:
+            remove(temporary)
+            raise _merge_failed(error, checkpoint, target) from error
+    progress(f"exported to {target}")
 
+
+def _add_merged(
+    job: DPOJob,
+    work: WorkDir,
+    checkpoint: FullCheckpoint,
+    adapter: ExportedFolder,
+    target: Path,
+    progress: Progress,
+) -> None:
+    """Replace an export of an adapter by one that also has the model with the adapter merged into it."""
+    progress("merging the adapter into the model")
+    precision, probe = job.spec.training.precision, checkpoint.state.probe
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.copytree(target, temporary)
+    # Checkpoints without an evaluation have no probe. The adapter's log-probs are used instead: its weights are the checkpoint's.
+    against = probe or make_probe(load_exported(work.model, target, precision), work, precision)
+    dtype = write_merged(work.model, temporary)
+    merged = load_exported(work.model, temporary / MERGED, precision)
+    worst = check_probe(merged, work, against, {dtype})
+    parts = {"": replace(adapter, merged=True)}
+    parts[MERGED] = replace(parts[""], whole=True, difference=worst, pairs=len(against.pairs), engine=probe is not None)
+    _finish(job, work, checkpoint, temporary, target, parts)
+
+
+def _merge_failed(error: Exception, checkpoint: FullCheckpoint, target: Path) -> TrainerError:
+    """What failed, what there is, and what to do. An error of no known kind is the merge's own."""
+    code, message = classify(error)
+    if code == ExitCode.INTERNAL_ERROR and not isinstance(error, MemoryError):
+        code = ExitCode.BAD_EXPORT
+    return TrainerError(
+        code,
+        f"The adapter is exported to {target}, verified and ready to use, but it could not be merged into the model: {message} Set "
+        f"spec.export.merge to false, or, for this run, use the adapter as it is; `dpo export {checkpoint.folder} --no-merge` writes it again.",
+    )
+
+
+def _finish(
+    job: DPOJob,
+    work: WorkDir,
+    checkpoint: FullCheckpoint,
+    temporary: Path,
+    target: Path,
+    parts: dict[str, ExportedFolder],
+) -> None:
+    """Write cards and provenance, and move the folder into place. parts: by relative folder."""
     for folder, part in parts.items():
         (temporary / folder / "README.md").write_text(model_card(job, work, checkpoint, part), encoding="utf-8")
-    _write_provenance(temporary, job, checkpoint, why, parts)
+    _write_provenance(temporary, job, checkpoint, parts)
     _replace(temporary, target)
-    progress(f"exported to {target}")
 
 
 def _choose(spec: DPOJobSpec, root: Path, owner: Owner, progress: Progress) -> tuple[FullCheckpoint, str]:
@@ -162,6 +206,8 @@ def _is_done(folder: Path, job: DPOJob, checkpoint: FullCheckpoint) -> bool:
         return (
             document["checkpoint"]["digest"] == checkpoint.ref.digest
             and document["spec"]["export"] == _plain_spec(job)["export"]
+            # An export whose merge failed has the adapter alone.
+            and (MERGED in document) == job.spec.export.merge
             and all(sha256(folder / name) == digest for name, digest in document["files"].items())
         )
     except (OSError, ValueError, KeyError, TypeError):
@@ -172,19 +218,19 @@ def _plain_spec(job: DPOJob) -> dict[str, Any]:
     return job.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def _write_provenance(
-    folder: Path, job: DPOJob, checkpoint: FullCheckpoint, why: str, parts: dict[str, ExportedFolder]
-) -> None:
+def _write_provenance(folder: Path, job: DPOJob, checkpoint: FullCheckpoint, parts: dict[str, ExportedFolder]) -> None:
     """Write the provenance: checkpoint, settings, and the digest of every file. parts: by relative folder."""
     probe = checkpoint.state.probe.model_dump(mode="json") if checkpoint.state.probe else {}
     document = {
         "job": job.metadata.name,
         "spec": _plain_spec(job),
-        "checkpoint": {**checkpoint.ref.model_dump(), "chosen_as": why},
+        "checkpoint": {**checkpoint.ref.model_dump(), "chosen_as": parts[""].why},
         "identity": checkpoint.manifest.identity,
         "probe": {**probe, "largest_difference_nats": parts[""].difference},
         "versions": {**checkpoint.manifest.versions, "dpo-operator": own_version()},
-        "files": {path.relative_to(folder).as_posix(): sha256(path) for path in _files(folder)},
+        "files": {
+            path.relative_to(folder).as_posix(): sha256(path) for path in _files(folder) if path.name != PROVENANCE
+        },
     }
     if MERGED in parts:
         document["merged"] = {"largest_difference_nats": parts[MERGED].difference}

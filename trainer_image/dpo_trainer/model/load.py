@@ -9,6 +9,7 @@ from torch import nn
 
 from dpo_operator.api.training import Adapter, AdapterType
 from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer.model.targets import resolve
 from dpo_trainer.runtime.errors import input_not_found, invalid_configuration
 from dpo_trainer.runtime.libraries import import_peft
 
@@ -65,6 +66,15 @@ def load_model(spec: DPOJobSpec, folder: Path, *, seed: int, zero3: Callable[[in
     return model
 
 
+def bare_model(folder: Path) -> Any:
+    """The Hugging Face model of a folder without memory for its weights, which are not read. Raises what transformers raises."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
 def turn_off_dropout(config: Any) -> None:
     """Set every dropout probability of a model configuration to 0, whatever its models call it."""
     for part in {id(c): c for c in (config, config.get_text_config())}.values():
@@ -101,26 +111,16 @@ def add_lora(model: nn.Module, adapter: Adapter, *, seed: int) -> nn.Module:
 
     With dora each also has a magnitude for every output (2402.09353), at first the norm of the model's own weights; with
     rslora its scale is alpha/sqrt(rank) (2312.03732).
-    Returns the PEFT model. Raises TrainerError when a target names no module.
+    Returns the PEFT model. Raises TrainerError, see targets.resolve.
     """
     peft = import_peft()
-
-    targets: str | list[str] = adapter.target_modules
-    if "all-linear" in adapter.target_modules:
-        targets = "all-linear"
-    else:
-        names = [name for name, _ in model.named_modules()]
-        for target in adapter.target_modules:
-            if not any(name == target or name.endswith(f".{target}") for name in names):
-                raise invalid_configuration(
-                    f"spec.adapter.targetModules: the model has no module {target}; it has {', '.join(_weight_modules(model))}, "
-                    "or use all-linear"
-                )
+    targets = resolve(model, adapter)
     config = peft.LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,
-        target_modules=targets,
+        target_modules=list(targets.modules),
+        target_parameters=list(targets.parameters) or None,
         use_dora=adapter.dora,
         use_rslora=adapter.rslora,
         task_type="CAUSAL_LM",
@@ -130,14 +130,3 @@ def add_lora(model: nn.Module, adapter: Adapter, *, seed: int) -> nn.Module:
         # Adapters in the model's dtype: DeepSpeed's flat buffers hold one dtype, and keeps fp32 master weights anyway.
         adapted: nn.Module = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
         return adapted
-
-
-def _weight_modules(model: nn.Module) -> list[str]:
-    """Last parts of the names of modules with a weight matrix, each once."""
-    output = causal_lm_of(model).get_output_embeddings()
-    found = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if hasattr(module, "weight") and not isinstance(module, nn.Embedding) and module is not output
-    }
-    return sorted(name for name in found if "norm" not in name and not name.startswith("ln_"))

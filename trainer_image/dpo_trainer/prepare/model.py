@@ -16,7 +16,8 @@ from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.data.tokens.tokenization import PairTokenizer, load_tokenizer
 from dpo_trainer.data.tokens.truncation import Limits
 from dpo_trainer.prepare.inputs import Inputs, kind
-from dpo_trainer.prepare.record import ModelRecord
+from dpo_trainer.prepare.originals import originals, times
+from dpo_trainer.prepare.record import ModelRecord, Original
 from dpo_trainer.pretrained import checks, files
 from dpo_trainer.pretrained.sizes import check_sizes
 from dpo_trainer.runtime.errors import invalid_configuration
@@ -32,7 +33,8 @@ _TEMPLATE = "chat_template.jinja"
 class StagedModel:
     """A model of which all files but the weights are in a folder.
 
-    small, weights: names of files. config: the content of config.json.
+    small, weights: names of files. config: the content of config.json. originals: of the small files.
+    modified: when the weights were changed last, see originals.times.
     """
 
     listing: files.ModelListing
@@ -40,6 +42,8 @@ class StagedModel:
     small: tuple[str, ...]
     weights: tuple[str, ...]
     config: dict[str, Any]
+    originals: dict[str, Original]
+    modified: dict[str, int]
 
     @property
     def label(self) -> str:
@@ -54,13 +58,15 @@ def fetch_config(spec: Model, folder: Path, inputs: Inputs) -> StagedModel:
     source = resolve(spec.name, spec.revision, claims=inputs.claims, elsewhere=elsewhere)
     listing = files.listing(source, inputs.token)
     small = files.small_files(listing.sizes, listing.label)
+    known = originals(listing.source, small)
+    modified = times(listing.source, [name for name in listing.sizes if name.endswith(".safetensors")])
     files.fetch(listing, small, folder, inputs.token, inputs.cache, lambda text, _: inputs.progress(text, 0.02))
     weights = files.weight_files(folder, listing.sizes, listing.label)
     config = checks.check_config(folder, listing.label)
     if spec.chat_template is not None:
         (folder / _TEMPLATE).write_text(spec.chat_template, encoding="utf-8")
         small = [*(name for name in small if name != _TEMPLATE), _TEMPLATE]
-    return StagedModel(listing, folder, tuple(small), tuple(weights), config)
+    return StagedModel(listing, folder, tuple(small), tuple(weights), config, known, modified)
 
 
 def load_pair_tokenizer(model: StagedModel, chat_template: str | None, data: Data) -> tuple[PairTokenizer, str | None]:
@@ -116,6 +122,15 @@ def fetch_weights(model: StagedModel, source: str, inputs: Inputs) -> ModelRecor
         weights={name: digests[name] for name in model.weights},
         files={name: digests[name] for name in model.small},
     )
+
+
+def originals_of(model: StagedModel, record: ModelRecord) -> dict[str, Original]:
+    """What is recorded of the files that the model was read from."""
+    weights = {name: digest for name, digest in record.weights.items() if name in model.modified}
+    return model.originals | {
+        name: Original(size=model.listing.sizes[name], modified=model.modified[name], sha256=digest)
+        for name, digest in weights.items()
+    }
 
 
 def commit_model(staging: Path, target: Path, names: Collection[str]) -> None:

@@ -16,7 +16,8 @@ from dpo_trainer.data.report.build import SourceReport
 from dpo_trainer.data.splits import Reading, Split, check_filters, read_split
 from dpo_trainer.data.tokens.tokenization import PairTokenizer
 from dpo_trainer.prepare.inputs import Inputs, kind
-from dpo_trainer.prepare.record import InputRecord
+from dpo_trainer.prepare.originals import originals
+from dpo_trainer.prepare.record import InputRecord, Original
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.sources import resolve
 from dpo_trainer.sources.kinds import HubSource
@@ -26,11 +27,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Pairs:
-    """Tokenized pairs: those of each source, those to train and evaluate on, and the records of the sources."""
+    """Tokenized pairs: those of each source, those to train and evaluate on, and the records of the sources and of their files."""
 
     splits: dict[str, Split]
     mixed: mixture.Mixed
     records: dict[str, InputRecord]
+    originals: dict[str, dict[str, Original]]
 
     def datasets(self) -> dict[str, PairDataset]:
         """Pairs to train on and, if there are any, to evaluate on."""
@@ -50,13 +52,14 @@ def read_data(spec: DPOJobSpec, work: WorkDir, tokenizer: PairTokenizer, inputs:
     wanted = training | ({"eval": data.eval} if data.eval is not None else {})
     splits: dict[str, Split] = {}
     records: dict[str, InputRecord] = {}
+    known: dict[str, dict[str, Original]] = {}
     work.dropped_rows.parent.mkdir(parents=True, exist_ok=True)
     with work.dropped_rows.open("w", encoding="utf-8") as dropped:
         reading = Reading(data, spec.method.name, tokenizer, dropped)
         for number, (name, dataset) in enumerate(wanted.items()):
             report = partial(_report_share, inputs, name, 0.05 + 0.45 * number / len(wanted), 0.45 / len(wanted))
             report(0.0)
-            found, facts = _rows(dataset, data, download_folder(work), inputs, report)
+            found, facts, known[name] = _rows(dataset, data, download_folder(work), inputs, report)
             split = read_split(name, found, dataset, reading)
             log.info("%s: %d of %d rows kept (%s)", name, len(split.dataset), split.rows, split.format)
             splits[name] = split
@@ -67,7 +70,7 @@ def read_data(spec: DPOJobSpec, work: WorkDir, tokenizer: PairTokenizer, inputs:
     mixed = mixture.mix(data, spec.training.seed, {name: split.dataset for name, split in splits.items()})
     for name, count in mixed.used.items():
         records[name] = records[name].model_copy(update={"used": count, "held_out": mixed.held_out[name]})
-    return Pairs(splits, mixed, records)
+    return Pairs(splits, mixed, records, known)
 
 
 def _report_share(inputs: Inputs, name: str, start: float, width: float, share: float, text: str | None = None) -> None:
@@ -77,19 +80,20 @@ def _report_share(inputs: Inputs, name: str, start: float, width: float, share: 
 
 def _rows(
     spec: Dataset, data: Data, cache: Path, inputs: Inputs, report: Callable[..., None]
-) -> tuple[rows.Rows, dict[str, Any]]:
-    """Rows of a source, and fields of its InputRecord: which files or which commit they come from."""
+) -> tuple[rows.Rows, dict[str, Any], dict[str, Original]]:
+    """Rows of a source, fields of its InputRecord (which files or which commit they come from), and its files as they are now."""
     elsewhere = inputs.elsewhere(cache / "objects", lambda text: report(0.0, text))
     source = resolve(spec.source, spec.revision, claims=inputs.claims, elsewhere=elsewhere)
     if not isinstance(source, HubSource):
-        files = {name: source.sizes[name] for name in rows.data_files(source)}
-        return rows.FileRows(source, report), {"kind": kind(source), "files": files}
+        files = {name: source.sizes[name] for name in rows.data_files(source, spec.split)}
+        known = originals(source, files)
+        return rows.FileRows(source, report, spec.split), {"kind": kind(source), "files": files}, known
     conditions = {condition.column for condition in data.filters.where}
     fetch = None
     if inputs.cache is not None:
         fetch = partial(inputs.cache.fetch, token=inputs.token, waiting=lambda text: report(0.0, text))
     table = hub_rows.dataset(source, spec, conditions, cache, inputs.token, fetch)
-    return table, {"kind": kind(source), "split": spec.split, "config": spec.config, "commit": table.commit}
+    return table, {"kind": kind(source), "split": spec.split, "config": spec.config, "commit": table.commit}, {}
 
 
 def _record(dataset: Dataset, split: Split, facts: dict[str, Any]) -> InputRecord:

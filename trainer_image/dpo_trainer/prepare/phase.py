@@ -6,6 +6,7 @@ weights. prepared.json is written last; with it, a second run returns at once.
 """
 
 import hashlib
+import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -28,7 +29,9 @@ from dpo_trainer.prepare.model import (
     fetch_weights,
     load_pair_tokenizer,
     model_shape,
+    originals_of,
 )
+from dpo_trainer.prepare.originals import MODEL, edited
 from dpo_trainer.prepare.pairs import Pairs, download_folder, read_data, report_sources
 from dpo_trainer.pretrained.files import TOKENIZER_FILES
 from dpo_trainer.runtime import volume_errors
@@ -36,6 +39,8 @@ from dpo_trainer.runtime.errors import TrainerError, invalid_configuration, volu
 from dpo_trainer.runtime.volume_errors import Kind
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.sources import retrying
+
+log = logging.getLogger(__name__)
 
 _VOLUME = frozenset({Kind.FULL, Kind.QUOTA, Kind.FILE_TOO_LARGE, Kind.READ_ONLY, Kind.FAILING})
 
@@ -51,6 +56,10 @@ def run(job: DPOJob, work: WorkDir, inputs: Inputs) -> DatasetReport:
         key = record.spec_hash(job.spec)
         inputs.progress("looking for earlier work", 0.0)
         report = record.finished(work, key)
+        if report is not None and (what := edited(job.spec, record.Prepared.read(work), inputs)) is not None:
+            record.refuse_edited(work, what)
+            log.warning("%s when it was prepared; preparing again", what)
+            report = None
         if report is None:
             record.refuse_other_run(work, key)
             report = _prepare(job.spec, work, key, inputs)
@@ -85,6 +94,7 @@ def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> Datas
         ),
         inputs=pairs.records,
         data=_split_records(pairs, description),
+        originals={**pairs.originals, MODEL: originals_of(model, weights)},
     ).write(work)
     shutil.rmtree(download_folder(work), ignore_errors=True)
     return report

@@ -33,6 +33,17 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class Original(Part):
+    """A file that prepare read. size: bytes. modified: nanoseconds since 1970. sha256: hex."""
+
+    size: int
+    modified: int
+    sha256: str
+
+
+Originals = dict[Annotated[str, SkipValidation], Original]
+
+
 class ModelRecord(Part):
     """The prepared model. weights, files: SHA-256 of each file, hex; files are all but the weights.
 
@@ -107,7 +118,8 @@ class SplitRecords(Part):
 class Prepared(Part):
     """The content of prepared.json.
 
-    inputs: by the names of mixture.sources, and "eval".
+    inputs: by the names of mixture.sources, and "eval". originals: files of this machine and of claims that were read, by the same
+        names, and "model"; empty where an earlier version prepared.
     """
 
     version: Literal[2] = VERSION
@@ -117,6 +129,13 @@ class Prepared(Part):
     tokenizer: TokenizerRecord
     inputs: dict[str, InputRecord]
     data: SplitRecords
+    originals: dict[str, Originals] = {}
+
+    @model_serializer(mode="wrap")
+    def _as_earlier(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A record of an earlier version stays as it is."""
+        document: dict[str, Any] = handler(self)
+        return {key: value for key, value in document.items() if key != "originals" or value}
 
     @classmethod
     def read(cls, work: WorkDir) -> "Prepared":
@@ -199,6 +218,15 @@ def refuse_other_run(work: WorkDir, key: str) -> None:
     if other:
         raise invalid_configuration(
             f"{work.root} holds checkpoints of a run with another model or other data; use another folder, or delete this one"
+        )
+
+
+def refuse_edited(work: WorkDir, what: str) -> None:
+    """Raise INVALID_CONFIGURATION when the folder has checkpoints of a run on inputs that were edited. what: which, and how."""
+    if work.checkpoints.is_dir() and any(work.checkpoints.iterdir()):
+        raise invalid_configuration(
+            f"{what} when it was prepared, and {work.root} holds checkpoints of a run on that; put the file back, or start over in "
+            "another folder (dpo run --fresh)"
         )
 
 

@@ -31,7 +31,7 @@ _HUB_URL = re.compile(
 )
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 _CLAIM = re.compile(SUBDOMAIN)
-_FILE_SUFFIXES = (".jsonl", ".json", ".parquet", ".gz")
+_FILE_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".zst")
 
 
 def resolve(source: str, revision: str | None = None, *, claims: Path, elsewhere: Elsewhere | None = None) -> Source:

@@ -4,12 +4,16 @@ import gzip
 import json
 from pathlib import Path
 
+import datasets
 import pyarrow as arrow
+import pyarrow.feather
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.data import rows
+from dpo_trainer.data.decoding import lines, packed, tables
 from dpo_trainer.data.formats import Rejection
 from dpo_trainer.data.formats.pairs import Reason
 from dpo_trainer.runtime.errors import TrainerError
@@ -101,7 +105,7 @@ def test_an_object_over_several_lines_is_named_with_its_keys(tmp_path):
 
 
 def test_a_too_long_line_is_skipped_without_keeping_it_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "LONGEST_LINE", 100)
+    monkeypatch.setattr(lines, "LONGEST_LINE", 100)
     first, big, last = read_bytes(tmp_path, "a.jsonl", b'{"a": 1}\n{"a": "' + b"x" * 1000 + b'"}\n{"a": 3}')
     assert (first, last) == ({"a": 1}, {"a": 3})
     assert (big.reason, big.detail) == (Reason.ROW_TOO_BIG, "a line of 1010 bytes; rows of up to 100 are read")
@@ -121,6 +125,135 @@ def test_a_row_number_maps_to_file_and_line(tmp_path):
 def test_gzip(tmp_path):
     assert read_bytes(tmp_path, "a.jsonl.gz", gzip.compress(b'{"a": 1}\n')) == [{"a": 1}]
     assert read_bytes(tmp_path, "a.json.gz", gzip.compress(b'[{"a": 1}]')) == [{"a": 1}]
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "a.jsonlines", "a.jsonl"])
+def test_json_lines_have_several_names(tmp_path, name):
+    assert read_bytes(tmp_path, name, b'{"a": 1}\n{"a": 2}\n') == [{"a": 1}, {"a": 2}]
+
+
+def zst(data: bytes) -> bytes:
+    return arrow.compress(data, codec="zstd", asbytes=True)
+
+
+def test_zstd(tmp_path):
+    assert read_bytes(tmp_path, "a.jsonl.zst", zst(b'{"a": 1}\n') + zst(b'{"a": 2}\n')) == [{"a": 1}, {"a": 2}]
+    assert read_bytes(tmp_path, "a.json.zst", zst(b'[{"a": 1}]')) == [{"a": 1}]
+    assert read_bytes(tmp_path, "a.csv.zst", zst(b"a,b\n1,2\n")) == [{"a": "1", "b": "2"}]
+
+
+@pytest.mark.parametrize("data", [b"no zstd", zst(b"".join(b'{"a": %d}\n' % n for n in range(999)))[:-20]])
+def test_damaged_zstd(tmp_path, data):
+    with pytest.raises(TrainerError, match=r"a\.jsonl\.zst: the zstd file is damaged or cut short") as failure:
+        read_bytes(tmp_path, "a.jsonl.zst", data)
+    assert failure.value.exit_code == ExitCode.BAD_DATASET
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_objects_over_several_lines(tmp_path, name):
+    objects = [{"a": 1, "b": [{"c": "}\n{"}]}, {"a": 2}]
+    content = "\n".join(json.dumps(item, indent=2) for item in objects)
+    assert read_bytes(tmp_path, name, content.encode()) == objects
+    found = opened(tmp_path / name)
+    assert len(list(found)) == 2
+    assert [found.where(row)[-2:] for row in range(2)] == [" 1", " 9"]
+    first, bad, last = read_bytes(tmp_path, name, b'{\n"a": 1\n}\n{\n"a": oops\n}\n{\n"a": 3\n}\n')
+    assert (first, bad.reason, last) == ({"a": 1}, Reason.MALFORMED_JSON, {"a": 3})
+
+
+def test_a_list_of_rows_over_several_lines_may_be_named_jsonl(tmp_path):
+    assert read_bytes(tmp_path, "a.jsonl", json.dumps([{"a": 1}, {"a": 2}], indent=1).encode()) == [{"a": 1}, {"a": 2}]
+
+
+def test_json_lines_whose_first_line_is_cut_short_keep_the_others(tmp_path):
+    bad, good = read_bytes(tmp_path, "a.jsonl", b'{"a":\n{"a": 2}\n')
+    assert (bad.reason, good) == (Reason.MALFORMED_JSON, {"a": 2})
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_of_an_object_of_splits_one_is_read(tmp_path, indent):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"train": [{"a": 1}, {"a": 2}], "test": [{"a": 3}]}, indent=indent))
+    source = resolve(str(path), claims=tmp_path)
+    assert list(rows.FileRows(source)) == [{"a": 1}, {"a": 2}]
+    assert list(rows.FileRows(source, split="test")) == [{"a": 3}]
+    with pytest.raises(
+        TrainerError, match=r"a\.json: an object of the splits train, test, and no split dev; set split"
+    ):
+        list(rows.FileRows(source, split="dev"))
+
+
+def test_a_row_of_conversations_is_no_object_of_splits(tmp_path):
+    row = {"test": [{"role": "user", "content": "Hi"}], "chosen": "a", "rejected": "b"}
+    assert read_bytes(tmp_path, "a.json", json.dumps(row).encode()) == [row]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.csv", 'a,b\r\n1,"x, ""y""\nz"\r\n\r\n,2\r\n', [{"a": "1", "b": 'x, "y"\nz'}, {"a": None, "b": "2"}]),
+        ("a.csv", "\ufeffa;b\n1,5;2\n", [{"a": "1,5", "b": "2"}]),
+        ("a.tsv", "a\tb\n1,5\t2", [{"a": "1,5", "b": "2"}]),
+        ("a.csv", "a\n1\n", [{"a": "1"}]),
+        ("a.csv", "", []),
+        ("a.csv", "a,b\n", []),
+    ],
+)
+def test_separated_values(tmp_path, name, content, expected):
+    assert read_bytes(tmp_path, name, content.encode()) == expected
+
+
+def test_separated_values_that_are_damaged(tmp_path):
+    found = read_bytes(tmp_path, "a.csv", b'a,b\n1,2,3\n"x"y,2\ncaf\xe9,2\n1,2\n1,"never ends\n3,4\n')
+    assert [row if isinstance(row, dict) else row.reason for row in found] == [
+        Reason.MALFORMED_CSV, Reason.MALFORMED_CSV, Reason.NOT_UTF8, {"a": "1", "b": "2"}, Reason.MALFORMED_CSV,
+    ]  # fmt: skip
+    for content, words in (
+        (b"a,a\n1,2\n", "'a' twice"),
+        ("a,b\n".encode("utf-16"), "expected text in UTF-8, found UTF-16"),
+    ):
+        with pytest.raises(TrainerError, match=words) as failure:
+            read_bytes(tmp_path, "a.csv", content)
+        assert failure.value.exit_code == ExitCode.BAD_DATASET
+
+
+def test_places_in_separated_values_are_lines(tmp_path):
+    (tmp_path / "a.csv").write_text('a,b\n1,"x\ny"\n2,z\n')
+    found = opened(tmp_path / "a.csv")
+    assert len(list(found)) == 2
+    assert [found.where(0), found.where(1)] == ["a.csv line 2", "a.csv line 4"]
+
+
+def test_folders_that_save_to_disk_wrote(tmp_path):
+    train, test = (
+        datasets.Dataset.from_list([{"a": [{"role": "user"}], "n": n} for n in some]) for some in ((1, 2), (3,))
+    )
+    train.save_to_disk(tmp_path / "one")
+    (tmp_path / "one" / "cache-1.arrow").write_bytes(b"what map left")
+    expected = [{"a": [{"role": "user"}], "n": 1}, {"a": [{"role": "user"}], "n": 2}]
+    assert read(tmp_path / "one") == expected
+    datasets.DatasetDict(train=train, test=test).save_to_disk(tmp_path / "two")
+    source = resolve(str(tmp_path / "two"), claims=tmp_path)
+    assert list(rows.FileRows(source)) == expected
+    assert [row["n"] for row in rows.FileRows(source, split="test")] == [3]
+    with pytest.raises(TrainerError, match="a folder of the splits test, train, and no split dev; set split"):
+        rows.data_files(source, "dev")
+
+
+def test_feather_files_and_damaged_arrow_files(tmp_path):
+    table = arrow.table({"a": ["x", "y"]})
+    pyarrow.feather.write_feather(table, tmp_path / "a.arrow")
+    assert read(tmp_path / "a.arrow") == [{"a": "x"}, {"a": "y"}]
+    with arrow.OSFile(str(tmp_path / "b.arrow"), "wb") as file, arrow.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    whole = (tmp_path / "b.arrow").read_bytes()
+    # An offset of the column that lies outside of its text.
+    offsets = whole.index(bytes([0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0]))
+    outside = whole[: offsets + 8] + bytes([0, 0, 0, 127]) + whole[offsets + 12 :]
+    for content in (b"no arrow", whole[: len(whole) // 2], outside):
+        with pytest.raises(TrainerError, match=r"b\.arrow: expected an Arrow file, found") as failure:
+            read_bytes(tmp_path, "b.arrow", content)
+        assert failure.value.exit_code == ExitCode.BAD_DATASET
 
 
 @pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b'{"a": 1}\n' * 100)[:-20]])
@@ -154,7 +287,7 @@ def test_big_parquet_rows_are_decoded_a_few_at_a_time(tmp_path, monkeypatch):
         "iter_batches",
         lambda self, batch_size: asked.append(batch_size) or batches(self, batch_size=batch_size),
     )
-    monkeypatch.setattr(rows, "PARQUET_BATCH", 20_000)
+    monkeypatch.setattr(tables, "BATCH", 20_000)
     for name, size in (("small", 1), ("big", 5000), ("huge", 50_000)):
         table = arrow.table({"a": [f"{i:010}" * (size // 10 + 1) for i in range(20)]})
         arrow.parquet.write_table(table, tmp_path / f"{name}.parquet", use_dictionary=False)
@@ -215,30 +348,14 @@ def test_a_folder_never_mixes_splits(tmp_path):
 
 
 def test_a_folder_without_data_is_refused_with_its_content(tmp_path):
-    (tmp_path / "data.csv").write_text("a,b\n")
-    with pytest.raises(TrainerError, match=r"expected .*\.parquet.* files, found data\.csv") as failure:
+    (tmp_path / "data.txt").write_text("a,b\n")
+    with pytest.raises(TrainerError, match=r"expected .*\.parquet.* files, found data\.txt") as failure:
         read(tmp_path)
     assert failure.value.exit_code == ExitCode.INPUT_NOT_FOUND
 
 
-@pytest.mark.parametrize("name", ["data.csv", "data.tsv.gz"])
-def test_csv_is_not_supported(tmp_path, name):
-    (tmp_path / name).write_text("prompt,chosen,rejected\n")
-    for path in (tmp_path, tmp_path / name):
-        with pytest.raises(
-            TrainerError, match=r"CSV and tables like it are not read.*write them as \.jsonl or \.parquet"
-        ):
-            read(path)
-
-
 @pytest.mark.parametrize(
-    ("name", "advice"),
-    [
-        ("data-00000-of-00001.arrow", "to_parquet"),
-        ("a.ndjson", "Name JSON Lines .jsonl"),
-        ("a.jsonl.zst", "unpack"),
-        ("a.zip", "unpack"),
-    ],
+    ("name", "advice"), [("a.xlsx", "save them as .csv"), ("a.jsonl.bz2", "unpack"), ("a.zip", "unpack")]
 )
 def test_other_files_are_refused_with_what_to_do(tmp_path, name, advice):
     (tmp_path / name).write_text("x")
@@ -273,8 +390,9 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path):
     [b'[{"a": 1},\n' + b" " * 2000 + b'{"a": 2}]', b'{"a":\n 1,' + b" " * 2000 + b"}", b"\n" * 2000 + b'{"a": 1}'],
 )
 def test_a_document_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, document):
-    monkeypatch.setattr(rows, "UNPACKED", 1000)
-    monkeypatch.setattr(rows, "UNPACKED_TIMES", 2)
-    with pytest.raises(TrainerError, match=r"at most 1000 bytes, unpacked.*write it as \.jsonl") as failure:
-        read_bytes(tmp_path, "a.json.gz", gzip.compress(document))
-    assert failure.value.exit_code == ExitCode.BAD_DATASET
+    monkeypatch.setattr(packed, "UNPACKED", 1000)
+    monkeypatch.setattr(packed, "UNPACKED_TIMES", 2)
+    for name, data in (("a.json.gz", gzip.compress(document)), ("a.json.zst", zst(document))):
+        with pytest.raises(TrainerError, match=r"at most 1000 bytes, unpacked.*write it as \.jsonl") as failure:
+            read_bytes(tmp_path, name, data)
+        assert failure.value.exit_code == ExitCode.BAD_DATASET

@@ -3,8 +3,10 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -192,6 +194,66 @@ def test_a_folder_with_checkpoints_refuses_other_data(place):
         place.run(maxLength=64)
     assert failure.value.exit_code == ExitCode.INVALID_CONFIGURATION
     assert place.run().train_pairs == 20
+
+
+def edit(path: Path) -> bytes:
+    """Write other content of the same size; returns what was there."""
+    before = path.read_bytes()
+    path.write_bytes(before.replace(b": ", b":\t", 1))
+    return before
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "eval.jsonl", "tiny/config.json", "tiny/tokenizer_config.json"])
+def test_an_edited_file_of_the_same_name_is_prepared_again(place, name):
+    write_jsonl(place.root / "eval.jsonl", rows(5))
+    job = {"eval": {"source": str(place.root / "eval.jsonl")}, "model": {"chatTemplate": CHATML}}
+    place.run(**job)
+    made = place.work.prepared.stat().st_mtime_ns
+    place.run(**job)
+    assert place.work.prepared.stat().st_mtime_ns == made, "nothing changed"
+    before = edit(place.root / name)
+    place.run(**job)
+    again = place.work.prepared.stat().st_mtime_ns
+    assert again > made
+    (place.root / name).touch()
+    place.run(**job)
+    assert place.work.prepared.stat().st_mtime_ns == again, "another time is no other content"
+
+    (place.work.checkpoints / "step-1").mkdir(parents=True)
+    (place.root / name).write_bytes(before)
+    with pytest.raises(
+        TrainerError, match=rf"{Path(name).name} has other content when.*holds checkpoints.*--fresh"
+    ) as failure:
+        place.run(**job)
+    assert failure.value.exit_code == ExitCode.INVALID_CONFIGURATION
+    assert place.work.prepared.stat().st_mtime_ns == again
+
+
+def test_weights_that_were_edited_are_fetched_again(place):
+    place.run()
+    weights = place.model / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + b"\x01")
+    place.run()
+    assert (place.work.model / "model.safetensors").read_bytes()[-1] == 1
+
+
+def test_files_that_come_and_go_in_a_folder_of_data(place):
+    folder = place.root / "parts"
+    write_jsonl(folder / "a.jsonl", rows(20))
+    job = {"train": {"source": str(folder)}}
+    assert place.run(**job).train_pairs == 20
+    write_jsonl(folder / "b.jsonl", rows(10))
+    assert place.run(**job).train_pairs == 30
+    (folder / "a.jsonl").unlink()
+    assert place.run(**job).train_pairs == 10
+
+
+def test_prepared_data_outlive_their_sources(place):
+    first = place.run()
+    place.train.unlink()
+    shutil.rmtree(place.model)
+    assert place.run() == first
 
 
 def test_same_inputs_give_the_same_tokens(tmp_path):

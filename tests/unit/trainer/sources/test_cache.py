@@ -10,7 +10,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ TAKEN = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
 DATA = "data/train.jsonl"
 # One whose name with its folders is too long for a file's.
 LONG = f"data/train-{'é' * 60}.jsonl"
+HUB = ("huggingface_hub.hf_api",)
+# The tokenizer of a Llama brings its model and torch with it, which takes a process six seconds of a core.
+PREPARE = (*HUB, "dpo_trainer.prepare.phase", "datasets", "transformers.models.llama.modeling_llama")
 
 
 @dataclass
@@ -36,6 +40,7 @@ class Site:
     """A hub with one model and one dataset, a cache and a folder for the jobs."""
 
     hub: Hub
+    worker: "subprocess.Popen[str]"
     folder: Path
     cache: Path
     files: dict[str, bytes]
@@ -46,29 +51,17 @@ class Site:
         """Where the cache keeps the model's files."""
         return self.cache / "models" / "org%2Ftiny" / COMMIT
 
-    def start(self, mode: str, jobs: int = 1) -> subprocess.Popen[str]:
-        clean = {
-            key: value
-            for key, value in os.environ.items()
-            if not key.startswith("HF_") and not key.lower().endswith("_proxy")
-        }
-        clean |= {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.folder / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
-        command = [sys.executable, "-m", "tests.unit.trainer.cache_worker", mode, str(jobs), str(self.cache)]
-        return tied.popen(
-            [*command, str(self.folder), str(self.longest_wait)],
-            cwd=ROOT,
-            env=clean,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+    def start(self, mode: str, jobs: int = 1) -> None:
+        """Let jobs begin together, at once."""
+        shutil.rmtree(self.folder / "job-0", ignore_errors=True)
+        order = [mode, jobs, str(self.cache), str(self.folder), self.longest_wait]
+        self.worker.stdin.write(json.dumps(order) + "\n")
+        self.worker.stdin.flush()
 
     def run(self, mode: str = "fetch", jobs: int = 1) -> list[dict[str, Any]]:
         """Results of jobs that began together."""
-        shutil.rmtree(self.folder / "job-0", ignore_errors=True)
-        process = self.start(mode, jobs)
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-4000:]
+        self.start(mode, jobs)
+        assert self.worker.stdout.readline() == "0\n"
         return [json.loads((self.folder / f"{number}.json").read_text()) for number in range(jobs)]
 
     def downloads(self) -> Counter[str]:
@@ -82,8 +75,44 @@ class Site:
         return all((own / name).read_bytes() == self.files[name] for name in ("config.json", "model.safetensors"))
 
 
+@contextmanager
+def working(hub: Hub, home: Path, modules: tuple[str, ...] = PREPARE) -> Iterator["subprocess.Popen[str]"]:
+    """The process that forks the jobs."""
+    clean = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("HF_") and not key.lower().endswith("_proxy")
+    }
+    clean |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1"}
+    worker = tied.popen(
+        [sys.executable, "-m", "tests.unit.trainer.cache_worker", *modules],
+        cwd=ROOT,
+        env=clean,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    with worker:
+        yield worker
+        worker.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[Hub]:
+    """One hub for all tests: a process that has loaded its library keeps the hub's address."""
+    with serving({}) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def worker(hub, tmp_path_factory) -> Iterator["subprocess.Popen[str]"]:
+    with working(hub, tmp_path_factory.mktemp("home")) as worker:
+        yield worker
+
+
 @pytest.fixture
-def site(tmp_path) -> Iterator[Site]:
+def site(hub, worker, tmp_path) -> Site:
     files = files_of(tiny_model(tmp_path / "tiny", template=CHATML))
     (tmp_path / "cache").mkdir()
     (tmp_path / "jobs").mkdir()
@@ -91,17 +120,19 @@ def site(tmp_path) -> Iterator[Site]:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "jobs" / "pairs.jsonl").write_text(lines)
     data = {DATA: lines.encode(), LONG: lines.encode(), "README.md": b"# pairs\n"}
-    with serving({"models/org/tiny": Repo(files), "datasets/org/pairs": Repo(data)}) as hub:
-        yield Site(hub, tmp_path / "jobs", tmp_path / "cache", files)
+    hub.repos = {"models/org/tiny": Repo(files), "datasets/org/pairs": Repo(data)}
+    hub.slow = 0.0
+    hub.requests.clear()
+    return Site(hub, worker, tmp_path / "jobs", tmp_path / "cache", files)
 
 
-def test_ten_jobs_at_once_download_each_file_once(site):
+def test_jobs_at_once_download_each_file_once(site):
     site.hub.slow = 1.0
-    results = site.run("prepare", 10)
-    assert [(found["code"], found["message"], found["warnings"]) for found in results] == [(0, "", [])] * 10
+    results = site.run("prepare", 5)
+    assert [(found["code"], found["message"], found["warnings"]) for found in results] == [(0, "", [])] * 5
     assert site.downloads() == dict.fromkeys(TAKEN, 1)
     assert any("waiting for another job" in " ".join(found["activities"]) for found in results)
-    for number in range(10):
+    for number in range(5):
         model = site.folder / f"job-{number}" / "model"
         assert sorted(path.name for path in model.iterdir()) == sorted(TAKEN)
         for name in TAKEN:
@@ -248,15 +279,15 @@ def test_a_missing_cache_folder_is_only_a_warning(site):
     assert len(found["warnings"]) == 1
 
 
-def test_a_job_that_is_killed_leaves_no_lock_and_no_half_file(site):
+def test_a_job_that_is_killed_leaves_no_lock_and_no_half_file(site, tmp_path):
     site.hub.slow = 60.0
-    process = site.start("fetch")
-    until = time.monotonic() + 60
-    while not site.downloads() and time.monotonic() < until:
-        time.sleep(0.05)
-    assert (site.kept / ".config.json.lock").exists()
-    os.killpg(process.pid, signal.SIGKILL)  # a session of its own: the worker and the job that it forked
-    process.communicate()
+    with working(site.hub, tmp_path / "home", HUB) as worker:
+        replace(site, worker=worker).start("fetch")
+        until = time.monotonic() + 60
+        while not site.downloads() and time.monotonic() < until:
+            time.sleep(0.05)
+        assert (site.kept / ".config.json.lock").exists()
+        os.killpg(worker.pid, signal.SIGKILL)  # a session of its own: the worker and the job that it forked
     assert not (site.kept / "config.json").exists()
     # As if it had been killed later, while it copied the file to the cache.
     (site.kept / ".config.json.partial").write_bytes(site.files["config.json"][:10])

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpo_trainer.data.formats.pairs import Message, Reason, Unusable
-from dpo_trainer.data.formats.values import encodable, kind, objects, text
+from dpo_trainer.data.formats.values import encodable, from_text, kind, messages_of, text
 
 # Spellings of roles that mean one thing only. Other roles (tool, developer, …) stay as they are, for the template to judge.
 _ROLES = {
@@ -16,7 +16,7 @@ _ROLES = {
 
 def is_chat(value: Any) -> bool:
     """Whether a value is a list of messages, or one message."""
-    value = objects(value)
+    value = messages_of(value)
     first = value[0] if isinstance(value, list) and value else value
     return isinstance(first, Mapping) and any(isinstance(first.get(key), str) for key in ("role", "from"))
 
@@ -26,7 +26,7 @@ def conversation(value: Any, name: str, role: str) -> tuple[Message, ...]:
 
     name: column, for reasons.
     """
-    value = objects(value)
+    value = messages_of(value)
     if isinstance(value, str):
         return (Message(role, text(value, name)),)
     if isinstance(value, Mapping) and is_chat(value):
@@ -34,6 +34,27 @@ def conversation(value: Any, name: str, role: str) -> tuple[Message, ...]:
     if not isinstance(value, list):
         raise Unusable(Reason.WRONG_TYPE, f"{name}: expected text or a list of messages, found {kind(value)}")
     return tuple(_message(item, name) for item in value)
+
+
+def turns(value: Any) -> list[str | None] | None:
+    """One side of a chat, turn by turn, as the LMSYS arena writes it: a list of texts, or such a list in text; None for other values."""
+    found = from_text(value)
+    if not isinstance(found, list) or not found:
+        return None
+    return found if all(turn is None or isinstance(turn, str) for turn in found) else None
+
+
+def joined_turns(asked: list[str | None], answered: list[str | None], names: tuple[str, str]) -> tuple[Message, ...]:
+    """The chat of a list of the user's texts and one of the assistant's. names: their columns, for reasons."""
+    if len(asked) != len(answered):
+        raise Unusable(
+            Reason.MALFORMED_MESSAGES, f"{names[1]}: {len(answered)} answers to the {len(asked)} texts in {names[0]}"
+        )
+    return tuple(
+        Message(role, text(turn, name))
+        for pair in zip(asked, answered, strict=True)
+        for role, name, turn in zip(("user", "assistant"), names, pair, strict=True)
+    )
 
 
 def shared_beginning(conversations: Sequence[tuple[Message, ...]]) -> tuple[Message, ...]:
@@ -72,8 +93,18 @@ def _message(item: Any, name: str) -> Message:
 
 
 def _joined_parts(parts: list[Any], name: str) -> str:
-    """Text of content given as parts, [{"type": "text", "text": …}], as multi-modal data writes it."""
-    texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in parts]
-    if not all(isinstance(part, str) for part in texts):
-        raise Unusable(Reason.WRONG_TYPE, f"{name}: a message's content has parts that are not text")
-    return "".join(str(part) for part in texts)
+    """Text of content given as parts: [{"type": "text", "text": …}], or with value in the place of text."""
+    return "".join(_text_of_part(part, name) for part in parts)
+
+
+def _text_of_part(part: Any, name: str) -> str:
+    if not isinstance(part, Mapping) or part.get("type") != "text":
+        found = str(part.get("type"))[:64] if isinstance(part, Mapping) else kind(part)
+        raise Unusable(
+            Reason.WRONG_TYPE,
+            f"{name}: a message's content has a part that is not text ({found}); models are trained on text alone",
+        )
+    value = part.get("text") if part.get("text") is not None else part.get("value")
+    if not isinstance(value, str):
+        raise Unusable(Reason.WRONG_TYPE, f"{name}: a message's content has a text part without its text")
+    return value

@@ -1,19 +1,27 @@
 """Build a pair from a prompt and one or two answers of any style."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from dpo_operator.api.data import Columns
-from dpo_trainer.data.formats.chats import conversation, is_chat, shared_beginning, with_system
+from dpo_trainer.data.formats.chats import (
+    conversation,
+    is_chat,
+    joined_turns,
+    shared_beginning,
+    turns,
+    with_system,
+)
 from dpo_trainer.data.formats.pairs import ChatPair, Message, Pair, Reason, TextPair, Unusable
 from dpo_trainer.data.formats.values import lookup, present, required, text
 
 ANSWER_MARK = "\n\nAssistant:"
 QUESTION_MARK = "\n\nHuman:"
 # Columns that are taken for the prompt when there is no column of that name, and only one of these.
-OTHER_PROMPTS = ("question", "query", "input", "history", "conversations", "conversation", "context")
+OTHER_PROMPTS = ("question", "query", "input", "history", "messages", "conversations", "conversation", "context")
+# Columns of what a text model can't read.
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 
 Style = Literal["text", "chat", "dialogue"]
 
@@ -45,13 +53,23 @@ def compose(
     Raises Unusable.
     """
     answers = [answer for answer in (chosen, rejected) if answer is not None]
+    _check_media(row)
     style = style or _style(row, columns, answers)
     prompt, found = _STYLE_READERS[style](row, columns, answers)
     first, last = (found[0] if chosen is not None else None), (found[-1] if rejected is not None else None)
-    _check_answers(first, last)
+    check_answers(first, last)
     if isinstance(prompt, str):
         return TextPair(prompt, first, last, score_gap, agreement)
     return ChatPair(prompt, first, last, score_gap, agreement)
+
+
+def _check_media(row: Mapping[str, Any]) -> None:
+    if found := [name for name in MEDIA if row.get(name)]:
+        raise Unusable(
+            Reason.WRONG_TYPE,
+            f"{found[0]}: the row has more than text, and models are trained on text alone; leave such rows out with filters.where "
+            f"({found[0]} DoesNotExist), or take the column out of the data",
+        )
 
 
 def find_prompt(row: Mapping[str, Any], columns: Columns) -> Field | None:
@@ -86,16 +104,23 @@ def _style(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> St
     prompt = find_prompt(row, columns)
     if are_dialogues((answer.value for answer in answers), prompt):
         return "dialogue"
-    return "chat" if prompt is not None and is_chat(prompt.value) else "text"
+    if prompt is None:
+        return "text"
+    return "chat" if is_chat(prompt.value) or are_turns(prompt.value, (answer.value for answer in answers)) else "text"
+
+
+def are_turns(prompt: Any, answers: Iterable[Any]) -> bool:
+    """Whether the prompt and all answers are lists of texts, one for each turn."""
+    return all(turns(value) is not None for value in (prompt, *answers))
 
 
 def _prompt(row: Mapping[str, Any], columns: Columns) -> Field:
     found = find_prompt(row, columns)
     if found is not None:
-        if found.name == "instruction" and columns.prompt is None and row.get("history"):
+        if found.name != "history" and isinstance(row.get("history"), list) and row["history"]:
             raise Unusable(
                 Reason.MALFORMED_MESSAGES,
-                "history: earlier turns beside an instruction, which are not read; write all turns as messages in prompt",
+                f"history: earlier turns beside {found.name}, which are not read; write all turns as messages in prompt",
             )
         return found
     detail = "no value in column prompt"
@@ -110,24 +135,13 @@ def _texts(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tu
     if not prompt.strip():
         raise Unusable(Reason.EMPTY_PROMPT, "the prompt is empty")
     found = [text(answer.value, answer.name) for answer in answers]
-    if all(_is_encoded_list(value) for value in (prompt, *found)):
+    if are_turns(prompt, found):
         raise Unusable(
             Reason.WRONG_TYPE,
-            f"{' and '.join([given.name, *(answer.name for answer in answers)])}: text that holds a list as JSON; write the list "
-            "itself, of messages",
+            f"{' and '.join([given.name, *(answer.name for answer in answers)])}: text that holds a list of turns as JSON; set format "
+            "to messages",
         )
     return f"{prompt}\n\n" if given.bare else prompt, found
-
-
-def _is_encoded_list(value: str) -> bool:
-    """Whether a text is a JSON list of texts or objects, as a table that has no lists holds a chat."""
-    if not (value.lstrip().startswith("[") and value.rstrip().endswith("]")):
-        return False
-    try:
-        items = json.loads(value)
-    except (ValueError, RecursionError):
-        return False
-    return bool(items) and all(isinstance(item, str | Mapping) or item is None for item in items)
 
 
 def _dialogues(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tuple[str, list[str]]:
@@ -151,7 +165,8 @@ def _split_dialogue(whole: str, name: str) -> tuple[str, str]:
 
 
 def _chats(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tuple[tuple[Message, ...], list[str]]:
-    chats = [conversation(answer.value, answer.name, "assistant") for answer in answers]
+    in_turns = _in_turns(row, columns, answers)
+    chats = in_turns or [conversation(answer.value, answer.name, "assistant") for answer in answers]
     for answer, chat in zip(answers, chats, strict=True):
         if not chat:
             raise Unusable(Reason.MALFORMED_MESSAGES, f"{answer.name}: no messages")
@@ -159,9 +174,11 @@ def _chats(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tu
         given = _prompt(row, columns)
         prompt = conversation(given.value, given.name, "user")
     else:
+        chats = _completed(chats)
         prompt = shared_beginning(chats)
         chats = [chat[len(prompt) :] for chat in chats]
-        prompt = _with_earlier(row, columns, prompt)
+        if in_turns is None:
+            prompt = _with_earlier(row, columns, prompt)
     if any(len(chat) != 1 for chat in chats):
         raise Unusable(Reason.PROMPTS_DIFFER, "the conversations differ before their last message")
     for answer, chat in zip(answers, chats, strict=True):
@@ -174,6 +191,21 @@ def _chats(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tu
     if prompt[-1].role == "assistant":
         raise Unusable(Reason.MALFORMED_MESSAGES, "the message before the answer is the assistant's too")
     return prompt, [chat[0].content for chat in chats]
+
+
+def _in_turns(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> list[tuple[Message, ...]] | None:
+    """Whole conversations of a prompt and answers that are lists of texts; None when they are not."""
+    prompt = find_prompt(row, columns)
+    if prompt is None or not are_turns(prompt.value, (answer.value for answer in answers)):
+        return None
+    asked = turns(prompt.value) or []
+    return [joined_turns(asked, turns(answer.value) or [], (prompt.name, answer.name)) for answer in answers]
+
+
+def _completed(chats: list[tuple[Message, ...]]) -> list[tuple[Message, ...]]:
+    """Whole conversations; an answer alone beside one takes the place of its last message, as ms-swift writes it."""
+    longest = max(chats, key=len)
+    return [(*longest[:-1], *chat) if len(chat) == 1 and chat[0].role == "assistant" else chat for chat in chats]
 
 
 def _with_earlier(row: Mapping[str, Any], columns: Columns, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -191,7 +223,8 @@ def _with_earlier(row: Mapping[str, Any], columns: Columns, prompt: tuple[Messag
     return prompt if prompt[: len(earlier)] == earlier else earlier + prompt
 
 
-def _check_answers(chosen: str | None, rejected: str | None) -> None:
+def check_answers(chosen: str | None, rejected: str | None) -> None:
+    """Raise Unusable for an answer without text, and for answers that are the same."""
     if chosen is not None and not chosen.strip():
         raise Unusable(Reason.EMPTY_CHOSEN, "the chosen answer is empty")
     if rejected is not None and not rejected.strip():

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dpo_operator.api.data import Columns
-from dpo_trainer.data.formats import compose, paired, scored, votes
+from dpo_trainer.data.formats import compose, paired, rated, scored, votes
 from dpo_trainer.data.formats.chats import is_chat
 from dpo_trainer.data.formats.pairs import Format, Unusable
 from dpo_trainer.data.formats.twoscores import is_mapped, two_scores
@@ -29,16 +29,18 @@ def looks_like(row: Any, columns: Columns) -> Format | None:
     """Format of one row; None when it fits none."""
     if not isinstance(row, Mapping):
         return None
-    chosen, rejected = lookup(row, columns.chosen), lookup(row, columns.rejected)
+    chosen, rejected = (lookup(row, name) for name in paired.paired_columns(row, columns))
     if chosen is not None and rejected is not None and (shape := _paired(row, columns, chosen, rejected)) is not None:
         return shape
     if is_mapped(columns) and two_scores(row, columns) is not None:
         return "scored"
-    if len(present(row, votes.vote_columns(row, columns))) == 3:
+    if votes.has_votes(row, columns):
         return "votes"
     if scored.has_scores(row, columns):
         return "scored"
-    return "unpaired" if len(present(row, paired.unpaired_columns(row, columns))) == 2 else None
+    if len(present(row, paired.unpaired_columns(row, columns))) == 2:
+        return "unpaired"
+    return "rated" if rated.has_rating(row, columns) else None
 
 
 def _paired(row: Mapping[str, Any], columns: Columns, chosen: Any, rejected: Any) -> Format | None:
@@ -49,6 +51,8 @@ def _paired(row: Mapping[str, Any], columns: Columns, chosen: Any, rejected: Any
         return None
     if compose.are_dialogues((chosen, rejected), prompt):
         return "dialogue"
+    if compose.are_turns(prompt, (chosen, rejected)):
+        return "messages"
     if isinstance(prompt, str):
         return "pairs" if columns.system is None else "messages"
     return None
@@ -56,7 +60,7 @@ def _paired(row: Mapping[str, Any], columns: Columns, chosen: Any, rejected: Any
 
 def _has_columns_of(row: Any, columns: Columns) -> Format | None:
     """Format whose columns a row has, whatever is in them."""
-    if not isinstance(row, Mapping) or len(present(row, (columns.chosen, columns.rejected))) < 2:
+    if not isinstance(row, Mapping) or len(present(row, paired.paired_columns(row, columns))) < 2:
         return None
     return "pairs" if _prompt(row, columns) is not None else None
 
@@ -71,6 +75,10 @@ def _prompt(row: Mapping[str, Any], columns: Columns) -> Any:
 
 def columns_read(names: Iterable[str], columns: Columns, others: Iterable[str] = ()) -> list[str]:
     """Those of a table's columns that some format may read, and others, which may be names inside objects too."""
-    wanted = {str(value) for value in columns.model_dump().values() if value is not None} | set(others)
-    wanted |= {"prompt", "instruction", *compose.OTHER_PROMPTS, *scored.COLUMNS, *votes.COLUMNS, *paired.COLUMNS}
+    wanted = {value for value in columns.model_dump().values() if isinstance(value, str)} | {
+        *columns.annotators,
+        *others,
+    }
+    wanted |= {"prompt", "instruction", *compose.OTHER_PROMPTS, *compose.MEDIA}
+    wanted |= scored.COLUMNS | votes.COLUMNS | paired.COLUMNS | rated.COLUMNS
     return [name for name in names if any(name == column or column.startswith(f"{name}.") for column in wanted)]

@@ -13,7 +13,17 @@ STYLES: dict[str, Style] = {"pairs": "text", "messages": "chat", "dialogue": "di
 # Default column names of completion and label.
 _COMPLETIONS = ("messages", "conversations", "conversation", "response")
 _LABELS = ("kto_tag",)
-COLUMNS = frozenset((*_COMPLETIONS, *_LABELS))
+# Columns of the good and the bad answer that are known when none of the two is mapped: ms-swift, LLaMA-Factory v1, NeMo-Aligner
+# and OpenAI's fine-tuning.
+_KNOWN = (
+    ("chosen_messages", "rejected_messages"),
+    ("messages", "rejected_messages"),
+    ("messages", "rejected_response"),
+    ("chosen_response", "rejected_response"),
+    ("response", "rejected_response"),
+    ("preferred_output", "non_preferred_output"),
+)
+COLUMNS = frozenset((*_COMPLETIONS, *_LABELS, *(name for names in _KNOWN for name in names)))
 _WORDS = {
     "true": True, "yes": True, "good": True, "desirable": True, "chosen": True,
     "false": False, "no": False, "bad": False, "undesirable": False, "rejected": False,
@@ -22,10 +32,18 @@ _WORDS = {
 
 def read_paired(row: Mapping[str, Any], columns: Columns, row_format: str) -> Pair:
     """Pair of a row with a chosen and a rejected answer. Raises Unusable."""
-    chosen, rejected = (Field(required(row, name), name) for name in (columns.chosen, columns.rejected))
+    chosen, rejected = (Field(required(row, name), name) for name in paired_columns(row, columns))
     scores = [number(lookup(row, name)) for name in (columns.chosen_score, columns.rejected_score)]
     gap = None if scores[0] is None or scores[1] is None else scores[0] - scores[1]
     return compose(row, columns, chosen, rejected, STYLES[row_format], score_gap=gap)
+
+
+def paired_columns(row: Mapping[str, Any], columns: Columns) -> tuple[str, str]:
+    """Names of the columns of the preferred and the other answer."""
+    wanted = (columns.chosen, columns.rejected)
+    if columns.mapped & {"chosen", "rejected"}:
+        return wanted
+    return next((names for names in (wanted, *_KNOWN) if len(present(row, names)) == 2), wanted)
 
 
 def read_unpaired(row: Mapping[str, Any], columns: Columns) -> Pair:
@@ -38,7 +56,7 @@ def read_unpaired(row: Mapping[str, Any], columns: Columns) -> Pair:
 
 def unpaired_columns(row: Mapping[str, Any], columns: Columns) -> tuple[str, str]:
     """Names of the columns of the answer and of its label."""
-    mapped = columns.model_fields_set
+    mapped = columns.mapped
     completions = (columns.completion, *(() if "completion" in mapped else _COMPLETIONS))
     labels = (columns.label, *(() if "label" in mapped else _LABELS))
     completion, label = (next(iter(present(row, names)), names[0]) for names in (completions, labels))

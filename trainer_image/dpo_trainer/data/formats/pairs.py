@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-Format = Literal["pairs", "messages", "dialogue", "scored", "votes", "unpaired"]
+Format = Literal["pairs", "messages", "dialogue", "scored", "votes", "unpaired", "rated"]
 
 
 class Reason(StrEnum):
     """Why a row was left out. All but those of NOT_BAD count against filters.maxBadRows."""
 
     MALFORMED_JSON = "malformed_json"
+    MALFORMED_CSV = "malformed_csv"
     NOT_UTF8 = "not_utf8"
     ROW_TOO_BIG = "row_too_big"
     NOT_AN_OBJECT = "not_an_object"
@@ -27,10 +28,12 @@ class Reason(StrEnum):
     EMPTY_REJECTED = "empty_rejected"
     EQUAL_ANSWERS = "equal_answers"
     PROMPTS_DIFFER = "prompts_differ"
+    SCATTERED_PROMPT = "scattered_prompt"
     BAD_CONFIDENCE = "bad_confidence"
     TEMPLATE_ERROR = "template_error"
     EQUAL_AFTER_TRUNCATION = "equal_after_truncation"
     TIE = "tie"
+    SINGLE_ANSWER = "single_answer"
     LOW_CONFIDENCE = "low_confidence"
     LOW_SCORE_GAP = "low_score_gap"
     LOW_AGREEMENT = "low_agreement"
@@ -42,7 +45,7 @@ class Reason(StrEnum):
 
 # Valid rows that a filter drops, that are longer than data.truncation allows, or that prefer neither answer.
 NOT_BAD = frozenset({
-    Reason.TIE, Reason.LOW_CONFIDENCE, Reason.LOW_SCORE_GAP, Reason.LOW_AGREEMENT, Reason.CONDITION, Reason.LENGTH_RATIO,
+    Reason.TIE, Reason.SINGLE_ANSWER, Reason.LOW_CONFIDENCE, Reason.LOW_SCORE_GAP, Reason.LOW_AGREEMENT, Reason.CONDITION, Reason.LENGTH_RATIO,
     Reason.DUPLICATE, Reason.TOO_LONG,
 })  # fmt: skip
 

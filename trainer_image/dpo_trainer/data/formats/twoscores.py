@@ -24,14 +24,14 @@ def two_scores(row: Mapping[str, Any], columns: Columns) -> tuple[str, ...] | No
     """Names of the columns of both answers and of what compares them; None when the row has no such columns."""
     compared = (columns.score_a, columns.score_b) if columns.signed_preference is None else (columns.signed_preference,)
     wanted = (columns.answer_a, columns.answer_b, *compared)
-    choices = (wanted,) if columns.model_fields_set & _MAPPABLE else (wanted, *_KNOWN)
+    choices = (wanted,) if columns.mapped & _MAPPABLE else (wanted, *_KNOWN)
     fits = (names for names in choices if len(present(row, names[:2])) == 2 and present(row, names[2:]))
     return next(fits, None)
 
 
 def is_mapped(columns: Columns) -> bool:
     """Whether the columns that compare the answers are named, and votes are ignored then."""
-    return bool(columns.model_fields_set & {"score_a", "score_b", "signed_preference"})
+    return bool(columns.mapped & {"score_a", "score_b", "signed_preference"})
 
 
 def read_two_scores(row: Mapping[str, Any], columns: Columns, names: tuple[str, ...]) -> Pair:

@@ -27,6 +27,8 @@ _OF_ONE_ANSWER = re.compile(r"[^a-zA-Z][abAB]$|[a-z][AB]$")
 # Without what is no letter: tie (bothbad), both_bad.
 _TIES = ("tie", "draw", "equal", "both", "bothgood", "bothbad", "tiebothbad", "neither")
 _VOTE_KEYS = ("vote", "winner", "choice", "preference")
+# In the place of the votes' column: each annotator has one of their own.
+_ANNOTATORS = "columns.annotators"
 COLUMNS = frozenset(name for names in _KNOWN for name in names)
 
 
@@ -34,7 +36,7 @@ def read_votes(row: Mapping[str, Any], columns: Columns) -> Pair:
     """Pair of a row with votes. Raises Unusable."""
     names = vote_columns(row, columns)
     first, second = (Field(required(row, name), name) for name in names[:2])
-    count = _count(required(row, names[2]), names)
+    count = _count(_votes(row, columns, names), names)
     total = sum(count.values())
     if total <= 0:
         raise Unusable(Reason.BAD_VOTE, f"{names[2]}: no votes")
@@ -45,12 +47,31 @@ def read_votes(row: Mapping[str, Any], columns: Columns) -> Pair:
     return compose(row, columns, chosen, rejected, agreement=agreement)
 
 
+def has_votes(row: Mapping[str, Any], columns: Columns) -> bool:
+    """Whether a row has two answers and votes."""
+    names = vote_columns(row, columns)
+    if names[2] == _ANNOTATORS:
+        return len(present(row, names[:2])) == 2 and bool(present(row, columns.annotators))
+    return len(present(row, names)) == 3
+
+
+def _votes(row: Mapping[str, Any], columns: Columns, names: tuple[str, str, str]) -> Any:
+    if names[2] != _ANNOTATORS:
+        return required(row, names[2])
+    given = [lookup(row, name) for name in present(row, columns.annotators)]
+    if not given:
+        raise Unusable(Reason.MISSING_COLUMN, f"no value in columns {', '.join(columns.annotators)}")
+    return given
+
+
 def vote_columns(row: Mapping[str, Any], columns: Columns) -> tuple[str, str, str]:
     """Names of the columns of the first answer, the second answer and the votes."""
     wanted = (columns.answer_a, columns.answer_b, columns.votes)
+    if columns.annotators:
+        return (*wanted[:2], _ANNOTATORS)
     if wanted == (_SHP[1], _SHP[0], _SHP[2]):
         return _SHP
-    if columns.model_fields_set & {"answer_a", "answer_b", "votes"}:
+    if columns.mapped & {"answer_a", "answer_b", "votes"}:
         return wanted
     return next((names for names in (wanted, *_KNOWN) if len(present(row, names)) == 3), wanted)
 
@@ -81,6 +102,8 @@ def _side(vote: Any, names: tuple[str, str, str]) -> str:
     if "".join(filter(str.isalpha, word)) in _TIES:
         return "tie"
     numbers = _numbers(names)
+    if word == "0" and "0" not in numbers:
+        return "tie"
     if word in ("0", "1") and _OF_ONE_ANSWER.search(names[2]):
         raise Unusable(
             Reason.BAD_VOTE,

@@ -1,9 +1,17 @@
-"""Rows as known data sets write them give the pair that a person would read out of them."""
+"""Rows as known data sets write them give the pair that a person would read out of them, through the operator's job file."""
+
+import json
+import re
+from pathlib import Path
 
 import pytest
+import yaml
+from pydantic.alias_generators import to_camel
 
 from dpo_operator.api.data import Columns
-from dpo_trainer.data.formats import Rejection, detect, normalize
+from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.config import job_file
+from dpo_trainer.data.formats import Rejection, detect, normalize, read_rows
 from dpo_trainer.data.formats.pairs import ChatPair, Message, Reason, TextPair
 from dpo_trainer.data.formats.values import lookup
 
@@ -20,9 +28,18 @@ HUMAN, GPT, BAD_GPT = ({"from": r, "value": c} for r, c in (("human", "Hi"), ("g
 DIALOGUE = "\n\nHuman: Hi\n\nAssistant:"
 
 
+def through_the_job_file(columns: dict) -> Columns:
+    """Columns as the trainer has them: a job file holds the defaults of those that the user left out."""
+    train = {"source": "org/pairs", "columns": Columns(**columns).model_dump(exclude_unset=True)}
+    job = DPOJob.model_validate(
+        {"metadata": {"name": "x"}, "spec": {"model": {"name": "org/m"}, "data": {"train": train}}}
+    )
+    return DPOJob.model_validate(json.loads(job_file(job))).spec.data.train.columns
+
+
 def read(row: dict, **columns):
     """Format as it is detected from the row alone, and what is read."""
-    named = Columns(**columns)
+    named = through_the_job_file(columns)
     row_format = detect([row], named)
     return row_format, None if row_format is None else normalize(row, row_format, named)
 
@@ -151,6 +168,87 @@ SHAPES = [
      ChatPair(ASK, None, "What?")),
     ("a dialogue with a label", "unpaired", {"completion": f"{DIALOGUE} Hello", "label": 1}, {},
      TextPair(DIALOGUE, " Hello", None)),
+    ("Anthropic/hh-rlhf", "dialogue", {"chosen": f"{DIALOGUE} Hello", "rejected": f"{DIALOGUE} What?"}, {},
+     TextPair(DIALOGUE, " Hello", " What?")),
+    ("argilla/distilabel-intel-orca-dpo-pairs", "messages",
+     {"system": "Be kind.", "input": "Hi", "chosen": "Hello", "rejected": "What?", "generations": ["Hello", "What?"],
+      "rating": [9.0, 3.0], "status": "unchanged"}, {"system": "system", "prompt": "input"}, WITH_SYSTEM),
+    ("jondurbin/truthy-dpo-v0.1", "messages",
+     {"id": "x", "source": "y", "system": "Be kind.", "prompt": "Hi", "chosen": "Hello", "rejected": "What?"}, {"system": "system"},
+     WITH_SYSTEM),
+    ("trl-lib/tldr-preference", "pairs", {"prompt": "Hi", "chosen": " Hello", "rejected": " What?"}, {},
+     TextPair("Hi", " Hello", " What?")),
+    ("allenai/llama-3.1-tulu-3-8b-preference-mixture", "messages",
+     {"id": "x", "source": "y", "prompt": "Hi", "chosen": [USER, BOT], "rejected": [USER, RUDE]}, {}, CHAT),
+    ("mlabonne/orpo-dpo-mix-40k", "messages",
+     {"source": "x", "chosen": [USER, BOT], "rejected": [USER, RUDE], "prompt": "Hi", "question": "Hi"}, {}, CHAT),
+    ("argilla/ultrafeedback-binarized-preferences-cleaned", "messages",
+     {"source": "x", "prompt": "Hi", "chosen": [USER, BOT], "chosen-rating": 5.0, "chosen-model": "m", "rejected": [USER, RUDE],
+      "rejected-rating": 2.0, "rejected-model": "n"}, {"chosen_score": "chosen-rating", "rejected_score": "rejected-rating"},
+     ChatPair(ASK, "Hello", "What?", 3.0)),
+    ("Magpie-Align/Magpie-Llama-3.1-Pro-DPO-100K-v0.1", "messages",
+     {"uuid": "x", "instruction": "Hi", "chosen": [USER, BOT], "rejected": [USER, RUDE], "responses": ["Hello", "What?"],
+      "rewards_armorm": [{"score": 1}]}, {}, CHAT),
+    ("Skywork/Skywork-Reward-Preference-80K-v0.2", "messages",
+     {"chosen": [USER, BOT], "rejected": [USER, RUDE], "source": "x"}, {}, CHAT),
+    ("NeMo-Aligner", "pairs",
+     {"prompt": "Hi", "chosen_response": "Hello", "rejected_response": "What?", "chosen_reward": 1, "rejected_reward": 0},
+     {"chosen_score": "chosen_reward", "rejected_score": "rejected_reward"}, TextPair("Hi", "Hello", "What?", 1.0)),
+    ("ms-swift", "messages", {"messages": [USER, BOT], "rejected_response": "What?"}, {}, CHAT),
+    ("ms-swift with its columns mapped", "messages", {"messages": [USER, BOT], "rejected_response": "What?"},
+     {"chosen": "messages", "rejected": "rejected_response"}, CHAT),
+    ("ms-swift with two conversations", "messages", {"messages": [USER, BOT], "rejected_messages": [USER, RUDE]}, {}, CHAT),
+    ("ms-swift 2", "pairs", {"query": "Hi", "response": "Hello", "rejected_response": "What?", "history": None}, {}, TEXT),
+    ("LLaMA-Factory v1", "messages",
+     {"chosen_messages": [{"role": "user", "content": [{"type": "text", "value": "Hi"}]},
+                          {"role": "assistant", "content": [{"type": "text", "value": "Hel"}, {"type": "text", "value": "lo"}]}],
+      "rejected_messages": [{"role": "user", "content": [{"type": "text", "value": "Hi"}]},
+                            {"role": "assistant", "content": [{"type": "text", "value": "What?"}]}]}, {}, CHAT),
+    ("Axolotl chat_template.default", "messages", {"messages": [USER], "chosen": BOT, "rejected": RUDE}, {}, CHAT),
+    ("Axolotl llama3.argilla", "pairs", {"instruction": "Hi", "chosen_response": "Hello", "rejected_response": "What?"}, {}, TEXT),
+    ("OpenAI preference fine-tuning", "messages",
+     {"input": {"messages": [USER], "tools": [], "parallel_tool_calls": True}, "preferred_output": [BOT],
+      "non_preferred_output": [RUDE]}, {"prompt": "input.messages"}, CHAT),
+    ("NeMo RL", "scored",
+     {"context": [USER], "completions": [{"rank": 1, "completion": [RUDE]}, {"rank": 0, "completion": [BOT]}]}, {},
+     ChatPair(ASK, "Hello", "What?", 1.0)),
+    ("lmsys-arena-human-preference-55k", "scored",
+     {"id": 1, "model_a": "x", "model_b": "y", "prompt": '["Hi"]', "response_a": '["What?"]', "response_b": '["Hello"]',
+      "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}, {}, ChatPair(ASK, "Hello", "What?", 1.0)),
+    ("the same with several turns", "scored",
+     {"prompt": '["Hi", "And?"]', "response_a": '["Hello", "Yes"]', "response_b": '["Hello", "No"]', "winner_model_a": 1,
+      "winner_model_b": 0}, {}, ChatPair((*ASK, Message("assistant", "Hello"), Message("user", "And?")), "Yes", "No", 1.0)),
+    ("lmarena-ai/arena-human-preference-140k", "votes",
+     {"model_a": "x", "model_b": "y", "winner": "model_b",
+      "conversation_a": [{"role": "user", "content": [{"type": "text", "text": "Hi", "image": None, "mimeType": None}]},
+                         {"role": "assistant", "content": [{"type": "text", "text": "What?", "image": None}]}],
+      "conversation_b": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]},
+                         {"role": "assistant", "content": [{"type": "text", "text": "Hello"}]}]}, {},
+     ChatPair(ASK, "Hello", "What?", None, 1.0)),
+    ("PandaLM", "votes",
+     {"instruction": "Hi", "input": "", "response1": "What?", "response2": "Hello", "annotator1": 2, "annotator2": 0, "annotator3": 2},
+     {"answer_a": "response1", "answer_b": "response2", "annotators": ["annotator1", "annotator2", "annotator3"]},
+     TextPair("Hi\n\n", "Hello", "What?", None, 2.5 / 3)),
+    ("an annotator who did not vote", "votes",
+     {"prompt": "Hi", "response_a": "Hello", "response_b": "What?", "ann": "a", "bob": None}, {"annotators": ["ann", "bob"]},
+     TextPair("Hi", "Hello", "What?", None, 1.0)),
+    ("messages as JSON text beside their prompt", "messages",
+     {"prompt": "Hi", "chosen": json.dumps([USER, BOT]), "rejected": json.dumps([USER, RUDE])}, {}, CHAT),
+    ("messages as Python prints them", "messages", {"chosen": str([USER, BOT]), "rejected": str([USER, RUDE])}, {}, CHAT),
+    ("one message as JSON text", "messages",
+     {"prompt": "Hi", "chosen": json.dumps(BOT), "rejected": json.dumps(RUDE)}, {}, CHAT),
+    ("messages inside objects that are JSON text", "messages",
+     {"chosen": json.dumps({"messages": [USER, BOT], "tools": []}), "rejected": json.dumps({"messages": [USER, RUDE], "tools": []})},
+     {"chosen": "chosen.messages", "rejected": "rejected.messages"}, CHAT),
+    ("answers that are lists in JSON, which are text", "pairs",
+     {"prompt": "Name cities.", "chosen": '["Rome", "Bonn"]', "rejected": '[{"name": "Rome"}]'}, {},
+     TextPair("Name cities.", '["Rome", "Bonn"]', '[{"name": "Rome"}]')),
+    ("answers and scores as lists in text", "scored", {"prompt": "Hi", "responses": '["What?", "Hello"]', "scores": "[1, 4]"}, {},
+     TextPair("Hi", "Hello", "What?", 3.0)),
+    ("openbmb/UltraInteract_pair", "messages", {"trajectory": [HUMAN], "chosen": "Hello", "rejected": "What?"},
+     {"prompt": "trajectory"}, CHAT),
+    ("lvwerra/stack-exchange-paired", "pairs", {"question": "Hi", "response_j": "Hello", "response_k": "What?"},
+     {"chosen": "response_j", "rejected": "response_k"}, TEXT),
     ("mapped columns", "unpaired", {"q": "Hi", "reply": {"text": "Hello"}, "thumb": "bad"},
      {"prompt": "q", "completion": "reply.text", "label": "thumb"}, TextPair("Hi", None, "Hello")),
 ]  # fmt: skip
@@ -227,7 +325,7 @@ def two(a, b, **columns):
         ({"prompt": "Q", "completion": True, "label": True}, "unpaired", Reason.WRONG_TYPE, "completion: expected text, found a boolean"),
         ({"prompt": "Q", "completion": "a", "label": None}, "unpaired", Reason.MISSING_COLUMN, "no value in column label"),
         ({"prompt": "Q", "completion": " ", "label": 0}, "unpaired", Reason.EMPTY_REJECTED, "rejected answer is empty"),
-        ({"messages": [USER], "label": True}, "unpaired", Reason.MISSING_COLUMN, "no value in column prompt"),
+        ({"messages": [USER], "label": True}, "unpaired", Reason.MALFORMED_MESSAGES, "messages: the last message is not"),
         ({"messages": [USER, BOT, USER], "label": True}, "unpaired", Reason.MALFORMED_MESSAGES, "messages: the last message is not"),
         ({"prompt": "Q", "chosen": True, "rejected": "b"}, "pairs", Reason.WRONG_TYPE, "chosen: expected text, found a boolean"),
         ({"prompt": "Q", "chosen": {"text": "a"}, "rejected": "b"}, "pairs", Reason.WRONG_TYPE, "such as chosen.text goes into it"),
@@ -246,10 +344,31 @@ def two(a, b, **columns):
         (two(1, 0, response_b=" "), "scored", Reason.EMPTY_REJECTED, "empty"),
         ({"prompt": "Q", "response1": "a", "response2": "b", "overall_preference": 0}, "scored", Reason.TIE, "overall_preference: neither"),
         ({"prompt": "Q", "response1": "a", "response2": "b", "overall_preference": "1st"}, "scored", Reason.BAD_SCORE, "found text"),
-        ({"prompt": '["Q"]', "chosen": '["a"]', "rejected": '["b", null]'}, "pairs", Reason.WRONG_TYPE,
-         "prompt and chosen and rejected: text that holds a list as JSON; write the list itself"),
+        ({"prompt": '["Q"]', "chosen": '["a"]', "rejected": '["b"]'}, "pairs", Reason.OTHER_FORMAT,
+         "looks like messages, and the data are read as pairs: prompt and chosen and rejected: text that holds a list of turns as JSON"),
+        ({"prompt": '["Q"]', "chosen": '["a"]', "rejected": '["b", "c"]'}, "messages", Reason.MALFORMED_MESSAGES,
+         "rejected: 2 answers to the 1 texts in prompt"),
+        ({"prompt": '["Q", "R"]', "chosen": '["a", "b"]', "rejected": '["c", "b"]'}, "messages", Reason.PROMPTS_DIFFER,
+         "differ before their last message"),
+        ({"prompt": '["Q"]', "chosen": '["a"]', "rejected": "[null]"}, "messages", Reason.WRONG_TYPE,
+         "rejected: expected text, found null"),
+        ({"prompt": "Q", "chosen": json.dumps([USER, BOT]), "rejected": "a"}, "pairs", Reason.OTHER_FORMAT,
+         "chosen: text that begins like chat messages and holds them as JSON; write the list itself, and set format to messages"),
+        ({"prompt": "Q", "chosen": "[{'role': 'user' 'content': array(['Hi'])}]", "rejected": "a"}, "pairs", Reason.WRONG_TYPE,
+         "chosen: text that begins like chat messages and is neither JSON nor Python"),
+        ({"prompt": "Q", "chosen": json.dumps({"tools": [], "messages": [USER, BOT]}), "rejected": "a"}, "pairs", Reason.WRONG_TYPE,
+         "chosen: text that holds an object as JSON, with tools, messages; a name such as chosen.messages goes into it"),
+        ({"prompt": "Q", "chosen": "a", "rejected": "b", "images": ["x.png"]}, "pairs", Reason.WRONG_TYPE,
+         "images: the row has more than text, and models are trained on text alone; leave such rows out with filters.where"),
+        ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "Q"}, {"type": "image_url", "image_url": "x"}]}],
+          "chosen": [BOT], "rejected": [RUDE]}, "messages", Reason.WRONG_TYPE,
+         "prompt: a message's content has a part that is not text (image_url)"),
+        ({"prompt": [{"role": "user", "content": [{"type": "text"}]}], "chosen": [BOT], "rejected": [RUDE]}, "messages",
+         Reason.WRONG_TYPE, "prompt: a message's content has a text part without its text"),
+        ({"query": "Q", "history": [["q", "a"]], "response": "a", "rejected_response": "b"}, "pairs", Reason.MISSING_COLUMN,
+         "query and history could all be it; set columns.prompt"),
         ({"instruction": "Q", "history": [["q", "a"]], "chosen": "a", "rejected": "b"}, "pairs", Reason.MALFORMED_MESSAGES,
-         "history: earlier turns beside an instruction"),
+         "history: earlier turns beside instruction, which are not read"),
     ],
 )  # fmt: skip
 def test_rows_of_no_format_are_rejected_with_a_reason(row, row_format, reason, expected):
@@ -263,7 +382,7 @@ def test_rows_of_no_format_are_rejected_with_a_reason(row, row_format, reason, e
     ("first", "second", "vote", "chosen"),
     [
         ("response_0", "response_1", 0, "x"), ("response_0", "response_1", 1, "y"), ("response_0", "response_1", 2, None),
-        ("output_1", "output_2", 1, "x"), ("output_1", "output_2", "2", "y"), ("output_1", "output_2", 0, None),
+        ("output_1", "output_2", 1, "x"), ("output_1", "output_2", "2", "y"), ("output_1", "output_2", 3, None),
         ("output_1", "output_2", {"1": 1, "2": 3}, "y"), ("gpt4", "llama2", 0, "x"), ("left", "right", 1, "y"),
     ],
 )  # fmt: skip
@@ -331,3 +450,45 @@ def test_a_second_system_message_is_refused():
 
 def test_the_format_follows_the_columns_when_all_types_are_wrong():
     assert detect([{"prompt": "Q", "chosen": True, "rejected": False}] * 3, Columns()) == "pairs"
+
+
+def rated(prompt, answer, score, **columns):
+    return {"prompt": prompt, "response": answer, "helpfulness": score, **columns}
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "expected"),
+    [
+        ([rated("Q", "a", 1), rated("Q", "b", 4), rated("Q", "c", "2.5")], {}, [TextPair("Q", "b", "a", 3.0)]),
+        ([rated("Q", "a", 4, correctness=1), rated("Q", "b", 1, correctness=3)], {"scores": "correctness"},
+         [TextPair("Q", "b", "a", 2.0)]),
+        ([{"prompt": "Q", "answer": "a", "rank": 2}, {"prompt": "Q", "answer": "b", "rank": 1}], {}, [TextPair("Q", "b", "a", 1.0)]),
+        ([{"messages": [USER, RUDE], "score": 0}, {"messages": [USER, BOT], "score": 0.5}], {},
+         [ChatPair(ASK, "Hello", "What?", 0.5)]),
+        ([rated("Q", "a", 1), rated("Q", "b", 2), rated("R", "a", 3), rated("R", "b", 2)], {},
+         [TextPair("Q", "b", "a", 1.0), TextPair("R", "a", "b", 1.0)]),
+        ([rated("Q", "a", 1), rated("Q", "b", 1), rated("R", "a", 1)], {}, [Reason.TIE, Reason.SINGLE_ANSWER]),
+        ([rated("Q", "a", 1), rated("R", "b", 1), rated("Q", "b", 2)], {},
+         [Reason.SINGLE_ANSWER, Reason.SINGLE_ANSWER, Reason.SCATTERED_PROMPT]),
+        ([rated("Q", "a", 1), rated("Q", " ", 0), rated("Q", "b", None), rated("Q", "c", 0)], {},
+         [Reason.EMPTY_CHOSEN, Reason.MISSING_COLUMN, TextPair("Q", "a", "c", 1.0)]),
+        ([rated("Q", "a", 1), rated("Q", "a ", 2)], {}, [Reason.EQUAL_ANSWERS]),
+    ],
+)  # fmt: skip
+def test_rows_with_one_rated_answer_make_pairs(rows, columns, expected):
+    named = through_the_job_file(columns)
+    assert detect(rows, named) == "rated"
+    found = [item for _, _, item in read_rows(enumerate(rows), "rated", named)]
+    assert [item.reason if isinstance(item, Rejection) else item for item in found] == expected
+
+
+def test_the_page_on_data_lists_public_layouts_as_they_are_read():
+    page = Path(__file__).parents[5] / "docs" / "data.md"
+    text = page.read_text(encoding="utf-8").split("| Layout |")[1]
+    table = re.findall(r"^\| (.+?) \| `(\w+)` \| (.*?) \|$", text, re.MULTILINE)
+    known = {
+        name: (shape, {to_camel(key): value for key, value in columns.items()}) for name, shape, _, columns, _ in SHAPES
+    }
+    assert len(table) >= 30
+    for name, shape, columns in table:
+        assert known[name] == (shape, yaml.safe_load(columns.strip("`")) if columns else {}), name
