@@ -69,6 +69,10 @@ bench-operator: $(VENV)/.ready ## the operator on a real API server: 100 jobs at
 	@$(TIED) $(BIN)/python -m benchmarks.operator $(BENCH)
 	@$(TIED) $(BIN)/python -m benchmarks.recovery $(BENCH)
 
+.PHONY: bench-scale
+bench-scale: $(VENV)/.ready ## one operator beside 100, 1,000 and 10,000 DPOJobs, nodes and pods by kwok: start, steady state, failures at once; BENCH="--jobs 100" (1 h)
+	@$(TIED) $(BIN)/python -m benchmarks.operator_scale $(BENCH)
+
 .PHONY: bench-recovery
 bench-recovery: $(VENV)/.ready ## a real cluster: ranks killed and stopped, nodes lost; how soon the job trains again (30 min)
 	@$(TIED) $(BIN)/python -m benchmarks.recovery $(BENCH)

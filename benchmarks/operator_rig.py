@@ -71,10 +71,13 @@ class Bench:
         return Hands(Requests(self.plane), namespace)
 
 
-def samples(operator: OperatorProcess, name: str, **labels: str) -> dict[tuple[str, ...], float]:
-    """Samples of a series by their other labels' values."""
+def samples(metrics: OperatorProcess | str, name: str, **labels: str) -> dict[tuple[str, ...], float]:
+    """Samples of a series by their other labels' values. metrics: whose, or what a scrape showed."""
+    text = metrics if isinstance(metrics, str) else metrics.metrics()
     found = {}
-    for family in text_string_to_metric_families(operator.metrics()):
+    # Parsing the series of thousands of jobs would take seconds.
+    lines = "".join(f"{line}\n" for line in text.splitlines() if line.startswith(name))
+    for family in text_string_to_metric_families(lines):
         for sample in family.samples:
             if sample.name == name and labels.items() <= sample.labels.items():
                 found[tuple(v for k, v in sorted(sample.labels.items()) if k not in labels)] = sample.value
@@ -88,8 +91,13 @@ def memory_mib(operator: OperatorProcess, *, peak: bool = True) -> float:
 
 
 def cpu_seconds(operator: OperatorProcess) -> float:
-    """Processor time since the process started."""
-    fields = Path(f"/proc/{operator.pid}/stat").read_text().rpartition(")")[2].split()
+    """Processor time since the operator's process started."""
+    return process_seconds(operator.pid)
+
+
+def process_seconds(pid: int) -> float:
+    """Processor time of a process since its start."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 

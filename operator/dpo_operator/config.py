@@ -38,7 +38,7 @@ class Config:
     """How this operator runs.
 
     namespaces: watched namespaces; empty means all. ports: of the operator's own pod.
-    resync_seconds: between two passes over all jobs, which heal what a watch missed.
+    resync_seconds: between two lists of all jobs, which heal what a watch missed.
     progress_seconds: between two readings of a training job. workers: jobs that are reconciled at the same time.
     gpu_memory: bytes of each GPU in the cluster, for warnings; None: not known.
     networks: what trainer pods may reach, and who may scrape them.

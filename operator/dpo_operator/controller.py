@@ -117,7 +117,7 @@ class Operator:
         connections = await Connections.open(self._config, self._metrics.process.requested)
         lists = JobLists(connections.client, self._config.namespaces or (None,), self._metrics, self._on_list)
         try:
-            await lists.jobs()
+            await lists.check()
         except ApiError as error:
             await connections.close()
             if error.code == 404:

@@ -12,6 +12,8 @@ from dpo_operator.api.text import shown
 
 # A watch without any data, even bookmarks (one a minute), counts as dead.
 SILENT_WATCH_SECONDS = 70.0
+# Objects in an answer of kopf's first list, and how long kopf keeps an object after its last event.
+LIST_CHUNK, IDLE_SECONDS = 500, 0.5
 # Longest line of a log, characters.
 MAX_LOG_LINE = 4096
 # Every watch is renewed by the server after this time, so that none stays on a broken connection unnoticed.
@@ -81,6 +83,9 @@ def configure(settings: kopf.OperatorSettings) -> None:
     settings.watching.server_timeout = WATCH_SECONDS
     settings.watching.client_timeout = WATCH_SECONDS + 30
     settings.watching.connect_timeout = 10
+    # Thousands of objects are neither read at once nor kept for longer than they are handled.
+    settings.watching.chunk_size = LIST_CHUNK
+    settings.queueing.idle_timeout = IDLE_SECONDS
     settings.watching.label_selectors["batch", "v1", "jobs"] = names.LABEL_JOB
     settings.watching.label_selectors["", "v1", "pods"] = names.LABEL_JOB
     settings.networking.request_timeout = 30

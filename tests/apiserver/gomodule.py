@@ -1,4 +1,4 @@
-"""Files of Go modules: the CRDs that other projects publish, and Kueue itself. Go keeps them outside the checkout, by version."""
+"""Files of Go modules: the CRDs that other projects publish, Kueue and kwok. Go keeps them outside the checkout, by version."""
 
 import json
 import subprocess
@@ -13,6 +13,7 @@ from tests.cluster.rig.binaries import require_go
 from tests.cluster.rig.layout import cache_root, locked
 
 KUEUE = ("sigs.k8s.io/kueue", "v0.17.0")
+KWOK = ("sigs.k8s.io/kwok", "v0.8.0")
 SCHEDULER_PLUGINS = ("sigs.k8s.io/scheduler-plugins", "v0.32.7")
 
 
@@ -32,13 +33,32 @@ def documents(*files: Path) -> list[dict[str, Any]]:
 
 def kueue_binary() -> Path:
     """Kueue's manager, built once from its module."""
-    module, version = KUEUE
-    binary = cache_root() / f"kueue-{version}" / "kueue"
-    with locked(cache_root() / "kueue.lock"):
+    return _built("kueue", *KUEUE)
+
+
+def kwok_binary() -> Path:
+    """kwok, which plays nodes and pods, built once from its module."""
+    return _built("kwok", *KWOK)
+
+
+def _built(name: str, module: str, version: str) -> Path:
+    """A command of a module, built where it is not in the cache; at a low priority, because it keeps all cores busy."""
+    binary = cache_root() / f"{name}-{version}" / name
+    with locked(cache_root() / f"{name}.lock"):
         if not binary.is_file():
-            unfinished = binary.with_name(".kueue")
-            command = ["go", "build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-ldflags=-s -w"]
-            command += ["-o", str(unfinished), "./cmd/kueue"]
+            unfinished = binary.with_name(f".{name}")
+            command = [
+                "nice",
+                "-n",
+                "10",
+                "go",
+                "build",
+                "-trimpath",
+                "-buildvcs=false",
+                "-mod=readonly",
+                "-ldflags=-s -w",
+            ]
+            command += ["-o", str(unfinished), f"./cmd/{name}"]
             source = folder(module, version)
             binary.parent.mkdir(parents=True, exist_ok=True)
             tied.run(command, cwd=source, timeout=1500, check=True)

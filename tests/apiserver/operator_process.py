@@ -90,13 +90,14 @@ class OperatorProcess:
         except OSError:
             return False
 
-    def _get(self, port: int, path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=5) as answer:
+    def _get(self, port: int, path: str, seconds: float = 5) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=seconds) as answer:
             return bytes(answer.read())
 
     def metrics(self) -> str:
         """What Prometheus would scrape."""
-        return self._get(self.metrics_port, "metrics").decode()
+        # The series of 10,000 jobs take seconds to render on a busy machine.
+        return self._get(self.metrics_port, "metrics", 30).decode()
 
     def kill(self) -> None:
         """SIGKILL: it has no time to do anything."""

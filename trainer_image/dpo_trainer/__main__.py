@@ -1,4 +1,4 @@
-"""`python -m dpo_trainer prepare|launch|train|export|report|preview`: one phase of one job, and its exit code.
+"""`python -m dpo_trainer prepare|launch|train|export|report|preview|look`: one phase of one job, and its exit code.
 
 `checkpoints` and `export-checkpoint` are in commands/checkpoints.py.
 
@@ -30,7 +30,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     parser = argparse.ArgumentParser(prog="dpo-trainer", description="Phases of a DPOJob.")
     parser.add_argument(
         "command",
-        choices=("prepare", "launch", "train", "export", "report", "preview"),
+        choices=("prepare", "launch", "train", "export", "report", "preview", "look"),
         help="launch starts one `train` for each local rank; other commands run that phase",
     )
     parser.add_argument(

@@ -41,10 +41,10 @@ _LOCAL = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 
 
 def run(command: str, job_file: Path, work_dir: Path) -> int:
-    """Run prepare, train, export, report or preview. Raises nothing: whatever ends it becomes an exit code and a message."""
+    """Run prepare, train, export, report, preview or look. Raises nothing: whatever ends it becomes an exit code and a message."""
     work = WorkDir(work_dir)
-    if command in ("report", "preview"):
-        return _show(command, work)
+    if command in ("report", "preview", "look"):
+        return _show(command, work, job_file)
     quiet_libraries()
     phase = cast(names.Phase, command)  # checked by argparse
     rank = int(os.environ.get("RANK", "0"))
@@ -189,10 +189,16 @@ def _write_report(work: WorkDir, telemetry: Telemetry) -> None:
         telemetry.warning("NoReport", problem)
 
 
-def _show(command: str, work: WorkDir) -> int:
-    """Run a command that only reads a work folder."""
+def _show(command: str, work: WorkDir, job_file: Path) -> int:
+    """Run a command that only reads a work folder, or the files that a job names."""
     try:
-        if command == "report":
+        if command == "look":
+            from dpo_trainer.commands import look
+
+            claims = Path(os.environ.get(names.ENV_CLAIMS_DIR, names.CLAIMS_DIR))
+            for line in look.lines(read_job(job_file).spec, claims):
+                print(line, flush=True)
+        elif command == "report":
             from dpo_trainer.commands import report
 
             report.report(work)

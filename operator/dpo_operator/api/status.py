@@ -36,6 +36,9 @@ class State(StrEnum):
     FAILED = "Failed"
 
 
+FINAL_STATES = frozenset({State.COMPLETE, State.FAILED})
+
+
 class Attempts(StatusModel):
     """Number of the current attempt of each phase; 0 before its first."""
 
@@ -264,7 +267,7 @@ class DPOJobStatus(StatusModel):
     @property
     def is_final(self) -> bool:
         """Whether the job completed or failed; it runs again only when a failed one is retried."""
-        return self.state in (State.COMPLETE, State.FAILED)
+        return self.state in FINAL_STATES
 
     @property
     def attempt(self) -> int:

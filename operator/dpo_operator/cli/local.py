@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -92,7 +93,7 @@ class LocalRun:
     def _write_job_file(self) -> None:
         """Write job.json, and refuse a folder that holds another job's state."""
         path = self.work / "job.json"
-        document = self.job.model_dump(mode="json", by_alias=True, exclude_none=True)
+        document = _document(self.job)
         if path.exists():
             earlier = _job_of(self.work)
             before, now = _without_defaults(earlier["spec"]), _without_defaults(document["spec"])
@@ -231,6 +232,25 @@ class LocalRun:
         for process in self._processes:
             if process.poll() is None:
                 process.terminate()
+
+
+def look(job: DPOJob, claims: Path) -> int:
+    """Print what the first rows of the job's local files are. Returns an exit code of the shared table."""
+    with tempfile.TemporaryDirectory(prefix="dpo-") as folder:
+        path = Path(folder) / "job.json"
+        path.write_text(json.dumps(_document(job)), encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, "-m", "dpo_trainer", "look", "--job-file", str(path)],
+            env=os.environ | {names.ENV_CLAIMS_DIR: str(claims)},
+            check=False,
+            preexec_fn=signal_at_parents_end(signal.SIGTERM),
+        )
+    return done.returncode
+
+
+def _document(job: DPOJob) -> dict[str, Any]:
+    """A job file's content."""
+    return job.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def remove(work: Path) -> None:

@@ -115,13 +115,25 @@ def _run(
 
 
 @app.command()
-def validate(file: JobFile, allow_env: AllowEnv = None) -> None:
+def validate(
+    file: JobFile,
+    data: Annotated[
+        bool,
+        typer.Option(
+            "--data", help="Also look at the first rows of data on this machine: which format, and what is refused."
+        ),
+    ] = False,
+    claims: Claims = Path("claims"),
+    allow_env: AllowEnv = None,
+) -> None:
     """Check a DPOJob file without a cluster. Notes say what a cluster refuses unless its administrator allows it."""
     allow = _allow(allow_env)
     job = _read(file, allow)
     for line in refusals(job.spec, allow, image=""):
         console.print(f"note: {escape(line)}", soft_wrap=True)
     console.print(f"{file}: {names.KIND} {job.metadata.name} is valid")
+    if data:
+        raise typer.Exit(local.look(job, claims.resolve()))
 
 
 @app.command()

@@ -1,6 +1,8 @@
 """Finds the model's dimensions and the lengths of the pairs for `dpo plan`."""
 
 import json
+import queue
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from dpo_operator.api.types import DPOJob
 
 # A config.json has some kilobytes.
 MAX_BYTES = 4 << 20
+# Seconds for the hub to answer at all; its client's own tries take longer.
+ANSWER_SECONDS = 5.0
 _ELSE = "name a config.json with --model-config"
 
 
@@ -70,12 +74,37 @@ def _of_hub(name: str, revision: str | None) -> Path:
     except (LocalEntryNotFoundError, OSError, ValueError):
         pass
     try:
-        return Path(hf_hub_download(name, "config.json", revision=revision, etag_timeout=5))
+        _check_answers()
+        return Path(hf_hub_download(name, "config.json", revision=revision, etag_timeout=ANSWER_SECONDS))
     except Exception as error:  # of many kinds: no network, no such model, a gated one
         words = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise ModelSourceError(
             f"spec.model.name: config.json of {name} could not be fetched ({words}); {_ELSE}"
         ) from error
+
+
+def _check_answers() -> None:
+    """Raise what a request to the hub raises, or TimeoutError: within ANSWER_SECONDS, however many addresses it has."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    ended: queue.Queue[Exception | None] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=ANSWER_SECONDS)
+            ended.put(None)
+        except Exception as error:
+            ended.put(error)
+
+    # Not joined: a name server may not answer for minutes.
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        problem = ended.get(timeout=ANSWER_SECONDS)
+    except queue.Empty:
+        problem = TimeoutError(f"{constants.ENDPOINT} gave no answer in {ANSWER_SECONDS:g} s; check the network")
+    if problem is not None:
+        raise problem
 
 
 def _read(path: Path) -> Any:

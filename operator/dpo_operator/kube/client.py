@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from types import SimpleNamespace, TracebackType
@@ -150,21 +150,26 @@ class Client:
                 return None
             raise
 
-    async def list(
+    async def pages(
         self, kind: str, namespace: str | None, label_selector: str = "", field_selector: str = ""
-    ) -> list[Json]:
+    ) -> AsyncIterator[list[Json]]:
         """All objects of a kind, page by page. A quorum read, never from the watch cache."""
-        items: list[Json] = []
         token = ""
         while True:
             query = {"limit": str(PAGE), "labelSelector": label_selector, "continue": token}
             query["fieldSelector"] = field_selector
             path = RESOURCES[kind].path(namespace)
             page = await self.request("GET", path, query={k: v for k, v in query.items() if v})
-            items += page.get("items") or []
+            yield page.get("items") or []
             token = page.get("metadata", {}).get("continue") or ""
             if not token:
-                return items
+                return
+
+    async def list(
+        self, kind: str, namespace: str | None, label_selector: str = "", field_selector: str = ""
+    ) -> list[Json]:
+        """All objects of a kind at once, for those that are few. A quorum read, never from the watch cache."""
+        return [item async for page in self.pages(kind, namespace, label_selector, field_selector) for item in page]
 
     async def request(
         self, method: str, path: str, body: Json | None = None, query: dict[str, str] | None = None

@@ -1,13 +1,13 @@
 """Work queue of job keys: deduplicated, one worker per key, retries with exponential back-off.
 
-The slow lane keeps jobs that failed or will be rejected from delaying the others. Within a lane, namespaces are served
-round-robin.
+The slow lane keeps jobs that failed, will be rejected, have ended, or of which no change is known, from delaying the others.
+Within a lane, namespaces are served round-robin.
 """
 
 import asyncio
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 from dpo_operator.queueing.key import Key, LaneName
@@ -24,7 +24,8 @@ class Lane:
     """First in, first out within a namespace, round-robin over namespaces; with the time at which each key was added."""
 
     def __init__(self) -> None:
-        self._namespaces: OrderedDict[str, deque[Key]] = OrderedDict()
+        # The keys of each are ordered and may leave in any order, at the same cost however many there are.
+        self._namespaces: OrderedDict[str, OrderedDict[Key, None]] = OrderedDict()
         self._since: dict[Key, float] = {}
 
     def __len__(self) -> int:
@@ -35,13 +36,13 @@ class Lane:
 
     def put(self, key: Key, since: float) -> None:
         """Append a key that is not in the lane."""
-        self._namespaces.setdefault(key.namespace, deque()).append(key)
+        self._namespaces.setdefault(key.namespace, OrderedDict())[key] = None
         self._since[key] = since
 
     def take(self) -> Key:
         """The next namespace's oldest key."""
         namespace, keys = next(iter(self._namespaces.items()))
-        key = keys.popleft()
+        key, _ = keys.popitem(last=False)
         del self._since[key]
         if keys:
             self._namespaces.move_to_end(namespace)
@@ -52,7 +53,7 @@ class Lane:
     def remove(self, key: Key) -> float:
         """Remove a key. Returns the time at which it was added."""
         keys = self._namespaces[key.namespace]
-        keys.remove(key)
+        del keys[key]
         if not keys:
             del self._namespaces[key.namespace]
         return self._since.pop(key)
@@ -96,13 +97,13 @@ class KeyQueue:
         return time.monotonic() - min(times) if times else 0.0
 
     def add(self, key: Key, *, slow: bool = False) -> None:
-        """Handle a key as soon as a worker is free. slow: use the slow lane."""
-        if timer := self._timers.pop(key, None):
-            timer.cancel()
+        """Handle a key as soon as a worker is free. slow: use the slow lane, until the key is due anyway."""
+        slow = slow or key in self._errors
+        if not slow:
+            self._cancel_timer(key)
         if key in self._running:
             self._again.add(key)
             return
-        slow = slow or key in self._errors
         if key in self._lanes["normal"] or (slow and key in self._lanes["slow"]):
             return
         if key in self._lanes["slow"]:
@@ -113,15 +114,21 @@ class KeyQueue:
         self._something.release()
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Handle a key later, unless it is due sooner anyway."""
+        """Handle a key later, unless it is due sooner anyway. A key in the slow lane moves to the other one then."""
         loop = asyncio.get_running_loop()
         timer = self._timers.get(key)
-        waits = any(key in lane for lane in self._lanes.values())
-        if waits or (timer is not None and timer.when() <= loop.time() + seconds):
+        if key in self._lanes["normal"] or (timer is not None and timer.when() <= loop.time() + seconds):
             return
-        if timer is not None:
+        self._cancel_timer(key)
+        self._timers[key] = loop.call_later(seconds, self._due, key)
+
+    def _due(self, key: Key) -> None:
+        del self._timers[key]
+        self.add(key)
+
+    def _cancel_timer(self, key: Key) -> None:
+        if timer := self._timers.pop(key, None):
             timer.cancel()
-        self._timers[key] = loop.call_later(seconds, self.add, key)
 
     async def close(self) -> None:
         """Cancel the workers. A reconcile may be interrupted at any await."""
@@ -142,6 +149,8 @@ class KeyQueue:
         while True:
             await self._something.acquire()
             key = self._next()
+            # What it was to do is done now.
+            self._cancel_timer(key)
             self._running.add(key)
             try:
                 delay = await self._handle(key)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dpo_operator.api import names
-from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.status import FINAL_STATES, DPOJobStatus, State
 from dpo_operator.api.types import DPOJob
 from dpo_operator.planning import certainty
 from dpo_operator.planning.objects import Claim, Support
@@ -90,7 +90,7 @@ class JobMemory:
     """Memory of one job.
 
     raw, seen: of the last full pass. refused: the API server's last refusal. written: resourceVersions of our status writes.
-    dirty: something changed since the last full pass. due: that pass requested a requeue. versions: resourceVersions of
+    dirty: something changed since the last full pass. due_at: when that pass wants another one, by the monotonic clock. versions: resourceVersions of
     the Jobs and pods in that pass. guarded, guards_at: phase and time of the last read of guards. child_objects: cached
     claim, Service and ConfigMap. event_object: a new job as delivered by the watch, usable instead of a read. made: phase
     and attempt of the last created Job. held: how long every read has shown a fact. unsure: whether a decision waits for a
@@ -120,18 +120,42 @@ class JobMemory:
     expansion: RefusedExpansion | None = None
     written: deque[str] = field(default_factory=lambda: deque(maxlen=16))
     dirty: bool = True
-    due: bool = True
+    due_at: float | None = None
     versions: frozenset[str] = frozenset()
     child_objects: ChildObjects | None = None
     parsed: Parsed = field(default_factory=Parsed)
 
+    @property
+    def idle(self) -> bool:
+        """Whether only due_at or a change brings work: the job has ended, or it is suspended and has no Jobs and pods."""
+        if self.dirty or self.raw is None or (self.due_at is not None and time.monotonic() >= self.due_at):
+            return False
+        state = (self.raw.get("status") or {}).get("state")
+        held = state == State.SUSPENDED and self.due_at is None and not self.versions
+        return held or state in FINAL_STATES
+
+    def is_settled(self, version: str, full_pass_seconds: float) -> bool:
+        """Whether the periodic pass may leave the job alone, which a list shows in this resourceVersion.
+
+        It is idle, or its own next pass is due and its last full one not long ago.
+        """
+        if self.dirty or self.raw is None or str(self.raw["metadata"]["resourceVersion"]) != version:
+            return False
+        now = time.monotonic()
+        soon = self.due_at is not None and now < self.due_at and now - self.looked_at < full_pass_seconds
+        return soon or self.idle
+
     def rest(self, state: str) -> None:
-        """Keep of a job that has ended what tells a change: a new pass reads all else again."""
+        """Keep of an idle job what tells a change: a new pass reads all else again."""
         assert self.raw is not None
         version = self.raw["metadata"]["resourceVersion"]
         self.raw = {"metadata": {"resourceVersion": version}, "status": {"state": state}}
         self.seen, self.event_object, self.child_objects, self.parsed = None, None, None, Parsed()
         self.startup, self.heartbeats = StartupTracker(), Heartbeats()
+
+    def is_due_in(self, seconds: float | None) -> None:
+        """Note when the next pass is wanted; None: only a change brings one."""
+        self.due_at = None if seconds is None else time.monotonic() + seconds
 
     def created_job(self, status: DPOJobStatus, raw: dict[str, Any]) -> None:
         """Note the Job of the current attempt, which the API server has just accepted."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from dpo_operator.api import names
-from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.status import DPOJobStatus, State
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import config_name, is_config_map
 from dpo_operator.builders.guards import build_guards, build_open_budget
@@ -39,7 +39,7 @@ async def observe(
     jobs, pods, child_objects = await asyncio.gather(
         client.list("Job", namespace, selector),
         client.list("Pod", namespace, selector),
-        _child_objects(client, job, memory.child_objects, max_age),
+        _child_objects(client, job, status, memory.child_objects, max_age),
     )
     on_list("Job", namespace, jobs)
     on_list("Pod", namespace, pods)
@@ -70,10 +70,13 @@ async def observe_leftovers(client: Client, key: Key, stopwatch: Stopwatch, exce
 
 
 async def find_leftovers(client: Client, namespaces: Sequence[str | None]) -> set[Key]:
-    """Keys of jobs with terminating pods."""
-    found = [pod for ns in namespaces for pod in await client.list("Pod", ns, names.LABEL_JOB)]
+    """Keys of jobs with terminating pods. Page by page: jobs that have ended keep their pods."""
     return {
-        Key(pod["metadata"]["namespace"], name) for pod in found if is_leftover(pod) and (name := names.job_of(pod))
+        Key(pod["metadata"]["namespace"], name)
+        for namespace in namespaces
+        async for page in client.pages("Pod", namespace, names.LABEL_JOB)
+        for pod in page
+        if is_leftover(pod) and (name := names.job_of(pod))
     }
 
 
@@ -116,9 +119,14 @@ async def _guard(client: Client, wanted: Json, namespace: str) -> Json | None:
         raise
 
 
-async def _child_objects(client: Client, job: DPOJob, known: ChildObjects | None, max_age: float) -> ChildObjects:
+async def _child_objects(
+    client: Client, job: DPOJob, status: DPOJobStatus, known: ChildObjects | None, max_age: float
+) -> ChildObjects:
     namespace, name = job.metadata.namespace, job.metadata.name
     now = time.monotonic()
+    if status.state is State.COMPLETE:
+        # It never runs again and writes nothing. Most jobs of a cluster are complete, and each is looked at after a start.
+        return ChildObjects(None, (), now)
     if known is not None and now - known.read_at < max_age:
         if known.claim is not None and known.claim.bound:
             return known

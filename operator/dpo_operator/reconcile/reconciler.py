@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from dpo_operator.api import conditions, names
-from dpo_operator.api.status import DPOJobStatus, State
+from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
 from dpo_operator.kube.client import ApiError, Client, FencedError
@@ -158,7 +158,7 @@ class Reconciler:
             self._timings.written(key, before, decision.status, seen, self._client.now())
             self._metrics.update(key, raw, decision.status)
             memory.raw, memory.seen, memory.looked_at = raw, seen, time.monotonic()
-            memory.due = decision.requeue_after is not None
+            memory.is_due_in(decision.requeue_after)
             startup = memory.startup.announce(before, decision.status, seen)
             events = decision.events + startup + memory.heartbeats.announce()
             await write.record(self._client, raw, events)
@@ -176,7 +176,7 @@ class Reconciler:
             after = min((each for each in (after, left) if each is not None), default=None)
         # A second look is a full pass.
         memory.dirty |= memory.unsure
-        if decision.status.is_final and not memory.due and not memory.dirty and decision.status.state is not None:
+        if memory.idle and decision.status.state is not None:
             memory.rest(decision.status.state)
         return after
 
@@ -264,6 +264,7 @@ class Reconciler:
                 return False, None
             raise
         self._metrics.update(key, memory.raw, decision.status)
+        memory.is_due_in(decision.requeue_after)
         return True, decision.requeue_after
 
     async def _with_guards(self, job: DPOJob, status: DPOJobStatus, seen: Observed, memory: JobMemory) -> Observed:
@@ -337,13 +338,9 @@ class Reconciler:
         self._metrics.forget(key)
 
     def is_settled(self, key: Key, resource_version: str) -> bool:
-        """Whether a finished job is unchanged since the last pass and needs no requeue."""
+        """Whether the periodic pass may leave a job alone."""
         memory = self._memory.get(key)
-        if memory is None or memory.dirty or memory.raw is None or memory.due:
-            return False
-        state = (memory.raw.get("status") or {}).get("state")
-        finished = state in (State.COMPLETE, State.FAILED)
-        return finished and bool(memory.raw["metadata"]["resourceVersion"] == resource_version)
+        return memory is not None and memory.is_settled(resource_version, self._full_pass_seconds)
 
     def known(self) -> frozenset[Key]:
         """Keys of all cached jobs."""

@@ -32,10 +32,12 @@ def cluster(name: str = "test", *, shape: Shape | None = None) -> Iterator[Clust
 
 
 @contextmanager
-def control_plane(name: str = "api", *, scheduler: bool = False, audit: bool = False) -> Iterator[ControlPlane]:
-    """An API server with its controllers and no nodes, on loopback; needs no root."""
+def control_plane(
+    name: str = "api", *, scheduler: bool = False, audit: bool = False, qps: int | None = None
+) -> Iterator[ControlPlane]:
+    """An API server with its controllers and no nodes, on loopback; needs no root. qps: see ControlPlane."""
     with in_use(name) as use:
-        plane = ControlPlane(use.begin(), Endpoints.on_loopback(), audit=audit)
+        plane = ControlPlane(use.begin(), Endpoints.on_loopback(), audit=audit, qps=qps)
         with step(f"starting an API server ({name})"):
             plane.start(scheduler=scheduler)
         yield plane

@@ -1,6 +1,7 @@
 """`dpo plan`: what it reads, what it prints, and what it says instead of a traceback."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.cli import jobfile
+from dpo_operator.cli import jobfile, modelsource
 from dpo_operator.cli.main import app
 from tests.unit.sizing.build import PARAMETERS, QWEN_7B, SMALL
 
@@ -116,6 +117,22 @@ def test_a_hub_that_cannot_be_reached_is_no_traceback(tmp_path: Path, monkeypatc
     job = a_job(tmp_path, model={"name": "org/model"})
     refused(dpo_plan(job), "config.json of org/model could not be fetched", "--model-config")
     assert planned(job, "--model-config", a_model(tmp_path / "else"))["model"]["parameters"] == PARAMETERS
+
+
+def test_a_hub_that_does_not_answer_ends_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(modelsource, "ANSWER_SECONDS", 0.2)
+        job = a_job(tmp_path, model={"name": "org/model"})
+        done = dpo_plan(job)
+        refused(done, "config.json of org/model could not be fetched", "--model-config")
+        silent.settimeout(0)
+        silent.accept()[0].close()
+        with pytest.raises(BlockingIOError):  # the hub was asked once, and not tried again
+            silent.accept()
 
 
 def test_a_claim_is_a_folder_here(tmp_path: Path) -> None:

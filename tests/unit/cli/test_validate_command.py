@@ -1,5 +1,6 @@
 """`dpo validate`: errors, and notes on what a cluster's administrator decides."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +49,48 @@ def test_what_an_administrator_decides_is_a_note(tmp_path: Path) -> None:
         True,
         True,
     ]
+
+
+def test_the_first_rows_of_local_data_are_looked_at(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {
+            "messages": [{"role": "user", "content": f"Q{i}"}, {"role": "assistant", "content": "a"}],
+            "rejected_response": "b",
+        }
+        for i in range(70)
+    ]
+    rows[3]["rejected_response"] = "a"
+    (tmp_path / "swift.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "claims" / "more").mkdir(parents=True)
+    (tmp_path / "claims" / "more" / "a.csv").write_text(
+        "prompt,response_a,response_b,winner\nQ,a,b,model_b\nR,a,b,tie\n"
+    )
+    data = {
+        "train": {"source": "./swift.jsonl"},
+        "mixture": [{"source": "pvc://more/a.csv"}],
+        "eval": {"source": "org/pairs"},
+        "filters": {"maxBadRows": 0.1},
+    }
+    done = validated(tmp_path, "--data", "--claims", str(tmp_path / "claims"), data=data)
+    shown = capfd.readouterr().out.splitlines()
+    assert done.exit_code == 0
+    train, mixture, evaluation = (line.replace(f"{tmp_path}/", "") for line in shown)
+    assert train == (
+        "train: swift.jsonl: messages; 63 pairs in the first 64 rows; left out: equal_answers 1. The first: swift.jsonl line 4, "
+        "equal_answers: the answers are the same but for white space at their ends"
+    )
+    assert mixture.startswith(
+        "mixture[0]: pvc://more/a.csv: votes; 1 pairs in the first 2 rows; left out: tie 1. The first: a.csv line 3, tie"
+    )
+    assert evaluation == "eval: org/pairs is not on this machine and was not looked at; dpo preview reads it"
+
+
+def test_data_that_would_be_refused_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": json.dumps({"messages": [], "tools": []}), "other": 1}))
+    data = {"train": {"source": "./a.jsonl"}}
+    assert validated(tmp_path, data=data).exit_code == 0
+    done = validated(tmp_path, "--data", data=data)
+    assert done.exit_code == ExitCode.BAD_DATASET
+    words = "fit no format: text: text that holds an object as JSON, with messages, tools; a name such as text.messages goes into it"
+    assert words in (shown := capfd.readouterr().err)
+    assert "found text (str), other (int)" in shown

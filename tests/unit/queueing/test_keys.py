@@ -235,3 +235,31 @@ def test_busy_server_is_left_alone_for_as_long_as_it_asks():
 
     run(scenario, handle, workers=1)
     assert times[1] - times[0] > 1.4
+
+
+def test_key_that_waits_slowly_is_handled_when_it_is_due():
+    order = []
+    gate = asyncio.Event()
+    crowd = [Key("default", f"look-again-{i}") for i in range(20)]
+
+    async def handle(key):
+        order.append(key)
+        await (gate.wait() if key == B else asyncio.sleep(0.02))
+
+    async def scenario(queue):
+        queue.add(B)
+        await until(lambda: order == [B])
+        # Known to be due before it is put behind the others, and found due while it waits there.
+        queue.add_after(A, 0.05)
+        for key in (*crowd, A, Key("default", "late")):
+            queue.add(key, slow=True)
+        queue.add_after(Key("default", "late"), 0.06)
+        gate.set()
+        await until(lambda: len(order) == 23)
+        await asyncio.sleep(0.1)
+
+    run(scenario, handle, workers=1)
+    assert order.index(A) < 10
+    assert order.index(Key("default", "late")) < 10
+    # What a pass was to do is done by the one that came first.
+    assert len(order) == len(set(order)) == 23

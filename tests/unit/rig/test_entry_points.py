@@ -44,6 +44,7 @@ MODULES = {
     "tests.cluster.demo": ([], CLUSTER),
     "tests.run_tiers": (["contract"], CLUSTER),
     "benchmarks.operator": ([], CONTROL_PLANE),
+    "benchmarks.operator_scale": (["--jobs", "100"], CONTROL_PLANE),
     "tests.campaign.__main__": (["--engine", "real", "--minutes", "1"], CONTROL_PLANE),
     "benchmarks.recovery": (["--inputs", "."], CLUSTER),
 }

@@ -1,5 +1,6 @@
 """One source of the data: rows in, tokenized pairs and counts out."""
 
+import io
 import itertools
 import json
 from collections import Counter
@@ -12,7 +13,7 @@ from dpo_operator.api.method import MethodName
 from dpo_trainer.data import filters
 from dpo_trainer.data.boundaries import is_unseparated, repeats_prompt
 from dpo_trainer.data.dataset import PairDataset, TokenPair
-from dpo_trainer.data.formats import Format, Pair, Rejection, detect, read_rows
+from dpo_trainer.data.formats import Format, Pair, Rejection, detect, hint, read_rows
 from dpo_trainer.data.formats.pairs import Reason
 from dpo_trainer.data.formats.values import lookup
 from dpo_trainer.data.rows import Rows
@@ -65,6 +66,21 @@ class Split:
     prompt_repeated: int = 0
 
 
+@dataclass(frozen=True)
+class Glance:
+    """What the first rows of a source are.
+
+    rows: how many were looked at. dropped: of those, rows left out, by reason. first: where the first of these stands, and why it is
+    left out; empty without one.
+    """
+
+    format: Format
+    rows: int
+    pairs: int
+    dropped: dict[str, int]
+    first: str
+
+
 class _Tally:
     """Counts the rows of one source that are left out, and writes them to dropped.jsonl."""
 
@@ -76,9 +92,11 @@ class _Tally:
         self.dropped: Counter[Reason] = Counter()
         self.bad = self.unseparated = self.prompt_repeated = 0
         self.first_bad: tuple[int, Rejection] | None = None
+        self.first = ""
 
     def drop(self, row: int, rejection: Rejection) -> None:
         self.dropped[rejection.reason] += 1
+        self.first = self.first or f"{self.where(row)}, {rejection.reason}: {rejection.detail}"
         if rejection.is_bad:
             self.bad += 1
             if self.first_bad is None or row < self.first_bad[0]:
@@ -135,6 +153,21 @@ def read_split(name: str, rows: Rows, spec: Dataset, reading: Reading) -> Split:
     return split
 
 
+def glance(name: str, rows: Rows, spec: Dataset, data: Data, method: MethodName) -> Glance:
+    """Read the first rows of a source, without tokens. Raises TrainerError as read_split does for the same rows."""
+    head = list(itertools.islice(rows, min(DETECTION_ROWS, spec.limit or DETECTION_ROWS)))
+    columns = _columns(head)
+    row_format = _format(name, head, spec, columns)
+    _check_format(name, row_format, spec, method, head)
+    tally = _Tally(name, rows, io.StringIO())
+    chain = filters.RowFilters(data.filters, spec.columns, set(), lenient=True)
+    most = max(CHARACTERS, CHARACTERS_PER_TOKEN * data.max_length)
+    pairs = sum(1 for _ in _pairs(iter(head), row_format, spec, chain, most, tally))
+    if tally.bad > data.filters.max_bad_rows * tally.rows:
+        raise _too_many_bad(name, data.filters.max_bad_rows, columns, tally)
+    return Glance(row_format, tally.rows, pairs, tally.by_reason, tally.first)
+
+
 def check_filters(
     splits: Mapping[str, tuple[Dataset, Split]], data: Data, optional: frozenset[str] = frozenset()
 ) -> None:
@@ -176,8 +209,9 @@ def _format(name: str, head: list[Any], spec: Dataset, columns: tuple[str, ...])
     if not columns:  # nothing decodable at the start: the rows are counted one by one, and the error says why
         return "pairs"
     wanted = spec.columns
+    known = f": {found_hint}" if (found_hint := hint(head)) else ""
     raise bad_dataset(
-        f"{name}: the rows of {spec.source} fit no format. Expected text or messages in columns {wanted.chosen} and {wanted.rejected}, with "
+        f"{name}: the rows of {spec.source} fit no format{known}. Expected text or messages in columns {wanted.chosen} and {wanted.rejected}, with "
         f"{wanted.prompt or 'prompt'} (or instruction) beside them unless they are whole conversations; or a list in "
         f"{wanted.responses} with {wanted.scores}; or {wanted.answer_a} and {wanted.answer_b} with {wanted.votes}, or with "
         f"{wanted.signed_preference or f'{wanted.score_a} and {wanted.score_b}'}; or {wanted.completion} with {wanted.label}, or with a number in {wanted.scores}; found {_described(head, columns)}. Set columns, or format"

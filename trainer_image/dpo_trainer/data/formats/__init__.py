@@ -9,8 +9,8 @@ of Anthropic's HH-RLHF (arXiv 2204.05862). `scored`: several answers with scores
 Nothing here raises on a row, whatever it holds: a row becomes a pair or a Rejection.
 """
 
-from dpo_trainer.data.formats.detection import detect
+from dpo_trainer.data.formats.detection import detect, hint
 from dpo_trainer.data.formats.normalization import normalize, read_rows
 from dpo_trainer.data.formats.pairs import Format, Pair, Rejection
 
-__all__ = ["Format", "Pair", "Rejection", "detect", "normalize", "read_rows"]
+__all__ = ["Format", "Pair", "Rejection", "detect", "hint", "normalize", "read_rows"]

@@ -9,7 +9,7 @@ from dpo_trainer.data.formats import compose, paired, rated, scored, votes
 from dpo_trainer.data.formats.chats import is_chat
 from dpo_trainer.data.formats.pairs import Format, Unusable
 from dpo_trainer.data.formats.twoscores import is_mapped, two_scores
-from dpo_trainer.data.formats.values import lookup, present
+from dpo_trainer.data.formats.values import lookup, present, text
 
 
 def detect(rows: Iterable[Any], columns: Columns) -> Format | None:
@@ -71,6 +71,23 @@ def _prompt(row: Mapping[str, Any], columns: Columns) -> Any:
     except Unusable:
         return None
     return None if found is None else found.value
+
+
+def hint(rows: Iterable[Any]) -> str:
+    """What stands in the way of reading rows that fit no format, where it is known; empty otherwise."""
+    row = next((row for row in rows if isinstance(row, Mapping)), {})
+    for name, value in row.items():
+        if isinstance(value, str):
+            try:
+                text(value, str(name)[:64])
+            except Unusable as unusable:
+                return unusable.rejection.detail
+    if any(is_chat(row.get(name)) for name in paired.CONVERSATIONS):
+        return (
+            "the rows have one conversation each, as for supervised fine-tuning; preferences need another answer beside it, a score, or "
+            "a label for kto"
+        )
+    return ""
 
 
 def columns_read(names: Iterable[str], columns: Columns, others: Iterable[str] = ()) -> list[str]:

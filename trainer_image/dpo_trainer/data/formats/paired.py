@@ -11,7 +11,8 @@ from dpo_trainer.data.formats.values import kind, lookup, number, present, requi
 STYLES: dict[str, Style] = {"pairs": "text", "messages": "chat", "dialogue": "dialogue"}
 
 # Default column names of completion and label.
-_COMPLETIONS = ("messages", "conversations", "conversation", "response")
+CONVERSATIONS = ("messages", "conversations", "conversation")
+_COMPLETIONS = (*CONVERSATIONS, "response")
 _LABELS = ("kto_tag",)
 # Columns of the good and the bad answer that are known when none of the two is mapped: ms-swift, LLaMA-Factory v1, NeMo-Aligner
 # and OpenAI's fine-tuning.
