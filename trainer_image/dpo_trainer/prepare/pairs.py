@@ -132,6 +132,7 @@ def report_sources(data: Data, pairs: Pairs) -> list[SourceReport]:
                 repeats=max(0, mixed.used.get(name, 0) - left),
                 unseparated=split.unseparated,
                 prompt_repeated=split.prompt_repeated,
+                lost_reasoning=split.counts.lost_reasoning,
             )
         )
     return found

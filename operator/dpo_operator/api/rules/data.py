@@ -97,6 +97,12 @@ def _meaningful(condition: Condition) -> bool:
 
 DATA_RULES: tuple[Rule, ...] = (
     Rule("model.name", _model_cel("self.model.name"), lambda s: _readable_model(s.model.name), _URL_MESSAGE),
+    Rule(
+        "model.adapter.name",
+        f"!has(self.model.adapter) || {_model_cel('self.model.adapter.name')}",
+        lambda s: s.model.adapter is None or _readable_model(s.model.adapter.name),
+        _URL_MESSAGE,
+    ),
     *_of_each_dataset(
         "source", lambda at: _data_cel(f"{at}.source"), lambda _, data: _readable_data(data.source), _URL_MESSAGE
     ),
