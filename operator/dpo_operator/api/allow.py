@@ -113,6 +113,9 @@ def _secrets(spec: DPOJobSpec) -> Iterator[tuple[str, str]]:
         yield "spec.model.tokenSecretRef", token.name
     if (credentials := spec.access.credentials_secret_ref) is not None:
         yield "spec.access.credentialsSecretRef", credentials.name
+    push = spec.export.push
+    if push is not None and push.credentials_secret_ref is not None:
+        yield "spec.export.push.credentialsSecretRef", push.credentials_secret_ref.name
     wandb = spec.tracking.wandb
     if wandb is not None and wandb.api_key_secret_ref is not None:
         yield "spec.tracking.wandb.apiKeySecretRef", wandb.api_key_secret_ref.name
