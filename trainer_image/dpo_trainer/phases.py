@@ -105,7 +105,7 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
     telemetry.serve()
     from dpo_trainer.sources.access import from_environment
 
-    access = from_environment(job.spec.access)
+    access = from_environment(job.spec.way_out)
     access.apply(work.root / ".cache")
     from dpo_trainer.prepare import phase as prepare
     from dpo_trainer.prepare.inputs import Inputs
@@ -195,7 +195,7 @@ def _push(job: DPOJob, work: WorkDir, path: str, progress: Callable[[str], None]
     from dpo_trainer.sources.access import from_environment
 
     try:
-        access = from_environment(job.spec.access, settings.credentials_secret_ref)
+        access = from_environment(job.spec.way_out, settings.credentials_secret_ref)
         pushed = push.push(settings, job.metadata.uid, work.root / path, access, progress)
     except TrainerError as error:
         raise push.not_pushed(error, path, settings.to) from error

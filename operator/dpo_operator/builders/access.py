@@ -18,7 +18,7 @@ def credentials_of(job: DPOJob, phase: str) -> str | None:
     own = (
         job.spec.export.push.credentials_secret_ref if phase == "export" and job.spec.export.push is not None else None
     )
-    secret = own or job.spec.access.credentials_secret_ref
+    secret = own or job.spec.way_out.credentials_secret_ref
     return None if secret is None else secret.name
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import obstore
 import pytest
 from obstore.store import S3Store
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_operator.api import access as api
 from dpo_operator.api.exitcodes import ExitCode
@@ -90,7 +91,10 @@ def require_copy(server: Server, bucket: str, prefix: str, folder: Path) -> None
 
 def test_a_run_from_a_bucket_into_a_bucket(server: Server, phases: Phases, tmp_path: Path) -> None:
     bucket = server.bucket("whole-run")
-    upload(bucket, tiny_model(tmp_path / "model"), "in/model")
+    model = tiny_model(tmp_path / "model")
+    # The same model with all of its weights.
+    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
+    upload(bucket, model, "in/model")
     obstore.put(bucket, "in/pairs.jsonl", write_jsonl(tmp_path / "pairs.jsonl", rows(8)).read_bytes())
     job = {
         "apiVersion": "dpo-operator.dev/v1alpha1",
