@@ -33,10 +33,11 @@ def test_calm_life_keeps_the_rules_that_others_are_compared_with(campaign: Campa
 @pytest.mark.parametrize(
     "faults",
     [
-        {20: "lost", 35: "404-text", 50: "watch-410", 80: "truncated"},
-        {15: "death-after", 40: "duplicate", 60: "404", 90: "watch-reordered"},
+        pytest.param(
+            {20: "lost", 35: "404-text", 50: "watch-410", 80: "truncated"}, id="answers", marks=pytest.mark.exhaustive
+        ),
+        pytest.param({15: "death-after", 40: "duplicate", 60: "404", 90: "watch-reordered"}, id="death"),
     ],
-    ids=["answers", "death"],
 )
 def test_life_with_four_faults_ends_as_a_calm_one(campaign: Campaign, faults: dict[int, str]) -> None:
     found = campaign.try_out(Plan(faults))

@@ -196,6 +196,22 @@ def combinations() -> Iterator[dict[str, Any]]:
             "gs://b/k::x",
             "org/a::b",
         ),
+        *(
+            "az://c/k",
+            "az://",
+            "abfs://c",
+            "hf://org/name",
+            "hf://org/name@main",
+            "hf://org/name/x",
+            "hf://datasets/org/name",
+        ),
+        *(
+            "hf://datasets/org/name@v1/a/b.jsonl",
+            "hf://datasets/org/name/../x",
+            "hf://spaces/org/name",
+            "hf://name",
+            "hf://models/o/n",
+        ),
     ):
         yield {"model": {"name": source}}
         yield {"data": {"train": {"source": source}}}
@@ -206,8 +222,9 @@ def combinations() -> Iterator[dict[str, Any]]:
         *({"targetModules": ["q_proj", "v_proj"]}, {"targetModules": ["v_proj", "q_proj"]}),
         *({"dora": True}, {"rslora": True}, {"dora": False, "rslora": False}),
     )
-    for kind, rest in itertools.product((None, "none", "lora"), settings):
-        yield {"adapter": {"type": kind, **rest}}
+    starts = (None, {"name": "sft"}, {"name": "sft", "train": "new"}, {"name": "pvc://"})
+    for kind, rest, start in itertools.product((None, "none", "lora"), settings, starts):
+        yield {"adapter": {"type": kind, **rest}, "model": {"name": "m", "adapter": start}}
     for key, operator, value, effect, seconds in itertools.product(
         (None, "k"), (None, "Exists", "Equal"), (None, "", "v"), (None, "NoExecute", "NoSchedule"), (None, 5)
     ):

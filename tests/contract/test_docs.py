@@ -197,8 +197,8 @@ def test_each_row_of_the_page_on_data_is_read_as_it_says(row_format: str, line: 
     assert detect([row], Columns()) == row_format
     pair = normalize(row, row_format, Columns())  # type: ignore[arg-type]
     assert isinstance(pair, TextPair | ChatPair), pair
-    assert "apple" in (pair.chosen or "apple") or "flour" in str(pair.chosen)
-    assert pair.rejected is None or "apple" not in pair.rejected
+    assert "apple" in str(pair.chosen or "apple") or "flour" in str(pair.chosen)
+    assert pair.rejected is None or "apple" not in str(pair.rejected)
 
 
 def test_the_rated_rows_of_the_page_on_data_are_a_pair() -> None:

@@ -20,7 +20,12 @@ class Columns(ApiModel):
     )
     system: ColumnName | None = Field(
         default=None,
-        description="Column of a system message that goes before the prompt, for chat messages. Default: none.",
+        description="Column of a system message that goes before the prompt; plain text becomes chat messages then. Default: system, "
+        "system_prompt or system_message, for chat messages.",
+    )
+    tools: ColumnName | None = Field(
+        default=None,
+        description="Column of the tools that a prompt offers, for chat messages: a list of JSON schemas, or its JSON. Default: tools.",
     )
     chosen: ColumnName = Field(default="chosen", description="Column of the preferred answer.")
     rejected: ColumnName = Field(default="rejected", description="Column of the other answer.")
@@ -89,8 +94,8 @@ class Dataset(ApiModel):
     """One split of preference data."""
 
     source: Source = Field(
-        description="Hub id (org/name), a .jsonl, .json, .csv, .tsv, .parquet or .arrow file or a folder of them: a path, pvc://claim/path, s3:// or "
-        "gs:// URL."
+        description="Hub id (org/name), a .jsonl, .json, .csv, .tsv, .parquet or .arrow file or a folder of them: a path, pvc://claim/path, s3://, "
+        "gs://, az:// or hf://datasets/org/name/path."
     )
     split: str = Field(
         default="train",
@@ -120,6 +125,11 @@ class Dataset(ApiModel):
         "auto: decided by looking at the rows.",
     )
     columns: Columns = Field(default=Columns(), description="Names of the columns.")
+    ignore_columns: list[ColumnName] = Field(
+        default=[],
+        max_length=64,
+        description="Columns that are not read, such as a system column that is no system message. Filters still see them.",
+    )
     limit: StrictInt | None = Field(
         default=None, ge=1, le=1_000_000_000_000, description="Use only the first rows, for trials."
     )
@@ -191,6 +201,21 @@ class Filters(ApiModel):
     )
 
 
+class Template(ApiModel):
+    """How the chat template treats what rows hold."""
+
+    keep_reasoning: Literal["all", "answers", "none"] = Field(
+        default="all",
+        description="Reasoning that must reach the tokens. A row is left out when the template cuts it, as templates of reasoning models do "
+        "with earlier turns. all: that of all turns. answers: that of the answers. none: the template may cut any.",
+    )
+    applied: StrictBool = Field(
+        default=False,
+        description="Plain text went through the model's chat template already: the text of special tokens in it becomes these tokens, and "
+        "BOS and EOS are added only where it lacks them.",
+    )
+
+
 class Data(ApiModel):
     """Training and evaluation data, and how it becomes tokens."""
 
@@ -224,6 +249,7 @@ class Data(ApiModel):
         description="What becomes of pairs that are too long. keep_end, keep_start: the end or the start of the prompt stays, answers "
         "lose their end; an answer always keeps at least one token. drop: such pairs are left out.",
     )
+    template: Template = Field(default=Template(), description="How the chat template treats what rows hold.")
     filters: Filters = Field(default=Filters(), description="Which rows are left out.")
 
     @property

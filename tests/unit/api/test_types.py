@@ -104,6 +104,11 @@ def test_a_wrong_value_names_its_field(spec: dict[str, Any], field: str) -> None
         ({"pod": {"env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]}}, "pod.env"),
         ({"model": {"name": "pvc://../x"}}, "model.name"),
         ({"model": {"name": "https://example.org/model"}}, "model.name"),
+        ({"model": {"name": "hf://datasets/org/name"}}, "model.name"),
+        ({"model": {"name": "hf://org/name/folder"}}, "model.name"),
+        ({"data": {"train": {"source": "hf://org/name"}}}, "data.train.source"),
+        ({"data": {"train": {"source": "hf://datasets/org/name/../x"}}}, "data.train.source"),
+        ({"data": {"train": {"source": "az:///k"}}}, "data.train.source"),
         ({"data": {"train": {"source": "pvc://"}}}, "data.train.source"),
         ({"data": {"train": {"source": "pvc://Claim/x"}}}, "data.train.source"),
         ({"data": {"train": {"source": "pvc://claim/a/../../b"}}}, "data.train.source"),
@@ -114,6 +119,12 @@ def test_a_wrong_value_names_its_field(spec: dict[str, Any], field: str) -> None
         ({"pod": {"sharedMemory": "0"}}, "pod.sharedMemory"),
         ({"adapter": {"rank": 64}}, "adapter.type"),
         ({"adapter": {"type": "none", "targetModules": ["all-linear"]}}, "adapter.type"),
+        ({"model": {"name": "m", "adapter": {"name": "pvc://"}}, "adapter": {"type": "lora"}}, "model.adapter.name"),
+        ({"model": {"name": "m", "adapter": {"name": "a"}}}, "model.adapter"),
+        (
+            {"model": {"name": "m", "adapter": {"name": "a"}}, "adapter": {"type": "lora", "rank": 8}},
+            "model.adapter.train",
+        ),
         ({"pod": {"tolerations": [{"key": "gpu", "operator": "Exists", "value": "x"}]}}, "pod.tolerations"),
         ({"pod": {"tolerations": [{"value": "x"}]}}, "pod.tolerations"),
         ({"pod": {"tolerations": [{"key": "gpu", "tolerationSeconds": 5}]}}, "pod.tolerations"),
@@ -156,6 +167,11 @@ def test_a_variable_that_only_tunes_is_allowed(name: str) -> None:
 def test_a_source_that_prepare_can_read_is_allowed(source: str) -> None:
     sources = {"train": {"source": source}, "eval": {"source": source}}
     assert rules.violations(job(model={"name": source}, data=sources)) == []
+
+
+def test_urls_of_a_hub_name_a_model_or_a_dataset() -> None:
+    data = {"train": {"source": "hf://datasets/org/name@v1.0/data/train.parquet"}, "eval": {"source": "az://c/p.jsonl"}}
+    assert rules.violations(job(model={"name": "hf://org/name@main"}, data=data)) == []
 
 
 @pytest.mark.parametrize(
@@ -201,6 +217,8 @@ def test_what_is_not_implemented_is_said(spec: dict[str, Any], field: str) -> No
         {"training": {"optimizer": "adamw-8bit"}},
         {"training": {"offload": "cpu", "device": "cpu"}, "gpusPerNode": 0},
         {"adapter": {"type": "lora", "dora": True, "rslora": True}, "export": {"merge": True}},
+        {"model": {"name": "m", "adapter": {"name": "a"}}, "adapter": {"type": "lora", "dropout": 0.1}},
+        {"model": {"name": "m", "adapter": {"name": "a", "train": "new"}}, "adapter": {"type": "lora", "rank": 8}},
     ],
 )
 def test_what_is_implemented_is_not_refused(spec: dict[str, Any]) -> None:

@@ -183,13 +183,39 @@ def test_token_is_a_file_and_in_prepare_alone():
     assert "DPO_TOKEN_FILE" not in env_of("prepare")
 
 
+ACCESS = {"credentialsSecretRef": {"name": "keys"}, "caBundleRef": {"name": "corporate", "key": "root.pem"}}
+
+
+def test_keys_certificates_and_identity_are_for_prepare_alone():
+    spec = {"access": ACCESS, "pod": {"serviceAccountName": "reader"}}
+    pod = pod_of("prepare", **spec)
+    volumes = {v["name"]: v for v in pod["volumes"]}
+    assert volumes["credentials"]["secret"] == {"secretName": "keys", "defaultMode": 0o440}
+    assert volumes["ca"]["configMap"] == {"name": "corporate", "items": [{"key": "root.pem", "path": "ca.crt"}]}
+    mounts = mounts_of("prepare", **spec)
+    assert all(mounts[path]["readOnly"] for path in ("/etc/dpo-credentials", "/etc/dpo-ca"))
+    assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("reader", False)
+    assert env_of("prepare", **spec)["DPO_IDENTITY"] == "1"
+    labels = job_of("prepare", **spec)["spec"]["template"]["metadata"]["labels"]
+    assert labels["azure.workload.identity/use"] == "true"
+    for phase in ("train", "export"):
+        text = json.dumps(job_of(phase, **spec))
+        assert not [word for word in ("keys", "corporate", "reader", "azure", "DPO_IDENTITY") if word in text]
+    assert "serviceAccountName" not in pod_of("prepare", access=ACCESS)
+
+
 def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
     mixture = [{"source": "pvc://more/b.jsonl"}, {"source": "org/on-the-hub"}, {"source": "pvc://pairs/c.jsonl"}]
     data = {"train": {"source": "pvc://pairs/a.jsonl"}, "mixture": mixture, "eval": {"source": "pvc://held-out"}}
-    spec = {"model": {"name": "pvc://pairs/model"}, "data": data}
+    spec = {
+        "model": {"name": "pvc://pairs/model", "adapter": {"name": "pvc://sft/a"}},
+        "data": data,
+        "adapter": {"type": "lora"},
+    }
     mounts = mounts_of("prepare", **spec)
     assert [(m, mounts[m]["readOnly"]) for m in mounts if m.startswith("/claims")] == [
         ("/claims/pairs", True),
+        ("/claims/sft", True),
         ("/claims/more", True),
         ("/claims/held-out", True),
     ]
@@ -198,11 +224,11 @@ def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
         for v in pod_of("prepare", **spec)["volumes"]
         if "persistentVolumeClaim" in v
     ]
-    assert claims == ["pairs-work", "pairs", "more", "held-out"]
+    assert claims == ["pairs-work", "pairs", "sft", "more", "held-out"]
     # The volume too, so that the kubelet does not change the group of somebody else's files.
     assert [
         v["name"] for v in pod_of("prepare", **spec)["volumes"] if v.get("persistentVolumeClaim", {}).get("readOnly")
-    ] == ["claim-0", "claim-1", "claim-2"]
+    ] == ["claim-0", "claim-1", "claim-2", "claim-3"]
     assert not [m for m in mounts_of("train", **spec) if m.startswith("/claims")]
 
 

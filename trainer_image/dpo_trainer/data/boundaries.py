@@ -21,11 +21,10 @@ def is_unseparated(pair: Pair) -> bool:
 
 def repeats_prompt(pair: Pair) -> bool:
     """Whether every answer begins with the whole prompt, so that the model would read it twice."""
-    prompt = pair.prompt.strip() if isinstance(pair, TextPair) else ""
-    if len(prompt) < REPEATED_CHARACTERS:
+    if not isinstance(pair, TextPair) or len(prompt := pair.prompt.strip()) < REPEATED_CHARACTERS:
         return False
     return all(answer.lstrip().startswith(prompt) for answer in _answers(pair))
 
 
-def _answers(pair: Pair) -> list[str]:
+def _answers(pair: TextPair) -> list[str]:
     return [answer for answer in (pair.chosen, pair.rejected) if answer is not None]

@@ -4,8 +4,9 @@ import io
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import IO, Any
 
 from dpo_operator.api.data import Data, Dataset
@@ -126,14 +127,14 @@ def read_split(name: str, rows: Rows, spec: Dataset, reading: Reading) -> Split:
     items = iter(rows)
     head = list(itertools.islice(items, min(DETECTION_ROWS, spec.limit or DETECTION_ROWS)))
     columns = _columns(head)
-    row_format = _format(name, head, spec, columns)
+    row_format = _format(name, [_read(row, spec) for row in head], spec, columns)
     _check_format(name, row_format, spec, reading.method, head)
     mixed = bool(data.mixture) and name != "eval"
     chain = filters.RowFilters(data.filters, spec.columns, reading.seen[name == "eval"], lenient=mixed)
     limited = itertools.islice(itertools.chain(head, items), spec.limit)
     tokenizer.counts = Counts()
     most = max(CHARACTERS, CHARACTERS_PER_TOKEN * data.max_length)
-    pairs = _pairs(limited, row_format, spec, chain, most, tally)
+    pairs = _pairs(limited, row_format, spec, chain, partial(_refused, tokenizer, most), tally)
     dataset = PairDataset.from_pairs(_kept(tokenizer.run(pairs), chain, tally))
     split = Split(
         dataset,
@@ -157,12 +158,13 @@ def glance(name: str, rows: Rows, spec: Dataset, data: Data, method: MethodName)
     """Read the first rows of a source, without tokens. Raises TrainerError as read_split does for the same rows."""
     head = list(itertools.islice(rows, min(DETECTION_ROWS, spec.limit or DETECTION_ROWS)))
     columns = _columns(head)
-    row_format = _format(name, head, spec, columns)
+    row_format = _format(name, [_read(row, spec) for row in head], spec, columns)
     _check_format(name, row_format, spec, method, head)
     tally = _Tally(name, rows, io.StringIO())
     chain = filters.RowFilters(data.filters, spec.columns, set(), lenient=True)
     most = max(CHARACTERS, CHARACTERS_PER_TOKEN * data.max_length)
-    pairs = sum(1 for _ in _pairs(iter(head), row_format, spec, chain, most, tally))
+    found = _pairs(iter(head), row_format, spec, chain, lambda pair: _too_big(pair, most), tally)
+    pairs = sum(1 for _ in found)
     if tally.bad > data.filters.max_bad_rows * tally.rows:
         raise _too_many_bad(name, data.filters.max_bad_rows, columns, tally)
     return Glance(row_format, tally.rows, pairs, tally.by_reason, tally.first)
@@ -259,12 +261,17 @@ def _listed(columns: Iterable[str]) -> str:
 
 
 def _pairs(
-    rows: Iterator[Any], row_format: Format, spec: Dataset, chain: filters.RowFilters, most: int, tally: _Tally
+    rows: Iterator[Any],
+    row_format: Format,
+    spec: Dataset,
+    chain: filters.RowFilters,
+    refused: Callable[[Pair], Rejection | None],
+    tally: _Tally,
 ) -> Iterator[tuple[int, Pair]]:
-    wanted = _wanted(rows, chain, tally)
+    wanted = _wanted(rows, chain, spec, tally)
     for number, row, found in read_rows(wanted, row_format, spec.columns):
         if not isinstance(found, Rejection):
-            found = chain.after(row, found) or _too_big(found, most) or found
+            found = chain.after(row, found) or refused(found) or found
         if isinstance(found, Rejection):
             tally.drop(number, found)
         else:
@@ -273,15 +280,27 @@ def _pairs(
             yield number, found
 
 
-def _wanted(rows: Iterator[Any], chain: filters.RowFilters, tally: _Tally) -> Iterator[tuple[int, Any]]:
+def _wanted(rows: Iterator[Any], chain: filters.RowFilters, spec: Dataset, tally: _Tally) -> Iterator[tuple[int, Any]]:
     """Number and row of those that can be decoded and meet the conditions."""
     for number, row in enumerate(rows):
         tally.rows = number + 1
         rejection = row if isinstance(row, Rejection) else chain.before(row)
         if rejection is None:
-            yield number, row
+            yield number, _read(row, spec)
         else:
             tally.drop(number, rejection)
+
+
+def _read(row: Any, spec: Dataset) -> Any:
+    """The row without the columns that are not to be read."""
+    if not spec.ignore_columns or not isinstance(row, Mapping):
+        return row
+    return {key: value for key, value in row.items() if key not in spec.ignore_columns}
+
+
+def _refused(tokenizer: PairTokenizer, most: int, pair: Pair) -> Rejection | None:
+    """Why a pair is not tokenized. most: characters."""
+    return _too_big(pair, most) or tokenizer.templated.check(pair)
 
 
 def _too_big(pair: Pair, most: int) -> Rejection | None:

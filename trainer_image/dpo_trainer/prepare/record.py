@@ -33,6 +33,15 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class AdapterRecord(Part):
+    """The adapter that training starts from; its files are among the model's. base: the model that it names. See ModelRecord."""
+
+    source: str
+    kind: str
+    commit: str | None
+    base: str
+
+
 class Original(Part):
     """A file that prepare read. size: bytes. modified: nanoseconds since 1970. sha256: hex."""
 
@@ -57,6 +66,7 @@ class ModelRecord(Part):
     dtypes: tuple[str, ...]
     weights: Digests
     files: Digests
+    adapter: AdapterRecord | None = None
 
 
 class TokenizerRecord(Part):
@@ -165,12 +175,19 @@ def spec_hash(spec: DPOJobSpec) -> str:
     parts = {
         "version": VERSION,
         "model": spec.model.model_dump(
-            mode="json", include={"name", "revision", "chat_template"}, exclude_defaults=True
+            mode="json", include={"name", "revision", "chat_template", "adapter"}, exclude_defaults=True
         ),
         "data": spec.data.model_dump(mode="json", exclude_defaults=True),
         "seed": spec.training.seed if mixture.is_random(spec.data) else None,
     }
+    # Which bucket or repository a name means.
+    if places := {name: part for name in ("s3", "gs", "azure", "hub") if (part := _set(getattr(spec.access, name)))}:
+        parts["access"] = places
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _set(part: BaseModel) -> dict[str, Any]:
+    return part.model_dump(mode="json", exclude_defaults=True)
 
 
 def finished(work: WorkDir, key: str) -> DatasetReport | None:

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from dpo_trainer.data.boundaries import is_unseparated, repeats_prompt
-from dpo_trainer.data.formats.pairs import ChatPair, Message, TextPair
+from dpo_trainer.data.formats.pairs import Message, TextPair
+from tests.unit.trainer.chats import chat_pair
 from tests.unit.trainer.place import Place
 from tests.unit.trainer.tiny import write_jsonl
 
@@ -39,7 +40,7 @@ def test_answers_that_repeat_the_prompt(prompt, chosen, rejected, expected):
 
 
 def test_chats_have_no_boundary_problems():
-    pair = ChatPair((Message("user", "What is it? Tell me more?"),), "What is it? Tell me more?", "No")
+    pair = chat_pair((Message("user", "What is it? Tell me more?"),), "What is it? Tell me more?", "No")
     assert not is_unseparated(pair)
     assert not repeats_prompt(pair)
 

@@ -40,7 +40,7 @@ def test_ranks_get_torchruns_variables(tmp_path: Path, started: list[Pod]):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("code", [1, 65, 70, 74, 78, 255])
+@pytest.mark.parametrize("code", [1, 74, *(pytest.param(c, marks=pytest.mark.exhaustive) for c in (65, 70, 78, 255))])
 def test_the_pod_reports_the_failed_ranks_exit_code_and_message(tmp_path: Path, started: list[Pod], code: int):
     pod = Pod(tmp_path, f"others()\nleave({code}, 'the cause') if rank == 1 else time.sleep(60)", 2)
     started.append(pod)

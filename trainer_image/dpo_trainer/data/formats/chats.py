@@ -4,14 +4,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpo_trainer.data.formats.pairs import Message, Reason, Unusable
-from dpo_trainer.data.formats.values import encodable, from_text, kind, messages_of, text
+from dpo_trainer.data.formats.values import encodable, from_text, kind, listed, messages_of, text
 
-# Spellings of roles that mean one thing only. Other roles (tool, developer, …) stay as they are, for the template to judge.
+# Spellings of roles that mean one thing only. Other roles (developer, …) stay as they are, for the template to judge.
 _ROLES = {
     "system": "system",
     "user": "user", "human": "user", "prompter": "user",
-    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
+    "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "chatbot": "assistant",
+    "model": "assistant", "ai": "assistant",
+    "tool": "tool", "observation": "tool", "tool_response": "tool", "function": "tool", "function_response": "tool",
 }  # fmt: skip
+# Roles of turns whose content is a tool call as JSON: ShareGPT, ms-swift.
+_CALLS = ("function_call", "tool_call")
+# Names of a message's reasoning.
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+# Other keys of a message that templates read.
+_OTHERS = ("name", "tool_call_id")
 
 
 def is_chat(value: Any) -> bool:
@@ -82,14 +90,95 @@ def _message(item: Any, name: str) -> Message:
     content = item.get("content") if item.get("content") is not None else item.get("value")
     if not isinstance(role, str) or not role.strip():
         raise Unusable(Reason.MALFORMED_MESSAGES, f"{name}: a message has no role")
-    if item.get("tool_calls"):
-        raise Unusable(Reason.MALFORMED_MESSAGES, f"{name}: a message has tool_calls, which are not read")
+    role = encodable(role, name)
     if isinstance(content, list):
         content = _joined_parts(content, name)
+    calls = tool_calls(item.get("tool_calls"), f"{name}: tool_calls")
+    if content is None and calls:
+        content = ""
     if not isinstance(content, str):
         raise Unusable(Reason.WRONG_TYPE, f"{name}: expected text as a message's content, found {kind(content)}")
-    role = encodable(role, name)
-    return Message(_ROLES.get(role.strip().lower(), role), encodable(content, name))
+    if role.strip().lower() in _CALLS:
+        return Message(
+            "assistant", "", _reasoning(item, name), _written_calls(content, f"{name}: a message of role {role[:64]}")
+        )
+    others = tuple((key, encodable(item[key], name)) for key in _OTHERS if isinstance(item.get(key), str))
+    role = _ROLES.get(role.strip().lower(), role)
+    return Message(role, encodable(content, name), _reasoning(item, name), calls, others)
+
+
+def _reasoning(item: Mapping[str, Any], name: str) -> str:
+    given = {key: item[key] for key in REASONING_KEYS if item.get(key)}
+    for key, value in given.items():
+        if not isinstance(value, str):
+            raise Unusable(Reason.WRONG_TYPE, f"{name}: expected text as a message's {key}, found {kind(value)}")
+    if len(set(given.values())) > 1:
+        raise Unusable(Reason.MALFORMED_MESSAGES, f"{name}: a message has different texts in {' and '.join(given)}")
+    return encodable(next(iter(given.values()), ""), name)
+
+
+def tool_calls(value: Any, name: str) -> tuple[Mapping[str, Any], ...]:
+    """Tool calls of a message, none when there is no value. Raises Unusable."""
+    found = _functions(value, name, "arguments")
+    for call in found:
+        arguments = function_of(call).get("arguments")
+        if arguments is not None and not isinstance(arguments, str | Mapping):
+            raise Unusable(
+                Reason.WRONG_TYPE, f"{name}: expected arguments as an object or as its JSON, found {kind(arguments)}"
+            )
+    return found
+
+
+def tools_of(value: Any, name: str) -> tuple[Mapping[str, Any], ...]:
+    """Tools that a row offers: a list of their schemas, or its JSON; none when there is no value.
+
+    Keys without a value go, because Parquet gives every tool the keys of all. Raises Unusable.
+    """
+    return tuple(_without_null(tool) for tool in _functions(value, name, "parameters"))
+
+
+def function_of(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The object with the name, of a tool or a call: within "function", or the item itself."""
+    inner = item.get("function")
+    return inner if isinstance(inner, Mapping) else item
+
+
+def _functions(value: Any, name: str, what: str) -> tuple[Mapping[str, Any], ...]:
+    value = listed(encodable(value, name) if isinstance(value, str) else value)
+    if not value:
+        return ()
+    if not isinstance(value, list):
+        raise Unusable(Reason.WRONG_TYPE, f"{name}: expected a list of objects or its JSON, found {kind(value)}")
+    for item in value:
+        if not isinstance(item, Mapping) or not isinstance(function_of(item).get("name"), str):
+            raise Unusable(
+                Reason.MALFORMED_MESSAGES, f"{name}: expected objects with name and {what}, found {kind(item)} without"
+            )
+        _check_encodable(item, name)
+    return tuple(value)
+
+
+def _written_calls(content: str, name: str) -> tuple[Mapping[str, Any], ...]:
+    """Tool calls that a turn's content holds as JSON: one object with name and arguments, or a list of them."""
+    text = content.strip()
+    calls = tool_calls(f"[{text}]" if text.startswith("{") else text, name)
+    if not calls:
+        raise Unusable(Reason.MALFORMED_MESSAGES, f"{name}: no call; expected JSON with name and arguments")
+    return tuple({"type": "function", "function": function_of(call)} for call in calls)
+
+
+def _without_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_null(inner) for key, inner in value.items() if inner is not None}
+    return [_without_null(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _check_encodable(value: Any, name: str) -> None:
+    if isinstance(value, str):
+        encodable(value, name)
+    elif isinstance(value, Mapping | list):
+        for inner in (*value, *value.values()) if isinstance(value, Mapping) else value:
+            _check_encodable(inner, name)
 
 
 def _joined_parts(parts: list[Any], name: str) -> str:

@@ -1,10 +1,11 @@
 """Build a pair from a prompt and one or two answers of any style."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from dpo_operator.api.data import Columns
+from dpo_trainer.data.formats.beside import check_unread, system_of, tools_beside
 from dpo_trainer.data.formats.chats import (
     conversation,
     is_chat,
@@ -55,12 +56,16 @@ def compose(
     answers = [answer for answer in (chosen, rejected) if answer is not None]
     _check_media(row)
     style = style or _style(row, columns, answers)
-    prompt, found = _STYLE_READERS[style](row, columns, answers)
-    first, last = (found[0] if chosen is not None else None), (found[-1] if rejected is not None else None)
+    if style == "chat":
+        prompt, said = _chats(row, columns, answers)
+        good, bad = (said[0] if chosen is not None else None), (said[-1] if rejected is not None else None)
+        check_answers(good, bad)
+        return ChatPair(prompt, good, bad, score_gap, agreement, tools_beside(row, columns))
+    check_unread(row, columns)
+    before, texts = (_dialogues if style == "dialogue" else _texts)(row, columns, answers)
+    first, last = (texts[0] if chosen is not None else None), (texts[-1] if rejected is not None else None)
     check_answers(first, last)
-    if isinstance(prompt, str):
-        return TextPair(prompt, first, last, score_gap, agreement)
-    return ChatPair(prompt, first, last, score_gap, agreement)
+    return TextPair(before, first, last, score_gap, agreement)
 
 
 def _check_media(row: Mapping[str, Any]) -> None:
@@ -164,7 +169,7 @@ def _split_dialogue(whole: str, name: str) -> tuple[str, str]:
     return before + mark, answer
 
 
-def _chats(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tuple[tuple[Message, ...], list[str]]:
+def _chats(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tuple[tuple[Message, ...], list[Message]]:
     in_turns = _in_turns(row, columns, answers)
     chats = in_turns or [conversation(answer.value, answer.name, "assistant") for answer in answers]
     for answer, chat in zip(answers, chats, strict=True):
@@ -183,14 +188,17 @@ def _chats(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tu
         raise Unusable(Reason.PROMPTS_DIFFER, "the conversations differ before their last message")
     for answer, chat in zip(answers, chats, strict=True):
         if chat[0].role != "assistant":
-            raise Unusable(Reason.MALFORMED_MESSAGES, f"{answer.name}: the last message is not the assistant's")
-    if columns.system is not None and (system := lookup(row, columns.system)) is not None:
-        prompt = with_system(text(system, columns.system), prompt, columns.system)
-    if not any(message.content.strip() for message in prompt):
+            raise Unusable(
+                Reason.MALFORMED_MESSAGES,
+                f"{answer.name}: the last message is not the assistant's, its role is {chat[0].role[:64]}; rename the role to assistant",
+            )
+    if (system := system_of(row, columns)) is not None:
+        prompt = with_system(system[0], prompt, system[1])
+    if all(message.is_empty for message in prompt):
         raise Unusable(Reason.EMPTY_PROMPT, "no message before the answer has text")
     if prompt[-1].role == "assistant":
         raise Unusable(Reason.MALFORMED_MESSAGES, "the message before the answer is the assistant's too")
-    return prompt, [chat[0].content for chat in chats]
+    return prompt, [chat[0] for chat in chats]
 
 
 def _in_turns(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> list[tuple[Message, ...]] | None:
@@ -209,29 +217,61 @@ def _completed(chats: list[tuple[Message, ...]]) -> list[tuple[Message, ...]]:
 
 
 def _with_earlier(row: Mapping[str, Any], columns: Columns, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The prompt inside whole conversations, behind a prompt column's messages unless they repeat its beginning.
+    """The prompt inside whole conversations, behind those messages of a prompt column that the conversations don't repeat.
 
-    A text beside whole conversations repeats their beginning too (as in ultrafeedback_binarized).
+    A text beside whole conversations repeats one of their messages (as in ultrafeedback_binarized).
     """
     name = columns.prompt or "prompt"
     given = lookup(row, name)
     if columns.prompt is not None and given is None:
         raise Unusable(Reason.MISSING_COLUMN, f"no value in column {name}")
-    if given is None or isinstance(given, str):
+    if given is None:
         return prompt
+    if isinstance(given, str) and not is_chat(given):
+        if any(given.strip() in message.content for message in prompt):
+            return prompt
+        raise _prompt_differs(name, "text that is in no message before the answer")
     earlier = conversation(given, name, "user")
-    return prompt if prompt[: len(earlier)] == earlier else earlier + prompt
+    if _holds(prompt, earlier):
+        return prompt
+    if (both := _shared_end(earlier, prompt)) or not any(turn in prompt for turn in earlier if turn.role != "system"):
+        return earlier + prompt[both:]
+    raise _prompt_differs(name, "messages of which only some are in the conversations, or in another order")
 
 
-def check_answers(chosen: str | None, rejected: str | None) -> None:
-    """Raise Unusable for an answer without text, and for answers that are the same."""
-    if chosen is not None and not chosen.strip():
+def _holds(whole: tuple[Message, ...], part: tuple[Message, ...]) -> bool:
+    return any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
+
+
+def _shared_end(earlier: tuple[Message, ...], prompt: tuple[Message, ...]) -> int:
+    """How many of the last earlier messages begin the prompt."""
+    most = min(len(earlier), len(prompt))
+    return next((count for count in range(most, 0, -1) if earlier[-count:] == prompt[:count]), 0)
+
+
+def _prompt_differs(name: str, found: str) -> Unusable:
+    return Unusable(
+        Reason.PROMPTS_DIFFER,
+        f"{name}: {found}; leave out of the answers what {name} holds, or set ignoreColumns to [{name}] when the conversations are "
+        "whole",
+    )
+
+
+def check_answers(chosen: str | Message | None, rejected: str | Message | None) -> None:
+    """Raise Unusable for an answer that says nothing, and for answers that are the same."""
+    if chosen is not None and _is_empty(chosen):
         raise Unusable(Reason.EMPTY_CHOSEN, "the chosen answer is empty")
-    if rejected is not None and not rejected.strip():
+    if rejected is not None and _is_empty(rejected):
         raise Unusable(Reason.EMPTY_REJECTED, "the rejected answer is empty")
-    if chosen is not None and rejected is not None and chosen.strip() == rejected.strip():
+    if chosen is not None and rejected is not None and _stripped(chosen) == _stripped(rejected):
         raise Unusable(Reason.EQUAL_ANSWERS, "the answers are the same but for white space at their ends")
 
 
-_StyleReader = Callable[[Mapping[str, Any], Columns, list[Field]], tuple[str | tuple[Message, ...], list[str]]]
-_STYLE_READERS: dict[Style, _StyleReader] = {"text": _texts, "chat": _chats, "dialogue": _dialogues}
+def _is_empty(answer: str | Message) -> bool:
+    return answer.is_empty if isinstance(answer, Message) else not answer.strip()
+
+
+def _stripped(answer: str | Message) -> tuple[Any, ...]:
+    if isinstance(answer, Message):
+        return answer.content.strip(), answer.reasoning.strip(), answer.tool_calls
+    return (answer.strip(),)

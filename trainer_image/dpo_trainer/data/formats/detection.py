@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dpo_operator.api.data import Columns
-from dpo_trainer.data.formats import compose, paired, rated, scored, votes
+from dpo_trainer.data.formats import beside, compose, paired, rated, scored, votes
 from dpo_trainer.data.formats.chats import is_chat
 from dpo_trainer.data.formats.pairs import Format, Unusable
 from dpo_trainer.data.formats.twoscores import is_mapped, two_scores
@@ -96,6 +96,13 @@ def columns_read(names: Iterable[str], columns: Columns, others: Iterable[str] =
         *columns.annotators,
         *others,
     }
-    wanted |= {"prompt", "instruction", *compose.OTHER_PROMPTS, *compose.MEDIA}
+    wanted |= {
+        "prompt",
+        "instruction",
+        *compose.OTHER_PROMPTS,
+        *compose.MEDIA,
+        *beside.SYSTEM_COLUMNS,
+        beside.TOOLS_COLUMN,
+    }
     wanted |= scored.COLUMNS | votes.COLUMNS | paired.COLUMNS | rated.COLUMNS
     return [name for name in names if any(name == column or column.startswith(f"{name}.") for column in wanted)]

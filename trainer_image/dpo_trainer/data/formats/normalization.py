@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from dpo_operator.api.data import Columns
 from dpo_trainer.data.formats.detection import looks_like
 from dpo_trainer.data.formats.paired import read_paired, read_unpaired
-from dpo_trainer.data.formats.pairs import Format, Pair, Reason, Rejection, Unusable
+from dpo_trainer.data.formats.pairs import ChatPair, Format, Pair, Reason, Rejection, Unusable
 from dpo_trainer.data.formats.rated import Rated, best_and_worst, read_rated
 from dpo_trainer.data.formats.scored import read_scored
 from dpo_trainer.data.formats.values import kind
@@ -70,7 +70,7 @@ def _grouped(rows: Iterable[tuple[int, Any]], columns: Columns) -> Iterator[tupl
         if isinstance(rated, Rejection):
             yield number, row, rated
             continue
-        if group and group[0][2].pair.prompt == rated.pair.prompt:
+        if group and _asked(group[0][2].pair) == _asked(rated.pair):
             group.append((number, row, rated))
             continue
         if group:
@@ -78,6 +78,10 @@ def _grouped(rows: Iterable[tuple[int, Any]], columns: Columns) -> Iterator[tupl
         group = [(number, row, rated)]
     if group:
         yield _of_group(group, seen)
+
+
+def _asked(pair: Pair) -> tuple[Any, ...]:
+    return pair.prompt, pair.tools if isinstance(pair, ChatPair) else ()
 
 
 def _of_group(group: list[tuple[int, Any, Rated]], seen: set[int]) -> tuple[int, Any, Pair | Rejection]:

@@ -1,8 +1,9 @@
 """Results of reading a row: a pair, or a Rejection with its reason."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal
+from typing import Any, Literal
 
 Format = Literal["pairs", "messages", "dialogue", "scored", "votes", "unpaired", "rated"]
 
@@ -30,7 +31,10 @@ class Reason(StrEnum):
     PROMPTS_DIFFER = "prompts_differ"
     SCATTERED_PROMPT = "scattered_prompt"
     BAD_CONFIDENCE = "bad_confidence"
+    UNREAD_COLUMN = "unread_column"
+    TEMPLATED_TEXT = "templated_text"
     TEMPLATE_ERROR = "template_error"
+    LEFT_OUT_BY_TEMPLATE = "left_out_by_template"
     EQUAL_AFTER_TRUNCATION = "equal_after_truncation"
     TIE = "tie"
     SINGLE_ANSWER = "single_answer"
@@ -73,10 +77,27 @@ class Unusable(Exception):
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat."""
+    """One turn of a chat.
+
+    reasoning: thoughts that a row has beside the content (reasoning_content, thinking). tool_calls: as the row gives them, each an
+    object with a name and arguments, within "function" or not. others: further keys that templates read (name, tool_call_id).
+    """
 
     role: str
     content: str
+    reasoning: str = ""
+    tool_calls: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    others: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the turn says nothing: neither text nor a tool call."""
+        return not self.content.strip() and not self.tool_calls
+
+    @property
+    def characters(self) -> int:
+        """Length of all its texts."""
+        return len(self.content) + len(self.reasoning) + (len(str(self.tool_calls)) if self.tool_calls else 0)
 
 
 @dataclass(frozen=True)
@@ -101,18 +122,25 @@ class TextPair:
 
 @dataclass(frozen=True)
 class ChatPair:
-    """Chat messages: the answers are the contents of one assistant turn after the prompt's messages."""
+    """Chat messages: each answer is one assistant turn after the prompt's messages. tools: those that the prompt offers."""
 
     prompt: tuple[Message, ...]
-    chosen: str | None
-    rejected: str | None
+    chosen: Message | None
+    rejected: Message | None
     score_gap: float | None = None
     agreement: float | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def answers(self) -> tuple[Message, ...]:
+        """The one or two answers, chosen first."""
+        return tuple(answer for answer in (self.chosen, self.rejected) if answer is not None)
 
     @property
     def characters(self) -> int:
-        """Length of the messages and the answers together."""
-        return sum(len(turn.content) for turn in self.prompt) + len(self.chosen or "") + len(self.rejected or "")
+        """Length of the messages, the answers and the tools together."""
+        tools = len(str(self.tools)) if self.tools else 0
+        return sum(turn.characters for turn in (*self.prompt, *self.answers)) + tools
 
 
 Pair = TextPair | ChatPair

@@ -6,7 +6,7 @@ from typing import Any
 
 from dpo_operator.api.data import Columns
 from dpo_trainer.data.formats.compose import Field, check_answers, compose
-from dpo_trainer.data.formats.pairs import Pair, Reason, Unusable
+from dpo_trainer.data.formats.pairs import ChatPair, Pair, Reason, TextPair, Unusable
 from dpo_trainer.data.formats.scored import RANKS, score
 from dpo_trainer.data.formats.values import lookup, number, present, required
 
@@ -56,4 +56,9 @@ def best_and_worst(answers: Sequence[Rated]) -> Pair:
         raise Unusable(Reason.TIE, f"{len(answers)} answers to one prompt, of which no two have different scores")
     best, worst = (low.pair, high.pair) if high.lowest_wins else (high.pair, low.pair)
     check_answers(best.chosen, worst.chosen)
-    return replace(best, rejected=worst.chosen, score_gap=high.score - low.score)
+    gap = high.score - low.score
+    if isinstance(best, ChatPair):
+        assert isinstance(worst, ChatPair)  # as both have one prompt
+        return replace(best, rejected=worst.chosen, score_gap=gap)
+    assert isinstance(worst, TextPair)
+    return replace(best, rejected=worst.chosen, score_gap=gap)

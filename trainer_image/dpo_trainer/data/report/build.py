@@ -27,7 +27,8 @@ class SourceReport:
 
     split: train or eval. name: the source as the job names it. dropped: rows left out, by reason.
     boundary_merges: pairs of which a token would have spanned the prompt's end.
-    special_token_text: chats whose text holds strings that look like special tokens.
+    special_token_text: pairs whose text holds strings that look like special tokens.
+    lost_reasoning: chats of which the template left reasoning out, as data.template.keepReasoning allows.
     unseparated, prompt_repeated: pairs of plain text with nothing between prompt and answers, and with answers that repeat the prompt.
     repeats: pairs that are used again because of the source's weight.
     """
@@ -42,6 +43,7 @@ class SourceReport:
     repeats: int = 0
     unseparated: int = 0
     prompt_repeated: int = 0
+    lost_reasoning: int = 0
 
 
 def build(
@@ -105,6 +107,7 @@ def text(report: dict[str, Any]) -> str:
         ("prompt and answer without a space", lambda s: _count(s.get("glued"))),
         ("answers that repeat the prompt", lambda s: _count(s.get("repeated"))),
         ("text of special tokens", lambda s: _count(s.get("special_token_text"))),
+        ("reasoning left out by the template", lambda s: _count(s.get("lost_reasoning"))),
         ("tokens", lambda s: _count(s["tokens"])),
         ("  of these, prompt", lambda s: _percent(s["prompt_share"])),
         *((f"{part} tokens, p50 / p95 / max", lambda s, p=part: _spread(s["length"][p])) for part in ("prompt", "chosen", "rejected")),
@@ -147,6 +150,7 @@ def _rows_read(split: str, sources: Sequence[SourceReport]) -> dict[str, Any]:
         "glued": sum(source.unseparated for source in own),
         "repeated": sum(source.prompt_repeated for source in own),
         "special_token_text": sum(source.special_token_text for source in own),
+        "lost_reasoning": sum(source.lost_reasoning for source in own),
         "repeats": sum(source.repeats for source in own),
     }
 

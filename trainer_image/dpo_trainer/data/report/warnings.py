@@ -58,6 +58,21 @@ def _of_split(name: str, split: Mapping[str, Any], limits: Mapping[str, Any]) ->
             f"{name}: {sum(dropped.values()):,} of {split['rows']:,} rows ({sum(dropped.values()) / split['rows']:.0%}) were left "
             f"out, most of them for {most} ({dropped[most]:,}); data/dropped.jsonl lists them"
         )
+    # Counted where pairs are read, before they are weighted.
+    if split.get("glued", 0) > UNSEPARATED * split.get("kept", 0):
+        yield (
+            f"{name}: in {split['glued']:,} pairs of plain text nothing stands between the prompt's last word and the answer's first; "
+            "write a separator into the prompt, or set format to messages for the chat template"
+        )
+    if split.get("repeated", 0) > UNSEPARATED * split.get("kept", 0):
+        yield (
+            f"{name}: in {split['repeated']:,} pairs both answers begin with the prompt, which the model then reads twice; leave it "
+            "out of the answers"
+        )
+    if split.get("lost_reasoning", 0):
+        yield (
+            f"{name}: the chat template leaves reasoning out of {_pairs(split['lost_reasoning'])}, which data.template.keepReasoning allows"
+        )
     if pairs < TOO_FEW_FOR_SHARES:
         return
     for key, rule in (("chosen_longer", "longer"), ("chosen_shorter", "shorter")):
@@ -81,17 +96,6 @@ def _of_split(name: str, split: Mapping[str, Any], limits: Mapping[str, Any]) ->
         yield (
             f"{name}: in {split['boundary_merges']:,} pairs a token would span the end of the prompt, so that the answer's first "
             "token is not what the model would write; often prompts end with a space that belongs to the answer"
-        )
-    # Counted where pairs are read, before they are weighted.
-    if split.get("glued", 0) > UNSEPARATED * split.get("kept", 0):
-        yield (
-            f"{name}: in {split['glued']:,} pairs of plain text nothing stands between the prompt's last word and the answer's first; "
-            "write a separator into the prompt, or set format to messages for the chat template"
-        )
-    if split.get("repeated", 0) > UNSEPARATED * split.get("kept", 0):
-        yield (
-            f"{name}: in {split['repeated']:,} pairs both answers begin with the prompt, which the model then reads twice; leave it "
-            "out of the answers"
         )
     if (split["near_identical"] or 0) > ALIKE:
         yield (

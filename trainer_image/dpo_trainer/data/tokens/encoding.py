@@ -50,13 +50,13 @@ class Encoder:
         """Token ids of a continuation of a chat."""
         return self._pieces(text, continues=True) if marked else self._after(text, plain=False)
 
-    def mark(self, text: str) -> str:
-        """The text with marks around what looks like a special token."""
-        return self._control.sub(f"{START}\\g<0>{END}", text)
+    def mark(self, text: str, without: frozenset[str] = frozenset()) -> str:
+        """The text with marks around what looks like a special token. without: tokens that get none."""
+        return self._control.sub(lambda found: found[0] if found[0] in without else f"{START}{found[0]}{END}", text)
 
-    def looks_special(self, text: str) -> bool:
-        """Whether a text holds what looks like a special token."""
-        return self._control.search(text) is not None
+    def special_in(self, text: str) -> list[str]:
+        """What looks like a special token in a text."""
+        return self._control.findall(text)
 
     def _encode(self, texts: list[str], *, plain: bool) -> list[Ids]:
         if not texts:

@@ -14,6 +14,11 @@ both answers, and the pair is counted as a boundary merge.
 Tokenization is lossless, except for what the tokenizer itself changes: SentencePiece puts a space before a text (older
 Llamas also behind added tokens) and takes its own sign for a space as one; some normalize Unicode, or drop what they don't know.
 
+A chat whose template leaves out what a message holds is refused, by coverage.py.
+
+Plain text that went through the template already (data.template.applied) is read with its special tokens; BOS and EOS are
+added only where it lacks them.
+
 An unpaired example has one answer; everything above holds for it alone, and the other one has no tokens, not even EOS.
 """
 
@@ -24,11 +29,13 @@ from typing import Any
 
 import numpy as np
 
+from dpo_operator.api.data import Template
 from dpo_trainer.data.dataset import TokenPair
 from dpo_trainer.data.formats import Pair, Rejection
 from dpo_trainer.data.formats.pairs import ChatPair, Reason, TextPair
 from dpo_trainer.data.tokens.chat_template import Chat, ChatTemplate, TemplateRefused
 from dpo_trainer.data.tokens.encoding import Encoder
+from dpo_trainer.data.tokens.templated import Templated
 from dpo_trainer.data.tokens.truncation import Ids, Limits, truncate
 from dpo_trainer.runtime.errors import TrainerError, first_line, invalid_configuration
 from dpo_trainer.runtime.untrusted import CHAT_MEMORY, LONGEST_CHAT, Untrusted, limit_memory
@@ -36,6 +43,8 @@ from dpo_trainer.runtime.untrusted import CHAT_MEMORY, LONGEST_CHAT, Untrusted, 
 # Pairs, and characters, that are tokenized together; a character needs some 250 bytes.
 BATCH = 256
 BATCH_CHARACTERS = 2_000_000
+
+DEFAULTS = Template()
 
 # Tokens of a prompt, and of the one or two answers that a pair has.
 Tokenized = tuple[Ids, list[Ids]]
@@ -45,12 +54,14 @@ Tokenized = tuple[Ids, list[Ids]]
 class Counts:
     """What happened to the pairs of one split.
 
-    special_token_text: chats whose text holds strings that look like special tokens; they were spelled out.
+    special_token_text: pairs whose text holds strings that look like special tokens; they were spelled out.
+    lost_reasoning: chats of which the template left reasoning out, as data.template.keepReasoning allows.
     """
 
     truncated: int = 0
     boundary_merges: int = 0
     special_token_text: int = 0
+    lost_reasoning: int = 0
 
 
 def load_tokenizer(folder: Path, label: str, chat_template: str | None = None) -> Any:
@@ -79,12 +90,15 @@ class PairTokenizer:
     """Turns pairs into token ids for one model.
 
     tokenizer: of transformers. end_tokens: the model's own end-of-sequence ids (from its configuration), used to see where a
-    template ended a turn, and as EOS when the tokenizer names none.
+    template ended a turn, and as EOS when the tokenizer names none. settings: spec.data.template.
     Raises TrainerError INVALID_CONFIGURATION when there is no EOS at all.
     """
 
-    def __init__(self, tokenizer: Any, limits: Limits, end_tokens: Sequence[int] = ()) -> None:
+    def __init__(
+        self, tokenizer: Any, limits: Limits, end_tokens: Sequence[int] = (), settings: Template = DEFAULTS
+    ) -> None:
         self._tokenizer = tokenizer
+        self._applied = settings.applied
         self._limits = limits
         eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else next(iter(end_tokens), None)
         if eos is None:
@@ -99,7 +113,8 @@ class PairTokenizer:
         self._special = set(tokenizer.all_special_ids) | set(unnamed) | set(end_tokens) | {self.eos}
         control = {text for text in (*tokenizer.all_special_tokens, *unnamed.values()) if text}
         self._encoder = Encoder(tokenizer, self._special, control)
-        self._template = ChatTemplate(tokenizer, self._encoder)
+        self.templated = Templated(tokenizer, control, applied=settings.applied)
+        self._template = ChatTemplate(tokenizer, self._encoder, settings)
         self.counts = Counts()
 
     def run(self, pairs: Iterable[tuple[int, Pair]]) -> Iterator[tuple[int, TokenPair | Rejection]]:
@@ -119,7 +134,8 @@ class PairTokenizer:
             return
         first, last = batch[0][0], batch[-1][0]
         with Untrusted(f"tokenizing row {first}" if first == last else f"tokenizing rows {first} to {last}"):
-            texts = iter(list(self._tokenize_texts([pair for _, pair in batch if isinstance(pair, TextPair)])))
+            tokenize = self._tokenize_templated if self._applied else self._tokenize_texts
+            texts = iter(list(tokenize([pair for _, pair in batch if isinstance(pair, TextPair)])))
             chats = iter(list(self._tokenize_chats([(row, pair) for row, pair in batch if isinstance(pair, ChatPair)])))
         for row, pair in batch:
             found = next(texts if isinstance(pair, TextPair) else chats)
@@ -133,9 +149,10 @@ class PairTokenizer:
         if cut is None:
             return Rejection(Reason.TOO_LONG, self._too_long(prompt, chosen, rejected))
         if cut[1] == cut[2]:
-            detail = f"the answers are the same in their first {len(cut[1])} tokens, and data.maxLength leaves no more"
             if (cut[1], cut[2]) == (chosen, rejected):
-                detail = "the answers have the same tokens"
+                by = "the tokenizer makes" if isinstance(pair, TextPair) else "the chat template and the tokenizer make"
+                return Rejection(Reason.EQUAL_ANSWERS, f"{by} the same tokens of both answers")
+            detail = f"the answers are the same in their first {len(cut[1])} tokens, and data.maxLength leaves no more"
             return Rejection(Reason.EQUAL_AFTER_TRUNCATION, detail)
         truncated = cut != (prompt, chosen, rejected)
         self.counts.truncated += truncated
@@ -150,6 +167,10 @@ class PairTokenizer:
 
     def _tokenize_texts(self, pairs: list[TextPair]) -> Iterator[Tokenized | Rejection]:
         answers = [_answers(pair) for pair in pairs]
+        self.counts.special_token_text += sum(
+            any(self._encoder.special_in(text) for text in (pair.prompt, *given.values()))
+            for pair, given in zip(pairs, answers, strict=True)
+        )
         texts = [
             pair.prompt + text for pair, given in zip(pairs, answers, strict=True) for text in ("", *given.values())
         ]
@@ -165,6 +186,23 @@ class PairTokenizer:
                 yield Rejection(empty[0], "the tokenizer makes no token of the text")
                 continue
             yield self.begin + prompt, [[*ids, self.eos] for ids in found]
+
+    def _tokenize_templated(self, pairs: list[TextPair]) -> Iterator[Tokenized | Rejection]:
+        """Tokens of texts that a chat template wrote."""
+        for pair in pairs:
+            answers = _answers(pair)
+            texts = [pair.prompt, *(pair.prompt + text for text in answers.values())]
+            prompt, *whole = self._encoder.chats(texts, [False] * len(texts))
+            found = self._split(prompt, whole)
+            if found is None:
+                self.counts.boundary_merges += 1
+                found = [self._encoder.rest_of_chat(text, marked=False) for text in answers.values()]
+            ended = {reason: self._end_turn(ids) for reason, ids in zip(answers, found, strict=True)}
+            if empty := [reason for reason, ids in ended.items() if not ids]:
+                yield Rejection(empty[0], "the tokenizer makes no token of the text")
+                continue
+            begin = [] if prompt[: len(self.begin)] == self.begin else self.begin
+            yield begin + prompt, [*ended.values()]
 
     @staticmethod
     def _split(prompt: Ids, whole: list[Ids]) -> list[Ids] | None:
@@ -183,6 +221,7 @@ class PairTokenizer:
                 yield chat
                 continue
             self.counts.special_token_text += chat.looks_special
+            self.counts.lost_reasoning += chat.lost_reasoning
             prompt, *whole = (next(encoded) for _ in range(1 + len(chat.whole)))
             answers = self._split(prompt, whole)
             if answers is None:
@@ -200,7 +239,7 @@ class PairTokenizer:
             with Untrusted(f"rendering the chat template for row {row}", LONGEST_CHAT, memory=CHAT_MEMORY):
                 return self._template.render(pair)
         except TemplateRefused as refused:
-            return Rejection(Reason.TEMPLATE_ERROR, str(refused))
+            return Rejection(refused.reason, str(refused))
 
     def _end_turn(self, answer: Ids) -> Ids:
         """The answer with one end: what the template wrote, without white space after it, or EOS; empty when nothing else is."""
@@ -226,7 +265,7 @@ def _begin_tokens(tokenizer: Any) -> Ids:
     return whole[:start]
 
 
-def _answers(pair: Pair) -> dict[Reason, str]:
+def _answers(pair: TextPair) -> dict[Reason, str]:
     """Texts of the answers that a pair has, chosen first, by the reason for which an empty one is left out."""
     both = {Reason.EMPTY_CHOSEN: pair.chosen, Reason.EMPTY_REJECTED: pair.rejected}
     return {reason: text for reason, text in both.items() if text is not None}

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from dpo_operator.api.data import Columns
 from dpo_trainer.data.formats import Format, Rejection, detect, normalize
 from dpo_trainer.data.formats.detection import columns_read
-from dpo_trainer.data.formats.pairs import ChatPair, Message, Reason, TextPair
+from dpo_trainer.data.formats.pairs import Message, Reason, TextPair
+from tests.unit.trainer.chats import chat_pair
 
 pytestmark = pytest.mark.unit
 
@@ -106,7 +107,7 @@ def test_real_equal_answers_are_found_at_their_rows(shared):
     assert rejected == [122, 226, 400, 566, 628, 676]
 
 
-PAIR = ChatPair((Message("user", "Hi"),), "Hello", "What?")
+PAIR = chat_pair((Message("user", "Hi"),), "Hello", "What?")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +141,7 @@ def test_messages_in_every_shape_give_the_same_pair(row):
 def test_a_system_message_column_comes_before_whole_conversations():
     system = {"role": "system", "content": "Be kind."}
     row = {"prompt": [system], "chosen": [USER, BOT], "rejected": [USER, RUDE]}
-    assert normalize(row, "messages", COLUMNS) == ChatPair(
+    assert normalize(row, "messages", COLUMNS) == chat_pair(
         (Message("system", "Be kind."), Message("user", "Hi")), "Hello", "What?"
     )
 

@@ -12,8 +12,9 @@ from dpo_operator.api.data import Columns
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import job_file
 from dpo_trainer.data.formats import Rejection, detect, normalize, read_rows
-from dpo_trainer.data.formats.pairs import ChatPair, Message, Reason, TextPair
+from dpo_trainer.data.formats.pairs import Message, Reason, TextPair
 from dpo_trainer.data.formats.values import lookup
+from tests.unit.trainer.chats import chat_pair
 
 pytestmark = pytest.mark.unit
 
@@ -21,9 +22,9 @@ USER, BOT, RUDE = (
     {"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Hello"), ("assistant", "What?"))
 )
 ASK = (Message("user", "Hi"),)
-CHAT = ChatPair(ASK, "Hello", "What?")
+CHAT = chat_pair(ASK, "Hello", "What?")
 TEXT = TextPair("Hi\n\n", "Hello", "What?")
-WITH_SYSTEM = ChatPair((Message("system", "Be kind."), *ASK), "Hello", "What?")
+WITH_SYSTEM = chat_pair((Message("system", "Be kind."), *ASK), "Hello", "What?")
 HUMAN, GPT, BAD_GPT = ({"from": r, "value": c} for r, c in (("human", "Hi"), ("gpt", "Hello"), ("gpt", "What?")))
 DIALOGUE = "\n\nHuman: Hi\n\nAssistant:"
 
@@ -48,8 +49,21 @@ SHAPES = [
     ("Intel/orca_dpo_pairs", "messages",
      {"system": "Be kind.", "question": "Hi", "chosen": "Hello", "rejected": "What?"},
      {"system": "system", "prompt": "question"}, WITH_SYSTEM),
-    ("the same without its system column", "pairs",
-     {"system": "Be kind.", "question": "Hi", "chosen": "Hello", "rejected": "What?"}, {}, TEXT),
+    ("a system column of chat messages, without a mapping", "messages",
+     {"system": "Be kind.", "prompt": [USER], "chosen": [BOT], "rejected": [RUDE]}, {}, WITH_SYSTEM),
+    ("a system column of one message, under another name", "messages",
+     {"system_prompt": [{"role": "system", "content": "Be kind."}], "prompt": [USER], "chosen": [BOT], "rejected": [RUDE]}, {},
+     WITH_SYSTEM),
+    ("a prompt column named system", "pairs", {"system": "Hi\n\n", "chosen": "Hello", "rejected": "What?"},
+     {"prompt": "system"}, TEXT),
+    ("prompt messages of which the conversations repeat the last", "messages",
+     {"prompt": [{"role": "system", "content": "Be kind."}, USER], "chosen": [USER, BOT], "rejected": [USER, RUDE]}, {}, WITH_SYSTEM),
+    ("prompt messages that are within the conversations", "messages",
+     {"prompt": [USER], "chosen": [{"role": "system", "content": "Be kind."}, USER, BOT],
+      "rejected": [{"role": "system", "content": "Be kind."}, USER, RUDE]}, {}, WITH_SYSTEM),
+    ("roles of LangChain", "messages",
+     {"prompt": [{"role": "Human", "content": "Hi"}], "chosen": [{"role": "AI", "content": "Hello"}],
+      "rejected": [{"role": "AI", "content": "What?"}]}, {}, CHAT),
     ("a system message that is empty in this row", "messages",
      {"system": "", "question": "Hi", "chosen": "Hello", "rejected": "What?"}, {"system": "system"}, CHAT),
     ("a system message that the conversation has", "messages",
@@ -57,10 +71,10 @@ SHAPES = [
       "rejected": [{"role": "system", "content": "Be kind."}, USER, RUDE]}, {"system": "system"}, WITH_SYSTEM),
     ("HuggingFaceH4/ultrafeedback_binarized", "messages",
      {"prompt": "Hi", "prompt_id": "x", "chosen": [USER, BOT], "rejected": [USER, RUDE], "messages": [USER, BOT],
-      "score_chosen": 8.5, "score_rejected": 6.0}, {}, ChatPair(ASK, "Hello", "What?", 2.5)),
+      "score_chosen": 8.5, "score_rejected": 6.0}, {}, chat_pair(ASK, "Hello", "What?", 2.5)),
     ("trl-lib/ultrafeedback_binarized", "messages",
      {"chosen": [USER, BOT], "rejected": [USER, RUDE], "score_chosen": 8, "score_rejected": 9}, {},
-     ChatPair(ASK, "Hello", "What?", -1.0)),
+     chat_pair(ASK, "Hello", "What?", -1.0)),
     ("LLaMA-Factory dpo_en_demo", "messages", {"conversations": [HUMAN], "chosen": GPT, "rejected": BAD_GPT}, {}, CHAT),
     ("ShareGPT turns under other names", "messages",
      {"dialog": [HUMAN], "good": [GPT], "bad": [BAD_GPT]}, {"prompt": "dialog", "chosen": "good", "rejected": "bad"}, CHAT),
@@ -94,10 +108,10 @@ SHAPES = [
     ("lists of texts and of scores as text", "scored", {"prompt": "Hi\n\n", "responses": ["What?", "Hello"], "scores": ["1", "4"]},
      {}, TextPair("Hi\n\n", "Hello", "What?", 3.0)),
     ("chats with scores", "scored", {"responses": [[USER, BOT], [USER, RUDE]], "scores": [0.9, 0.1]}, {},
-     ChatPair(ASK, "Hello", "What?", 0.8)),
+     chat_pair(ASK, "Hello", "What?", 0.8)),
     ("messages inside scored objects", "scored",
      {"responses": [{"messages": [USER, RUDE], "rating": -1}, {"messages": [USER, BOT], "rating": 2}]}, {},
-     ChatPair(ASK, "Hello", "What?", 3.0)),
+     chat_pair(ASK, "Hello", "What?", 3.0)),
     ("scores under a name of their own", "scored",
      {"q": "Hi", "outs": [{"text": "What?", "judge": {"total": 1}, "score": 9}, {"text": "Hello", "judge": {"total": 3}, "score": 1}]},
      {"prompt": "q", "responses": "outs", "scores": "judge.total"}, TextPair("Hi", "Hello", "What?", 2.0)),
@@ -116,7 +130,7 @@ SHAPES = [
       "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}, {}, TextPair("Hi", "Hello", "What?", 1.0)),
     ("nvidia/HelpSteer3", "scored",
      {"domain": "general", "context": [USER], "response1": "Hello", "response2": "What?", "overall_preference": -3}, {},
-     ChatPair(ASK, "Hello", "What?", 3.0)),
+     chat_pair(ASK, "Hello", "What?", 3.0)),
     ("nvidia/HelpSteer2 preferences", "scored",
      {"prompt": "Hi", "response_1": "What?", "response_2": "Hello", "preference_strength": 1}, {},
      TextPair("Hi", "Hello", "What?", 1.0)),
@@ -139,7 +153,7 @@ SHAPES = [
      TextPair("Hi", "Hello", "What?", None, 1.0)),
     ("lmsys/chatbot_arena_conversations", "votes",
      {"model_a": "x", "model_b": "y", "winner": "model_a", "conversation_a": [USER, BOT], "conversation_b": [USER, RUDE]}, {},
-     ChatPair(ASK, "Hello", "What?", None, 1.0)),
+     chat_pair(ASK, "Hello", "What?", None, 1.0)),
     ("stanfordnlp/SHP", "votes",
      {"history": "Hi", "human_ref_A": "Hello", "human_ref_B": "What?", "labels": 1, "score_A": 9, "score_B": 2}, {},
      TextPair("Hi\n\n", "Hello", "What?", None, 1.0)),
@@ -152,7 +166,7 @@ SHAPES = [
      TextPair("Hi", "Hello", "What?", None, 0.625)),
     ("counts of votes", "votes",
      {"prompt": [USER], "response_a": "Hello", "response_b": "What?", "votes": {"a": 3, "b": 1, "tie": None}}, {},
-     ChatPair(ASK, "Hello", "What?", None, 0.75)),
+     chat_pair(ASK, "Hello", "What?", None, 0.75)),
     ("annotators' objects", "votes",
      {"prompt": "Hi", "response_a": "Hello", "response_b": "What?",
       "votes": [{"annotator": 1, "vote": "response_a"}, {"annotator": 2, "vote": 0}, {"annotator": 3, "vote": "model_b"}]},
@@ -162,10 +176,10 @@ SHAPES = [
      TextPair(DIALOGUE, " Hello", " What?", None, 1.0)),
     ("unpaired text", "unpaired", {"prompt": "Hi", "completion": "Hello", "label": True}, {}, TextPair("Hi", "Hello", None)),
     ("trl-lib/kto-mix-14k", "unpaired", {"prompt": [USER], "completion": [RUDE], "label": False}, {},
-     ChatPair(ASK, None, "What?")),
-    ("LLaMA-Factory kto_en_demo", "unpaired", {"messages": [USER, BOT], "label": True}, {}, ChatPair(ASK, "Hello", None)),
+     chat_pair(ASK, None, "What?")),
+    ("LLaMA-Factory kto_en_demo", "unpaired", {"messages": [USER, BOT], "label": True}, {}, chat_pair(ASK, "Hello", None)),
     ("ShareGPT with kto_tag", "unpaired", {"conversations": [HUMAN, BAD_GPT], "kto_tag": False}, {},
-     ChatPair(ASK, None, "What?")),
+     chat_pair(ASK, None, "What?")),
     ("a dialogue with a label", "unpaired", {"completion": f"{DIALOGUE} Hello", "label": 1}, {},
      TextPair(DIALOGUE, " Hello", None)),
     ("Anthropic/hh-rlhf", "dialogue", {"chosen": f"{DIALOGUE} Hello", "rejected": f"{DIALOGUE} What?"}, {},
@@ -185,7 +199,7 @@ SHAPES = [
     ("argilla/ultrafeedback-binarized-preferences-cleaned", "messages",
      {"source": "x", "prompt": "Hi", "chosen": [USER, BOT], "chosen-rating": 5.0, "chosen-model": "m", "rejected": [USER, RUDE],
       "rejected-rating": 2.0, "rejected-model": "n"}, {"chosen_score": "chosen-rating", "rejected_score": "rejected-rating"},
-     ChatPair(ASK, "Hello", "What?", 3.0)),
+     chat_pair(ASK, "Hello", "What?", 3.0)),
     ("Magpie-Align/Magpie-Llama-3.1-Pro-DPO-100K-v0.1", "messages",
      {"uuid": "x", "instruction": "Hi", "chosen": [USER, BOT], "rejected": [USER, RUDE], "responses": ["Hello", "What?"],
       "rewards_armorm": [{"score": 1}]}, {}, CHAT),
@@ -211,20 +225,20 @@ SHAPES = [
       "non_preferred_output": [RUDE]}, {"prompt": "input.messages"}, CHAT),
     ("NeMo RL", "scored",
      {"context": [USER], "completions": [{"rank": 1, "completion": [RUDE]}, {"rank": 0, "completion": [BOT]}]}, {},
-     ChatPair(ASK, "Hello", "What?", 1.0)),
+     chat_pair(ASK, "Hello", "What?", 1.0)),
     ("lmsys-arena-human-preference-55k", "scored",
      {"id": 1, "model_a": "x", "model_b": "y", "prompt": '["Hi"]', "response_a": '["What?"]', "response_b": '["Hello"]',
-      "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}, {}, ChatPair(ASK, "Hello", "What?", 1.0)),
+      "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}, {}, chat_pair(ASK, "Hello", "What?", 1.0)),
     ("the same with several turns", "scored",
      {"prompt": '["Hi", "And?"]', "response_a": '["Hello", "Yes"]', "response_b": '["Hello", "No"]', "winner_model_a": 1,
-      "winner_model_b": 0}, {}, ChatPair((*ASK, Message("assistant", "Hello"), Message("user", "And?")), "Yes", "No", 1.0)),
+      "winner_model_b": 0}, {}, chat_pair((*ASK, Message("assistant", "Hello"), Message("user", "And?")), "Yes", "No", 1.0)),
     ("lmarena-ai/arena-human-preference-140k", "votes",
      {"model_a": "x", "model_b": "y", "winner": "model_b",
       "conversation_a": [{"role": "user", "content": [{"type": "text", "text": "Hi", "image": None, "mimeType": None}]},
                          {"role": "assistant", "content": [{"type": "text", "text": "What?", "image": None}]}],
       "conversation_b": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]},
                          {"role": "assistant", "content": [{"type": "text", "text": "Hello"}]}]}, {},
-     ChatPair(ASK, "Hello", "What?", None, 1.0)),
+     chat_pair(ASK, "Hello", "What?", None, 1.0)),
     ("PandaLM", "votes",
      {"instruction": "Hi", "input": "", "response1": "What?", "response2": "Hello", "annotator1": 2, "annotator2": 0, "annotator3": 2},
      {"answer_a": "response1", "answer_b": "response2", "annotators": ["annotator1", "annotator2", "annotator3"]},
@@ -464,7 +478,7 @@ def rated(prompt, answer, score, **columns):
          [TextPair("Q", "b", "a", 2.0)]),
         ([{"prompt": "Q", "answer": "a", "rank": 2}, {"prompt": "Q", "answer": "b", "rank": 1}], {}, [TextPair("Q", "b", "a", 1.0)]),
         ([{"messages": [USER, RUDE], "score": 0}, {"messages": [USER, BOT], "score": 0.5}], {},
-         [ChatPair(ASK, "Hello", "What?", 0.5)]),
+         [chat_pair(ASK, "Hello", "What?", 0.5)]),
         ([rated("Q", "a", 1), rated("Q", "b", 2), rated("R", "a", 3), rated("R", "b", 2)], {},
          [TextPair("Q", "b", "a", 1.0), TextPair("R", "a", "b", 1.0)]),
         ([rated("Q", "a", 1), rated("Q", "b", 1), rated("R", "a", 1)], {}, [Reason.TIE, Reason.SINGLE_ANSWER]),
