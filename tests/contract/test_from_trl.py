@@ -154,15 +154,17 @@ def test_every_argument_of_the_trainer_is_on_the_page() -> None:
 def test_the_script_and_its_job_say_the_same() -> None:
     script, shown = re.findall(r"^```\w+\n(.*?)^```$", section("A script and its job"), re.MULTILINE | re.DOTALL)
     assert yaml.safe_load(shown) == yaml.safe_load(EXAMPLE.read_text(encoding="utf-8"))["spec"]
-    calls = {
-        call.func.id: {name: value for name, value in keywords(call).items() if not isinstance(value, ast.Call | ast.Name)}
-        for call in ast.walk(ast.parse(script))
-        if isinstance(call, ast.Call) and isinstance(call.func, ast.Name)
+    calls = [call for call in ast.walk(ast.parse(script)) if isinstance(call, ast.Call)]
+    said = {
+        name: ast.literal_eval(value)
+        for call in calls
+        for name, value in keywords(call).items()
+        if not isinstance(value, ast.Call | ast.Name)
     }
-    said = {name: ast.literal_eval(value) for call in calls.values() for name, value in call.items()}
     job = jobfile.read(EXAMPLE).spec
     assert said.pop("output_dir")
-    assert said.pop("gradient_accumulation_steps") * said["per_device_train_batch_size"] == job.training.global_batch_size
+    pairs = said.pop("gradient_accumulation_steps") * said["per_device_train_batch_size"]
+    assert pairs == job.training.global_batch_size
     assert said == {
         "r": job.adapter.rank,
         "lora_alpha": job.adapter.alpha,
