@@ -277,3 +277,12 @@ def test_the_page_on_data_lists_public_layouts_as_they_are_read():
     assert len(table) >= 30
     for name, shape, columns in table:
         assert known[name] == (shape, yaml.safe_load(columns.strip("`")) if columns else {}), name
+
+
+@pytest.mark.parametrize("vote", [0, 1, 2, "0"])
+def test_numbers_of_annotators_are_not_guessed(vote):
+    row = {"prompt": "Q", "response_a": "x", "response_b": "y", "ann": vote}
+    found = normalize(row, "votes", Columns(annotators=["ann"]))
+    assert isinstance(found, Rejection)
+    assert found.reason == Reason.BAD_VOTE
+    assert "set columns.firstVote to the number that means response_a" in found.detail
