@@ -27,6 +27,7 @@ COMPLETE: dict[str, Any] = a_job(
     model={
         "name": "org/model",
         "revision": "main",
+        "adapter": {"name": "pvc://sft/adapter", "revision": "main", "train": "new"},
         "tokenSecretRef": {"name": "hub", "key": "token"},
         "chatTemplate": "{{ messages }}",
         "attention": "sdpa",

@@ -223,8 +223,9 @@ def combinations() -> Iterator[dict[str, Any]]:
         *({"targetModules": ["q_proj", "v_proj"]}, {"targetModules": ["v_proj", "q_proj"]}),
         *({"dora": True}, {"rslora": True}, {"dora": False, "rslora": False}),
     )
-    for kind, rest in itertools.product((None, "none", "lora"), settings):
-        yield {"adapter": {"type": kind, **rest}}
+    starts = (None, {"name": "sft"}, {"name": "sft", "train": "new"}, {"name": "pvc://"})
+    for kind, rest, start in itertools.product((None, "none", "lora"), settings, starts):
+        yield {"adapter": {"type": kind, **rest}, "model": {"name": "m", "adapter": start}}
     for key, operator, value, effect, seconds in itertools.product(
         (None, "k"), (None, "Exists", "Equal"), (None, "", "v"), (None, "NoExecute", "NoSchedule"), (None, 5)
     ):

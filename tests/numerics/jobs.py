@@ -122,7 +122,7 @@ def plain_training(document: dict[str, Any], model: Path, data: PairDataset, tot
     spec = DPOJob.model_validate(document).spec
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     if spec.adapter.type != "none":
-        from dpo_trainer.model.load import add_lora
+        from dpo_trainer.model.adapters import add_lora
 
         policy = add_lora(policy, spec.adapter, seed=spec.training.seed)
     trained = [p for p in policy.parameters() if p.requires_grad]

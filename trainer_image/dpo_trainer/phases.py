@@ -115,24 +115,32 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
     cache = os.environ.get(names.ENV_CACHE_DIR)
     found = prepare.run(job, work, Inputs(claims, hub_token(), Cache(Path(cache)) if cache else None, progress))
     if job.spec.adapter.type is not AdapterType.NONE:
-        _check_adapter(job, work, progress)
+        _check_adapter(job, work, telemetry, progress)
     if work.data_report.is_file():
         for text in json.loads(work.data_report.read_text(encoding="utf-8"))["warnings"]:
             telemetry.warning("Dataset", text)
     return build_termination("prepare", attempt, ExitCode.OK, dataset=found)
 
 
-def _check_adapter(job: DPOJob, work: WorkDir, progress: Callable[[str, float], None]) -> None:
+def _check_adapter(job: DPOJob, work: WorkDir, telemetry: Telemetry, progress: Callable[[str, float], None]) -> None:
     """Compare the adapter's targets with the model's modules before any GPU is held, and say what they cover.
 
     This also runs on a folder that was prepared earlier, because the adapter is no part of what prepare writes.
     """
+    from dpo_trainer.model.adapters import add_adapters
     from dpo_trainer.model.load import bare_model
     from dpo_trainer.model.targets import resolve
+    from dpo_trainer.pretrained import adapters
 
     with Untrusted("making the model's modules from config.json"):
-        targets = resolve(bare_model(work.model), job.spec.adapter)
-    progress(str(targets), 1.0)
+        bare = bare_model(work.model)
+        if (start := job.spec.model.adapter) is None or start.train == "new":
+            progress(str(resolve(bare, job.spec.adapter)), 1.0)
+        if start is not None:
+            add_adapters(bare, job.spec, work.model)
+            found = adapters.read(work.model / adapters.FOLDER, "spec.model.adapter")
+            if problem := adapters.differs_from_base(found, job.spec.model.name):
+                telemetry.warning("AdapterBase", problem)
 
 
 def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:

@@ -112,7 +112,7 @@ def _secrets(spec: DPOJobSpec) -> Iterator[tuple[str, str]]:
 
 
 def _branches(spec: DPOJobSpec) -> Iterator[str]:
-    sources = [("spec.model.revision", spec.model.name, spec.model.revision)]
+    sources = [*spec.model.sources]
     sources += [("spec.data: revision", dataset.source, dataset.revision) for dataset in spec.data.datasets]
     for field, source, revision in sources:
         if not NO_HUB.search(source) and not COMMIT.search(revision or ""):

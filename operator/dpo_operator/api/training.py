@@ -8,6 +8,25 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraint
 from dpo_operator.api.base import ApiModel, SecretKeyRef, Source
 from dpo_operator.api.pods import Volume
 
+# A branch, a tag or a commit of a hub repository.
+Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
+
+
+class StartAdapter(ApiModel):
+    """A LoRA adapter from supervised fine-tuning, not merged: the model with it is the policy's start and the reference."""
+
+    name: Source = Field(
+        description="Hub id, pvc://claim/folder, URL or folder, as model.name: PEFT's adapter_config.json and adapter_model.safetensors."
+    )
+    revision: Revision | None = Field(
+        default=None, description="Branch, tag or commit of the adapter's hub repository."
+    )
+    train: Literal["same", "new"] = Field(
+        default="same",
+        description="same: this adapter's weights are trained on, with its own rank, alpha and modules; the export takes its place. new: it is "
+        "frozen and a new adapter is trained on top of it; the export stands on it and has a copy of it.",
+    )
+
 
 class Model(ApiModel):
     """The model to align: the policy's starting point and, for DPO, the reference."""
@@ -21,6 +40,10 @@ class Model(ApiModel):
         max_length=128,
         pattern=r"^[A-Za-z0-9._/-]+$",
         description="Branch, tag or, better, the 40-digit commit of the hub repository; the commit used is recorded.",
+    )
+    adapter: StartAdapter | None = Field(
+        default=None,
+        description="Adapter that the policy starts from, and the reference stays with. Its chat template, if it has one, is used.",
     )
     token_secret_ref: SecretKeyRef | None = Field(
         default=None,
@@ -38,6 +61,15 @@ class Model(ApiModel):
         "which torch compiles when training starts; it has no backward pass on CPUs, where SDPA computes gradients. eager and "
         "flash_attention_2 train in padded rows.",
     )
+
+    @property
+    def sources(self) -> tuple[tuple[str, str, str | None], ...]:
+        """What is fetched beside the data: field, source, revision."""
+        others = [("adapter", self.adapter)]
+        return (
+            ("spec.model.revision", self.name, self.revision),
+            *((f"spec.model.{field}.revision", part.name, part.revision) for field, part in others if part is not None),
+        )
 
 
 # The target that means all linear layers and experts.

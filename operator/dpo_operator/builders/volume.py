@@ -14,7 +14,7 @@ def claim_name(job: DPOJob) -> str:
 
 def source_claims(job: DPOJob) -> list[str]:
     """Claims that the model and the data are read from (pvc://claim/path), each once, in a fixed order."""
-    sources = [job.spec.model.name, *(data.source for data in job.spec.data.datasets)]
+    sources = [*(source for _, source, _ in job.spec.model.sources), *(data.source for data in job.spec.data.datasets)]
     claims = [s.removeprefix("pvc://").partition("/")[0] for s in sources if s.startswith("pvc://")]
     return list(dict.fromkeys(claims))
 

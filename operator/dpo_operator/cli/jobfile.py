@@ -127,6 +127,8 @@ def _resolve_paths(document: dict[str, Any], folder: Path) -> None:
     data = data if isinstance(data, dict) else {}
     mixture = data.get("mixture")
     datasets = [data.get("train"), data.get("eval"), *(mixture if isinstance(mixture, list) else [])]
-    for part, key in ((spec.get("model"), "name"), *((dataset, "source") for dataset in datasets)):
+    model = spec.get("model")
+    models = [model, *(model.get(key) for key in ("adapter", "reference"))] if isinstance(model, dict) else []
+    for part, key in (*((part, "name") for part in models), *((dataset, "source") for dataset in datasets)):
         if isinstance(part, dict) and isinstance(part.get(key), str) and part[key].startswith(("./", "../")):
             part[key] = str((folder / part[key]).resolve())

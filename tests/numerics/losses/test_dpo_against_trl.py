@@ -19,8 +19,18 @@ KEYS = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/
 LORA = {"type": "lora", "rank": 4, "alpha": 8, "targetModules": ["q_proj", "v_proj"]}
 
 
-def trl_training(model: Path, data: PairDataset, output: Path, lora: dict[str, Any] | None) -> list[dict[str, float]]:
-    """TRL's own log of a run; nothing of this project takes part but the token ids and the adapters' start values."""
+def trl_training(
+    model: Path,
+    data: PairDataset,
+    output: Path,
+    lora: dict[str, Any] | None,
+    start: tuple[Path, str] | None = None,
+    reference: Path | None = None,
+) -> list[dict[str, float]]:
+    """TRL's own log of a run; nothing of this project takes part but the token ids and the adapters' start values.
+
+    start: folder of an adapter, and whether the same is trained on or a new one on top of it. reference: another model.
+    """
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
     import torch
@@ -46,18 +56,28 @@ def trl_training(model: Path, data: PairDataset, output: Path, lora: dict[str, A
     ]
     arguments = DPOConfig(
         output_dir=str(output), per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=EPOCHS,
-        learning_rate=2e-2 if lora else 2e-3, lr_scheduler_type="cosine", warmup_steps=0.1, logging_steps=1, beta=0.1,
+        learning_rate=2e-2 if lora or start else 2e-3, lr_scheduler_type="cosine", warmup_steps=0.1, logging_steps=1, beta=0.1,
         max_length=None, use_cpu=True, bf16=False, report_to=[], save_strategy="no", seed=7, max_grad_norm=1.0,
         gradient_checkpointing=False, disable_dropout=True, optim="adamw_torch", weight_decay=0.0,
     )  # fmt: skip
     policy: Any = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
+    if start is not None:
+        from peft import PeftModel
+
+        policy = PeftModel.from_pretrained(policy, start[0], is_trainable=True)
+        # What TRL asks for before a new adapter.
+        policy = policy if start[1] == "same" else policy.merge_and_unload()
     if lora:
         from dpo_operator.api.types import Adapter
-        from dpo_trainer.model.load import add_lora
+        from dpo_trainer.model.adapters import add_lora
 
         policy = add_lora(policy, Adapter.model_validate(lora), seed=7)
     trainer = SameTokensSameOrder(
-        model=policy, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        model=policy,
+        ref_model=None if reference is None else LlamaForCausalLM.from_pretrained(reference, dtype=torch.float32),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer,
     )
     trainer.train()
     return [line for line in trainer.state.log_history if "rewards/chosen" in line]

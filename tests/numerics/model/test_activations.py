@@ -40,7 +40,7 @@ def kept(folder: Path, config: dict[str, Any], spec: DPOJobSpec, layers: int) ->
 
     made = AutoConfig.for_model(**config | {"n_layer" if "n_layer" in config else "num_hidden_layers": layers})
     AutoModelForCausalLM.from_config(made).save_pretrained(folder)
-    policy = Policy(load_model(spec, folder, seed=0))
+    policy = Policy(load_model(spec, folder))
     assert policy.pack(spec.training.packing)
     data = PairDataset.from_pairs(
         TokenPair(*(np.arange(n, dtype=np.int32) for n in (PROMPT, CHOSEN, REJECTED)), row) for row in range(PAIRS)

@@ -102,7 +102,7 @@ def other_seed(model: Path) -> tuple[list[bool], dict[str, Any]]:
     from transformers import AutoModelForCausalLM
 
     from dpo_operator.api.types import DPOJob
-    from dpo_trainer.model.load import add_lora
+    from dpo_trainer.model.adapters import add_lora
 
     def made(kind: str, seed: int) -> Any:
         adapter = DPOJob.model_validate(job(kind)).spec.adapter
@@ -136,7 +136,8 @@ def start(document: dict[str, Any], model: Path) -> dict[str, Any]:
     from dpo_trainer.batches.batch import collate
     from dpo_trainer.distributed.world import join_world
     from dpo_trainer.engine.engine import Engine
-    from dpo_trainer.model.load import DTYPES, add_lora
+    from dpo_trainer.model.adapters import add_lora
+    from dpo_trainer.model.load import DTYPES
     from dpo_trainer.model.policy import Policy
 
     world, batch, found = join_world("cpu"), collate(some_pairs(PAIRS), range(4)), {}

@@ -56,7 +56,7 @@ def made_of(given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_counts_of_weights_and_adapter_parameters_are_exact(name: str) -> None:
-    from dpo_trainer.model.load import add_lora
+    from dpo_trainer.model.adapters import add_lora
 
     model, written = made_of(CASES[name])
     shape = shape_of(written)

@@ -107,6 +107,8 @@ def test_commits_of_a_hub_can_be_required(revision: str | None) -> None:
     assert fields(**parts) == []
     assert fields(only, **parts) == ["spec.model.revision"]
     assert fields(only, model={"name": "org/model", "revision": COMMIT}, data={"train": train}) == []
+    model = {"name": "org/model", "revision": COMMIT, "adapter": {"name": "org/sft", "revision": revision}}
+    assert fields(only, model=model, data={"train": train}) == ["spec.model.adapter.revision"]
     elsewhere = {"model": {"name": "pvc://claim/model"}, "data": {"train": {"source": "/data/x.jsonl"}}}
     assert fields(only, **elsewhere) == []
 

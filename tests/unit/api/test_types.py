@@ -114,6 +114,12 @@ def test_a_wrong_value_names_its_field(spec: dict[str, Any], field: str) -> None
         ({"pod": {"sharedMemory": "0"}}, "pod.sharedMemory"),
         ({"adapter": {"rank": 64}}, "adapter.type"),
         ({"adapter": {"type": "none", "targetModules": ["all-linear"]}}, "adapter.type"),
+        ({"model": {"name": "m", "adapter": {"name": "pvc://"}}, "adapter": {"type": "lora"}}, "model.adapter.name"),
+        ({"model": {"name": "m", "adapter": {"name": "a"}}}, "model.adapter"),
+        (
+            {"model": {"name": "m", "adapter": {"name": "a"}}, "adapter": {"type": "lora", "rank": 8}},
+            "model.adapter.train",
+        ),
         ({"pod": {"tolerations": [{"key": "gpu", "operator": "Exists", "value": "x"}]}}, "pod.tolerations"),
         ({"pod": {"tolerations": [{"value": "x"}]}}, "pod.tolerations"),
         ({"pod": {"tolerations": [{"key": "gpu", "tolerationSeconds": 5}]}}, "pod.tolerations"),
@@ -201,6 +207,8 @@ def test_what_is_not_implemented_is_said(spec: dict[str, Any], field: str) -> No
         {"training": {"optimizer": "adamw-8bit"}},
         {"training": {"offload": "cpu", "device": "cpu"}, "gpusPerNode": 0},
         {"adapter": {"type": "lora", "dora": True, "rslora": True}, "export": {"merge": True}},
+        {"model": {"name": "m", "adapter": {"name": "a"}}, "adapter": {"type": "lora", "dropout": 0.1}},
+        {"model": {"name": "m", "adapter": {"name": "a", "train": "new"}}, "adapter": {"type": "lora", "rank": 8}},
     ],
 )
 def test_what_is_implemented_is_not_refused(spec: dict[str, Any]) -> None:

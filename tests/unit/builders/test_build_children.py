@@ -186,10 +186,15 @@ def test_token_is_a_file_and_in_prepare_alone():
 def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
     mixture = [{"source": "pvc://more/b.jsonl"}, {"source": "org/on-the-hub"}, {"source": "pvc://pairs/c.jsonl"}]
     data = {"train": {"source": "pvc://pairs/a.jsonl"}, "mixture": mixture, "eval": {"source": "pvc://held-out"}}
-    spec = {"model": {"name": "pvc://pairs/model"}, "data": data}
+    spec = {
+        "model": {"name": "pvc://pairs/model", "adapter": {"name": "pvc://sft/a"}},
+        "data": data,
+        "adapter": {"type": "lora"},
+    }
     mounts = mounts_of("prepare", **spec)
     assert [(m, mounts[m]["readOnly"]) for m in mounts if m.startswith("/claims")] == [
         ("/claims/pairs", True),
+        ("/claims/sft", True),
         ("/claims/more", True),
         ("/claims/held-out", True),
     ]
@@ -198,11 +203,11 @@ def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
         for v in pod_of("prepare", **spec)["volumes"]
         if "persistentVolumeClaim" in v
     ]
-    assert claims == ["pairs-work", "pairs", "more", "held-out"]
+    assert claims == ["pairs-work", "pairs", "sft", "more", "held-out"]
     # The volume too, so that the kubelet does not change the group of somebody else's files.
     assert [
         v["name"] for v in pod_of("prepare", **spec)["volumes"] if v.get("persistentVolumeClaim", {}).get("readOnly")
-    ] == ["claim-0", "claim-1", "claim-2"]
+    ] == ["claim-0", "claim-1", "claim-2", "claim-3"]
     assert not [m for m in mounts_of("train", **spec) if m.startswith("/claims")]
 
 

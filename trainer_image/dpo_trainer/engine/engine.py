@@ -88,7 +88,7 @@ class Engine:
             return HfDeepSpeedConfig(self.config)
 
         torch.manual_seed(spec.training.seed)
-        model = load_model(spec, model_folder, seed=spec.training.seed, zero3=partitioned_loading)
+        model = load_model(spec, model_folder, zero3=partitioned_loading)
         policy = Policy(model)
         policy.head.chunk_bytes = (spec.training.logits_chunk_mi_b << 20) or None
         optimizer = make_optimizer(policy, spec)

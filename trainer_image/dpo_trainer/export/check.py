@@ -12,9 +12,9 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.checkpoint.full import FullCheckpoint
 from dpo_trainer.checkpoint.loop_state import Precision, Probe
 from dpo_trainer.data.dataset import PairDataset, TokenPair
+from dpo_trainer.model.adapters import load_adapters
 from dpo_trainer.model.load import DTYPES
 from dpo_trainer.runtime.errors import TrainerError
-from dpo_trainer.runtime.libraries import import_peft
 from dpo_trainer.runtime.workdir import WorkDir
 
 # Allowed difference of an answer's log-prob: absolute (nats) and relative tolerance. In float32 only the order of sums differs.
@@ -42,7 +42,7 @@ def load_exported(base: Path, folder: Path, precision: str) -> nn.Module:
     if missing := sorted(info["missing_keys"]):
         raise TrainerError(ExitCode.BAD_EXPORT, f"The export failed: no weights were written for {missing[0]}.")
     if is_adapter:
-        model = import_peft().PeftModel.from_pretrained(model, folder, autocast_adapter_dtype=False, torch_device="cpu")
+        model = load_adapters(model, folder)
     return model.eval()
 
 

@@ -11,7 +11,9 @@ import torch
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.full import FullCheckpoint
-from dpo_trainer.model.load import add_lora, bare_model
+from dpo_trainer.model.adapters import FROZEN, TRAINED, add_adapters, load_adapters
+from dpo_trainer.model.load import bare_model
+from dpo_trainer.pretrained import adapters
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.libraries import import_peft
 
@@ -44,20 +46,27 @@ def write_model(base: Path, checkpoint: FullCheckpoint, folder: Path) -> dict[st
 
 def write_adapter(job: DPOJob, base: Path, checkpoint: FullCheckpoint, folder: Path) -> dict[str, torch.dtype]:
     """Write the adapter alone, in float32: it is small, and merging it later should not round twice. Returns dtypes as write_model."""
-    from safetensors.torch import save_file
+    from safetensors.torch import load_file, save_file
 
     trained = {name: checkpoint.tensor(name) for name in checkpoint.manifest.parameters}
     # The second matrix of every adapter starts as zero. If all are still zero, nothing was learnt or the weights were lost. DoRA's
     # magnitudes may have changed even then, but the direction of the update is the product of the two matrices.
     if not any(tensor.any() for name, tensor in trained.items() if "lora_B" in name):
         raise bad_export(f"the adapter is empty or zero ({len(trained)} tensors)")
-    save_file(
-        {_peft_name(name): tensor.contiguous() for name, tensor in trained.items()},
-        folder / "adapter_model.safetensors",
-        metadata={"format": "pt"},
-    )
+    tensors = {_peft_name(name): tensor.contiguous() for name, tensor in trained.items()}
+    start = job.spec.model.adapter
+    if start is not None and start.train == "same":
+        before = load_file(base / adapters.FOLDER / adapters.WEIGHTS)
+        if all(name in before and torch.equal(before[name].float(), tensor) for name, tensor in tensors.items()):
+            raise bad_export("the adapter is the one that training started from, bit for bit")
+    elif start is not None:
+        # The trained adapter stands on this one, so an export without it could not be used.
+        (folder / FROZEN).mkdir()
+        for name in (adapters.CONFIG, adapters.WEIGHTS):
+            shutil.copyfile(base / adapters.FOLDER / name, folder / FROZEN / name)
+    save_file(tensors, folder / adapters.WEIGHTS, metadata={"format": "pt"})
     config = _peft_config(job, base)
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    (folder / adapters.CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     return dict.fromkeys(trained, torch.float32)
 
 
@@ -67,7 +76,7 @@ def _peft_name(name: str) -> str:
 
 
 def write_merged(base: Path, folder: Path) -> torch.dtype:
-    """Merge the adapter in folder into the model; writes folder/merged in the base's own dtype and returns that dtype.
+    """Merge the adapter in folder, with the one that it stands on, into the model; writes folder/merged in the base's own dtype and returns that dtype.
 
     Raises TrainerError BAD_EXPORT when that changes no weight, and what PEFT raises for layers that it can't merge.
     """
@@ -77,16 +86,18 @@ def write_merged(base: Path, folder: Path) -> torch.dtype:
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
     dtype: torch.dtype = model.dtype
     # The adapter stays in float32, so the sum is rounded once.
-    model = peft.PeftModel.from_pretrained(model, folder, torch_device="cpu")
+    model = load_adapters(model, folder)
     changed = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # merge_and_unload warns that each layer is merged already
         for layer in [module for module in model.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]:
             # Adapters on experts say which weight of their module is theirs.
-            base_layer, name = layer.get_base_layer(), getattr(layer, "parameter_name", "weight")
-            before = getattr(base_layer, name).detach().clone()
+            base_layer, weight = layer.get_base_layer(), getattr(layer, "parameter_name", "weight")
+            if FROZEN in layer.active_adapters:
+                layer.merge(safe_merge=True, adapter_names=[FROZEN])
+            before = getattr(base_layer, weight).detach().clone()
             layer.merge(safe_merge=True)
-            changed |= not torch.equal(before, getattr(base_layer, name))
+            changed |= not torch.equal(before, getattr(base_layer, weight))
         merged = model.merge_and_unload()
     if not changed:
         raise bad_export(
@@ -100,8 +111,8 @@ def write_merged(base: Path, folder: Path) -> torch.dtype:
 
 def _peft_config(job: DPOJob, base: Path) -> dict[str, Any]:
     """adapter_config.json, from the same code that made the adapters, on a model without weights."""
-    wrapped: Any = add_lora(bare_model(base), job.spec.adapter, seed=job.spec.training.seed)
-    config: dict[str, Any] = wrapped.peft_config["default"].to_dict()
+    wrapped: Any = add_adapters(bare_model(base), job.spec, base)
+    config: dict[str, Any] = wrapped.peft_config[TRAINED].to_dict()
     config.update(base_model_name_or_path=job.spec.model.name, revision=job.spec.model.revision, inference_mode=True)
     return {key: _plain(value) for key, value in config.items()}
 

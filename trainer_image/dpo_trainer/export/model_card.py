@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_operator.api.method import Loss, Method, MethodName
-from dpo_operator.api.training import Adapter, AdapterType
+from dpo_operator.api.training import Adapter, AdapterType, Model
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.full import FullCheckpoint
 from dpo_trainer.data.dataset import PairDataset
+from dpo_trainer.model.adapters import FROZEN, TRAINED
 from dpo_trainer.runtime.versions import own_version
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.metrics_file import Line, kind, read_metrics
@@ -62,9 +63,10 @@ def model_card(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, part: Exp
         f"{f'A {_kind(spec.adapter)} adapter for' if adapter else 'A fine-tuned version of'} `{_text(spec.model.name)}`"
         f"{f' at revision `{_text(spec.model.revision)}`' if spec.model.revision else ''}, trained with "
         f"{_cited(spec.method)} by dpo-operator.",
+        *_about_start(spec.model, part),
         *_about_merging(part),
         "## Use",
-        _usage(spec.model.name, adapter),
+        _usage(spec.model, adapter),
         "## Result",
         _results([line for line in read_metrics(work.metrics) if line["step"] <= step]),
         f"Step 1 is measured before the first update. Rewards are beta times {describe_reward(spec.method)}, in nats.",
@@ -127,6 +129,24 @@ def describe_reward(method: Method) -> str:
     return ratio
 
 
+def _about_start(model: Model, part: ExportedFolder) -> list[str]:
+    """What the weights stand on, when training started from an adapter."""
+    start = model.adapter
+    if start is None:
+        return []
+    name = f"`{_text(start.name)}`" + (f" at revision `{_text(start.revision)}`" if start.revision else "")
+    began = f"Training started from the adapter {name} on that model, and the reference was the two together."
+    if part.whole:
+        return [f"{began} All of it is in these weights."]
+    if start.train == "same":
+        return [
+            f"{began} This adapter is that one, trained on: it stands on the model alone and takes the other's place."
+        ]
+    return [
+        f"{began} This adapter stands on both: the folder `{FROZEN}` has the other one, and the two are used together."
+    ]
+
+
 def _about_merging(part: ExportedFolder) -> list[str]:
     if not part.merged:
         return []
@@ -166,12 +186,19 @@ def _metadata(job: DPOJob, adapter: bool) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _usage(base: str, adapter: bool) -> str:
-    name = json.dumps(base)
+def _usage(model: Model, adapter: bool) -> str:
+    name = json.dumps(model.name)
     if adapter:
+        if model.adapter is not None and model.adapter.train == "new":
+            loading = (
+                f'model = PeftModel.from_pretrained(base, "this-folder/{FROZEN}", adapter_name="{FROZEN}")\n'
+                f'model.load_adapter("this-folder", "{TRAINED}")\nmodel.base_model.set_adapter(["{FROZEN}", "{TRAINED}"])\n'
+            )
+        else:
+            loading = 'model = PeftModel.from_pretrained(base, "this-folder")\n'
         code = (
             "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f'base = AutoModelForCausalLM.from_pretrained({name})\nmodel = PeftModel.from_pretrained(base, "this-folder")\n'
+            f"base = AutoModelForCausalLM.from_pretrained({name})\n{loading}"
             'tokenizer = AutoTokenizer.from_pretrained("this-folder")'
         )
     else:
@@ -233,6 +260,9 @@ def _trained(job: DPOJob) -> str:
     adapter = job.spec.adapter
     if adapter.type is AdapterType.NONE:
         return "all weights"
+    start = job.spec.model.adapter
+    if start is not None and start.train == "same":
+        return f"the adapter {_text(start.name)} with its own rank and modules, dropout {adapter.dropout:g}"
     targets = ", ".join(adapter.target_modules)
     return f"{_kind(adapter)} of rank {adapter.rank}, alpha {adapter.alpha:g}, dropout {adapter.dropout:g} on {targets}"
 

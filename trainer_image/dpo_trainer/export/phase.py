@@ -25,6 +25,7 @@ from dpo_trainer.export.check import check_probe, check_weights, load_exported, 
 from dpo_trainer.export.files import MERGED, copy_small_files, write_adapter, write_merged, write_model
 from dpo_trainer.export.model_card import ExportedFolder, model_card
 from dpo_trainer.prepare.record import known_digests
+from dpo_trainer.pretrained import adapters
 from dpo_trainer.pretrained.digest import model_digest
 from dpo_trainer.runtime.errors import TrainerError, input_not_found, invalid_configuration, volume_error
 from dpo_trainer.runtime.files import remove, sha256, sync_folder
@@ -157,7 +158,7 @@ def _finish(
     """Write cards and provenance, and move the folder into place. parts: by relative folder."""
     for folder, part in parts.items():
         (temporary / folder / "README.md").write_text(model_card(job, work, checkpoint, part), encoding="utf-8")
-    _write_provenance(temporary, job, checkpoint, parts)
+    _write_provenance(temporary, job, work, checkpoint, parts)
     _replace(temporary, target)
 
 
@@ -218,11 +219,14 @@ def _plain_spec(job: DPOJob) -> dict[str, Any]:
     return job.spec.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def _write_provenance(folder: Path, job: DPOJob, checkpoint: FullCheckpoint, parts: dict[str, ExportedFolder]) -> None:
+def _write_provenance(
+    folder: Path, job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, parts: dict[str, ExportedFolder]
+) -> None:
     """Write the provenance: checkpoint, settings, and the digest of every file. parts: by relative folder."""
     probe = checkpoint.state.probe.model_dump(mode="json") if checkpoint.state.probe else {}
     document = {
         "job": job.metadata.name,
+        "stands_on": _stands_on(job, work),
         "spec": _plain_spec(job),
         "checkpoint": {**checkpoint.ref.model_dump(), "chosen_as": parts[""].why},
         "identity": checkpoint.manifest.identity,
@@ -235,6 +239,17 @@ def _write_provenance(folder: Path, job: DPOJob, checkpoint: FullCheckpoint, par
     if MERGED in parts:
         document["merged"] = {"largest_difference_nats": parts[MERGED].difference}
     (folder / PROVENANCE).write_text(json.dumps(document, indent=1), encoding="utf-8")
+
+
+def _stands_on(job: DPOJob, work: WorkDir) -> dict[str, Any]:
+    """The model, and the adapter that training started from, with the SHA-256 of its weights; of an adapter that was trained on the model alone
+    is needed to use the export."""
+    model = job.spec.model
+    found: dict[str, Any] = {"model": model.name, "revision": model.revision}
+    if model.adapter is not None:
+        digest = sha256(work.model / adapters.FOLDER / adapters.WEIGHTS)
+        found["adapter"] = {**model.adapter.model_dump(mode="json"), "sha256": digest}
+    return found
 
 
 def _files(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Loading the weights, and adding an adapter."""
+"""Loading the weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,19 +7,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpo_operator.api.training import Adapter, AdapterType
+from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer.model.targets import resolve
+from dpo_trainer.model.adapters import add_adapters
 from dpo_trainer.runtime.errors import input_not_found, invalid_configuration
-from dpo_trainer.runtime.libraries import import_peft
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_model(spec: DPOJobSpec, folder: Path, *, seed: int, zero3: Callable[[int], Any] | None = None) -> nn.Module:
-    """The job's model from its folder, with new adapters where the job wants them, ready to be trained.
+def load_model(spec: DPOJobSpec, folder: Path, *, zero3: Callable[[int], Any] | None = None) -> nn.Module:
+    """The job's model from its folder, with adapters where the job wants them, ready to be trained.
 
-    seed: for the adapters' start values; the same on all ranks.
     zero3: called with the hidden size before the weights are read; the object that it returns is kept alive until they are read. Under
         ZeRO-3 it switches partitioned loading on, so that no rank ever holds the whole model.
     Dropout of the base model is off, as in every published DPO implementation: the policy's log-probs are compared
@@ -57,7 +55,7 @@ def load_model(spec: DPOJobSpec, folder: Path, *, seed: int, zero3: Callable[[in
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     if spec.adapter.type is not AdapterType.NONE:
-        model = add_lora(model, spec.adapter, seed=seed)
+        model = add_adapters(model, spec, folder)
     # Partitioned loading stays on until here: DoRA starts from the norms of the weights, so PEFT has to gather them.
     del partitioning
     if spec.training.gradient_checkpointing:
@@ -104,29 +102,3 @@ def _enable_checkpointing(model: nn.Module) -> None:
     except ValueError as error:
         raise invalid_configuration(f"spec.training.gradientCheckpointing: set it to false; {error}") from error
     causal_lm.enable_input_require_grads()
-
-
-def add_lora(model: nn.Module, adapter: Adapter, *, seed: int) -> nn.Module:
-    """Freeze a model and add low-rank adapters (Hu et al. 2021, 2106.09685) that start as no change.
-
-    With dora each also has a magnitude for every output (2402.09353), at first the norm of the model's own weights; with
-    rslora its scale is alpha/sqrt(rank) (2312.03732).
-    Returns the PEFT model. Raises TrainerError, see targets.resolve.
-    """
-    peft = import_peft()
-    targets = resolve(model, adapter)
-    config = peft.LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        target_modules=list(targets.modules),
-        target_parameters=list(targets.parameters) or None,
-        use_dora=adapter.dora,
-        use_rslora=adapter.rslora,
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        # Adapters in the model's dtype: DeepSpeed's flat buffers hold one dtype, and keeps fp32 master weights anyway.
-        adapted: nn.Module = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
-        return adapted

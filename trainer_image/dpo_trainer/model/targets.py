@@ -50,8 +50,8 @@ def resolve(causal_lm: Any, adapter: Adapter) -> Targets:
         _check_in_place(adapter, sorted({_kind(name) for name in weights}))
     matrices = {*found.linears, *found.experts, *found.routers, *found.others}
     return Targets(
-        modules=_shortest(chosen - weights, found.every),
-        parameters=_shortest({found.weight_of(name) for name in weights}, found.weights, least=2),
+        modules=shortest(chosen - weights, found.every),
+        parameters=shortest({found.weight_of(name) for name in weights}, found.weights, least=2),
         covered=_kinds(chosen),
         left_out={
             "output layer": _kinds({found.output} - chosen) if found.output else (),
@@ -60,6 +60,16 @@ def resolve(causal_lm: Any, adapter: Adapter) -> Targets:
             "not named in targetModules": _kinds(matrices - chosen - {*found.routers, *found.others}),
         },
     )
+
+
+def refuse_shared_output(causal_lm: Any, modules: Iterable[str]) -> None:
+    """Raise INVALID_CONFIGURATION when an adapter's modules have the output layer of a model whose output layer is its embedding."""
+    found = _Modules(causal_lm)
+    if found.output in modules and found.tied:
+        raise invalid_configuration(
+            f"spec.model.adapter: it adapts {found.output}, whose weights are the embedding's too (tie_word_embeddings), so it could not be "
+            "merged; use a copy of the model with weights of its own for it"
+        )
 
 
 class _Modules:
@@ -185,7 +195,7 @@ def _kinds(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted({_kind(name) for name in names}))
 
 
-def _shortest(chosen: set[str], every: list[str], *, least: int = 1) -> tuple[str, ...]:
+def shortest(chosen: set[str], every: list[str], *, least: int = 1) -> tuple[str, ...]:
     """Ends of names, of at least so many parts, that mean the chosen ones among all."""
     made: set[str] = set()
     for name in sorted(chosen):

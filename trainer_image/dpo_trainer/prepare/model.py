@@ -17,8 +17,8 @@ from dpo_trainer.data.tokens.tokenization import PairTokenizer, load_tokenizer
 from dpo_trainer.data.tokens.truncation import Limits
 from dpo_trainer.prepare.inputs import Inputs, kind
 from dpo_trainer.prepare.originals import originals, times
-from dpo_trainer.prepare.record import ModelRecord, Original
-from dpo_trainer.pretrained import checks, files
+from dpo_trainer.prepare.record import AdapterRecord, ModelRecord, Original
+from dpo_trainer.pretrained import adapters, checks, files
 from dpo_trainer.pretrained.sizes import check_sizes
 from dpo_trainer.runtime.errors import invalid_configuration
 from dpo_trainer.runtime.untrusted import Untrusted
@@ -30,11 +30,21 @@ _TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
+class StagedAdapter:
+    """An adapter whose files are in the model's folder. names: of its files there. found: what they describe. originals: of its files."""
+
+    listing: files.ModelListing
+    names: tuple[str, ...]
+    found: adapters.AdapterFiles
+    originals: dict[str, Original]
+
+
+@dataclass(frozen=True)
 class StagedModel:
     """A model of which all files but the weights are in a folder.
 
     small, weights: names of files. config: the content of config.json. originals: of the small files.
-    modified: when the weights were changed last, see originals.times.
+    modified: when the weights were changed last, see originals.times. adapter: the one that training starts from.
     """
 
     listing: files.ModelListing
@@ -44,6 +54,7 @@ class StagedModel:
     config: dict[str, Any]
     originals: dict[str, Original]
     modified: dict[str, int]
+    adapter: StagedAdapter | None = None
 
     @property
     def label(self) -> str:
@@ -67,10 +78,32 @@ def fetch_config(spec: Model, folder: Path, inputs: Inputs) -> StagedModel:
     files.fetch(listing, small, folder, inputs.token, inputs.cache, lambda text, _: inputs.progress(text, 0.02))
     weights = files.weight_files(folder, listing.sizes, listing.label)
     config = checks.check_config(folder, listing.label)
-    if spec.chat_template is not None:
-        (folder / _TEMPLATE).write_text(spec.chat_template, encoding="utf-8")
+    adapter = _fetch_adapter(spec, folder, inputs) if spec.adapter is not None else None
+    template = spec.chat_template or (adapter.found.template if adapter is not None else None)
+    if template is not None:
+        (folder / _TEMPLATE).write_text(template, encoding="utf-8")
         small = [*(name for name in small if name != _TEMPLATE), _TEMPLATE]
-    return StagedModel(listing, folder, tuple(small), tuple(weights), config, known, modified)
+    return StagedModel(listing, folder, tuple(small), tuple(weights), config, known, modified, adapter)
+
+
+def _fetch_adapter(spec: Model, folder: Path, inputs: Inputs) -> StagedAdapter:
+    """Fetch and check the adapter that training starts from. Raises TrainerError."""
+    assert spec.adapter is not None
+    target = folder / adapters.FOLDER
+    listing = files.listing(resolve(spec.adapter.name, spec.adapter.revision, claims=inputs.claims), inputs.token)
+    names = adapters.file_names(listing.sizes, listing.label)
+    known = originals(listing.source, names)
+    files.fetch(listing, names, target, inputs.token, inputs.cache, lambda text, _: inputs.progress(text, 0.03))
+    hub.discard_download_state(target)
+    for path in target.iterdir():
+        if path.name not in names:  # of an adapter that was fetched before
+            path.unlink()
+    found = adapters.read(target, listing.label)
+    if listing.snapshot is not None:
+        files.check_against_hub(listing.snapshot, target, files.sha256_of(target, names))
+    if found.template is not None and spec.chat_template is None:
+        inputs.progress("the chat template is the adapter's", 0.03)
+    return StagedAdapter(listing, tuple(f"{adapters.FOLDER}/{name}" for name in names), found, known)
 
 
 def _beginning(template: str) -> str:
@@ -118,7 +151,11 @@ def fetch_weights(model: StagedModel, source: str, inputs: Inputs) -> ModelRecor
     checked = checks.check_weights(model.folder, model.weights, model.label)
     check_sizes(model.config, checked.shapes, model.label)
     inputs.progress("checking the weights", 0.9)
-    digests = files.sha256_of(model.folder, [*model.small, *model.weights])
+    adapter = model.adapter
+    weights, small = list(model.weights), list(model.small)
+    for name in adapter.names if adapter is not None else ():
+        (weights if name.endswith(adapters.WEIGHTS) else small).append(name)
+    digests = files.sha256_of(model.folder, [*small, *weights])
     if listing.snapshot is not None:
         files.check_against_hub(
             listing.snapshot, model.folder, {name: digests[name] for name in model.weights if name in listing.sizes}
@@ -129,8 +166,16 @@ def fetch_weights(model: StagedModel, source: str, inputs: Inputs) -> ModelRecor
         commit=listing.commit,
         parameters=checked.parameters,
         dtypes=checked.dtypes,
-        weights={name: digests[name] for name in model.weights},
-        files={name: digests[name] for name in model.small},
+        weights={name: digests[name] for name in weights},
+        files={name: digests[name] for name in small},
+        adapter=None
+        if adapter is None
+        else AdapterRecord(
+            source=adapter.listing.label,
+            kind=kind(adapter.listing.source),
+            commit=adapter.listing.commit,
+            base=adapter.found.base,
+        ),
     )
 
 

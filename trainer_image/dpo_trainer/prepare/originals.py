@@ -13,6 +13,7 @@ from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.data import mixture, rows
 from dpo_trainer.prepare.inputs import Inputs
 from dpo_trainer.prepare.record import Original, Prepared
+from dpo_trainer.pretrained import adapters
 from dpo_trainer.pretrained.files import small_files
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.sources import resolve
@@ -20,7 +21,7 @@ from dpo_trainer.sources.resolve import FileSource, Source
 
 log = logging.getLogger(__name__)
 
-MODEL = "model"
+MODEL, ADAPTER = "model", "adapter"
 _KINDS = ("path", "claim")
 _MEBIBYTE = 1 << 20
 
@@ -51,6 +52,8 @@ def edited(spec: DPOJobSpec, made: Prepared, inputs: Inputs) -> str | None:
     """
     sources = {MODEL: (spec.model.name, "train")}
     sources |= {name: (data.source, data.split) for name, data in mixture.sources(spec.data).items()}
+    if spec.model.adapter is not None:
+        sources[ADAPTER] = (spec.model.adapter.name, "train")
     if spec.data.eval is not None:
         sources["eval"] = (spec.data.eval.source, spec.data.eval.split)
     for name, (label, split) in sources.items():
@@ -74,6 +77,8 @@ def _wanted(name: str, source: Source, split: str) -> set[str]:
     """Names of the files that would be read, but for a model's weights, which its index names."""
     if not isinstance(source, FileSource):
         return set()
+    if name == ADAPTER:
+        return set(adapters.file_names(source.sizes, source.label))
     return set(small_files(source.sizes, source.label) if name == MODEL else rows.data_files(source, split))
 
 

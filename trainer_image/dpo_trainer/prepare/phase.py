@@ -31,8 +31,9 @@ from dpo_trainer.prepare.model import (
     model_shape,
     originals_of,
 )
-from dpo_trainer.prepare.originals import MODEL, edited
+from dpo_trainer.prepare.originals import ADAPTER, MODEL, edited
 from dpo_trainer.prepare.pairs import Pairs, download_folder, read_data, report_sources
+from dpo_trainer.pretrained.adapters import FOLDER as ADAPTER_FOLDER
 from dpo_trainer.pretrained.files import TOKENIZER_FILES
 from dpo_trainer.runtime import volume_errors
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration, volume_error
@@ -71,7 +72,9 @@ def run(job: DPOJob, work: WorkDir, inputs: Inputs) -> DatasetReport:
 def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> DatasetReport:
     work.prepared.unlink(missing_ok=True)
     model = fetch_config(spec.model, work.root / "model.partial", inputs)
-    tokenizer, template = load_pair_tokenizer(model, spec.model.chat_template, spec.data)
+    adapter = model.adapter
+    own_template = adapter.found.template if adapter is not None else None
+    tokenizer, template = load_pair_tokenizer(model, spec.model.chat_template or own_template, spec.data)
     pairs = read_data(spec, work, tokenizer, inputs)
     for name, dataset in pairs.datasets().items():
         check_fits(name, dataset, model)
@@ -80,7 +83,8 @@ def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> Datas
     inputs.progress("writing the tokens", 0.52)
     _write_tokens(work, pairs)
     weights = fetch_weights(model, spec.model.name, inputs)
-    commit_model(model.folder, work.model, {*model.small, *model.weights})
+    folders = {ADAPTER_FOLDER} if adapter is not None else set[str]()
+    commit_model(model.folder, work.model, {*model.small, *model.weights, *folders})
     report = _report(pairs, model)
     record.Prepared(
         spec_hash=key,
@@ -94,7 +98,11 @@ def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> Datas
         ),
         inputs=pairs.records,
         data=_split_records(pairs, description),
-        originals={**pairs.originals, MODEL: originals_of(model, weights)},
+        originals={
+            **pairs.originals,
+            MODEL: originals_of(model, weights),
+            ADAPTER: adapter.originals if adapter is not None else {},
+        },
     ).write(work)
     shutil.rmtree(download_folder(work), ignore_errors=True)
     return report

@@ -33,6 +33,15 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class AdapterRecord(Part):
+    """The adapter that training starts from; its files are among the model's. base: the model that it names. See ModelRecord."""
+
+    source: str
+    kind: str
+    commit: str | None
+    base: str
+
+
 class Original(Part):
     """A file that prepare read. size: bytes. modified: nanoseconds since 1970. sha256: hex."""
 
@@ -57,6 +66,7 @@ class ModelRecord(Part):
     dtypes: tuple[str, ...]
     weights: Digests
     files: Digests
+    adapter: AdapterRecord | None = None
 
 
 class TokenizerRecord(Part):
@@ -165,7 +175,7 @@ def spec_hash(spec: DPOJobSpec) -> str:
     parts = {
         "version": VERSION,
         "model": spec.model.model_dump(
-            mode="json", include={"name", "revision", "chat_template"}, exclude_defaults=True
+            mode="json", include={"name", "revision", "chat_template", "adapter"}, exclude_defaults=True
         ),
         "data": spec.data.model_dump(mode="json", exclude_defaults=True),
         "seed": spec.training.seed if mixture.is_random(spec.data) else None,

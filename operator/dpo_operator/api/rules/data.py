@@ -73,6 +73,12 @@ def _meaningful(condition: Condition) -> bool:
 
 DATA_RULES: tuple[Rule, ...] = (
     Rule("model.name", _readable_cel("self.model.name"), lambda s: _readable(s.model.name), _URL_MESSAGE),
+    Rule(
+        "model.adapter.name",
+        f"!has(self.model.adapter) || {_readable_cel('self.model.adapter.name')}",
+        lambda s: s.model.adapter is None or _readable(s.model.adapter.name),
+        _URL_MESSAGE,
+    ),
     *_of_each_dataset(
         "source", lambda at: _readable_cel(f"{at}.source"), lambda _, data: _readable(data.source), _URL_MESSAGE
     ),

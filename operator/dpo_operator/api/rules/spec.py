@@ -44,6 +44,11 @@ def _unused(adapter: Adapter) -> bool:
     return adapter.model_copy(update={"type": AdapterType.NONE}) == _NO_ADAPTER
 
 
+def _is_shaped_by_default(adapter: Adapter) -> bool:
+    """Whether nothing is said about an adapter's shape; its type and dropout are no part of that."""
+    return _unused(adapter.model_copy(update={"dropout": _NO_ADAPTER.dropout}))
+
+
 def _aliases(model: type[BaseModel], except_: str) -> tuple[str, ...]:
     """Names of a part's fields in YAML, without one."""
     return tuple(str(field.alias) for name, field in model.model_fields.items() if name != except_)
@@ -174,6 +179,20 @@ SPEC_RULES: tuple[Rule, ...] = (
         lambda s: s.adapter.type is not AdapterType.NONE or _unused(s.adapter),
         "must be lora or qlora when rank, alpha, dropout, dora, rslora or targetModules are set; with none, the default, all weights "
         "are trained and they would mean nothing",
+    ),
+    Rule(
+        "model.adapter",
+        "!has(self.model.adapter) || self.adapter.type == 'lora'",
+        lambda s: s.model.adapter is None or s.adapter.type is AdapterType.LORA,
+        "needs adapter.type lora, because adapters are trained; to train all weights, merge the adapter into the model first",
+    ),
+    Rule(
+        "model.adapter.train",
+        "!has(self.model.adapter) || self.model.adapter.train == 'new' || ("
+        f"self.adapter.rank == {_NO_ADAPTER.rank} && self.adapter.alpha == {float(_NO_ADAPTER.alpha)} && "
+        f"!self.adapter.dora && !self.adapter.rslora && self.adapter.targetModules == [{_MODULES}])",
+        lambda s: s.model.adapter is None or s.model.adapter.train == "new" or _is_shaped_by_default(s.adapter),
+        "must be new when adapter.rank, alpha, dora, rslora or targetModules are set: with same, the adapter's own are used",
     ),
     Rule(
         "pod.tolerations",

@@ -20,6 +20,7 @@ from dpo_trainer.prepare.inputs import Inputs
 from dpo_trainer.prepare.record import spec_hash
 from dpo_trainer.runtime.errors import TrainerError
 from tests.unit.trainer.place import Place, rows
+from tests.unit.trainer.pretrained.test_adapters import an_adapter
 from tests.unit.trainer.tiny import CHATML, tiny_model, write_jsonl
 
 pytestmark = pytest.mark.unit
@@ -451,3 +452,42 @@ def test_a_full_volume_is_a_volume_error(place):
     assert done.stdout.startswith(f"{int(ExitCode.VOLUME_ERROR)} "), done.stderr[-3000:]
     assert os.strerror(errno.EFBIG) in done.stdout
     assert not place.work.prepared.exists()
+
+
+def test_an_adapter_is_fetched_with_its_template(place):
+    adapter = an_adapter(place.root / "sft")
+    (adapter / "chat_template.jinja").write_text(CHATML)
+    (adapter / "modeling.py").write_text("raise SystemExit")
+    chat = [{"role": "user", "content": "w w"}]
+    answers = {side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")}
+    write_jsonl(place.train, [{"prompt": [{**chat[0], "content": f"w {i}"}], **answers} for i in range(20)])
+    place.run(model={"adapter": {"name": str(adapter)}})
+    folder = place.work.model / "adapter"
+    assert {path.name for path in folder.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+    }
+    assert (place.work.model / "chat_template.jinja").read_text() == CHATML
+    assert place.made["model"]["adapter"]["base"] == "org/base"
+    assert "adapter/adapter_model.safetensors" in place.made["model"]["weights"]
+    key = place.made["spec_hash"]
+    place.run(model={"adapter": {"name": str(adapter)}})
+    assert ("looking for earlier work", 0.0) in place.progress
+    assert len(place.progress) == 2  # nothing was done again
+    # The file where it came from, and its copy.
+    config = adapter / "adapter_config.json"
+    config.write_text(config.read_text().replace("org/base", "org/else"))
+    place.run(model={"adapter": {"name": str(adapter)}})
+    assert place.made["model"]["adapter"]["base"] == "org/else"
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    place.run(model={"adapter": {"name": str(adapter)}})
+    assert len(place.progress) > 2
+    assert place.made["spec_hash"] == key != spec_hash(place.job().spec)
+
+
+def test_an_adapter_that_can_not_be_read_is_refused(place):
+    adapter = an_adapter(place.root / "sft", peft_type="IA3")
+    message = place.refused(ExitCode.INVALID_CONFIGURATION, model={"adapter": {"name": str(adapter)}})
+    assert "expected a LORA adapter of CAUSAL_LM, found 'IA3'" in message
