@@ -354,7 +354,9 @@ def test_a_folder_never_mixes_splits(tmp_path):
 
 def test_a_folder_without_data_is_refused_with_its_content(tmp_path):
     (tmp_path / "data.txt").write_text("a,b\n")
-    with pytest.raises(TrainerError, match=r"expected .*\.parquet.* files, found data\.txt") as failure:
+    with pytest.raises(
+        TrainerError, match=r"expected .*\.parquet.* files, text also packed as .*, found data\.txt"
+    ) as failure:
         read(tmp_path)
     assert failure.value.exit_code == ExitCode.INPUT_NOT_FOUND
 
