@@ -21,7 +21,7 @@ class Columns(ApiModel):
     system: ColumnName | None = Field(
         default=None,
         description="Column of a system message that goes before the prompt; plain text becomes chat messages then. Default: system, "
-        "system_prompt or system_message, for chat messages.",
+        "system_prompt, system_message or system_instruction, for chat messages.",
     )
     tools: ColumnName | None = Field(
         default=None,

@@ -229,7 +229,7 @@ def test_a_second_system_message_is_refused():
     assert isinstance(found, Rejection)
     assert (found.reason, found.detail) == (
         Reason.MALFORMED_MESSAGES,
-        "system: the messages begin with another system message",
+        "system: the messages begin with another system message; keep one of them, or set ignoreColumns to [system]",
     )
 
 
