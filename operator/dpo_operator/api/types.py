@@ -54,7 +54,8 @@ class DPOJobSpec(ApiModel):
     )
     pod: Pod = Field(default=Pod(), description="How trainer pods are placed and run.")
     access: Access | None = Field(
-        default=None, description="How prepare reaches object stores and hubs. Default: without keys, over the internet."
+        default=None,
+        description="How prepare reaches object stores and hubs. Default: without keys, over the internet.",
     )
     queue: Queue | None = Field(
         default=None,
