@@ -67,20 +67,23 @@ def test_the_first_rows_of_local_data_are_looked_at(tmp_path: Path, capfd: pytes
     )
     data = {
         "train": {"source": "./swift.jsonl"},
-        "mixture": [{"source": "pvc://more/a.csv"}],
+        "mixture": [{"source": "pvc://more/a.csv"}, {"source": "s3://nowhere/a.jsonl"}],
         "eval": {"source": "org/pairs"},
         "filters": {"maxBadRows": 0.1},
     }
     done = validated(tmp_path, "--data", "--claims", str(tmp_path / "claims"), data=data)
     shown = capfd.readouterr().out.splitlines()
     assert done.exit_code == 0
-    train, mixture, evaluation = (line.replace(f"{tmp_path}/", "") for line in shown)
+    train, mixture, store, evaluation = (line.replace(f"{tmp_path}/", "") for line in shown)
     assert train == (
         "train: swift.jsonl: messages; 63 pairs in the first 64 rows; left out: equal_answers 1. The first: swift.jsonl line 4, "
         "equal_answers: the answers are the same but for white space at their ends"
     )
     assert mixture.startswith(
         "mixture[0]: pvc://more/a.csv: votes; 1 pairs in the first 2 rows; left out: tie 1. The first: a.csv line 3, tie"
+    )
+    assert (
+        store == "mixture[1]: s3://nowhere/a.jsonl is not on this machine and was not looked at; dpo preview reads it"
     )
     assert evaluation == "eval: org/pairs is not on this machine and was not looked at; dpo preview reads it"
 
@@ -94,3 +97,37 @@ def test_data_that_would_be_refused_are_refused(tmp_path: Path, capfd: pytest.Ca
     words = "fit no format: text: text that holds an object as JSON, with messages, tools; a name such as text.messages goes into it"
     assert words in (shown := capfd.readouterr().err)
     assert "found text (str), other (int)" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", "prompt,chosen,rejected\n", "no usable pair in 0 rows (no rows at all)"),
+        (
+            "a.json",
+            '{"data": [{"prompt": "Q"}], "n": 1}',
+            "data: a list of 1 inside the only object; write its items themselves",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "{\\"chosen\\": 1}"}',
+            "text: text that holds an object as JSON, with chosen; a name such as text.chosen",
+        ),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "user", "content": "Q"}]}',
+            "one conversation each, as for supervised fine-tuning",
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "Q", "chosen": "a", "rejected": "b", "images": ["x"]}',
+            "set ignoreColumns to [images]",
+        ),
+    ],
+)
+def test_what_was_found_is_said_with_the_way_out(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, content: str, words: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    assert validated(tmp_path, "--data", data={"train": {"source": f"./{name}"}}).exit_code == ExitCode.BAD_DATASET
+    assert words in capfd.readouterr().err
