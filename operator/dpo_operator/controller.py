@@ -130,7 +130,7 @@ class Operator:
             await connections.close()
             raise kopf.TemporaryError(f"the API server does not answer: {error}", delay=3) from error
         self._metrics.process.set_sources(None, self.watches.ages)
-        server = MetricsServer(self._metrics.registry, self._config.metrics_port)
+        server = MetricsServer(self._metrics.render, self._config.metrics_port)
         lead = asyncio.create_task(self._lead(connections, lists), name="lead")
         self._started = Started(connections, server, lead)
 

@@ -79,6 +79,13 @@ def _references() -> list[Hostile]:
             "token with a namespace", _model(tokenSecretRef={"name": "a", "namespace": "kube-system"}), refused=False
         ),
         Hostile("token key with a path", _model(tokenSecretRef={"name": "a", "key": "../../etc/passwd"})),
+        Hostile("keys elsewhere", {"access": {"credentialsSecretRef": {"name": ELSEWHERE}}}),
+        Hostile("certificates elsewhere", {"access": {"caBundleRef": {"name": ELSEWHERE}}}),
+        Hostile("certificates with a path", {"access": {"caBundleRef": {"name": "a", "key": "../../etc/passwd"}}}),
+        Hostile("service account elsewhere", _pod(serviceAccountName=ELSEWHERE)),
+        Hostile("endpoint with a password", {"access": {"s3": {"endpoint": "https://user:word@example.org"}}}),
+        Hostile("endpoint that is a file", {"access": {"hub": {"endpoint": "file:///etc/shadow"}}}),
+        Hostile("proxy with a line break", {"access": {"proxy": {"url": "http://a\nb"}}}),
         Hostile("pull secret elsewhere", _pod(imagePullSecrets=[ELSEWHERE])),
         Hostile("priority elsewhere", _pod(priorityClassName=ELSEWHERE)),
         Hostile("priority of the system", _pod(priorityClassName="system-node-critical")),

@@ -124,6 +124,15 @@ COMPLETE: dict[str, Any] = a_job(
     evaluation={"everySteps": 25, "microBatchSize": 4, "samples": 8, "sampleTokens": 128},
     earlyStopping={"metric": "eval_loss", "patience": 2, "minDelta": 0.001},
     export={"checkpoint": "best", "merge": True},
+    access={
+        "credentialsSecretRef": {"name": "keys"},
+        "s3": {"endpoint": "https://minio.example.org:9000", "region": "us-east-1"},
+        "gs": {"endpoint": "https://gcs.example.org"},
+        "azure": {"account": "account1", "endpoint": "https://blobs.example.org"},
+        "hub": {"endpoint": "https://hub.example.org/mirror"},
+        "proxy": {"url": "http://proxy.example.org:3128", "exceptions": [".svc", "10.0.0.0/8"]},
+        "caBundleRef": {"name": "ca", "key": "ca.crt"},
+    },
     tracking={
         "wandb": {
             "project": "alignment",
@@ -138,6 +147,7 @@ COMPLETE: dict[str, Any] = a_job(
         "image": "registry.example/trainer@sha256:" + "0" * 64,
         "imagePullPolicy": "Always",
         "imagePullSecrets": ["pull"],
+        "serviceAccountName": "reader",
         "resources": {
             "requests": {"cpu": 8, "memory": "64Gi", "example.org/fpga": 1},
             "limits": {"memory": "64Gi", "example.org/fpga": 1},

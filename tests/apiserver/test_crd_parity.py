@@ -196,6 +196,22 @@ def combinations() -> Iterator[dict[str, Any]]:
             "gs://b/k::x",
             "org/a::b",
         ),
+        *(
+            "az://c/k",
+            "az://",
+            "abfs://c",
+            "hf://org/name",
+            "hf://org/name@main",
+            "hf://org/name/x",
+            "hf://datasets/org/name",
+        ),
+        *(
+            "hf://datasets/org/name@v1/a/b.jsonl",
+            "hf://datasets/org/name/../x",
+            "hf://spaces/org/name",
+            "hf://name",
+            "hf://models/o/n",
+        ),
     ):
         yield {"model": {"name": source}}
         yield {"data": {"train": {"source": source}}}

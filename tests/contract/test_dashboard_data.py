@@ -17,6 +17,7 @@ from dpo_operator.api.status import DPOJobStatus, Restart
 from dpo_operator.generate.dashboards import dashboard_queries, fill_in, job, operator_queries
 from dpo_operator.generate.dashboards.panels import annotation_expressions
 from dpo_operator.metrics.jobs import JobMetrics
+from dpo_operator.metrics.server import MetricsServer
 from dpo_operator.metrics.timings import Timings
 from dpo_operator.queueing.key import Key
 from dpo_trainer.checkpoint.folder import CheckpointFolder
@@ -105,6 +106,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     operator = JobMetrics()
     Timings(operator.registry)
     operator.process.set_sources(None, lambda: {"pods": 1.0})
+    served = MetricsServer(operator.render, 0)
     raw = {"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}, "spec": {"model": {"name": "org/model"}}}
     operator.update(Key(TENANT, NAME), raw, DPOJobStatus.model_validate(STATUS))
     trainer = Telemetry(
@@ -124,7 +126,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "scrape_configs": [
             scrape(
                 "dpo-system/dpo-operator",
-                serve(operator.registry),
+                served.port,
                 honors["dpo-operator"],
                 namespace=NAMESPACE,
                 pod="operator-0",
@@ -157,6 +159,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process.terminate()
         process.wait(timeout=30)
         trainer.close()
+        served.close()
 
 
 def train(trainer: Telemetry, operator: JobMetrics, raw: dict[str, Any]) -> None:

@@ -51,6 +51,10 @@ def test_the_operators_image_holds_no_torch() -> None:
     assert not {"torch", "transformers", "deepspeed"} & set(pins("operator"))
 
 
+def test_the_trainers_image_reads_object_stores() -> None:
+    assert "obstore" in pins("trainer")
+
+
 def test_the_tool_that_lists_packages_is_pinned() -> None:
     assert len(pins("sbom")["cyclonedx-bom"]) == 1
 

@@ -32,10 +32,13 @@ def pod_of(job: DPOJob, phase: names.Phase, address: str) -> Place:
     return Place(address, job.metadata.namespace, template["metadata"]["labels"])
 
 
+IDENTIFIED = a_job("5", pod={"serviceAccountName": "reader"})
 JOB, WANDB = a_job("1"), a_job("2", tracking=ONLINE)
 SAME_TEAM, OTHER_TEAM = a_job("3"), a_job("4", "team-b")
 PODS = {
     "prepare": pod_of(JOB, "prepare", "10.1.0.1"),
+    "prepare with an identity": pod_of(IDENTIFIED, "prepare", "10.1.0.8"),
+    "rank with an identity": pod_of(IDENTIFIED, "train", "10.1.0.9"),
     "rank": pod_of(JOB, "train", "10.1.0.2"),
     "rank with wandb online": pod_of(WANDB, "train", "10.1.0.3"),
     "export": pod_of(JOB, "export", "10.1.0.4"),
@@ -78,6 +81,7 @@ TARGETS: dict[str, tuple[Place, int]] = {
 TABLE = {
     "prepare": {"hub", "hub by IPv6", "hub through NAT64", "registry on another port", "DNS", "DNS of the node"},
     "rank": {"DNS", "DNS of the node", "own job's rank", "own job's rank's metrics"},
+    "rank with an identity": {"DNS", "DNS of the node"},
     "rank with wandb online": {"hub", "hub by IPv6", "hub through NAT64", "DNS", "DNS of the node"},
     "export": {"DNS", "DNS of the node"},
     "operator": {
@@ -88,6 +92,7 @@ TABLE = {
     "prometheus": {"hub", "hub by IPv6", "hub through NAT64", "registry on another port", "DNS", "DNS of the node", "API server",
         "API server's Service", "kubelet", "object store in the cluster", "proxy in a private network", "pod of another team"},
 }  # fmt: skip
+TABLE["prepare with an identity"] = TABLE["prepare"]
 TABLE["a stranger"] = TABLE["prometheus"]
 
 
@@ -96,7 +101,7 @@ def policies(networks: Networks = CLOSED, *settings: str) -> list[dict[str, Any]
         {**p, "metadata": p["metadata"] | {"namespace": NAMESPACE}} for p in render(*settings).all("NetworkPolicy")
     ]
     networks = networks.model_copy(update={"metrics_namespaces": networks.metrics_namespaces or (NAMESPACE,)})
-    jobs = (JOB, WANDB, SAME_TEAM, OTHER_TEAM)
+    jobs = (JOB, WANDB, IDENTIFIED, SAME_TEAM, OTHER_TEAM)
     guards = [guard for job in jobs for phase in names.PHASES for guard in build_guards(job, phase, networks)]
     return chart + [guard for guard in guards if guard["kind"] == "NetworkPolicy"]
 
@@ -114,7 +119,23 @@ def test_a_pod_reaches_this_and_nothing_else(source: str) -> None:
     assert reached(source, policies()) == TABLE[source]
 
 
-@pytest.mark.parametrize("source", ["prepare", "rank", "rank with wandb online", "export"])
+IDENTITY_SERVICES = {"EKS": ("169.254.170.23", 80), "GKE": ("169.254.169.254", 80)}
+
+
+@pytest.mark.parametrize("cloud", IDENTITY_SERVICES)
+def test_the_identity_service_is_for_prepare_with_an_identity(cloud: str) -> None:
+    known = policies(Networks.model_validate({"workload_identity": cloud}))
+    reached_by = {
+        (source, other)
+        for source in ("prepare", "prepare with an identity", "rank with an identity", "export")
+        for other, (address, port) in IDENTITY_SERVICES.items()
+        if reaches(known, PODS[source], Place(address), port)
+    }
+    assert reached_by == {("prepare with an identity", cloud)}
+    assert not reaches(known, PODS["prepare with an identity"], Place(IDENTITY_SERVICES[cloud][0]), 443)
+
+
+@pytest.mark.parametrize("source", ["prepare", "prepare with an identity", "rank", "rank with wandb online", "export"])
 @pytest.mark.parametrize(
     "networks", [CLOSED, Networks(open=("100.64.0.0/10", "0.0.0.0/0", "::/0"))], ids=["closed", "open"]
 )

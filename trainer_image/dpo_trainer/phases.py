@@ -102,6 +102,10 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
     stop_by_exception()
     telemetry.activity("preparing model and data")
     telemetry.serve()
+    from dpo_trainer.sources.access import from_environment
+
+    access = from_environment(job.spec.access)
+    access.apply(work.root / ".cache")
     from dpo_trainer.prepare import phase as prepare
     from dpo_trainer.prepare.inputs import Inputs
     from dpo_trainer.sources.cache import Cache
@@ -113,7 +117,8 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
         telemetry.alive()
 
     cache = os.environ.get(names.ENV_CACHE_DIR)
-    found = prepare.run(job, work, Inputs(claims, hub_token(), Cache(Path(cache)) if cache else None, progress))
+    inputs = Inputs(claims, hub_token(), Cache(Path(cache)) if cache else None, progress, access)
+    found = prepare.run(job, work, inputs)
     if job.spec.adapter.type is not AdapterType.NONE:
         _check_adapter(job, work, telemetry, progress)
     if work.data_report.is_file():

@@ -22,8 +22,10 @@ ImagePattern = Annotated[
 ]
 
 NODE_ROLE = "node-role.kubernetes.io/"
-# Elsewhere than on a hub, a revision means nothing.
+# Elsewhere than on a hub, a revision means nothing. hf:// may have it in its path.
 NO_HUB = re.compile(r"^([./~]|[a-z0-9]+://)")
+HUB_URL = "hf://"
+COMMIT_IN_URL = re.compile(r"^hf://[^@]*@[0-9a-f]{40}(/|$)")
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 
@@ -37,6 +39,7 @@ class Allow(ApiModel):
     env: tuple[Pattern, ...] = ()
     images: tuple[ImagePattern, ...] = ()
     secrets: tuple[Pattern, ...] = ("*",)
+    service_accounts: tuple[Pattern, ...] = ()
     node_selectors: tuple[Pattern, ...] = ("*",)
     tolerations: tuple[Pattern, ...] = ()
     priority_classes: tuple[Pattern, ...] = ()
@@ -73,6 +76,8 @@ def refusals(spec: DPOJobSpec, allow: Allow, image: str) -> list[str]:
         found += _unlisted(field, [name] if name is not None else [], allow.priority_classes, "priorityClasses")
     runtimes = [pod.runtime_class_name] if pod.runtime_class_name is not None else []
     found += _unlisted("spec.pod.runtimeClassName", runtimes, allow.runtime_classes, "runtimeClasses")
+    accounts = [pod.service_account_name] if pod.service_account_name is not None else []
+    found += _unlisted("spec.pod.serviceAccountName", accounts, allow.service_accounts, "serviceAccounts")
     for field, name in _secrets(spec):
         found += _unlisted(field, [name], allow.secrets, "secrets")
     return found + ([] if allow.branches else list(_branches(spec)))
@@ -106,6 +111,8 @@ def _secrets(spec: DPOJobSpec) -> Iterator[tuple[str, str]]:
     yield from (("spec.pod.imagePullSecrets", name) for name in spec.pod.image_pull_secrets)
     if (token := spec.model.token_secret_ref) is not None:
         yield "spec.model.tokenSecretRef", token.name
+    if (credentials := spec.access.credentials_secret_ref) is not None:
+        yield "spec.access.credentialsSecretRef", credentials.name
     wandb = spec.tracking.wandb
     if wandb is not None and wandb.api_key_secret_ref is not None:
         yield "spec.tracking.wandb.apiKeySecretRef", wandb.api_key_secret_ref.name
@@ -115,7 +122,8 @@ def _branches(spec: DPOJobSpec) -> Iterator[str]:
     sources = [*spec.model.sources]
     sources += [("spec.data: revision", dataset.source, dataset.revision) for dataset in spec.data.datasets]
     for field, source, revision in sources:
-        if not NO_HUB.search(source) and not COMMIT.search(revision or ""):
+        on_hub = source.startswith(HUB_URL) or not NO_HUB.search(source)
+        if on_hub and not COMMIT.search(revision or "") and not COMMIT_IN_URL.search(source):
             yield (
                 f"{field}: {source} must have a commit of 40 hexadecimal digits, found {revision or 'nothing'}; a branch or tag is "
                 "allowed only when the chart's value allow.branches is true"

@@ -24,7 +24,7 @@ LabelKey = Annotated[
     StringConstraints(pattern=f"^({SUBDOMAIN}/)?[A-Za-z0-9]([-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?$", max_length=253),
 ]
 LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$", max_length=63)]
-# A hub id, a path, a URL of an object store, or pvc://claim/path. Control characters and spaces fit nowhere in them.
+# A hub id, a path, a URL of an object store or a hub, or pvc://claim/path. Control characters and spaces fit nowhere in them.
 Source = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x20\x7f-\xa0]+$", min_length=1, max_length=512)]
 
 

@@ -94,8 +94,8 @@ class Dataset(ApiModel):
     """One split of preference data."""
 
     source: Source = Field(
-        description="Hub id (org/name), a .jsonl, .json, .csv, .tsv, .parquet or .arrow file or a folder of them: a path, pvc://claim/path, s3:// or "
-        "gs:// URL."
+        description="Hub id (org/name), a .jsonl, .json, .csv, .tsv, .parquet or .arrow file or a folder of them: a path, pvc://claim/path, s3://, "
+        "gs://, az:// or hf://datasets/org/name/path."
     )
     split: str = Field(
         default="train",

@@ -53,6 +53,9 @@ JOB_FILE = "/etc/dpo/job.json"
 WORK_DIR = "/work"
 TOKEN_FILE = "/etc/dpo-token/token"  # noqa: S105 - a path, not a secret
 WANDB_KEY_FILE = "/etc/dpo-wandb/key"
+# A file for each key of the Secret, and the certificates to trust.
+CREDENTIALS_DIR = "/etc/dpo-credentials"
+CA_FILE = "/etc/dpo-ca/ca.crt"
 CLAIMS_DIR = "/claims"
 CACHE_DIR = "/cache"
 # Folder on the cache's claim; only this folder is mounted.
@@ -72,6 +75,10 @@ ENV_CLAIMS_DIR = "DPO_CLAIMS_DIR"
 ENV_CACHE_DIR = "DPO_CACHE_DIR"
 ENV_TOKEN_FILE = "DPO_TOKEN_FILE"  # noqa: S105
 ENV_RECORDED_CHECKPOINTS = "DPO_RECORDED_CHECKPOINTS"
+ENV_CREDENTIALS_DIR = "DPO_CREDENTIALS_DIR"
+ENV_CA_FILE = "DPO_CA_FILE"
+# Of a pod that has the identity of a ServiceAccount in a cloud: "1".
+ENV_IDENTITY = "DPO_IDENTITY"
 ENV_WANDB_KEY_FILE = "DPO_WANDB_KEY_FILE"
 
 # Extended resource of the GPUs.

@@ -180,6 +180,11 @@ class Pod(ApiModel):
         description="Taints that the pods tolerate; training pods always tolerate nvidia.com/gpu.",
     )
     priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of all pods of the job.")
+    service_account_name: ObjectName | None = Field(
+        default=None,
+        description="ServiceAccount whose identity in a cloud the prepare pod has (IRSA or EKS Pod Identity, GKE, Azure), for access to object "
+        "stores without keys. Refused unless the administrator allows it. Training pods never have it. Default: the namespace's default.",
+    )
     runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of training pods.")
     env: list[EnvVar] = Field(
         default=[],

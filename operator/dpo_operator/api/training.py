@@ -39,7 +39,7 @@ class Model(ApiModel):
     """The model to align: the policy's starting point and, for DPO, the reference."""
 
     name: Source = Field(
-        description="Hub id (org/name), pvc://claim/folder, s3:// or gs:// URL, or a folder inside the container "
+        description="Hub id (org/name), pvc://claim/folder, s3://, gs://, az:// or hf:// URL, or a folder inside the container "
         "(a local folder for `dpo run`). Weights must be safetensors; code from a hub is never run."
     )
     revision: str | None = Field(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, String
 from pydantic.alias_generators import to_camel
 
 from dpo_operator.api import names
+from dpo_operator.api.access import Access
 from dpo_operator.api.base import ApiModel
 from dpo_operator.api.data import Data
 from dpo_operator.api.failurepolicy import FailurePolicy
@@ -52,6 +53,7 @@ class DPOJobSpec(ApiModel):
         description="GPUs, and so processes, of each pod. 0 runs one process on the CPU.",
     )
     pod: Pod = Field(default=Pod(), description="How trainer pods are placed and run.")
+    access: Access = Field(default=Access(), description="How prepare reaches object stores and hubs.")
     queue: Queue | None = Field(
         default=None,
         description="Queue that decides when training pods are placed. Default: the operator places one gang at a time.",

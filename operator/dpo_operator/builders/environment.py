@@ -5,6 +5,7 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.access import has_identity
 from dpo_operator.builders.config import job_file_digest
 from dpo_operator.builders.ports import ports_of
 
@@ -42,6 +43,8 @@ def build_environment(
     if phase != "train" or job.spec.gpus_per_node == 0:
         # Without this, an image could ask a container runtime for all GPUs of the node, including those of other pods.
         common["NVIDIA_VISIBLE_DEVICES"] = "void"
+    if has_identity(job, phase):
+        common[names.ENV_IDENTITY] = "1"
     if phase == "prepare":
         return _variables(common | _prepare(job))
     offline = {"HF_HUB_OFFLINE": "1"}

@@ -7,6 +7,7 @@ from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.access import has_identity
 from dpo_operator.builders.common import Manifest, build_metadata, rank_labels
 from dpo_operator.builders.networks import CLOSED, NAMESPACE_NAME, Networks
 from dpo_operator.builders.ports import ports_of
@@ -87,7 +88,8 @@ def build_prepare_policy(job: DPOJob, networks: Networks) -> Manifest:
     """Downloads come from the internet, and from what the administrator opened."""
     selected = {"matchLabels": {names.LABEL_UID: job.metadata.uid, names.LABEL_PHASE: "prepare"}}
     ingress = [_metrics(job, "prepare", networks.metrics_namespaces)]
-    return _policy(job, "prepare", selected, ingress=ingress, egress=[{"to": networks.outside()}, _dns()])
+    egress = [{"to": networks.outside()}, _dns(), *_identity(job, "prepare", networks)]
+    return _policy(job, "prepare", selected, ingress=ingress, egress=egress)
 
 
 def _policy(
@@ -104,6 +106,11 @@ def _policy(
             "egress": egress,
         },
     }
+
+
+def _identity(job: DPOJob, phase: names.Phase, networks: Networks) -> list[dict[str, Any]]:
+    """The way to the service that gives the pod's identity; none for a pod without one."""
+    return networks.identity_service() if has_identity(job, phase) else []
 
 
 def _metrics(job: DPOJob, phase: names.Phase, namespaces: tuple[str, ...]) -> dict[str, Any]:

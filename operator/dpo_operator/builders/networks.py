@@ -6,7 +6,7 @@ server, kubelets, other tenants' pods, and whatever else a private network holds
 
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, StrictBool
 
@@ -48,6 +48,16 @@ def _through_nat64(nets: Iterable[Network]) -> list[Network]:
 PRIVATE: tuple[Network, ...] = (*_PRIVATE_V4, *_PRIVATE_V6, *_through_nat64(_PRIVATE_V4))
 
 
+# Services that give a pod the identity of its ServiceAccount, and no other, as each cloud documents them: the agent of EKS Pod Identity;
+# the metadata server of GKE, by its address and where the node answers in its place. IRSA and Azure need none: their token is a file.
+WorkloadIdentity = Literal["", "EKS", "GKE"]
+_IDENTITY: dict[WorkloadIdentity, tuple[tuple[str, tuple[int, ...]], ...]] = {
+    "": (),
+    "EKS": (("169.254.170.23/32", (80,)), ("fd00:ec2::23/128", (80,))),
+    "GKE": (("169.254.169.254/32", (80,)), ("169.254.169.252/32", (987, 988))),
+}
+
+
 def _cidr(text: str) -> str:
     net = ip_network(text)
     if inside := next((m for m in METADATA if m.version == net.version and _within(net, m)), None):
@@ -64,14 +74,23 @@ class Networks(ApiModel):
 
     metrics_namespaces: namespaces that may read /metrics and /status; empty: all. open: addresses of private networks that prepare
     may reach, such as an object store's. open_namespaces: namespaces whose pods it may reach. closed: more addresses that it
-    may not reach, such as the API server's on the internet. unisolated: whether a job may turn its policies off.
+    may not reach, such as the API server's on the internet. workload_identity: whose service pods with a ServiceAccount of their own may
+    reach. unisolated: whether a job may turn its policies off.
     """
 
     metrics_namespaces: tuple[str, ...] = ()
     open: tuple[Annotated[str, AfterValidator(_cidr)], ...] = ()
     open_namespaces: tuple[ObjectName, ...] = ()
     closed: tuple[Annotated[str, AfterValidator(_network)], ...] = ()
+    workload_identity: WorkloadIdentity = ""
     unisolated: StrictBool = False
+
+    def identity_service(self) -> list[dict[str, Any]]:
+        """Rules of NetworkPolicies: the way to the service that gives an identity in this cloud."""
+        return [
+            {"to": [{"ipBlock": {"cidr": cidr}}], "ports": [{"protocol": "TCP", "port": port} for port in ports]}
+            for cidr, ports in _IDENTITY[self.workload_identity]
+        ]
 
     def outside(self) -> list[dict[str, Any]]:
         """Peers of NetworkPolicies: the internet, and what the administrator opened."""

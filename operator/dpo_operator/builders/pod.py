@@ -8,6 +8,7 @@ from dpo_operator.api.base import SecretKeyRef
 from dpo_operator.api.pods import ResourceList
 from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.access import credentials_of, has_identity, reaches_sources
 from dpo_operator.builders.common import build_labels
 from dpo_operator.builders.config import JOB_FILE_KEY, config_name
 from dpo_operator.builders.environment import TEMPORARY, build_environment
@@ -24,6 +25,9 @@ MEMORY_REQUEST = "1Gi"
 PREPARE_MEMORY_LIMIT = "32Gi"
 # How long a pod stays on a node that stopped answering; Kubernetes' own default is 300.
 LOST_NODE_SECONDS = 10
+
+# By which Azure's webhook knows pods that ask for an identity; others ignore it.
+AZURE_IDENTITY = "azure.workload.identity/use"
 
 COMMANDS: dict[names.Phase, str] = {"prepare": "prepare", "train": "launch", "export": "export"}
 
@@ -63,12 +67,17 @@ def build_pod_template(
         spec["imagePullSecrets"] = [{"name": name} for name in pod.image_pull_secrets]
     if pod.priority_class_name is not None:
         spec["priorityClassName"] = pod.priority_class_name
+    labels = build_labels(job, phase, attempt)
+    if has_identity(job, phase):
+        # Its identity in a cloud comes from that cloud's webhook or metadata service; the API server's token is not mounted.
+        spec["serviceAccountName"] = pod.service_account_name
+        labels[AZURE_IDENTITY] = "true"
     if phase == "train":
         spec |= placement(job)
         if job.spec.pod.network.host_network:
             # With hostNetwork, the cluster's DNS is used only with this policy.
             spec |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
-    metadata = {"labels": build_labels(job, phase, attempt), "annotations": {names.LABEL_ATTEMPT: str(attempt)}}
+    metadata = {"labels": labels, "annotations": {names.LABEL_ATTEMPT: str(attempt)}}
     return {"metadata": metadata, "spec": spec}
 
 
@@ -91,6 +100,11 @@ def _container(
             mounts.append({"name": _cache_volume(job), "mountPath": names.CACHE_DIR, "subPath": names.CACHE_FOLDER})
         if job.spec.model.token_secret_ref is not None:
             mounts.append({"name": "token", "mountPath": names.TOKEN_FILE.rpartition("/")[0], "readOnly": True})
+    if reaches_sources(job, phase):
+        if credentials_of(job, phase) is not None:
+            mounts.append({"name": "credentials", "mountPath": names.CREDENTIALS_DIR, "readOnly": True})
+        if job.spec.access.ca_bundle_ref is not None:
+            mounts.append({"name": "ca", "mountPath": names.CA_FILE.rpartition("/")[0], "readOnly": True})
     if phase == "train" and _wandb_key(job) is not None:
         mounts.append({"name": "wandb", "mountPath": names.WANDB_KEY_FILE.rpartition("/")[0], "readOnly": True})
     return {
@@ -145,6 +159,8 @@ def _volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
     ]
     if phase == "train" and (key := _wandb_key(job)) is not None:
         volumes.append(_secret_file("wandb", key, names.WANDB_KEY_FILE))
+    if reaches_sources(job, phase):
+        volumes += _access_volumes(job, phase)
     if phase != "prepare":
         return volumes
     # readOnly here, and not only in the container: else the kubelet gives every file of a foreign claim the group fsGroup.
@@ -157,6 +173,16 @@ def _volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
         volumes.append({"name": "cache", "persistentVolumeClaim": {"claimName": cache.claim_name}})
     if (token := job.spec.model.token_secret_ref) is not None:
         volumes.append(_secret_file("token", token, names.TOKEN_FILE))
+    return volumes
+
+
+def _access_volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
+    volumes: list[dict[str, Any]] = []
+    if (secret := credentials_of(job, phase)) is not None:
+        volumes.append({"name": "credentials", "secret": {"secretName": secret, "defaultMode": 0o440}})
+    if (bundle := job.spec.access.ca_bundle_ref) is not None:
+        item = {"key": bundle.key, "path": names.CA_FILE.rpartition("/")[2]}
+        volumes.append({"name": "ca", "configMap": {"name": bundle.name, "items": [item]}})
     return volumes
 
 

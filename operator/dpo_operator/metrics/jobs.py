@@ -1,6 +1,7 @@
 """Prometheus metrics of the operator.
 
-Series of jobs are made from memory when they are scraped, so that the series of a deleted job vanish with it.
+Series of jobs are made from memory when they are scraped, so that the series of a deleted job vanish with it. The text of a job's
+series is kept until the job changes: most of thousands of jobs do not between two scrapes.
 """
 
 import time
@@ -8,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -22,19 +23,52 @@ from dpo_operator.queueing.key import Key
 LABELS = ("namespace", "dpojob")
 
 
-@dataclass
-class JobRecord:
-    """What is exported of one job."""
+class Shown(NamedTuple):
+    """What the series of one job are made from."""
 
-    created: str
     spec: dict[str, Any]
     status: DPOJobStatus
+    restarts: dict[str, int]
+
+
+# The series of one job, by family.
+Text = tuple[str, ...]
+
+
+@dataclass
+class JobRecord:
+    """What is exported of one job.
+
+    shows: the status that its series are made from; of a job that has ended only their text, which changes no more.
+    rendered: the newest text, and the status that it was made from.
+    """
+
+    created: str
+    spec: dict[str, Any] = field(default_factory=dict)
+    shows: DPOJobStatus | Text = ()
     restarts: dict[str, int] = field(default_factory=dict)
     last_restart: Restart | None = None
+    rendered: tuple[DPOJobStatus, Text] | None = None
+
+    def render(self, key: Key) -> Text:
+        """The text of its series. Called by another thread than the one that updates, so shows is read once."""
+        shows, rendered = self.shows, self.rendered
+        if isinstance(shows, tuple):
+            return shows
+        if rendered is None or rendered[0] is not shows:
+            rendered = self.rendered = shows, self._text(key, shows)
+        return rendered[1]
+
+    def end(self, key: Key, status: DPOJobStatus) -> None:
+        """The job has ended with this status, of which only the text is kept."""
+        self.shows, self.rendered = self._text(key, status), None
+
+    def _text(self, key: Key, status: DPOJobStatus) -> Text:
+        return _samples([((key.namespace, key.name), Shown(self.spec, status, self.restarts))])
 
 
-class JobMetrics(Collector):
-    """All metrics of the operator, in a registry of their own."""
+class JobMetrics:
+    """All metrics of the operator. registry: those that are not of one job."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -68,7 +102,7 @@ class JobMetrics(Collector):
         for outcome in ("success", "error"):
             self._seconds.labels("reconcile", outcome)
         self.process = ProcessMetrics(self.registry)
-        self.registry.register(self)
+        self._heads = _heads()
 
     @contextmanager
     def timed(self, handler: str) -> Iterator[None]:
@@ -88,25 +122,45 @@ class JobMetrics(Collector):
         created = raw["metadata"].get("creationTimestamp") or ""
         is_new = record is None or record.created != created
         if record is None or is_new:
-            record = self._jobs[key] = JobRecord(created, {}, status)
+            record = JobRecord(created)
         # Only what is exported: specs may be large, and records live as long as their jobs. A slim object has no spec any more.
+        before = record.spec
         if spec := raw.get("spec"):
             record.spec = {part: {"name": (spec.get(part) or {}).get("name", "")} for part in ("model", "method")}
             record.spec["adapter"] = {"type": (spec.get("adapter") or {}).get("type", "")}
-        record.status = status
         for restart in _newer(status.restart_history, record.last_restart):
             record.restarts[restart.reason] = record.restarts.get(restart.reason, 0) + 1
             record.last_restart = restart
             if not is_new and restart.reason in REASONS:
                 self._restarts.labels(restart.reason).inc()
+        # The status comes last: whoever renders meanwhile does so again.
+        if status.is_final:
+            record.end(key, status)
+        elif record.shows != status or record.spec != before:
+            # Another object, which tells that the text is old.
+            record.shows = status.model_copy()
+        self._jobs[key] = record
 
     def forget(self, key: Key) -> None:
         """A job is gone, and so are its series."""
         self._jobs.pop(key, None)
 
+    def render(self) -> bytes:
+        """All series in Prometheus' text format."""
+        jobs = [record.render(key) for key, record in self._jobs.copy().items()]
+        families = ((head, *(text[i] for text in jobs)) for i, head in enumerate(self._heads))
+        return generate_latest(self.registry) + "".join(part for family in families for part in family).encode()
+
+
+class JobFamilies(Collector):
+    """The families of jobs' series."""
+
+    def __init__(self, jobs: "Jobs") -> None:
+        self._jobs = jobs
+
     def collect(self) -> Iterator[Metric]:
-        """Series of all jobs."""
-        jobs = [((key.namespace, key.name), record) for key, record in self._jobs.copy().items()]
+        """With the series of these jobs."""
+        jobs = self._jobs
         yield _family("dpojob_info", "Settings of a job.", ("model", "method", "adapter"), _infos(jobs))
         yield _family("dpojob_status_state", "1 for the state that a job is in.", ("state",), _states(jobs))
         yield _family(
@@ -151,7 +205,25 @@ class JobMetrics(Collector):
 
 
 Rows = list[tuple[tuple[str, ...], float]]
-Jobs = list[tuple[tuple[str, str], JobRecord]]
+Jobs = list[tuple[tuple[str, str], Shown]]
+
+
+def _sections(jobs: Jobs) -> list[tuple[str, str]]:
+    """Head and series of each family, as text."""
+    text = "\n" + generate_latest(JobFamilies(jobs)).decode()
+    # No value of a label has a line break.
+    parts = [section.rstrip("\n").split("\n", 2) for section in text.split("\n# HELP ")[1:]]
+    return [
+        (f"# HELP {help_}\n{type_}\n", "".join(f"{part}\n" for part in samples)) for help_, type_, *samples in parts
+    ]
+
+
+def _heads() -> Text:
+    return tuple(head for head, _ in _sections([]))
+
+
+def _samples(jobs: Jobs) -> Text:
+    return tuple(samples for _, samples in _sections(jobs))
 
 
 def _family(name: str, text: str, labels: tuple[str, ...], rows: Any) -> Metric:

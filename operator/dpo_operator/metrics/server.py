@@ -8,9 +8,10 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 # From the connection to the end of its request, and for sending the answer.
 REQUEST_SECONDS, ANSWER_SECONDS = 5.0, 30.0
@@ -22,11 +23,11 @@ SHARED_SECONDS = 1.0
 
 
 class MetricsServer:
-    """Serves a registry from a daemon thread until it is closed."""
+    """Serves metrics from a daemon thread until it is closed."""
 
-    def __init__(self, registry: CollectorRegistry, port: int) -> None:
-        """port: 0 takes any free one. Raises OSError when it is taken."""
-        self._registry = registry
+    def __init__(self, render: Callable[[], bytes], port: int) -> None:
+        """render: all series as text. port: 0 takes any free one. Raises OSError when it is taken."""
+        self._make_text = render
         self._rendered = (float("-inf"), b"")
         self._from: Counter[str] = Counter()
         self._stop = asyncio.Event()
@@ -87,7 +88,7 @@ class MetricsServer:
     def _render(self) -> bytes:
         at, text = self._rendered
         if time.monotonic() - at > SHARED_SECONDS:
-            text = generate_latest(self._registry)
+            text = self._make_text()
             self._rendered = time.monotonic(), text
         return text
 

@@ -8,6 +8,7 @@ from dpo_operator.api.allow import Allow
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.access import credentials_of, reaches_sources
 from dpo_operator.builders.config import config_name
 from dpo_operator.builders.volume import claim_name, input_claims
 from dpo_operator.planning import refusals
@@ -180,5 +181,7 @@ def _starting(job: DPOJob, child: str, pods: Sequence[ChildPod], desired: int) -
         token = job.spec.model.token_secret_ref if pod.phase == "prepare" else None
         why = "its image is being pulled or its volumes mounted"
         needs = f"; Secret {token.name} must exist and have the key {token.key}" if token else ""
+        if reaches_sources(job, pod.phase) and (keys := credentials_of(job, pod.phase)):
+            needs += f"; Secret {keys} must exist"
         return f"{message} If this persists ({why}{needs}): kubectl -n {namespace} describe pod {pod.name}"
     return message

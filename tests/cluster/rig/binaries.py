@@ -80,6 +80,8 @@ MODULES = (
     kubernetes("v1.35.4"),
     Module("coredns", "v1.14.6", ("coredns",), "."),
     Module("helm", "v3.22.0", ("helm",), "tool"),
+    # An object store that speaks S3, for the tests of sources and of pushed exports.
+    Module("versitygw", "v1.8.0", ("versitygw",), "tool"),
     # Debian's Prometheus is built without the discovery of pods; this one has no other.
     Module(
         "prometheus",

@@ -48,6 +48,7 @@ CASES: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"priorityClasses": ["h*"]},
     ),
     ({"pod": {"runtimeClassName": "nvidia"}}, "spec.pod.runtimeClassName", {"runtimeClasses": ["nvidia"]}),
+    ({"pod": {"serviceAccountName": "reader"}}, "spec.pod.serviceAccountName", {"serviceAccounts": ["reader"]}),
 ]
 
 
@@ -90,9 +91,11 @@ def test_secrets_can_be_limited_to_some_names() -> None:
         "model": {"name": "org/model", "tokenSecretRef": {"name": "database"}},
         "tracking": {"wandb": {"project": "p", "mode": "online", "apiKeySecretRef": {"name": "admin"}}},
         "pod": {"imagePullSecrets": ["dpo-registry", "other"]},
+        "access": {"credentialsSecretRef": {"name": "s3"}},
     }
     assert fields(**parts) == []
     assert sorted(fields({"secrets": ["dpo-*"]}, **parts)) == [
+        "spec.access.credentialsSecretRef",
         "spec.model.tokenSecretRef",
         "spec.pod.imagePullSecrets",
         "spec.tracking.wandb.apiKeySecretRef",
@@ -107,6 +110,8 @@ def test_commits_of_a_hub_can_be_required(revision: str | None) -> None:
     assert fields(**parts) == []
     assert fields(only, **parts) == ["spec.model.revision"]
     assert fields(only, model={"name": "org/model", "revision": COMMIT}, data={"train": train}) == []
+    for url, refused in ((f"hf://org/model@{COMMIT}", []), ("hf://org/model@main", ["spec.model.revision"])):
+        assert fields(only, model={"name": url}, data={"train": train}) == refused
     model = {"name": "org/model", "revision": COMMIT, "adapter": {"name": "org/sft", "revision": revision}}
     assert fields(only, model=model, data={"train": train}) == ["spec.model.adapter.revision"]
     elsewhere = {"model": {"name": "pvc://claim/model"}, "data": {"train": {"source": "/data/x.jsonl"}}}

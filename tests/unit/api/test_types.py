@@ -104,6 +104,11 @@ def test_a_wrong_value_names_its_field(spec: dict[str, Any], field: str) -> None
         ({"pod": {"env": [{"name": "NVIDIA_VISIBLE_DEVICES", "value": "all"}]}}, "pod.env"),
         ({"model": {"name": "pvc://../x"}}, "model.name"),
         ({"model": {"name": "https://example.org/model"}}, "model.name"),
+        ({"model": {"name": "hf://datasets/org/name"}}, "model.name"),
+        ({"model": {"name": "hf://org/name/folder"}}, "model.name"),
+        ({"data": {"train": {"source": "hf://org/name"}}}, "data.train.source"),
+        ({"data": {"train": {"source": "hf://datasets/org/name/../x"}}}, "data.train.source"),
+        ({"data": {"train": {"source": "az:///k"}}}, "data.train.source"),
         ({"data": {"train": {"source": "pvc://"}}}, "data.train.source"),
         ({"data": {"train": {"source": "pvc://Claim/x"}}}, "data.train.source"),
         ({"data": {"train": {"source": "pvc://claim/a/../../b"}}}, "data.train.source"),
@@ -162,6 +167,11 @@ def test_a_variable_that_only_tunes_is_allowed(name: str) -> None:
 def test_a_source_that_prepare_can_read_is_allowed(source: str) -> None:
     sources = {"train": {"source": source}, "eval": {"source": source}}
     assert rules.violations(job(model={"name": source}, data=sources)) == []
+
+
+def test_urls_of_a_hub_name_a_model_or_a_dataset() -> None:
+    data = {"train": {"source": "hf://datasets/org/name@v1.0/data/train.parquet"}, "eval": {"source": "az://c/p.jsonl"}}
+    assert rules.violations(job(model={"name": "hf://org/name@main"}, data=data)) == []
 
 
 @pytest.mark.parametrize(

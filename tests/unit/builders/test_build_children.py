@@ -183,6 +183,27 @@ def test_token_is_a_file_and_in_prepare_alone():
     assert "DPO_TOKEN_FILE" not in env_of("prepare")
 
 
+ACCESS = {"credentialsSecretRef": {"name": "keys"}, "caBundleRef": {"name": "corporate", "key": "root.pem"}}
+
+
+def test_keys_certificates_and_identity_are_for_prepare_alone():
+    spec = {"access": ACCESS, "pod": {"serviceAccountName": "reader"}}
+    pod = pod_of("prepare", **spec)
+    volumes = {v["name"]: v for v in pod["volumes"]}
+    assert volumes["credentials"]["secret"] == {"secretName": "keys", "defaultMode": 0o440}
+    assert volumes["ca"]["configMap"] == {"name": "corporate", "items": [{"key": "root.pem", "path": "ca.crt"}]}
+    mounts = mounts_of("prepare", **spec)
+    assert all(mounts[path]["readOnly"] for path in ("/etc/dpo-credentials", "/etc/dpo-ca"))
+    assert (pod["serviceAccountName"], pod["automountServiceAccountToken"]) == ("reader", False)
+    assert env_of("prepare", **spec)["DPO_IDENTITY"] == "1"
+    labels = job_of("prepare", **spec)["spec"]["template"]["metadata"]["labels"]
+    assert labels["azure.workload.identity/use"] == "true"
+    for phase in ("train", "export"):
+        text = json.dumps(job_of(phase, **spec))
+        assert not [word for word in ("keys", "corporate", "reader", "azure", "DPO_IDENTITY") if word in text]
+    assert "serviceAccountName" not in pod_of("prepare", access=ACCESS)
+
+
 def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
     mixture = [{"source": "pvc://more/b.jsonl"}, {"source": "org/on-the-hub"}, {"source": "pvc://pairs/c.jsonl"}]
     data = {"train": {"source": "pvc://pairs/a.jsonl"}, "mixture": mixture, "eval": {"source": "pvc://held-out"}}

@@ -1,10 +1,10 @@
 """Series of jobs, as Prometheus would read them."""
 
 import pytest
-from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dpo_operator.api.status import State
+from dpo_operator.metrics import jobs as jobs_module
 from dpo_operator.metrics.jobs import JobMetrics
 from dpo_operator.queueing.key import Key
 from tests.unit.planning.build import a_child, a_pod, a_reading, a_status, a_view, decide, ended, termination_text
@@ -16,7 +16,7 @@ RAW = {"metadata": {"creationTimestamp": "2026-01-01T11:00:00Z"}, "spec": {"mode
 
 
 def scrape(metrics):
-    families = text_string_to_metric_families(generate_latest(metrics.registry).decode())
+    families = text_string_to_metric_families(metrics.render().decode())
     return {(s.name, *sorted(s.labels.items())): s.value for f in families for s in f.samples}
 
 
@@ -90,6 +90,45 @@ def test_job_of_the_same_name_starts_from_nothing():
     later = {**RAW, "metadata": {"creationTimestamp": "2026-01-02T11:00:00Z"}}
     metrics.update(KEY, later, a_status())
     assert not [name for (name, *_) in scrape(metrics) if name == "dpojob_restarts_total"]
+
+
+def test_job_that_does_not_change_is_rendered_once(monkeypatch):
+    metrics, rendered = JobMetrics(), []
+    real = jobs_module._samples
+    monkeypatch.setattr(jobs_module, "_samples", lambda jobs: rendered.append(len(jobs)) or real(jobs))
+    running = decide(a_status(), a_view(a_child(), a_pod(0), a_pod(1), progress=a_reading(25))).status
+    for _ in range(3):
+        metrics.update(KEY, RAW, running.model_copy())
+        assert value(metrics, "dpojob_progress_ratio") == 0.25
+    assert rendered == [1]
+    later = running.progress.model_copy(update={"step": running.progress.max_steps})
+    metrics.update(KEY, RAW, running.model_copy(update={"progress": later}))
+    assert value(metrics, "dpojob_progress_ratio") == 1.0
+    assert rendered == [1, 1]
+
+
+def test_of_a_job_that_has_ended_only_the_text_is_kept():
+    metrics = JobMetrics()
+    failed = a_status().model_copy(update={"state": State.FAILED, "message": "words that no series has"})
+    metrics.update(KEY, RAW, failed)
+    assert "words that no series has" not in repr(metrics._jobs)
+    assert value(metrics, "dpojob_status_state", state="Failed") == 1
+    # It is retried.
+    metrics.update(KEY, RAW, a_status())
+    assert value(metrics, "dpojob_status_state", state="Failed") == 0
+
+
+def test_every_family_is_told_once_and_with_its_own_series():
+    metrics = JobMetrics()
+    for name in ("a", "b"):
+        odd = {**RAW, "spec": {"model": {"name": 'x\n# HELP dpojob_info "quoted"'}}}
+        metrics.update(Key("default", name), odd, a_status())
+    text = metrics.render().decode()
+    helps = [line for line in text.splitlines() if line.startswith("# HELP ")]
+    assert len(helps) == len(set(helps))
+    families = {f.name: f for f in text_string_to_metric_families(text)}
+    assert [s.labels["dpojob"] for s in families["dpojob_info"].samples] == ["a", "b"]
+    assert families["dpojob_info"].samples[0].labels["model"] == 'x\n# HELP dpojob_info "quoted"'
 
 
 def test_errors_are_counted_and_passed_on():

@@ -6,7 +6,7 @@ import urllib.request
 from collections.abc import Iterator
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
 from dpo_operator.metrics import server as served
@@ -37,7 +37,7 @@ def server(collector: Rendered, monkeypatch: pytest.MonkeyPatch) -> Iterator[Met
     registry = CollectorRegistry()
     registry.register(collector)
     collector.times = 0
-    made = MetricsServer(registry, 0)
+    made = MetricsServer(lambda: generate_latest(registry), 0)
     yield made
     made.close()
 

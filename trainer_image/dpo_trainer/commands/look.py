@@ -9,9 +9,7 @@ from dpo_trainer.data import mixture
 from dpo_trainer.data.rows import FileRows
 from dpo_trainer.data.splits import Glance, glance
 from dpo_trainer.sources import resolve
-from dpo_trainer.sources.resolve import FileSource
-
-_HERE = ("path", "claim")
+from dpo_trainer.sources.kinds import FileSource
 
 
 def lines(spec: DPOJobSpec, claims: Path) -> Iterator[str]:
@@ -25,8 +23,9 @@ def lines(spec: DPOJobSpec, claims: Path) -> Iterator[str]:
 
 
 def _line(name: str, dataset: Dataset, spec: DPOJobSpec, claims: Path) -> str:
-    source = resolve(dataset.source, dataset.revision, claims=claims)
-    if not isinstance(source, FileSource) or source.kind not in _HERE:
+    elsewhere = "://" in dataset.source and not dataset.source.startswith("pvc://")
+    source = None if elsewhere else resolve(dataset.source, dataset.revision, claims=claims)
+    if not isinstance(source, FileSource):
         return f"{dataset.source} is not on this machine and was not looked at; dpo preview reads it"
     found = glance(name, FileRows(source, split=dataset.split), dataset, spec.data, spec.method.name)
     return f"{dataset.source}: {found.format}; {_counts(found)}"

@@ -13,7 +13,7 @@ from dpo_trainer.data.formats.detection import columns_read
 from dpo_trainer.runtime.errors import TrainerError, bad_dataset, first_line, input_not_found, invalid_configuration
 from dpo_trainer.runtime.untrusted import Untrusted
 from dpo_trainer.sources.hub import Fetch, Snapshot, discard_download_state, snapshot_of
-from dpo_trainer.sources.resolve import HubSource
+from dpo_trainer.sources.kinds import HubSource
 from dpo_trainer.sources.retrying import GATED, no_space, retrying
 
 # Files of a dataset that are fetched at the same time: some have thousands of small ones.

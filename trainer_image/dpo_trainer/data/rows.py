@@ -13,7 +13,7 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.data.decoding import SUFFIXES, decode, has_lines
 from dpo_trainer.runtime.errors import input_not_found, invalid_configuration
 from dpo_trainer.runtime.untrusted import Untrusted
-from dpo_trainer.sources.resolve import FileSource
+from dpo_trainer.sources.kinds import FileSource
 
 # What to do about files that are not read, by suffix.
 _ADVICE = {

@@ -71,7 +71,9 @@ def fetch_config(spec: Model, folder: Path, inputs: Inputs) -> StagedModel:
             "model's own"
         )
     inputs.progress("reading the model's configuration", 0.02)
-    listing = files.listing(resolve(spec.name, spec.revision, claims=inputs.claims), inputs.token)
+    elsewhere = inputs.elsewhere(None, lambda text: inputs.progress(text, 0.02))
+    source = resolve(spec.name, spec.revision, claims=inputs.claims, elsewhere=elsewhere)
+    listing = files.listing(source, inputs.token)
     small = files.small_files(listing.sizes, listing.label)
     known = originals(listing.source, small)
     modified = times(listing.source, [name for name in listing.sizes if name.endswith(".safetensors")])
@@ -90,7 +92,9 @@ def _fetch_adapter(spec: Model, folder: Path, inputs: Inputs) -> StagedAdapter:
     """Fetch and check the adapter that training starts from. Raises TrainerError."""
     assert spec.adapter is not None
     target = folder / adapters.FOLDER
-    listing = files.listing(resolve(spec.adapter.name, spec.adapter.revision, claims=inputs.claims), inputs.token)
+    elsewhere = inputs.elsewhere(None, lambda text: inputs.progress(text, 0.03))
+    source = resolve(spec.adapter.name, spec.adapter.revision, claims=inputs.claims, elsewhere=elsewhere)
+    listing = files.listing(source, inputs.token)
     names = adapters.file_names(listing.sizes, listing.label)
     known = originals(listing.source, names)
     files.fetch(listing, names, target, inputs.token, inputs.cache, lambda text, _: inputs.progress(text, 0.03))

@@ -17,7 +17,7 @@ from dpo_trainer.pretrained import adapters
 from dpo_trainer.pretrained.files import small_files
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.sources import resolve
-from dpo_trainer.sources.resolve import FileSource, Source
+from dpo_trainer.sources.kinds import FileSource, Source
 
 log = logging.getLogger(__name__)
 

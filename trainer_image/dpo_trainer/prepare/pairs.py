@@ -20,7 +20,7 @@ from dpo_trainer.prepare.originals import originals
 from dpo_trainer.prepare.record import InputRecord, Original
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.sources import resolve
-from dpo_trainer.sources.resolve import HubSource
+from dpo_trainer.sources.kinds import HubSource
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,8 @@ def _rows(
     spec: Dataset, data: Data, cache: Path, inputs: Inputs, report: Callable[..., None]
 ) -> tuple[rows.Rows, dict[str, Any], dict[str, Original]]:
     """Rows of a source, fields of its InputRecord (which files or which commit they come from), and its files as they are now."""
-    source = resolve(spec.source, spec.revision, claims=inputs.claims)
+    elsewhere = inputs.elsewhere(cache / "objects", lambda text: report(0.0, text))
+    source = resolve(spec.source, spec.revision, claims=inputs.claims, elsewhere=elsewhere)
     if not isinstance(source, HubSource):
         files = {name: source.sizes[name] for name in rows.data_files(source, spec.split)}
         known = originals(source, files)

@@ -181,7 +181,14 @@ def spec_hash(spec: DPOJobSpec) -> str:
         "data": spec.data.model_dump(mode="json", exclude_defaults=True),
         "seed": spec.training.seed if mixture.is_random(spec.data) else None,
     }
+    # Which bucket or repository a name means.
+    if places := {name: part for name in ("s3", "gs", "azure", "hub") if (part := _set(getattr(spec.access, name)))}:
+        parts["access"] = places
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _set(part: BaseModel) -> dict[str, Any]:
+    return part.model_dump(mode="json", exclude_defaults=True)
 
 
 def finished(work: WorkDir, key: str) -> DatasetReport | None:

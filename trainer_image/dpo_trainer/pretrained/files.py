@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.runtime.errors import TrainerError, input_not_found, invalid_configuration, volume_error
-from dpo_trainer.runtime.files import copy_bytes, create, remove, sha256
+from dpo_trainer.runtime.files import sha256
 from dpo_trainer.sources import hub
 from dpo_trainer.sources.cache import Cache
-from dpo_trainer.sources.resolve import FileSource, HubSource, Source
+from dpo_trainer.sources.kinds import FileSource, HubSource, Source
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -152,11 +152,11 @@ def fetch(
 
                 cache.fetch(model.snapshot, name, folder, token, waiting)
         elif isinstance(model.source, FileSource):
-            remove(folder / name)  # left by a crash
-            with model.source.open(name) as source, create(folder / name) as target:
-                copied = copy_bytes(cast(BinaryIO, source), target, model.sizes[name])
-            if copied != model.sizes[name]:
-                raise model.source.changed(name, f"ended after {copied} of {model.sizes[name]} bytes")
+
+            def part(share: float, before: int = done, size: int = model.sizes[name]) -> None:
+                progress("fetching the model's files", (before + share * size) / max(1, total))
+
+            model.source.fetch(name, folder / name, part)
         done += model.sizes[name]
         progress("fetching the model's files", done / max(1, total))
 

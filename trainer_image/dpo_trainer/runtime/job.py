@@ -9,6 +9,7 @@ from pathlib import Path
 from types import FrameType
 
 from dpo_operator.api import names
+from dpo_operator.api.access import PUBLIC_CREDENTIALS
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.rules import support
@@ -79,12 +80,31 @@ def hub_token() -> str | None:
     """The hub token; None without one. Read from a mounted file, because an environment variable is visible in more places."""
     path = Path(os.environ.get(names.ENV_TOKEN_FILE, names.TOKEN_FILE))
     try:
-        return path.read_text(encoding="utf-8").strip() or None
+        token = path.read_text(encoding="utf-8").strip()
     except OSError:
-        return None
+        token = ""
+    return token or credentials().get("HF_TOKEN")
+
+
+def credentials_folder() -> Path:
+    """Where the keys of object stores are mounted, a file for each."""
+    return Path(os.environ.get(names.ENV_CREDENTIALS_DIR, names.CREDENTIALS_DIR))
+
+
+def credentials() -> dict[str, str]:
+    """Keys of object stores by their names, without white space at their ends; empty when none are mounted."""
+    try:
+        # Kubernetes puts links into the folder, and what they lead to beside them under names with a dot.
+        files = [file for file in credentials_folder().iterdir() if not file.name.startswith(".") and file.is_file()]
+        found = {file.name: file.read_text(encoding="utf-8", errors="replace").strip() for file in sorted(files)}
+    except OSError:
+        return {}
+    return {name: value for name, value in found.items() if value}
 
 
 def secrets() -> list[str]:
     """Texts that must not appear in messages."""
+    # A shorter value is no key, and messages without it could not be read.
+    keys = [value for name, value in credentials().items() if name not in PUBLIC_CREDENTIALS and len(value) >= 8]
     token = hub_token()
-    return [token] if token else []
+    return [*keys, token] if token else keys

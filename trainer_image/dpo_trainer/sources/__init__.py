@@ -1,5 +1,6 @@
 """Where bytes come from: hub, files, claims, object stores, the shared cache."""
 
-from dpo_trainer.sources.resolve import FileSource, HubSource, Source, resolve
+from dpo_trainer.sources.kinds import Elsewhere, FileSource, HubSource, Source
+from dpo_trainer.sources.resolve import resolve
 
-__all__ = ["FileSource", "HubSource", "Source", "resolve"]
+__all__ = ["Elsewhere", "FileSource", "HubSource", "Source", "resolve"]

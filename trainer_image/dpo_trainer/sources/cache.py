@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote
 
-from dpo_operator.api.exitcodes import ExitCode
-from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.files import copy_bytes, create, remove
 from dpo_trainer.sources import hub
 
@@ -64,10 +62,10 @@ class Cache:
         waiting: called repeatedly during a wait, with a description.
         Raises TrainerError as hub.download does, and SOURCE_UNAVAILABLE for a download that has not the hub's digest.
         """
-        if name not in found.sizes or not (name in found.sha256 or name in found.git_sha1):
+        if not hub.has_digest(found, name):
             hub.download(found, [name], folder, token)  # nothing to check a copy by
             return
-        if is_right(folder / name, found, name):
+        if hub.is_right(folder / name, found, name):
             return
         with ExitStack() as stack:
             place = self._place(found, stack)
@@ -78,11 +76,7 @@ class Cache:
                 return  # another job downloaded it meanwhile
             remove(folder / name)  # not the hub's file, so the download can't resume from it
             hub.download(found, [name], folder, token)
-            if not is_right(folder / name, found, name):
-                (folder / name).unlink()
-                raise TrainerError(
-                    ExitCode.SOURCE_UNAVAILABLE, f"{found.repo}: the download of {name} has not the hub's digest"
-                )
+            hub.require_right(found, name, folder)
             if place is not None and locked:
                 self._put(place, name, folder / name)
 
@@ -113,7 +107,7 @@ class Cache:
                 remove(copy)  # left by a crash
                 with create(copy) as target:
                     copy_bytes(source, target, size)
-            if not is_right(copy, found, name):
+            if not hub.is_right(copy, found, name):
                 raise _NotTheFileError("its digest is not the hub's")
             copy.replace(target_path)
         except FileNotFoundError:
@@ -178,17 +172,6 @@ class Cache:
         if self.writes:
             log.warning("the cache %s %s; the job downloads what it can't take from there", self.root, why)
         self.writes = False
-
-
-def is_right(path: Path, found: hub.Snapshot, name: str) -> bool:
-    """Whether a file has the size and the digest that the hub gives: SHA-256, or git's SHA-1 of small files. Raises OSError."""
-    if not path.is_file() or path.stat().st_size != found.sizes[name]:
-        return False
-    with path.open("rb") as file:
-        if name in found.sha256:
-            return hashlib.file_digest(file, "sha256").hexdigest() == found.sha256[name]
-        digest = hashlib.sha1(f"blob {found.sizes[name]}\0".encode(), usedforsecurity=False)
-        return hashlib.file_digest(file, lambda: digest).hexdigest() == found.git_sha1[name]
 
 
 def _flat(name: str) -> str:

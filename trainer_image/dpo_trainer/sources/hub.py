@@ -1,5 +1,6 @@
 """The Hugging Face hub: what a repository holds, its files, its datasets. No code from a repository is ever run."""
 
+import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +8,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from dpo_trainer.sources.resolve import HubSource
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.sources.kinds import HubSource
 from dpo_trainer.sources.retrying import retrying
 
 
@@ -41,6 +44,17 @@ def snapshot(source: HubSource, token: str | None) -> Snapshot:
         lambda: HfApi(token=token).model_info(source.repo, revision=source.revision, files_metadata=True), source.label
     )
     return snapshot_of(source.repo, info, "model")
+
+
+def dataset_snapshot(source: HubSource, token: str | None) -> Snapshot:
+    """Resolve a dataset's revision to a commit and its files. Raises TrainerError as snapshot does."""
+    from huggingface_hub import HfApi
+
+    info = retrying(
+        lambda: HfApi(token=token).dataset_info(source.repo, revision=source.revision, files_metadata=True),
+        source.label,
+    )
+    return snapshot_of(source.repo, info, "dataset")
 
 
 def snapshot_of(repo: str, info: Any, kind: Literal["model", "dataset"]) -> Snapshot:
@@ -79,6 +93,31 @@ def download(found: Snapshot, names: Sequence[str], folder: Path, token: str | N
             token=token,
         )
         retrying(call, f"{found.repo}/{name}")
+
+
+def is_right(path: Path, found: Snapshot, name: str) -> bool:
+    """Whether a file has the size and the digest that the hub gives: SHA-256, or git's SHA-1 of small files. Raises OSError."""
+    if not path.is_file() or path.stat().st_size != found.sizes[name]:
+        return False
+    with path.open("rb") as file:
+        if name in found.sha256:
+            return hashlib.file_digest(file, "sha256").hexdigest() == found.sha256[name]
+        digest = hashlib.sha1(f"blob {found.sizes[name]}\0".encode(), usedforsecurity=False)
+        return hashlib.file_digest(file, lambda: digest).hexdigest() == found.git_sha1[name]
+
+
+def has_digest(found: Snapshot, name: str) -> bool:
+    """Whether the hub gives a digest of a file."""
+    return name in found.sizes and (name in found.sha256 or name in found.git_sha1)
+
+
+def require_right(found: Snapshot, name: str, folder: Path) -> None:
+    """Compare a downloaded file with the hub's digest, and remove one that differs. Raises TrainerError SOURCE_UNAVAILABLE."""
+    if has_digest(found, name) and not is_right(folder / name, found, name):
+        (folder / name).unlink()
+        raise TrainerError(
+            ExitCode.SOURCE_UNAVAILABLE, f"{found.repo}: the download of {name} has not the hub's digest"
+        )
 
 
 def discard_download_state(folder: Path) -> None:

@@ -25,7 +25,7 @@ GATED = (
 
 
 def retrying(call: Callable[[], T], label: str) -> T:
-    """Result of a call to a hub or an object store; retried while the service is unreachable.
+    """Result of a call to a hub; retried while the service is unreachable.
 
     Raises TrainerError for every error that means something to the user; others pass through.
     """
@@ -45,7 +45,7 @@ def retrying(call: Callable[[], T], label: str) -> T:
 
 
 def explain(error: BaseException, label: str) -> TrainerError | None:
-    """TrainerError for an error of the hub, of an object store or of the network; None for other errors.
+    """TrainerError for an error of the hub or of the network; None for other errors.
 
     Libraries wrap errors, so the causes are checked too.
     """
@@ -83,17 +83,10 @@ def _explain_one(error: BaseException, label: str) -> tuple[ExitCode, str] | Non
     status = _status(error)
     if isinstance(error, hub.GatedRepoError):
         return ExitCode.ACCESS_DENIED, GATED
-    # s3fs turns refusals into PermissionErrors that name no file; one that names a file is this machine's own.
-    refused = isinstance(error, PermissionError) and error.filename is None
-    if status in (401, 403) or refused or type(error).__name__ == "NoCredentialsError":
-        advice = "set model.tokenSecretRef (HF_TOKEN for dpo run) to a token that can read it"
-        if "://" in label:
-            advice = (
-                "give the prepare pod credentials for the store (a role of its node or service, or its usual variables)"
-            )
+    if status in (401, 403):
         return ExitCode.ACCESS_DENIED, (
-            f"access was refused{f' (HTTP {status})' if status else ''}: the name is wrong, or it is private and the credentials "
-            f"are missing or do not reach it; {advice}"
+            f"access was refused (HTTP {status}): the name is wrong, or it is private and the token is missing or does not reach it; set "
+            "model.tokenSecretRef (HF_TOKEN for dpo run) to a token that can read it"
         )
     if isinstance(error, hub.RevisionNotFoundError):
         return ExitCode.INPUT_NOT_FOUND, "the repository has no such revision; use a branch, a tag or a commit of it"
@@ -113,14 +106,11 @@ def _explain_one(error: BaseException, label: str) -> tuple[ExitCode, str] | Non
 
 
 def _status(error: BaseException) -> int | None:
-    """HTTP status of an error of huggingface_hub, aiohttp (gcsfs) or botocore; None without one."""
+    """HTTP status of an error of huggingface_hub or of what datasets uses; None without one."""
     response = getattr(error, "response", None)
     for value in (getattr(response, "status_code", None), getattr(error, "status", None), getattr(error, "code", None)):
         if isinstance(value, int) and 400 <= value < 600:
             return value
-    if isinstance(response, dict):
-        value = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        return value if isinstance(value, int) else None
     return None
 
 
@@ -134,4 +124,4 @@ def _is_transient(error: BaseException) -> bool:
         return False
     # LocalEntryNotFoundError is how huggingface_hub says that neither the network nor its cache has the file.
     network = (hub.HTTPError, hub.LocalEntryNotFoundError, ConnectionError, TimeoutError)
-    return isinstance(error, network) or type(error).__name__ in ("EndpointConnectionError", "ClientConnectionError")
+    return isinstance(error, network)

@@ -9,27 +9,51 @@ from dpo_operator.api.method import MethodName
 from dpo_operator.api.rules.rule import Rule
 from dpo_operator.api.types import DPOJobSpec
 
-OBJECT_STORE = "^(s3|gs)://[^/]+(/.*)?$"
+OBJECT_STORE = "^(s3|gs|az|abfs)://[^/]+(/.*)?$"
+_REPOSITORY = "[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9._-]+)?"
+HUB_MODEL = f"^hf://{_REPOSITORY}$"
+HUB_DATASET = f"^hf://datasets/{_REPOSITORY}(/.*)?$"
+# What hf:// URLs begin with that name no model.
+NO_MODEL = "^hf://(datasets|spaces|models)/"
 ON_CLAIM = f"^pvc://{SUBDOMAIN}(/.*)?$"
 # A name that no claim can have, and what the library that reads object stores takes for a chain of file systems.
 ODD_URL = "^pvc://[^/]{254}|::"
 PARENT_FOLDER = "/[.][.](/|$)"
 NUMBER = "[-+]?([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][-+]?[0-9]{1,3})?"
 
-_URL_MESSAGE = "a URL must be pvc://claim/path with a claim of the job's namespace and no '..', s3://bucket/path or gs://bucket/path, without '::'"
+_URL_MESSAGE = (
+    "a URL must be pvc://claim/path with a claim of the job's namespace and no '..', s3://bucket/path, gs://bucket/path, az://container/path, "
+    "hf://org/name for a model or hf://datasets/org/name for data, without '::'"
+)
 
 
-def _readable_cel(source: str) -> str:
+def _readable_cel(source: str, on_hub: str) -> str:
     stores = f"{source}.matches('{OBJECT_STORE}')"
-    claims = f"({source}.matches('{ON_CLAIM}') && !{source}.matches('{PARENT_FOLDER}'))"
-    return f"(!{source}.contains('://') || (!{source}.matches('{ODD_URL}') && ({stores} || {claims})))"
+    others = f"(({source}.matches('{ON_CLAIM}') || {on_hub}) && !{source}.matches('{PARENT_FOLDER}'))"
+    return f"(!{source}.contains('://') || (!{source}.matches('{ODD_URL}') && ({stores} || {others})))"
 
 
-def _readable(source: str) -> bool:
-    """Whether a source is no URL, or one that prepare can read."""
-    on_claim = re.search(ON_CLAIM, source) and not re.search(PARENT_FOLDER, source)
-    known = re.search(OBJECT_STORE, source) or on_claim
+def _model_cel(source: str) -> str:
+    return _readable_cel(source, f"({source}.matches('{HUB_MODEL}') && !{source}.matches('{NO_MODEL}'))")
+
+
+def _data_cel(source: str) -> str:
+    return _readable_cel(source, f"{source}.matches('{HUB_DATASET}')")
+
+
+def _readable(source: str, on_hub: object) -> bool:
+    """Whether a source is no URL, or one that prepare can read. on_hub: true for one of a hub."""
+    inside = (re.search(ON_CLAIM, source) or on_hub) and not re.search(PARENT_FOLDER, source)
+    known = re.search(OBJECT_STORE, source) or inside
     return "://" not in source or bool(known and not re.search(ODD_URL, source))
+
+
+def _readable_model(source: str) -> bool:
+    return _readable(source, re.search(HUB_MODEL, source) and not re.search(NO_MODEL, source))
+
+
+def _readable_data(source: str) -> bool:
+    return _readable(source, re.search(HUB_DATASET, source))
 
 
 def _fits_cel(method: str, row_format: str) -> str:
@@ -72,11 +96,11 @@ def _meaningful(condition: Condition) -> bool:
 
 
 DATA_RULES: tuple[Rule, ...] = (
-    Rule("model.name", _readable_cel("self.model.name"), lambda s: _readable(s.model.name), _URL_MESSAGE),
+    Rule("model.name", _model_cel("self.model.name"), lambda s: _readable_model(s.model.name), _URL_MESSAGE),
     Rule(
         "model.adapter.name",
-        f"!has(self.model.adapter) || {_readable_cel('self.model.adapter.name')}",
-        lambda s: s.model.adapter is None or _readable(s.model.adapter.name),
+        f"!has(self.model.adapter) || {_model_cel('self.model.adapter.name')}",
+        lambda s: s.model.adapter is None or _readable_model(s.model.adapter.name),
         _URL_MESSAGE,
     ),
     Rule(
@@ -86,7 +110,7 @@ DATA_RULES: tuple[Rule, ...] = (
         _URL_MESSAGE,
     ),
     *_of_each_dataset(
-        "source", lambda at: _readable_cel(f"{at}.source"), lambda _, data: _readable(data.source), _URL_MESSAGE
+        "source", lambda at: _data_cel(f"{at}.source"), lambda _, data: _readable_data(data.source), _URL_MESSAGE
     ),
     *_of_each_dataset(
         "format",

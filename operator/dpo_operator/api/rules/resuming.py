@@ -16,7 +16,7 @@ NEUTRAL_CHECKPOINT = frozenset({"everySteps", "keepLast", "keepBest", "async", "
 # Parts of spec that change nothing of the result. Over another number of ranks sums are made in another order.
 _NEUTRAL_PARTS = frozenset(
     {
-        "nodes", "gpusPerNode", "failurePolicy", "pod", "queue", "suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished",
+        "nodes", "gpusPerNode", "failurePolicy", "pod", "access", "queue", "suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished",
         "cleanPodPolicy", "managedBy", "cache",
     }
 )  # fmt: skip

@@ -225,6 +225,7 @@ IMMUTABLE_FIELDS: tuple[str, ...] = (
     "export",
     "tracking",
     "pod",
+    "access",
     "queue",
     *(f"checkpoint.{field}" for field in _aliases(Checkpoint, except_="volume")),
     *(f"checkpoint.volume.{field}" for field in _aliases(Volume, except_="size")),

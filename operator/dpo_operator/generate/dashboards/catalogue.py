@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dpo_operator.metrics.jobs import JobMetrics
+from dpo_operator.metrics.jobs import JobFamilies, JobMetrics
 from dpo_operator.metrics.timings import Timings
 from dpo_trainer.telemetry.prometheus import TrainerMetrics
 
@@ -32,6 +32,7 @@ def catalogue() -> list[Metric]:
     trainer = TrainerMetrics(rank_zero=True)
     operator = JobMetrics()
     Timings(operator.registry)
+    operator.registry.register(JobFamilies([]))
     sources = (("operator", operator.registry), ("trainer", trainer.registry))
     return [m for source, registry in sources for m in sorted(_metrics(registry, source), key=lambda m: m.name)]
 

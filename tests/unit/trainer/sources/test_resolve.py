@@ -186,10 +186,26 @@ def test_the_layout_of_a_hub_cache(place, source):
         assert file.read() == b"{}"
 
 
-@pytest.mark.parametrize(("scheme", "module", "extra"), [("s3", "s3fs", "s3"), ("gs", "gcsfs", "gcs")])
-def test_a_store_without_its_package_names_the_extra(place, monkeypatch, scheme, module, extra):
-    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed, also where it is
-    assert f"dpo-operator[{extra}]" in fails(place, f"{scheme}://bucket/key", ExitCode.UNSUPPORTED)
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("hf://org/name", HubSource("org/name", "v1")),
+        ("hf://datasets/org/name", HubSource("org/name", "v1")),
+        ("hf://datasets/org/name/", HubSource("org/name", "v1")),
+    ],
+)
+def test_urls_of_a_hub(place, url, found):
+    assert at(place, url) == found
+    pinned = url.rstrip("/") + "@main"
+    assert resolve(pinned, claims=place) == HubSource("org/name", "main")
+    assert "leave one out" in fails(place, pinned, ExitCode.INVALID_CONFIGURATION)
+
+
+@pytest.mark.parametrize(
+    "url", ["hf://name", "hf://org/name/sub", "hf://spaces/org/name", "hf://", "hf://datasets/name"]
+)
+def test_urls_of_a_hub_that_name_no_repository(place, url):
+    assert "hf://" in fails(place, url, ExitCode.INVALID_CONFIGURATION)
 
 
 def hub_error(kind: type, status: int) -> Exception:
@@ -213,8 +229,7 @@ def hub_error(kind: type, status: int) -> Exception:
         (hub_errors.HFValidationError("bad id"), ExitCode.INVALID_CONFIGURATION, "org/name"),
         (http.ConnectTimeout("slow"), ExitCode.SOURCE_UNAVAILABLE, "ConnectTimeout"),
         (ConnectionResetError(), ExitCode.SOURCE_UNAVAILABLE, "try later"),
-        (PermissionError("Access Denied"), ExitCode.ACCESS_DENIED, "refused"),
-        (FileNotFoundError("The specified bucket does not exist"), ExitCode.INPUT_NOT_FOUND, "not found"),
+        (FileNotFoundError("no such file"), ExitCode.INPUT_NOT_FOUND, "not found"),
         (bad_dataset("as it was"), ExitCode.BAD_DATASET, "as it was"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else str(value),
@@ -265,8 +280,9 @@ def test_an_unreachable_source_is_retried(monkeypatch):
 
 def test_a_refusal_is_not_retried():
     calls = []
+    refusal = hub_error(hub_errors.HfHubHTTPError, 403)
     with pytest.raises(TrainerError):
-        retrying(lambda: calls.append(1) or (_ for _ in ()).throw(PermissionError("no")), "x")
+        retrying(lambda: calls.append(1) or (_ for _ in ()).throw(refusal), "x")
     assert len(calls) == 1
 
 

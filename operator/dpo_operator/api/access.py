@@ -1,0 +1,117 @@
+"""How prepare, and an export that is pushed, reach object stores and hubs: keys, endpoints, proxy and certificates. Ranks reach none."""
+
+from typing import Annotated
+
+from pydantic import Field, StringConstraints
+
+from dpo_operator.api.base import ApiModel, ObjectName
+
+# No user and password: they belong into a Secret.
+HttpUrl = Annotated[
+    str, StringConstraints(pattern=r"^https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._~/-]*)?$", min_length=1, max_length=512)
+]
+
+# Keys that a Secret with credentials may have, by what reads them. They are the names of the variables that each store's own tools read;
+# GOOGLE_APPLICATION_CREDENTIALS holds the JSON itself.
+CREDENTIALS: dict[str, tuple[str, ...]] = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS",),
+    "az": (
+        "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN",
+        "AZURE_TENANT_ID", "AZURE_CLIENT_ID", "AZURE_CLIENT_SECRET",
+    ),
+    "hf": ("HF_TOKEN",),
+}  # fmt: skip
+# Of these, the ones that only name an account: messages may show them.
+PUBLIC_CREDENTIALS = ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_TENANT_ID", "AZURE_CLIENT_ID")
+
+
+class SecretRef(ApiModel):
+    """A Secret of the job's namespace, with all its keys."""
+
+    name: ObjectName = Field(description="Name of the Secret.")
+
+
+class ConfigMapKeyRef(ApiModel):
+    """A key of a ConfigMap in the job's namespace."""
+
+    name: ObjectName = Field(description="Name of the ConfigMap.")
+    key: str = Field(
+        default="ca.crt",
+        min_length=1,
+        max_length=253,
+        pattern=r"^[-._a-zA-Z0-9]+$",
+        description="Key in the ConfigMap.",
+    )
+
+
+class S3(ApiModel):
+    """Where s3:// is."""
+
+    endpoint: HttpUrl | None = Field(
+        default=None, description="URL of MinIO, Ceph or another store that speaks S3. Default: Amazon's of the region."
+    )
+    region: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9-]+$",
+        description="Region of the buckets. Default: us-east-1.",
+    )
+
+
+class Azure(ApiModel):
+    """Where az:// is."""
+
+    account: str | None = Field(
+        default=None,
+        min_length=3,
+        max_length=24,
+        pattern=r"^[a-z0-9]+$",
+        description="Storage account. Default: AZURE_STORAGE_ACCOUNT_NAME of the credentials.",
+    )
+    endpoint: HttpUrl | None = Field(default=None, description="URL of the account. Default: Azure's own.")
+
+
+class GoogleStorage(ApiModel):
+    """Where gs:// is."""
+
+    endpoint: HttpUrl | None = Field(default=None, description="URL of a store that speaks its API. Default: Google's.")
+
+
+class Hub(ApiModel):
+    """Where hub ids and hf:// are."""
+
+    endpoint: HttpUrl | None = Field(
+        default=None, description="URL of a mirror of the hub. Default: https://huggingface.co."
+    )
+
+
+class Proxy(ApiModel):
+    """A proxy on the way to stores and hubs."""
+
+    url: HttpUrl = Field(description="Its URL, for http and https.")
+    exceptions: list[
+        Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:/*-]+$", min_length=1, max_length=253)]
+    ] = Field(default=[], max_length=64, description="Hosts, domains and addresses that are reached without it.")
+
+
+class Access(ApiModel):
+    """How prepare and a pushed export reach object stores and hubs. Training pods get none of it."""
+
+    credentials_secret_ref: SecretRef | None = Field(
+        default=None,
+        description="Secret with the keys of object stores, under the names of their variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+        "AWS_SESSION_TOKEN; GOOGLE_APPLICATION_CREDENTIALS, the JSON itself; AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, "
+        "AZURE_STORAGE_SAS_TOKEN, or AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET; HF_TOKEN. Other keys are refused. Default: "
+        "those of pod.serviceAccountName, or none, for public buckets.",
+    )
+    s3: S3 = Field(default=S3(), description="s3://, of Amazon or another.")
+    gs: GoogleStorage = Field(default=GoogleStorage(), description="gs://, Google Cloud Storage.")
+    azure: Azure = Field(default=Azure(), description="az://, Azure Blob Storage.")
+    hub: Hub = Field(default=Hub(), description="The hub.")
+    proxy: Proxy | None = Field(default=None, description="Proxy for all of them. Default: none.")
+    ca_bundle_ref: ConfigMapKeyRef | None = Field(
+        default=None,
+        description="ConfigMap with certificates, PEM, that are trusted in addition to the public ones.",
+    )

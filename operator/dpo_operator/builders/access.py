@@ -1,0 +1,19 @@
+"""Which pods reach object stores and hubs, and with whose keys. Ranks never do: what they need is on the volume."""
+
+from dpo_operator.api.types import DPOJob
+
+
+def reaches_sources(job: DPOJob, phase: str) -> bool:
+    """Whether a phase's pod reaches stores and hubs, and so gets keys, an identity and a way out."""
+    return phase == "prepare"
+
+
+def credentials_of(job: DPOJob, phase: str) -> str | None:
+    """Secret with the keys of a phase that reaches stores; None without one."""
+    secret = job.spec.access.credentials_secret_ref
+    return None if secret is None else secret.name
+
+
+def has_identity(job: DPOJob, phase: str) -> bool:
+    """Whether a phase's pod has the identity of a ServiceAccount in a cloud."""
+    return job.spec.pod.service_account_name is not None and reaches_sources(job, phase)

@@ -1,0 +1,275 @@
+"""Object stores: S3 and what speaks it, Google Cloud Storage, Azure Blob Storage. What they hold, and what their errors mean."""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.sources.access import Access
+
+# Schemes of URLs, and the store that each means.
+SCHEMES = {"s3": "s3", "gs": "gs", "az": "az", "abfs": "az"}
+_STORES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
+
+# One request: a part of 16 MiB, also over a slow line. A connection on which nothing comes is given up sooner.
+REQUEST_SECONDS, READ_SECONDS, CONNECT_SECONDS = 300, 60, 10
+# Tries of a request that got no answer or a 5xx, with waits from 0.25 s to 15 s between them, for two minutes at most.
+RETRIES, RETRY_SECONDS = 6, 120
+_FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=0.25), timedelta(seconds=15)
+
+# Variables by which a cloud, or a user of this machine, gives an identity without keys in the job.
+_IDENTITY = {
+    "s3": ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI"),
+    "gs": ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_SERVICE_ACCOUNT_KEY"),
+    "az": ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_STORAGE_SAS_KEY", "AZURE_CLIENT_SECRET", "AZURE_FEDERATED_TOKEN_FILE"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One object. etag: changes with its content; None where a store gives none."""
+
+    key: str
+    size: int
+    etag: str | None
+
+
+@dataclass(frozen=True)
+class Store:
+    """A bucket or container. kind: s3, gs or az. client: of the library obstore. endpoint: where the job names one."""
+
+    kind: str
+    client: Any
+    endpoint: str | None = None
+
+    def below(self, prefix: str, label: str) -> list[Stored]:
+        """Objects in a folder and the folders below it; none when there is no such folder. Raises TrainerError."""
+        import obstore
+
+        try:
+            found: Iterable[Any] = [meta for chunk in obstore.list(self.client, prefix or None) for meta in chunk]
+        except Exception as error:
+            raise self.explained(error, label) from None
+        return [_stored(meta) for meta in found]
+
+    def head(self, key: str, label: str) -> Stored | None:
+        """One object; None when there is none. Raises TrainerError."""
+        import obstore
+
+        try:
+            return _stored(obstore.head(self.client, key))
+        except FileNotFoundError:
+            return None
+        except Exception as error:
+            raise self.explained(error, label) from None
+
+    def part(self, found: Stored, start: int, end: int, label: str) -> bytes:
+        """Bytes from start up to end of an object, if it is still the one that was found.
+
+        An answer that is cut off is continued from where it ended, RETRIES times. Raises TrainerError.
+        """
+        import obstore
+
+        options: Any = {"range": (start, end)} | ({} if found.etag is None else {"if_match": found.etag})
+        try:
+            content = bytes(obstore.get(self.client, found.key, options=options).bytes())
+        except Exception as error:
+            raise self.explained(error, label) from None
+        if len(content) != end - start:
+            raise self.changed(label)
+        return content
+
+    def changed(self, label: str) -> TrainerError:
+        """The error for an object that somebody replaces while the job reads it."""
+        return TrainerError(
+            ExitCode.SOURCE_UNAVAILABLE,
+            f"{label}: the object changed while it was read; let nobody write to a source while a job reads it",
+        )
+
+    def explained(self, error: Exception, label: str) -> Exception:
+        """The TrainerError for an error of obstore; the error itself when it means nothing to the user.
+
+        Raise it from None: the library's error quotes the store's answer, and that may quote a session token.
+        """
+        return explain(error, label, self) or error
+
+
+def split(url: str) -> tuple[str, str, str]:
+    """Scheme, bucket and key of a URL."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, key = rest.partition("/")
+    return scheme, bucket, key.strip("/")
+
+
+def open_store(url: str, access: Access) -> Store:
+    """The store of a URL; nothing is asked of it yet. Raises TrainerError INVALID_CONFIGURATION."""
+    from obstore import store as obstore_store
+
+    scheme, bucket, _ = split(url)
+    kind = SCHEMES[scheme]
+    make = {"s3": obstore_store.S3Store, "gs": obstore_store.GCSStore, "az": obstore_store.AzureStore}[kind]
+    config, endpoint = _config(kind, access)
+    try:
+        client = make(bucket, config=config, client_options=_client_options(access, endpoint), retry_config=_retries())
+    except Exception as error:
+        if _identified(kind, access):
+            raise TrainerError(
+                ExitCode.INVALID_CONFIGURATION,
+                f"{scheme}://{bucket}: the credentials for {_STORES[kind]} can't be read; compare the keys of spec.access.credentialsSecretRef with "
+                "docs/sources.md",
+            ) from None  # the library's message may quote the key
+        raise TrainerError(
+            ExitCode.INVALID_CONFIGURATION,
+            f"{scheme}://{bucket}: {_first_line(error)}; see spec.access.{'azure.account' if kind == 'az' else kind}",
+        ) from error
+    return Store(kind, client, endpoint)
+
+
+def _config(kind: str, access: Access) -> tuple[dict[str, Any], str | None]:
+    """Settings of a store, and its endpoint where the job names one. What is not here comes from the process's variables."""
+    settings, keys = access.settings, access.credentials
+    found: dict[str, Any] = {}
+    if kind == "s3":
+        names = {
+            "AWS_ACCESS_KEY_ID": "access_key_id",
+            "AWS_SECRET_ACCESS_KEY": "secret_access_key",
+            "AWS_SESSION_TOKEN": "session_token",
+        }
+        found = {"region": settings.s3.region, "endpoint": settings.s3.endpoint}
+        endpoint = settings.s3.endpoint
+    elif kind == "gs":
+        names = {}
+        if "GOOGLE_APPLICATION_CREDENTIALS" in keys:
+            found["application_credentials"] = str(access.folder / "GOOGLE_APPLICATION_CREDENTIALS")
+        endpoint = settings.gs.endpoint
+        found["base_url"] = endpoint
+    else:
+        names = {
+            "AZURE_STORAGE_ACCOUNT_NAME": "account_name", "AZURE_STORAGE_ACCOUNT_KEY": "account_key", "AZURE_STORAGE_SAS_TOKEN": "sas_key",
+            "AZURE_TENANT_ID": "tenant_id", "AZURE_CLIENT_ID": "client_id", "AZURE_CLIENT_SECRET": "client_secret",
+        }  # fmt: skip
+        endpoint = settings.azure.endpoint
+        found["endpoint"] = endpoint
+    found |= {ours: keys[name] for name, ours in names.items() if name in keys}
+    if kind == "az" and settings.azure.account is not None:
+        found["account_name"] = settings.azure.account
+    if not _identified(kind, access):
+        # Otherwise the library would ask the node's metadata service for an identity, which is not the job's, and wait for it.
+        found["skip_signature"] = True
+    return {key: value for key, value in found.items() if value is not None}, endpoint
+
+
+def _identified(kind: str, access: Access) -> bool:
+    """Whether requests are signed: with keys, or with an identity of this process."""
+    if access.has(kind) or access.identity or any(os.environ.get(name) for name in _IDENTITY[kind]):
+        return True
+    return kind == "gs" and (Path.home() / ".config/gcloud/application_default_credentials.json").is_file()
+
+
+def _client_options(access: Access, endpoint: str | None) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "connect_timeout": f"{CONNECT_SECONDS}s",
+        "read_timeout": f"{READ_SECONDS}s",
+        "timeout": f"{REQUEST_SECONDS}s",
+        "user_agent": "dpo-operator",
+    }
+    endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL") or ""
+    if endpoint.startswith("http://"):
+        options["allow_http"] = True
+    if (proxy := access.settings.proxy) is not None:
+        options |= {"proxy_url": proxy.url, "proxy_excludes": ",".join(proxy.exceptions)}
+    if access.certificates is not None:
+        options["root_certificate"] = access.certificates
+    return options
+
+
+def _retries() -> dict[str, Any]:
+    return {
+        "max_retries": RETRIES,
+        "retry_timeout": timedelta(seconds=RETRY_SECONDS),
+        "backoff": {"init_backoff": _FIRST_WAIT, "max_backoff": _LONGEST_WAIT, "base": 2},
+    }
+
+
+def _stored(meta: Any) -> Stored:
+    return Stored(str(meta["path"]), int(meta["size"]), meta.get("e_tag"))
+
+
+# What stores answer, as their documentation lists it: the answer's code, the exit code, and what it means for the user.
+_KEYS = "the Secret of spec.access.credentialsSecretRef"
+_ANSWERS: dict[str, tuple[ExitCode, str]] = {
+    "InvalidAccessKeyId": (
+        ExitCode.ACCESS_DENIED,
+        f"the store does not know this key; correct AWS_ACCESS_KEY_ID in {_KEYS}, or spec.access.s3.endpoint if it is the key of another store",
+    ),
+    "XAdminUserNotFound": (ExitCode.ACCESS_DENIED, f"the store does not know this key; correct AWS_ACCESS_KEY_ID in {_KEYS}"),
+    "SignatureDoesNotMatch": (ExitCode.ACCESS_DENIED, f"the key is wrong; correct AWS_SECRET_ACCESS_KEY in {_KEYS}"),
+    "ExpiredToken": (ExitCode.ACCESS_DENIED, f"the key has expired; put a new one into {_KEYS}"),
+    "InvalidToken": (ExitCode.ACCESS_DENIED, f"the session token is wrong or has expired; correct AWS_SESSION_TOKEN in {_KEYS}"),
+    "RequestTimeTooSkewed": (ExitCode.SOURCE_UNAVAILABLE, "this node's clock and the store's differ too much; correct the clock"),
+    "NoSuchBucket": (ExitCode.INPUT_NOT_FOUND, "there is no such bucket; correct its name, or the endpoint in spec.access"),
+    "ContainerNotFound": (ExitCode.INPUT_NOT_FOUND, "there is no such container; correct its name, or spec.access.azure.account"),
+    "PermanentRedirect": (ExitCode.INVALID_CONFIGURATION, "the bucket is in another region; set spec.access.s3.region"),
+    "AuthorizationHeaderMalformed": (ExitCode.INVALID_CONFIGURATION, "the bucket is in another region; set spec.access.s3.region"),
+    "IncorrectRegion": (ExitCode.INVALID_CONFIGURATION, "the bucket is in another region; set spec.access.s3.region"),
+    "AuthenticationFailed": (ExitCode.ACCESS_DENIED, f"the key is wrong or has expired; correct {_KEYS}, and spec.access.azure.account"),
+}  # fmt: skip
+_CODE = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
+_STATUS = re.compile(r"status code: ([45][0-9]{2})|with status ([45][0-9]{2})")
+_REFUSED = (
+    "access was refused{code}: the name is wrong, or it is private and the key is missing or does not reach it; set spec.access.credentialsSecretRef, "
+    "or pod.serviceAccountName, to one that can"
+)
+
+
+def explain(error: BaseException, label: str, store: Store) -> TrainerError | None:
+    """TrainerError for an error of obstore; None for another.
+
+    The store's answer is not quoted, but for its code: it repeats the request, and with it the key's id.
+    """
+    if isinstance(error, TrainerError):
+        return error
+    name, text = type(error).__name__, str(error)
+    if not (type(error).__module__.startswith("obstore") or isinstance(error, FileNotFoundError)):
+        return None
+    codes = _CODE.findall(text)
+    for code in codes:
+        if code in _ANSWERS:
+            exit_code, advice = _ANSWERS[code]
+            return TrainerError(exit_code, f"{label}: {advice} ({code})")
+    shown = f" ({codes[0]})" if codes else ""
+    if name in ("PermissionDeniedError", "UnauthenticatedError") or {"AccessDenied", "AuthorizationFailure"} & set(
+        codes
+    ):
+        return TrainerError(ExitCode.ACCESS_DENIED, f"{label}: {_REFUSED.format(code=shown)}")
+    if name == "PreconditionError":
+        return store.changed(label)
+    if isinstance(error, FileNotFoundError):
+        return TrainerError(ExitCode.INPUT_NOT_FOUND, f"{label}: there is no such object; check its name")
+    where = store.endpoint or {"s3": "Amazon S3"}.get(store.kind, _STORES[store.kind])
+    if "response body error" in text:
+        return TrainerError(
+            ExitCode.SOURCE_UNAVAILABLE,
+            f"{label}: {where} cut its answer off, {RETRIES} times and more; check the network and try later",
+        )
+    if "HTTP error" in text or "error sending request" in text:
+        return TrainerError(
+            ExitCode.SOURCE_UNAVAILABLE,
+            f"{label}: {where} gave no answer after {RETRIES} tries; check the endpoint in spec.access, and that prepare may reach it (the chart's values "
+            "network.open and network.openNamespaces)",
+        )
+    status = next((a or b for a, b in _STATUS.findall(text)), "")
+    tries = f" after {RETRIES} tries" if status.startswith("5") else ""
+    return TrainerError(
+        ExitCode.SOURCE_UNAVAILABLE,
+        f"{label}: {where} answered with an error{f' (HTTP {status})' if status else ''}{shown}{tries}; try later",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
