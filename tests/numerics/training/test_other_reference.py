@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dpo_trainer.runtime.workdir import WorkDir
+from tests.numerics.export.test_export import _export
 from tests.numerics.jobs import a_job, make_model, some_pairs, train_on_rank
 from tests.numerics.losses.test_dpo_against_trl import EPOCHS, KEYS, PAIRS, STEPS, trl_training
 from tests.numerics.ranks import on_ranks
@@ -53,6 +54,8 @@ def test_every_step_equals_trls_with_ref_model(tmp_path: Path):
         for key in KEYS:
             assert mine[key] == pytest.approx(trl[key], abs=1e-4, rel=1e-5), (mine["step"], key)
 
+    _export(document, work)
+    assert "| reference model | `other` |" in (work.export / "README.md").read_text()
     for left, held in on_ranks(2, memory_after_close, work.root, document):
         assert left == 0
         assert held > 1000

@@ -105,8 +105,8 @@ DATA_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "model.reference.name",
-        f"!has(self.model.reference) || {_readable_cel('self.model.reference.name')}",
-        lambda s: s.model.reference is None or _readable(s.model.reference.name),
+        f"!has(self.model.reference) || {_model_cel('self.model.reference.name')}",
+        lambda s: s.model.reference is None or _readable_model(s.model.reference.name),
         _URL_MESSAGE,
     ),
     *_of_each_dataset(
