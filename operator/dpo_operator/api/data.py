@@ -21,7 +21,7 @@ class Columns(ApiModel):
     system: ColumnName | None = Field(
         default=None,
         description="Column of a system message that goes before the prompt; plain text becomes chat messages then. Default: system, "
-        "system_prompt or system_message, for chat messages.",
+        "system_prompt, system_message or system_instruction, for chat messages.",
     )
     tools: ColumnName | None = Field(
         default=None,
@@ -77,6 +77,13 @@ class Columns(ApiModel):
         default=[],
         max_length=32,
         description="Columns of several annotators instead of votes, one vote in each: the answer of the majority is chosen.",
+    )
+    first_vote: StrictInt | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Number in votes and annotators that means answerA. With 1, 2 means answerB and 0 a tie. Default: the number at the "
+        "end of answerA's name, or else 0 for votes; annotators' numbers are refused then.",
     )
     confidence: ColumnName = Field(default="confidence", description="Column that filters.minConfidence reads, 0 to 1.")
 

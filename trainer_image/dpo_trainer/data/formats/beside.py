@@ -9,7 +9,7 @@ from dpo_trainer.data.formats.pairs import Reason, Unusable
 from dpo_trainer.data.formats.values import listed, lookup, text
 
 # Columns of a system message, and of tools, that are known when none is mapped.
-SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message", "system_instruction")
 TOOLS_COLUMN = "tools"
 
 

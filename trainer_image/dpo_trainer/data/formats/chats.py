@@ -79,7 +79,10 @@ def with_system(system: str, messages: tuple[Message, ...], name: str) -> tuple[
     if not system.strip() or messages[:1] == (first,):
         return messages
     if messages and messages[0].role == "system":
-        raise Unusable(Reason.MALFORMED_MESSAGES, f"{name}: the messages begin with another system message")
+        raise Unusable(
+            Reason.MALFORMED_MESSAGES,
+            f"{name}: the messages begin with another system message; keep one of them, or set ignoreColumns to [{name}]",
+        )
     return (first, *messages)
 
 
@@ -160,10 +163,13 @@ def _functions(value: Any, name: str, what: str) -> tuple[Mapping[str, Any], ...
 
 def _written_calls(content: str, name: str) -> tuple[Mapping[str, Any], ...]:
     """Tool calls that a turn's content holds as JSON: one object with name and arguments, or a list of them."""
-    text = content.strip()
-    calls = tool_calls(f"[{text}]" if text.startswith("{") else text, name)
+    found = from_text(content)
+    calls = tool_calls([found] if isinstance(found, Mapping) else found, name) if found is not content else ()
     if not calls:
-        raise Unusable(Reason.MALFORMED_MESSAGES, f"{name}: no call; expected JSON with name and arguments")
+        raise Unusable(
+            Reason.MALFORMED_MESSAGES,
+            f"{name}: expected a call as JSON, with name and arguments; write the call so, or the turn as an assistant's",
+        )
     return tuple({"type": "function", "function": function_of(call)} for call in calls)
 
 

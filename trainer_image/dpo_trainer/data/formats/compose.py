@@ -73,7 +73,7 @@ def _check_media(row: Mapping[str, Any]) -> None:
         raise Unusable(
             Reason.WRONG_TYPE,
             f"{found[0]}: the row has more than text, and models are trained on text alone; leave such rows out with filters.where "
-            f"({found[0]} DoesNotExist), or take the column out of the data",
+            f"({found[0]} DoesNotExist), or set ignoreColumns to [{found[0]}] if the text stands alone",
         )
 
 
@@ -232,21 +232,18 @@ def _with_earlier(row: Mapping[str, Any], columns: Columns, prompt: tuple[Messag
             return prompt
         raise _prompt_differs(name, "text that is in no message before the answer")
     earlier = conversation(given, name, "user")
-    if _holds(prompt, earlier):
+    whole, part = [_said(turn) for turn in prompt], [_said(turn) for turn in earlier]
+    if any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1)):
         return prompt
-    if (both := _shared_end(earlier, prompt)) or not any(turn in prompt for turn in earlier if turn.role != "system"):
+    both = next((n for n in range(min(len(part), len(whole)), 0, -1) if part[-n:] == whole[:n]), 0)
+    if both or not any(turn in whole for turn in part if turn[0] != "system"):
         return earlier + prompt[both:]
     raise _prompt_differs(name, "messages of which only some are in the conversations, or in another order")
 
 
-def _holds(whole: tuple[Message, ...], part: tuple[Message, ...]) -> bool:
-    return any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
-
-
-def _shared_end(earlier: tuple[Message, ...], prompt: tuple[Message, ...]) -> int:
-    """How many of the last earlier messages begin the prompt."""
-    most = min(len(earlier), len(prompt))
-    return next((count for count in range(most, 0, -1) if earlier[-count:] == prompt[:count]), 0)
+def _said(turn: Message) -> tuple[Any, ...]:
+    """A turn for comparisons: white space at the ends of texts does not count."""
+    return turn.role, turn.content.strip(), turn.reasoning.strip(), turn.tool_calls
 
 
 def _prompt_differs(name: str, found: str) -> Unusable:
@@ -272,6 +269,4 @@ def _is_empty(answer: str | Message) -> bool:
 
 
 def _stripped(answer: str | Message) -> tuple[Any, ...]:
-    if isinstance(answer, Message):
-        return answer.content.strip(), answer.reasoning.strip(), answer.tool_calls
-    return (answer.strip(),)
+    return _said(answer) if isinstance(answer, Message) else (answer.strip(),)

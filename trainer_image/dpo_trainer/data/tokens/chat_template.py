@@ -60,6 +60,8 @@ class ChatTemplate:
         self._goes_on: bool | None = None
         self._added = re.compile("|".join(names) or "(?!)")
         self._tags = re.compile("|".join([*names, TAGS]))
+        # Tokens that models write in their answers.
+        self._own = frozenset(token for token in added if re.fullmatch(f"{TAGS}|</?tool_call>", token))
 
     def render(self, pair: ChatPair) -> Chat:
         """A pair as text.
@@ -75,10 +77,15 @@ class ChatTemplate:
                 "a message holds the text of a special token, and U+FDD0 or U+FDD1, which are no characters"
             )
         plain = self._written(pair, _as_it_is)
-        marked = self._with_marks(pair, plain, found) if found else plain
-        prompt = self._prompt_of(pair, marked, found)
-        bare = len(_without_marks(prompt)) if found else len(prompt)
-        lost = [self._check(pair, answer, text, bare) for answer, text in zip(pair.answers, plain, strict=True)]
+        change = self._mark_all_but(self._read_by_template(pair, plain, found), pair) if found else _as_it_is
+        marked = self._written(pair, change) if found else plain
+        if found and [*map(_without_marks, marked)] != plain:
+            raise TemplateRefused(
+                "the chat template changes the text of special tokens in a message; set model.chatTemplate to one that does not"
+            )
+        prompt = self._prompt_of(pair, marked, change)
+        border = len(_without_marks(prompt)) if found else len(prompt)
+        lost = [self._check(pair, answer, text, border) for answer, text in zip(pair.answers, plain, strict=True)]
         return Chat(prompt, marked, bool(found), any(lost))
 
     def _written(self, pair: ChatPair, change: Change) -> list[str]:
@@ -102,31 +109,27 @@ class ChatTemplate:
             message["tool_calls"] = _deep([self._dialect.call(call) for call in turn.tool_calls], change)
         return message | {key: change(value, -1, False) for key, value in turn.others}
 
-    def _with_marks(self, pair: ChatPair, plain: list[str], found: frozenset[str]) -> list[str]:
-        """Texts with marks around what looks like a special token in messages, but for those tokens that the template itself reads.
-
-        Of </think>, and such, a template makes something else when there are marks around it; it means what the template means.
-        """
-        self._read = self._read_by_template(pair, plain, found)
-        marked = self._written(pair, self._mark_all_but(self._read))
-        if [*map(_without_marks, marked)] != plain:
-            raise TemplateRefused("the chat template changes the text of special tokens in a message")
-        return marked
-
     def _read_by_template(self, pair: ChatPair, plain: list[str], found: frozenset[str]) -> frozenset[str]:
+        """Special tokens in the messages that the template itself reads, such as </think>.
+
+        It makes something else of them when there are marks around them; they mean what they mean to it.
+        """
+
         def changed(tokens: frozenset[str]) -> bool:
-            return [*map(_without_marks, self._written(pair, self._mark_all_but(found - tokens)))] != plain
+            marked = self._written(pair, self._mark_all_but(found - tokens, pair))
+            return [*map(_without_marks, marked)] != plain
 
         if not changed(found):
             return frozenset()
         return frozenset(token for token in found if changed(frozenset([token])))
 
-    def _mark_all_but(self, tokens: frozenset[str]) -> Change:
-        return lambda text, _turn, _thought: self._encoder.mark(text, tokens)
+    def _mark_all_but(self, tokens: frozenset[str], pair: ChatPair) -> Change:
+        """Put marks around special tokens but the given ones, and tags of thoughts and calls in what the assistant says."""
+        said = {number for number, turn in enumerate((*pair.prompt, *pair.answers[:1])) if turn.role == "assistant"}
+        return lambda text, turn, _: self._encoder.mark(text, tokens | self._own if turn in said else tokens)
 
-    def _prompt_of(self, pair: ChatPair, whole: list[str], found: frozenset[str]) -> str:
+    def _prompt_of(self, pair: ChatPair, whole: list[str], change: Change) -> str:
         """The text up to the answers."""
-        change = self._mark_all_but(self._read) if found else _as_it_is
         prompt, tools = self._prompt(pair, change)
         opened = self._write(prompt, open_end=True, tools=tools)
         if self._goes_on is None:
@@ -226,9 +229,12 @@ class ChatTemplate:
         except MemoryError:
             raise
         except Exception as error:  # a template can raise whatever its expressions do
+            way = "change the messages"
+            if any(message["role"] == "system" for message in chat):
+                way = "write the system message into the first user's"
             raise TemplateRefused(
                 f"the chat template refused messages of roles {_roles(chat)}: {str(error)[:200]}; set model.chatTemplate to one that takes "
-                "them, or change the messages"
+                f"them, or {way}"
             ) from error
         given = sum(map(len, _texts_of([chat, tools])))
         if len(text) > LONGEST_TEXT + 4 * given:
