@@ -80,11 +80,15 @@ class Refused:
 KEPT = {
     "text that went through the template, as such": Kept(
         templated(CHATML_TEXT, "<|im_end|>"), "qwen2_5", (f"<s>{CHATML_TEXT}", "An apple.<|im_end|>", "A carrot.<|im_end|>"),
-        {"template": {"applied": True}},
+        {"template": {"specialTokens": "read"}},
     ),
     "the same with the beginning and without the end": Kept(
         templated(f"<s>{CHATML_TEXT}", ""), "qwen2_5", (f"<s>{CHATML_TEXT}", "An apple.</s>", "A carrot.</s>"),
-        {"template": {"applied": True}},
+        {"template": {"specialTokens": "read"}},
+    ),
+    "text that quotes a template": Kept(
+        {"prompt": "What is <|im_start|>user?", "chosen": "A mark.", "rejected": "No."}, "qwen2_5",
+        ("<s>What is <|im_start|>user?", "A mark.</s>", "No.</s>"), {"template": {"specialTokens": "spell"}},
     ),
     "reasoning_content": Kept(
         messages(bot("An apple.", reasoning_content="Red."), bot("A carrot.", reasoning_content="No.")), "qwen3",
@@ -128,9 +132,9 @@ KEPT = {
 }  # fmt: skip
 REFUSED = {
     "text that went through the template": Refused(
-        templated(CHATML_TEXT, "<|im_end|>"), "qwen2_5", ("templated_text", r"<\|im_start\|>user", "data.template.applied"),
+        templated(CHATML_TEXT, "<|im_end|>"), "qwen2_5", ("templated_text", r"<\|im_start\|>user", "data.template.specialTokens to read", "to spell"),
     ),
-    "answers that end with a special token": Refused(templated("A fruit?", "</s>"), "qwen2_5", ("templated_text", "</s>", "applied")),
+    "answers that end with a special token": Refused(templated("A fruit?", "</s>"), "qwen2_5", ("templated_text", "</s>", "specialTokens")),
     "text of another model's template": Refused(
         templated("<start_of_turn>user\nA fruit?<end_of_turn>\n<start_of_turn>model\n", ""), "qwen2_5",
         ("templated_text", "<start_of_turn>user", "another model", "give messages"),
