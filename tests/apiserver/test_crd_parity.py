@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from pydantic.alias_generators import to_camel
 
 from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.types import DPOJob, DPOJobSpec
+from dpo_trainer.data.formats import Rejection, detect, normalize
 from tests.apiserver.client import Answer, Requests
 from tests.apiserver.mutants import COMPLETE, a_job, mutants
+from tests.unit.trainer.data.formats import layouts
 
 pytestmark = pytest.mark.apiserver
 
@@ -47,6 +50,20 @@ def test_every_field_has_the_same_bounds(dpojobs: Requests) -> None:
     assert not differing, "\n".join(differing)
     # Both kinds are there in numbers: neither side says yes or no to everything.
     assert min(verdicts.values()) > 300
+
+
+def test_layouts_are_read_with_the_defaults_of_the_api_server(dpojobs: Requests) -> None:
+    """The server fills in the usual names of all columns, and the operator's job file has them too: none of them is a mapping."""
+    for name, shape, row, columns, expected in layouts.SHAPES:
+        mapped = {to_camel(key): value for key, value in columns.items()}
+        answer = dpojobs.dry_run(a_job(data={"train": {"source": "org/pairs", "columns": mapped}}))
+        filled = answer.body["spec"]["data"]["train"]["columns"]
+        assert len(filled) > len(mapped), name
+        found = layouts.in_the_job_file(answer.body)
+        assert detect([row], found) == shape, name
+        pair = normalize(row, shape, found)  # type: ignore[arg-type]
+        assert not isinstance(pair, Rejection), name
+        assert (pair.prompt, pair.chosen, pair.rejected) == (expected.prompt, expected.chosen, expected.rejected), name
 
 
 LOSSES = ("dpo", "ld-dpo", "ln-dpo", "ipo", "hinge", "kto", "orpo", "simpo")

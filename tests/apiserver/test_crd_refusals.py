@@ -46,3 +46,12 @@ def test_what_is_wrong_is_all_that_is_wrong(dpojobs: Requests, control_plane: Co
     """Negative control: the same kubectl accepts a right job."""
     result = kubectl(control_plane, "apply", "--dry-run=server", "-f", "-", stdin=yaml.safe_dump(a_job()))
     assert result.returncode == 0, result.stderr
+
+
+def test_every_example_is_accepted(dpojobs: Requests, control_plane: ControlPlane) -> None:
+    folders = [BAD[0].parent.parent / name for name in ("jobs", "methods", "quickstart")]
+    files = [file for folder in folders for file in folder.glob("*.yaml")]
+    words = [word for file in files for word in ("-f", str(file))]
+    result = kubectl(control_plane, "apply", "--dry-run=server", "--validate=strict", *words)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == len(files) > 20

@@ -10,6 +10,7 @@ DOCS = REPOSITORY / "docs"
 PAGES = [
     REPOSITORY / "README.md",
     *sorted(DOCS.rglob("*.md")),
+    REPOSITORY / "examples" / "README.md",
     REPOSITORY / "benchmarks" / "README.md",
     REPOSITORY / "charts" / "dpo-operator" / "README.md",
 ]

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.contract
 
 DOCS = REPOSITORY / "docs"
 METHODS = sorted((DOCS / "methods").glob("*.md"))
-PAGES = [REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "examples" / "README.md", *sorted(DOCS.rglob("*.md"))]
 JOBS = sorted((REPOSITORY / "examples").glob("methods/*.yaml"))
 NOT_IN_TABLES = {"README", "combined"}
 

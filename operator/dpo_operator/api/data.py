@@ -78,6 +78,13 @@ class Columns(ApiModel):
         max_length=32,
         description="Columns of several annotators instead of votes, one vote in each: the answer of the majority is chosen.",
     )
+    first_vote: StrictInt | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Number in votes and annotators that means answerA. With 1, 2 means answerB and 0 a tie. Default: the number at the "
+        "end of answerA's name, or else 0 for votes; annotators' numbers are refused then.",
+    )
     confidence: ColumnName = Field(default="confidence", description="Column that filters.minConfidence reads, 0 to 1.")
 
     @property

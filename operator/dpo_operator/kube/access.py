@@ -8,12 +8,15 @@ import os
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+from aiohttp.helpers import get_env_proxy_for_url
 from kubernetes.aio import config as kube_config
 from kubernetes.aio.client.configuration import Configuration
+from yarl import URL
 
 from dpo_operator.api import names
 
@@ -63,10 +66,18 @@ class Access:
             # Shown as the manager of fields and in audit logs.
             headers={"Accept": "application/json", "User-Agent": names.PART_OF},
             middlewares=(self._authorize,),
-            proxy=self._configuration.proxy,
-            trust_env=True,
+            **self._proxy(),
             **options,
         )
+
+    def _proxy(self) -> dict[str, Any]:
+        """The proxy of the configuration, else that of the environment. aiohttp would look for it at each request, in another thread."""
+        if self._configuration.proxy:
+            return {"proxy": self._configuration.proxy}
+        with suppress(LookupError):
+            proxy, auth = get_env_proxy_for_url(URL(self.server))
+            return {"proxy": proxy, "proxy_auth": auth}
+        return {}
 
     async def _authorize(self, request: aiohttp.ClientRequest, send: Send) -> aiohttp.ClientResponse:
         # Per request, because service account tokens rotate while the pod runs.

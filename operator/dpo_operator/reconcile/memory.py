@@ -48,11 +48,12 @@ class Parsed:
 
 @dataclass
 class ChildObjects:
-    """Claim, Service and ConfigMap as they were last read, at a time by the monotonic clock."""
+    """Claim, Service and ConfigMap as they were last read, all three or the claim alone, at times by the monotonic clock."""
 
     claim: Claim | None
     support: tuple[Support, ...]
     read_at: float
+    claim_read_at: float
 
 
 @dataclass(frozen=True)

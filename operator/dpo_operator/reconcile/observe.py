@@ -23,6 +23,8 @@ from dpo_operator.reconcile.ownership import is_leftover
 
 Json = dict[str, Any]
 
+# The Service and ConfigMap of an attempt that runs are read again after this time: nothing needs them before the next attempt.
+SUPPORT_SECONDS = 300.0
 # Called with kind, namespace and items of each list; namespace None: all namespaces.
 OnList = Callable[[str, str | None, Sequence[Json]], None]
 
@@ -32,7 +34,7 @@ async def observe(
 ) -> Observed:
     """Jobs and pods of a job as the API server holds them now, with its claim, Service and ConfigMap.
 
-    max_age: how old the cached claim, Service and ConfigMap may be, seconds. on_list: called with each list.
+    max_age: how old the cached claim may be, seconds; with 0 the Service and ConfigMap are read, too. on_list: called with each list.
     """
     namespace, uid = job.metadata.namespace, job.metadata.uid
     selector = f"{names.LABEL_UID}={uid}"
@@ -86,7 +88,8 @@ async def observe_just_accepted(client: Client, job: DPOJob, memory: JobMemory) 
     An object of somebody else that has one of the names is found when ours is to be made.
     """
     claim = await client.get("PersistentVolumeClaim", job.metadata.namespace, claim_name(job))
-    memory.child_objects = ChildObjects(Claim.from_raw(claim) if claim else None, (), time.monotonic())
+    now = time.monotonic()
+    memory.child_objects = ChildObjects(Claim.from_raw(claim) if claim else None, (), now, now)
     return Observed(claim=memory.child_objects.claim, guards=(), claim_token=memory.claim_token)
 
 
@@ -126,13 +129,13 @@ async def _child_objects(
     now = time.monotonic()
     if status.state is State.COMPLETE:
         # It never runs again and writes nothing. Most jobs of a cluster are complete, and each is looked at after a start.
-        return ChildObjects(None, (), now)
-    if known is not None and now - known.read_at < max_age:
-        if known.claim is not None and known.claim.bound:
+        return ChildObjects(None, (), now, now)
+    if known is not None and max_age > 0 and now - known.read_at < SUPPORT_SECONDS:
+        if known.claim is not None and known.claim.bound and now - known.claim_read_at < max_age:
             return known
         # Read unbound claims every time: claims are not watched.
         claim = await client.get("PersistentVolumeClaim", namespace, claim_name(job))
-        return replace(known, claim=Claim.from_raw(claim) if claim else None)
+        return replace(known, claim=Claim.from_raw(claim) if claim else None, claim_read_at=now)
     claim, service, config = await asyncio.gather(
         client.get("PersistentVolumeClaim", namespace, claim_name(job)),
         client.get("Service", namespace, names.service_name(name)),
@@ -144,6 +147,7 @@ async def _child_objects(
             *([Support("Service", owner_uid(service), leads_alike(service, build_service(job)))] if service else []),
             *([Support("ConfigMap", owner_uid(config), is_config_map(job, config))] if config else []),
         ),
+        now,
         now,
     )
 

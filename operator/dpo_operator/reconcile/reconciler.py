@@ -327,7 +327,8 @@ class Reconciler:
                 memory.created_job(decision.status, made)
         if decision.actions:
             memory.refused = ""
-            memory.child_objects = ChildObjects(seen.claim, seen.support, time.monotonic()) if seen else None
+            now = time.monotonic()
+            memory.child_objects = ChildObjects(seen.claim, seen.support, now, now) if seen else None
         return replace(seen, refused=memory.refused) if seen else None
 
     def forget(self, key: Key) -> None:

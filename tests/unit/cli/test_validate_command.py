@@ -94,3 +94,37 @@ def test_data_that_would_be_refused_are_refused(tmp_path: Path, capfd: pytest.Ca
     words = "fit no format: text: text that holds an object as JSON, with messages, tools; a name such as text.messages goes into it"
     assert words in (shown := capfd.readouterr().err)
     assert "found text (str), other (int)" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.csv", "prompt,chosen,rejected\n", "no usable pair in 0 rows (no rows at all)"),
+        (
+            "a.json",
+            '{"data": [{"prompt": "Q"}], "n": 1}',
+            "data: a list of 1 inside the only object; write its items themselves",
+        ),
+        (
+            "a.jsonl",
+            '{"text": "{\\"chosen\\": 1}"}',
+            "text: text that holds an object as JSON, with chosen; a name such as text.chosen",
+        ),
+        (
+            "a.jsonl",
+            '{"messages": [{"role": "user", "content": "Q"}]}',
+            "one conversation each, as for supervised fine-tuning",
+        ),
+        (
+            "a.jsonl",
+            '{"prompt": "Q", "chosen": "a", "rejected": "b", "images": ["x"]}',
+            "set ignoreColumns to [images]",
+        ),
+    ],
+)
+def test_what_was_found_is_said_with_the_way_out(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str, content: str, words: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    assert validated(tmp_path, "--data", data={"train": {"source": f"./{name}"}}).exit_code == ExitCode.BAD_DATASET
+    assert words in capfd.readouterr().err

@@ -6,6 +6,7 @@ import ssl
 import pytest
 import yaml
 from aiohttp import web
+from kubernetes.aio.client.configuration import Configuration
 
 from dpo_operator.kube import access
 from dpo_operator.kube.access import Access
@@ -86,5 +87,47 @@ def test_credentials_are_not_reloaded_at_each_failure(tmp_path, monkeypatch):
             async with Client(loaded) as client:
                 with pytest.raises(ConnectionError):
                     await client.request("GET", "/version")
+
+    asyncio.run(scenario())
+
+
+class Proxy:
+    """Notes what it is asked for, and connects nobody."""
+
+    def __init__(self):
+        self.heads: list[bytes] = []
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *error):
+        self._server.close()
+
+    async def _connected(self, reader, writer):
+        self.heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 403 Forbidden\r\n\r\n")
+        writer.close()
+
+
+@pytest.mark.parametrize(("none", "asked"), [("", 2), ("127.0.0.1", 0)])
+def test_proxy_of_the_environment_is_found_once(monkeypatch, none, asked):
+    async def scenario():
+        async with Proxy() as proxy:
+            for name in ("HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy", "ALL_PROXY", "all_proxy"):
+                monkeypatch.delenv(name, raising=False)
+            monkeypatch.setenv("https_proxy", f"http://me:secret@127.0.0.1:{proxy.port}")
+            monkeypatch.setenv("no_proxy", none)
+            configuration = Configuration()
+            configuration.host = "https://127.0.0.1:1"
+            async with Client(Access(configuration)) as client:
+                for _ in range(2):
+                    with pytest.raises(OSError):
+                        await client.request("GET", "/api")
+                    monkeypatch.delenv("https_proxy", raising=False)
+            assert len(proxy.heads) == asked
+            assert all(head.startswith(b"CONNECT 127.0.0.1:1 ") for head in proxy.heads)
+            assert all(b"Proxy-Authorization: Basic" in head for head in proxy.heads)
 
     asyncio.run(scenario())

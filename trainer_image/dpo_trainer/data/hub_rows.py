@@ -24,11 +24,15 @@ DETECTION_ROWS = 64
 
 @dataclass(frozen=True)
 class HubRows:
-    """Rows of one split of a dataset, at one commit."""
+    """Rows of one split of a dataset, at one commit.
+
+    media: its columns of images, sounds or films, as Arrow has them. They are not decoded: a row has True where one has a value.
+    """
 
     commit: str
     columns: tuple[str, ...]
     table: Any
+    media: Any = None
 
     def where(self, row: int) -> str:
         """Where a row stands, for messages."""
@@ -36,14 +40,39 @@ class HubRows:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         batches = self.table.iter(batch_size=512)
+        media = iter(()) if self.media is None else self.media.iter(batch_size=512)
         while True:
             with Untrusted("reading rows of the hub's dataset", code=ExitCode.SOURCE_UNAVAILABLE):
                 batch = next(batches, None)
+                beside = next(media, None)
             if batch is None:
                 return
+            if beside is not None:
+                batch |= {name: _present(beside.column(name)) for name in beside.column_names}
             names = list(batch)
             for values in zip(*batch.values(), strict=True):
                 yield dict(zip(names, values, strict=True))
+
+
+def _present(column: Any) -> list[bool | None]:
+    """For each value of an Arrow column True, and None where there is none or an empty list."""
+    import pyarrow.compute as compute
+    from pyarrow import types
+
+    there = column.is_valid()
+    if types.is_list(column.type) or types.is_large_list(column.type):
+        there = compute.fill_null(compute.greater(compute.list_value_length(column), 0), fill_value=False)
+    return [found or None for found in there.to_pylist()]
+
+
+def without_media(table: Any) -> tuple[Any, Any]:
+    """A table of datasets without the columns whose values datasets would decode, and these; None when there are none."""
+    names = [
+        name for name, feature in table.features.items() if hasattr(getattr(feature, "feature", feature), "decode")
+    ]
+    if not names:
+        return table, None
+    return table.remove_columns(names), table.select_columns(names).with_format("arrow")
 
 
 def dataset(
@@ -82,10 +111,11 @@ def dataset(
         _provide(snapshot_of(info.id, info, "dataset"), builder.config.data_files or {}, fetch)
     table = retrying(lambda: call(datasets.load_dataset, split=spec.split), source.label)
     columns = tuple(table.column_names)
-    narrow = table.select_columns(list(columns_read(columns, spec.columns, conditions)))
+    table, media = without_media(table)
+    narrow = table.select_columns(list(columns_read(table.column_names, spec.columns, conditions)))
     if detect(narrow.select(range(min(DETECTION_ROWS, len(narrow)))), spec.columns) is not None:
         table = narrow
-    return HubRows(str(info.sha), columns, table)
+    return HubRows(str(info.sha), columns, table, media)
 
 
 def _provide(found: Snapshot, data_files: dict[str, list[str]], fetch: Fetch) -> None:

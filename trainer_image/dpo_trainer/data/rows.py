@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_trainer.data.decoding import SUFFIXES, decode, has_lines
+from dpo_trainer.data.decoding import EXPECTED, SUFFIXES, decode, has_lines
 from dpo_trainer.runtime.errors import input_not_found, invalid_configuration
 from dpo_trainer.runtime.untrusted import Untrusted
 from dpo_trainer.sources.kinds import FileSource
@@ -105,7 +105,7 @@ def data_files(source: FileSource, split: str = "train") -> list[str]:
         found = ", ".join(sorted(source.sizes)[:8]) or "nothing"
         hints = (hint for ends, hint in _ADVICE.items() if any(name.lower().endswith(ends) for name in source.sizes))
         advice = "".join(f". {hint}" for hint in hints)
-        raise input_not_found(f"{source.label}: expected {', '.join(SUFFIXES)} files, found {found}{advice}")
+        raise input_not_found(f"{source.label}: expected {EXPECTED}, found {found}{advice}")
     splits = {word: name for name in names if (word := _split_of(name)) is not None}
     if len(splits) > 1:
         raise invalid_configuration(

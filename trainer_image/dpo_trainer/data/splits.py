@@ -168,6 +168,8 @@ def glance(name: str, rows: Rows, spec: Dataset, data: Data, method: MethodName)
     pairs = sum(1 for _ in found)
     if tally.bad > data.filters.max_bad_rows * tally.rows:
         raise _too_many_bad(name, data.filters.max_bad_rows, columns, tally)
+    if not pairs and len(head) < DETECTION_ROWS:
+        raise _no_pair(name, spec, tally)
     return Glance(row_format, tally.rows, pairs, tally.by_reason, tally.first)
 
 
@@ -341,14 +343,15 @@ def _check_rows(name: str, split: Split, data: Data, spec: Dataset, tally: _Tall
     if tally.bad > data.filters.max_bad_rows * tally.rows:
         raise _too_many_bad(name, data.filters.max_bad_rows, split.columns, tally)
     if len(split.dataset) == 0:
-        found = ", ".join(f"{reason} {count}" for reason, count in split.dropped.items()) or "no rows at all"
-        first = ""
-        if tally.first_bad is not None:
-            row, rejection = tally.first_bad
-            first = f". The first is {tally.where(row)}, {rejection.reason}: {rejection.detail}"
-        raise bad_dataset(
-            f"{name}: no usable pair in {tally.rows} rows ({found}) of {spec.source}{first}; see data/dropped.jsonl in the work folder"
-        )
+        raise _no_pair(name, spec, tally)
+
+
+def _no_pair(name: str, spec: Dataset, tally: _Tally) -> TrainerError:
+    found = ", ".join(f"{reason} {count}" for reason, count in tally.by_reason.items()) or "no rows at all"
+    first = f". The first is {tally.first}" if tally.first else ""
+    return bad_dataset(
+        f"{name}: no usable pair in {tally.rows} rows ({found}) of {spec.source}{first}; see data/dropped.jsonl in the work folder"
+    )
 
 
 def _too_many_bad(name: str, limit: float, found: tuple[str, ...], tally: _Tally) -> TrainerError:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, SkipValidation, model_serializer
 
@@ -28,9 +28,18 @@ Digests = Annotated[dict[str, str], SkipValidation]
 
 
 class Part(BaseModel):
-    """A part of prepared.json: immutable. Keys that a later version adds are ignored."""
+    """A part of prepared.json: immutable. Keys that a later version adds are ignored.
+
+    LATER: fields that earlier versions did not write. They are left out while they are empty, so that an earlier record stays as it is.
+    """
 
     model_config = ConfigDict(frozen=True)
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        return {key: value for key, value in document.items() if value or key not in self.LATER}
 
 
 class AdapterRecord(Part):
@@ -67,6 +76,7 @@ class ModelRecord(Part):
     weights: Digests
     files: Digests
     adapter: AdapterRecord | None = None
+    LATER = frozenset({"adapter"})
 
 
 class TokenizerRecord(Part):
@@ -103,7 +113,7 @@ class InputRecord(Part):
     held_out: int | None = None
 
     @model_serializer(mode="wrap")
-    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out the keys that do not apply to this source."""
         document: dict[str, Any] = handler(self)
         of_hub = ("split", "config", "commit") if self.kind == "hub" else ()
@@ -132,6 +142,7 @@ class Prepared(Part):
         names, and "model"; empty where an earlier version prepared.
     """
 
+    LATER = frozenset({"originals"})
     version: Literal[2] = VERSION
     spec_hash: str
     report: DatasetReport
@@ -140,12 +151,6 @@ class Prepared(Part):
     inputs: dict[str, InputRecord]
     data: SplitRecords
     originals: dict[str, Originals] = {}
-
-    @model_serializer(mode="wrap")
-    def _as_earlier(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A record of an earlier version stays as it is."""
-        document: dict[str, Any] = handler(self)
-        return {key: value for key, value in document.items() if key != "originals" or value}
 
     @classmethod
     def read(cls, work: WorkDir) -> "Prepared":

@@ -165,6 +165,11 @@ def test_a_list_of_rows_over_several_lines_may_be_named_jsonl(tmp_path):
     assert read_bytes(tmp_path, "a.jsonl", json.dumps([{"a": 1}, {"a": 2}], indent=1).encode()) == [{"a": 1}, {"a": 2}]
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_a_list_of_rows_on_one_line(tmp_path, name):
+    assert read_bytes(tmp_path, name, b'[{"a": 1}, {"a": 2}]\n') == [{"a": 1}, {"a": 2}]
+
+
 def test_json_lines_whose_first_line_is_cut_short_keep_the_others(tmp_path):
     bad, good = read_bytes(tmp_path, "a.jsonl", b'{"a":\n{"a": 2}\n')
     assert (bad.reason, good) == (Reason.MALFORMED_JSON, {"a": 2})
@@ -349,7 +354,9 @@ def test_a_folder_never_mixes_splits(tmp_path):
 
 def test_a_folder_without_data_is_refused_with_its_content(tmp_path):
     (tmp_path / "data.txt").write_text("a,b\n")
-    with pytest.raises(TrainerError, match=r"expected .*\.parquet.* files, found data\.txt") as failure:
+    with pytest.raises(
+        TrainerError, match=r"expected .*\.parquet.* files, text also packed as .*, found data\.txt"
+    ) as failure:
         read(tmp_path)
     assert failure.value.exit_code == ExitCode.INPUT_NOT_FOUND
 

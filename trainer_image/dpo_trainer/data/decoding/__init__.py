@@ -15,6 +15,8 @@ _SEPARATED = {".csv": None, ".tsv": "\t"}
 _TEXTS = (*_LINES, ".json", *_SEPARATED)
 _TABLES = {".parquet": read_parquet, ".arrow": read_arrow}
 SUFFIXES = (*_TEXTS, *_TABLES, *(text + end for text in _TEXTS for end in packed.SUFFIXES))
+# The same, for messages.
+EXPECTED = f"{', '.join((*_TEXTS, *_TABLES))} files, text also packed as {' or '.join(packed.SUFFIXES)}"
 
 
 def decode(raw: IO[bytes], name: str, size: int, split: str) -> Iterator[tuple[int, Any]]:

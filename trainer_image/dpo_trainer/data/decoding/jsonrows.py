@@ -32,10 +32,20 @@ def read_json(file: IO[bytes], name: str, most: int, split: str, *, whole: bool)
     value = _parsed(start)
     if whole and isinstance(value, dict) and (rows := _split_of(value, split, name)) is not None:
         yield from enumerate(rows, start=1)
-    elif (whole and start.startswith(b"[")) or (value is None and _goes_on(start)):
+    elif _is_table(value) or (whole and start.startswith(b"[")) or (value is None and _goes_on(start)):
         yield from _read_document(head + _rest(file, name, most), name, split)
     else:
         yield from _read_lines(itertools.chain(text.lines(io.BytesIO(head)), text.lines(file)))
+
+
+def _is_table(value: Any) -> bool:
+    """Whether a value is a list of rows, and not a chat."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(row, Mapping) for row in value)
+        and not is_chat(value)
+    )
 
 
 def _first_line(file: IO[bytes], name: str, most: int) -> bytes:
@@ -110,10 +120,7 @@ def _after_space(document: str, place: int) -> int:
 
 def _split_of(document: Mapping[str, Any], split: str, name: str) -> list[Any] | None:
     """Rows of one split of an object of splits; None when it is something else."""
-    splits = [
-        key for key, rows in document.items()
-        if isinstance(rows, list) and rows and all(isinstance(row, Mapping) for row in rows) and not is_chat(rows)
-    ]  # fmt: skip
+    splits = [key for key, rows in document.items() if _is_table(rows)]
     if split not in splits and not any(key in SPLITS for key in splits):
         return None
     if split not in splits:

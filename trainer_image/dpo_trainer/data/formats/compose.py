@@ -73,7 +73,7 @@ def _check_media(row: Mapping[str, Any]) -> None:
         raise Unusable(
             Reason.WRONG_TYPE,
             f"{found[0]}: the row has more than text, and models are trained on text alone; leave such rows out with filters.where "
-            f"({found[0]} DoesNotExist), or take the column out of the data",
+            f"({found[0]} DoesNotExist), or set ignoreColumns to [{found[0]}] if the text stands alone",
         )
 
 

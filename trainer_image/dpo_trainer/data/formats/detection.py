@@ -9,7 +9,7 @@ from dpo_trainer.data.formats import beside, compose, paired, rated, scored, vot
 from dpo_trainer.data.formats.chats import is_chat
 from dpo_trainer.data.formats.pairs import Format, Unusable
 from dpo_trainer.data.formats.twoscores import is_mapped, two_scores
-from dpo_trainer.data.formats.values import lookup, present, text
+from dpo_trainer.data.formats.values import from_text, lookup, present, text
 
 
 def detect(rows: Iterable[Any], columns: Columns) -> Format | None:
@@ -73,15 +73,28 @@ def _prompt(row: Mapping[str, Any], columns: Columns) -> Any:
     return None if found is None else found.value
 
 
+# Keys under which a file holds the list of its rows.
+_LISTS = ("data", "rows", "examples", "instances", "items", "samples")
+
+
 def hint(rows: Iterable[Any]) -> str:
     """What stands in the way of reading rows that fit no format, where it is known; empty otherwise."""
-    row = next((row for row in rows if isinstance(row, Mapping)), {})
-    for name, value in row.items():
+    objects = [row for row in rows if isinstance(row, Mapping)]
+    row = objects[0] if objects else {}
+    for column, value in row.items():
+        name = str(column)[:64]
         if isinstance(value, str):
             try:
-                text(value, str(name)[:64])
+                text(value, name)
             except Unusable as unusable:
                 return unusable.rejection.detail
+            if isinstance(inner := from_text(value), Mapping) and inner:
+                keys = [str(key)[:64] for key in list(inner)[:8]]
+                return f"{name}: text that holds an object as JSON, with {', '.join(keys)}; a name such as {name}.{keys[0]} goes into it"
+        elif len(objects) == 1 and column in _LISTS and isinstance(value, list):
+            return (
+                f"{name}: a list of {len(value)} inside the only object; write its items themselves, one on each line"
+            )
     if any(is_chat(row.get(name)) for name in paired.CONVERSATIONS):
         return (
             "the rows have one conversation each, as for supervised fine-tuning; preferences need another answer beside it, a score, or "

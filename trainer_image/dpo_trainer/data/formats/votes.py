@@ -36,7 +36,7 @@ def read_votes(row: Mapping[str, Any], columns: Columns) -> Pair:
     """Pair of a row with votes. Raises Unusable."""
     names = vote_columns(row, columns)
     first, second = (Field(required(row, name), name) for name in names[:2])
-    count = _count(_votes(row, columns, names), names)
+    count = _count(_votes(row, columns, names), names, _numbers(names, columns))
     total = sum(count.values())
     if total <= 0:
         raise Unusable(Reason.BAD_VOTE, f"{names[2]}: no votes")
@@ -76,8 +76,8 @@ def vote_columns(row: Mapping[str, Any], columns: Columns) -> tuple[str, str, st
     return next((names for names in (wanted, *_KNOWN) if len(present(row, names)) == 3), wanted)
 
 
-def _count(value: Any, names: tuple[str, str, str]) -> dict[str, float]:
-    """Votes for a, for b and for neither. names: columns of both answers and of the votes."""
+def _count(value: Any, names: tuple[str, str, str], numbers: tuple[str, str] | None) -> dict[str, float]:
+    """Votes for a, for b and for neither. names: columns of both answers and of the votes. numbers: see _numbers."""
     count = {"a": 0.0, "b": 0.0, "tie": 0.0}
     if isinstance(value, Mapping) and not present(value, _VOTE_KEYS):
         for key, votes in value.items():
@@ -86,14 +86,14 @@ def _count(value: Any, names: tuple[str, str, str]) -> dict[str, float]:
                 raise Unusable(
                     Reason.BAD_VOTE, f"{names[2]}: expected a number of votes for each answer, found {kind(votes)}"
                 )
-            count[_side(key, names)] += found
+            count[_side(key, names, numbers)] += found
         return count
     for vote in value if isinstance(value, list) else [value]:
-        count[_side(vote, names)] += 1
+        count[_side(vote, names, numbers)] += 1
     return count
 
 
-def _side(vote: Any, names: tuple[str, str, str]) -> str:
+def _side(vote: Any, names: tuple[str, str, str], numbers: tuple[str, str] | None) -> str:
     """a, b or tie."""
     if isinstance(vote, Mapping):
         vote = next((lookup(vote, key) for key in present(vote, _VOTE_KEYS)), None)
@@ -101,8 +101,13 @@ def _side(vote: Any, names: tuple[str, str, str]) -> str:
     word = vote.strip().lower() if isinstance(vote, str) else "" if found is None else f"{found:g}"
     if "".join(filter(str.isalpha, word)) in _TIES:
         return "tie"
-    numbers = _numbers(names)
-    if word == "0" and "0" not in numbers:
+    if numbers is None and word in ("0", "1", "2"):
+        raise Unusable(
+            Reason.BAD_VOTE,
+            f"{names[2]}: found {word}, and annotators count answers from 0, or from 1 with 0 for a tie; set columns.firstVote to the number "
+            f"that means {names[0]}",
+        )
+    if word == "0" and numbers is not None and "0" not in numbers:
         return "tie"
     if word in ("0", "1") and _OF_ONE_ANSWER.search(names[2]):
         raise Unusable(
@@ -110,19 +115,26 @@ def _side(vote: Any, names: tuple[str, str, str]) -> str:
             f"{names[2]}: found {word} in a column that is named after one answer, and so may say whether that one won, not which one; "
             "name this column and the other answer's as columns.scoreA and columns.scoreB",
         )
-    for side, words, name, own in (("a", _FIRST, names[0], numbers[0]), ("b", _SECOND, names[1], numbers[1])):
-        if word in words or word in (name.lower(), own):
+    own_numbers = numbers or ("", "")
+    for side, words, name, own in (("a", _FIRST, names[0], own_numbers[0]), ("b", _SECOND, names[1], own_numbers[1])):
+        if word and (word in words or word in (name.lower(), own)):
             return side
-    shown = kind(vote) if found is None else f"{found:g}"
+    counted = f"{' or '.join(numbers)}, " if numbers else ""
+    shown = kind(vote) if found is None else f"{found:g}; set columns.firstVote when 1 is the first answer"
     raise Unusable(
         Reason.BAD_VOTE,
-        f"{names[2]}: expected a, b or tie, A or B, {' or '.join(numbers)}, model_a or model_b, {names[0]} or {names[1]}; found {shown}",
+        f"{names[2]}: expected a, b or tie, A or B, {counted}model_a or model_b, {names[0]} or {names[1]}; found {shown}",
     )
 
 
-def _numbers(names: tuple[str, str, str]) -> tuple[str, str]:
-    """What the first and the second answer are as numbers: those at the ends of their columns' names, or 0 and 1."""
+def _numbers(names: tuple[str, str, str], columns: Columns) -> tuple[str, str] | None:
+    """What the first and the second answer are as numbers: from firstVote on, those at the ends of their columns' names, or 0 and 1.
+
+    None for annotators when nothing says it: where several vote, 0 is often a tie.
+    """
+    if columns.first_vote is not None:
+        return str(columns.first_vote), str(columns.first_vote + 1)
     first, second = (_NUMBERED.fullmatch(name) for name in names[:2])
     if first is None or second is None or first[1] != second[1]:
-        return "0", "1"
+        return None if names[2] == _ANNOTATORS else ("0", "1")
     return str(int(first[2])), str(int(second[2]))

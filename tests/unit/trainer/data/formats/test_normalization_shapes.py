@@ -9,33 +9,27 @@ import yaml
 from pydantic.alias_generators import to_camel
 
 from dpo_operator.api.data import Columns
-from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.config import job_file
 from dpo_trainer.data.formats import Rejection, detect, normalize, read_rows
-from dpo_trainer.data.formats.pairs import Message, Reason, TextPair
+from dpo_trainer.data.formats.pairs import Reason, TextPair
 from dpo_trainer.data.formats.values import lookup
 from tests.unit.trainer.chats import chat_pair
+from tests.unit.trainer.data.formats.layouts import (
+    ASK,
+    BOT,
+    DIALOGUE,
+    RUDE,
+    SHAPES,
+    USER,
+    in_the_job_file,
+)
 
 pytestmark = pytest.mark.unit
 
-USER, BOT, RUDE = (
-    {"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Hello"), ("assistant", "What?"))
-)
-ASK = (Message("user", "Hi"),)
-CHAT = chat_pair(ASK, "Hello", "What?")
-TEXT = TextPair("Hi\n\n", "Hello", "What?")
-WITH_SYSTEM = chat_pair((Message("system", "Be kind."), *ASK), "Hello", "What?")
-HUMAN, GPT, BAD_GPT = ({"from": r, "value": c} for r, c in (("human", "Hi"), ("gpt", "Hello"), ("gpt", "What?")))
-DIALOGUE = "\n\nHuman: Hi\n\nAssistant:"
-
 
 def through_the_job_file(columns: dict) -> Columns:
-    """Columns as the trainer has them: a job file holds the defaults of those that the user left out."""
-    train = {"source": "org/pairs", "columns": Columns(**columns).model_dump(exclude_unset=True)}
-    job = DPOJob.model_validate(
-        {"metadata": {"name": "x"}, "spec": {"model": {"name": "org/m"}, "data": {"train": train}}}
-    )
-    return DPOJob.model_validate(json.loads(job_file(job))).spec.data.train.columns
+    """Columns of a job that maps these."""
+    train = {"source": "org/pairs", "columns": columns}
+    return in_the_job_file({"metadata": {"name": "x"}, "spec": {"model": {"name": "org/m"}, "data": {"train": train}}})
 
 
 def read(row: dict, **columns):
@@ -43,229 +37,6 @@ def read(row: dict, **columns):
     named = through_the_job_file(columns)
     row_format = detect([row], named)
     return row_format, None if row_format is None else normalize(row, row_format, named)
-
-
-SHAPES = [
-    ("Intel/orca_dpo_pairs", "messages",
-     {"system": "Be kind.", "question": "Hi", "chosen": "Hello", "rejected": "What?"},
-     {"system": "system", "prompt": "question"}, WITH_SYSTEM),
-    ("a system column of chat messages, without a mapping", "messages",
-     {"system": "Be kind.", "prompt": [USER], "chosen": [BOT], "rejected": [RUDE]}, {}, WITH_SYSTEM),
-    ("a system column of one message, under another name", "messages",
-     {"system_prompt": [{"role": "system", "content": "Be kind."}], "prompt": [USER], "chosen": [BOT], "rejected": [RUDE]}, {},
-     WITH_SYSTEM),
-    ("a prompt column named system", "pairs", {"system": "Hi\n\n", "chosen": "Hello", "rejected": "What?"},
-     {"prompt": "system"}, TEXT),
-    ("prompt messages of which the conversations repeat the last", "messages",
-     {"prompt": [{"role": "system", "content": "Be kind."}, USER], "chosen": [USER, BOT], "rejected": [USER, RUDE]}, {}, WITH_SYSTEM),
-    ("prompt messages that are within the conversations", "messages",
-     {"prompt": [USER], "chosen": [{"role": "system", "content": "Be kind."}, USER, BOT],
-      "rejected": [{"role": "system", "content": "Be kind."}, USER, RUDE]}, {}, WITH_SYSTEM),
-    ("roles of LangChain", "messages",
-     {"prompt": [{"role": "Human", "content": "Hi"}], "chosen": [{"role": "AI", "content": "Hello"}],
-      "rejected": [{"role": "AI", "content": "What?"}]}, {}, CHAT),
-    ("a system message that is empty in this row", "messages",
-     {"system": "", "question": "Hi", "chosen": "Hello", "rejected": "What?"}, {"system": "system"}, CHAT),
-    ("a system message that the conversation has", "messages",
-     {"system": "Be kind.", "chosen": [{"role": "system", "content": "Be kind."}, USER, BOT],
-      "rejected": [{"role": "system", "content": "Be kind."}, USER, RUDE]}, {"system": "system"}, WITH_SYSTEM),
-    ("HuggingFaceH4/ultrafeedback_binarized", "messages",
-     {"prompt": "Hi", "prompt_id": "x", "chosen": [USER, BOT], "rejected": [USER, RUDE], "messages": [USER, BOT],
-      "score_chosen": 8.5, "score_rejected": 6.0}, {}, chat_pair(ASK, "Hello", "What?", 2.5)),
-    ("trl-lib/ultrafeedback_binarized", "messages",
-     {"chosen": [USER, BOT], "rejected": [USER, RUDE], "score_chosen": 8, "score_rejected": 9}, {},
-     chat_pair(ASK, "Hello", "What?", -1.0)),
-    ("LLaMA-Factory dpo_en_demo", "messages", {"conversations": [HUMAN], "chosen": GPT, "rejected": BAD_GPT}, {}, CHAT),
-    ("ShareGPT turns under other names", "messages",
-     {"dialog": [HUMAN], "good": [GPT], "bad": [BAD_GPT]}, {"prompt": "dialog", "chosen": "good", "rejected": "bad"}, CHAT),
-    ("capitalised roles", "messages",
-     {"chosen": [{"role": "User", "content": "Hi"}, {"role": "Assistant", "content": "Hello"}],
-      "rejected": [{"role": "HUMAN", "content": "Hi"}, {"role": "model", "content": "What?"}]}, {}, CHAT),
-    ("messages as columns, the way datasets stores sequences of objects", "messages",
-     {"chosen": {"role": ["user", "assistant"], "content": ["Hi", "Hello"]},
-      "rejected": {"role": ["user", "assistant"], "content": ["Hi", "What?"]}}, {}, CHAT),
-    ("nested objects", "pairs",
-     {"info": {"post": "Hi\n\n"}, "pair": {"good": {"text": "Hello"}, "bad": {"text": "What?"}}},
-     {"prompt": "info.post", "chosen": "pair.good.text", "rejected": "pair.bad.text"}, TEXT),
-    ("a column whose name holds a dot", "pairs", {"info.post": "Hi\n\n", "chosen": "Hello", "rejected": "What?"},
-     {"prompt": "info.post"}, TEXT),
-    ("whole dialogues beside their prompt", "dialogue",
-     {"prompt": "Hi", "chosen": f"{DIALOGUE} Hello", "rejected": f"{DIALOGUE} What?"}, {},
-     TextPair(DIALOGUE, " Hello", " What?")),
-    ("UltraFeedback", "scored",
-     {"instruction": "Hi", "completions": [
-         {"model": "m", "response": "Hm", "overall_score": 5.0}, {"model": "n", "response": "Hello", "overall_score": 7.5},
-         {"model": "o", "response": "What?", "overall_score": 1}]}, {}, TextPair("Hi\n\n", "Hello", "What?", 6.5)),
-    ("berkeley-nest/Nectar", "scored",
-     {"prompt": "Hi\n\n", "answers": [
-         {"answer": "What?", "model": "m", "rank": 7.0}, {"answer": "Hello", "model": "n", "rank": 1.0},
-         {"answer": "Hm", "model": "o", "rank": 2.0}]}, {}, TextPair("Hi\n\n", "Hello", "What?", 6.0)),
-    ("the same, the way datasets stores it", "scored",
-     {"prompt": "Hi\n\n", "answers": {"answer": ["What?", "Hello"], "rank": [2, 1]}}, {},
-     TextPair("Hi\n\n", "Hello", "What?", 1.0)),
-    ("distilabel", "scored", {"instruction": "Hi", "generations": ["Hello", "Hm", "What?"], "ratings": [5, 4, 4]}, {},
-     TextPair("Hi\n\n", "Hello", "Hm", 1.0)),
-    ("lists of texts and of scores as text", "scored", {"prompt": "Hi\n\n", "responses": ["What?", "Hello"], "scores": ["1", "4"]},
-     {}, TextPair("Hi\n\n", "Hello", "What?", 3.0)),
-    ("chats with scores", "scored", {"responses": [[USER, BOT], [USER, RUDE]], "scores": [0.9, 0.1]}, {},
-     chat_pair(ASK, "Hello", "What?", 0.8)),
-    ("messages inside scored objects", "scored",
-     {"responses": [{"messages": [USER, RUDE], "rating": -1}, {"messages": [USER, BOT], "rating": 2}]}, {},
-     chat_pair(ASK, "Hello", "What?", 3.0)),
-    ("scores under a name of their own", "scored",
-     {"q": "Hi", "outs": [{"text": "What?", "judge": {"total": 1}, "score": 9}, {"text": "Hello", "judge": {"total": 3}, "score": 1}]},
-     {"prompt": "q", "responses": "outs", "scores": "judge.total"}, TextPair("Hi", "Hello", "What?", 2.0)),
-    ("openai/webgpt_comparisons", "scored",
-     {"question": {"dataset": "eli5", "full_text": "Hi"}, "quotes_0": {"title": []}, "answer_0": "What?", "score_0": -1.0,
-      "answer_1": "Hello", "score_1": 1.0}, {"prompt": "question.full_text"}, TextPair("Hi", "Hello", "What?", 2.0)),
-    ("two answers and their scores under other names", "scored",
-     {"prompt": "Hi", "human_ref_A": "Hello", "human_ref_B": "What?", "score_A": 9, "score_B": "2", "labels": 0},
-     {"answer_a": "human_ref_A", "answer_b": "human_ref_B", "score_a": "score_A", "score_b": "score_B"},
-     TextPair("Hi", "Hello", "What?", 7.0)),
-    ("two scores that are named win over votes", "scored",
-     {"prompt": "Hi", "response_a": "Hello", "response_b": "What?", "winner": "b", "rating_a": 4, "rating_b": 3},
-     {"score_a": "rating_a", "score_b": "rating_b"}, TextPair("Hi", "Hello", "What?", 1.0)),
-    ("a column for each winner", "scored",
-     {"id": 1, "model_a": "x", "model_b": "y", "prompt": "Hi", "response_a": "Hello", "response_b": "What?",
-      "winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0}, {}, TextPair("Hi", "Hello", "What?", 1.0)),
-    ("nvidia/HelpSteer3", "scored",
-     {"domain": "general", "context": [USER], "response1": "Hello", "response2": "What?", "overall_preference": -3}, {},
-     chat_pair(ASK, "Hello", "What?", 3.0)),
-    ("nvidia/HelpSteer2 preferences", "scored",
-     {"prompt": "Hi", "response_1": "What?", "response_2": "Hello", "preference_strength": 1}, {},
-     TextPair("Hi", "Hello", "What?", 1.0)),
-    ("a signed preference under another name", "scored",
-     {"q": "Hi", "x": "What?", "y": "Hello", "margin": 0.5},
-     {"prompt": "q", "answer_a": "x", "answer_b": "y", "signed_preference": "margin"}, TextPair("Hi", "Hello", "What?", 0.5)),
-    ("openai/summarize_from_feedback comparisons", "votes",
-     {"info": {"post": "Hi"}, "summaries": [{"text": "What?"}, {"text": "Hello"}], "choice": 1},
-     {"prompt": "info.post", "answer_a": "summaries.0.text", "answer_b": "summaries.1.text", "votes": "choice"},
-     TextPair("Hi", "Hello", "What?", None, 1.0)),
-    ("votes that count answers from 1, as their columns do", "votes",
-     {"instruction": "Hi", "input": "", "output_1": "Hello", "output_2": "What?", "preference": 1},
-     {"answer_a": "output_1", "answer_b": "output_2", "votes": "preference"}, TextPair("Hi\n\n", "Hello", "What?", None, 1.0)),
-    ("ranks under a name of their own", "scored",
-     {"prompt": "Hi", "responses": ["What?", "Hello"], "overall_rank": [2, 1]}, {"scores": "overall_rank"},
-     TextPair("Hi", "Hello", "What?", 1.0)),
-    ("PKU-SafeRLHF", "votes",
-     {"prompt": "Hi", "response_0": "What?", "response_1": "Hello", "better_response_id": 1, "safer_response_id": 0},
-     {"answer_a": "response_0", "answer_b": "response_1", "votes": "better_response_id"},
-     TextPair("Hi", "Hello", "What?", None, 1.0)),
-    ("lmsys/chatbot_arena_conversations", "votes",
-     {"model_a": "x", "model_b": "y", "winner": "model_a", "conversation_a": [USER, BOT], "conversation_b": [USER, RUDE]}, {},
-     chat_pair(ASK, "Hello", "What?", None, 1.0)),
-    ("stanfordnlp/SHP", "votes",
-     {"history": "Hi", "human_ref_A": "Hello", "human_ref_B": "What?", "labels": 1, "score_A": 9, "score_B": 2}, {},
-     TextPair("Hi\n\n", "Hello", "What?", None, 1.0)),
-    ("SHP with its columns mapped in the order of their names", "votes",
-     {"history": "Hi", "human_ref_A": "Hello", "human_ref_B": "What?", "labels": 1},
-     {"prompt": "history", "answer_a": "human_ref_A", "answer_b": "human_ref_B", "votes": "labels"},
-     TextPair("Hi", "Hello", "What?", None, 1.0)),
-    ("a list of votes with a tie", "votes",
-     {"prompt": "Hi", "response_a": "What?", "response_b": "Hello", "votes": ["b", "B", "tie", "a"]}, {},
-     TextPair("Hi", "Hello", "What?", None, 0.625)),
-    ("counts of votes", "votes",
-     {"prompt": [USER], "response_a": "Hello", "response_b": "What?", "votes": {"a": 3, "b": 1, "tie": None}}, {},
-     chat_pair(ASK, "Hello", "What?", None, 0.75)),
-    ("annotators' objects", "votes",
-     {"prompt": "Hi", "response_a": "Hello", "response_b": "What?",
-      "votes": [{"annotator": 1, "vote": "response_a"}, {"annotator": 2, "vote": 0}, {"annotator": 3, "vote": "model_b"}]},
-     {}, TextPair("Hi", "Hello", "What?", None, 2 / 3)),
-    ("votes on whole dialogues", "votes",
-     {"response_a": f"{DIALOGUE} Hello", "response_b": f"{DIALOGUE} What?", "votes": "a"}, {},
-     TextPair(DIALOGUE, " Hello", " What?", None, 1.0)),
-    ("unpaired text", "unpaired", {"prompt": "Hi", "completion": "Hello", "label": True}, {}, TextPair("Hi", "Hello", None)),
-    ("trl-lib/kto-mix-14k", "unpaired", {"prompt": [USER], "completion": [RUDE], "label": False}, {},
-     chat_pair(ASK, None, "What?")),
-    ("LLaMA-Factory kto_en_demo", "unpaired", {"messages": [USER, BOT], "label": True}, {}, chat_pair(ASK, "Hello", None)),
-    ("ShareGPT with kto_tag", "unpaired", {"conversations": [HUMAN, BAD_GPT], "kto_tag": False}, {},
-     chat_pair(ASK, None, "What?")),
-    ("a dialogue with a label", "unpaired", {"completion": f"{DIALOGUE} Hello", "label": 1}, {},
-     TextPair(DIALOGUE, " Hello", None)),
-    ("Anthropic/hh-rlhf", "dialogue", {"chosen": f"{DIALOGUE} Hello", "rejected": f"{DIALOGUE} What?"}, {},
-     TextPair(DIALOGUE, " Hello", " What?")),
-    ("argilla/distilabel-intel-orca-dpo-pairs", "messages",
-     {"system": "Be kind.", "input": "Hi", "chosen": "Hello", "rejected": "What?", "generations": ["Hello", "What?"],
-      "rating": [9.0, 3.0], "status": "unchanged"}, {"system": "system", "prompt": "input"}, WITH_SYSTEM),
-    ("jondurbin/truthy-dpo-v0.1", "messages",
-     {"id": "x", "source": "y", "system": "Be kind.", "prompt": "Hi", "chosen": "Hello", "rejected": "What?"}, {"system": "system"},
-     WITH_SYSTEM),
-    ("trl-lib/tldr-preference", "pairs", {"prompt": "Hi", "chosen": " Hello", "rejected": " What?"}, {},
-     TextPair("Hi", " Hello", " What?")),
-    ("allenai/llama-3.1-tulu-3-8b-preference-mixture", "messages",
-     {"id": "x", "source": "y", "prompt": "Hi", "chosen": [USER, BOT], "rejected": [USER, RUDE]}, {}, CHAT),
-    ("mlabonne/orpo-dpo-mix-40k", "messages",
-     {"source": "x", "chosen": [USER, BOT], "rejected": [USER, RUDE], "prompt": "Hi", "question": "Hi"}, {}, CHAT),
-    ("argilla/ultrafeedback-binarized-preferences-cleaned", "messages",
-     {"source": "x", "prompt": "Hi", "chosen": [USER, BOT], "chosen-rating": 5.0, "chosen-model": "m", "rejected": [USER, RUDE],
-      "rejected-rating": 2.0, "rejected-model": "n"}, {"chosen_score": "chosen-rating", "rejected_score": "rejected-rating"},
-     chat_pair(ASK, "Hello", "What?", 3.0)),
-    ("Magpie-Align/Magpie-Llama-3.1-Pro-DPO-100K-v0.1", "messages",
-     {"uuid": "x", "instruction": "Hi", "chosen": [USER, BOT], "rejected": [USER, RUDE], "responses": ["Hello", "What?"],
-      "rewards_armorm": [{"score": 1}]}, {}, CHAT),
-    ("Skywork/Skywork-Reward-Preference-80K-v0.2", "messages",
-     {"chosen": [USER, BOT], "rejected": [USER, RUDE], "source": "x"}, {}, CHAT),
-    ("NeMo-Aligner", "pairs",
-     {"prompt": "Hi", "chosen_response": "Hello", "rejected_response": "What?", "chosen_reward": 1, "rejected_reward": 0},
-     {"chosen_score": "chosen_reward", "rejected_score": "rejected_reward"}, TextPair("Hi", "Hello", "What?", 1.0)),
-    ("ms-swift", "messages", {"messages": [USER, BOT], "rejected_response": "What?"}, {}, CHAT),
-    ("ms-swift with its columns mapped", "messages", {"messages": [USER, BOT], "rejected_response": "What?"},
-     {"chosen": "messages", "rejected": "rejected_response"}, CHAT),
-    ("ms-swift with two conversations", "messages", {"messages": [USER, BOT], "rejected_messages": [USER, RUDE]}, {}, CHAT),
-    ("ms-swift 2", "pairs", {"query": "Hi", "response": "Hello", "rejected_response": "What?", "history": None}, {}, TEXT),
-    ("LLaMA-Factory v1", "messages",
-     {"chosen_messages": [{"role": "user", "content": [{"type": "text", "value": "Hi"}]},
-                          {"role": "assistant", "content": [{"type": "text", "value": "Hel"}, {"type": "text", "value": "lo"}]}],
-      "rejected_messages": [{"role": "user", "content": [{"type": "text", "value": "Hi"}]},
-                            {"role": "assistant", "content": [{"type": "text", "value": "What?"}]}]}, {}, CHAT),
-    ("Axolotl chat_template.default", "messages", {"messages": [USER], "chosen": BOT, "rejected": RUDE}, {}, CHAT),
-    ("Axolotl llama3.argilla", "pairs", {"instruction": "Hi", "chosen_response": "Hello", "rejected_response": "What?"}, {}, TEXT),
-    ("OpenAI preference fine-tuning", "messages",
-     {"input": {"messages": [USER], "tools": [], "parallel_tool_calls": True}, "preferred_output": [BOT],
-      "non_preferred_output": [RUDE]}, {"prompt": "input.messages"}, CHAT),
-    ("NeMo RL", "scored",
-     {"context": [USER], "completions": [{"rank": 1, "completion": [RUDE]}, {"rank": 0, "completion": [BOT]}]}, {},
-     chat_pair(ASK, "Hello", "What?", 1.0)),
-    ("lmsys-arena-human-preference-55k", "scored",
-     {"id": 1, "model_a": "x", "model_b": "y", "prompt": '["Hi"]', "response_a": '["What?"]', "response_b": '["Hello"]',
-      "winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0}, {}, chat_pair(ASK, "Hello", "What?", 1.0)),
-    ("the same with several turns", "scored",
-     {"prompt": '["Hi", "And?"]', "response_a": '["Hello", "Yes"]', "response_b": '["Hello", "No"]', "winner_model_a": 1,
-      "winner_model_b": 0}, {}, chat_pair((*ASK, Message("assistant", "Hello"), Message("user", "And?")), "Yes", "No", 1.0)),
-    ("lmarena-ai/arena-human-preference-140k", "votes",
-     {"model_a": "x", "model_b": "y", "winner": "model_b",
-      "conversation_a": [{"role": "user", "content": [{"type": "text", "text": "Hi", "image": None, "mimeType": None}]},
-                         {"role": "assistant", "content": [{"type": "text", "text": "What?", "image": None}]}],
-      "conversation_b": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]},
-                         {"role": "assistant", "content": [{"type": "text", "text": "Hello"}]}]}, {},
-     chat_pair(ASK, "Hello", "What?", None, 1.0)),
-    ("PandaLM", "votes",
-     {"instruction": "Hi", "input": "", "response1": "What?", "response2": "Hello", "annotator1": 2, "annotator2": 0, "annotator3": 2},
-     {"answer_a": "response1", "answer_b": "response2", "annotators": ["annotator1", "annotator2", "annotator3"]},
-     TextPair("Hi\n\n", "Hello", "What?", None, 2.5 / 3)),
-    ("an annotator who did not vote", "votes",
-     {"prompt": "Hi", "response_a": "Hello", "response_b": "What?", "ann": "a", "bob": None}, {"annotators": ["ann", "bob"]},
-     TextPair("Hi", "Hello", "What?", None, 1.0)),
-    ("messages as JSON text beside their prompt", "messages",
-     {"prompt": "Hi", "chosen": json.dumps([USER, BOT]), "rejected": json.dumps([USER, RUDE])}, {}, CHAT),
-    ("messages as Python prints them", "messages", {"chosen": str([USER, BOT]), "rejected": str([USER, RUDE])}, {}, CHAT),
-    ("one message as JSON text", "messages",
-     {"prompt": "Hi", "chosen": json.dumps(BOT), "rejected": json.dumps(RUDE)}, {}, CHAT),
-    ("messages inside objects that are JSON text", "messages",
-     {"chosen": json.dumps({"messages": [USER, BOT], "tools": []}), "rejected": json.dumps({"messages": [USER, RUDE], "tools": []})},
-     {"chosen": "chosen.messages", "rejected": "rejected.messages"}, CHAT),
-    ("answers that are lists in JSON, which are text", "pairs",
-     {"prompt": "Name cities.", "chosen": '["Rome", "Bonn"]', "rejected": '[{"name": "Rome"}]'}, {},
-     TextPair("Name cities.", '["Rome", "Bonn"]', '[{"name": "Rome"}]')),
-    ("answers and scores as lists in text", "scored", {"prompt": "Hi", "responses": '["What?", "Hello"]', "scores": "[1, 4]"}, {},
-     TextPair("Hi", "Hello", "What?", 3.0)),
-    ("openbmb/UltraInteract_pair", "messages", {"trajectory": [HUMAN], "chosen": "Hello", "rejected": "What?"},
-     {"prompt": "trajectory"}, CHAT),
-    ("lvwerra/stack-exchange-paired", "pairs", {"question": "Hi", "response_j": "Hello", "response_k": "What?"},
-     {"chosen": "response_j", "rejected": "response_k"}, TEXT),
-    ("mapped columns", "unpaired", {"q": "Hi", "reply": {"text": "Hello"}, "thumb": "bad"},
-     {"prompt": "q", "completion": "reply.text", "label": "thumb"}, TextPair("Hi", None, "Hello")),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize(("shape", "row", "columns", "expected"), [s[1:] for s in SHAPES], ids=[s[0] for s in SHAPES])
@@ -506,3 +277,12 @@ def test_the_page_on_data_lists_public_layouts_as_they_are_read():
     assert len(table) >= 30
     for name, shape, columns in table:
         assert known[name] == (shape, yaml.safe_load(columns.strip("`")) if columns else {}), name
+
+
+@pytest.mark.parametrize("vote", [0, 1, 2, "0"])
+def test_numbers_of_annotators_are_not_guessed(vote):
+    row = {"prompt": "Q", "response_a": "x", "response_b": "y", "ann": vote}
+    found = normalize(row, "votes", Columns(annotators=["ann"]))
+    assert isinstance(found, Rejection)
+    assert found.reason == Reason.BAD_VOTE
+    assert "set columns.firstVote to the number that means response_a" in found.detail
