@@ -472,7 +472,12 @@ def main() -> int:
     found: dict[int, list[Figure]] = {}
     try:
         for jobs in arguments.jobs:
-            one(jobs, arguments, found.setdefault(jobs, []))
+            figures = found.setdefault(jobs, [])
+            try:
+                one(jobs, arguments, figures)
+            except Exception as error:
+                say(f"{jobs:,} jobs broke off: {type(error).__name__}: {error}")
+                figures.append(Figure("all: broke off", 0.0, "s", None, f"{type(error).__name__}, see above"))
     finally:
         Console(width=150).print(comparison(found))
     return 1 if any(figure.missed for figures in found.values() for figure in figures) else 0

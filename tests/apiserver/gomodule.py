@@ -11,6 +11,7 @@ import yaml
 from tests import tied
 from tests.cluster.rig.binaries import require_go
 from tests.cluster.rig.layout import cache_root, locked
+from tests.cluster.rig.shell import step
 
 KUEUE = ("sigs.k8s.io/kueue", "v0.17.0")
 KWOK = ("sigs.k8s.io/kwok", "v0.8.0")
@@ -61,6 +62,7 @@ def _built(name: str, module: str, version: str) -> Path:
             command += ["-o", str(unfinished), f"./cmd/{name}"]
             source = folder(module, version)
             binary.parent.mkdir(parents=True, exist_ok=True)
-            tied.run(command, cwd=source, timeout=1500, check=True)
+            with step(f"building {name} {version} from its Go module"):
+                tied.run(command, cwd=source, timeout=1500, check=True)
             unfinished.rename(binary)
     return binary

@@ -82,6 +82,12 @@ def _references() -> list[Hostile]:
         Hostile("keys elsewhere", {"access": {"credentialsSecretRef": {"name": ELSEWHERE}}}),
         Hostile("certificates elsewhere", {"access": {"caBundleRef": {"name": ELSEWHERE}}}),
         Hostile("certificates with a path", {"access": {"caBundleRef": {"name": "a", "key": "../../etc/passwd"}}}),
+        Hostile("push to a file", {"export": {"push": {"to": "file:///etc"}}}),
+        Hostile("push to the top of a bucket", {"export": {"push": {"to": "s3://bucket/"}}}),
+        Hostile(
+            "push with keys elsewhere",
+            {"export": {"push": {"to": "s3://b/k", "credentialsSecretRef": {"name": ELSEWHERE}}}},
+        ),
         Hostile("service account elsewhere", _pod(serviceAccountName=ELSEWHERE)),
         Hostile("endpoint with a password", {"access": {"s3": {"endpoint": "https://user:word@example.org"}}}),
         Hostile("endpoint that is a file", {"access": {"hub": {"endpoint": "file:///etc/shadow"}}}),

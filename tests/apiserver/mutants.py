@@ -126,7 +126,11 @@ COMPLETE: dict[str, Any] = a_job(
     },
     evaluation={"everySteps": 25, "microBatchSize": 4, "samples": 8, "sampleTokens": 128},
     earlyStopping={"metric": "eval_loss", "patience": 2, "minDelta": 0.001},
-    export={"checkpoint": "best", "merge": True},
+    export={
+        "checkpoint": "best",
+        "merge": True,
+        "push": {"to": "s3://models/team/out", "credentialsSecretRef": {"name": "writer"}},
+    },
     access={
         "credentialsSecretRef": {"name": "keys"},
         "s3": {"endpoint": "https://minio.example.org:9000", "region": "us-east-1"},

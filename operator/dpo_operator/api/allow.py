@@ -111,8 +111,11 @@ def _secrets(spec: DPOJobSpec) -> Iterator[tuple[str, str]]:
     yield from (("spec.pod.imagePullSecrets", name) for name in spec.pod.image_pull_secrets)
     if (token := spec.model.token_secret_ref) is not None:
         yield "spec.model.tokenSecretRef", token.name
-    if (credentials := spec.access.credentials_secret_ref) is not None:
+    if (credentials := spec.way_out.credentials_secret_ref) is not None:
         yield "spec.access.credentialsSecretRef", credentials.name
+    push = spec.export.push
+    if push is not None and push.credentials_secret_ref is not None:
+        yield "spec.export.push.credentialsSecretRef", push.credentials_secret_ref.name
     wandb = spec.tracking.wandb
     if wandb is not None and wandb.api_key_secret_ref is not None:
         yield "spec.tracking.wandb.apiKeySecretRef", wandb.api_key_secret_ref.name

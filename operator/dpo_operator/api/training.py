@@ -5,6 +5,7 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints
 
+from dpo_operator.api.access import SecretRef
 from dpo_operator.api.base import ApiModel, SecretKeyRef, Source
 from dpo_operator.api.pods import Volume
 
@@ -291,6 +292,22 @@ class EarlyStopping(ApiModel):
     )
 
 
+class Push(ApiModel):
+    """Where the exported model is copied to."""
+
+    to: str = Field(
+        min_length=1,
+        max_length=512,
+        pattern=r"^(s3|gs|az|abfs)://[A-Za-z0-9][A-Za-z0-9._-]*/[^\x00-\x20\x7f-\xa0]+$",
+        description="Folder in an object store: s3://bucket/path, gs://bucket/path or az://container/path. It must be new, empty, or an earlier "
+        "push of this job. Endpoint, region, proxy and certificates are those of access.",
+    )
+    credentials_secret_ref: SecretRef | None = Field(
+        default=None,
+        description="Secret with keys that may write there, as access.credentialsSecretRef. Default: that one, or pod.serviceAccountName.",
+    )
+
+
 class Export(ApiModel):
     """How the trained weights are exported."""
 
@@ -302,6 +319,10 @@ class Export(ApiModel):
     merge: StrictBool = Field(
         default=False,
         description="With adapters: also write the whole model with the adapter merged into it.",
+    )
+    push: Push | None = Field(
+        default=None,
+        description="Copy the export to an object store when it was verified. Default: it stays on the volume.",
     )
 
 

@@ -103,7 +103,7 @@ def _container(
     if reaches_sources(job, phase):
         if credentials_of(job, phase) is not None:
             mounts.append({"name": "credentials", "mountPath": names.CREDENTIALS_DIR, "readOnly": True})
-        if job.spec.access.ca_bundle_ref is not None:
+        if job.spec.way_out.ca_bundle_ref is not None:
             mounts.append({"name": "ca", "mountPath": names.CA_FILE.rpartition("/")[0], "readOnly": True})
     if phase == "train" and _wandb_key(job) is not None:
         mounts.append({"name": "wandb", "mountPath": names.WANDB_KEY_FILE.rpartition("/")[0], "readOnly": True})
@@ -180,7 +180,7 @@ def _access_volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
     volumes: list[dict[str, Any]] = []
     if (secret := credentials_of(job, phase)) is not None:
         volumes.append({"name": "credentials", "secret": {"secretName": secret, "defaultMode": 0o440}})
-    if (bundle := job.spec.access.ca_bundle_ref) is not None:
+    if (bundle := job.spec.way_out.ca_bundle_ref) is not None:
         item = {"key": bundle.key, "path": names.CA_FILE.rpartition("/")[2]}
         volumes.append({"name": "ca", "configMap": {"name": bundle.name, "items": [item]}})
     return volumes

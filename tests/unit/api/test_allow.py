@@ -92,10 +92,12 @@ def test_secrets_can_be_limited_to_some_names() -> None:
         "tracking": {"wandb": {"project": "p", "mode": "online", "apiKeySecretRef": {"name": "admin"}}},
         "pod": {"imagePullSecrets": ["dpo-registry", "other"]},
         "access": {"credentialsSecretRef": {"name": "s3"}},
+        "export": {"push": {"to": "s3://b/k", "credentialsSecretRef": {"name": "writer"}}},
     }
     assert fields(**parts) == []
     assert sorted(fields({"secrets": ["dpo-*"]}, **parts)) == [
         "spec.access.credentialsSecretRef",
+        "spec.export.push.credentialsSecretRef",
         "spec.model.tokenSecretRef",
         "spec.pod.imagePullSecrets",
         "spec.tracking.wandb.apiKeySecretRef",

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +13,7 @@ from typer.testing import CliRunner, Result
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.cli.main import app
-from tests.unit.trainer.tiny import tiny_model, write_jsonl
+from tests.unit.trainer.tiny import CHATML, tiny_model, write_jsonl
 
 pytestmark = pytest.mark.unit
 
@@ -94,6 +95,49 @@ def test_preview_prepares_and_shows_tokens_and_mask(job: Path, tmp_path: Path, c
     finally:
         os.close(holder)
     assert (work / "prepared.json").is_file()
+
+
+def asked(answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": "Ask"}, {"role": "assistant", "content": answer}]
+
+
+# Rows of one source each, of which "yes" is the better answer; all are read without a mapping.
+LAYOUTS: dict[str, list[dict[str, Any]]] = {
+    "arena": [{"winner": "model_b", "conversation_a": asked("no"), "conversation_b": asked("yes"), "turn": 1}],
+    "arena55k": [{"prompt": '["Ask"]', "response_a": '["yes"]', "response_b": '["no"]', "winner_model_a": 1, "winner_model_b": 0}],
+    "helpsteer2": [{"prompt": "Ask", "response_1": "yes", "response_2": "no", "preference_strength": -2}],
+    "helpsteer2 rows": [
+        {"prompt": "Ask", "response": "no", "helpfulness": 1, "correctness": 4},
+        {"prompt": "Ask", "response": "yes", "helpfulness": 4, "correctness": 1},
+    ],
+    "nectar": [{"prompt": "Ask", "answers": [{"answer": "no", "rank": 5.0}, {"answer": "yes", "rank": 1.0}]}],
+    "nemo": [{"context": asked("x")[:1], "completions": [
+        {"rank": 0, "completion": asked("yes")[1:]}, {"rank": 1, "completion": asked("no")[1:]}]}],
+    "distilabel": [{"instruction": "Ask", "generations": ["no", "yes"], "ratings": [2, 5]}],
+    "ms-swift": [{"messages": asked("yes"), "rejected_response": "no"}],
+    "json in text": [{"prompt": "Ask", "chosen": json.dumps(asked("yes")), "rejected": json.dumps(asked("no"))}],
+    "splits": [{"train": [{"chosen": asked("yes"), "rejected": asked("no")}], "test": [{"chosen": asked("a"), "rejected": asked("b")}]}],
+}  # fmt: skip
+
+
+def test_layouts_without_a_mapping_through_preview(job: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    document = yaml.safe_load(job.read_text())
+    sources = []
+    for name, rows in LAYOUTS.items():
+        path = tmp_path / f"{name.replace(' ', '-')}.json"
+        path.write_text("\n".join(map(json.dumps, rows)))
+        sources.append({"source": str(path)})
+    document["spec"]["data"] = {"train": sources[0], "mixture": sources[1:]}
+    document["spec"]["model"]["chatTemplate"] = CHATML
+    job.write_text(yaml.safe_dump(document))
+    done = dpo("preview", job, "--work-dir", tmp_path / "work")
+    shown = capfd.readouterr()
+    assert done.exit_code == 0, shown.err
+    lines = [line for line in shown.out.splitlines() if line.startswith(("  chosen", "  rejected"))]
+    assert [("yes" if "|y|e|s|" in line else "no" if "|n|o|" in line else line) for line in lines] == [
+        "yes",
+        "no",
+    ] * len(LAYOUTS)
 
 
 def test_other_settings_are_refused_and_an_earlier_version_resumes(

@@ -67,20 +67,23 @@ def test_the_first_rows_of_local_data_are_looked_at(tmp_path: Path, capfd: pytes
     )
     data = {
         "train": {"source": "./swift.jsonl"},
-        "mixture": [{"source": "pvc://more/a.csv"}],
+        "mixture": [{"source": "pvc://more/a.csv"}, {"source": "s3://nowhere/a.jsonl"}],
         "eval": {"source": "org/pairs"},
         "filters": {"maxBadRows": 0.1},
     }
     done = validated(tmp_path, "--data", "--claims", str(tmp_path / "claims"), data=data)
     shown = capfd.readouterr().out.splitlines()
     assert done.exit_code == 0
-    train, mixture, evaluation = (line.replace(f"{tmp_path}/", "") for line in shown)
+    train, mixture, store, evaluation = (line.replace(f"{tmp_path}/", "") for line in shown)
     assert train == (
         "train: swift.jsonl: messages; 63 pairs in the first 64 rows; left out: equal_answers 1. The first: swift.jsonl line 4, "
         "equal_answers: the answers are the same but for white space at their ends"
     )
     assert mixture.startswith(
         "mixture[0]: pvc://more/a.csv: votes; 1 pairs in the first 2 rows; left out: tie 1. The first: a.csv line 3, tie"
+    )
+    assert (
+        store == "mixture[1]: s3://nowhere/a.jsonl is not on this machine and was not looked at; dpo preview reads it"
     )
     assert evaluation == "eval: org/pairs is not on this machine and was not looked at; dpo preview reads it"
 

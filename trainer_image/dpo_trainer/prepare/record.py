@@ -186,7 +186,7 @@ def spec_hash(spec: DPOJobSpec) -> str:
         "seed": spec.training.seed if mixture.is_random(spec.data) else None,
     }
     # Which bucket or repository a name means.
-    if places := {name: part for name in ("s3", "gs", "azure", "hub") if (part := _set(getattr(spec.access, name)))}:
+    if places := {name: part for name in ("s3", "gs", "azure", "hub") if (part := _set(getattr(spec.way_out, name)))}:
         parts["access"] = places
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -83,6 +83,11 @@ class WorkDir:
         return self.root / "export"
 
     @property
+    def pushed(self) -> Path:
+        """Where the export was copied to, reports.PushReport as JSON."""
+        return self.root / "pushed.json"
+
+    @property
     def report(self) -> Path:
         """Picture and table of the run."""
         return self.root / "report"

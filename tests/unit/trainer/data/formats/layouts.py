@@ -193,6 +193,8 @@ SHAPES: list[tuple[str, str, dict[str, Any], dict[str, Any], Pair]] = [
      {"chosen": "messages", "rejected": "rejected_response"}, CHAT),
     ("ms-swift with two conversations", "messages", {"messages": [USER, BOT], "rejected_messages": [USER, RUDE]}, {}, CHAT),
     ("ms-swift 2", "pairs", {"query": "Hi", "response": "Hello", "rejected_response": "What?", "history": None}, {}, TEXT),
+    ("LLaMA-Factory comparison_gpt4_data_en", "pairs", {"instruction": "Hi", "input": "", "output": ["Hello", "What?"]},
+     {"chosen": "output.0", "rejected": "output.1"}, TEXT),
     ("LLaMA-Factory v1", "messages",
      {"chosen_messages": [{"role": "user", "content": [{"type": "text", "value": "Hi"}]},
                           {"role": "assistant", "content": [{"type": "text", "value": "Hel"}, {"type": "text", "value": "lo"}]}],
