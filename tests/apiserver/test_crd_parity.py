@@ -251,6 +251,14 @@ def combinations() -> Iterator[dict[str, Any]]:
         *({"targetModules": ["q_proj", "v_proj"]}, {"targetModules": ["v_proj", "q_proj"]}),
         *({"dora": True}, {"rslora": True}, {"dora": False, "rslora": False}),
     )
+    names = ("dpo", "orpo", "simpo")
+    for name, plus, other in itertools.product(
+        names, ((), ("orpo",), ("ipo",)), (None, {"name": "r"}, {"name": "pvc://"})
+    ):
+        yield {
+            "model": {"name": "m", "reference": other},
+            "method": {"name": name, "plus": [{"name": n} for n in plus]},
+        }
     starts = (None, {"name": "sft"}, {"name": "sft", "train": "new"}, {"name": "pvc://"})
     for kind, rest, start in itertools.product((None, "none", "lora"), settings, starts):
         yield {"adapter": {"type": kind, **rest}, "model": {"name": "m", "adapter": start}}
