@@ -159,6 +159,9 @@ def resources() -> Iterator[dict[str, Any]]:
         yield {"pod": {part: {"requests": {name: "1"}, "limits": {name: 1, "memory": "1Gi"}}}}
     for name in (*names, "x" * 254):
         yield {"pod": {"network": {"rdmaResource": name}}}
+        yield {
+            "pod": {"gpuResource": name, "network": {"rdmaResource": "rdma/ib"}, "resources": {"limits": {"a/b": 1}}}
+        }
         yield {"pod": {"nodeSelector": {name: "x"}}}
         yield {"pod": {"tolerations": [{"key": name, "operator": "Exists"}]}}
         yield {"pod": {"topology": {"packBy": name}}}

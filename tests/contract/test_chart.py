@@ -71,6 +71,16 @@ def test_pod_groups_are_a_right_only_when_asked_for(queue: str, group: str) -> N
     assert added == [{"apiGroups": [group], "resources": ["podgroups"], "verbs": ["get", "create", "patch"]}]
 
 
+def test_the_policy_knows_the_same_gpus_as_the_operator() -> None:
+    listed = ", ".join(f"'{name}'" for name in names.GPU_RESOURCES)
+    policies = render().all("ValidatingAdmissionPolicy")
+    assert any(
+        f"variables.spec.pod.gpuResource in [{listed}]" in check["expression"]
+        for policy in policies
+        for check in policy["spec"]["validations"]
+    )
+
+
 def test_no_right_is_dangerous() -> None:
     for role in (*render().all("ClusterRole"), *render("watchNamespaces={a}").all("Role")):
         for rule in role["rules"]:
