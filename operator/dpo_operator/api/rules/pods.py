@@ -27,7 +27,21 @@ def _queue_fits(queue: Queue | None) -> bool:
         return True
     if queue.kind == "SchedulerPlugins":
         return queue.name is None and queue.priority_class is None
+    if queue.kind == "KAI":
+        return queue.name is not None and queue.priority_class is None
     return queue.kind == "Volcano" or queue.name is not None
+
+
+def _queue_topology_fits(spec: DPOJobSpec) -> bool:
+    if spec.queue is None or spec.queue.topology is None:
+        return True
+    topology = spec.queue.topology
+    if spec.pod.topology is not None:
+        return False
+    if spec.queue.kind == "Kueue":
+        return topology.pack_by is not None and topology.highest_tier is None
+    tiers = (topology.highest_tier is not None) == topology.required
+    return spec.queue.kind == "Volcano" and topology.pack_by is None and tiers
 
 
 def _topology_fits(topology: Topology | None) -> bool:
@@ -125,10 +139,20 @@ POD_RULES: tuple[Rule, ...] = (
     Rule(
         "queue",
         "!has(self.queue) || (self.queue.kind == 'SchedulerPlugins' ? !has(self.queue.name) && !has(self.queue.priorityClass) : "
+        "self.queue.kind == 'KAI' ? has(self.queue.name) && !has(self.queue.priorityClass) : "
         "self.queue.kind == 'Volcano' || has(self.queue.name))",
         lambda s: _queue_fits(s.queue),
-        "Kueue needs name, the LocalQueue; SchedulerPlugins has neither queues nor priorities of its own, so name and priorityClass must be "
-        "left out",
+        "Kueue and KAI need name, the queue; SchedulerPlugins has neither queues nor priorities of its own, so name and priorityClass must be "
+        "left out; KAI takes the priority of pod.priorityClassName, so priorityClass must be left out",
+    ),
+    Rule(
+        "queue.topology",
+        "!has(self.queue) || !has(self.queue.topology) || (!has(self.pod.topology) && (self.queue.kind == 'Kueue' ? "
+        "has(self.queue.topology.packBy) && !has(self.queue.topology.highestTier) : self.queue.kind == 'Volcano' && "
+        "!has(self.queue.topology.packBy) && has(self.queue.topology.highestTier) == self.queue.topology.required))",
+        _queue_topology_fits,
+        "with Kueue it needs packBy alone, with Volcano highestTier exactly when required is true; other kinds have none, and pod.topology excludes "
+        "it, because one of the two places the ranks",
     ),
     Rule(
         "pod.topology",
