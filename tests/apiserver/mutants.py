@@ -28,6 +28,7 @@ COMPLETE: dict[str, Any] = a_job(
         "name": "org/model",
         "revision": "main",
         "adapter": {"name": "pvc://sft/adapter", "revision": "main", "train": "new"},
+        "reference": {"name": "org/other", "revision": "main"},
         "tokenSecretRef": {"name": "hub", "key": "token"},
         "chatTemplate": "{{ messages }}",
         "attention": "sdpa",
