@@ -29,6 +29,13 @@ class StartAdapter(ApiModel):
     )
 
 
+class ReferenceModel(ApiModel):
+    """Another model as the reference. It needs the same tokens; it may be of another size."""
+
+    name: Source = Field(description="Hub id, pvc://claim/folder, URL or folder, as model.name.")
+    revision: Revision | None = Field(default=None, description="Branch, tag or commit of its hub repository.")
+
+
 class Model(ApiModel):
     """The model to align: the policy's starting point and, for DPO, the reference."""
 
@@ -45,6 +52,11 @@ class Model(ApiModel):
     adapter: StartAdapter | None = Field(
         default=None,
         description="Adapter that the policy starts from, and the reference stays with. Its chat template, if it has one, is used.",
+    )
+    reference: ReferenceModel | None = Field(
+        default=None,
+        description="Reference model. It is loaded to compute its log-probs of the pairs and dropped before the policy is loaded. Default: the "
+        "policy before its first update, with model.adapter.",
     )
     token_secret_ref: SecretKeyRef | None = Field(
         default=None,
@@ -66,7 +78,7 @@ class Model(ApiModel):
     @property
     def sources(self) -> tuple[tuple[str, str, str | None], ...]:
         """What is fetched beside the data: field, source, revision."""
-        others = [("adapter", self.adapter)]
+        others = (("adapter", self.adapter), ("reference", self.reference))
         return (
             ("spec.model.revision", self.name, self.revision),
             *((f"spec.model.{field}.revision", part.name, part.revision) for field, part in others if part is not None),

@@ -58,6 +58,11 @@ class WorkDir:
         return self.root / "reference"
 
     @property
+    def reference_model(self) -> Path:
+        """Hugging Face folder of another reference model; absent without one."""
+        return self.root / "reference-model"
+
+    @property
     def checkpoints(self) -> Path:
         """Committed checkpoints, one folder each."""
         return self.root / "checkpoints"
