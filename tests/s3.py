@@ -162,7 +162,11 @@ def before(server: Server, fault: Fault) -> Iterator[Proxy]:
 
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_one
 
-    listener = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Listener(http.server.ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """A client that was killed is no error."""
+
+    listener = Listener(("127.0.0.1", 0), Handler)
     proxy = Proxy(listener.server_port)
     thread = threading.Thread(target=listener.serve_forever, daemon=True)
     thread.start()

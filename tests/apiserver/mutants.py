@@ -28,6 +28,7 @@ COMPLETE: dict[str, Any] = a_job(
         "name": "org/model",
         "revision": "main",
         "adapter": {"name": "pvc://sft/adapter", "revision": "main", "train": "new"},
+        "reference": {"name": "org/other", "revision": "main"},
         "tokenSecretRef": {"name": "hub", "key": "token"},
         "chatTemplate": "{{ messages }}",
         "attention": "sdpa",
@@ -42,6 +43,7 @@ COMPLETE: dict[str, Any] = a_job(
             "columns": {
                 "prompt": "question",
                 "system": "role.system",
+                "tools": "functions",
                 "chosen": "good",
                 "rejected": "bad",
                 "completion": "answer",
@@ -55,6 +57,7 @@ COMPLETE: dict[str, Any] = a_job(
                 "votes": "winner",
                 "confidence": "score",
             },
+            "ignoreColumns": ["id", "meta.system"],
             "limit": 1000,
             "weight": 0.5,
         },
@@ -64,6 +67,7 @@ COMPLETE: dict[str, Any] = a_job(
         "maxLength": 1024,
         "maxPromptLength": 512,
         "truncation": "keep_start",
+        "template": {"keepReasoning": "answers", "specialTokens": "read"},
         "filters": {
             "minConfidence": 0.7,
             "minScoreGap": 0.5,
@@ -123,7 +127,11 @@ COMPLETE: dict[str, Any] = a_job(
     },
     evaluation={"everySteps": 25, "microBatchSize": 4, "samples": 8, "sampleTokens": 128},
     earlyStopping={"metric": "eval_loss", "patience": 2, "minDelta": 0.001},
-    export={"checkpoint": "best", "merge": True},
+    export={
+        "checkpoint": "best",
+        "merge": True,
+        "push": {"to": "s3://models/team/out", "credentialsSecretRef": {"name": "writer"}},
+    },
     access={
         "credentialsSecretRef": {"name": "keys"},
         "s3": {"endpoint": "https://minio.example.org:9000", "region": "us-east-1"},

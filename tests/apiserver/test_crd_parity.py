@@ -169,6 +169,18 @@ def resources() -> Iterator[dict[str, Any]]:
         yield {"pod": {"resources": {}, "prepareResources": wanted}}
     for name in ("system-node-critical", "system", "my-system-", "a..b", "a.b"):
         yield {"pod": {"priorityClassName": name, "runtimeClassName": name}}
+    keys = (
+        "kubernetes.io/x",
+        "a.k8s.io/x",
+        "x-k8s.io/x",
+        "azure.workload.identity/use",
+        "kai.scheduler/queue",
+        "job-name",
+        "job-names",
+    )
+    for key in (*names, *keys, "cluster-autoscaler.kubernetes.io/safe-to-evict", "kueue.x-k8s.io/pod-group-x"):
+        yield {"pod": {"annotations": {key: "[]"}, "labels": {}}}
+        yield {"pod": {"annotations": {}, "labels": {key: "x"}}}
         yield {"queue": {"kind": "Volcano", "priorityClass": name}}
 
 
@@ -239,6 +251,14 @@ def combinations() -> Iterator[dict[str, Any]]:
         *({"targetModules": ["q_proj", "v_proj"]}, {"targetModules": ["v_proj", "q_proj"]}),
         *({"dora": True}, {"rslora": True}, {"dora": False, "rslora": False}),
     )
+    names = ("dpo", "orpo", "simpo")
+    for name, plus, other in itertools.product(
+        names, ((), ("orpo",), ("ipo",)), (None, {"name": "r"}, {"name": "pvc://"})
+    ):
+        yield {
+            "model": {"name": "m", "reference": other},
+            "method": {"name": name, "plus": [{"name": n} for n in plus]},
+        }
     starts = (None, {"name": "sft"}, {"name": "sft", "train": "new"}, {"name": "pvc://"})
     for kind, rest, start in itertools.product((None, "none", "lora"), settings, starts):
         yield {"adapter": {"type": kind, **rest}, "model": {"name": "m", "adapter": start}}

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from dpo_operator.api.base import ApiModel
+from dpo_operator.api.method import MethodName
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.cli import jobfile
 from tests.conftest import REPOSITORY
@@ -66,7 +67,7 @@ def declared(path: str, name: str) -> dict[str, dict[str, ast.expr]]:
     return {
         node.target.id: keywords(node.value)
         for node in body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value
     }
 
 
@@ -141,6 +142,22 @@ def test_every_loss_type_is_on_the_page() -> None:
         metadata = ast.literal_eval(fields(kind)["loss_type"]["metadata"])
         said = metadata.get("choices") or re.findall(r"`'(\w+)'`", metadata["help"])
         assert listed[kind] == set(said)
+
+
+def test_what_a_loss_becomes_is_a_method() -> None:
+    written = [yaml.safe_load(f"{{{span}}}") for row in cells("Losses") for span in spans(row[2]) if ":" in span]
+    assert len(written) >= 8
+    for method in written:
+        assert [name for name in method if not has(f"method.{name}")] == []
+        assert method.get("name", "dpo") in set(MethodName)
+
+
+def test_what_lora_s_settings_become_are_fields() -> None:
+    said = cells("Arguments of DPOTrainer")[-1][2]
+    pairs = re.findall(r"`(\w+)`: `(\w+)`", said)
+    assert len(pairs) >= 6
+    lora = declared("peft/tuners/lora/config.py", "LoraConfig")
+    assert [pair for pair in pairs if pair[0] not in lora or not has(f"adapter.{pair[1]}")] == []
 
 
 def test_every_argument_of_the_trainer_is_on_the_page() -> None:

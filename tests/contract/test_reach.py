@@ -33,6 +33,7 @@ def pod_of(job: DPOJob, phase: names.Phase, address: str) -> Place:
 
 
 IDENTIFIED = a_job("5", pod={"serviceAccountName": "reader"})
+PUSHING = a_job("6", export={"push": {"to": "s3://bucket/out"}})
 JOB, WANDB = a_job("1"), a_job("2", tracking=ONLINE)
 SAME_TEAM, OTHER_TEAM = a_job("3"), a_job("4", "team-b")
 PODS = {
@@ -42,6 +43,8 @@ PODS = {
     "rank": pod_of(JOB, "train", "10.1.0.2"),
     "rank with wandb online": pod_of(WANDB, "train", "10.1.0.3"),
     "export": pod_of(JOB, "export", "10.1.0.4"),
+    "export that is pushed": pod_of(PUSHING, "export", "10.1.0.16"),
+    "rank of a job that pushes": pod_of(PUSHING, "train", "10.1.0.17"),
     "operator": Place(
         "10.1.0.5",
         NAMESPACE,
@@ -92,6 +95,8 @@ TABLE = {
     "prometheus": {"hub", "hub by IPv6", "hub through NAT64", "registry on another port", "DNS", "DNS of the node", "API server",
         "API server's Service", "kubelet", "object store in the cluster", "proxy in a private network", "pod of another team"},
 }  # fmt: skip
+TABLE["export that is pushed"] = TABLE["prepare"]
+TABLE["rank of a job that pushes"] = TABLE["rank with an identity"]
 TABLE["prepare with an identity"] = TABLE["prepare"]
 TABLE["a stranger"] = TABLE["prometheus"]
 
@@ -101,7 +106,7 @@ def policies(networks: Networks = CLOSED, *settings: str) -> list[dict[str, Any]
         {**p, "metadata": p["metadata"] | {"namespace": NAMESPACE}} for p in render(*settings).all("NetworkPolicy")
     ]
     networks = networks.model_copy(update={"metrics_namespaces": networks.metrics_namespaces or (NAMESPACE,)})
-    jobs = (JOB, WANDB, IDENTIFIED, SAME_TEAM, OTHER_TEAM)
+    jobs = (JOB, WANDB, IDENTIFIED, PUSHING, SAME_TEAM, OTHER_TEAM)
     guards = [guard for job in jobs for phase in names.PHASES for guard in build_guards(job, phase, networks)]
     return chart + [guard for guard in guards if guard["kind"] == "NetworkPolicy"]
 
@@ -135,7 +140,10 @@ def test_the_identity_service_is_for_prepare_with_an_identity(cloud: str) -> Non
     assert not reaches(known, PODS["prepare with an identity"], Place(IDENTITY_SERVICES[cloud][0]), 443)
 
 
-@pytest.mark.parametrize("source", ["prepare", "prepare with an identity", "rank", "rank with wandb online", "export"])
+@pytest.mark.parametrize(
+    "source",
+    ["prepare", "prepare with an identity", "rank", "rank with wandb online", "export", "export that is pushed"],
+)
 @pytest.mark.parametrize(
     "networks", [CLOSED, Networks(open=("100.64.0.0/10", "0.0.0.0/0", "::/0"))], ids=["closed", "open"]
 )

@@ -10,12 +10,13 @@ from typing import cast
 
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.reports import Termination
+from dpo_operator.api.reports import PushReport, Termination
 from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.distributed import rendezvous
 from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.runtime.files import commit
 from dpo_trainer.runtime.job import (
     attempt_from_environment,
     hub_token,
@@ -104,7 +105,7 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
     telemetry.serve()
     from dpo_trainer.sources.access import from_environment
 
-    access = from_environment(job.spec.access)
+    access = from_environment(job.spec.way_out)
     access.apply(work.root / ".cache")
     from dpo_trainer.prepare import phase as prepare
     from dpo_trainer.prepare.inputs import Inputs
@@ -179,9 +180,27 @@ def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> T
         telemetry.alive()
 
     path = export.run(job, work, progress=progress, trust=trust)
+    pushed = _push(job, work, path, progress)
     progress("writing the report")
     _write_report(work, telemetry)
-    return build_termination("export", attempt, ExitCode.OK, export_path=path)
+    return build_termination("export", attempt, ExitCode.OK, export_path=path, pushed=pushed)
+
+
+def _push(job: DPOJob, work: WorkDir, path: str, progress: Callable[[str], None]) -> PushReport | None:
+    """Copy the export to the store that the job names. Raises TrainerError, which says that the export is there."""
+    settings = job.spec.export.push
+    if settings is None:
+        return None
+    from dpo_trainer.export import push
+    from dpo_trainer.sources.access import from_environment
+
+    try:
+        access = from_environment(job.spec.way_out, settings.credentials_secret_ref)
+        pushed = push.push(settings, job.metadata.uid, work.root / path, access, progress)
+    except TrainerError as error:
+        raise push.not_pushed(error, path, settings.to) from error
+    commit(work.pushed, pushed.model_dump_json().encode())
+    return pushed
 
 
 def _write_report(work: WorkDir, telemetry: Telemetry) -> None:

@@ -24,6 +24,9 @@ CREDENTIALS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # Of these, the ones that only name an account: messages may show them.
 PUBLIC_CREDENTIALS = ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_TENANT_ID", "AZURE_CLIENT_ID")
+# Fields that name such a Secret.
+CREDENTIALS_FIELD = "spec.access.credentialsSecretRef"
+PUSH_CREDENTIALS_FIELD = "spec.export.push.credentialsSecretRef"
 
 
 class SecretRef(ApiModel):

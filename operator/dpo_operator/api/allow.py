@@ -44,6 +44,8 @@ class Allow(ApiModel):
     tolerations: tuple[Pattern, ...] = ()
     priority_classes: tuple[Pattern, ...] = ()
     runtime_classes: tuple[Pattern, ...] = ()
+    pod_annotations: tuple[Pattern, ...] = ()
+    pod_labels: tuple[Pattern, ...] = ()
     host_network: StrictBool = Field(default=False)
     unisolated: StrictBool = Field(default=False)
     unlabelled_claims: StrictBool = Field(default=False)
@@ -76,6 +78,8 @@ def refusals(spec: DPOJobSpec, allow: Allow, image: str) -> list[str]:
         found += _unlisted(field, [name] if name is not None else [], allow.priority_classes, "priorityClasses")
     runtimes = [pod.runtime_class_name] if pod.runtime_class_name is not None else []
     found += _unlisted("spec.pod.runtimeClassName", runtimes, allow.runtime_classes, "runtimeClasses")
+    found += _unlisted("spec.pod.annotations", pod.annotations, allow.pod_annotations, "podAnnotations")
+    found += _unlisted("spec.pod.labels", pod.labels, allow.pod_labels, "podLabels")
     accounts = [pod.service_account_name] if pod.service_account_name is not None else []
     found += _unlisted("spec.pod.serviceAccountName", accounts, allow.service_accounts, "serviceAccounts")
     for field, name in _secrets(spec):
@@ -111,8 +115,11 @@ def _secrets(spec: DPOJobSpec) -> Iterator[tuple[str, str]]:
     yield from (("spec.pod.imagePullSecrets", name) for name in spec.pod.image_pull_secrets)
     if (token := spec.model.token_secret_ref) is not None:
         yield "spec.model.tokenSecretRef", token.name
-    if (credentials := spec.access.credentials_secret_ref) is not None:
+    if (credentials := spec.way_out.credentials_secret_ref) is not None:
         yield "spec.access.credentialsSecretRef", credentials.name
+    push = spec.export.push
+    if push is not None and push.credentials_secret_ref is not None:
+        yield "spec.export.push.credentialsSecretRef", push.credentials_secret_ref.name
     wandb = spec.tracking.wandb
     if wandb is not None and wandb.api_key_secret_ref is not None:
         yield "spec.tracking.wandb.apiKeySecretRef", wandb.api_key_secret_ref.name

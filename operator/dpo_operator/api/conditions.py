@@ -20,7 +20,20 @@ FAILED = "Failed"
 RESIZED = "Resized"
 VOLUME_TOO_SMALL = "VolumeTooSmall"
 VOLUME_NEARLY_FULL = "VolumeNearlyFull"
-TYPES = (SUSPENDED, PREPARED, RUNNING, RESTARTING, COMPLETE, FAILED, RESIZED, VOLUME_TOO_SMALL, VOLUME_NEARLY_FULL)
+# Whether the export is in the store that export.push names.
+PUSHED = "Pushed"
+TYPES = (
+    SUSPENDED,
+    PREPARED,
+    RUNNING,
+    RESTARTING,
+    COMPLETE,
+    FAILED,
+    RESIZED,
+    VOLUME_TOO_SMALL,
+    VOLUME_NEARLY_FULL,
+    PUSHED,
+)
 
 # Reasons of the operator's own decisions. A failed trainer's reasons come from the exit-code table.
 INVALID_SPEC = "InvalidSpec"
@@ -67,6 +80,8 @@ PREPARE_SUCCEEDED = "PrepareSucceeded"
 PODS_RUNNING = "PodsRunning"
 FINISHED = "Finished"
 EXPORTED = "Exported"
+PUSH_PENDING = "PushPending"
+COPIED = "Copied"
 SUSPENDED_BY_SPEC = "SuspendedBySpec"
 RESUMED = "Resumed"
 RESTARTED = "Restarted"

@@ -216,10 +216,11 @@ class Template(ApiModel):
         description="Reasoning that must reach the tokens. A row is left out when the template cuts it, as templates of reasoning models do "
         "with earlier turns. all: that of all turns. answers: that of the answers. none: the template may cut any.",
     )
-    applied: StrictBool = Field(
-        default=False,
-        description="Plain text went through the model's chat template already: the text of special tokens in it becomes these tokens, and "
-        "BOS and EOS are added only where it lacks them.",
+    special_tokens: Literal["refuse", "read", "spell"] = Field(
+        default="refuse",
+        description="What becomes of text that looks as if it went through a chat template already. refuse: such rows are left out. read: the "
+        "text of special tokens in plain text becomes these tokens, and BOS and EOS are added only where it lacks them. spell: it is spelled "
+        "out, for text that only quotes them.",
     )
 
 

@@ -115,6 +115,11 @@ def policy_name(job: str, phase: Phase) -> str:
     return f"{job}-prepare" if phase == "prepare" else f"{job}-train"
 
 
+def push_policy_name(job: str) -> str:
+    """NetworkPolicy of an export pod that pushes, in addition to that of the ranks and the export pod."""
+    return f"{job}-push"
+
+
 def pod_group_name(job: str) -> str:
     """PodGroup of the training pods, for schedulers that place gangs."""
     return f"{job}-train"

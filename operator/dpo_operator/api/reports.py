@@ -140,6 +140,15 @@ class DatasetReport(_Report):
     model: ModelShape | None = Field(default=None, description="None if config.json does not say enough.")
 
 
+class PushReport(_Report):
+    """A model that was copied to an object store."""
+
+    to: Words = Field(description="Its folder there.")
+    digest: str = Field(
+        pattern=r"^[0-9a-f]{64}$", description="SHA-256 of dpo_provenance.json, which has the digest of each file, hex."
+    )
+
+
 class Termination(_Report):
     """Termination message of a trainer container, written to the termination log."""
 
@@ -155,6 +164,8 @@ class Termination(_Report):
     export_path: Words | None = Field(
         default=None, description="Folder of the exported model, relative to the work folder."
     )
+
+    pushed: PushReport | None = None
 
     def to_text(self) -> str:
         """JSON of at most 4,096 bytes; truncates only `message`."""

@@ -136,10 +136,20 @@ class StragglerStatus(StatusModel):
     since: Time = Field(description="When it was noticed.")
 
 
+class PushStatus(StatusModel):
+    """A copy of the trained model in an object store."""
+
+    to: str = Field(max_length=512, description="Its folder there.")
+    digest: str = Field(
+        max_length=64, description="SHA-256 of dpo_provenance.json there, which has the digest of each file, hex."
+    )
+
+
 class ExportStatus(StatusModel):
     """The trained model."""
 
     path: str = Field(max_length=1024, description="Folder, relative to the job's folder on the volume.")
+    pushed: PushStatus | None = Field(default=None, description="Its copy, with export.push.")
 
 
 class FinalMetrics(StatusModel):
@@ -222,7 +232,7 @@ class DPOJobStatus(StatusModel):
     )
     conditions: list[Condition] = Field(
         default=[],
-        description=f"Types: {', '.join(TYPES)}. The last three appear only when relevant.",
+        description=f"Types: {', '.join(TYPES)}. The last four appear only when relevant.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     start_time: Time | None = Field(default=None, description="When the job was accepted.")

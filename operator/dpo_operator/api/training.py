@@ -5,6 +5,7 @@ from typing import Annotated, Final, Literal, NamedTuple
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints
 
+from dpo_operator.api.access import SecretRef
 from dpo_operator.api.base import ApiModel, SecretKeyRef, Source
 from dpo_operator.api.pods import Volume
 
@@ -28,6 +29,13 @@ class StartAdapter(ApiModel):
     )
 
 
+class ReferenceModel(ApiModel):
+    """Another model as the reference. It needs the same tokens; it may be of another size."""
+
+    name: Source = Field(description="Hub id, pvc://claim/folder, URL or folder, as model.name.")
+    revision: Revision | None = Field(default=None, description="Branch, tag or commit of its hub repository.")
+
+
 class Model(ApiModel):
     """The model to align: the policy's starting point and, for DPO, the reference."""
 
@@ -44,6 +52,11 @@ class Model(ApiModel):
     adapter: StartAdapter | None = Field(
         default=None,
         description="Adapter that the policy starts from, and the reference stays with. Its chat template, if it has one, is used.",
+    )
+    reference: ReferenceModel | None = Field(
+        default=None,
+        description="Reference model. It is loaded to compute its log-probs of the pairs and dropped before the policy is loaded. Default: the "
+        "policy before its first update, with model.adapter.",
     )
     token_secret_ref: SecretKeyRef | None = Field(
         default=None,
@@ -65,7 +78,7 @@ class Model(ApiModel):
     @property
     def sources(self) -> tuple[tuple[str, str, str | None], ...]:
         """What is fetched beside the data: field, source, revision."""
-        others = [("adapter", self.adapter)]
+        others = (("adapter", self.adapter), ("reference", self.reference))
         return (
             ("spec.model.revision", self.name, self.revision),
             *((f"spec.model.{field}.revision", part.name, part.revision) for field, part in others if part is not None),
@@ -291,6 +304,22 @@ class EarlyStopping(ApiModel):
     )
 
 
+class Push(ApiModel):
+    """Where the exported model is copied to."""
+
+    to: str = Field(
+        min_length=1,
+        max_length=512,
+        pattern=r"^(s3|gs|az|abfs)://[A-Za-z0-9][A-Za-z0-9._-]*/[^\x00-\x20\x7f-\xa0]+$",
+        description="Folder in an object store: s3://bucket/path, gs://bucket/path or az://container/path. It must be new, empty, or an earlier "
+        "push of this job. Endpoint, region, proxy and certificates are those of access.",
+    )
+    credentials_secret_ref: SecretRef | None = Field(
+        default=None,
+        description="Secret with keys that may write there, as access.credentialsSecretRef. Default: that one, or pod.serviceAccountName.",
+    )
+
+
 class Export(ApiModel):
     """How the trained weights are exported."""
 
@@ -302,6 +331,10 @@ class Export(ApiModel):
     merge: StrictBool = Field(
         default=False,
         description="With adapters: also write the whole model with the adapter merged into it.",
+    )
+    push: Push | None = Field(
+        default=None,
+        description="Copy the export to an object store when it was verified. Default: it stays on the volume.",
     )
 
 

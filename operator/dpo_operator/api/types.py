@@ -53,7 +53,10 @@ class DPOJobSpec(ApiModel):
         description="GPUs, and so processes, of each pod. 0 runs one process on the CPU.",
     )
     pod: Pod = Field(default=Pod(), description="How trainer pods are placed and run.")
-    access: Access = Field(default=Access(), description="How prepare reaches object stores and hubs.")
+    access: Access | None = Field(
+        default=None,
+        description="How prepare reaches object stores and hubs. Default: without keys, over the internet.",
+    )
     queue: Queue | None = Field(
         default=None,
         description="Queue that decides when training pods are placed. Default: the operator places one gang at a time.",
@@ -88,6 +91,11 @@ class DPOJobSpec(ApiModel):
         pattern=r"^[a-z0-9.-]+/[A-Za-z0-9._-]+$",
         description="Controller that acts on this job; another value makes this operator leave it alone.",
     )
+
+    @property
+    def way_out(self) -> Access:
+        """How prepare, and an export that is pushed, reach stores and hubs."""
+        return self.access or Access()
 
     @property
     def learning_rate(self) -> float:

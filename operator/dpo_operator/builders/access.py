@@ -3,14 +3,22 @@
 from dpo_operator.api.types import DPOJob
 
 
+def pushes(job: DPOJob) -> bool:
+    """Whether the export pod copies the model to a store."""
+    return job.spec.export.push is not None
+
+
 def reaches_sources(job: DPOJob, phase: str) -> bool:
     """Whether a phase's pod reaches stores and hubs, and so gets keys, an identity and a way out."""
-    return phase == "prepare"
+    return phase == "prepare" or (phase == "export" and pushes(job))
 
 
 def credentials_of(job: DPOJob, phase: str) -> str | None:
     """Secret with the keys of a phase that reaches stores; None without one."""
-    secret = job.spec.access.credentials_secret_ref
+    own = (
+        job.spec.export.push.credentials_secret_ref if phase == "export" and job.spec.export.push is not None else None
+    )
+    secret = own or job.spec.way_out.credentials_secret_ref
     return None if secret is None else secret.name
 
 

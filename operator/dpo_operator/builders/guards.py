@@ -7,7 +7,7 @@ from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.access import has_identity
+from dpo_operator.builders.access import has_identity, pushes
 from dpo_operator.builders.common import Manifest, build_metadata, rank_labels
 from dpo_operator.builders.networks import CLOSED, NAMESPACE_NAME, Networks
 from dpo_operator.builders.ports import ports_of
@@ -32,6 +32,8 @@ def build_guards(job: DPOJob, phase: names.Phase, networks: Networks = CLOSED) -
     if job.spec.pod.network.isolate or not networks.unisolated:
         build_policy = build_prepare_policy if phase == "prepare" else build_rank_policy
         guards.append(build_policy(job, networks))
+        if phase == "export" and pushes(job):
+            guards.append(build_push_policy(job, networks))
     return tuple(guard for guard in guards if guard is not None)
 
 
@@ -77,7 +79,7 @@ def build_rank_policy(job: DPOJob, networks: Networks) -> Manifest:
     selected = {"key": names.LABEL_PHASE, "operator": "In", "values": ["train", "export"]}
     return _policy(
         job,
-        "train",
+        names.policy_name(job.metadata.name, "train"),
         {"matchLabels": {names.LABEL_UID: job.metadata.uid}, "matchExpressions": [selected]},
         ingress=[{"from": own}, _metrics(job, "train", networks.metrics_namespaces)],
         egress=[{"to": own}, _dns(), *online],
@@ -89,16 +91,21 @@ def build_prepare_policy(job: DPOJob, networks: Networks) -> Manifest:
     selected = {"matchLabels": {names.LABEL_UID: job.metadata.uid, names.LABEL_PHASE: "prepare"}}
     ingress = [_metrics(job, "prepare", networks.metrics_namespaces)]
     egress = [{"to": networks.outside()}, _dns(), *_identity(job, "prepare", networks)]
-    return _policy(job, "prepare", selected, ingress=ingress, egress=egress)
+    return _policy(job, names.policy_name(job.metadata.name, "prepare"), selected, ingress=ingress, egress=egress)
 
 
-def _policy(
-    job: DPOJob, phase: names.Phase, selected: dict[str, Any], *, ingress: list[Any], egress: list[Any]
-) -> Manifest:
+def build_push_policy(job: DPOJob, networks: Networks) -> Manifest:
+    """An export that is pushed reaches what prepare does. Policies add up, so this one only opens."""
+    selected = {"matchLabels": {names.LABEL_UID: job.metadata.uid, names.LABEL_PHASE: "export"}}
+    egress = [{"to": networks.outside()}, *_identity(job, "export", networks)]
+    return _policy(job, names.push_policy_name(job.metadata.name), selected, ingress=[], egress=egress)
+
+
+def _policy(job: DPOJob, name: str, selected: dict[str, Any], *, ingress: list[Any], egress: list[Any]) -> Manifest:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": build_metadata(job, names.policy_name(job.metadata.name, phase)),
+        "metadata": build_metadata(job, name),
         "spec": {
             "podSelector": selected,
             "policyTypes": ["Ingress", "Egress"],

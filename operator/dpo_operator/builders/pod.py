@@ -67,7 +67,8 @@ def build_pod_template(
         spec["imagePullSecrets"] = [{"name": name} for name in pod.image_pull_secrets]
     if pod.priority_class_name is not None:
         spec["priorityClassName"] = pod.priority_class_name
-    labels = build_labels(job, phase, attempt)
+    # What the operator sets wins; the rules let no job name it, either.
+    labels = dict(pod.labels) | build_labels(job, phase, attempt)
     if has_identity(job, phase):
         # Its identity in a cloud comes from that cloud's webhook or metadata service; the API server's token is not mounted.
         spec["serviceAccountName"] = pod.service_account_name
@@ -77,7 +78,7 @@ def build_pod_template(
         if job.spec.pod.network.host_network:
             # With hostNetwork, the cluster's DNS is used only with this policy.
             spec |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
-    metadata = {"labels": labels, "annotations": {names.LABEL_ATTEMPT: str(attempt)}}
+    metadata = {"labels": labels, "annotations": dict(pod.annotations) | {names.LABEL_ATTEMPT: str(attempt)}}
     return {"metadata": metadata, "spec": spec}
 
 
@@ -103,7 +104,7 @@ def _container(
     if reaches_sources(job, phase):
         if credentials_of(job, phase) is not None:
             mounts.append({"name": "credentials", "mountPath": names.CREDENTIALS_DIR, "readOnly": True})
-        if job.spec.access.ca_bundle_ref is not None:
+        if job.spec.way_out.ca_bundle_ref is not None:
             mounts.append({"name": "ca", "mountPath": names.CA_FILE.rpartition("/")[0], "readOnly": True})
     if phase == "train" and _wandb_key(job) is not None:
         mounts.append({"name": "wandb", "mountPath": names.WANDB_KEY_FILE.rpartition("/")[0], "readOnly": True})
@@ -180,7 +181,7 @@ def _access_volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
     volumes: list[dict[str, Any]] = []
     if (secret := credentials_of(job, phase)) is not None:
         volumes.append({"name": "credentials", "secret": {"secretName": secret, "defaultMode": 0o440}})
-    if (bundle := job.spec.access.ca_bundle_ref) is not None:
+    if (bundle := job.spec.way_out.ca_bundle_ref) is not None:
         item = {"key": bundle.key, "path": names.CA_FILE.rpartition("/")[2]}
         volumes.append({"name": "ca", "configMap": {"name": bundle.name, "items": [item]}})
     return volumes

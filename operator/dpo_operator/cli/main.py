@@ -163,13 +163,14 @@ def plan(
     try:
         device = _device(job, gpu, gpu_memory, flops)
         found = modelsource.find(job, config=model_config, work=work_dir, claims=claims)
+        reference = modelsource.find_reference(job, work=work_dir, claims=claims)
     except (modelsource.ModelSourceError, ValueError) as error:
         console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
     report = found.report
     pairs = Pairs.of(job.spec, report.tokens if report else None, report.train_pairs if report else None)
     planned = proposal.Job(
-        job.spec, found.shape, pairs.with_means(prompt_tokens, answer_tokens), device, node_link * 1e9 / 8
+        job.spec, found.shape, pairs.with_means(prompt_tokens, answer_tokens), device, node_link * 1e9 / 8, reference
     )
     if as_json:
         print(json.dumps(planview.document(planned, found), indent=1))

@@ -49,25 +49,39 @@ def find(job: DPOJob, *, config: Path | None, work: Path | None, claims: Path) -
             return Found(report.model, report, str(work / "prepared.json"))
         path = work / "model" / "config.json"
         return Found(_shape(_read(path), str(path)), report, str(path))
-    name = job.spec.model.name
-    if name.startswith("pvc://"):
-        path = claims / name.removeprefix("pvc://") / "config.json"
-    elif "://" in name:
-        raise ModelSourceError(f"spec.model.name: {name} is not read here; {_ELSE}")
-    elif name.startswith(("/", ".")) or Path(name).is_dir():
-        path = Path(name) / "config.json"
-    else:
-        path = _of_hub(name, job.spec.model.revision)
+    path = _config_of("spec.model.name", job.spec.model.name, job.spec.model.revision, claims)
     return Found(_shape(_read(path), str(path)), report, str(path))
 
 
-def _of_hub(name: str, revision: str | None) -> Path:
+def find_reference(job: DPOJob, *, work: Path | None, claims: Path) -> ModelShape | None:
+    """Dimensions of another reference model; None without one. work: see find. Raises ModelSourceError."""
+    reference = job.spec.model.reference
+    if reference is None:
+        return None
+    path = None if work is None else work / "reference-model" / "config.json"
+    if path is None or not path.is_file():
+        path = _config_of("spec.model.reference.name", reference.name, reference.revision, claims)
+    return _shape(_read(path), str(path))
+
+
+def _config_of(field: str, name: str, revision: str | None, claims: Path) -> Path:
+    """config.json of a model that a job names."""
+    if name.startswith("pvc://"):
+        return claims / name.removeprefix("pvc://") / "config.json"
+    if "://" in name:
+        raise ModelSourceError(f"{field}: {name} is not read here; {_ELSE}")
+    if name.startswith(("/", ".")) or Path(name).is_dir():
+        return Path(name) / "config.json"
+    return _of_hub(field, name, revision)
+
+
+def _of_hub(field: str, name: str, revision: str | None) -> Path:
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
         raise ModelSourceError(
-            f"spec.model.name: {name} is on a hub, and the package huggingface-hub is not installed; install it, or {_ELSE}"
+            f"{field}: {name} is on a hub, and the package huggingface-hub is not installed; install it, or {_ELSE}"
         ) from error
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision, local_files_only=True))
@@ -78,9 +92,7 @@ def _of_hub(name: str, revision: str | None) -> Path:
         return Path(hf_hub_download(name, "config.json", revision=revision, etag_timeout=ANSWER_SECONDS))
     except Exception as error:  # of many kinds: no network, no such model, a gated one
         words = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ModelSourceError(
-            f"spec.model.name: config.json of {name} could not be fetched ({words}); {_ELSE}"
-        ) from error
+        raise ModelSourceError(f"{field}: config.json of {name} could not be fetched ({words}); {_ELSE}") from error
 
 
 def _check_answers() -> None:

@@ -230,9 +230,11 @@ def _succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Mo
         said = termination is not None and bool(termination.message)
         ending = status.final_metrics.ending if status.final_metrics else "Training finished."
         message = f"The trainer reports: {quoted(ending)}" if said else ending
-        return Plan(
-            transitions.next_phase(status, "export", at), events=(Event("Normal", "Trained", message),), requeue_after=0
-        )
+        status = transitions.next_phase(status, "export", at)
+        if job.spec.export.push is not None:
+            then = f"The model is copied to {job.spec.export.push.to} when its export was verified."
+            status = transitions.mark(status, at, c.PUSHED, False, c.PUSH_PENDING, then)
+        return Plan(status, events=(Event("Normal", "Trained", message),), requeue_after=0)
     status = transitions.completed(status, at)
     return Plan(status, events=(Event("Normal", c.COMPLETE, status.message),), requeue_after=0)
 

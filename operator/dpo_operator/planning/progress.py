@@ -10,6 +10,7 @@ from dpo_operator.api.status import (
     ExportStatus,
     FinalMetrics,
     ProgressStatus,
+    PushStatus,
 )
 from dpo_operator.planning.transitions import changed
 
@@ -141,7 +142,9 @@ def with_termination(status: DPOJobStatus, termination: Termination | None, now:
         return with_final_metrics(status)
     status = with_dataset(with_reading(status, termination.progress, now, at_once=True), termination.dataset)
     if termination.export_path is not None:
-        status = changed(status, export=ExportStatus(path=termination.export_path[:1024]))
+        pushed = termination.pushed
+        copy = None if pushed is None else PushStatus(to=pushed.to[:512], digest=pushed.digest)
+        status = changed(status, export=ExportStatus(path=termination.export_path[:1024], pushed=copy))
     return with_final_metrics(status, termination.message)
 
 

@@ -121,6 +121,11 @@ def completed(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
         else "the job's volume"
     )
     message = f"The job is complete; the model is in {where}."
+    pushed = status.export.pushed if status.export is not None else None
+    if pushed is not None and c.find(status.conditions, c.PUSHED) is not None:
+        message = f"The job is complete; the model is in {quoted(pushed.to)}, and in {where}."
+        copied = f"{quoted(pushed.to)}, dpo_provenance.json with the SHA-256 {pushed.digest}"
+        status = mark(status, at, c.PUSHED, True, c.COPIED, copied)
     if status.final_metrics and status.final_metrics.ending:
         message = f"{message} The trainer reported: {quoted(status.final_metrics.ending)}"
     status = changed(_ended(status, at), message=message)
@@ -139,6 +144,8 @@ def stopped(status: DPOJobStatus) -> DPOJobStatus:
 def failed(status: DPOJobStatus, reason: str, message: str, at: Moment) -> DPOJobStatus:
     """The job failed."""
     status = changed(_ended(status, at), message=message)
+    if status.phase == "export" and c.find(status.conditions, c.PUSHED) is not None:
+        status = mark(status, at, c.PUSHED, False, reason, message)
     return mark(status, at, c.FAILED, True, reason, message)
 
 

@@ -17,6 +17,9 @@ from dpo_operator.sizing.work import Pairs, largest
 MIB = 1 << 20
 # Names of the phase that constructs the engine, and of the save buffer, which does not exist yet in that phase.
 CONSTRUCTION, SAVING = "making the engine", "copy for saves"
+# Phases before the engine that trains is there.
+REFERENCE = "another reference model"
+_ALONE = frozenset({"loading", REFERENCE})
 # Gathered elements that DeepSpeed keeps instead of gathering them again.
 LIVE = 1_000_000_000
 # Elements that the optimizer updates at a time; their gradients are one tensor then.
@@ -47,8 +50,8 @@ class Memory:
     host: Mapping[str, float] = field(default_factory=dict)
 
     def total(self, phase: str) -> float:
-        """Bytes in a phase; loading happens before the lasting parts are all there, and names its own."""
-        there = 0.0 if phase == "loading" else sum(self.lasting.values())
+        """Bytes in a phase; those before the lasting parts are all there name their own."""
+        there = 0.0 if phase in _ALONE else sum(self.lasting.values())
         # The first save comes after the first step.
         return sum(self.phases[phase].values()) + there - (self.lasting.get(SAVING, 0) if phase == CONSTRUCTION else 0)
 
@@ -65,14 +68,17 @@ class Memory:
     @property
     def parts(self) -> dict[str, float]:
         """Parts of the peak, bytes."""
-        lasting = {} if self.peak_phase == "loading" else dict(self.lasting)
+        lasting = {} if self.peak_phase in _ALONE else dict(self.lasting)
         if self.peak_phase == CONSTRUCTION:
             lasting.pop(SAVING, None)
         return {name: size for name, size in {**lasting, **self.phases[self.peak_phase]}.items() if size > 0}
 
 
-def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs) -> Memory:
-    """Memory of the rank that needs most. A job without GPUs has one process in each pod, and its memory is the host's."""
+def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs, reference: ModelShape | None = None) -> Memory:
+    """Memory of the rank that needs most. A job without GPUs has one process in each pod, and its memory is the host's.
+
+    reference: another reference model, which is there before the policy.
+    """
     on_gpu = spec.gpus_per_node > 0 and spec.training.device != "cpu"
     world, size = spec.world_size, BYTES[spec.training.precision]
     total, trained = shape.parameters, trained_parameters(shape, spec.adapter)
@@ -107,10 +113,14 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs) -> Memory:
             "activations": forward.kept, "output layer": forward.head, "buffers": forward.transient,
         },
     }  # fmt: skip
+    if reference is not None:
+        phases[REFERENCE] = _of_reference(reference, spec, pairs, on_gpu=on_gpu)
     # Weights and two moments in float32, kept from the first save on while a thread writes them.
     saving = {SAVING: 12 * share} if spec.checkpoint.asynchronous else {}
     if on_gpu:
-        dynamic = max(sum(parts.values()) for parts in phases.values()) + sum(lasting.values())
+        dynamic = max(sum(parts.values()) for name, parts in phases.items() if name not in _ALONE) + sum(
+            lasting.values()
+        )
         lasting |= {"CUDA and NCCL": float(GPU_RUNTIME), "allocator": GPU_LOSS * dynamic}
         host = {"process": float(CPU_RUNTIME)} | saving | (training if offloaded else {})
         return Memory(lasting, phases, host)
@@ -132,6 +142,22 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs) -> Memory:
         "weights": size * shape.parameters * (1 + 1 / world),
     }
     return Memory(lasting, phases)
+
+
+def _of_reference(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs, *, on_gpu: bool) -> dict[str, float]:
+    """A model of which there are the weights alone, and its forward pass over the pairs."""
+    world, size = spec.world_size, BYTES[spec.training.precision]
+    budget = largest(spec, shape, pairs, spec.eval_batch, pairs.count or float("inf"))
+    forward = without_gradient(shape, spec, budget, on_gpu=on_gpu)
+    parts = {
+        "weights": size * shape.parameters / world,
+        "gathered weights": size * min(shape.parameters, LIVE + shape.largest_matrix) if world > 1 else 0.0,
+        "activations": forward.kept, "output layer": forward.head, "buffers": forward.transient,
+    }  # fmt: skip
+    if on_gpu:
+        return parts | {"CUDA and NCCL": float(GPU_RUNTIME), "allocator": GPU_LOSS * sum(parts.values())}
+    files = shape.file_bytes * shape.parameters
+    return parts | {"Python and libraries": float(CPU_RUNTIME), "allocator": FRAGMENTED * files}
 
 
 def _state_bytes(spec: DPOJobSpec) -> float:

@@ -32,13 +32,17 @@ class Option:
 
 @dataclass(frozen=True)
 class Job:
-    """A job to plan: spec, model, pairs and the device of each rank. limit: bytes that a rank may use, None: not known."""
+    """A job to plan: spec, model, pairs and the device of each rank. limit: bytes that a rank may use, None: not known.
+
+    reference: another reference model.
+    """
 
     spec: DPOJobSpec
     shape: ModelShape
     pairs: Pairs
     device: Device
     node_link: float = speed.NODE_LINK
+    reference: ModelShape | None = None
 
     @property
     def limit(self) -> float | None:
@@ -47,7 +51,7 @@ class Job:
 
     def memory(self) -> memory.Memory:
         """Predicted memory of a rank."""
-        return memory.estimate(self.shape, self.spec, self.pairs)
+        return memory.estimate(self.shape, self.spec, self.pairs, self.reference)
 
     def time(self) -> speed.StepTime:
         """Predicted time of a step."""
@@ -67,7 +71,7 @@ class Job:
                 continue
             part = getattr(spec, section).model_copy(update={_SNAKE[field]: value})
             spec = spec.model_copy(update={section: part})
-        return Job(spec, self.shape, self.pairs, self.device, self.node_link)
+        return Job(spec, self.shape, self.pairs, self.device, self.node_link, self.reference)
 
     def option(self, changes: dict[str, Any]) -> Option:
         """Changed settings with their predicted memory and time."""

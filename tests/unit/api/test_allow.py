@@ -48,6 +48,12 @@ CASES: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"priorityClasses": ["h*"]},
     ),
     ({"pod": {"runtimeClassName": "nvidia"}}, "spec.pod.runtimeClassName", {"runtimeClasses": ["nvidia"]}),
+    (
+        {"pod": {"annotations": {"k8s.v1.cni.cncf.io/networks": "rdma"}}},
+        "spec.pod.annotations",
+        {"podAnnotations": ["k8s.v1.cni.cncf.io/networks"]},
+    ),
+    ({"pod": {"labels": {"sidecar.istio.io/inject": "false"}}}, "spec.pod.labels", {"podLabels": ["sidecar.*"]}),
     ({"pod": {"serviceAccountName": "reader"}}, "spec.pod.serviceAccountName", {"serviceAccounts": ["reader"]}),
 ]
 
@@ -92,10 +98,12 @@ def test_secrets_can_be_limited_to_some_names() -> None:
         "tracking": {"wandb": {"project": "p", "mode": "online", "apiKeySecretRef": {"name": "admin"}}},
         "pod": {"imagePullSecrets": ["dpo-registry", "other"]},
         "access": {"credentialsSecretRef": {"name": "s3"}},
+        "export": {"push": {"to": "s3://b/k", "credentialsSecretRef": {"name": "writer"}}},
     }
     assert fields(**parts) == []
     assert sorted(fields({"secrets": ["dpo-*"]}, **parts)) == [
         "spec.access.credentialsSecretRef",
+        "spec.export.push.credentialsSecretRef",
         "spec.model.tokenSecretRef",
         "spec.pod.imagePullSecrets",
         "spec.tracking.wandb.apiKeySecretRef",
@@ -112,8 +120,8 @@ def test_commits_of_a_hub_can_be_required(revision: str | None) -> None:
     assert fields(only, model={"name": "org/model", "revision": COMMIT}, data={"train": train}) == []
     for url, refused in ((f"hf://org/model@{COMMIT}", []), ("hf://org/model@main", ["spec.model.revision"])):
         assert fields(only, model={"name": url}, data={"train": train}) == refused
-    model = {"name": "org/model", "revision": COMMIT, "adapter": {"name": "org/sft", "revision": revision}}
-    assert fields(only, model=model, data={"train": train}) == ["spec.model.adapter.revision"]
+    model = {"name": "org/model", "revision": COMMIT, "reference": {"name": "org/sft", "revision": revision}}
+    assert fields(only, model=model, data={"train": train}) == ["spec.model.reference.revision"]
     elsewhere = {"model": {"name": "pvc://claim/model"}, "data": {"train": {"source": "/data/x.jsonl"}}}
     assert fields(only, **elsewhere) == []
 

@@ -121,6 +121,8 @@ def test_a_wrong_value_names_its_field(spec: dict[str, Any], field: str) -> None
         ({"adapter": {"type": "none", "targetModules": ["all-linear"]}}, "adapter.type"),
         ({"model": {"name": "m", "adapter": {"name": "pvc://"}}, "adapter": {"type": "lora"}}, "model.adapter.name"),
         ({"model": {"name": "m", "adapter": {"name": "a"}}}, "model.adapter"),
+        ({"model": {"name": "m", "reference": {"name": "s3://"}}}, "model.reference.name"),
+        ({"model": {"name": "m", "reference": {"name": "r"}}, "method": {"name": "orpo"}}, "model.reference"),
         (
             {"model": {"name": "m", "adapter": {"name": "a"}}, "adapter": {"type": "lora", "rank": 8}},
             "model.adapter.train",
@@ -218,6 +220,7 @@ def test_what_is_not_implemented_is_said(spec: dict[str, Any], field: str) -> No
         {"training": {"offload": "cpu", "device": "cpu"}, "gpusPerNode": 0},
         {"adapter": {"type": "lora", "dora": True, "rslora": True}, "export": {"merge": True}},
         {"model": {"name": "m", "adapter": {"name": "a"}}, "adapter": {"type": "lora", "dropout": 0.1}},
+        {"model": {"name": "m", "reference": {"name": "r"}}, "method": {"name": "orpo", "plus": [{"name": "dpo"}]}},
         {"model": {"name": "m", "adapter": {"name": "a", "train": "new"}}, "adapter": {"type": "lora", "rank": 8}},
     ],
 )

@@ -204,6 +204,21 @@ def test_keys_certificates_and_identity_are_for_prepare_alone():
     assert "serviceAccountName" not in pod_of("prepare", access=ACCESS)
 
 
+def test_a_push_gives_its_keys_to_the_export_alone():
+    push = {"to": "s3://models/out", "credentialsSecretRef": {"name": "writer"}}
+    spec = {"access": ACCESS, "pod": {"serviceAccountName": "reader"}, "export": {"push": push}}
+    secrets = {
+        phase: [v["secret"]["secretName"] for v in pod_of(phase, **spec)["volumes"] if "secret" in v]
+        for phase in ("prepare", "train", "export")
+    }
+    assert secrets == {"prepare": ["keys"], "train": [], "export": ["writer"]}
+    assert mounts_of("export", **spec)["/etc/dpo-credentials"]["readOnly"] is True
+    assert (pod_of("export", **spec)["serviceAccountName"], env_of("export", **spec)["DPO_IDENTITY"]) == ("reader", "1")
+    spec["export"] = {"push": {"to": "s3://models/out"}}
+    (shared,) = [v["secret"]["secretName"] for v in pod_of("export", **spec)["volumes"] if "secret" in v]
+    assert shared == "keys"
+
+
 def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
     mixture = [{"source": "pvc://more/b.jsonl"}, {"source": "org/on-the-hub"}, {"source": "pvc://pairs/c.jsonl"}]
     data = {"train": {"source": "pvc://pairs/a.jsonl"}, "mixture": mixture, "eval": {"source": "pvc://held-out"}}

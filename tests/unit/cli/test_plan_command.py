@@ -215,3 +215,14 @@ def test_it_says_what_an_adapter_covers(tmp_path: Path) -> None:
     a_model(tmp_path / "model", SMALL | {"model_type": "mixtral", **experts})
     covered = "q_proj, k_proj, v_proj, o_proj, experts.gate_up_proj, experts.down_proj"
     assert line(["all-linear"]) == f"adapter: on {covered}; not on gate, the output layer"
+
+
+def test_another_reference_model_is_counted(tmp_path: Path) -> None:
+    a_model(tmp_path / "model")
+    a_model(tmp_path / "large", SMALL | {"num_hidden_layers": 16000})
+    model = {"name": "./model", "reference": {"name": "./large"}}
+    phases = planned(a_job(tmp_path, model=model))["memory"]["phases"]
+    alone = planned(a_job(tmp_path))["memory"]["phases"]
+    assert phases.pop("another reference model") > max(alone.values())
+    assert phases == alone
+    refused(dpo_plan(a_job(tmp_path, model={**model, "reference": {"name": "./none"}})), "none/config.json")

@@ -124,6 +124,28 @@ def test_reports_of_all_phases_reach_the_status():
     assert "pairs-work" in status.message
 
 
+PUSHED = a_job(export={"push": {"to": "s3://models/out"}})
+
+
+def test_a_push_has_a_condition_and_a_digest():
+    trained = decide(a_status("train"), a_view(a_child(complete=True), ended(0, 0), ended(1, 0)), PUSHED).status
+    assert condition(trained, "Pushed") == ("False", "PushPending")
+    exporting = a_status("export", conditions=trained.conditions)
+    report = {"to": "s3://models/out", "digest": "a" * 64}
+    text = termination_text(0, phase="export", export_path="export", pushed=report)
+    done = decide(exporting, a_view(a_child("export"), ended(0, 0, phase="export", text=text)), PUSHED).status
+    assert (done.export.pushed.to, done.export.pushed.digest) == ("s3://models/out", "a" * 64)
+    assert condition(done, "Pushed") == ("True", "Copied")
+    assert "s3://models/out" in done.message
+    refused = termination_text(77, phase="export", reason="AccessDenied", message="exported to export, and not pushed")
+    failed = decide(exporting, a_view(a_child("export"), ended(0, 77, phase="export", text=refused)), PUSHED).status
+    assert condition(failed, "Pushed") == ("False", "AccessDenied")
+    assert failed.state is State.FAILED
+    # Without export.push there is no such condition, whatever a pod says.
+    other = decide(a_status("export"), a_view(a_child("export"), ended(0, 0, phase="export", text=text))).status
+    assert "Pushed" not in {c.type for c in other.conditions}
+
+
 def test_a_job_that_stopped_early_is_complete_and_says_so():
     # The trainer counts what it did as the whole run.
     reading = a_reading(10, max_steps=10, checkpoint=10).model_dump(mode="json")

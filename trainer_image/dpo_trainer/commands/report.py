@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dpo_operator.api.reports import PushReport
 from dpo_trainer.commands.run_log import Run, read_run
 from dpo_trainer.commands.run_picture import PICTURE, draw
 from dpo_trainer.runtime.errors import input_not_found
@@ -118,9 +119,22 @@ def _facts(run: Run, work: WorkDir) -> list[tuple[str, str]]:
         facts.append(("restarts", f"{len(run.restarts)}, from step {', '.join(map(str, run.restarts))}"))
     if work.export.is_dir():
         facts.append(("export", str(work.export)))
+    if work.pushed.is_file():
+        facts += _pushed(work)
     facts.append(("metrics", str(work.metrics)))
     if run.samples:
         facts.append(("answers", str(work.samples)))
+    return facts
+
+
+def _pushed(work: WorkDir) -> list[tuple[str, str]]:
+    """Where the export was copied to, and how servers read it there."""
+    found = PushReport.model_validate_json(work.pushed.read_bytes())
+    facts = [("pushed", f"{found.to}, dpo_provenance.json with the SHA-256 {found.digest}")]
+    for folder, to in ((work.export, found.to), (work.export / "merged", f"{found.to}/merged")):
+        if (folder / "config.json").is_file():
+            facts.append(("  KServe", f"storageUri: {to}"))
+            facts.append(("  vLLM", f"vllm serve {to} --load-format runai_streamer"))
     return facts
 
 

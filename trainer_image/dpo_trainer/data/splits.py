@@ -17,6 +17,7 @@ from dpo_trainer.data.formats.pairs import Reason
 from dpo_trainer.data.formats.values import lookup
 from dpo_trainer.data.rows import Rows
 from dpo_trainer.data.tally import SHOWN_COLUMNS, Tally, listed, no_pair, too_many_bad
+from dpo_trainer.data.tokens.templated import turn_in
 from dpo_trainer.data.tokens.tokenization import Counts, PairTokenizer
 from dpo_trainer.runtime.errors import bad_dataset, invalid_configuration
 
@@ -182,7 +183,7 @@ def _format(name: str, head: list[Any], spec: Dataset, columns: tuple[str, ...])
         f"{name}: the rows of {spec.source} fit no format{known}. Expected text or messages in columns {wanted.chosen} and {wanted.rejected}, with "
         f"{wanted.prompt or 'prompt'} (or instruction) beside them unless they are whole conversations; or a list in "
         f"{wanted.responses} with {wanted.scores}; or {wanted.answer_a} and {wanted.answer_b} with {wanted.votes}, or with "
-        f"{wanted.signed_preference or f'{wanted.score_a} and {wanted.score_b}'}; or {wanted.completion} with {wanted.label}, or with a number in {wanted.scores}; found {_described(head, columns)}. Set columns, or format"
+        f"{wanted.signed_preference or f'{wanted.score_a} and {wanted.score_b}'}; or {wanted.completion} with {wanted.label}, or with a number in {wanted.scores}; found {_described(head, columns)}. Set columns, or format{_if_templated(head)}"
     )
 
 
@@ -216,6 +217,18 @@ def _described(head: list[Any], columns: tuple[str, ...]) -> str:
     """Columns with the kinds of their values in the first row, for a message."""
     first = next((row for row in head if isinstance(row, Mapping)), {})
     return ", ".join(f"{column} ({type(first.get(column)).__name__})" for column in columns[:SHOWN_COLUMNS]) or "none"
+
+
+def _if_templated(head: list[Any]) -> str:
+    """What to say of texts that went through a chat template."""
+    texts = (value for row in head if isinstance(row, Mapping) for value in row.values() if isinstance(value, str))
+    found = next((turn for text in texts if (turn := turn_in(text)) is not None), None)
+    if found is None:
+        return ""
+    return (
+        f". The texts hold {found}, as a chat template writes it: give messages, or the prompt in a column of its own and "
+        "data.template.specialTokens: read"
+    )
 
 
 def _columns(head: list[Any]) -> tuple[str, ...]:

@@ -48,6 +48,13 @@ class Ranks:
         dist.all_gather(parts, mine, group=self._group)
         return [json.loads(part[: int(size)].cpu().numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, on every rank's device. Collective. values: any shape; a copy is summed."""
+        total = values.to(self._device, copy=True)
+        if self.world_size > 1:
+            dist.all_reduce(total, group=self._group)
+        return total
+
     def run_on_all(self, work: Callable[[], T]) -> list[T]:
         """Do work on every rank and gather the JSON results. Collective.
 

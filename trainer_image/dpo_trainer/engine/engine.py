@@ -3,6 +3,7 @@
 Nothing is compiled at start-up, so a pod needs no compiler and starts fast.
 """
 
+import gc
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,13 +63,16 @@ class Scored:
 
 
 class Engine:
-    """The policy, its optimizer and the collective operations on them.
+    """A model over all ranks, its optimizer where it is trained, and the collective operations on them.
 
     Every method with "collective" in its description must be called by all ranks in the same order.
     """
 
-    def __init__(self, spec: DPOJobSpec, model_folder: Path, world: World) -> None:
-        """Load the model partitioned and make the optimizer. Collective. Raises TrainerError INVALID_CONFIGURATION."""
+    def __init__(self, spec: DPOJobSpec, model_folder: Path, world: World, *, trained: bool = True) -> None:
+        """Load the model partitioned and make the optimizer. Collective. Raises TrainerError INVALID_CONFIGURATION.
+
+        trained: false for a reference model, of which nothing but the weights is in memory; only log-probs are asked of it.
+        """
         deepspeed = import_deepspeed()
         self.world = world
         self._loss_scale: LossScale | None = None
@@ -91,10 +95,14 @@ class Engine:
         model = load_model(spec, model_folder, zero3=partitioned_loading)
         policy = Policy(model)
         policy.head.chunk_bytes = (spec.training.logits_chunk_mi_b << 20) or None
-        optimizer = make_optimizer(policy, spec)
+        if not trained:
+            policy.requires_grad_(False)
+        optimizer = make_optimizer(policy, spec) if trained else None
         self.deepspeed, *_ = deepspeed.initialize(
             model=policy, optimizer=optimizer, config=self.config, dist_init_required=False
         )
+        if not trained:
+            return
         self.zero = Zero3Internals(self.deepspeed)
         self._alias_equal_tensors()
         self._allocate_optimizer_state()
@@ -118,6 +126,17 @@ class Engine:
         """The policy; its parameters are partitioned."""
         policy: Policy = self.deepspeed.module
         return policy
+
+    def close(self) -> None:
+        """Give the memory of the weights back; the engine can't be used afterwards."""
+        self.deepspeed.destroy()
+        for parameter in self.module.parameters():
+            local_partition(parameter).data = parameter.data = torch.empty(0)
+        gc.collect()
+        if self.world.device.type == "cuda":
+            torch.cuda.empty_cache()
+        else:
+            release_free()
 
     def state(self) -> Zero3State:
         """The trained weights and the optimizer state, for checkpoints. Parameter names are those of the Hugging Face or PEFT model."""

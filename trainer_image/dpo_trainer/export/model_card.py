@@ -249,6 +249,11 @@ def _settings(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint) -> list[tu
             ", ".join(f"{n} {v}" for n, v in {**manifest.versions, "dpo-operator": own_version()}.items()),
         ),
     ]
+    if (reference := spec.model.reference) is not None:
+        revision = f" at `{_text(reference.revision)}`" if reference.revision else ""
+        rows.insert(3, ("reference model", f"`{_text(reference.name)}`{revision}"))
+    if spec.export.push is not None:
+        rows.append(("pushed to", f"`{_text(spec.export.push.to)}`, whole when `dpo_pushed.json` is there"))
     if data.eval is not None:
         rows.insert(1, ("evaluation data", _source(data.eval)))
     elif data.eval_fraction:

@@ -24,9 +24,8 @@ from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.export.check import check_probe, check_weights, load_exported, make_probe
 from dpo_trainer.export.files import MERGED, copy_small_files, write_adapter, write_merged, write_model
 from dpo_trainer.export.model_card import ExportedFolder, model_card
-from dpo_trainer.prepare.record import known_digests
+from dpo_trainer.prepare.record import input_digests
 from dpo_trainer.pretrained import adapters
-from dpo_trainer.pretrained.digest import model_digest
 from dpo_trainer.runtime.errors import TrainerError, input_not_found, invalid_configuration, volume_error
 from dpo_trainer.runtime.files import remove, sha256, sync_folder
 from dpo_trainer.runtime.termination import classify
@@ -76,7 +75,7 @@ def export_one(job: DPOJob, work: WorkDir, folder: Path, target: Path, *, progre
 
 def _owner(spec: DPOJobSpec, work: WorkDir, trust: Trust | None) -> Owner:
     data = PairDataset.open(work.train_data).digest
-    return Owner(identity(spec, model=model_digest(work.model, known_digests(work)), dataset=data), trust)
+    return Owner(identity(spec, dataset=data, **input_digests(spec, work)), trust)
 
 
 def _export(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, why: str, target: Path, progress: Progress) -> None:

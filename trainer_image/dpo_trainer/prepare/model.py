@@ -10,7 +10,7 @@ from typing import Any
 from dpo_operator.api.data import Data
 from dpo_operator.api.models.config import ModelConfigError, shape_of
 from dpo_operator.api.models.shape import ModelShape
-from dpo_operator.api.training import Model
+from dpo_operator.api.training import Model, ReferenceModel
 from dpo_trainer.data import statistics
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.data.tokens.tokenization import PairTokenizer, load_tokenizer
@@ -190,6 +190,24 @@ def originals_of(model: StagedModel, record: ModelRecord) -> dict[str, Original]
         name: Original(size=model.listing.sizes[name], modified=model.modified[name], sha256=digest)
         for name, digest in weights.items()
     }
+
+
+def fetch_reference(spec: ReferenceModel, policy: StagedModel, folder: Path, inputs: Inputs) -> StagedModel:
+    """Fetch and check all files of another reference model but the weights.
+
+    Raises TrainerError, INVALID_CONFIGURATION when the two models do not mean the same by a token.
+    """
+    model = fetch_config(Model(name=spec.name, revision=spec.revision), folder, inputs)
+    with Untrusted(f"{model.label}: comparing the tokenizers"):
+        ours, theirs = (load_tokenizer(one.folder, one.label).get_vocab() for one in (policy, model))
+        different = [token for token, number in ours.items() if theirs.get(token) != number]
+    if different:
+        token = min(different, key=ours.__getitem__)
+        raise invalid_configuration(
+            f"spec.model.reference: {model.label} has another tokenizer: {len(different)} of {len(ours)} tokens differ, such as {token[:80]!r}, "
+            f"which is {ours[token]} for the policy and {theirs.get(token, 'missing')} there; both must have been trained with the same tokens"
+        )
+    return model
 
 
 def commit_model(staging: Path, target: Path, names: Collection[str]) -> None:

@@ -21,7 +21,8 @@ from dpo_trainer.sources.kinds import FileSource, Source
 
 log = logging.getLogger(__name__)
 
-MODEL, ADAPTER = "model", "adapter"
+MODEL, ADAPTER, REFERENCE = "model", "adapter", "reference"
+_MODELS = (MODEL, REFERENCE)
 _KINDS = ("path", "claim")
 _MEBIBYTE = 1 << 20
 
@@ -52,6 +53,8 @@ def edited(spec: DPOJobSpec, made: Prepared, inputs: Inputs) -> str | None:
     """
     sources = {MODEL: (spec.model.name, "train")}
     sources |= {name: (data.source, data.split) for name, data in mixture.sources(spec.data).items()}
+    if spec.model.reference is not None:
+        sources[REFERENCE] = (spec.model.reference.name, "train")
     if spec.model.adapter is not None:
         sources[ADAPTER] = (spec.model.adapter.name, "train")
     if spec.data.eval is not None:
@@ -65,7 +68,9 @@ def edited(spec: DPOJobSpec, made: Prepared, inputs: Inputs) -> str | None:
             wanted = _wanted(name, source, split)
             if isinstance(source, FileSource):
                 # The weights may have been deleted to save space: they are in the work folder.
-                there = {file: original for file, original in known.items() if name != MODEL or file in source.sizes}
+                there = {
+                    file: original for file, original in known.items() if name not in _MODELS or file in source.sizes
+                }
                 if (what := _difference(source, wanted, there)) is not None:
                     return f"{source.label}: {what}"
         except TrainerError as error:
@@ -79,7 +84,7 @@ def _wanted(name: str, source: Source, split: str) -> set[str]:
         return set()
     if name == ADAPTER:
         return set(adapters.file_names(source.sizes, source.label))
-    return set(small_files(source.sizes, source.label) if name == MODEL else rows.data_files(source, split))
+    return set(small_files(source.sizes, source.label) if name in _MODELS else rows.data_files(source, split))
 
 
 def _difference(source: FileSource, wanted: set[str], known: Mapping[str, Original]) -> str | None:

@@ -26,12 +26,13 @@ from dpo_trainer.prepare.model import (
     check_fits,
     commit_model,
     fetch_config,
+    fetch_reference,
     fetch_weights,
     load_pair_tokenizer,
     model_shape,
     originals_of,
 )
-from dpo_trainer.prepare.originals import ADAPTER, MODEL, edited
+from dpo_trainer.prepare.originals import ADAPTER, MODEL, REFERENCE, edited
 from dpo_trainer.prepare.pairs import Pairs, download_folder, read_data, report_sources
 from dpo_trainer.pretrained.adapters import FOLDER as ADAPTER_FOLDER
 from dpo_trainer.pretrained.files import TOKENIZER_FILES
@@ -75,9 +76,14 @@ def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> Datas
     adapter = model.adapter
     own_template = adapter.found.template if adapter is not None else None
     tokenizer, template = load_pair_tokenizer(model, spec.model.chat_template or own_template, spec.data)
+    reference = None
+    if spec.model.reference is not None:
+        reference = fetch_reference(spec.model.reference, model, work.root / "reference-model.partial", inputs)
     pairs = read_data(spec, work, tokenizer, inputs)
     for name, dataset in pairs.datasets().items():
-        check_fits(name, dataset, model)
+        for staged in (model, reference):
+            if staged is not None:
+                check_fits(name, dataset, staged)
     inputs.progress("describing the data", 0.5)
     description = _describe(spec, work, pairs)
     inputs.progress("writing the tokens", 0.52)
@@ -85,11 +91,16 @@ def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> Datas
     weights = fetch_weights(model, spec.model.name, inputs)
     folders = {ADAPTER_FOLDER} if adapter is not None else set[str]()
     commit_model(model.folder, work.model, {*model.small, *model.weights, *folders})
+    reference_weights = None
+    if reference is not None and spec.model.reference is not None:
+        reference_weights = fetch_weights(reference, spec.model.reference.name, inputs)
+        commit_model(reference.folder, work.reference_model, {*reference.small, *reference.weights})
     report = _report(pairs, model)
     record.Prepared(
         spec_hash=key,
         report=report,
         model=weights,
+        reference_model=reference_weights,
         tokenizer=record.TokenizerRecord(
             files={name: digest for name, digest in weights.files.items() if name in TOKENIZER_FILES},
             chat_template=hashlib.sha256(template.encode()).hexdigest() if template else None,
@@ -102,6 +113,9 @@ def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> Datas
             **pairs.originals,
             MODEL: originals_of(model, weights),
             ADAPTER: adapter.originals if adapter is not None else {},
+            REFERENCE: originals_of(reference, reference_weights)
+            if reference is not None and reference_weights is not None
+            else {},
         },
     ).write(work)
     shutil.rmtree(download_folder(work), ignore_errors=True)

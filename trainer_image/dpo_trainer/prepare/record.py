@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, SkipValidation, model_serializer
@@ -12,6 +11,7 @@ from dpo_operator.api.reports import DatasetReport
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.data import mixture
 from dpo_trainer.data.dataset import PairDataset
+from dpo_trainer.pretrained.digest import model_digest
 from dpo_trainer.pretrained.files import sha256_of
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
 from dpo_trainer.runtime.files import commit
@@ -142,11 +142,12 @@ class Prepared(Part):
         names, and "model"; empty where an earlier version prepared.
     """
 
-    LATER = frozenset({"originals"})
+    LATER = frozenset({"originals", "reference_model"})
     version: Literal[2] = VERSION
     spec_hash: str
     report: DatasetReport
     model: ModelRecord
+    reference_model: ModelRecord | None = None
     tokenizer: TokenizerRecord
     inputs: dict[str, InputRecord]
     data: SplitRecords
@@ -180,13 +181,13 @@ def spec_hash(spec: DPOJobSpec) -> str:
     parts = {
         "version": VERSION,
         "model": spec.model.model_dump(
-            mode="json", include={"name", "revision", "chat_template", "adapter"}, exclude_defaults=True
+            mode="json", include={"name", "revision", "chat_template", "adapter", "reference"}, exclude_defaults=True
         ),
         "data": spec.data.model_dump(mode="json", exclude_defaults=True),
         "seed": spec.training.seed if mixture.is_random(spec.data) else None,
     }
     # Which bucket or repository a name means.
-    if places := {name: part for name in ("s3", "gs", "azure", "hub") if (part := _set(getattr(spec.access, name)))}:
+    if places := {name: part for name in ("s3", "gs", "azure", "hub") if (part := _set(getattr(spec.way_out, name)))}:
         parts["access"] = places
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -201,10 +202,11 @@ def finished(work: WorkDir, key: str) -> DatasetReport | None:
         if _stored_hash(work) != key:
             return None
         made = Prepared.read(work)
-        digests = made.model.weights | made.model.files
-        if sha256_of(work.model, digests) != digests:
-            log.warning("the model's files changed since they were prepared; preparing again")
-            return None
+        for folder, model in ((work.model, made.model), (work.reference_model, made.reference_model)):
+            digests = model.weights | model.files if model is not None else {}
+            if sha256_of(folder, digests) != digests:
+                log.warning("files of %s changed since they were prepared; preparing again", folder)
+                return None
         for name, folder, split in (
             ("train", work.train_data, made.data.train),
             ("eval", work.eval_data, made.data.eval),
@@ -245,12 +247,20 @@ def refuse_edited(work: WorkDir, what: str) -> None:
         )
 
 
-def known_digests(work: WorkDir) -> Mapping[str, str] | None:
-    """SHA-256 of the weight files as prepare recorded them; None without a readable record."""
+def input_digests(spec: DPOJobSpec, work: WorkDir) -> dict[str, str]:
+    """Digests of the prepared models by what they are: model and, where the job names one, reference.
+
+    Weights are not read when prepare's record of them is there.
+    """
     try:
-        return Prepared.read(work).model.weights
+        made = Prepared.read(work)
     except (OSError, ValueError):
-        return None
+        made = None
+    found = {"model": model_digest(work.model, made.model.weights if made else None)}
+    if spec.model.reference is not None:
+        known = made.reference_model.weights if made and made.reference_model else None
+        found["reference"] = model_digest(work.reference_model, known)
+    return found
 
 
 def _stored_hash(work: WorkDir) -> Any:

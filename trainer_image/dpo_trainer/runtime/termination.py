@@ -16,7 +16,7 @@ from dpo_operator.api import exitcodes, names
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.names import Phase
 from dpo_operator.api.problems import sentences
-from dpo_operator.api.reports import DatasetReport, Progress, Termination
+from dpo_operator.api.reports import DatasetReport, Progress, PushReport, Termination
 from dpo_trainer.runtime import volume_errors
 from dpo_trainer.runtime.errors import TrainerError, first_line
 from dpo_trainer.runtime.stop import Stopped
@@ -83,6 +83,7 @@ def build_termination(
     progress: Progress | None = None,
     dataset: DatasetReport | None = None,
     export_path: str | None = None,
+    pushed: PushReport | None = None,
 ) -> Termination:
     """Build the termination message for an exit code."""
     status: Literal["Succeeded", "Failed", "Stopped"] = "Failed"
@@ -101,6 +102,7 @@ def build_termination(
         progress=progress,
         dataset=dataset,
         export_path=export_path,
+        pushed=pushed,
     )
 
 

@@ -58,6 +58,11 @@ class WorkDir:
         return self.root / "reference"
 
     @property
+    def reference_model(self) -> Path:
+        """Hugging Face folder of another reference model; absent without one."""
+        return self.root / "reference-model"
+
+    @property
     def checkpoints(self) -> Path:
         """Committed checkpoints, one folder each."""
         return self.root / "checkpoints"
@@ -81,6 +86,11 @@ class WorkDir:
     def export(self) -> Path:
         """The trained model or adapter."""
         return self.root / "export"
+
+    @property
+    def pushed(self) -> Path:
+        """Where the export was copied to, reports.PushReport as JSON."""
+        return self.root / "pushed.json"
 
     @property
     def report(self) -> Path:

@@ -25,7 +25,7 @@ class Access:
     """Keys and settings.
 
     credentials: keys by their names. folder: where they are files. certificates: PEM that is trusted in addition to the public ones.
-    identity: this pod has the identity of a ServiceAccount in a cloud.
+    identity: this pod has the identity of a ServiceAccount in a cloud. named: field of the job that names the Secret with the keys.
     """
 
     settings: api.Access = field(default=api.Access())
@@ -33,6 +33,7 @@ class Access:
     folder: Path = Path(names.CREDENTIALS_DIR)
     certificates: str | None = field(default=None, repr=False)
     identity: bool = False
+    named: str = api.CREDENTIALS_FIELD
 
     def has(self, scheme: str) -> bool:
         """Whether there is a key for a store. scheme: of api.CREDENTIALS."""
@@ -62,15 +63,16 @@ class Access:
         os.environ.update(variables)
 
 
-def from_environment(settings: api.Access) -> Access:
-    """Access of this process: the job's settings, and what is mounted.
+def from_environment(settings: api.Access, push: api.SecretRef | None = None) -> Access:
+    """Access of this process: the job's settings, and what is mounted. push: the Secret of a push that has keys of its own.
 
     Raises TrainerError: INVALID_CONFIGURATION for a Secret that has other keys than stores have, or half of a pair; INPUT_NOT_FOUND for
     certificates that are named and not there.
     """
     found = credentials()
-    secret = settings.credentials_secret_ref
-    where = "spec.access.credentialsSecretRef" + (f" ({secret.name})" if secret is not None else "")
+    secret = push or settings.credentials_secret_ref
+    named = api.CREDENTIALS_FIELD if push is None else api.PUSH_CREDENTIALS_FIELD
+    where = named + (f" ({secret.name})" if secret is not None else "")
     if others := sorted(found.keys() - set(_KNOWN)):
         raise invalid_configuration(
             f"{where}: expected keys among {', '.join(_KNOWN)}, found {', '.join(name[:64] for name in others[:6])}; rename or remove them"
@@ -78,9 +80,8 @@ def from_environment(settings: api.Access) -> Access:
     for name, needed in _NEEDS.items():
         if name in found and (missing := [other for other in needed if other not in found]):
             raise invalid_configuration(f"{where}: has {name} and lacks {missing[0]}; add it")
-    return Access(
-        settings, found, credentials_folder(), _certificates(settings), os.environ.get(names.ENV_IDENTITY) == "1"
-    )
+    identity = os.environ.get(names.ENV_IDENTITY) == "1"
+    return Access(settings, found, credentials_folder(), _certificates(settings), identity, named)
 
 
 def _certificates(settings: api.Access) -> str | None:

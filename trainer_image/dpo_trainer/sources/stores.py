@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +20,8 @@ _STORES = {"s3": "S3", "gs": "Google Cloud Storage", "az": "Azure Blob Storage"}
 REQUEST_SECONDS, READ_SECONDS, CONNECT_SECONDS = 300, 60, 10
 # Tries of a request that got no answer or a 5xx, with waits from 0.25 s to 15 s between them, for two minutes at most.
 RETRIES, RETRY_SECONDS = 6, 120
+# Bytes of a part of an object that is written, and how many are on their way at once.
+WRITTEN_AT_ONCE, WRITERS = 16 << 20, 4
 _FIRST_WAIT, _LONGEST_WAIT = timedelta(seconds=0.25), timedelta(seconds=15)
 
 # Variables by which a cloud, or a user of this machine, gives an identity without keys in the job.
@@ -41,11 +43,15 @@ class Stored:
 
 @dataclass(frozen=True)
 class Store:
-    """A bucket or container. kind: s3, gs or az. client: of the library obstore. endpoint: where the job names one."""
+    """A bucket or container. kind: s3, gs or az. client: of the library obstore. endpoint: where the job names one.
+
+    named: field of the job that names the Secret with the keys.
+    """
 
     kind: str
     client: Any
-    endpoint: str | None = None
+    endpoint: str | None
+    named: str
 
     def below(self, prefix: str, label: str) -> list[Stored]:
         """Objects in a folder and the folders below it; none when there is no such folder. Raises TrainerError."""
@@ -84,6 +90,61 @@ class Store:
             raise self.changed(label)
         return content
 
+    def attributes(self, key: str, label: str) -> dict[str, str]:
+        """What is noted beside an object. Raises TrainerError."""
+        import obstore
+
+        try:
+            return {
+                name: str(value)
+                for name, value in obstore.get(self.client, key, options={"head": True}).attributes.items()
+            }
+        except Exception as error:
+            raise self.explained(error, label) from None
+
+    def put(self, key: str, pieces: Iterator[bytes], size: int, attributes: dict[str, str], label: str) -> None:
+        """Write an object, which is there when all pieces were written. attributes: noted beside it.
+
+        Raises TrainerError, and what the iterator raises.
+        """
+        import obstore
+
+        failed: list[Exception] = []
+
+        def kept() -> Iterator[bytes]:
+            try:
+                yield from pieces
+            except Exception as error:
+                failed.append(error)
+                raise
+
+        try:
+            # A small object is one request; a larger one is made of parts.
+            content: Any = kept() if size > WRITTEN_AT_ONCE else b"".join(kept())
+            obstore.put(
+                self.client,
+                key,
+                content,
+                attributes=dict(attributes),
+                chunk_size=WRITTEN_AT_ONCE,
+                max_concurrency=WRITERS,
+            )
+        except Exception as error:
+            if failed:
+                raise failed[0] from None
+            raise self.explained(error, label) from None
+
+    def delete(self, key: str, label: str) -> None:
+        """Delete an object, if it is there. Raises TrainerError."""
+        import obstore
+
+        try:
+            obstore.delete(self.client, key)
+        except FileNotFoundError:
+            return
+        except Exception as error:
+            raise self.explained(error, label) from None
+
     def changed(self, label: str) -> TrainerError:
         """The error for an object that somebody replaces while the job reads it."""
         return TrainerError(
@@ -106,28 +167,31 @@ def split(url: str) -> tuple[str, str, str]:
     return scheme, bucket, key.strip("/")
 
 
-def open_store(url: str, access: Access) -> Store:
-    """The store of a URL; nothing is asked of it yet. Raises TrainerError INVALID_CONFIGURATION."""
+def open_store(url: str, access: Access, *, writes: bool = False) -> Store:
+    """The store of a URL; nothing is asked of it yet. writes: objects are written too. Raises TrainerError INVALID_CONFIGURATION."""
     from obstore import store as obstore_store
 
     scheme, bucket, _ = split(url)
     kind = SCHEMES[scheme]
     make = {"s3": obstore_store.S3Store, "gs": obstore_store.GCSStore, "az": obstore_store.AzureStore}[kind]
     config, endpoint = _config(kind, access)
+    if writes and kind == "s3":
+        # The store compares what it got with the digest that was sent with it, part by part.
+        config["checksum_algorithm"] = "SHA256"
     try:
         client = make(bucket, config=config, client_options=_client_options(access, endpoint), retry_config=_retries())
     except Exception as error:
         if _identified(kind, access):
             raise TrainerError(
                 ExitCode.INVALID_CONFIGURATION,
-                f"{scheme}://{bucket}: the credentials for {_STORES[kind]} can't be read; compare the keys of spec.access.credentialsSecretRef with "
+                f"{scheme}://{bucket}: the credentials for {_STORES[kind]} can't be read; compare the keys of {access.named} with "
                 "docs/sources.md",
             ) from None  # the library's message may quote the key
         raise TrainerError(
             ExitCode.INVALID_CONFIGURATION,
             f"{scheme}://{bucket}: {_first_line(error)}; see spec.access.{'azure.account' if kind == 'az' else kind}",
         ) from error
-    return Store(kind, client, endpoint)
+    return Store(kind, client, endpoint, access.named)
 
 
 def _config(kind: str, access: Access) -> tuple[dict[str, Any], str | None]:
@@ -201,28 +265,27 @@ def _stored(meta: Any) -> Stored:
 
 
 # What stores answer, as their documentation lists it: the answer's code, the exit code, and what it means for the user.
-_KEYS = "the Secret of spec.access.credentialsSecretRef"
 _ANSWERS: dict[str, tuple[ExitCode, str]] = {
     "InvalidAccessKeyId": (
         ExitCode.ACCESS_DENIED,
-        f"the store does not know this key; correct AWS_ACCESS_KEY_ID in {_KEYS}, or spec.access.s3.endpoint if it is the key of another store",
+        "the store does not know this key; correct AWS_ACCESS_KEY_ID in {keys}, or spec.access.s3.endpoint if it is the key of another store",
     ),
-    "XAdminUserNotFound": (ExitCode.ACCESS_DENIED, f"the store does not know this key; correct AWS_ACCESS_KEY_ID in {_KEYS}"),
-    "SignatureDoesNotMatch": (ExitCode.ACCESS_DENIED, f"the key is wrong; correct AWS_SECRET_ACCESS_KEY in {_KEYS}"),
-    "ExpiredToken": (ExitCode.ACCESS_DENIED, f"the key has expired; put a new one into {_KEYS}"),
-    "InvalidToken": (ExitCode.ACCESS_DENIED, f"the session token is wrong or has expired; correct AWS_SESSION_TOKEN in {_KEYS}"),
+    "XAdminUserNotFound": (ExitCode.ACCESS_DENIED, "the store does not know this key; correct AWS_ACCESS_KEY_ID in {keys}"),
+    "SignatureDoesNotMatch": (ExitCode.ACCESS_DENIED, "the key is wrong; correct AWS_SECRET_ACCESS_KEY in {keys}"),
+    "ExpiredToken": (ExitCode.ACCESS_DENIED, "the key has expired; put a new one into {keys}"),
+    "InvalidToken": (ExitCode.ACCESS_DENIED, "the session token is wrong or has expired; correct AWS_SESSION_TOKEN in {keys}"),
     "RequestTimeTooSkewed": (ExitCode.SOURCE_UNAVAILABLE, "this node's clock and the store's differ too much; correct the clock"),
     "NoSuchBucket": (ExitCode.INPUT_NOT_FOUND, "there is no such bucket; correct its name, or the endpoint in spec.access"),
     "ContainerNotFound": (ExitCode.INPUT_NOT_FOUND, "there is no such container; correct its name, or spec.access.azure.account"),
     "PermanentRedirect": (ExitCode.INVALID_CONFIGURATION, "the bucket is in another region; set spec.access.s3.region"),
     "AuthorizationHeaderMalformed": (ExitCode.INVALID_CONFIGURATION, "the bucket is in another region; set spec.access.s3.region"),
     "IncorrectRegion": (ExitCode.INVALID_CONFIGURATION, "the bucket is in another region; set spec.access.s3.region"),
-    "AuthenticationFailed": (ExitCode.ACCESS_DENIED, f"the key is wrong or has expired; correct {_KEYS}, and spec.access.azure.account"),
+    "AuthenticationFailed": (ExitCode.ACCESS_DENIED, "the key is wrong or has expired; correct {keys}, and spec.access.azure.account"),
 }  # fmt: skip
 _CODE = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
 _STATUS = re.compile(r"status code: ([45][0-9]{2})|with status ([45][0-9]{2})")
 _REFUSED = (
-    "access was refused{code}: the name is wrong, or it is private and the key is missing or does not reach it; set spec.access.credentialsSecretRef, "
+    "access was refused{code}: the name is wrong, or it is private and the key is missing or does not reach it; set {named}, "
     "or pod.serviceAccountName, to one that can"
 )
 
@@ -241,12 +304,13 @@ def explain(error: BaseException, label: str, store: Store) -> TrainerError | No
     for code in codes:
         if code in _ANSWERS:
             exit_code, advice = _ANSWERS[code]
-            return TrainerError(exit_code, f"{label}: {advice} ({code})")
+            keys = f"the Secret of {store.named}"
+            return TrainerError(exit_code, f"{label}: {advice.format(keys=keys)} ({code})")
     shown = f" ({codes[0]})" if codes else ""
     if name in ("PermissionDeniedError", "UnauthenticatedError") or {"AccessDenied", "AuthorizationFailure"} & set(
         codes
     ):
-        return TrainerError(ExitCode.ACCESS_DENIED, f"{label}: {_REFUSED.format(code=shown)}")
+        return TrainerError(ExitCode.ACCESS_DENIED, f"{label}: {_REFUSED.format(code=shown, named=store.named)}")
     if name == "PreconditionError":
         return store.changed(label)
     if isinstance(error, FileNotFoundError):
@@ -260,7 +324,7 @@ def explain(error: BaseException, label: str, store: Store) -> TrainerError | No
     if "HTTP error" in text or "error sending request" in text:
         return TrainerError(
             ExitCode.SOURCE_UNAVAILABLE,
-            f"{label}: {where} gave no answer after {RETRIES} tries; check the endpoint in spec.access, and that prepare may reach it (the chart's values "
+            f"{label}: {where} gave no answer after {RETRIES} tries; check the endpoint in spec.access, and that the pod may reach it (the chart's values "
             "network.open and network.openNamespaces)",
         )
     status = next((a or b for a, b in _STATUS.findall(text)), "")

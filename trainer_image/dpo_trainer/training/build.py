@@ -1,8 +1,9 @@
 """Set-up of a training run, in the order in which its steps depend on each other: everything that the loop works with."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from dpo_operator.api.training import AdapterType
+from dpo_operator.api.training import Adapter, AdapterType
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.batches.sampler import StepPlan
 from dpo_trainer.checkpoint.engine_state import EngineState
@@ -11,12 +12,11 @@ from dpo_trainer.checkpoint.loading import Restored
 from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.trust import Trust, trust_from_environment
 from dpo_trainer.distributed.ranks import Ranks
-from dpo_trainer.distributed.world import join_world
+from dpo_trainer.distributed.world import World, join_world
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.engine.loss_scale import LossScale
 from dpo_trainer.losses.objective import Objective
-from dpo_trainer.prepare.record import known_digests
-from dpo_trainer.pretrained.digest import model_digest
+from dpo_trainer.prepare.record import input_digests
 from dpo_trainer.runtime.stop import StopRequest, StopWhen
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
@@ -88,17 +88,23 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     plan = StepPlan(len(train.data), training.global_batch_size, seed=training.seed, shuffle=training.shuffle)
     total_steps = plan.total_steps(epochs=training.epochs, max_steps=training.max_steps)
 
-    engine, ranks = load_engine(spec, work, train, telemetry)
+    telemetry.activity("connecting the ranks")
+    world = join_world(training.device)
+    ranks = Ranks(world.device)
+    digests = ranks.run_on_rank_zero(lambda: input_digests(spec, work))
+    splits = [examples for examples in (train, evaluation) if examples is not None]
+    if objective.needs_reference and spec.model.reference is not None:
+        add_other_reference(spec, work, splits, world, ranks, digests["reference"], telemetry, stop)
+    engine = load_engine(spec, work.model, world, train, ranks, telemetry)
     throughput = Throughput.of(spec, work.model, engine.module.layout, engine.world)
-    digest = ranks.run_on_rank_zero(lambda: model_digest(work.model, known_digests(work)))
-    if objective.needs_reference:
-        reference = References(spec, engine, ranks, work.reference, digest, telemetry, stop)
-        for examples in (train, evaluation):
-            if examples is not None:
-                reference.add_to(examples, budget=spec.eval_batch)
+    if objective.needs_reference and spec.model.reference is None:
+        layout = engine.module.layout
+        reference = References(spec, lambda: engine, ranks, work.reference, digests["model"], layout, telemetry, stop)
+        for examples in splits:
+            reference.add_to(examples, budget=spec.eval_batch)
 
     state = engine.state()
-    checkpoints = open_checkpoints(spec, work, train, digest, attempt, ranks, trust, telemetry)
+    checkpoints = open_checkpoints(spec, work, train, digests, attempt, ranks, trust, telemetry)
     restored = resume(checkpoints, state, engine, telemetry)
     begin_telemetry(spec, plan, total_steps, restored, trust, telemetry)
     # The first heartbeat ends the operator's start time-out, so heartbeats start here.
@@ -134,34 +140,77 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     )
 
 
-def load_engine(spec: DPOJobSpec, work: WorkDir, train: Examples, telemetry: Telemetry) -> tuple[Engine, Ranks]:
-    """Join the ranks, load the model and choose how pairs go through it. Collective."""
-    telemetry.activity("connecting the ranks")
-    world = join_world(spec.training.device)
-    telemetry.activity("loading the model")
-    engine = Engine(spec, work.model, world)
-    ranks = Ranks(world.device)
+def load_engine(
+    spec: DPOJobSpec,
+    folder: Path,
+    world: World,
+    train: Examples,
+    ranks: Ranks,
+    telemetry: Telemetry,
+    *,
+    trained: bool = True,
+) -> Engine:
+    """Load a model and choose how pairs go through it. Collective. trained: see Engine."""
+    telemetry.activity("loading the model" if trained else "loading the reference model")
+    engine = Engine(spec, folder, world, trained=trained)
     log_partitions(engine, ranks, telemetry)
     check_logits_path(engine, train.data, spec.training.precision, telemetry)
     choose_layout(engine, train.data, spec, telemetry)
-    return engine, ranks
+    return engine
+
+
+def add_other_reference(
+    spec: DPOJobSpec,
+    work: WorkDir,
+    splits: list[Examples],
+    world: World,
+    ranks: Ranks,
+    digest: str,
+    telemetry: Telemetry,
+    stop: StopRequest,
+) -> None:
+    """Add the log-probs of another reference model to the splits. Collective.
+
+    The model is loaded only when they are not in the cache, and is no longer in memory afterwards.
+    """
+    plain = spec.model_copy(
+        update={
+            "adapter": Adapter(),
+            "model": spec.model.model_copy(update={"adapter": None}),
+            "training": spec.training.model_copy(update={"gradient_checkpointing": False}),
+        }
+    )
+    opened: list[Engine] = []
+
+    def open_engine() -> Engine:
+        if not opened:
+            opened.append(load_engine(plain, work.reference_model, world, splits[0], ranks, telemetry, trained=False))
+        return opened[0]
+
+    # The layout that its batches have is known when it is loaded. What the job asks for decides it, so that stands for it.
+    layout = spec.training.packing
+    reference = References(spec, open_engine, ranks, work.reference, digest, layout, telemetry, stop)
+    for examples in splits:
+        reference.add_to(examples, budget=spec.eval_batch)
+    if opened:
+        opened.pop().close()
 
 
 def open_checkpoints(
     spec: DPOJobSpec,
     work: WorkDir,
     train: Examples,
-    digest: str,
+    digests: dict[str, str],
     attempt: int,
     ranks: Ranks,
     trust: Trust | None,
     telemetry: Telemetry,
 ) -> Checkpoints:
-    """Fence older attempts. Collective. digest: of the model. Raises TrainerError PEER_LOST when a newer attempt has begun."""
+    """Fence older attempts. Collective. digests: of the models. Raises TrainerError PEER_LOST when a newer attempt has begun."""
     checkpoints = Checkpoints(
         work.checkpoints,
         attempt,
-        identity(spec, model=digest, dataset=train.data.digest),
+        identity(spec, dataset=train.data.digest, **digests),
         keep_last=spec.checkpoint.keep_last,
         keep_best=spec.checkpoint.keep_best,
         ranks=ranks,

@@ -1,8 +1,9 @@
 """Log-probs of the reference model, computed once and kept on the volume; there is no reference model in memory.
 
-The reference is the policy before its first update, so the engine that trains computes them too. The weights are the
-initial ones whenever this runs: a resumed run loads its checkpoint afterwards. What is cached under a key is therefore
-what this would compute, and a missing or damaged file costs time and nothing else.
+By default the reference is the policy before its first update, so the engine that trains computes them too. The weights are
+the initial ones whenever this runs: a resumed run loads its checkpoint afterwards. Another reference model has an engine of its own,
+which is loaded when log-probs are missing, and dropped before the policy's. What is cached under a key is therefore what this would
+compute, and a missing or damaged file costs time and nothing else.
 """
 
 import hashlib
@@ -53,7 +54,7 @@ def reference_key(spec: DPOJobSpec, *, model_digest: str, dataset_digest: str, l
 
 
 def reference_logps(
-    engine: Engine,
+    open_engine: Callable[[], Engine],
     dataset: PairDataset,
     folder: Path,
     *,
@@ -64,19 +65,20 @@ def reference_logps(
 ) -> Tensor:
     """Reference log-probs: float64 [pairs, 2, 2], nats, on the CPU of every rank, see Scored.answers. Collective.
 
-    Call it before any weight has changed. budget: of one forward pass. after_each: see logps_table.
+    open_engine: the engine with the reference; called only when the log-probs are not in the folder. Call it before any weight has changed.
+    budget: of one forward pass. after_each: see logps_table.
     Raises TrainerError INVALID_CONFIGURATION when the model gives log-probs that are not finite.
     """
     path = folder / f"{key}.safetensors"
     cached = load_table(path, key=key, pairs=len(dataset)) if ranks.rank == 0 else None
     if ranks.run_on_rank_zero(lambda: cached is not None):
         # Rank 0 read it for all: on a network file system others might see an older state of the folder.
-        return engine.sum(cached if cached is not None else torch.zeros(len(dataset), 2, 2, dtype=torch.float64)).cpu()
-    table = logps_table(engine, dataset, budget=budget, after_each=after_each)
+        return ranks.sum(cached if cached is not None else torch.zeros(len(dataset), 2, 2, dtype=torch.float64)).cpu()
+    table = logps_table(open_engine(), dataset, budget=budget, after_each=after_each)
     broken = (~torch.isfinite(table)).flatten(1).any(dim=1).nonzero().flatten()
     if len(broken):
         raise invalid_configuration(
-            f"spec.model: expected finite log-probs from the initial model, found NaN or infinity in {len(broken)} pairs "
+            f"spec.model: expected finite log-probs from the reference, found NaN or infinity in {len(broken)} pairs "
             f"(the first is source row {dataset[int(broken[0])].row}); check the weights, and precision bf16 or fp32"
         )
     ranks.run_on_rank_zero(lambda: save_table(path, table, key=key))
@@ -85,13 +87,18 @@ def reference_logps(
 
 @dataclass(frozen=True)
 class References:
-    """Adds the reference log-probs to splits, before the first step. model_digest: see the function of that name."""
+    """Adds the reference log-probs to splits, before the first step.
+
+    open_engine: the engine with the reference; called when log-probs have to be computed. model_digest: of the reference, see the function of
+    that name. layout: of its batches.
+    """
 
     spec: DPOJobSpec
-    engine: Engine
+    open_engine: Callable[[], Engine]
     ranks: Ranks
     folder: Path
     model_digest: str
+    layout: Layout
     telemetry: Telemetry
     stop: StopRequest
 
@@ -110,10 +117,10 @@ class References:
             self.spec,
             model_digest=self.model_digest,
             dataset_digest=data.digest,
-            layout=self.engine.module.layout,
+            layout=self.layout,
         )
         return reference_logps(
-            self.engine,
+            self.open_engine,
             data,
             self.folder,
             key=key,
@@ -125,7 +132,7 @@ class References:
     def _stop_or_alive(self, activity: str, pairs: int) -> None:
         """Report progress. Raises Stopped on every rank when any was asked to stop."""
         self.telemetry.alive(f"{activity}: {pairs} done")
-        if self.engine.any_rank(self.stop.is_set()):
+        if self.ranks.sum(torch.tensor([float(self.stop.is_set())])).item():
             raise Stopped(self.stop.signal_name or "a signal to another rank")
 
 

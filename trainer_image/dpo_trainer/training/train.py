@@ -85,7 +85,8 @@ def _update(run: Run, step: int, pairs: Indices, rate: float) -> tuple[StepSums,
                 run.stop,
                 budget=spec.micro_batch,
                 kl_budget=spec.eval_batch,
-                is_first=step == 1,
+                # With another reference the first loss is whatever it is.
+                is_first=step == 1 and spec.model.reference is None,
                 pace=run.pace,
             )
         if sums.nonfinite_pairs:

@@ -103,6 +103,12 @@ DATA_RULES: tuple[Rule, ...] = (
         lambda s: s.model.adapter is None or _readable_model(s.model.adapter.name),
         _URL_MESSAGE,
     ),
+    Rule(
+        "model.reference.name",
+        f"!has(self.model.reference) || {_model_cel('self.model.reference.name')}",
+        lambda s: s.model.reference is None or _readable_model(s.model.reference.name),
+        _URL_MESSAGE,
+    ),
     *_of_each_dataset(
         "source", lambda at: _data_cel(f"{at}.source"), lambda _, data: _readable_data(data.source), _URL_MESSAGE
     ),

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
-from dpo_operator.api.method import Loss, MethodName
+from dpo_operator.api.method import REFERENCE_FREE, Loss, MethodName
 from dpo_operator.api.rules.rule import Rule
 
 SMOOTHED = (MethodName.DPO, MethodName.LD_DPO, MethodName.LN_DPO, MethodName.SIMPO)
+FREE = tuple(sorted(REFERENCE_FREE))
 ROBUST = (MethodName.DPO, MethodName.LD_DPO, MethodName.LN_DPO)
 
 
@@ -38,6 +39,13 @@ def _only_for(setting: str, method: MethodName, read: Callable[[Loss], object]) 
 
 
 METHOD_RULES: tuple[Rule, ...] = (
+    Rule(
+        "model.reference",
+        f"!has(self.model.reference) || !(self.method.name in {_names(FREE)}) || "
+        f"self.method.plus.exists(loss, !(loss.name in {_names(FREE)}))",
+        lambda s: s.model.reference is None or s.method.needs_reference,
+        "must be left out when no loss compares with a reference, as with orpo and simpo",
+    ),
     *_of_each_loss(
         "labelSmoothing",
         f"(LOSS.labelSmoothing == 0.0 || LOSS.name in {_names(SMOOTHED)})",

@@ -491,3 +491,26 @@ def test_an_adapter_that_can_not_be_read_is_refused(place):
     adapter = an_adapter(place.root / "sft", peft_type="IA3")
     message = place.refused(ExitCode.INVALID_CONFIGURATION, model={"adapter": {"name": str(adapter)}})
     assert "expected a LORA adapter of CAUSAL_LM, found 'IA3'" in message
+
+
+def test_another_reference_is_fetched_when_its_tokens_are_the_same(place):
+    other = tiny_model(place.root / "other", config={"num_hidden_layers": 1})
+    place.run(model={"reference": {"name": str(other)}})
+    made = place.made["reference_model"]
+    assert made["source"] == str(other)
+    assert {path.name for path in place.work.reference_model.iterdir()} == made["weights"].keys() | made["files"].keys()
+    place.run(model={"reference": {"name": str(other)}})
+    assert len(place.progress) == 2  # nothing was done again
+    (place.work.reference_model / "config.json").write_text("{}")
+    place.run(model={"reference": {"name": str(other)}})
+    assert len(place.progress) > 2
+
+
+def test_another_reference_with_other_tokens_is_refused(place):
+    other = tiny_model(place.root / "other")
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    message = place.refused(ExitCode.INVALID_CONFIGURATION, model={"reference": {"name": str(other)}})
+    assert "has another tokenizer: 2 of 261 tokens differ, such as 'a', which is" in message

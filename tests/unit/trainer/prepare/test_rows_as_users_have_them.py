@@ -80,11 +80,15 @@ class Refused:
 KEPT = {
     "text that went through the template, as such": Kept(
         templated(CHATML_TEXT, "<|im_end|>"), "qwen2_5", (f"<s>{CHATML_TEXT}", "An apple.<|im_end|>", "A carrot.<|im_end|>"),
-        {"template": {"applied": True}},
+        {"template": {"specialTokens": "read"}},
     ),
     "the same with the beginning and without the end": Kept(
         templated(f"<s>{CHATML_TEXT}", ""), "qwen2_5", (f"<s>{CHATML_TEXT}", "An apple.</s>", "A carrot.</s>"),
-        {"template": {"applied": True}},
+        {"template": {"specialTokens": "read"}},
+    ),
+    "text that quotes a template": Kept(
+        {"prompt": "What is <|im_start|>user?", "chosen": "A mark.", "rejected": "No."}, "qwen2_5",
+        ("<s>What is <|im_start|>user?", "A mark.</s>", "No.</s>"), {"template": {"specialTokens": "spell"}},
     ),
     "reasoning_content": Kept(
         messages(bot("An apple.", reasoning_content="Red."), bot("A carrot.", reasoning_content="No.")), "qwen3",
@@ -104,6 +108,16 @@ KEPT = {
     ),
     "function_call and observation": Kept(
         FUNCTION_CALL, "qwen2_5",
+        (f'{QWEN}<tool_call>\n{{"name": "get", "arguments": {{"n": 1}}}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\n42'
+         "\n</tool_response><|im_end|>\n<|im_start|>assistant\n", "An apple.<|im_end|>", "A carrot.<|im_end|>"),
+    ),
+    "the same as OpenAI wrote it": Kept(
+        messages(
+            bot("An apple."), bot("A carrot."), USER,
+            {"role": "assistant", "content": None, "function_call": {"name": "get", "arguments": '{"n": 1}'}},
+            {"role": "function", "name": "get", "content": "42"},
+        ),
+        "qwen2_5",
         (f'{QWEN}<tool_call>\n{{"name": "get", "arguments": {{"n": 1}}}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\n42'
          "\n</tool_response><|im_end|>\n<|im_start|>assistant\n", "An apple.<|im_end|>", "A carrot.<|im_end|>"),
     ),
@@ -128,12 +142,20 @@ KEPT = {
 }  # fmt: skip
 REFUSED = {
     "text that went through the template": Refused(
-        templated(CHATML_TEXT, "<|im_end|>"), "qwen2_5", ("templated_text", r"<\|im_start\|>user", "data.template.applied"),
+        templated(CHATML_TEXT, "<|im_end|>"), "qwen2_5", ("templated_text", r"<\|im_start\|>user", "data.template.specialTokens to read", "to spell"),
     ),
-    "answers that end with a special token": Refused(templated("A fruit?", "</s>"), "qwen2_5", ("templated_text", "</s>", "applied")),
+    "answers that end with a special token": Refused(templated("A fruit?", "</s>"), "qwen2_5", ("templated_text", "</s>", "specialTokens")),
     "text of another model's template": Refused(
         templated("<start_of_turn>user\nA fruit?<end_of_turn>\n<start_of_turn>model\n", ""), "qwen2_5",
         ("templated_text", "<start_of_turn>user", "another model", "give messages"),
+    ),
+    "whole texts that went through the template": Refused(
+        {side: f"{CHATML_TEXT}{answer}<|im_end|>" for side, answer in (("chosen", "An apple."), ("rejected", "A carrot."))}, "qwen2_5",
+        ("fit no format", r"hold <\|im_start\|>user, as a chat template writes it", "specialTokens: read"),
+    ),
+    "a function_call that is no call": Refused(
+        {**FUNCTION_CALL, "conversations": [{"from": "human", "value": "A fruit?"}, {"from": "function_call", "value": "get it"}]}, "qwen2_5",
+        ("role function_call", "expected a call as JSON"),
     ),
     "messages that went through the template": Refused(
         messages(bot("An apple.<|im_end|>"), bot("A carrot.<|im_end|>")), "qwen2_5", ("templated_text", r"<\|im_end\|>", "content"),
@@ -224,8 +246,11 @@ def test_a_row_that_would_lose_something_is_refused(tmp_path, model, name):
         assert failure.match(says)
 
 
-def test_tools_reach_the_template(tmp_path, model):
-    work = run(tmp_path, model, WITH_TOOLS, "qwen3", {}, {})
+@pytest.mark.parametrize(
+    "tools", [[TOOL], json.dumps([TOOL]), [TOOL | {"strict": None}]], ids=["a list", "JSON", "Parquet"]
+)
+def test_tools_reach_the_template(tmp_path, model, tools):
+    work = run(tmp_path, model, WITH_TOOLS | {"tools": tools}, "qwen3", {}, {})
     pair, tokenizer = PairDataset.open(work.train_data)[0], load_tokenizer(work.model, "model")
     expected = tokenizer.apply_chat_template([USER], tools=[TOOL], tokenize=False, add_generation_prompt=True)
     assert tokenizer.decode(pair.prompt, clean_up_tokenization_spaces=False) == expected

@@ -17,7 +17,7 @@ _ROLES = {
 # Roles of turns whose content is a tool call as JSON: ShareGPT, ms-swift.
 _CALLS = ("function_call", "tool_call")
 # Names of a message's reasoning.
-REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+REASONING_KEYS = ("reasoning_content", "thinking", "reasoning", "thought")
 # Other keys of a message that templates read.
 _OTHERS = ("name", "tool_call_id")
 
@@ -97,6 +97,8 @@ def _message(item: Any, name: str) -> Message:
     if isinstance(content, list):
         content = _joined_parts(content, name)
     calls = tool_calls(item.get("tool_calls"), f"{name}: tool_calls")
+    if not calls and isinstance(call := item.get("function_call"), Mapping):
+        calls = tuple({"type": "function", "function": one} for one in tool_calls([call], f"{name}: function_call"))
     if content is None and calls:
         content = ""
     if not isinstance(content, str):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from dpo_operator.api.data import Template
 from dpo_trainer.data.formats import Pair, Rejection
 from dpo_trainer.data.formats.pairs import Reason, TextPair
 
@@ -17,37 +18,37 @@ _WORD = "xqword"
 
 
 class Templated:
-    """Sees such text. tokenizer: of transformers. control: texts of its special tokens. applied: data.template.applied."""
+    """Sees such text. tokenizer: of transformers. control: texts of its special tokens. settings: spec.data.template."""
 
-    def __init__(self, tokenizer: Any, control: set[str], *, applied: bool) -> None:
+    def __init__(self, tokenizer: Any, control: set[str], settings: Template) -> None:
         self._begin, self._eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
         self._control = re.compile("|".join(map(re.escape, sorted(control, key=len, reverse=True))) or "(?!)")
         self._ends = tuple(control)
-        self._applied = applied
+        self._special_tokens = settings.special_tokens
         self._added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
         self._own = _example(tokenizer)
         self._turns = self._own_turns()
 
     def check(self, pair: Pair) -> Rejection | None:
         """Why a pair is refused, if it is."""
-        if isinstance(pair, TextPair):
-            prompts, answers = [pair.prompt], [text for text in (pair.chosen, pair.rejected) if text is not None]
-        else:
-            prompts, answers = [turn.content for turn in pair.prompt], [turn.content for turn in pair.answers]
-        foreign = self._foreign([*prompts, *answers])
-        if foreign is not None and not (self._applied and isinstance(pair, TextPair) and not self._own):
+        if self._special_tokens == "spell":
+            return None
+        is_text = isinstance(pair, TextPair)
+        prompts, answers = _contents(pair)
+        read = is_text and self._special_tokens == "read"
+        if (foreign := self._foreign([*prompts, *answers])) is not None and (self._own or not read):
             return _rejection(
                 f"{foreign}, as another model's chat template writes it; give messages, or text without it"
             )
-        if self._applied and isinstance(pair, TextPair):
+        if read:
             return None
         sign = self._sign(prompts, answers)
-        if sign is None and self._begin and isinstance(pair, TextPair) and pair.prompt.startswith(self._begin):
+        if sign is None and self._begin and is_text and prompts[0].startswith(self._begin):
             sign = self._begin
         if sign is None:
             return None
-        way = "set data.template.applied to true, which reads special tokens in plain text as such, or give messages without them"
-        if not isinstance(pair, TextPair):
+        way = "set data.template.specialTokens to read, which takes special tokens in plain text as such, or give messages without them"
+        if not is_text:
             way = "leave what the template writes out of the messages' content"
         return _rejection(f"{sign}, as a text that went through the chat template already; {way}")
 
@@ -57,8 +58,8 @@ class Templated:
             for turn in self._turns:
                 if turn in text:
                     return turn
-            if (found := _TURNS.search(text)) is not None:
-                return found[0]
+            if (found := turn_in(text)) is not None:
+                return found
         ends = (next((end for end in self._ends if text.rstrip().endswith(end)), None) for text in answers)
         return next((end for end in ends if end is not None), None)
 
@@ -99,5 +100,19 @@ def _written(tokenizer: Any, content: Any) -> str:
         return ""
 
 
+def _contents(pair: Pair) -> tuple[list[str], list[str]]:
+    """Texts of the prompt, and of the answers."""
+    if isinstance(pair, TextPair):
+        return [pair.prompt], [text for text in (pair.chosen, pair.rejected) if text is not None]
+    return [turn.content for turn in pair.prompt], [turn.content for turn in pair.answers]
+
+
 def _rejection(found: str) -> Rejection:
-    return Rejection(Reason.TEMPLATED_TEXT, f"prompt or answer holds {found}")
+    quoted = "when the data only quote it, set data.template.specialTokens to spell"
+    return Rejection(Reason.TEMPLATED_TEXT, f"prompt or answer holds {found}; {quoted}")
+
+
+def turn_in(text: str) -> str | None:
+    """The beginning of a turn in a text, as well-known chat templates write it."""
+    found = _TURNS.search(text)
+    return None if found is None else found[0]

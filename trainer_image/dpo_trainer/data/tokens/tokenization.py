@@ -16,7 +16,7 @@ Llamas also behind added tokens) and takes its own sign for a space as one; some
 
 A chat whose template leaves out what a message holds is refused, by coverage.py.
 
-Plain text that went through the template already (data.template.applied) is read with its special tokens; BOS and EOS are
+Plain text that went through the template already (data.template.specialTokens: read) is read with its special tokens; BOS and EOS are
 added only where it lacks them.
 
 An unpaired example has one answer; everything above holds for it alone, and the other one has no tokens, not even EOS.
@@ -98,7 +98,7 @@ class PairTokenizer:
         self, tokenizer: Any, limits: Limits, end_tokens: Sequence[int] = (), settings: Template = DEFAULTS
     ) -> None:
         self._tokenizer = tokenizer
-        self._applied = settings.applied
+        self._reads_special = settings.special_tokens == "read"
         self._limits = limits
         eos = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else next(iter(end_tokens), None)
         if eos is None:
@@ -113,7 +113,7 @@ class PairTokenizer:
         self._special = set(tokenizer.all_special_ids) | set(unnamed) | set(end_tokens) | {self.eos}
         control = {text for text in (*tokenizer.all_special_tokens, *unnamed.values()) if text}
         self._encoder = Encoder(tokenizer, self._special, control)
-        self.templated = Templated(tokenizer, control, applied=settings.applied)
+        self.templated = Templated(tokenizer, control, settings)
         self._template = ChatTemplate(tokenizer, self._encoder, settings)
         self.counts = Counts()
 
@@ -134,7 +134,7 @@ class PairTokenizer:
             return
         first, last = batch[0][0], batch[-1][0]
         with Untrusted(f"tokenizing row {first}" if first == last else f"tokenizing rows {first} to {last}"):
-            tokenize = self._tokenize_templated if self._applied else self._tokenize_texts
+            tokenize = self._tokenize_templated if self._reads_special else self._tokenize_texts
             texts = iter(list(tokenize([pair for _, pair in batch if isinstance(pair, TextPair)])))
             chats = iter(list(self._tokenize_chats([(row, pair) for row, pair in batch if isinstance(pair, ChatPair)])))
         for row, pair in batch:

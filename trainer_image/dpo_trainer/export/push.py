@@ -1,0 +1,158 @@
+"""Copies an export to an object store: after it was verified, once, and never so that a half of it looks whole.
+
+What a loader looks for first, config.json or adapter_config.json, comes after the weights, and dpo_pushed.json comes last. A push that was killed goes on where
+it was: each object has the SHA-256 of its content beside it.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.reports import PushReport
+from dpo_operator.api.training import Push
+from dpo_trainer.runtime.errors import TrainerError, first_line, invalid_configuration
+from dpo_trainer.runtime.files import sha256
+from dpo_trainer.sources import stores
+from dpo_trainer.sources.access import Access
+from dpo_trainer.sources.stores import Store, Stored
+
+PROVENANCE = "dpo_provenance.json"
+# Says whose the folder is, from before its first file on; says that it is whole, after its last.
+BEGUN, WHOLE = "dpo_pushing.json", "dpo_pushed.json"
+# Without these no loader takes a folder for a model or an adapter.
+_ENTRANCES = ("config.json", "adapter_config.json")
+_DIGEST = "sha256"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The folder in the store. prefix: of its objects, with a slash at its end."""
+
+    store: Store
+    url: str
+    prefix: str
+
+    def label(self, name: str) -> str:
+        return f"{self.url}/{name}"
+
+    def key(self, name: str) -> str:
+        return f"{self.prefix}{name}"
+
+
+def push(settings: Push, uid: str, folder: Path, access: Access, progress: Progress) -> PushReport:
+    """Copy a verified export. uid: of the job. folder: the export. Does nothing when it is there already.
+
+    Raises TrainerError: INVALID_CONFIGURATION when the folder there has somebody else's objects, BAD_EXPORT when a file here is not what was verified, and what
+    stores.explain says.
+    """
+    url = settings.to.rstrip("/")
+    target = _Target(stores.open_store(url, access, writes=True), url, f"{stores.split(url)[2]}/")
+    digest = sha256(folder / PROVENANCE)
+    files: dict[str, str] = {**json.loads((folder / PROVENANCE).read_bytes())["files"], PROVENANCE: digest}
+    there = {one.key.removeprefix(target.prefix): one for one in target.store.below(target.prefix.rstrip("/"), url)}
+    mine = {"uid": uid, "digest": digest}
+    state = _state(target, there, uid)
+    if state == mine and WHOLE in there and all(_is_there(target, there, folder, name, files[name]) for name in files):
+        if BEGUN in there:  # the last step of a push that was killed
+            _delete(target, BEGUN)
+        progress(f"already pushed to {url}")
+        return PushReport(to=url, digest=digest)
+    _write(target, BEGUN, mine)
+    # What is about to change must not look whole, and its objects may be an earlier export's.
+    for name in sorted(there.keys() - {BEGUN}):
+        stays = name in files and _is_there(target, there, folder, name, files[name])
+        if not stays and (name not in files or _base(name) in _ENTRANCES):
+            _delete(target, name)
+    for number, name in enumerate(sorted(files, key=_order), start=1):
+        if _is_there(target, there, folder, name, files[name]):
+            continue
+        progress(f"pushing {name} ({number} of {len(files)})")
+        _upload(target, folder, name, files[name], progress)
+    _write(target, WHOLE, {**mine, "files": files})
+    _delete(target, BEGUN)
+    progress(f"pushed to {url}")
+    return PushReport(to=url, digest=digest)
+
+
+def _order(name: str) -> tuple[int, str]:
+    """Weights first, and what makes a folder a model last."""
+    base = _base(name)
+    late = 2 if base in _ENTRANCES else 3 if base == PROVENANCE else 1
+    return (0 if base.endswith(".safetensors") else late), name
+
+
+def _base(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _state(target: _Target, there: dict[str, Stored], uid: str) -> dict[str, Any] | None:
+    """What an earlier push of this job noted; None in an empty folder. Raises TrainerError for a folder that is not this job's."""
+    if not there:
+        return None
+    noted = next((name for name in (WHOLE, BEGUN) if name in there), None)
+    found: Any = None
+    if noted is not None:
+        content = target.store.part(there[noted], 0, there[noted].size, target.label(noted))
+        try:
+            found = json.loads(content)
+        except ValueError:
+            found = None
+    if not isinstance(found, dict) or found.get("uid") != uid:
+        names = ", ".join(sorted(there)[:4])
+        raise invalid_configuration(
+            f"spec.export.push.to: {target.url} has objects that are not of this job's export ({names}); name a new folder, or empty this one"
+        )
+    return {key: found.get(key) for key in ("uid", "digest")}
+
+
+def _is_there(target: _Target, there: dict[str, Stored], folder: Path, name: str, digest: str) -> bool:
+    """Whether an object has a file's size and digest."""
+    found = there.get(name)
+    if found is None or found.size != (folder / name).stat().st_size:
+        return False
+    return target.store.attributes(found.key, target.label(name)).get(_DIGEST) == digest
+
+
+def _upload(target: _Target, folder: Path, name: str, digest: str, progress: Progress) -> None:
+    """Upload a file; what was sent is compared with its digest, and the object appears when all of it was."""
+
+    def pieces() -> Iterator[bytes]:
+        hashed = hashlib.sha256()
+        with (folder / name).open("rb") as file:
+            while piece := file.read(stores.WRITTEN_AT_ONCE):
+                hashed.update(piece)
+                # The last piece is held back until the digest is known to be right: without it the store has no object.
+                if len(piece) < stores.WRITTEN_AT_ONCE or not file.peek(1):
+                    _require(hashed.hexdigest(), digest, name)
+                yield piece
+                progress(f"pushing {name}")
+
+    target.store.put(target.key(name), pieces(), (folder / name).stat().st_size, {_DIGEST: digest}, target.label(name))
+
+
+def _require(found: str, digest: str, name: str) -> None:
+    if found != digest:
+        raise TrainerError(ExitCode.BAD_EXPORT, f"{name} of the export is not the file that was verified; export again")
+
+
+def _write(target: _Target, name: str, content: dict[str, Any]) -> None:
+    data = json.dumps(content, indent=1, sort_keys=True).encode()
+    target.store.put(target.key(name), iter([data]), len(data), {}, target.label(name))
+
+
+def _delete(target: _Target, name: str) -> None:
+    target.store.delete(target.key(name), target.label(name))
+
+
+def not_pushed(error: TrainerError, path: str, to: str) -> TrainerError:
+    """The error of a push, with where the export is meanwhile."""
+    return TrainerError(
+        error.exit_code,
+        f"The model was exported to {path} on the volume, and not pushed to {to}: {first_line(error, 1500)}",
+    )
