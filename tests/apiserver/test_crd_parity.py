@@ -71,6 +71,9 @@ LOSSES = ("dpo", "ld-dpo", "ln-dpo", "ipo", "hinge", "kto", "orpo", "simpo")
 
 def losses() -> Iterator[dict[str, Any]]:
     """Each loss with each setting, as the first loss and as one that is added."""
+    for to in ("s3://b/k", "hf://org/name", "s3://b/", "s3://b", "hf://org", "file:///x", "az://c/k d"):
+        for more in ({}, {"private": True}, {"private": False}, {"commitMessage": "m"}, {"commitMessage": ""}):
+            yield {"export": {"push": {"to": to, **more}}}
     settings: tuple[dict[str, Any], ...] = (
         *({}, {"labelSmoothing": 0.2}, {"robust": True}, {"labelSmoothing": 0.2, "robust": True}),
         *({"lengthDesensitization": 0}, {"reduction": "sum"}, {"margin": 0}, {"marginRatio": 0}),

@@ -5,7 +5,7 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.access import has_identity
+from dpo_operator.builders.access import has_identity, pushes_to_hub
 from dpo_operator.builders.config import job_file_digest
 from dpo_operator.builders.ports import ports_of
 
@@ -54,6 +54,8 @@ def build_environment(
     if recorded is not None:
         offline[names.ENV_RECORDED_CHECKPOINTS] = recorded.model_dump_json()
     if phase == "export":
+        if pushes_to_hub(job):
+            del offline["HF_HUB_OFFLINE"]
         return _variables(common | offline)
     return [
         *_variables(common | offline | _rendezvous(job, attempt)),

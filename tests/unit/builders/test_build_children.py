@@ -236,6 +236,9 @@ def test_a_push_gives_its_keys_to_the_export_alone():
     spec["export"] = {"push": {"to": "s3://models/out"}}
     (shared,) = [v["secret"]["secretName"] for v in pod_of("export", **spec)["volumes"] if "secret" in v]
     assert shared == "keys"
+    # The hub's client must not be told that it is offline.
+    assert "HF_HUB_OFFLINE" in env_of("export", **spec)
+    assert "HF_HUB_OFFLINE" not in env_of("export", export={"push": {"to": "hf://org/name"}})
 
 
 def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
