@@ -4,7 +4,6 @@ import http.client
 import http.server
 import os
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 import obstore
 from obstore.store import S3Store
 
+from tests import tied
 from tests.cluster.rig.binaries import binary
 from tests.ports import free_port
 
@@ -55,7 +55,7 @@ def serving(folder: Path, *options: str | Path) -> Iterator[Server]:
     port = free_port()
     environment = {**os.environ, "ROOT_ACCESS_KEY": KEY, "ROOT_SECRET_KEY": SECRET}
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
+        process = tied.popen(
             [binary("versitygw"), "--port", f"127.0.0.1:{port}", *options, "posix", objects],
             env=environment,
             stdout=log,

@@ -21,6 +21,7 @@ from dpo_trainer.export.push import BEGUN, PROVENANCE, WHOLE, push
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.sources.access import Access
 from dpo_trainer.sources.stores import WRITTEN_AT_ONCE
+from tests import tied
 from tests.contract.stores.conftest import Phases
 from tests.s3 import KEY, SECRET, Request, Server, before, error, upload
 from tests.unit.trainer.place import rows
@@ -157,7 +158,7 @@ def test_an_export_is_pushed_once_and_whole(server: Server, tmp_path: Path) -> N
 
 def killed_at(number: int, server: Server, to: str, folder: Path) -> bool:
     """Push in a process that is killed at one of its writes, which still reaches the store; False when it has fewer."""
-    processes: list[subprocess.Popen[bytes]] = []
+    processes: list["subprocess.Popen[bytes]"] = []
     writes = count(1)
 
     def fault(request: Request) -> None:
@@ -166,7 +167,7 @@ def killed_at(number: int, server: Server, to: str, folder: Path) -> bool:
             processes[0].wait()
 
     with before(server, fault) as proxy:
-        processes.append(subprocess.Popen([sys.executable, "-c", ALONE, to, str(folder), proxy.url, json.dumps(KEYS)]))
+        processes.append(tied.popen([sys.executable, "-c", ALONE, to, str(folder), proxy.url, json.dumps(KEYS)]))
         code = processes[0].wait(timeout=120)
     assert code in (0, -signal.SIGKILL)
     return code != 0
