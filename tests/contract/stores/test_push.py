@@ -158,7 +158,7 @@ def test_an_export_is_pushed_once_and_whole(server: Server, tmp_path: Path) -> N
 
 def killed_at(number: int, server: Server, to: str, folder: Path) -> bool:
     """Push in a process that is killed at one of its writes, which still reaches the store; False when it has fewer."""
-    processes: list["subprocess.Popen[bytes]"] = []
+    processes: list[subprocess.Popen[bytes]] = []
     writes = count(1)
 
     def fault(request: Request) -> None:
