@@ -126,8 +126,14 @@ def data_and_tracking() -> Iterator[dict[str, Any]]:
 def placement() -> Iterator[dict[str, Any]]:
     """Queues, topology and network."""
     named = (None, "team")
-    for kind, name, priority in itertools.product(("Kueue", "Volcano", "SchedulerPlugins"), named, named):
+    kinds = ("Kueue", "Volcano", "SchedulerPlugins", "KAI")
+    for kind, name, priority in itertools.product(kinds, named, named):
         yield {"queue": {"kind": kind, "name": name, "priorityClass": priority}}
+    for kind, pack, tier, required in itertools.product(kinds, (None, "rack"), (None, 1), (False, True)):
+        asked = {"packBy": pack, "highestTier": tier, "required": required}
+        name = None if kind == "SchedulerPlugins" else "team"
+        yield {"queue": {"kind": kind, "name": name, "topology": asked}}
+        yield {"queue": {"kind": kind, "name": name, "topology": asked}, "pod": {"topology": {"packBy": "rack"}}}
     keys = (None, "a", "b", "kubernetes.io/hostname")
     for pack, spread in itertools.product(keys, keys):
         yield {"pod": {"topology": {"packBy": pack, "spreadBy": spread}}}
@@ -162,6 +168,9 @@ def resources() -> Iterator[dict[str, Any]]:
         yield {"pod": {part: {"requests": {name: "1"}, "limits": {name: 1, "memory": "1Gi"}}}}
     for name in (*names, "x" * 254):
         yield {"pod": {"network": {"rdmaResource": name}}}
+        yield {
+            "pod": {"gpuResource": name, "network": {"rdmaResource": "rdma/ib"}, "resources": {"limits": {"a/b": 1}}}
+        }
         yield {"pod": {"nodeSelector": {name: "x"}}}
         yield {"pod": {"tolerations": [{"key": name, "operator": "Exists"}]}}
         yield {"pod": {"topology": {"packBy": name}}}

@@ -40,9 +40,12 @@ def build_environment(
         # HOME is for caches of libraries.
         "HOME": TEMPORARY,
     }
-    if phase != "train" or job.spec.gpus_per_node == 0:
+    gpu = job.spec.pod.gpu_resource if phase == "train" and job.spec.gpus_per_node > 0 else None
+    if gpu is None or gpu in names.OTHER_GPUS:
         # Without this, an image could ask a container runtime for all GPUs of the node, including those of other pods.
         common["NVIDIA_VISIBLE_DEVICES"] = "void"
+    if gpu is not None and gpu != names.GPU:
+        common[names.ENV_GPU_RESOURCE] = gpu
     if has_identity(job, phase):
         common[names.ENV_IDENTITY] = "1"
     if phase == "prepare":
