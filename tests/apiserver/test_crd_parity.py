@@ -169,6 +169,18 @@ def resources() -> Iterator[dict[str, Any]]:
         yield {"pod": {"resources": {}, "prepareResources": wanted}}
     for name in ("system-node-critical", "system", "my-system-", "a..b", "a.b"):
         yield {"pod": {"priorityClassName": name, "runtimeClassName": name}}
+    keys = (
+        "kubernetes.io/x",
+        "a.k8s.io/x",
+        "x-k8s.io/x",
+        "azure.workload.identity/use",
+        "kai.scheduler/queue",
+        "job-name",
+        "job-names",
+    )
+    for key in (*names, *keys, "cluster-autoscaler.kubernetes.io/safe-to-evict", "kueue.x-k8s.io/pod-group-x"):
+        yield {"pod": {"annotations": {key: "[]"}, "labels": {}}}
+        yield {"pod": {"annotations": {}, "labels": {key: "x"}}}
         yield {"queue": {"kind": "Volcano", "priorityClass": name}}
 
 

@@ -44,6 +44,8 @@ class Allow(ApiModel):
     tolerations: tuple[Pattern, ...] = ()
     priority_classes: tuple[Pattern, ...] = ()
     runtime_classes: tuple[Pattern, ...] = ()
+    pod_annotations: tuple[Pattern, ...] = ()
+    pod_labels: tuple[Pattern, ...] = ()
     host_network: StrictBool = Field(default=False)
     unisolated: StrictBool = Field(default=False)
     unlabelled_claims: StrictBool = Field(default=False)
@@ -76,6 +78,8 @@ def refusals(spec: DPOJobSpec, allow: Allow, image: str) -> list[str]:
         found += _unlisted(field, [name] if name is not None else [], allow.priority_classes, "priorityClasses")
     runtimes = [pod.runtime_class_name] if pod.runtime_class_name is not None else []
     found += _unlisted("spec.pod.runtimeClassName", runtimes, allow.runtime_classes, "runtimeClasses")
+    found += _unlisted("spec.pod.annotations", pod.annotations, allow.pod_annotations, "podAnnotations")
+    found += _unlisted("spec.pod.labels", pod.labels, allow.pod_labels, "podLabels")
     accounts = [pod.service_account_name] if pod.service_account_name is not None else []
     found += _unlisted("spec.pod.serviceAccountName", accounts, allow.service_accounts, "serviceAccounts")
     for field, name in _secrets(spec):

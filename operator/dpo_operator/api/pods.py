@@ -1,8 +1,8 @@
 """How trainer pods are placed and run, and the volume that they share."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, StrictBool, StrictInt, field_validator
+from pydantic import Field, StrictBool, StrictInt, StringConstraints, field_validator
 
 from dpo_operator.api.base import ApiModel, LabelKey, LabelValue, ObjectName, Quantity, ResourceQuantity
 
@@ -79,6 +79,23 @@ RESERVED_ENV_TEXT = (
     "TORCHELASTIC_*, PET_*, DPO_*, KUBERNETES_*, MASTER_*, RANK, LOCAL_RANK, GROUP_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, "
     "*_VISIBLE_DEVICES, NVIDIA_* but NVIDIA_TF32_OVERRIDE"
 )
+
+
+# Labels and annotations that no job may set, whatever the administrator allows: those of Kubernetes and its controllers, among them AppArmor
+# profiles; those of this operator; those by which queues find pods, which spec.queue sets; and those that give a pod an identity in a cloud, which
+# ranks never have. One of Kubernetes' own only keeps the cluster autoscaler from removing a pod's node.
+_OWNED_DOMAINS = r"([^/]*[.])?(kubernetes[.]io|k8s[.]io|dpo-operator[.]dev)|azure[.]workload[.]identity|scheduling[.](x-k8s[.]io|volcano[.]sh)"
+_OWNED_KEYS = "job-name|controller-uid|controller-revision-hash|pod-template-hash|pod-template-generation"
+_OWNED_BY_QUEUES = r"kueue[.]x-k8s[.]io/(queue-name|priority-class|managed|pod-group-.*)|kai[.]scheduler/queue"
+RESERVED_METADATA = f"^(({_OWNED_DOMAINS})/.*|{_OWNED_KEYS}|{_OWNED_BY_QUEUES})$"
+SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+# The same for people.
+RESERVED_METADATA_TEXT = (
+    "dpo-operator.dev/*, *kubernetes.io/* and *.k8s.io/* but cluster-autoscaler.kubernetes.io/safe-to-evict, job-name, controller-uid, names of "
+    "controllers' revisions, scheduling.x-k8s.io/*, scheduling.volcano.sh/*, kueue.x-k8s.io/queue-name and the like, kai.scheduler/queue (spec.queue "
+    "sets those), azure.workload.identity/*"
+)
+AnnotationValue = Annotated[str, StringConstraints(max_length=2048, pattern=r"^[^\x00]*$")]
 
 
 class EnvVar(ApiModel):
@@ -186,6 +203,17 @@ class Pod(ApiModel):
         "stores without keys. Refused unless the administrator allows it. Training pods never have it. Default: the namespace's default.",
     )
     runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of training pods.")
+    annotations: dict[LabelKey, AnnotationValue] = Field(
+        default={},
+        max_length=16,
+        description="Annotations of all pods of the job, such as k8s.v1.cni.cncf.io/networks for another network interface. Refused unless the "
+        "administrator allows the key.",
+    )
+    labels: dict[LabelKey, LabelValue] = Field(
+        default={},
+        max_length=16,
+        description="Labels of all pods of the job, such as sidecar.istio.io/inject. Refused unless the administrator allows the key.",
+    )
     env: list[EnvVar] = Field(
         default=[],
         max_length=64,

@@ -67,7 +67,8 @@ def build_pod_template(
         spec["imagePullSecrets"] = [{"name": name} for name in pod.image_pull_secrets]
     if pod.priority_class_name is not None:
         spec["priorityClassName"] = pod.priority_class_name
-    labels = build_labels(job, phase, attempt)
+    # What the operator sets wins; the rules let no job name it, either.
+    labels = dict(pod.labels) | build_labels(job, phase, attempt)
     if has_identity(job, phase):
         # Its identity in a cloud comes from that cloud's webhook or metadata service; the API server's token is not mounted.
         spec["serviceAccountName"] = pod.service_account_name
@@ -77,7 +78,7 @@ def build_pod_template(
         if job.spec.pod.network.host_network:
             # With hostNetwork, the cluster's DNS is used only with this policy.
             spec |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
-    metadata = {"labels": labels, "annotations": {names.LABEL_ATTEMPT: str(attempt)}}
+    metadata = {"labels": labels, "annotations": dict(pod.annotations) | {names.LABEL_ATTEMPT: str(attempt)}}
     return {"metadata": metadata, "spec": spec}
 
 

@@ -48,6 +48,12 @@ CASES: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"priorityClasses": ["h*"]},
     ),
     ({"pod": {"runtimeClassName": "nvidia"}}, "spec.pod.runtimeClassName", {"runtimeClasses": ["nvidia"]}),
+    (
+        {"pod": {"annotations": {"k8s.v1.cni.cncf.io/networks": "rdma"}}},
+        "spec.pod.annotations",
+        {"podAnnotations": ["k8s.v1.cni.cncf.io/networks"]},
+    ),
+    ({"pod": {"labels": {"sidecar.istio.io/inject": "false"}}}, "spec.pod.labels", {"podLabels": ["sidecar.*"]}),
     ({"pod": {"serviceAccountName": "reader"}}, "spec.pod.serviceAccountName", {"serviceAccounts": ["reader"]}),
 ]
 

@@ -132,6 +132,45 @@ def test_scheduler_plugins_find_the_pod_group():
     assert template["spec"]["schedulerName"] == "p"
 
 
+def test_allowed_metadata_is_on_every_pod_beside_the_operators_own():
+    own = {"annotations": {"k8s.v1.cni.cncf.io/networks": '[{"name": "ib0"}]'}, "labels": {"team": "red"}}
+    for phase in names.PHASES:
+        metadata = child_of(phase, pod=own)["spec"]["template"]["metadata"]
+        assert metadata["annotations"] == own["annotations"] | {names.LABEL_ATTEMPT: "1"}
+        assert metadata["labels"] == {"team": "red"} | child_of(phase)["spec"]["template"]["metadata"]["labels"]
+        assert "red" not in str(child_of(phase, pod=own)["metadata"])
+
+
+@pytest.mark.parametrize("part", ["annotations", "labels"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("dpo-operator.dev/job-uid", "x.dpo-operator.dev/y", "job-name", "controller-uid", "pod-template-hash"),
+        *("batch.kubernetes.io/job-completion-index", "app.kubernetes.io/name", "kubernetes.io/hostname", "k8s.io/x"),
+        *("container.apparmor.security.beta.kubernetes.io/trainer", "cluster-autoscaler.kubernetes.io/safe-to-evict2"),
+        *("kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/pod-group-name", "scheduling.x-k8s.io/pod-group"),
+        *("scheduling.k8s.io/group-name", "scheduling.volcano.sh/queue-name", "kai.scheduler/queue"),
+        "azure.workload.identity/use",
+    ],
+)
+def test_keys_of_others_are_refused_whatever_is_allowed(part, key):
+    (sentence,) = violations(a_job(pod={part: {key: "x"}}))
+    assert sentence.startswith(f"spec.pod.{part}: must not set")
+
+
+def test_keys_that_only_clusters_read_are_left_to_the_allow_list():
+    keys = (
+        *("k8s.v1.cni.cncf.io/networks", "sidecar.istio.io/inject", "kueue.x-k8s.io/podset-required-topology"),
+        *(
+            "cluster-autoscaler.kubernetes.io/safe-to-evict",
+            "karpenter.sh/do-not-disrupt",
+            "team",
+            "my-kubernetes.io/x",
+        ),
+    )
+    assert violations(a_job(pod={"annotations": dict.fromkeys(keys, "x"), "labels": dict.fromkeys(keys, "x")})) == []
+
+
 @pytest.mark.parametrize(
     ("spec", "field"),
     [

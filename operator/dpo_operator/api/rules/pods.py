@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable
 
-from dpo_operator.api.pods import ResourceList, Topology
+from dpo_operator.api.pods import RESERVED_METADATA, RESERVED_METADATA_TEXT, SAFE_TO_EVICT, ResourceList, Topology
 from dpo_operator.api.quantity import amount
 from dpo_operator.api.queue import Queue
 from dpo_operator.api.rules.rule import Rule
@@ -92,6 +92,16 @@ def _resource_rules(field: str, read: Callable[[DPOJobSpec], ResourceList]) -> t
     )
 
 
+def _metadata_rule(field: str, read: Callable[[DPOJobSpec], dict[str, str]]) -> Rule:
+    """Keys that decide what a pod is, and not how a cluster treats it, are not for jobs."""
+    return Rule(
+        field,
+        f"self.{field}.all(k, k == '{SAFE_TO_EVICT}' || !k.matches('{RESERVED_METADATA}'))",
+        lambda s: all(key == SAFE_TO_EVICT or not re.search(RESERVED_METADATA, key) for key in read(s)),
+        f"must not set what belongs to Kubernetes, to this operator or to a queue: {RESERVED_METADATA_TEXT}",
+    )
+
+
 def _user_priority(spec: DPOJobSpec) -> bool:
     names = (spec.pod.priority_class_name, spec.queue.priority_class if spec.queue is not None else None)
     return not any(name is not None and name.startswith(SYSTEM) for name in names)
@@ -130,6 +140,8 @@ POD_RULES: tuple[Rule, ...] = (
     ),
     *_resource_rules("pod.resources", lambda s: s.pod.resources),
     *_resource_rules("pod.prepareResources", lambda s: s.pod.prepare_resources),
+    _metadata_rule("pod.annotations", lambda s: s.pod.annotations),
+    _metadata_rule("pod.labels", lambda s: s.pod.labels),
     Rule(
         "pod.priorityClassName",
         f"!(has(self.pod.priorityClassName) && self.pod.priorityClassName.startsWith('{SYSTEM}')) && "

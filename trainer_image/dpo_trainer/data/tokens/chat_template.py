@@ -166,10 +166,12 @@ class ChatTemplate:
             marker = Marker(self._tags, _texts(pair))
         except ValueError as error:
             raise TemplateRefused(str(error)) from error
-        alone = ChatPair(pair.prompt, answer, None, tools=pair.tools)
-        (marked,) = self._written(
-            alone, lambda text, turn, thought: text if turn < 0 else marker.mark(text, turn, thought=thought)
-        )
+
+        def mark(text: str, turn: int, thought: bool) -> str:
+            thinks = turn >= 0 and turns[turn].role == "assistant"
+            return text if turn < 0 else marker.mark(text, turn, thought=thought, thinks=thinks)
+
+        (marked,) = self._written(ChatPair(pair.prompt, answer, None, tools=pair.tools), mark)
         pieces, places = marker.pieces, marker.places(marked, plain)
         lost = [piece for piece, place in zip(pieces, places, strict=True) if place is None]
         for piece in lost:

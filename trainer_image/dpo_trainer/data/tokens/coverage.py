@@ -56,9 +56,12 @@ class Marker:
         self._mark = re.compile(f"{self._open}(\\d+){self._number}|{self._close}")
         self.pieces: list[Piece] = []
 
-    def mark(self, text: str, turn: int, *, thought: bool = False) -> str:
-        """The text with marks around its pieces. thought: whether it is reasoning as a whole; before a tag that ends one, it is, too."""
-        ends = [found.start() for found in _THOUGHT_END.finditer(text)]
+    def mark(self, text: str, turn: int, *, thought: bool, thinks: bool) -> str:
+        """The text with marks around its pieces.
+
+        thought: whether it is reasoning as a whole. thinks: whether it is reasoning up to a tag that ends it, as in assistants' turns.
+        """
+        ends = [found.start() for found in _THOUGHT_END.finditer(text)] if thinks else []
         written, last = [], 0
         for start, end in _stretches(text, self._tags):
             written.append(

@@ -120,6 +120,19 @@ def test_the_property_finds_a_fault_when_its_mend_is_out(monkeypatch, name):
         check(talk, layout, template)
 
 
+def test_only_an_assistants_thoughts_may_be_left_out():
+    """The template cuts a user's text as it cuts thoughts."""
+    cutting = templates.TWO_ROLES.replace("m['content']", "m['content'].split('</think>')[-1]")
+    tokenizer, hf = (
+        PairTokenizer(templates.tokenizer(cutting), WIDE, (), Template(keep_reasoning="none")),
+        templates.tokenizer(cutting),
+    )
+    thoughtful = Talk((ASK,), Turn("assistant", "§3§", thought="§5§"), BAD)
+    assert "§5§" in refused_or_lost(thoughtful, "messages", tokenizer, hf)[1]
+    rejection, _ = refused_or_lost(Talk((Turn("user", "§1§", thought="§5§"),), GOOD, BAD), "messages", tokenizer, hf)
+    assert "text of message 1 (role user)" in rejection.detail
+
+
 @pytest.mark.parametrize("special", [False, True])
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think", "glm4moe", "nemotron_3_nano", "lfm2_2_5", "llama3"])
 def test_thoughts_give_the_tokens_of_apply_chat_template(name, special):
