@@ -2,8 +2,6 @@
 
 import io
 import itertools
-import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,9 +16,10 @@ from dpo_trainer.data.formats import Format, Pair, Rejection, detect, hint, read
 from dpo_trainer.data.formats.pairs import Reason
 from dpo_trainer.data.formats.values import lookup
 from dpo_trainer.data.rows import Rows
+from dpo_trainer.data.tally import SHOWN_COLUMNS, Tally, listed, no_pair, too_many_bad
 from dpo_trainer.data.tokens.templated import turn_in
 from dpo_trainer.data.tokens.tokenization import Counts, PairTokenizer
-from dpo_trainer.runtime.errors import TrainerError, bad_dataset, invalid_configuration
+from dpo_trainer.runtime.errors import bad_dataset, invalid_configuration
 
 # Rows from which the format is detected.
 DETECTION_ROWS = 64
@@ -28,8 +27,6 @@ DETECTION_ROWS = 64
 # would take minutes and gigabytes for one row.
 CHARACTERS_PER_TOKEN = 16
 CHARACTERS = 1_000_000
-# Most columns that a message names.
-SHOWN_COLUMNS = 20
 
 
 @dataclass(frozen=True)
@@ -83,39 +80,6 @@ class Glance:
     first: str
 
 
-class _Tally:
-    """Counts the rows of one source that are left out, and writes them to dropped.jsonl."""
-
-    def __init__(self, name: str, rows: Rows, file: IO[str]) -> None:
-        self._name = name
-        self._source = rows
-        self._file = file
-        self.rows = 0
-        self.dropped: Counter[Reason] = Counter()
-        self.bad = self.unseparated = self.prompt_repeated = 0
-        self.first_bad: tuple[int, Rejection] | None = None
-        self.first = ""
-
-    def drop(self, row: int, rejection: Rejection) -> None:
-        self.dropped[rejection.reason] += 1
-        self.first = self.first or f"{self.where(row)}, {rejection.reason}: {rejection.detail}"
-        if rejection.is_bad:
-            self.bad += 1
-            if self.first_bad is None or row < self.first_bad[0]:
-                self.first_bad = (row, rejection)
-        line = {
-            "split": self._name, "row": row, "where": self.where(row), "reason": rejection.reason, "detail": rejection.detail,
-        }  # fmt: skip
-        self._file.write(json.dumps(line) + "\n")
-
-    def where(self, row: int) -> str:
-        return self._source.where(row)
-
-    @property
-    def by_reason(self) -> dict[str, int]:
-        return {reason.value: count for reason, count in sorted(self.dropped.items())}
-
-
 def read_split(name: str, rows: Rows, spec: Dataset, reading: Reading) -> Split:
     """Normalize, filter and tokenize the rows of one source.
 
@@ -124,7 +88,7 @@ def read_split(name: str, rows: Rows, spec: Dataset, reading: Reading) -> Split:
     INVALID_CONFIGURATION when a filter has no column to read, or the data are not for the method.
     """
     data, tokenizer = reading.data, reading.tokenizer
-    tally = _Tally(name, rows, reading.dropped)
+    tally = Tally(name, rows, reading.dropped)
     items = iter(rows)
     head = list(itertools.islice(items, min(DETECTION_ROWS, spec.limit or DETECTION_ROWS)))
     columns = _columns(head)
@@ -161,15 +125,15 @@ def glance(name: str, rows: Rows, spec: Dataset, data: Data, method: MethodName)
     columns = _columns(head)
     row_format = _format(name, [_read(row, spec) for row in head], spec, columns)
     _check_format(name, row_format, spec, method, head)
-    tally = _Tally(name, rows, io.StringIO())
+    tally = Tally(name, rows, io.StringIO())
     chain = filters.RowFilters(data.filters, spec.columns, set(), lenient=True)
     most = max(CHARACTERS, CHARACTERS_PER_TOKEN * data.max_length)
     found = _pairs(iter(head), row_format, spec, chain, lambda pair: _too_big(pair, most), tally)
     pairs = sum(1 for _ in found)
     if tally.bad > data.filters.max_bad_rows * tally.rows:
-        raise _too_many_bad(name, data.filters.max_bad_rows, columns, tally)
+        raise too_many_bad(name, data.filters.max_bad_rows, columns, tally)
     if not pairs and len(head) < DETECTION_ROWS:
-        raise _no_pair(name, spec, tally)
+        raise no_pair(name, spec, tally)
     return Glance(row_format, tally.rows, pairs, tally.by_reason, tally.first)
 
 
@@ -188,7 +152,7 @@ def check_filters(
     found = dict.fromkeys(column for _, split in splits.values() for column in split.columns)
     raise invalid_configuration(
         f"{' and '.join(splits)}: filters.{idle[0]} needs {filters.needs(idle[0], data.filters, spec.columns)}, and no row has one; "
-        f"found columns {_listed(found)}. Name the right column, or leave the filter out. The data are "
+        f"found columns {listed(found)}. Name the right column, or leave the filter out. The data are "
         f"{' and '.join(spec.source for spec, _ in splits.values())}"
     )
 
@@ -245,7 +209,7 @@ def _check_format(name: str, row_format: Format, spec: Dataset, method: MethodNa
     if rows and all(lookup(row, system) is None for row in rows):
         raise invalid_configuration(
             f"{name}: columns.system is {system}, and none of the first {len(head)} rows has it; found columns "
-            f"{_listed(_columns(head))}"
+            f"{listed(_columns(head))}"
         )
 
 
@@ -271,17 +235,13 @@ def _columns(head: list[Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(key)[:64] for row in head if isinstance(row, Mapping) for key in row))
 
 
-def _listed(columns: Iterable[str]) -> str:
-    return ", ".join(itertools.islice(columns, SHOWN_COLUMNS)) or "none"
-
-
 def _pairs(
     rows: Iterator[Any],
     row_format: Format,
     spec: Dataset,
     chain: filters.RowFilters,
     refused: Callable[[Pair], Rejection | None],
-    tally: _Tally,
+    tally: Tally,
 ) -> Iterator[tuple[int, Pair]]:
     wanted = _wanted(rows, chain, spec, tally)
     for number, row, found in read_rows(wanted, row_format, spec.columns):
@@ -295,7 +255,7 @@ def _pairs(
             yield number, found
 
 
-def _wanted(rows: Iterator[Any], chain: filters.RowFilters, spec: Dataset, tally: _Tally) -> Iterator[tuple[int, Any]]:
+def _wanted(rows: Iterator[Any], chain: filters.RowFilters, spec: Dataset, tally: Tally) -> Iterator[tuple[int, Any]]:
     """Number and row of those that can be decoded and meet the conditions."""
     for number, row in enumerate(rows):
         tally.rows = number + 1
@@ -329,7 +289,7 @@ def _too_big(pair: Pair, most: int) -> Rejection | None:
 
 
 def _kept(
-    found: Iterable[tuple[int, TokenPair | Rejection]], chain: filters.RowFilters, tally: _Tally
+    found: Iterable[tuple[int, TokenPair | Rejection]], chain: filters.RowFilters, tally: Tally
 ) -> Iterator[TokenPair]:
     for row, item in found:
         item = item if isinstance(item, Rejection) else chain.of_tokens(item) or item
@@ -339,31 +299,8 @@ def _kept(
             yield item
 
 
-def _check_rows(name: str, split: Split, data: Data, spec: Dataset, tally: _Tally) -> None:
+def _check_rows(name: str, split: Split, data: Data, spec: Dataset, tally: Tally) -> None:
     if tally.bad > data.filters.max_bad_rows * tally.rows:
-        raise _too_many_bad(name, data.filters.max_bad_rows, split.columns, tally)
+        raise too_many_bad(name, data.filters.max_bad_rows, split.columns, tally)
     if len(split.dataset) == 0:
-        raise _no_pair(name, spec, tally)
-
-
-def _no_pair(name: str, spec: Dataset, tally: _Tally) -> TrainerError:
-    found = ", ".join(f"{reason} {count}" for reason, count in tally.by_reason.items()) or "no rows at all"
-    first = f". The first is {tally.first}" if tally.first else ""
-    return bad_dataset(
-        f"{name}: no usable pair in {tally.rows} rows ({found}) of {spec.source}{first}; see data/dropped.jsonl in the work folder"
-    )
-
-
-def _too_many_bad(name: str, limit: float, found: tuple[str, ...], tally: _Tally) -> TrainerError:
-    assert tally.first_bad is not None
-    row, rejection = tally.first_bad
-    counts = ", ".join(f"{reason} {n}" for reason, n in tally.by_reason.items() if Rejection(Reason(reason), "").is_bad)
-    columns = ""
-    if any(tally.dropped[reason] for reason in (Reason.MISSING_COLUMN, Reason.WRONG_TYPE, Reason.OTHER_FORMAT)):
-        columns = f" The columns found are {_listed(found)}."
-    return bad_dataset(
-        f"{name}: {tally.bad} of {tally.rows} rows ({tally.bad / tally.rows:.2%}) are unusable, and filters.maxBadRows allows "
-        f"{limit:.2%}: {counts}. The first is row {row} (counting from 0; {tally.where(row)}), {rejection.reason}: "
-        f"{rejection.detail}.{columns} All are listed in data/dropped.jsonl in the work folder; repair them, or raise "
-        "filters.maxBadRows"
-    )
+        raise no_pair(name, spec, tally)
