@@ -4,7 +4,6 @@ import http.client
 import http.server
 import os
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 import obstore
 from obstore.store import S3Store
 
+from tests import tied
 from tests.cluster.rig.binaries import binary
 from tests.ports import free_port
 
@@ -48,15 +48,15 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Server]:
-    """A store with its objects in a folder, whose file system must keep extended attributes."""
+def serving(folder: Path, *options: str | Path) -> Iterator[Server]:
+    """A store with its objects in a folder, whose file system must keep extended attributes. options: of versitygw."""
     objects = folder / "objects"
     objects.mkdir()
     port = free_port()
     environment = {**os.environ, "ROOT_ACCESS_KEY": KEY, "ROOT_SECRET_KEY": SECRET}
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [binary("versitygw"), "--port", f"127.0.0.1:{port}", "posix", objects],
+        process = tied.popen(
+            [binary("versitygw"), "--port", f"127.0.0.1:{port}", *options, "posix", objects],
             env=environment,
             stdout=log,
             stderr=log,
@@ -126,7 +126,9 @@ def before(server: Server, fault: Fault) -> Iterator[Proxy]:
         def handle_one(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
             with lock:
-                kind = (self.command, self.path.partition("?")[0])
+                # A client that was told of a proxy names the whole URL.
+                path = self.path if self.path.startswith("/") else "/" + self.path.split("/", 3)[3]
+                kind = (self.command, path.partition("?")[0])
                 number = sum((seen.method, seen.path) == kind for seen in proxy.seen) + 1
                 request = Request(*kind, number)
                 proxy.seen.append(request)
@@ -135,7 +137,7 @@ def before(server: Server, fault: Fault) -> Iterator[Proxy]:
                 self.answer(made.status, [("Content-Type", "application/xml")], made.body)
                 return
             there = http.client.HTTPConnection("127.0.0.1", server.port)
-            there.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            there.putrequest(self.command, path, skip_host=True, skip_accept_encoding=True)
             for name, value in self.headers.items():
                 there.putheader(name, value)
             there.endheaders(body)

@@ -81,6 +81,7 @@ class Config:
             schedulers=Schedulers(
                 volcano=environment.get("DPO_VOLCANO_SCHEDULER", "").strip() or DEFAULT_SCHEDULERS.volcano,
                 plugins=environment.get("DPO_PLUGINS_SCHEDULER", "").strip() or DEFAULT_SCHEDULERS.plugins,
+                kai=environment.get("DPO_KAI_SCHEDULER", "").strip() or DEFAULT_SCHEDULERS.kai,
             ),
             allow=allow,
             election=_election(environment),

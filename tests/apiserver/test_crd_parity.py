@@ -71,6 +71,9 @@ LOSSES = ("dpo", "ld-dpo", "ln-dpo", "ipo", "hinge", "kto", "orpo", "simpo")
 
 def losses() -> Iterator[dict[str, Any]]:
     """Each loss with each setting, as the first loss and as one that is added."""
+    for to in ("s3://b/k", "hf://org/name", "s3://b/", "s3://b", "hf://org", "file:///x", "az://c/k d"):
+        for more in ({}, {"private": True}, {"private": False}, {"commitMessage": "m"}, {"commitMessage": ""}):
+            yield {"export": {"push": {"to": to, **more}}}
     settings: tuple[dict[str, Any], ...] = (
         *({}, {"labelSmoothing": 0.2}, {"robust": True}, {"labelSmoothing": 0.2, "robust": True}),
         *({"lengthDesensitization": 0}, {"reduction": "sum"}, {"margin": 0}, {"marginRatio": 0}),
@@ -123,8 +126,14 @@ def data_and_tracking() -> Iterator[dict[str, Any]]:
 def placement() -> Iterator[dict[str, Any]]:
     """Queues, topology and network."""
     named = (None, "team")
-    for kind, name, priority in itertools.product(("Kueue", "Volcano", "SchedulerPlugins"), named, named):
+    kinds = ("Kueue", "Volcano", "SchedulerPlugins", "KAI")
+    for kind, name, priority in itertools.product(kinds, named, named):
         yield {"queue": {"kind": kind, "name": name, "priorityClass": priority}}
+    for kind, pack, tier, required in itertools.product(kinds, (None, "rack"), (None, 1), (False, True)):
+        asked = {"packBy": pack, "highestTier": tier, "required": required}
+        name = None if kind == "SchedulerPlugins" else "team"
+        yield {"queue": {"kind": kind, "name": name, "topology": asked}}
+        yield {"queue": {"kind": kind, "name": name, "topology": asked}, "pod": {"topology": {"packBy": "rack"}}}
     keys = (None, "a", "b", "kubernetes.io/hostname")
     for pack, spread in itertools.product(keys, keys):
         yield {"pod": {"topology": {"packBy": pack, "spreadBy": spread}}}
@@ -159,6 +168,9 @@ def resources() -> Iterator[dict[str, Any]]:
         yield {"pod": {part: {"requests": {name: "1"}, "limits": {name: 1, "memory": "1Gi"}}}}
     for name in (*names, "x" * 254):
         yield {"pod": {"network": {"rdmaResource": name}}}
+        yield {
+            "pod": {"gpuResource": name, "network": {"rdmaResource": "rdma/ib"}, "resources": {"limits": {"a/b": 1}}}
+        }
         yield {"pod": {"nodeSelector": {name: "x"}}}
         yield {"pod": {"tolerations": [{"key": name, "operator": "Exists"}]}}
         yield {"pod": {"topology": {"packBy": name}}}

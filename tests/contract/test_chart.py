@@ -11,6 +11,7 @@ import yaml
 from dpo_operator.api import names
 from dpo_operator.api.allow import Allow
 from dpo_operator.builders.networks import Networks
+from dpo_operator.builders.queue import Schedulers
 from dpo_operator.config import Config
 from dpo_operator.generate import crd
 from dpo_operator.generate.dashboards.catalogue import catalogue
@@ -71,6 +72,16 @@ def test_pod_groups_are_a_right_only_when_asked_for(queue: str, group: str) -> N
     assert added == [{"apiGroups": [group], "resources": ["podgroups"], "verbs": ["get", "create", "patch"]}]
 
 
+def test_the_policy_knows_the_same_gpus_as_the_operator() -> None:
+    listed = ", ".join(f"'{name}'" for name in names.GPU_RESOURCES)
+    policies = render().all("ValidatingAdmissionPolicy")
+    assert any(
+        f"variables.spec.pod.gpuResource in [{listed}]" in check["expression"]
+        for policy in policies
+        for check in policy["spec"]["validations"]
+    )
+
+
 def test_no_right_is_dangerous() -> None:
     for role in (*render().all("ClusterRole"), *render("watchNamespaces={a}").all("Role")):
         for rule in role["rules"]:
@@ -120,6 +131,7 @@ def test_the_operator_understands_its_environment() -> None:
         "monitoring.namespaces={prometheus,dpo-system}",
         "queues.volcano.schedulerName=v",
         "queues.schedulerPlugins.schedulerName=p",
+        "queues.kai.schedulerName=k",
         "allow.env={WANDB_*}",
         "allow.hostNetwork=true",
         "allow.unisolated=true",
@@ -142,7 +154,7 @@ def test_the_operator_understands_its_environment() -> None:
     assert config.namespaces == ("a", "b")
     # The operator reads progress itself, so its namespace is always one of them.
     assert config.networks.metrics_namespaces == (NAMESPACE, "prometheus")
-    assert (config.schedulers.volcano, config.schedulers.plugins) == ("v", "p")
+    assert config.schedulers == Schedulers(volcano="v", plugins="p", kai="k")
     ports = {port["name"]: port["containerPort"] for port in rendered.container["ports"]}
     assert (ports["metrics"], ports["health"]) == (config.metrics_port, config.health_port)
 

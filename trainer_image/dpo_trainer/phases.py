@@ -170,6 +170,11 @@ def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> T
     stop_by_exception()
     telemetry.activity("exporting")
     telemetry.serve()
+    if (to := job.spec.export.push) is not None:
+        from dpo_trainer.sources.access import from_environment
+
+        # Before the hub's client is imported, which reads its settings then.
+        from_environment(job.spec.way_out, to.credentials_secret_ref).apply(work.root / ".cache")
     from dpo_trainer.checkpoint.trust import trust_from_environment
     from dpo_trainer.export import phase as export
 
@@ -191,12 +196,13 @@ def _push(job: DPOJob, work: WorkDir, path: str, progress: Callable[[str], None]
     settings = job.spec.export.push
     if settings is None:
         return None
-    from dpo_trainer.export import push
+    from dpo_trainer.export import hub_push, push
     from dpo_trainer.sources.access import from_environment
 
     try:
         access = from_environment(job.spec.way_out, settings.credentials_secret_ref)
-        pushed = push.push(settings, job.metadata.uid, work.root / path, access, progress)
+        copy = hub_push.push_to_hub if settings.to.startswith("hf://") else push.push
+        pushed = copy(settings, job.metadata.uid, work.root / path, access, progress)
     except TrainerError as error:
         raise push.not_pushed(error, path, settings.to) from error
     commit(work.pushed, pushed.model_dump_json().encode())

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, StrictBool, StringConstraints
 
+from dpo_operator.api import names
 from dpo_operator.api.base import ApiModel
 from dpo_operator.api.environment import VARIABLES
 from dpo_operator.api.types import DPOJobSpec
@@ -32,7 +33,7 @@ COMMIT = re.compile(r"^[0-9a-f]{40}$")
 class Allow(ApiModel):
     """What DPOJobs may ask for. Lists hold names, or beginnings of names before a `*`.
 
-    env: variables in addition to VARIABLES. images: in addition to the operator's trainer image. unisolated: network.isolate false.
+    env: variables in addition to VARIABLES. images: in addition to the operator's trainer image. gpu_resources: in addition to GPU_RESOURCES. unisolated: network.isolate false.
     unlabelled_claims: claims whose owner did not opt in. branches: hub revisions other than commits.
     """
 
@@ -46,6 +47,7 @@ class Allow(ApiModel):
     runtime_classes: tuple[Pattern, ...] = ()
     pod_annotations: tuple[Pattern, ...] = ()
     pod_labels: tuple[Pattern, ...] = ()
+    gpu_resources: tuple[Pattern, ...] = ()
     host_network: StrictBool = Field(default=False)
     unisolated: StrictBool = Field(default=False)
     unlabelled_claims: StrictBool = Field(default=False)
@@ -78,6 +80,11 @@ def refusals(spec: DPOJobSpec, allow: Allow, image: str) -> list[str]:
         found += _unlisted(field, [name] if name is not None else [], allow.priority_classes, "priorityClasses")
     runtimes = [pod.runtime_class_name] if pod.runtime_class_name is not None else []
     found += _unlisted("spec.pod.runtimeClassName", runtimes, allow.runtime_classes, "runtimeClasses")
+    if not matches(pod.gpu_resource, (*names.GPU_RESOURCES, *allow.gpu_resources)):
+        found.append(
+            f"spec.pod.gpuResource: {pod.gpu_resource} is neither one of {', '.join(names.GPU_RESOURCES)} nor in the chart's value "
+            "allow.gpuResources"
+        )
     found += _unlisted("spec.pod.annotations", pod.annotations, allow.pod_annotations, "podAnnotations")
     found += _unlisted("spec.pod.labels", pod.labels, allow.pod_labels, "podLabels")
     accounts = [pod.service_account_name] if pod.service_account_name is not None else []

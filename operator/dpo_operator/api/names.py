@@ -79,10 +79,14 @@ ENV_CREDENTIALS_DIR = "DPO_CREDENTIALS_DIR"
 ENV_CA_FILE = "DPO_CA_FILE"
 # Of a pod that has the identity of a ServiceAccount in a cloud: "1".
 ENV_IDENTITY = "DPO_IDENTITY"
+# Of a training pod with GPUs that are not nvidia.com/gpu: their resource.
+ENV_GPU_RESOURCE = "DPO_GPU_RESOURCE"
 ENV_WANDB_KEY_FILE = "DPO_WANDB_KEY_FILE"
 
-# Extended resource of the GPUs.
+# Extended resource of the GPUs, and those that jobs may name for it without the administrator's leave.
 GPU = "nvidia.com/gpu"
+OTHER_GPUS = ("amd.com/gpu", "gpu.intel.com/i915", "gpu.intel.com/xe")
+GPU_RESOURCES = (GPU, *OTHER_GPUS)
 
 METRICS_PORT = 9400
 METRICS_PORT_NAME = "metrics"

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, StrictInt, StringConstraints, field_validator
 
+from dpo_operator.api import names
 from dpo_operator.api.base import ApiModel, LabelKey, LabelValue, ObjectName, Quantity, ResourceQuantity
 
 
@@ -185,6 +186,11 @@ class Pod(ApiModel):
     resources: ResourceList = Field(
         default=ResourceList(), description="CPU and memory of each training pod. GPUs come from gpusPerNode."
     )
+    gpu_resource: LabelKey = Field(
+        default=names.GPU,
+        description="Extended resource that one of gpusPerNode is: nvidia.com/gpu, amd.com/gpu, gpu.intel.com/i915, gpu.intel.com/xe, or another that the "
+        "administrator allows, such as nvidia.com/mig-3g.40gb. The image's torch must know such GPUs as CUDA devices, as builds for ROCm do.",
+    )
     prepare_resources: ResourceList = Field(
         default=ResourceList(), description="CPU and memory of the prepare and export pods."
     )
@@ -194,7 +200,7 @@ class Pod(ApiModel):
     tolerations: list[Toleration] = Field(
         default=[],
         max_length=32,
-        description="Taints that the pods tolerate; training pods always tolerate nvidia.com/gpu.",
+        description="Taints that the pods tolerate; training pods always tolerate nvidia.com/gpu and pod.gpuResource.",
     )
     priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of all pods of the job.")
     service_account_name: ObjectName | None = Field(

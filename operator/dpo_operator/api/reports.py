@@ -147,6 +147,9 @@ class PushReport(_Report):
     digest: str = Field(
         pattern=r"^[0-9a-f]{64}$", description="SHA-256 of dpo_provenance.json, which has the digest of each file, hex."
     )
+    commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = Field(
+        default=None, description="Of a hub's repository."
+    )
 
 
 class Termination(_Report):

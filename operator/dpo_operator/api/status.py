@@ -143,6 +143,7 @@ class PushStatus(StatusModel):
     digest: str = Field(
         max_length=64, description="SHA-256 of dpo_provenance.json there, which has the digest of each file, hex."
     )
+    commit: str | None = Field(default=None, max_length=64, description="Commit of a hub's repository.")
 
 
 class ExportStatus(StatusModel):

@@ -8,6 +8,11 @@ def pushes(job: DPOJob) -> bool:
     return job.spec.export.push is not None
 
 
+def pushes_to_hub(job: DPOJob) -> bool:
+    """Whether it copies the model to a hub."""
+    return job.spec.export.push is not None and job.spec.export.push.to.startswith("hf://")
+
+
 def reaches_sources(job: DPOJob, phase: str) -> bool:
     """Whether a phase's pod reaches stores and hubs, and so gets keys, an identity and a way out."""
     return phase == "prepare" or (phase == "export" and pushes(job))

@@ -5,7 +5,7 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.access import has_identity
+from dpo_operator.builders.access import has_identity, pushes_to_hub
 from dpo_operator.builders.config import job_file_digest
 from dpo_operator.builders.ports import ports_of
 
@@ -40,9 +40,12 @@ def build_environment(
         # HOME is for caches of libraries.
         "HOME": TEMPORARY,
     }
-    if phase != "train" or job.spec.gpus_per_node == 0:
+    gpu = job.spec.pod.gpu_resource if phase == "train" and job.spec.gpus_per_node > 0 else None
+    if gpu is None or gpu in names.OTHER_GPUS:
         # Without this, an image could ask a container runtime for all GPUs of the node, including those of other pods.
         common["NVIDIA_VISIBLE_DEVICES"] = "void"
+    if gpu is not None and gpu != names.GPU:
+        common[names.ENV_GPU_RESOURCE] = gpu
     if has_identity(job, phase):
         common[names.ENV_IDENTITY] = "1"
     if phase == "prepare":
@@ -51,6 +54,8 @@ def build_environment(
     if recorded is not None:
         offline[names.ENV_RECORDED_CHECKPOINTS] = recorded.model_dump_json()
     if phase == "export":
+        if pushes_to_hub(job):
+            del offline["HF_HUB_OFFLINE"]
         return _variables(common | offline)
     return [
         *_variables(common | offline | _rendezvous(job, attempt)),

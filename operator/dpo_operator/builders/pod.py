@@ -137,7 +137,8 @@ def _resources(job: DPOJob, phase: names.Phase) -> dict[str, Any]:
         if phase == "prepare":
             limits["memory"] = PREPARE_MEMORY_LIMIT
     if phase == "train" and job.spec.gpus_per_node > 0:
-        requests[names.GPU] = limits[names.GPU] = str(job.spec.gpus_per_node)
+        gpu = job.spec.pod.gpu_resource
+        requests[gpu] = limits[gpu] = str(job.spec.gpus_per_node)
     if phase == "train" and (rdma := job.spec.pod.network.rdma_resource) is not None:
         requests[rdma] = limits[rdma] = "1"
     return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
@@ -222,5 +223,6 @@ def _tolerations(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
     ]
     # The job's tolerations are for every phase, since all nodes may have a taint; the toleration of GPUs only for train.
     own = [t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in job.spec.pod.tolerations]
-    gpu = [{"key": names.GPU, "operator": "Exists"}] if phase == "train" else []
+    keys = dict.fromkeys((names.GPU, job.spec.pod.gpu_resource)) if phase == "train" else ()
+    gpu = [{"key": key, "operator": "Exists"} for key in keys]
     return [*lost_node, *gpu, *own]

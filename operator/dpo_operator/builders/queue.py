@@ -1,4 +1,4 @@
-"""Labels, PodGroups and schedulerName for Kueue, Volcano and scheduler-plugins.
+"""Labels, PodGroups and schedulerName for Kueue, Volcano, scheduler-plugins and KAI.
 
 Prepare and export are not queued: they hold no GPU, and a job that waited twice would keep its place in no queue.
 """
@@ -11,8 +11,15 @@ from dpo_operator.builders.common import Manifest, build_metadata
 
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 KUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
+KUEUE_TOPOLOGY = {
+    True: "kueue.x-k8s.io/podset-required-topology",
+    False: "kueue.x-k8s.io/podset-preferred-topology",
+}
 VOLCANO_GROUP = "scheduling.k8s.io/group-name"
 PLUGINS_GROUP = "scheduling.x-k8s.io/pod-group"
+KAI_QUEUE = "kai.scheduler/queue"
+# On a Job: how many of its pods are placed together. KAI's own default is 1.
+KAI_GANG = "kai.scheduler/batch-min-member"
 # Kinds of spec.queue with a PodGroup, and its API version.
 POD_GROUPS = {"Volcano": "scheduling.volcano.sh/v1beta1", "SchedulerPlugins": "scheduling.x-k8s.io/v1alpha1"}
 
@@ -23,6 +30,7 @@ class Schedulers:
 
     volcano: str = "volcano"
     plugins: str = "scheduler-plugins-scheduler"
+    kai: str = "kai-scheduler"
 
 
 DEFAULT_SCHEDULERS = Schedulers()
@@ -45,12 +53,20 @@ def in_queue(job: DPOJob, phase: names.Phase, child: Manifest, schedulers: Sched
             child["metadata"]["labels"][KUEUE_QUEUE] = queue.name
             if queue.priority_class is not None:
                 child["metadata"]["labels"][KUEUE_PRIORITY] = queue.priority_class
+            if queue.topology is not None:
+                template["metadata"]["annotations"][KUEUE_TOPOLOGY[queue.topology.required]] = queue.topology.pack_by
         case "Volcano":
             template["spec"]["schedulerName"] = schedulers.volcano
             template["metadata"]["annotations"][VOLCANO_GROUP] = group
         case "SchedulerPlugins":
             template["spec"]["schedulerName"] = schedulers.plugins
             template["metadata"]["labels"][PLUGINS_GROUP] = group
+        case "KAI":
+            # KAI makes the PodGroup itself, from what the Job and its pods say.
+            template["spec"]["schedulerName"] = schedulers.kai
+            child["metadata"]["annotations"][KAI_GANG] = str(job.spec.nodes)
+            for labels in (child["metadata"]["labels"], template["metadata"]["labels"]):
+                labels[KAI_QUEUE] = queue.name
     return child
 
 
@@ -66,6 +82,9 @@ def build_pod_group(job: DPOJob) -> Manifest | None:
         spec["queue"] = queue.name
     if queue.priority_class is not None:
         spec["priorityClassName"] = queue.priority_class
+    if queue.topology is not None:
+        tier = {"highestTierAllowed": queue.topology.highest_tier} if queue.topology.required else {}
+        spec["networkTopology"] = {"mode": "hard" if queue.topology.required else "soft"} | tier
     return {
         "apiVersion": POD_GROUPS[queue.kind],
         "kind": "PodGroup",

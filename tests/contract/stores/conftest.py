@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests import tied
 from tests.s3 import KEY, SECRET, Server, serving
 
 
@@ -53,7 +54,7 @@ class Phases:
             "--work-dir",
             self.work,
         ]
-        return subprocess.Popen(
+        return tied.popen(
             argv,
             env={**os.environ, **own, **environment},
             stdout=subprocess.PIPE,

@@ -21,6 +21,7 @@ from dpo_trainer.export.push import BEGUN, PROVENANCE, WHOLE, push
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.sources.access import Access
 from dpo_trainer.sources.stores import WRITTEN_AT_ONCE
+from tests import tied
 from tests.contract.stores.conftest import Phases
 from tests.s3 import KEY, SECRET, Request, Server, before, error, upload
 from tests.unit.trainer.place import rows
@@ -166,7 +167,7 @@ def killed_at(number: int, server: Server, to: str, folder: Path) -> bool:
             processes[0].wait()
 
     with before(server, fault) as proxy:
-        processes.append(subprocess.Popen([sys.executable, "-c", ALONE, to, str(folder), proxy.url, json.dumps(KEYS)]))
+        processes.append(tied.popen([sys.executable, "-c", ALONE, to, str(folder), proxy.url, json.dumps(KEYS)]))
         code = processes[0].wait(timeout=120)
     assert code in (0, -signal.SIGKILL)
     return code != 0

@@ -54,6 +54,11 @@ CASES: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"podAnnotations": ["k8s.v1.cni.cncf.io/networks"]},
     ),
     ({"pod": {"labels": {"sidecar.istio.io/inject": "false"}}}, "spec.pod.labels", {"podLabels": ["sidecar.*"]}),
+    (
+        {"pod": {"gpuResource": "nvidia.com/mig-3g.40gb"}},
+        "spec.pod.gpuResource",
+        {"gpuResources": ["nvidia.com/mig-*"]},
+    ),
     ({"pod": {"serviceAccountName": "reader"}}, "spec.pod.serviceAccountName", {"serviceAccounts": ["reader"]}),
 ]
 
@@ -90,6 +95,11 @@ def test_labels_of_the_control_plane_need_a_pattern_of_their_own() -> None:
 def test_the_charts_own_image_may_be_named() -> None:
     assert fields(pod={"image": IMAGE}) == []
     assert fields(pod={"image": f"{IMAGE}0"}) == ["spec.pod.image"]
+
+
+@pytest.mark.parametrize("resource", ["nvidia.com/gpu", "amd.com/gpu", "gpu.intel.com/i915", "gpu.intel.com/xe"])
+def test_well_known_gpus_need_no_leave(resource: str) -> None:
+    assert fields(pod={"gpuResource": resource}) == []
 
 
 def test_secrets_can_be_limited_to_some_names() -> None:

@@ -109,6 +109,8 @@ def test_a_wrong_value_names_its_field(spec: dict[str, Any], field: str) -> None
         ({"data": {"train": {"source": "hf://org/name"}}}, "data.train.source"),
         ({"data": {"train": {"source": "hf://datasets/org/name/../x"}}}, "data.train.source"),
         ({"data": {"train": {"source": "az:///k"}}}, "data.train.source"),
+        ({"export": {"push": {"to": "s3://b/k", "private": False}}}, "export.push"),
+        ({"export": {"push": {"to": "s3://b/k", "commitMessage": "x"}}}, "export.push"),
         ({"data": {"train": {"source": "pvc://"}}}, "data.train.source"),
         ({"data": {"train": {"source": "pvc://Claim/x"}}}, "data.train.source"),
         ({"data": {"train": {"source": "pvc://claim/a/../../b"}}}, "data.train.source"),

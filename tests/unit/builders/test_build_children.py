@@ -66,6 +66,25 @@ def test_gpus_are_requested_and_limited():
     assert container_of("train", gpusPerNode=0)["resources"] == {"requests": {"memory": "1Gi"}}
 
 
+def test_other_gpus_are_requested_tolerated_and_told_to_the_trainer():
+    amd = {"gpusPerNode": 8, "pod": {"gpuResource": "amd.com/gpu"}}
+    assert container_of("train", **amd)["resources"] == {
+        "requests": {"amd.com/gpu": "8", "memory": "1Gi"},
+        "limits": {"amd.com/gpu": "8"},
+    }
+    assert {"nvidia.com/gpu", "amd.com/gpu"} <= {t["key"] for t in pod_of("train", **amd)["tolerations"]}
+    env = {e["name"]: e.get("value") for e in container_of("train", **amd)["env"]}
+    # No container runtime gives such a pod the GPUs of NVIDIA that other pods of its node have.
+    assert (env["DPO_GPU_RESOURCE"], env["NVIDIA_VISIBLE_DEVICES"]) == ("amd.com/gpu", "void")
+    # NVIDIA's device plugin sets the variable for its own resources.
+    slices = container_of("train", gpusPerNode=1, pod={"gpuResource": "nvidia.com/mig-3g.40gb"})["env"]
+    assert "NVIDIA_VISIBLE_DEVICES" not in {e["name"] for e in slices}
+    for phase in ("prepare", "export"):
+        assert "amd.com/gpu" not in str(pod_of(phase, **amd))
+    assert "DPO_GPU_RESOURCE" not in str(pod_of("train", gpusPerNode=8))
+    assert "DPO_GPU_RESOURCE" not in str(pod_of("train", gpusPerNode=0, pod={"gpuResource": "amd.com/gpu"}))
+
+
 @pytest.mark.parametrize("named", ["requests", "limits"])
 def test_memory_that_the_job_names_replaces_the_defaults(named):
     resources = container_of("prepare", pod={"prepareResources": {named: {"memory": "1Gi"}}})["resources"]
@@ -217,6 +236,9 @@ def test_a_push_gives_its_keys_to_the_export_alone():
     spec["export"] = {"push": {"to": "s3://models/out"}}
     (shared,) = [v["secret"]["secretName"] for v in pod_of("export", **spec)["volumes"] if "secret" in v]
     assert shared == "keys"
+    # The hub's client must not be told that it is offline.
+    assert "HF_HUB_OFFLINE" in env_of("export", **spec)
+    assert "HF_HUB_OFFLINE" not in env_of("export", export={"push": {"to": "hf://org/name"}})
 
 
 def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():

@@ -18,7 +18,7 @@ PREFERRED = "preferredDuringSchedulingIgnoredDuringExecution"
 
 
 def child_of(phase="train", **spec):
-    return build_child_job(a_job(**spec), phase, 1, TrainerImage("t:1"), schedulers=Schedulers("v", "p"))
+    return build_child_job(a_job(**spec), phase, 1, TrainerImage("t:1"), schedulers=Schedulers("v", "p", "k"))
 
 
 def pod_of(phase="train", **spec):
@@ -132,6 +132,39 @@ def test_scheduler_plugins_find_the_pod_group():
     assert template["spec"]["schedulerName"] == "p"
 
 
+@pytest.mark.parametrize("required", [True, False])
+def test_kueue_reads_the_topology_on_the_pods(required):
+    rack = "cloud.provider.com/topology-rack"
+    topology = {"packBy": rack, "required": required}
+    template = child_of(queue={"kind": "Kueue", "name": "team", "topology": topology})["spec"]["template"]
+    asked = {k: v for k, v in template["metadata"]["annotations"].items() if k.startswith("kueue")}
+    assert asked == {f"kueue.x-k8s.io/podset-{'required' if required else 'preferred'}-topology": rack}
+    assert "podAffinity" not in template["spec"]["affinity"]
+
+
+@pytest.mark.parametrize(
+    ("topology", "wanted"),
+    [
+        ({"highestTier": 2, "required": True}, {"mode": "hard", "highestTierAllowed": 2}),
+        ({}, {"mode": "soft"}),
+    ],
+)
+def test_volcano_reads_the_topology_in_the_pod_group(topology, wanted):
+    group = build_pod_group(a_job(queue={"kind": "Volcano", "topology": topology}))
+    assert group["spec"] == {"minMember": 2, "networkTopology": wanted}
+
+
+def test_kai_finds_its_queue_and_the_gang_on_the_job():
+    job = child_of(nodes=4, queue={"kind": "KAI", "name": "team"})
+    template = job["spec"]["template"]
+    assert job["metadata"]["labels"]["kai.scheduler/queue"] == "team"
+    assert template["metadata"]["labels"]["kai.scheduler/queue"] == "team"
+    assert job["metadata"]["annotations"]["kai.scheduler/batch-min-member"] == "4"
+    assert (template["spec"]["schedulerName"], job["spec"]["suspend"]) == ("k", False)
+    assert build_pod_group(a_job(queue={"kind": "KAI", "name": "team"})) is None
+    assert "kai" not in str(child_of("prepare", queue={"kind": "KAI", "name": "team"}))
+
+
 def test_allowed_metadata_is_on_every_pod_beside_the_operators_own():
     own = {"annotations": {"k8s.v1.cni.cncf.io/networks": '[{"name": "ib0"}]'}, "labels": {"team": "red"}}
     for phase in names.PHASES:
@@ -177,11 +210,38 @@ def test_keys_that_only_clusters_read_are_left_to_the_allow_list():
         ({"queue": {"kind": "Kueue"}}, "spec.queue"),
         ({"queue": {"kind": "SchedulerPlugins", "name": "x"}}, "spec.queue"),
         ({"queue": {"kind": "SchedulerPlugins", "priorityClass": "x"}}, "spec.queue"),
+        ({"queue": {"kind": "KAI"}}, "spec.queue"),
+        ({"queue": {"kind": "KAI", "name": "q", "priorityClass": "x"}}, "spec.queue"),
+        *(
+            ({"queue": {"kind": kind, "topology": topology} | name}, "spec.queue.topology")
+            for kind, name, topology in (
+                ("Kueue", {"name": "q"}, {"required": True}),
+                ("Kueue", {"name": "q"}, {"packBy": "rack", "highestTier": 1}),
+                ("Volcano", {}, {"packBy": "rack"}),
+                ("Volcano", {}, {"required": True}),
+                ("Volcano", {}, {"highestTier": 1}),
+                ("SchedulerPlugins", {}, {}),
+                ("KAI", {"name": "q"}, {"packBy": "rack"}),
+            )
+        ),
+        (
+            {"queue": {"kind": "Volcano", "topology": {}}, "pod": {"topology": {"packBy": "rack"}}},
+            "spec.queue.topology",
+        ),
         ({"pod": {"topology": {}}}, "spec.pod.topology"),
         ({"pod": {"topology": {"packBy": "a", "spreadBy": "a"}}}, "spec.pod.topology"),
         ({"pod": {"topology": {"packBy": "kubernetes.io/hostname"}}}, "spec.pod.topology"),
         (network(rdmaResource="memory"), "spec.pod.network.rdmaResource"),
         (network(rdmaResource="nvidia.com/gpu"), "spec.pod.network.rdmaResource"),
+        (network(rdmaResource="gpu.intel.com/xe"), "spec.pod.network.rdmaResource"),
+        ({"pod": {"network": {"rdmaResource": "a/b"}, "gpuResource": "a/b"}}, "spec.pod.network.rdmaResource"),
+        ({"pod": {"resources": {"limits": {"gpu.intel.com/i915": 1}}}}, "spec.pod.resources"),
+        ({"pod": {"resources": {"limits": {"habana.ai/gaudi": 1}}}}, "spec.pod.resources"),
+        ({"pod": {"resources": {"limits": {"a/b": 1}}, "gpuResource": "a/b"}}, "spec.pod.resources"),
+        ({"pod": {"prepareResources": {"limits": {"a/b": 1}}, "gpuResource": "a/b"}}, "spec.pod.prepareResources"),
+        ({"pod": {"gpuResource": "cpu"}}, "spec.pod.gpuResource"),
+        ({"pod": {"gpuResource": "requests.a/b"}}, "spec.pod.gpuResource"),
+        ({"pod": {"gpuResource": "kubernetes.io/batteries"}}, "spec.pod.gpuResource"),
         (
             {"pod": {"network": {"rdmaResource": "rdma/ib"}, "resources": {"limits": {"rdma/ib": 2}}}},
             "spec.pod.network.rdmaResource",

@@ -1,5 +1,6 @@
-"""A small hub on loopback: the part of the hub's HTTP API that huggingface_hub and datasets use to read repositories."""
+"""A small hub on loopback: the part of the hub's HTTP API that huggingface_hub and datasets use to read repositories, and to write them."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -30,12 +31,17 @@ class Repo:
 
 @dataclass
 class Hub:
-    """Repositories by "models/<id>" or "datasets/<id>", and the requests that came. slow: seconds that a file takes."""
+    """Repositories by "models/<id>" or "datasets/<id>", and the requests that came. slow: seconds that a file takes.
+
+    blobs: large files that were uploaded, by SHA-256. commits: their messages.
+    """
 
     repos: dict[str, Repo]
     slow: float = 0.0
     url: str = ""
     requests: list[str] = field(default_factory=list)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    commits: list[str] = field(default_factory=list)
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -60,6 +66,14 @@ def serving(repos: dict[str, Repo]) -> Iterator[Hub]:
         def do_POST(self) -> None:
             self._answer()
 
+        def do_PUT(self) -> None:
+            """A large file, by its SHA-256."""
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            hub.requests.append(f"PUT {self.path}")
+            assert hashlib.sha256(body).hexdigest() == self.path.rpartition("/")[2]
+            hub.blobs[self.path.rpartition("/")[2]] = body
+            self._send(200, b"", {})
+
         def log_message(self, *args: object) -> None:
             pass
 
@@ -67,12 +81,20 @@ def serving(repos: dict[str, Repo]) -> Iterator[Hub]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path = unquote(urlparse(self.path).path).strip("/")
             hub.requests.append(f"{self.command} {path}")
-            kind, name, rest, is_api = _parse(path)
+            if path == "api/validate-yaml":
+                self._json({"errors": [], "warnings": []})
+                return
+            if path == "api/repos/create":
+                self._create(json.loads(body))
+                return
+            kind, name, rest, is_api = _parse(path.replace(".git/info/lfs", "/lfs"))
             repo = hub.repos.get(f"{kind}/{name}")
             if refusal := _refusal(repo, self.headers.get("Authorization"), is_api):
                 self._send(refusal[0], b"", {"X-Error-Code": refusal[1], "X-Error-Message": refusal[1]})
             elif is_api:
                 self._api(repo, f"{name}", rest, body)
+            elif rest == "lfs/objects/batch":
+                self._batch(json.loads(body))
             else:
                 self._file(repo, rest)
 
@@ -89,6 +111,18 @@ def serving(repos: dict[str, Repo]) -> Iterator[Hub]:
                 self._json(
                     {"id": name, "sha": COMMIT, "siblings": siblings, "tags": [], "downloads": 0, "private": False}
                 )
+            elif action == "preupload":
+                modes = [
+                    {
+                        "path": f["path"],
+                        "uploadMode": "lfs" if f["path"].endswith(".safetensors") else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for f in json.loads(body)["files"]
+                ]
+                self._json({"files": modes})
+            elif action == "commit":
+                self._commit(repo, name, body)
             elif action == "tree":
                 self._tree(repo, f"{inner}/" if inner else "", "recursive=true" in self.path.lower())
             elif action == "paths-info":
@@ -96,6 +130,44 @@ def serving(repos: dict[str, Repo]) -> Iterator[Hub]:
                 self._json([_entry(path, repo.files[path]) for path in wanted if path in repo.files])
             else:
                 self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+
+        def _create(self, wanted: dict[str, str]) -> None:
+            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                self._send(401, b"", {})
+                return
+            name = "/".join(filter(None, (wanted.get("organization"), wanted["name"])))
+            url = {"url": f"{hub.url}/{name}"}
+            if f"models/{name}" in hub.repos:
+                self._send(409, json.dumps(url).encode(), {"Content-Type": "application/json"})
+                return
+            private = wanted.get("private") or wanted.get("visibility") == "private"
+            hub.repos[f"models/{name}"] = Repo({".gitattributes": b""}, access="private" if private else "open")
+            self._json(url)
+
+        def _batch(self, wanted: dict[str, list[dict[str, object]]]) -> None:
+            objects = [
+                {**o, "actions": {"upload": {"href": f"{hub.url}/blobs/{o['oid']}"}}}
+                if o["oid"] not in hub.blobs
+                else o
+                for o in wanted["objects"]
+            ]
+            self._json({"transfer": "basic", "objects": objects})
+
+        def _commit(self, repo: Repo, name: str, body: bytes) -> None:
+            """All lines of a commit, or none."""
+            files = dict(repo.files)
+            for line in map(json.loads, body.splitlines()):
+                match line["key"], line["value"]:
+                    case "header", value:
+                        hub.commits.append(value["summary"])
+                    case "file", value:
+                        files[value["path"]] = base64.b64decode(value["content"])
+                    case "lfsFile", value:
+                        files[value["path"]] = hub.blobs[value["oid"]]
+                    case "deletedFile", value:
+                        del files[value["path"]]
+            repo.files = files
+            self._json({"success": True, "commitOid": COMMIT, "commitUrl": f"{hub.url}/{name}/commit/{COMMIT}"})
 
         def _tree(self, repo: Repo, folder: str, recursive: bool) -> None:
             below = {path: data for path, data in repo.files.items() if path.startswith(folder)}

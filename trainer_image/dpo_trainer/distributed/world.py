@@ -42,7 +42,8 @@ def choose_device(wanted: str, *, local_rank: int) -> torch.device:
     if wanted == "cuda" or has_gpu(os.environ):
         raise TrainerError(
             ExitCode.NO_ACCELERATOR,
-            "expected a GPU, found none that CUDA can use; check the node's driver and the image's CUDA version",
+            "expected a GPU, found none that CUDA can use; check the node's driver and the image's CUDA version. For amd.com/gpu the image's torch must be "
+            "built for ROCm; GPUs that torch does not know as CUDA devices, such as Intel's, can't train",
         )
     log.warning("NO GPU in this container: training on the CPU, which only suits very small models")
     return torch.device("cpu")

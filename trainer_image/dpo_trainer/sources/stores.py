@@ -321,6 +321,11 @@ def explain(error: BaseException, label: str, store: Store) -> TrainerError | No
             ExitCode.SOURCE_UNAVAILABLE,
             f"{label}: {where} cut its answer off, {RETRIES} times and more; check the network and try later",
         )
+    if "invalid peer certificate" in text or "UnknownIssuer" in text:
+        return TrainerError(
+            ExitCode.SOURCE_UNAVAILABLE,
+            f"{label}: {where} has a certificate that is not trusted; name the authority's in spec.access.caBundleRef, or correct the endpoint",
+        )
     if "HTTP error" in text or "error sending request" in text:
         return TrainerError(
             ExitCode.SOURCE_UNAVAILABLE,

@@ -13,8 +13,9 @@ HOSTNAME = "kubernetes.io/hostname"
 SYSTEM = "system-"
 EXTENDED = "^[^/]{1,244}/"
 RESOURCE = f"^(cpu|memory|ephemeral-storage|hugepages-[0-9]+[KMG]i)$|{EXTENDED}"
+NOT_DEVICES = "^requests[.]|kubernetes[.]io/"
 # Kubernetes' own names, and GPUs, which the operator asks for.
-NOT_THEIRS = "^requests[.]|kubernetes[.]io/|/(gpu([.]shared)?$|mig-)"
+NOT_THEIRS = f"{NOT_DEVICES}|/(gpu([.]shared)?$|mig-)|^(gpu[.]intel[.]com|habana[.]ai)/"
 NOT_SHARED = "/|^hugepages-"
 WHOLE = "^[0-9]+$"
 # What pod.network.interface sets.
@@ -26,7 +27,21 @@ def _queue_fits(queue: Queue | None) -> bool:
         return True
     if queue.kind == "SchedulerPlugins":
         return queue.name is None and queue.priority_class is None
+    if queue.kind == "KAI":
+        return queue.name is not None and queue.priority_class is None
     return queue.kind == "Volcano" or queue.name is not None
+
+
+def _queue_topology_fits(spec: DPOJobSpec) -> bool:
+    if spec.queue is None or spec.queue.topology is None:
+        return True
+    topology = spec.queue.topology
+    if spec.pod.topology is not None:
+        return False
+    if spec.queue.kind == "Kueue":
+        return topology.pack_by is not None and topology.highest_tier is None
+    tiers = (topology.highest_tier is not None) == topology.required
+    return spec.queue.kind == "Volcano" and topology.pack_by is None and tiers
 
 
 def _topology_fits(topology: Topology | None) -> bool:
@@ -41,12 +56,18 @@ def _rdma_fits(spec: DPOJobSpec) -> bool:
     if resource is None:
         return True
     taken = resource in own.requests or resource in own.limits
-    return bool(re.search(EXTENDED, resource)) and not re.search(NOT_THEIRS, resource) and not taken
+    return (
+        bool(re.search(EXTENDED, resource))
+        and not re.search(NOT_THEIRS, resource)
+        and resource != spec.pod.gpu_resource
+        and not taken
+    )
 
 
-def _all_known(wanted: ResourceList) -> bool:
+def _all_known(wanted: ResourceList, gpu: str) -> bool:
     return all(
-        re.search(RESOURCE, key) and not re.search(NOT_THEIRS, key) for key in (*wanted.requests, *wanted.limits)
+        re.search(RESOURCE, key) and not re.search(NOT_THEIRS, key) and key != gpu
+        for key in (*wanted.requests, *wanted.limits)
     )
 
 
@@ -67,13 +88,13 @@ def _within_limits(wanted: ResourceList) -> bool:
 def _resource_rules(field: str, read: Callable[[DPOJobSpec], ResourceList]) -> tuple[Rule, ...]:
     """What Kubernetes would refuse of a pod only when the Job makes it, which may be hours later; and GPUs."""
     requests, limits = f"self.{field}.requests", f"self.{field}.limits"
-    known = f"k.matches('{RESOURCE}') && !k.matches('{NOT_THEIRS}')"
+    known = f"k.matches('{RESOURCE}') && !k.matches('{NOT_THEIRS}') && k != self.pod.gpuResource"
     compared = f"quantity(string({limits}[k])).compareTo(quantity(string({requests}[k])))"
     return (
         Rule(
             field,
             f"{requests}.all(k, {known}) && {limits}.all(k, {known})",
-            lambda s: _all_known(read(s)),
+            lambda s: _all_known(read(s), s.pod.gpu_resource),
             "may name cpu, memory, ephemeral-storage, hugepages-2Mi and extended resources such as example.org/nic; GPUs come from gpusPerNode",
         ),
         Rule(
@@ -118,10 +139,20 @@ POD_RULES: tuple[Rule, ...] = (
     Rule(
         "queue",
         "!has(self.queue) || (self.queue.kind == 'SchedulerPlugins' ? !has(self.queue.name) && !has(self.queue.priorityClass) : "
+        "self.queue.kind == 'KAI' ? has(self.queue.name) && !has(self.queue.priorityClass) : "
         "self.queue.kind == 'Volcano' || has(self.queue.name))",
         lambda s: _queue_fits(s.queue),
-        "Kueue needs name, the LocalQueue; SchedulerPlugins has neither queues nor priorities of its own, so name and priorityClass must be "
-        "left out",
+        "Kueue and KAI need name, the queue; SchedulerPlugins has neither queues nor priorities of its own, so name and priorityClass must be "
+        "left out; KAI takes the priority of pod.priorityClassName, so priorityClass must be left out",
+    ),
+    Rule(
+        "queue.topology",
+        "!has(self.queue) || !has(self.queue.topology) || (!has(self.pod.topology) && (self.queue.kind == 'Kueue' ? "
+        "has(self.queue.topology.packBy) && !has(self.queue.topology.highestTier) : self.queue.kind == 'Volcano' && "
+        "!has(self.queue.topology.packBy) && has(self.queue.topology.highestTier) == self.queue.topology.required))",
+        _queue_topology_fits,
+        "with Kueue it needs packBy alone, with Volcano highestTier exactly when required is true; other kinds have none, and pod.topology excludes "
+        "it, because one of the two places the ranks",
     ),
     Rule(
         "pod.topology",
@@ -132,8 +163,14 @@ POD_RULES: tuple[Rule, ...] = (
         f"needs packBy or spreadBy, not both with the same label, and packBy can't be {HOSTNAME}: each rank's pod has a node to itself",
     ),
     Rule(
+        "pod.gpuResource",
+        f"self.pod.gpuResource.matches('{EXTENDED}') && !self.pod.gpuResource.matches('{NOT_DEVICES}')",
+        lambda s: bool(re.search(EXTENDED, s.pod.gpu_resource)) and not re.search(NOT_DEVICES, s.pod.gpu_resource),
+        "must be an extended resource such as amd.com/gpu",
+    ),
+    Rule(
         "pod.network.rdmaResource",
-        f"!has({_RDMA}) || ({_RDMA}.matches('{EXTENDED}') && !{_RDMA}.matches('{NOT_THEIRS}') && "
+        f"!has({_RDMA}) || ({_RDMA}.matches('{EXTENDED}') && !{_RDMA}.matches('{NOT_THEIRS}') && {_RDMA} != self.pod.gpuResource && "
         f"!({_RDMA} in self.pod.resources.requests) && !({_RDMA} in self.pod.resources.limits))",
         _rdma_fits,
         "must be an extended resource such as rdma/ib, other than GPUs, that pod.resources does not name too",

@@ -107,6 +107,17 @@ SPEC_RULES: tuple[Rule, ...] = (
         "needs adapter.type lora or qlora; without an adapter there is nothing to merge",
     ),
     Rule(
+        "export.push",
+        "!has(self.export.push) || self.export.push.to.startsWith('hf://') || "
+        "(self.export.push.private && !has(self.export.push.commitMessage))",
+        lambda s: (
+            s.export.push is None
+            or s.export.push.to.startswith("hf://")
+            or (s.export.push.private and s.export.push.commit_message is None)
+        ),
+        "private and commitMessage are a hub's; leave them out for an object store",
+    ),
+    Rule(
         "tracking.wandb.apiKeySecretRef",
         "!has(self.tracking.wandb) || (self.tracking.wandb.mode == 'online') == has(self.tracking.wandb.apiKeySecretRef)",
         lambda s: (

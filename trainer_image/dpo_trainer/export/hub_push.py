@@ -1,0 +1,74 @@
+"""Copies an export to a repository of a hub, in one commit: the hub shows all of it or nothing. Files that are there already are not sent again."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dpo_operator.api.reports import PushReport
+from dpo_operator.api.training import Push
+from dpo_trainer.export.push import PROVENANCE, WHOLE, Progress
+from dpo_trainer.runtime.errors import invalid_configuration
+from dpo_trainer.runtime.files import sha256
+from dpo_trainer.sources import hub
+from dpo_trainer.sources.access import Access
+from dpo_trainer.sources.kinds import HubSource
+from dpo_trainer.sources.retrying import retrying
+
+# What a hub puts into a new repository.
+_OF_THE_HUB = {".gitattributes", "README.md"}
+
+
+def push_to_hub(settings: Push, uid: str, folder: Path, access: Access, progress: Progress) -> PushReport:
+    """Copy a verified export. uid: of the job. folder: the export. Does nothing when it is there already.
+
+    Raises TrainerError: INVALID_CONFIGURATION when the repository has somebody else's files, ACCESS_DENIED, SOURCE_UNAVAILABLE.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    token, to = access.credentials.get("HF_TOKEN"), settings.to
+    repo = to.removeprefix("hf://")
+    api = HfApi(token=token)
+    digest = sha256(folder / PROVENANCE)
+    files: dict[str, str] = {**json.loads((folder / PROVENANCE).read_bytes())["files"], PROVENANCE: digest}
+    retrying(lambda: api.create_repo(repo, private=settings.private, exist_ok=True), to)
+    there = hub.snapshot(HubSource(repo, None), token)
+    mine: dict[str, Any] = {"uid": uid, "digest": digest, "files": files}
+    found = _state(there, token, to)
+    if found == mine:
+        progress(f"already pushed to {to}")
+        return PushReport(to=to, digest=digest, commit=there.commit)
+    others = sorted(there.sizes.keys() - _OF_THE_HUB)
+    if others and (found is None or found.get("uid") != uid):
+        raise invalid_configuration(
+            f"spec.export.push.to: {to} has files that are not of this job's export ({', '.join(others[:4])}); name a new repository"
+        )
+    progress(f"pushing {len(files)} files to {to}")
+    marker = json.dumps(mine, indent=1, sort_keys=True).encode()
+    operations = [CommitOperationAdd(name, str(folder / name)) for name in sorted(files)]
+    operations.append(CommitOperationAdd(WHOLE, marker))
+    gone = there.sizes.keys() - files.keys() - {WHOLE, ".gitattributes"}
+    deletions = [CommitOperationDelete(name) for name in sorted(gone)]
+    message = settings.commit_message or "Export of dpo-operator"
+    # parent_commit: if somebody else commits meanwhile, the hub refuses this one.
+    done = retrying(
+        lambda: api.create_commit(repo, [*operations, *deletions], commit_message=message, parent_commit=there.commit),
+        to,
+    )
+    progress(f"pushed to {to}")
+    return PushReport(to=to, digest=digest, commit=done.oid)
+
+
+def _state(there: hub.Snapshot, token: str | None, to: str) -> dict[str, Any] | None:
+    """What an earlier push noted in the repository; None without one."""
+    if WHOLE not in there.sizes:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        hub.download(there, [WHOLE], Path(folder), token)
+        try:
+            found = json.loads((Path(folder) / WHOLE).read_bytes())
+        except ValueError:
+            return None
+    return found if isinstance(found, dict) else None
