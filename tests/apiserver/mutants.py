@@ -55,6 +55,8 @@ COMPLETE: dict[str, Any] = a_job(
                 "answerA": "one",
                 "answerB": "other",
                 "votes": "winner",
+                "annotators": ["first", "second.vote"],
+                "firstVote": 1,
                 "confidence": "score",
             },
             "ignoreColumns": ["id", "meta.system"],

@@ -28,7 +28,7 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         causal_lm = causal_lm_of(model)
-        prefix = getattr(causal_lm, "base_model_prefix", "")
+        prefix = _transformer_name(causal_lm)
         if prefix not in causal_lm._modules or causal_lm.get_output_embeddings() is None:
             raise invalid_configuration(
                 f"spec.model: expected a causal language model with a transformer and an output layer, found {type(causal_lm).__name__}"
@@ -82,6 +82,17 @@ class Policy(nn.Module):
         both = torch.stack([logps.double(), logps.double() * batch.scored_head], dim=1)
         sums = torch.zeros(batch.segments, 2, dtype=torch.float64, device=logps.device)
         return sums.index_add(0, batch.scored_segment, both), statistics
+
+
+def _transformer_name(causal_lm: Any) -> str:
+    """Name of the transformer inside a causal language model; empty without one.
+
+    It is the model's prefix, but where that is the name of the whole in a larger model, as with Llama 4.
+    """
+    prefix: str = getattr(causal_lm, "base_model_prefix", "")
+    if prefix in causal_lm._modules:
+        return prefix
+    return next((name for name, part in causal_lm.named_children() if hasattr(part, "get_input_embeddings")), "")
 
 
 def _accepts(module: nn.Module, name: str) -> bool:

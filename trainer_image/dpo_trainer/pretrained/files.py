@@ -68,7 +68,8 @@ def small_files(sizes: Mapping[str, int], label: str) -> list[str]:
     if "config.json" not in sizes:
         if "adapter_config.json" in sizes:
             raise invalid_configuration(
-                f"{label}: expected a whole model, found an adapter alone (adapter_config.json); merge it into its base first"
+                f"{label}: expected a whole model, found an adapter alone (adapter_config.json); name the model that it belongs to as "
+                "spec.model.name, and this one as spec.model.adapter.name"
             )
         raise input_not_found(f"{label}: no config.json; found {some(sizes)}")
     if WEIGHTS not in sizes and INDEX not in sizes:

@@ -46,7 +46,7 @@ def test_only_files_that_training_needs_are_fetched():
     ("sizes", "code", "match"),
     [
         ({"README.md": 1}, ExitCode.INPUT_NOT_FOUND, r"no config\.json; found README\.md"),
-        ({"adapter_config.json": 1, "adapter_model.safetensors": 1}, ExitCode.INVALID_CONFIGURATION, "adapter alone"),
+        ({"adapter_config.json": 1, "adapter_model.safetensors": 1}, ExitCode.INVALID_CONFIGURATION, "adapter alone .* as spec.model.adapter.name"),
         ({"config.json": 1, "tokenizer.json": 1, "pytorch_model.bin": 1}, ExitCode.INVALID_CONFIGURATION, r"found pytorch_model\.bin\. Pickled"),
         ({"config.json": 1, "tokenizer.json": 1}, ExitCode.INVALID_CONFIGURATION, "expected model.safetensors"),
         ({"config.json": 1, "model.safetensors": 1, "vocab.json": 1}, ExitCode.INPUT_NOT_FOUND, "no tokenizer"),
