@@ -288,10 +288,10 @@ def combinations() -> Iterator[dict[str, Any]]:
     for count in (16, 17):
         where = [{"column": "c", "values": ["é" * 1024]}] * count
         yield {"data": {"train": {"source": "t"}, "filters": {"where": where}}}
-    for length in (256, 257):
-        yield {"data": {"train": {"source": "t"}, "mixture": [{"source": "a/" + "x" * (length - 2)}] * 32}}
-    for length in (51, 52):
-        yield {"failurePolicy": {"rules": [{"reasons": ["R" * length] * 4, "action": "Fail"}] * 20}}
+        yield {"data": {"train": {"source": "t"}, "mixture": [{"source": "é" * 512}] * count}}
+    for count in (2, 3):
+        failures = [{"action": "Fail", "reasons": ["R" * 63] * 32}] * count
+        yield {"failurePolicy": {"rules": failures}}
     for count in (4, 5):
         yield {"pod": {"env": [{"name": f"NCCL_{i}", "value": "é" * 4096} for i in range(count)]}}
     yield from resources()
