@@ -134,8 +134,6 @@ def _escalations() -> list[Hostile]:
         "envFrom": [{"secretRef": {"name": "all"}}],
         "template": {"spec": {"hostNetwork": True}},
         "schedulerName": "mine",
-        "labels": {"a": "b"},
-        "annotations": {"container.apparmor.security.beta.kubernetes.io/trainer": "unconfined"},
     }
     found = [Hostile(f"pod.{name}", _pod(**{name: value}), refused=False) for name, value in fields.items()]
     path = {"hostPath": {"path": "/"}, "mountPath": "/host"}
@@ -308,10 +306,10 @@ def _places() -> list[Hostile]:
         Hostile("no AppArmor", _pod(annotations={"container.apparmor.security.beta.kubernetes.io/trainer": "unconfined"})),
         Hostile("label of another job", _pod(labels={"dpo-operator.dev/job-uid": "x"})),
         Hostile("label that gives an identity", _pod(labels={"azure.workload.identity/use": "true"})),
-        Hostile("annotation of 1 MiB", _pod(annotations={"a": MEBIBYTE})),
+        Hostile("pod annotation of 1 MiB", _pod(annotations={"a": MEBIBYTE})),
         Hostile("17 annotations", _pod(annotations={f"a{i}": "" for i in range(17)})),
         Hostile("claim of devices", _pod(resourceClaims=[{"name": "a", "resourceClaimTemplateName": "all-devices"}]), refused=False),
-        Hostile("claim elsewhere", _pod(resourceClaims=[{"name": "a", "resourceClaimTemplateName": ELSEWHERE}])),
+        Hostile("claim of devices elsewhere", _pod(resourceClaims=[{"name": "a", "resourceClaimTemplateName": ELSEWHERE}])),
         Hostile("a runtime", _pod(runtimeClassName="privileged"), refused=False),
         Hostile("a variable that loads code", _env("NCCL_GIN_X", "/x.so"), refused=False),
         Hostile("a variable that sends a key elsewhere", _env("WANDB_BASE_URL", "http://x.example"), refused=False),
