@@ -88,6 +88,10 @@ def _administrators() -> list[Refused]:
         _job("another network", "allow.podAnnotations", pod={"annotations": {"k8s.v1.cni.cncf.io/networks": "kube-system/x"}}),
         _job("label of a Service", "allow.podLabels", pod={"labels": {"app": "shop"}}),
         _job("another device", "allow.gpuResources", pod={"gpuResource": "example.org/key-store"}),
+        _job(
+            "claim of devices", "allow.resourceClaimTemplates",
+            pod={"resourceClaims": [{"name": "a", "resourceClaimTemplateName": "all"}]},
+        ),
         _job("runtime", "allow.runtimeClasses", pod={"runtimeClassName": "privileged"}),
         Refused(
             "node's network by server-side apply", "t1", "allow.hostNetwork", f"{path(LAB, 'dpojobs', 'applied')}?fieldManager=x",

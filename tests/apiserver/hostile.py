@@ -310,6 +310,8 @@ def _places() -> list[Hostile]:
         Hostile("label that gives an identity", _pod(labels={"azure.workload.identity/use": "true"})),
         Hostile("annotation of 1 MiB", _pod(annotations={"a": MEBIBYTE})),
         Hostile("17 annotations", _pod(annotations={f"a{i}": "" for i in range(17)})),
+        Hostile("claim of devices", _pod(resourceClaims=[{"name": "a", "resourceClaimTemplateName": "all-devices"}]), refused=False),
+        Hostile("claim elsewhere", _pod(resourceClaims=[{"name": "a", "resourceClaimTemplateName": ELSEWHERE}])),
         Hostile("a runtime", _pod(runtimeClassName="privileged"), refused=False),
         Hostile("a variable that loads code", _env("NCCL_GIN_X", "/x.so"), refused=False),
         Hostile("a variable that sends a key elsewhere", _env("WANDB_BASE_URL", "http://x.example"), refused=False),

@@ -288,6 +288,10 @@ def combinations() -> Iterator[dict[str, Any]]:
     for count in (16, 17):
         where = [{"column": "c", "values": ["é" * 1024]}] * count
         yield {"data": {"train": {"source": "t"}, "filters": {"where": where}}}
+        yield {"data": {"train": {"source": "t"}, "mixture": [{"source": "é" * 512}] * count}}
+    for count in (2, 3):
+        failures = [{"action": "Fail", "reasons": ["R" * 63] * 32}] * count
+        yield {"failurePolicy": {"rules": failures}}
     for count in (4, 5):
         yield {"pod": {"env": [{"name": f"NCCL_{i}", "value": "é" * 4096} for i in range(count)]}}
     yield from resources()

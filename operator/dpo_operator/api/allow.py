@@ -48,6 +48,7 @@ class Allow(ApiModel):
     pod_annotations: tuple[Pattern, ...] = ()
     pod_labels: tuple[Pattern, ...] = ()
     gpu_resources: tuple[Pattern, ...] = ()
+    resource_claim_templates: tuple[Pattern, ...] = ()
     host_network: StrictBool = Field(default=False)
     unisolated: StrictBool = Field(default=False)
     unlabelled_claims: StrictBool = Field(default=False)
@@ -85,6 +86,8 @@ def refusals(spec: DPOJobSpec, allow: Allow, image: str) -> list[str]:
             f"spec.pod.gpuResource: {pod.gpu_resource} is neither one of {', '.join(names.GPU_RESOURCES)} nor in the chart's value "
             "allow.gpuResources"
         )
+    templates = [claim.resource_claim_template_name for claim in pod.resource_claims]
+    found += _unlisted("spec.pod.resourceClaims", templates, allow.resource_claim_templates, "resourceClaimTemplates")
     found += _unlisted("spec.pod.annotations", pod.annotations, allow.pod_annotations, "podAnnotations")
     found += _unlisted("spec.pod.labels", pod.labels, allow.pod_labels, "podLabels")
     accounts = [pod.service_account_name] if pod.service_account_name is not None else []

@@ -1,6 +1,6 @@
 """How trainer pods are placed and run, and the volume that they share."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, StrictBool, StrictInt, StringConstraints, field_validator
 
@@ -125,6 +125,20 @@ class ResourceList(ApiModel):
     )
 
 
+class ResourceClaim(ApiModel):
+    """A claim of dynamic resource allocation (DRA), made for each training pod from a template."""
+
+    name: str = Field(
+        min_length=1,
+        max_length=63,
+        pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$",
+        description="Name of the claim in the pod.",
+    )
+    resource_claim_template_name: ObjectName = Field(
+        description="ResourceClaimTemplate of the job's namespace. Refused unless the administrator allows it.",
+    )
+
+
 class Network(ApiModel):
     """How ranks reach each other."""
 
@@ -149,6 +163,9 @@ class Network(ApiModel):
         "Prometheus reach them. false is refused unless the administrator allows it. It takes a network plugin that enforces policies, and "
         "does not cover hostNetwork.",
     )
+
+
+Named = TypeVar("Named", EnvVar, ResourceClaim)
 
 
 class Topology(ApiModel):
@@ -190,6 +207,13 @@ class Pod(ApiModel):
         default=names.GPU,
         description="Extended resource that one of gpusPerNode is: nvidia.com/gpu, amd.com/gpu, gpu.intel.com/i915, gpu.intel.com/xe, or another that the "
         "administrator allows, such as nvidia.com/mig-3g.40gb. The image's torch must know such GPUs as CUDA devices, as builds for ROCm do.",
+    )
+    resource_claims: list[ResourceClaim] = Field(
+        default=[],
+        max_length=8,
+        description="Claims of dynamic resource allocation for each training pod, such as an IMEX channel of a ComputeDomain, in addition to gpusPerNode; each "
+        "name once.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     prepare_resources: ResourceList = Field(
         default=ResourceList(), description="CPU and memory of the prepare and export pods."
@@ -244,10 +268,10 @@ class Pod(ApiModel):
         "wait until training is over.",
     )
 
-    @field_validator("env")
+    @field_validator("env", "resource_claims")
     @classmethod
-    def _names_differ(cls, env: list[EnvVar]) -> list[EnvVar]:
-        names_seen = [variable.name for variable in env]
+    def _names_differ(cls, named: list[Named]) -> list[Named]:
+        names_seen = [each.name for each in named]
         if twice := {name for name in names_seen if names_seen.count(name) > 1}:
             raise ValueError(f"set more than once: {', '.join(sorted(twice))}")
-        return env
+        return named

@@ -75,6 +75,11 @@ def build_pod_template(
         labels[AZURE_IDENTITY] = "true"
     if phase == "train":
         spec |= placement(job)
+        if pod.resource_claims:
+            spec["resourceClaims"] = [
+                {"name": claim.name, "resourceClaimTemplateName": claim.resource_claim_template_name}
+                for claim in pod.resource_claims
+            ]
         if job.spec.pod.network.host_network:
             # With hostNetwork, the cluster's DNS is used only with this policy.
             spec |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
@@ -141,7 +146,9 @@ def _resources(job: DPOJob, phase: names.Phase) -> dict[str, Any]:
         requests[gpu] = limits[gpu] = str(job.spec.gpus_per_node)
     if phase == "train" and (rdma := job.spec.pod.network.rdma_resource) is not None:
         requests[rdma] = limits[rdma] = "1"
-    return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
+    claims = [{"name": claim.name} for claim in job.spec.pod.resource_claims] if phase == "train" else []
+    parts = (("requests", requests), ("limits", limits), ("claims", claims))
+    return {key: value for key, value in parts if value}
 
 
 def _volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:

@@ -59,6 +59,11 @@ CASES: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         "spec.pod.gpuResource",
         {"gpuResources": ["nvidia.com/mig-*"]},
     ),
+    (
+        {"pod": {"resourceClaims": [{"name": "imex", "resourceClaimTemplateName": "imex-channel"}]}},
+        "spec.pod.resourceClaims",
+        {"resourceClaimTemplates": ["imex-*"]},
+    ),
     ({"pod": {"serviceAccountName": "reader"}}, "spec.pod.serviceAccountName", {"serviceAccounts": ["reader"]}),
 ]
 

@@ -69,6 +69,11 @@ def test_the_longest_name_fits_a_host_name() -> None:
         ({"checkpoint": {"volume": {"claimName": "other-ns/claim"}}}, "checkpoint.volume.claimName"),
         ({"pod": {"volumes": []}}, "pod.volumes"),
         ({"pod": {"image": "x;y"}}, "pod.image"),
+        ({"pod": {"resourceClaims": [{"name": "a", "resourceClaimTemplateName": "t"}] * 2}}, "pod.resourceClaims"),
+        (
+            {"pod": {"resourceClaims": [{"name": "a", "resourceClaimName": "t"}]}},
+            "pod.resourceClaims.0.resourceClaimName",
+        ),
     ],
 )
 def test_a_wrong_value_names_its_field(spec: dict[str, Any], field: str) -> None:

@@ -90,6 +90,18 @@ def test_rdma_is_requested_once_for_each_training_pod():
     assert "rdma/ib" not in str(pod_of("prepare", **spec))
 
 
+def test_training_pods_get_their_resource_claims():
+    claim = {"name": "imex", "resourceClaimTemplateName": "imex-channel"}
+    spec = {"gpusPerNode": 4, "pod": {"resourceClaims": [claim]}}
+    pod = pod_of(**spec)
+    assert pod["resourceClaims"] == [claim]
+    resources = pod["containers"][0]["resources"]
+    assert (resources["claims"], resources["limits"]["nvidia.com/gpu"]) == ([{"name": "imex"}], "4")
+    for phase in ("prepare", "export"):
+        assert "imex" not in str(pod_of(phase, **spec))
+    assert "claims" not in pod_of()["containers"][0]["resources"]
+
+
 def test_the_interface_reaches_nccl_and_gloo():
     env = env_of(**network(interface="ib0"))
     assert (env["NCCL_SOCKET_IFNAME"], env["GLOO_SOCKET_IFNAME"]) == ("=ib0", "ib0")
