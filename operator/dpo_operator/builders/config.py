@@ -11,8 +11,14 @@ from dpo_operator.builders.common import Manifest, build_metadata
 
 JOB_FILE_KEY = "job.json"
 
-# Settings of the operator alone, excluded from the job file so that changing them needs no new ConfigMap.
-_OPERATOR_ONLY = {"suspend", "active_deadline_seconds", "ttl_seconds_after_finished", "clean_pod_policy", "managed_by"}
+# Settings of the operator alone, excluded from the job file: changing the first ones needs no new ConfigMap, and trainer images that are older
+# than the others read the file all the same.
+_OPERATOR_ONLY: dict[str, Any] = {
+    **dict.fromkeys(
+        ("suspend", "active_deadline_seconds", "ttl_seconds_after_finished", "clean_pod_policy", "managed_by"), True
+    ),
+    "pod": {"annotations", "labels", "gpu_resource", "resource_claims"},
+}
 
 
 def job_file(job: DPOJob) -> str:

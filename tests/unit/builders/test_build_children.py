@@ -8,7 +8,7 @@ import pytest
 
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.config import build_config_map, is_config_map
+from dpo_operator.builders.config import build_config_map, is_config_map, job_file
 from dpo_operator.builders.job import build_child_job
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.builders.service import build_service, leads_alike
@@ -356,6 +356,17 @@ def test_config_map_is_the_jobs_own_by_its_content():
         digest = env_of(phase)["DPO_JOB_FILE_SHA256"]
         assert digest == hashlib.sha256(own["data"]["job.json"].encode()).hexdigest()
         assert own["metadata"]["name"].endswith(f"-config-{digest[:10]}")
+
+
+def test_what_only_the_operator_reads_is_not_in_the_job_file():
+    own = {
+        "annotations": {"a": "x"},
+        "labels": {"a": "x"},
+        "gpuResource": "amd.com/gpu",
+        "resourceClaims": [{"name": "a", "resourceClaimTemplateName": "t"}],
+    }
+    assert job_file(a_job(pod=own)) == job_file(a_job())
+    assert job_file(a_job(pod={"sharedMemory": "8Gi"})) != job_file(a_job())
 
 
 def test_job_file_is_a_job_that_the_trainer_can_read():
