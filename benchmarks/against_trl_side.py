@@ -62,7 +62,7 @@ def trl(folder: Path, scratch: Path, lora: bool, *, best: bool) -> dict[str, Any
     )  # fmt: skip
     policy: Any = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     if lora:
-        from dpo_operator.api.training import Adapter
+        from dpo_operator.api.model import Adapter
         from dpo_trainer.model.adapters import add_lora
 
         policy = add_lora(policy, Adapter.model_validate(LORA), seed=0)

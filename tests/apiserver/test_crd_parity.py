@@ -353,6 +353,10 @@ def failure_policies() -> Iterator[dict[str, Any]]:
     for codes, reasons, text in itertools.product((None, [], [70]), (None, [], ["Hang"]), (None, "NCCL")):
         rule = {"exitCodes": codes, "reasons": reasons, "messageContains": text, "action": "Fail"}
         yield {"failurePolicy": {"rules": [{"reasons": ["Hang"], "action": "Fail"}, rule]}}
+    for length in (51, 52):
+        yield {"failurePolicy": {"rules": [{"reasons": ["R" * length] * 4, "action": "Fail"}] * 20}}
+    for length in (256, 257):
+        yield {"data": {"train": {"source": "a/b"}, "mixture": [{"source": "x" * length}] * 32}}
 
 
 def test_every_rule_has_the_same_verdict(dpojobs: Requests) -> None:

@@ -10,8 +10,8 @@ from typing import cast
 
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.model import AdapterType
 from dpo_operator.api.reports import PushReport, Termination
-from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.distributed import rendezvous

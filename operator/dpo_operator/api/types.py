@@ -15,20 +15,10 @@ from dpo_operator.api.base import ApiModel
 from dpo_operator.api.data import Data
 from dpo_operator.api.failurepolicy import FailurePolicy
 from dpo_operator.api.method import Method
+from dpo_operator.api.model import Adapter, AdapterType, Model
 from dpo_operator.api.pods import Cache, Pod
 from dpo_operator.api.queue import Queue
-from dpo_operator.api.training import (
-    Adapter,
-    AdapterType,
-    Budget,
-    Checkpoint,
-    EarlyStopping,
-    Evaluation,
-    Export,
-    Model,
-    Tracking,
-    Training,
-)
+from dpo_operator.api.training import Budget, Checkpoint, EarlyStopping, Evaluation, Export, Tracking, Training
 
 
 class DPOJobSpec(ApiModel):

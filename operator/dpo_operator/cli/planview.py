@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dpo_operator.api.model import AdapterType
 from dpo_operator.api.quantity import gibibytes
-from dpo_operator.api.training import AdapterType
 from dpo_operator.cli.modelsource import Found
 from dpo_operator.sizing.proposal import Job, Option, fastest, lines, smallest_change
 from dpo_operator.sizing.trained import adapted, trained_parameters

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from dpo_operator.api.model import AdapterType
 from dpo_operator.api.models.shape import ModelShape
-from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing.trained import adapted, kept_inputs
 from dpo_operator.sizing.work import Work

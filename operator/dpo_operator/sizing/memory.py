@@ -7,8 +7,8 @@ master weights and optimizer state in float32, all partitioned over the ranks.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dpo_operator.api.model import AdapterType
 from dpo_operator.api.models.shape import ModelShape
-from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing.activations import BYTES, with_gradient, without_gradient
 from dpo_operator.sizing.trained import trained_parameters

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_operator.api.model import AdapterType
 from dpo_operator.api.models.hardware import Device
 from dpo_operator.api.models.shape import ModelShape
-from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing import memory, speed
 from dpo_operator.sizing.work import Pairs, layout_of

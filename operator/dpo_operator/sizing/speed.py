@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 
 from dpo_operator.api.method import MethodName
+from dpo_operator.api.model import AdapterType
 from dpo_operator.api.models.hardware import Device
 from dpo_operator.api.models.shape import ModelShape
-from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing.activations import BYTES, chunk_rows
 from dpo_operator.sizing.memory import LIVE

@@ -1,7 +1,7 @@
 """Which weights a job trains, and what autograd has to keep for them."""
 
+from dpo_operator.api.model import ALL_LINEAR, Adapter, AdapterType
 from dpo_operator.api.models.shape import Matrix, ModelShape, Reads
-from dpo_operator.api.training import ALL_LINEAR, Adapter, AdapterType
 
 # What is named in the place of an expert's matrix: its name before experts were one tensor; see the trainer's model/targets.py.
 _FORMER = {"gate_up_proj": {"gate_proj", "w1"}, "down_proj": {"w2"}}

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from dpo_operator.api.model import Adapter
 from dpo_operator.api.models.config import shape_of
-from dpo_operator.api.training import Adapter
 from dpo_operator.sizing.trained import trained_parameters
 
 pytestmark = pytest.mark.numerics

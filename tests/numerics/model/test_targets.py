@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.training import Adapter
+from dpo_operator.api.model import Adapter
 from dpo_trainer.runtime.errors import TrainerError
 from tests.numerics.model.test_expert_adapters import MODELS, SIZES
 from tests.numerics.ranks import on_ranks

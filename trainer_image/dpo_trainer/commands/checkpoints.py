@@ -55,7 +55,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _export(folder: Path, work_dir: Path | None, job_file: Path | None, to: Path | None, *, merge: bool | None) -> None:
     """Export one checkpoint. Raises TrainerError, OSError or pydantic's ValidationError."""
-    from dpo_operator.api.training import AdapterType
+    from dpo_operator.api.model import AdapterType
     from dpo_trainer.export import phase as export
     from dpo_trainer.runtime.job import read_job
 

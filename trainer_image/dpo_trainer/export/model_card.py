@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpo_operator.api.method import Loss, Method, MethodName
-from dpo_operator.api.training import Adapter, AdapterType, Model
+from dpo_operator.api.model import Adapter, AdapterType, Model
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.full import FullCheckpoint
 from dpo_trainer.data.dataset import PairDataset

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.training import AdapterType
+from dpo_operator.api.model import AdapterType
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.checkpoint.full import FullCheckpoint, open_best, open_newest, require_any
 from dpo_trainer.checkpoint.identity import identity

@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from dpo_operator.api.training import Adapter
+from dpo_operator.api.model import Adapter
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.model.targets import Targets, refuse_shared_output, resolve, shortest
 from dpo_trainer.pretrained import adapters

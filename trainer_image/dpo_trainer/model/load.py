@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpo_operator.api.training import AdapterType
+from dpo_operator.api.model import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.model.adapters import add_adapters
 from dpo_trainer.runtime.errors import input_not_found, invalid_configuration

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from torch import nn
 
-from dpo_operator.api.training import ALL_LINEAR, Adapter
+from dpo_operator.api.model import ALL_LINEAR, Adapter
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
 
 # What experts' matrices were called when each expert had modules of its own. The new matrix holds both of two such halves.

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from dpo_operator.api.data import Data
+from dpo_operator.api.model import Model, ReferenceModel
 from dpo_operator.api.models.config import ModelConfigError, shape_of
 from dpo_operator.api.models.shape import ModelShape
-from dpo_operator.api.training import Model, ReferenceModel
 from dpo_trainer.data import statistics
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.data.tokens.tokenization import PairTokenizer, load_tokenizer

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dpo_operator.api.training import Adapter, AdapterType
+from dpo_operator.api.model import Adapter, AdapterType
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.batches.sampler import StepPlan
 from dpo_trainer.checkpoint.engine_state import EngineState

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from dpo_operator.api.model import AdapterType
 from dpo_operator.api.models import hardware
 from dpo_operator.api.models.config import ModelConfigError, shape_of
 from dpo_operator.api.models.shape import ModelShape
-from dpo_operator.api.training import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches.batch import Layout
 from dpo_trainer.batches.packing import tokens_of

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from pydantic import BaseModel
 
 from dpo_operator.api import names
+from dpo_operator.api.model import Adapter, AdapterType
 from dpo_operator.api.pods import RESERVED_ENV, RESERVED_ENV_TEXT, Toleration, Volume
 from dpo_operator.api.rules.data import DATA_RULES
 from dpo_operator.api.rules.method import METHOD_RULES
 from dpo_operator.api.rules.pods import POD_RULES
 from dpo_operator.api.rules.rule import Rule
 from dpo_operator.api.rules.size import SIZE_RULES
-from dpo_operator.api.training import Adapter, AdapterType, Checkpoint
+from dpo_operator.api.training import Checkpoint
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 
 # Zero of any unit, and parts of a byte.

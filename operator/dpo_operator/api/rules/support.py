@@ -1,6 +1,6 @@
 """What the API already accepts and this version does not do yet. Such a job fails at once with a condition that says so."""
 
-from dpo_operator.api.training import AdapterType
+from dpo_operator.api.model import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 
 
