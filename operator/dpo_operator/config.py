@@ -9,8 +9,8 @@ from pydantic import ValidationError
 
 from dpo_operator.api.allow import DEFAULT_ALLOW, Allow
 from dpo_operator.api.base import ApiModel
-from dpo_operator.api.problems import sentences
 from dpo_operator.api.quantity import to_bytes
+from dpo_operator.api.text import sentences
 from dpo_operator.builders.networks import CLOSED, Networks
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.builders.queue import DEFAULT_SCHEDULERS, Schedulers

@@ -3,10 +3,13 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, ValidationError
 
 # Longest text that is taken from a stranger, characters.
 MAX_SHOWN = 2048
+# Of a value that is wrong, and of the path of its field.
+MAX_FOUND = 80
+MAX_PATH = 300
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # Unicode counts these as printable, and no font shows them: fillers, blanks, selectors and joiners (Default_Ignorable_Code_Point).
 _INVISIBLE = re.compile(
@@ -52,3 +55,21 @@ def quoted(text: str, limit: int = MAX_SHOWN) -> str:
 
 # Text of a stranger in a message between programs.
 Words = Annotated[str, AfterValidator(shown)]
+
+
+def sentences(error: ValidationError) -> list[str]:
+    """One sentence for each problem: the field's path, what was expected, and what was found where that helps."""
+    lines = []
+    for problem in error.errors():
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
+        found = problem["input"]
+        hidden = problem["type"] == "missing" or isinstance(found, dict)
+        lines.append(
+            f"{shown(path, MAX_PATH)}: {shown(problem['msg'])}"
+            + ("" if hidden else f" (found {_shortened(repr(found))})")
+        )
+    return lines
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_FOUND else f"{text[: MAX_FOUND - 1]}…"

@@ -18,8 +18,8 @@ from rich.markup import escape
 from dpo_operator.api import exitcodes, names
 from dpo_operator.api.allow import Allow, refusals
 from dpo_operator.api.models import hardware
-from dpo_operator.api.problems import sentences
 from dpo_operator.api.quantity import to_bytes
+from dpo_operator.api.text import sentences
 from dpo_operator.api.types import DPOJob
 from dpo_operator.cli import cluster, jobfile, local, modelsource, planview
 from dpo_operator.cli.parent import signal_at_parents_end

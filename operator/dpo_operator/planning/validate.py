@@ -7,9 +7,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from dpo_operator.api import conditions as c
-from dpo_operator.api.problems import sentences
 from dpo_operator.api.rules.spec import violations
 from dpo_operator.api.rules.support import unsupported
+from dpo_operator.api.text import sentences
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import job_file
 

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 from dpo_operator.api import exitcodes, names
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.names import Phase
-from dpo_operator.api.problems import sentences
 from dpo_operator.api.reports import DatasetReport, Progress, PushReport, Termination
+from dpo_operator.api.text import sentences
 from dpo_trainer.runtime import volume_errors
 from dpo_trainer.runtime.errors import TrainerError, first_line
 from dpo_trainer.runtime.stop import Stopped

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dpo_operator.api.problems import MAX_FOUND, sentences
+from dpo_operator.api.text import MAX_FOUND, sentences
 from dpo_operator.api.types import DPOJobSpec
 
 pytestmark = pytest.mark.unit
