@@ -1,4 +1,4 @@
-"""How prepare, and an export that is pushed, reach object stores and hubs: keys, endpoints, proxy and certificates. Ranks reach none."""
+"""How prepare, and an export that pushes, reach object stores and hubs: keys, endpoints, proxy and certificates. Ranks reach none."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ from pydantic import Field, StringConstraints
 
 from dpo_operator.api.base import ApiModel, ObjectName
 
-# No user and password: they belong into a Secret.
+# No user and password: they belong in a Secret.
 HttpUrl = Annotated[
     str, StringConstraints(pattern=r"^https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._~/-]*)?$", min_length=1, max_length=512)
 ]
@@ -52,7 +52,7 @@ class S3(ApiModel):
     """Where s3:// is."""
 
     endpoint: HttpUrl | None = Field(
-        default=None, description="URL of MinIO, Ceph or another store that speaks S3. Default: Amazon's of the region."
+        default=None, description="URL of MinIO, Ceph or another S3-compatible store. Default: Amazon's for the region."
     )
     region: str | None = Field(
         default=None,
@@ -71,7 +71,7 @@ class Azure(ApiModel):
         min_length=3,
         max_length=24,
         pattern=r"^[a-z0-9]+$",
-        description="Storage account. Default: AZURE_STORAGE_ACCOUNT_NAME of the credentials.",
+        description="Storage account. Default: AZURE_STORAGE_ACCOUNT_NAME in the credentials.",
     )
     endpoint: HttpUrl | None = Field(default=None, description="URL of the account. Default: Azure's own.")
 
@@ -79,7 +79,7 @@ class Azure(ApiModel):
 class GoogleStorage(ApiModel):
     """Where gs:// is."""
 
-    endpoint: HttpUrl | None = Field(default=None, description="URL of a store that speaks its API. Default: Google's.")
+    endpoint: HttpUrl | None = Field(default=None, description="URL of a store with the same API. Default: Google's.")
 
 
 class Hub(ApiModel):
@@ -96,25 +96,25 @@ class Proxy(ApiModel):
     url: HttpUrl = Field(description="Its URL, for http and https.")
     exceptions: list[
         Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.:/*-]+$", min_length=1, max_length=253)]
-    ] = Field(default=[], max_length=64, description="Hosts, domains and addresses that are reached without it.")
+    ] = Field(default=[], max_length=64, description="Hosts, domains and addresses that are reached without the proxy.")
 
 
 class Access(ApiModel):
-    """How prepare and a pushed export reach object stores and hubs. Training pods get none of it."""
+    """How prepare and export.push reach object stores and hubs. Training pods get none of it."""
 
     credentials_secret_ref: SecretRef | None = Field(
         default=None,
-        description="Secret with the keys of object stores, under the names of their variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
-        "AWS_SESSION_TOKEN; GOOGLE_APPLICATION_CREDENTIALS, the JSON itself; AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, "
+        description="Secret with the keys of object stores, named like the stores' environment variables: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
+        "AWS_SESSION_TOKEN; GOOGLE_APPLICATION_CREDENTIALS, the JSON key itself; AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY, "
         "AZURE_STORAGE_SAS_TOKEN, or AZURE_TENANT_ID, AZURE_CLIENT_ID and AZURE_CLIENT_SECRET; HF_TOKEN. Other keys are refused. Default: "
-        "those of pod.serviceAccountName, or none, for public buckets.",
+        "the identity of pod.serviceAccountName, or none, for public buckets.",
     )
-    s3: S3 = Field(default=S3(), description="s3://, of Amazon or another.")
+    s3: S3 = Field(default=S3(), description="s3://, Amazon S3 or a compatible store.")
     gs: GoogleStorage = Field(default=GoogleStorage(), description="gs://, Google Cloud Storage.")
     azure: Azure = Field(default=Azure(), description="az://, Azure Blob Storage.")
     hub: Hub = Field(default=Hub(), description="The hub.")
     proxy: Proxy | None = Field(default=None, description="Proxy for all of them. Default: none.")
     ca_bundle_ref: ConfigMapKeyRef | None = Field(
         default=None,
-        description="ConfigMap with certificates, PEM, that are trusted in addition to the public ones.",
+        description="ConfigMap with PEM certificates that are trusted in addition to the public ones.",
     )

@@ -20,12 +20,12 @@ class Columns(ApiModel):
     )
     system: ColumnName | None = Field(
         default=None,
-        description="Column of a system message that goes before the prompt; plain text becomes chat messages then. Default: system, "
+        description="Column of a system message that goes before the prompt; if set, plain text becomes chat messages. Default: system, "
         "system_prompt, system_message or system_instruction, for chat messages.",
     )
     tools: ColumnName | None = Field(
         default=None,
-        description="Column of the tools that a prompt offers, for chat messages: a list of JSON schemas, or its JSON. Default: tools.",
+        description="Column of the tools that a prompt offers, for chat messages: a list of JSON schemas, or this list as JSON text. Default: tools.",
     )
     chosen: ColumnName = Field(default="chosen", description="Column of the preferred answer.")
     rejected: ColumnName = Field(default="rejected", description="Column of the other answer.")
@@ -71,19 +71,19 @@ class Columns(ApiModel):
     votes: ColumnName = Field(
         default="votes",
         description="Column of the annotators' votes: one, or a list, of a/b/tie (also A/B, 0/1, model_a/model_b or the names of "
-        "the answers' columns, and 1/2 where these end in 1 and 2, 0 then being a tie), or an object of counts, {a: 3, b: 1}.",
+        "the answers' columns, and 1/2 where these end in 1 and 2, with 0 as a tie), or an object of counts, {a: 3, b: 1}.",
     )
     annotators: list[ColumnName] = Field(
         default=[],
         max_length=32,
-        description="Columns of several annotators instead of votes, one vote in each: the answer of the majority is chosen.",
+        description="Columns of several annotators instead of votes, one vote in each; the majority's answer is chosen.",
     )
     first_vote: StrictInt | None = Field(
         default=None,
         ge=0,
         le=1,
         description="Number in votes and annotators that means answerA. With 1, 2 means answerB and 0 a tie. Default: the number at the "
-        "end of answerA's name, or else 0 for votes; annotators' numbers are refused then.",
+        "end of answerA's name, or else 0 for votes; without either, numbers of annotators are refused.",
     )
     confidence: ColumnName = Field(default="confidence", description="Column that filters.minConfidence reads, 0 to 1.")
 
@@ -128,14 +128,14 @@ class Dataset(ApiModel):
         description="pairs: prompt, chosen, rejected as text. messages: the same as chat messages. dialogue: chosen and rejected are "
         "whole '\\n\\nHuman: … \\n\\nAssistant: …' texts that share their prompt. scored: several answers with scores, in one list or in two columns; the best is "
         "chosen, the worst rejected. votes: two answers and annotators' votes. unpaired: prompt, completion and a label, for kto. "
-        "rated: prompt, one completion and its score; of the rows of one prompt, which follow each other, the best is chosen, the worst rejected. "
+        "rated: prompt, one completion and its score; of consecutive rows with one prompt, the best answer is chosen, the worst rejected. "
         "auto: decided by looking at the rows.",
     )
     columns: Columns = Field(default=Columns(), description="Names of the columns.")
     ignore_columns: list[ColumnName] = Field(
         default=[],
         max_length=64,
-        description="Columns that are not read, such as a system column that is no system message. Filters still see them.",
+        description="Columns that are not read, such as a system column that is not a system message. Filters still see them.",
     )
     limit: StrictInt | None = Field(
         default=None, ge=1, le=1_000_000_000_000, description="Use only the first rows, for trials."
@@ -213,14 +213,13 @@ class Template(ApiModel):
 
     keep_reasoning: Literal["all", "answers", "none"] = Field(
         default="all",
-        description="Reasoning that must reach the tokens. A row is left out when the template cuts it, as templates of reasoning models do "
-        "with earlier turns. all: that of all turns. answers: that of the answers. none: the template may cut any.",
+        description="Reasoning that must reach the tokens. A row is left out if the template cuts it, as templates of reasoning models do "
+        "in earlier turns. all: of all turns. answers: of the answers. none: the template may cut all of it.",
     )
     special_tokens: Literal["refuse", "read", "spell"] = Field(
         default="refuse",
-        description="What becomes of text that looks as if it went through a chat template already. refuse: such rows are left out. read: the "
-        "text of special tokens in plain text becomes these tokens, and BOS and EOS are added only where it lacks them. spell: it is spelled "
-        "out, for text that only quotes them.",
+        description="How text that looks already templated is handled. refuse: such rows are left out. read: special tokens in plain text become "
+        "tokens, and BOS and EOS are added only where they are missing. spell: they are spelled out, for text that only quotes them.",
     )
 
 

@@ -22,13 +22,13 @@ class StartAdapter(ApiModel):
     )
     train: Literal["same", "new"] = Field(
         default="same",
-        description="same: this adapter's weights are trained on, with its own rank, alpha and modules; the export takes its place. new: it is "
-        "frozen and a new adapter is trained on top of it; the export stands on it and has a copy of it.",
+        description="same: this adapter is trained further, with its own rank, alpha and modules; the export replaces it. new: it is frozen "
+        "and a new adapter is trained on top of it; the export needs it and has a copy of it.",
     )
 
 
 class ReferenceModel(ApiModel):
-    """Another model as the reference. It needs the same tokens; it may be of another size."""
+    """Another model as the reference. It must have the same tokens; its size may differ."""
 
     name: Source = Field(description="Hub id, pvc://claim/folder, URL or folder, as model.name.")
     revision: Revision | None = Field(default=None, description="Branch, tag or commit of its hub repository.")
@@ -49,12 +49,13 @@ class Model(ApiModel):
     )
     adapter: StartAdapter | None = Field(
         default=None,
-        description="Adapter that the policy starts from, and the reference stays with. Its chat template, if it has one, is used.",
+        description="LoRA adapter that the policy starts from; the model with it is also the reference, unless reference is set. "
+        "Its chat template is used, if it has one.",
     )
     reference: ReferenceModel | None = Field(
         default=None,
-        description="Reference model. It is loaded to compute its log-probs of the pairs and dropped before the policy is loaded. Default: the "
-        "policy before its first update, with model.adapter.",
+        description="Reference model. It is loaded to compute the log-probs of the pairs and dropped before the policy is loaded. Default: the "
+        "policy before its first update, including model.adapter.",
     )
     token_secret_ref: SecretKeyRef | None = Field(
         default=None,
@@ -123,5 +124,5 @@ class Adapter(ApiModel):
         min_length=1,
         max_length=64,
         description="Modules that get an adapter, by the end of their name, or all-linear: all linear layers and experts, without the output "
-        "layer, embeddings and routers. What it covers is in the log.",
+        "layer, embeddings and routers. The log says what it covers.",
     )

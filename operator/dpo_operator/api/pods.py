@@ -205,8 +205,8 @@ class Pod(ApiModel):
     )
     gpu_resource: LabelKey = Field(
         default=names.GPU,
-        description="Extended resource that one of gpusPerNode is: nvidia.com/gpu, amd.com/gpu, gpu.intel.com/i915, gpu.intel.com/xe, or another that the "
-        "administrator allows, such as nvidia.com/mig-3g.40gb. The image's torch must know such GPUs as CUDA devices, as builds for ROCm do.",
+        description="Extended resource that gpusPerNode counts: nvidia.com/gpu, amd.com/gpu, gpu.intel.com/i915, gpu.intel.com/xe, or another that the "
+        "administrator allows, such as nvidia.com/mig-3g.40gb. The image's torch must present such GPUs as CUDA devices, as builds for ROCm do.",
     )
     resource_claims: list[ResourceClaim] = Field(
         default=[],
@@ -229,8 +229,8 @@ class Pod(ApiModel):
     priority_class_name: ObjectName | None = Field(default=None, description="PriorityClass of all pods of the job.")
     service_account_name: ObjectName | None = Field(
         default=None,
-        description="ServiceAccount whose identity in a cloud the prepare pod has (IRSA or EKS Pod Identity, GKE, Azure), for access to object "
-        "stores without keys. Refused unless the administrator allows it. Training pods never have it. Default: the namespace's default.",
+        description="ServiceAccount whose identity in a cloud (IRSA or EKS Pod Identity, GKE, Azure) the prepare pod has, and an export pod that pushes, for "
+        "access to object stores without keys. Refused unless the administrator allows it. Training pods never have it. Default: the namespace's default.",
     )
     runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of training pods.")
     annotations: dict[LabelKey, AnnotationValue] = Field(

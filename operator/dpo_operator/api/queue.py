@@ -11,10 +11,10 @@ QueueName = Annotated[str, StringConstraints(pattern=f"^{SUBDOMAIN}$", min_lengt
 
 
 class QueueTopology(ApiModel):
-    """How near to one another a queue that knows the network places the ranks; it counts room for all before it admits the first."""
+    """How close together the queue places the ranks. It checks room for all of them before it admits the first."""
 
     pack_by: LabelKey | None = Field(
-        default=None, description="Kueue: node label, a level of its Topology, whose value all ranks share."
+        default=None, description="Kueue: node label whose value all ranks share; a level of its Topology."
     )
     highest_tier: StrictInt | None = Field(
         default=None,
@@ -32,7 +32,7 @@ class Queue(ApiModel):
 
     kind: Literal["Kueue", "Volcano", "SchedulerPlugins", "KAI"] = Field(
         description="Kueue: the training Job is made suspended and carries the label of a LocalQueue. Volcano, SchedulerPlugins: a PodGroup is "
-        "made and the pods use that project's scheduler. KAI: the training Job and its pods carry the label of a queue, and the pods use its scheduler.",
+        "made and the pods use that project's scheduler. KAI: the training Job and its pods carry the label of a queue, and the pods use KAI's scheduler.",
     )
     name: QueueName | None = Field(
         default=None,

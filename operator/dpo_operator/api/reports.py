@@ -141,14 +141,14 @@ class DatasetReport(_Report):
 
 
 class PushReport(_Report):
-    """A model that was copied to an object store."""
+    """A model that was copied to an object store or a hub."""
 
-    to: Words = Field(description="Its folder there.")
+    to: Words = Field(description="Its folder or repository.")
     digest: str = Field(
         pattern=r"^[0-9a-f]{64}$", description="SHA-256 of dpo_provenance.json, which has the digest of each file, hex."
     )
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = Field(
-        default=None, description="Of a hub's repository."
+        default=None, description="Commit in the hub repository."
     )
 
 

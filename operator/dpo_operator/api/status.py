@@ -137,13 +137,13 @@ class StragglerStatus(StatusModel):
 
 
 class PushStatus(StatusModel):
-    """A copy of the trained model in an object store."""
+    """A copy of the trained model in an object store or on a hub."""
 
-    to: str = Field(max_length=512, description="Its folder there.")
+    to: str = Field(max_length=512, description="Its folder or repository.")
     digest: str = Field(
-        max_length=64, description="SHA-256 of dpo_provenance.json there, which has the digest of each file, hex."
+        max_length=64, description="SHA-256 of dpo_provenance.json, which has the digest of each file, hex."
     )
-    commit: str | None = Field(default=None, max_length=64, description="Commit of a hub's repository.")
+    commit: str | None = Field(default=None, max_length=64, description="Commit in the hub repository.")
 
 
 class ExportStatus(StatusModel):

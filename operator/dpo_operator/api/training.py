@@ -191,14 +191,14 @@ class Push(ApiModel):
         min_length=1,
         max_length=512,
         pattern=r"^((s3|gs|az|abfs)://[A-Za-z0-9][A-Za-z0-9._-]*/[^\x00-\x20\x7f-\xa0]+|hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)$",
-        description="Folder in an object store, s3://bucket/path, gs://bucket/path or az://container/path, or a hub's repository, hf://org/name, which is "
-        "made when it is missing. It must be new, empty, or an earlier push of this job. Endpoint, region, proxy and certificates are those of access.",
+        description="Folder in an object store, s3://bucket/path, gs://bucket/path or az://container/path, or a hub repository, hf://org/name, which is "
+        "created if it is missing. It must be new, empty, or an earlier push of this job. Endpoint, region, proxy and certificates are those of access.",
     )
     credentials_secret_ref: SecretRef | None = Field(
         default=None,
-        description="Secret with keys that may write there, as access.credentialsSecretRef. Default: that one, or pod.serviceAccountName.",
+        description="Secret with keys that may write there, in the form of access.credentialsSecretRef. Default: that Secret, or the identity of pod.serviceAccountName.",
     )
-    private: StrictBool = Field(default=True, description="Make a new repository of a hub private.")
+    private: StrictBool = Field(default=True, description="Create a new hub repository as private.")
     commit_message: str | None = Field(
         default=None,
         min_length=1,
@@ -222,7 +222,7 @@ class Export(ApiModel):
     )
     push: Push | None = Field(
         default=None,
-        description="Copy the export to an object store or a hub when it was verified. Default: it stays on the volume.",
+        description="Copy the verified export to an object store or a hub. Default: it stays on the volume.",
     )
 
 

@@ -45,7 +45,7 @@ class DPOJobSpec(ApiModel):
     pod: Pod = Field(default=Pod(), description="How trainer pods are placed and run.")
     access: Access | None = Field(
         default=None,
-        description="How prepare reaches object stores and hubs. Default: without keys, over the internet.",
+        description="How prepare and export.push reach object stores and hubs. Default: without keys, over the internet.",
     )
     queue: Queue | None = Field(
         default=None,
