@@ -69,7 +69,7 @@ TABLE: dict[ExitCode, ExitCodeInfo] = {
         "NonFiniteLoss", "configuration", "The loss or the gradient stayed NaN or infinite."
     ),
     ExitCode.ACCESS_DENIED: ExitCodeInfo(
-        "AccessDenied", "configuration", "The hub refused the token, or the model is gated."
+        "AccessDenied", "configuration", "A hub or an object store refused the token or key, or the model is gated."
     ),
     ExitCode.INVALID_CONFIGURATION: ExitCodeInfo(
         "InvalidConfiguration",
