@@ -131,11 +131,21 @@ def _pushed(work: WorkDir) -> list[tuple[str, str]]:
     """Where the export was copied to, and how servers read it there."""
     found = PushReport.model_validate_json(work.pushed.read_bytes())
     facts = [("pushed", f"{found.to}, dpo_provenance.json with the SHA-256 {found.digest}")]
-    for folder, to in ((work.export, found.to), (work.export / "merged", f"{found.to}/merged")):
-        if (folder / "config.json").is_file():
-            facts.append(("  KServe", f"storageUri: {to}"))
-            facts.append(("  vLLM", f"vllm serve {to} --load-format runai_streamer"))
+    repo = found.to.removeprefix("hf://") if found.to.startswith("hf://") else ""
+    if (work.export / "config.json").is_file():
+        facts.append(("  KServe", f"storageUri: {found.to}"))
+        facts.append(("  vLLM", f"vllm serve {repo}" if repo else _vllm(found.to)))
+    if (work.export / "merged" / "config.json").is_file():
+        if repo:  # neither server reads a folder of a repository
+            facts.append(("  merged", f'AutoModelForCausalLM.from_pretrained("{repo}", subfolder="merged")'))
+        else:
+            facts.append(("  KServe", f"storageUri: {found.to}/merged"))
+            facts.append(("  vLLM", _vllm(f"{found.to}/merged")))
     return facts
+
+
+def _vllm(address: str) -> str:
+    return f"vllm serve {address} --load-format runai_streamer"
 
 
 def _answers(run: Run) -> list[Table]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.reports import Progress
+from dpo_operator.api.reports import Progress, PushReport
 from dpo_trainer import phases
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.manifest import MANIFEST, File, Manifest
@@ -44,6 +44,28 @@ def a_run(
             if evaluations and step % 5 == 0:
                 file.write(json.dumps({"step": step, **{f"eval_{k}": v for k, v in line.items()}}) + "\n")
     return work
+
+
+@pytest.mark.parametrize(
+    ("to", "whole", "merged"),
+    [
+        ("s3://b/out", "vllm serve s3://b/out --load", "vllm serve s3://b/out/merged --load"),
+        ("hf://org/name", "vllm serve org/name", 'from_pretrained("org/name", subfolder="merged")'),
+    ],
+)
+def test_servers_are_told_where_the_pushed_model_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], to: str, whole: str, merged: str
+):
+    work = a_run(tmp_path, 1)
+    work.pushed.write_text(PushReport(to=to, digest="0" * 64).model_dump_json())
+    for folder, expected, other in ((work.export, whole, merged), (work.export / "merged", merged, whole)):
+        folder.mkdir()
+        (folder / "config.json").touch()
+        report(work)
+        printed = capsys.readouterr().out
+        assert expected in " ".join(printed.split())
+        (folder / "config.json").unlink()
+        assert other not in " ".join(printed.split())
 
 
 def test_the_table_shows_the_first_and_last_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
