@@ -2,7 +2,6 @@
 
 import pytest
 
-from dpo_trainer.sources import stores
 from dpo_trainer.sources.stores import Store
 
 pytestmark = pytest.mark.unit
