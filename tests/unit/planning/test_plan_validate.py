@@ -39,7 +39,7 @@ def test_a_job_that_is_too_large_for_its_file_fails_at_once():
     columns = dict.fromkeys(
         ("prompt", "chosen", "rejected", "completion", "label", "responses", "scores"), "\U0001f600" * 128
     )
-    more = [{"source": "é" * 512, "columns": columns}] * 32
+    more = [{"source": "é" * 256, "columns": columns}] * 32
     job = a_job(
         model={"name": "m", "chatTemplate": "\U0001f600" * 32768},
         data={"train": {"source": "org/pairs"}, "mixture": more},
