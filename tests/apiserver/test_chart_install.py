@@ -188,6 +188,10 @@ def test_what_the_administrator_does_not_allow_is_refused_at_apply(installed: Co
         "data": {"train": {"source": "org/pairs"} | commit, "mixture": [{"source": "pvc://mine/x"}]},
     }
     assert refusal(exact) == ""
+    in_url = {"train": {"source": f"hf://datasets/org/pairs@{'0' * 40}/x.jsonl"}}
+    assert refusal(exact | {"data": in_url}) == ""
+    in_path = {"train": {"source": f"hf://datasets/org/pairs/x@{'0' * 40}/f.jsonl"}}
+    assert "commit of 40" in refusal(exact | {"data": in_path})
     for spec, _, values in CASES:
         assert refusal(exact | spec) == "", values
     assert "allow.secrets" in refusal(exact | {"pod": {"imagePullSecrets": ["mine"]}})

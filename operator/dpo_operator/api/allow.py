@@ -26,7 +26,8 @@ NODE_ROLE = "node-role.kubernetes.io/"
 # Elsewhere than on a hub, a revision means nothing. hf:// may have it in its path.
 NO_HUB = re.compile(r"^([./~]|[a-z0-9]+://)")
 HUB_URL = "hf://"
-COMMIT_IN_URL = re.compile(r"^hf://[^@]*@[0-9a-f]{40}(/|$)")
+# After the repository's name: an "@" that comes later is a part of a path.
+COMMIT_IN_URL = re.compile(r"^hf://(datasets/)?[^/@]+/[^/@]+@[0-9a-f]{40}(/|$)")
 COMMIT = re.compile(r"^[0-9a-f]{40}$")
 
 

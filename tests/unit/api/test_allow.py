@@ -135,6 +135,13 @@ def test_commits_of_a_hub_can_be_required(revision: str | None) -> None:
     assert fields(only, model={"name": "org/model", "revision": COMMIT}, data={"train": train}) == []
     for url, refused in ((f"hf://org/model@{COMMIT}", []), ("hf://org/model@main", ["spec.model.revision"])):
         assert fields(only, model={"name": url}, data={"train": train}) == refused
+    for path, refused in (
+        (f"@{COMMIT}/x.jsonl", []),
+        (f"/x@{COMMIT}/f.jsonl", ["spec.data"]),
+        (f"@main/x@{COMMIT}", ["spec.data"]),
+    ):
+        pairs = {"source": f"hf://datasets/org/pairs{path}"}
+        assert fields(only, model={"name": f"hf://org/model@{COMMIT}"}, data={"train": pairs}) == refused
     model = {"name": "org/model", "revision": COMMIT, "reference": {"name": "org/sft", "revision": revision}}
     assert fields(only, model=model, data={"train": train}) == ["spec.model.reference.revision"]
     elsewhere = {"model": {"name": "pvc://claim/model"}, "data": {"train": {"source": "/data/x.jsonl"}}}

@@ -261,7 +261,11 @@ def _retries() -> dict[str, Any]:
 
 
 def _stored(meta: Any) -> Stored:
-    return Stored(str(meta["path"]), int(meta["size"]), meta.get("e_tag"))
+    etag = meta.get("e_tag")
+    # Azure's lists give a tag without the quotes that its other answers, and a condition of a request, have around it.
+    if etag is not None and not etag.endswith('"'):
+        etag = f'"{etag}"'
+    return Stored(str(meta["path"]), int(meta["size"]), etag)
 
 
 # What stores answer, as their documentation lists it: the answer's code, the exit code, and what it means for the user.
