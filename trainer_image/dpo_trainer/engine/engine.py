@@ -5,6 +5,7 @@ Nothing is compiled at start-up, so a pod needs no compiler and starts fast.
 
 import gc
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,10 +69,13 @@ class Engine:
     Every method with "collective" in its description must be called by all ranks in the same order.
     """
 
-    def __init__(self, spec: DPOJobSpec, model_folder: Path, world: World, *, trained: bool = True) -> None:
+    def __init__(
+        self, spec: DPOJobSpec, model_folder: Path, world: World, *, trained: bool = True, before: Collection[str] = ()
+    ) -> None:
         """Load the model partitioned and make the optimizer. Collective. Raises TrainerError INVALID_CONFIGURATION.
 
         trained: false for a reference model, of which nothing but the weights is in memory; only log-probs are asked of it.
+        before: names of the parameters in a checkpoint of the run, see targets.resolve.
         """
         deepspeed = import_deepspeed()
         self.world = world
@@ -92,7 +96,7 @@ class Engine:
             return HfDeepSpeedConfig(self.config)
 
         torch.manual_seed(spec.training.seed)
-        model = load_model(spec, model_folder, zero3=partitioned_loading)
+        model = load_model(spec, model_folder, zero3=partitioned_loading, before=before)
         policy = Policy(model)
         policy.head.chunk_bytes = (spec.training.logits_chunk_mi_b << 20) or None
         if not trained:
