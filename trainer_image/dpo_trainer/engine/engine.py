@@ -17,16 +17,16 @@ from torch import Tensor
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches.batch import MicroBatch
 from dpo_trainer.distributed.world import World
-from dpo_trainer.engine.loss_scale import LossScale
-from dpo_trainer.engine.memory import release_free
-from dpo_trainer.engine.optimizer import make_optimizer
-from dpo_trainer.engine.zero3_internals import (
+from dpo_trainer.distributed.zero3_internals import (
     Zero3Internals,
     import_deepspeed,
     is_persistent,
     local_partition,
     whole_numel,
 )
+from dpo_trainer.engine.loss_scale import LossScale
+from dpo_trainer.engine.memory import release_free
+from dpo_trainer.engine.optimizer import make_optimizer
 from dpo_trainer.engine.zero3_state import Zero3State
 from dpo_trainer.engine.zero_config import zero_config
 from dpo_trainer.model.load import load_model

@@ -8,6 +8,7 @@ from typing import Any, Final
 from torch import nn
 
 from dpo_operator.api.model import ALL_LINEAR, Adapter
+from dpo_trainer.distributed.zero3_internals import whole_shape
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
 
 # What experts' matrices were called when each expert had modules of its own. The new matrix holds both of two such halves.
@@ -120,8 +121,7 @@ class _Modules:
     def _add_weights(self, name: str, module: nn.Module) -> None:
         """Matrices that a module holds itself. One of three dimensions is that of all experts."""
         for own, parameter in module.named_parameters(recurse=False):
-            # ZeRO-3 keeps the shape of a partitioned parameter apart.
-            dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
+            dimensions = len(whole_shape(parameter))
             convolution = isinstance(module, nn.modules.conv._ConvNd)
             if dimensions >= 2 and not own.endswith("bias"):
                 (self.experts if dimensions == 3 and not convolution else self.others).append(f"{name}.{own}")
