@@ -188,6 +188,22 @@ def test_of_an_object_of_splits_one_is_read(tmp_path, indent):
         list(rows.FileRows(source, split="dev"))
 
 
+def test_nothing_may_follow_an_object_of_splits(tmp_path):
+    with pytest.raises(TrainerError, match="one object of splits in the whole file, found more after it") as failure:
+        read_bytes(tmp_path, "a.json", b'{"train": [{"a": 1}]}\n\n{"train": [{"a": 2}]}\n')
+    assert failure.value.exit_code == ExitCode.BAD_DATASET
+    assert read_bytes(tmp_path, "b.json", b'{"train": [{"a": 1}]}\n\n') == [{"a": 1}]
+
+
+def test_a_key_that_is_twice_in_an_object_of_splits_is_refused(tmp_path):
+    twice = b'{"train": [{"a": 1, "a": 2}]}'
+    (bad,) = read_bytes(tmp_path, "a.json", twice)
+    assert (bad.reason, bad.detail) == (Reason.MALFORMED_JSON, "an object has the key a twice")
+    with pytest.raises(TrainerError, match="an object has the key a twice") as failure:
+        read_bytes(tmp_path, "b.json", twice.replace(b"[", b"[\n"))
+    assert failure.value.exit_code == ExitCode.BAD_DATASET
+
+
 def test_a_row_of_conversations_is_no_object_of_splits(tmp_path):
     row = {"test": [{"role": "user", "content": "Hi"}], "chosen": "a", "rejected": "b"}
     assert read_bytes(tmp_path, "a.json", json.dumps(row).encode()) == [row]
@@ -211,7 +227,7 @@ def test_separated_values(tmp_path, name, content, expected):
 def test_separated_values_that_are_damaged(tmp_path):
     found = read_bytes(tmp_path, "a.csv", b'a,b\n1,2,3\n"x"y,2\ncaf\xe9,2\n1,2\n1,"never ends\n3,4\n')
     assert [row if isinstance(row, dict) else row.reason for row in found] == [
-        Reason.MALFORMED_CSV, Reason.MALFORMED_CSV, Reason.NOT_UTF8, {"a": "1", "b": "2"}, Reason.MALFORMED_CSV,
+        Reason.MALFORMED_CSV, Reason.MALFORMED_CSV, Reason.NOT_UTF8, {"a": "1", "b": "2"}, Reason.MALFORMED_CSV, Reason.MALFORMED_CSV,
     ]  # fmt: skip
     for content, words in (
         (b"a,a\n1,2\n", "'a' twice"),
@@ -220,6 +236,29 @@ def test_separated_values_that_are_damaged(tmp_path):
         with pytest.raises(TrainerError, match=words) as failure:
             read_bytes(tmp_path, "a.csv", content)
         assert failure.value.exit_code == ExitCode.BAD_DATASET
+
+
+@pytest.mark.parametrize(
+    ("content", "bad"),
+    [
+        ('a,b\n1,2\n3,"4\n5,6\n7,8\n', [3, 4, 5]),
+        ('a,b\n1,2\n3,"4\n5,"6"\n7,8\n', [3, 4]),
+        ('a,b\n1,2\n3,"4\n5",6\n7,8\n', [3, 4]),
+        (f"a,b\n1,2\n3,{'x' * 100}\n7,8\n", [3]),
+        (f'a,b\n1,2\n3,"4\n{"x" * 100}\n7,8\n', [3, 4]),
+    ],
+    ids=["never closed", "closed by another quote", "another number of cells", "a long line", "a long line in a cell"],
+)
+def test_each_line_that_a_bad_csv_row_takes_is_counted(tmp_path, monkeypatch, content, bad):
+    monkeypatch.setattr(lines, "LONGEST_LINE", 90)
+    (tmp_path / "a.csv").write_text(content)
+    found = opened(tmp_path / "a.csv")
+    read = list(found)
+    lost = [found.where(row) for row, item in enumerate(read) if isinstance(item, Rejection)]
+    assert lost == [f"a.csv line {line}" for line in bad]
+    assert [row for row in read if isinstance(row, dict)] == [{"a": "1", "b": "2"}, {"a": "7", "b": "8"}][
+        : 1 if bad[-1] == 5 else 2
+    ]
 
 
 def test_places_in_separated_values_are_lines(tmp_path):

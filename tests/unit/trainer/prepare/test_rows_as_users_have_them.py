@@ -121,6 +121,25 @@ KEPT = {
         (f'{QWEN}<tool_call>\n{{"name": "get", "arguments": {{"n": 1}}}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\n42'
          "\n</tool_response><|im_end|>\n<|im_start|>assistant\n", "An apple.<|im_end|>", "A carrot.<|im_end|>"),
     ),
+    "a function_call as JSON": Kept(
+        messages(
+            bot("An apple."), bot("A carrot."), USER, bot("", function_call='{"name": "get", "arguments": {"n": 1}}'),
+            {"role": "function", "name": "get", "content": "42"},
+        ),
+        "qwen2_5",
+        (f'{QWEN}<tool_call>\n{{"name": "get", "arguments": {{"n": 1}}}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\n42'
+         "\n</tool_response><|im_end|>\n<|im_start|>assistant\n", "An apple.<|im_end|>", "A carrot.<|im_end|>"),
+    ),
+    "earlier turns beside whole conversations": Kept(
+        {"history": [SYSTEM], **WHOLE}, "qwen2_5", (TERSE, "An apple.<|im_end|>", "A carrot.<|im_end|>"),
+    ),
+    "an instruction and a conversation that whole conversations repeat": Kept(
+        {"instruction": "A", "input": "fruit?", "messages": WHOLE["chosen"], **WHOLE}, "qwen2_5",
+        (QWEN, "An apple.<|im_end|>", "A carrot.<|im_end|>"),
+    ),
+    "other columns that whole conversations repeat": Kept(
+        {"question": "A fruit?", "messages": WHOLE["chosen"], **WHOLE}, "qwen2_5", (QWEN, "An apple.<|im_end|>", "A carrot.<|im_end|>"),
+    ),
     "prompt messages that the conversations repeat": Kept(
         {"prompt": [SYSTEM, USER], **WHOLE}, "qwen2_5", (TERSE, "An apple.<|im_end|>", "A carrot.<|im_end|>"),
     ),
@@ -156,6 +175,25 @@ REFUSED = {
     "a function_call that is no call": Refused(
         {**FUNCTION_CALL, "conversations": [{"from": "human", "value": "A fruit?"}, {"from": "function_call", "value": "get it"}]}, "qwen2_5",
         ("role function_call", "expected a call as JSON"),
+    ),
+    "a function_call in text that is no call": Refused(
+        messages(bot("An apple."), bot("A carrot."), USER, bot("Hm.", function_call="auto"), USER), "qwen2_5",
+        ("function_call: expected a call as JSON",),
+    ),
+    "two different calls in one message": Refused(
+        messages(
+            bot("An apple."), bot("A carrot."), USER,
+            bot("", function_call={"name": "get", "arguments": "{}"}, tool_calls=[{"name": "put", "arguments": {}}]),
+        ),
+        "qwen2_5", ("different calls in two places",),
+    ),
+    "one tool as JSON beside text": Refused(
+        {"prompt": "A fruit?", "chosen": "An apple.", "rejected": "A carrot.", "tools": json.dumps(TOOL)}, "qwen2_5",
+        ("unread_column", "tools beside plain text", "ignoreColumns"),
+    ),
+    "a mapped column of tools that are no JSON beside text": Refused(
+        {"prompt": "A fruit?", "chosen": "An apple.", "rejected": "A carrot.", "offered": "get_weather(city)"}, "qwen2_5",
+        ("unread_column", "offered: tools beside plain text"), {"columns": {"tools": "offered"}},
     ),
     "messages that went through the template": Refused(
         messages(bot("An apple.<|im_end|>"), bot("A carrot.<|im_end|>")), "qwen2_5", ("templated_text", r"<\|im_end\|>", "content"),
@@ -200,6 +238,15 @@ REFUSED = {
     ),
     "a prompt in text that the conversations lack": Refused(
         {"prompt": "Another?", **WHOLE}, "qwen2_5", ("prompts_differ", "in no message", "ignoreColumns"),
+    ),
+    "earlier turns that whole conversations lack": Refused(
+        {"history": [["A pear?", "Yes."]], "prompt": "A fruit?", **WHOLE}, "qwen2_5", ("history: earlier turns beside prompt", "ignoreColumns"),
+    ),
+    "an instruction that whole conversations lack": Refused(
+        {"instruction": "Be brief.", "input": "A fruit?", **WHOLE}, "qwen2_5", ("prompts_differ", "instruction: .*in no message", "ignoreColumns"),
+    ),
+    "one of several columns that whole conversations lack": Refused(
+        {"question": "A fruit?", "context": "It is red.", **WHOLE}, "qwen2_5", ("prompts_differ", "context: .*in no message"),
     ),
     "a template by its name": Refused(
         messages(bot("An apple."), bot("A carrot.")), "chatml", ("model.chatTemplate", "found 'chatml'", "not a name or a path"),

@@ -31,6 +31,11 @@ def read_json(file: IO[bytes], name: str, most: int, split: str, *, whole: bool)
     start = head.removeprefix(text.BOM).lstrip()
     value = _parsed(start)
     if whole and isinstance(value, dict) and (rows := _split_of(value, split, name)) is not None:
+        if _first_line(file, name, most).strip():
+            raise bad_dataset(
+                f"{name}: expected one object of splits in the whole file, found more after it; write the rows of each split as a "
+                "list, or as .jsonl, with one object on each line"
+            )
         yield from enumerate(rows, start=1)
     elif _is_table(value) or (whole and start.startswith(b"[")) or (value is None and _goes_on(start)):
         yield from _read_document(head + _rest(file, name, most), name, split)
@@ -77,7 +82,7 @@ def _read_document(content: bytes, name: str, split: str) -> Iterator[tuple[int,
     if body.lstrip().startswith(b"["):
         yield from enumerate(_list(body, name), start=1)
         return
-    if isinstance(found := _parsed(body), dict):
+    if isinstance(found := _whole(body, name), dict):
         rows = _split_of(found, split, name)
         if rows is None:
             keys = ", ".join(str(key)[:64] for key in list(found)[:8]) or "no columns"
@@ -93,6 +98,16 @@ def _read_document(content: bytes, name: str, split: str) -> Iterator[tuple[int,
         yield from _read_lines(text.lines(io.BytesIO(content)))
     else:
         yield from itertools.chain([first], objects)
+
+
+def _whole(body: bytes, name: str) -> Any:
+    """Value of a document of one object; None when it is cut short, or when others follow."""
+    try:
+        return _JSON.decode(body.decode())
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    except ValueError as error:  # a key that is there twice; an integer of thousands of digits
+        raise _damaged(name, error) from error
 
 
 def _objects(body: bytes) -> Iterator[tuple[int, Any]]:
@@ -185,9 +200,9 @@ def _too_large(name: str, most: int) -> TrainerError:
 
 
 def _parsed(content: bytes) -> Any:
-    """Value of a JSON text; None when it is none."""
+    """Value of a JSON text; None when it is none, or when it has a key twice."""
     try:
-        return json.loads(content.decode())
+        return _JSON.decode(content.decode())
     except (ValueError, RecursionError):
         return None
 
@@ -196,10 +211,14 @@ def _list(body: bytes, name: str) -> Any:
     try:
         return _JSON.decode(body.decode())
     except (ValueError, RecursionError) as error:
-        raise bad_dataset(
-            f"{name}: expected JSON in UTF-8, found: {_reason(error)}; as .jsonl, with one object on each line, only "
-            "the damaged rows would be lost"
-        ) from error
+        raise _damaged(name, error) from error
+
+
+def _damaged(name: str, error: BaseException) -> TrainerError:
+    return bad_dataset(
+        f"{name}: expected JSON in UTF-8, found: {_reason(error)}; as .jsonl, with one object on each line, only "
+        "the damaged rows would be lost"
+    )
 
 
 def _reason(error: BaseException) -> str:

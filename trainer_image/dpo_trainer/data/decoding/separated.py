@@ -1,6 +1,7 @@
 """Rows of CSV and TSV files: the first line names the columns, and all cells are text."""
 
 import csv
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Any
@@ -15,7 +16,7 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def read_separated(file: IO[bytes], name: str, separator: str | None) -> Iterator[tuple[int, Any]]:
-    """Line, counting from 1, and row or Rejection. An empty cell is no value.
+    """Line, counting from 1, and row or Rejection; a row with wrong quotes or cells gives one for each of its lines. An empty cell is no value.
 
     separator: None takes the one of comma, semicolon and tab that the first line has most of.
     Raises TrainerError BAD_DATASET when the first line does not name the columns.
@@ -26,31 +27,57 @@ def read_separated(file: IO[bytes], name: str, separator: str | None) -> Iterato
         raise text.OtherEncodingError("UTF-16")
     first = header_line.removeprefix(text.BOM).decode(errors="surrogateescape")
     separator = separator or max(_SEPARATORS, key=first.count)
-    reader = csv.reader(_chained(first, file), delimiter=separator, strict=True)
+    lines = _Lines(first, file)
+    reader = csv.reader(lines, delimiter=separator, strict=True)
     header = _header(reader, name)
     while True:
-        line = reader.line_num + 1
+        line = lines.read + 1
+        found: Any
         try:
-            cells = next(reader, None)
+            if (cells := next(reader, None)) is None:
+                return
+            if not cells:
+                continue
+            found = _row(header, cells)
+        except _LineTooLongError as error:
+            found = error.rejection
         except csv.Error as error:
-            yield (
-                line,
-                Rejection(Reason.MALFORMED_CSV, f"{error}; quote a cell that holds quotes, and write these twice"),
-            )
-            continue
-        if cells is None:
-            return
-        if cells:
-            yield line, _row(header, cells)
+            found = Rejection(Reason.MALFORMED_CSV, f"{error}; quote a cell that holds quotes, and write these twice")
+        yield line, found
+        if isinstance(found, Rejection) and found.reason != Reason.NOT_UTF8:
+            # A quote that is never closed takes the rows that follow into its cell: each of their lines counts as a row that was lost.
+            for number in range(line + 1, lines.read + 1):
+                yield number, found
 
 
-def _chained(first: str, file: IO[bytes]) -> Iterator[str]:
-    yield first
-    for line in text.lines(file):
+class _LineTooLongError(csv.Error):
+    """A line that is not read. rejection: the same for the report."""
+
+    def __init__(self, rejection: Rejection) -> None:
+        super().__init__(rejection.detail)
+        self.rejection = rejection
+
+
+class _Lines:
+    """Lines of a file as text. read: how many were read.
+
+    Raises _LineTooLongError in the place of one that is too long, and goes on with the next one, which a generator can't do.
+    """
+
+    def __init__(self, first: str, file: IO[bytes]) -> None:
+        self.read = 0
+        self._lines = itertools.chain([first], text.lines(file))
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self.read += 1
         if isinstance(line, Rejection):
-            raise csv.Error(line.detail)
+            raise _LineTooLongError(line)
         # Bytes that are no UTF-8 become halves of surrogate pairs, so that only their own row is refused.
-        yield line.decode(errors="surrogateescape")
+        return line if isinstance(line, str) else line.decode(errors="surrogateescape")
 
 
 def _header(reader: Iterator[list[str]], name: str) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 from dpo_operator.api.data import Columns
 from dpo_trainer.data.formats.chats import conversation, is_chat, tools_of
 from dpo_trainer.data.formats.pairs import Reason, Unusable
-from dpo_trainer.data.formats.values import listed, lookup, text
+from dpo_trainer.data.formats.values import from_text, lookup, objects, text
 
 # Columns of a system message, and of tools, that are known when none is mapped.
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message", "system_instruction")
@@ -46,11 +46,17 @@ def check_unread(row: Mapping[str, Any], columns: Columns) -> None:
             f"{system}: a system message beside plain text, which has no place for it; set columns.system to {system}, which makes "
             f"messages of prompt and answers, or ignoreColumns to [{system}]",
         )
-    if tools is not None and isinstance(value := listed(lookup(row, tools)), list | Mapping) and value:
+    if tools is not None and _offers(lookup(row, tools), is_mapped=columns.tools is not None):
         raise Unusable(
             Reason.UNREAD_COLUMN,
             f"{tools}: tools beside plain text, which has no place for them; set format to messages, or ignoreColumns to [{tools}]",
         )
+
+
+def _offers(value: Any, *, is_mapped: bool) -> bool:
+    """Whether a value is one of tools. is_mapped: the user says so of the column; else other text in it is something else."""
+    found = objects(from_text(value))
+    return bool(found.strip() if isinstance(found, str) else found) and (is_mapped or isinstance(found, list | Mapping))
 
 
 def _system_column(row: Mapping[str, Any], columns: Columns) -> str | None:

@@ -96,20 +96,41 @@ def _message(item: Any, name: str) -> Message:
     role = encodable(role, name)
     if isinstance(content, list):
         content = _joined_parts(content, name)
-    calls = tool_calls(item.get("tool_calls"), f"{name}: tool_calls")
-    if not calls and isinstance(call := item.get("function_call"), Mapping):
-        calls = tuple({"type": "function", "function": one} for one in tool_calls([call], f"{name}: function_call"))
+    calls = _calls(item, name)
     if content is None and calls:
         content = ""
     if not isinstance(content, str):
         raise Unusable(Reason.WRONG_TYPE, f"{name}: expected text as a message's content, found {kind(content)}")
     if role.strip().lower() in _CALLS:
-        return Message(
-            "assistant", "", _reasoning(item, name), _written_calls(content, f"{name}: a message of role {role[:64]}")
-        )
+        if content.strip() or not calls:
+            calls = _same_calls(calls, _written_calls(content, f"{name}: a message of role {role[:64]}"), name)
+        return Message("assistant", "", _reasoning(item, name), calls)
     others = tuple((key, encodable(item[key], name)) for key in _OTHERS if isinstance(item.get(key), str))
     role = _ROLES.get(role.strip().lower(), role)
     return Message(role, encodable(content, name), _reasoning(item, name), calls, others)
+
+
+def _calls(item: Mapping[str, Any], name: str) -> tuple[Mapping[str, Any], ...]:
+    """Tool calls of a message: in tool_calls, or in function_call, as OpenAI wrote one earlier, also as its JSON."""
+    calls = tool_calls(item.get("tool_calls"), f"{name}: tool_calls")
+    call, place = item.get("function_call"), f"{name}: function_call"
+    if not call or (isinstance(call, str) and not call.strip()):
+        return calls
+    if isinstance(call, str):
+        return _same_calls(calls, _written_calls(call, place), name)
+    found = tool_calls([call] if isinstance(call, Mapping) else call, place)
+    return _same_calls(calls, tuple({"type": "function", "function": function_of(one)} for one in found), name)
+
+
+def _same_calls(
+    calls: tuple[Mapping[str, Any], ...], others: tuple[Mapping[str, Any], ...], name: str
+) -> tuple[Mapping[str, Any], ...]:
+    """Calls of a message that has them in two places, which must be the same when both are there."""
+    if calls and [function_of(call) for call in calls] != [function_of(call) for call in others]:
+        raise Unusable(
+            Reason.MALFORMED_MESSAGES, f"{name}: a message has different calls in two places; keep those of tool_calls"
+        )
+    return calls or others
 
 
 def _reasoning(item: Mapping[str, Any], name: str) -> str:

@@ -15,7 +15,7 @@ from dpo_trainer.data.formats.chats import (
     with_system,
 )
 from dpo_trainer.data.formats.pairs import ChatPair, Message, Pair, Reason, TextPair, Unusable
-from dpo_trainer.data.formats.values import lookup, present, required, text
+from dpo_trainer.data.formats.values import listed, present, required, text
 
 ANSWER_MARK = "\n\nAssistant:"
 QUESTION_MARK = "\n\nHuman:"
@@ -122,16 +122,25 @@ def are_turns(prompt: Any, answers: Iterable[Any]) -> bool:
 def _prompt(row: Mapping[str, Any], columns: Columns) -> Field:
     found = find_prompt(row, columns)
     if found is not None:
-        if found.name != "history" and isinstance(row.get("history"), list) and row["history"]:
-            raise Unusable(
-                Reason.MALFORMED_MESSAGES,
-                f"history: earlier turns beside {found.name}, which are not read; write all turns as messages in prompt",
-            )
+        _check_history(row, [found])
         return found
     detail = "no value in column prompt"
     if others := present(row, OTHER_PROMPTS):
         detail += f", and {' and '.join(others)} could all be it; set columns.prompt"
     raise Unusable(Reason.MISSING_COLUMN, detail)
+
+
+def _check_history(row: Mapping[str, Any], read: list[Field]) -> None:
+    """Refuse a list of earlier turns that is none of the columns that are read."""
+    if any(found.name == "history" for found in read):
+        return
+    if isinstance(earlier := listed(row.get("history")), list) and earlier:
+        beside = read[0].name if read else "the conversations"
+        raise Unusable(
+            Reason.MALFORMED_MESSAGES,
+            f"history: earlier turns beside {beside}, which are not read; write all turns as messages in prompt, or set ignoreColumns "
+            "to [history]",
+        )
 
 
 def _texts(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tuple[str, list[str]]:
@@ -179,11 +188,13 @@ def _chats(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> tu
         given = _prompt(row, columns)
         prompt = conversation(given.value, given.name, "user")
     else:
-        chats = _completed(chats)
-        prompt = shared_beginning(chats)
-        chats = [chat[len(prompt) :] for chat in chats]
-        if in_turns is None:
-            prompt = _with_earlier(row, columns, prompt)
+        whole = _completed(chats)
+        prompt = shared_beginning(whole)
+        chats = [chat[len(prompt) :] for chat in whole]
+        beside = _beside_whole(row, columns, answers)
+        _check_history(row, beside)
+        for given in beside if in_turns is None else ():
+            prompt = _with_earlier(given, prompt, whole)
     if any(len(chat) != 1 for chat in chats):
         raise Unusable(Reason.PROMPTS_DIFFER, "the conversations differ before their last message")
     for answer, chat in zip(answers, chats, strict=True):
@@ -216,29 +227,44 @@ def _completed(chats: list[tuple[Message, ...]]) -> list[tuple[Message, ...]]:
     return [(*longest[:-1], *chat) if len(chat) == 1 and chat[0].role == "assistant" else chat for chat in chats]
 
 
-def _with_earlier(row: Mapping[str, Any], columns: Columns, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+def _beside_whole(row: Mapping[str, Any], columns: Columns, answers: list[Field]) -> list[Field]:
+    """The prompt beside whole conversations, or all columns that could be it, but for the answers' and those that a setting names."""
+    if columns.prompt is None:
+        taken = {answer.name.split(".")[0] for answer in answers}
+        taken |= {name for name in columns.model_dump().values() if isinstance(name, str)}
+        row = {name: value for name, value in row.items() if name not in taken}
+    if (found := find_prompt(row, columns)) is not None:
+        return [found]
+    return [Field(row[name], name, bare=True) for name in present(row, OTHER_PROMPTS)]
+
+
+def _with_earlier(
+    given: Field, prompt: tuple[Message, ...], conversations: list[tuple[Message, ...]]
+) -> tuple[Message, ...]:
     """The prompt inside whole conversations, behind those messages of a prompt column that the conversations don't repeat.
 
     A text beside whole conversations repeats one of their messages (as in ultrafeedback_binarized).
     """
-    name = columns.prompt or "prompt"
-    given = lookup(row, name)
-    if columns.prompt is not None and given is None:
-        raise Unusable(Reason.MISSING_COLUMN, f"no value in column {name}")
-    if given is None:
-        return prompt
-    if isinstance(given, str) and not is_chat(given):
-        if any(given.strip() in message.content for message in prompt):
+    name = given.name
+    if isinstance(given.value, str) and not is_chat(given.value):
+        # An instruction and its input are joined here by a blank line, and perhaps otherwise in the message.
+        parts = given.value.split("\n\n") if given.bare else [given.value]
+        if all(any(part.strip() in message.content for message in prompt) for part in parts):
             return prompt
         raise _prompt_differs(name, "text that is in no message before the answer")
-    earlier = conversation(given, name, "user")
+    earlier = conversation(given.value, name, "user")
     whole, part = [_said(turn) for turn in prompt], [_said(turn) for turn in earlier]
-    if any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1)):
+    if any(_holds([_said(turn) for turn in chat], part) for chat in conversations):
         return prompt
     both = next((n for n in range(min(len(part), len(whole)), 0, -1) if part[-n:] == whole[:n]), 0)
     if both or not any(turn in whole for turn in part if turn[0] != "system"):
         return earlier + prompt[both:]
     raise _prompt_differs(name, "messages of which only some are in the conversations, or in another order")
+
+
+def _holds(whole: list[Any], part: list[Any]) -> bool:
+    """Whether the turns of a part follow each other in the whole."""
+    return any(whole[i : i + len(part)] == part for i in range(len(whole) - len(part) + 1))
 
 
 def _said(turn: Message) -> tuple[Any, ...]:

@@ -85,9 +85,10 @@ def _asked(pair: Pair) -> tuple[Any, ...]:
 
 
 def _of_group(group: list[tuple[int, Any, Rated]], seen: set[int]) -> tuple[int, Any, Pair | Rejection]:
-    """The pair of a group. seen: hashes of the prompts of earlier groups."""
+    """The pair of a group. seen: hashes of what earlier groups were asked."""
     number, row, first = group[0]
-    key = hash(first.pair.prompt)
+    # Of its text, as tools and tool calls are objects, which have no hash.
+    key = hash(repr(_asked(first.pair)))
     if key in seen:
         return (
             number,

@@ -267,6 +267,24 @@ def test_rows_with_one_rated_answer_make_pairs(rows, columns, expected):
     assert [item.reason if isinstance(item, Rejection) else item for item in found] == expected
 
 
+TOLD = {"role": "tool", "content": "1"}
+CALLS = [[{"role": "assistant", "content": "", "tool_calls": [{"name": name, "arguments": {}}]}] for name in "xy"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"tools": [{"name": "x"}]}, {"tools": [{"name": "y"}]}),
+        ({"prompt": [USER, *CALLS[0], TOLD]}, {"prompt": [USER, *CALLS[1], TOLD]}),
+    ],
+    ids=["tools", "tool calls"],
+)
+def test_rated_rows_with_other_tools_have_other_prompts(one, other):
+    rows = [rated([USER], answer, score) | asked for asked in (one, other) for answer, score in (("a", 1), ("b", 2))]
+    found = [item for _, _, item in read_rows(enumerate(rows), "rated", Columns())]
+    assert [item.reason if isinstance(item, Rejection) else item.score_gap for item in found] == [1.0, 1.0]
+
+
 def test_the_page_on_data_lists_public_layouts_as_they_are_read():
     page = Path(__file__).parents[5] / "docs" / "data.md"
     text = page.read_text(encoding="utf-8").split("| Layout |")[1]

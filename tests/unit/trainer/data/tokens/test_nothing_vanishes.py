@@ -104,7 +104,7 @@ FAULTS = {
         [(compose, "check_unread", lambda *_: None)], Talk((ASK,), GOOD, BAD, "§2§"), "pairs", "qwen2_5",
     ),
     "joining a prompt that is repeated": (
-        [(compose, "_with_earlier", lambda row, columns, prompt: chats.conversation(row["prompt"], "prompt", "user") + prompt)],
+        [(compose, "_with_earlier", lambda given, prompt, _: chats.conversation(given.value, "prompt", "user") + prompt)],
         Talk((ASK,), GOOD, BAD), "conversations that repeat the prompt", "qwen2_5",
     ),
 }  # fmt: skip
