@@ -131,8 +131,11 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
 def _check_adapter(job: DPOJob, work: WorkDir, telemetry: Telemetry, progress: Callable[[str, float], None]) -> None:
     """Compare the adapter's targets with the model's modules before any GPU is held, and say what they cover.
 
-    This also runs on a folder that was prepared earlier, because the adapter is no part of what prepare writes.
+    This also runs on a folder that was prepared earlier, because the adapter is no part of what prepare writes; not when training has begun:
+    its checkpoints tell what is adapted.
     """
+    if CheckpointFolder(work.checkpoints).newest() is not None:
+        return
     from dpo_trainer.model.adapters import add_adapters
     from dpo_trainer.model.load import bare_model
     from dpo_trainer.model.targets import resolve

@@ -2,17 +2,18 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dpo_operator.api import names
+from dpo_operator.api.data import Template
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.common import Manifest, build_metadata
 
 JOB_FILE_KEY = "job.json"
 
-# Settings of the operator alone, excluded from the job file: changing the first ones needs no new ConfigMap, and trainer images that are older
-# than the others read the file all the same.
+# Settings of the operator alone, excluded from the job file: changing the first ones needs no new ConfigMap, and earlier trainer images, which
+# refuse fields that they don't know, can read the file of a job that has the others.
 _OPERATOR_ONLY: dict[str, Any] = {
     **dict.fromkeys(
         ("suspend", "active_deadline_seconds", "ttl_seconds_after_finished", "clean_pod_policy", "managed_by"), True
@@ -22,11 +23,22 @@ _OPERATOR_ONLY: dict[str, Any] = {
 
 
 def job_file(job: DPOJob) -> str:
-    """The job with all its defaults as JSON."""
+    """The job with its defaults as JSON, without later fields that it does not use: earlier trainer images refuse fields that they don't know."""
     spec = job.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_OPERATOR_ONLY)
+    for part, field, default in _later_fields(spec["data"]):
+        if part[field] == default:
+            del part[field]
     metadata = job.metadata.model_dump(mode="json", by_alias=True, include={"name", "namespace", "uid"})
     document = {"apiVersion": job.api_version, "kind": job.kind, "metadata": metadata, "spec": spec}
     return json.dumps(document, sort_keys=True, ensure_ascii=False)
+
+
+def _later_fields(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """Fields that the first trainer images of this API version don't know: part of the job file, name, default. Null is left out anyway."""
+    yield data, "template", Template().model_dump(mode="json", by_alias=True)
+    for dataset in (data["train"], *data["mixture"], *([data["eval"]] if "eval" in data else [])):
+        yield dataset, "ignoreColumns", []
+        yield dataset["columns"], "annotators", []
 
 
 def job_file_digest(job: DPOJob) -> str:

@@ -32,8 +32,8 @@ def partitions(document: dict[str, Any], model: Path, extensions: Path) -> dict[
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.batches.batch import collate
     from dpo_trainer.distributed.world import join_world
+    from dpo_trainer.distributed.zero3_internals import local_partition, whole_numel
     from dpo_trainer.engine.engine import Engine
-    from dpo_trainer.engine.zero3_internals import local_partition, whole_numel
 
     engine = Engine(DPOJob.model_validate(document).spec, model, join_world("cpu"))
     engine.backward(-engine.score(collate(some_pairs(3), [0])).answers[..., 0].sum(), last=True)
@@ -170,7 +170,7 @@ def poisoned(folder: Path) -> None:
 
 def test_a_model_with_nan_weights_is_refused(work: WorkDir):
     on_ranks(1, poisoned, work.model)
-    with pytest.raises(RankFailed, match=r"TrainerError: spec.model: expected finite log-probs from the initial model"):
+    with pytest.raises(RankFailed, match=r"TrainerError: spec.model: expected finite log-probs from the reference"):
         on_ranks(2, train_on_rank, a_job(maxSteps=1), work.root)
     assert not list(work.reference.glob("*"))
 

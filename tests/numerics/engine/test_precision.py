@@ -54,8 +54,8 @@ def half(
     seen: dict[str, Any] = {"overflows": 0, "scales": [], "error": None}
 
     class Watched(build.Engine):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
             if first_scale is not None:
                 self.loss_scale = LossScale(first_scale)
 

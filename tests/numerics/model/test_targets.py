@@ -30,7 +30,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-def resolved(cases: list[tuple[str, dict[str, Any]]]) -> list[Any]:
+def resolved(cases: list[tuple[str, dict[str, Any]]], before: list[str] | None = None) -> list[Any]:
     """What each adapter covers on a model of a family, modules, parameters and left out, or the error's message."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -43,7 +43,7 @@ def resolved(cases: list[tuple[str, dict[str, Any]]]) -> list[Any]:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
         try:
-            targets = resolve(model, Adapter.model_validate({"type": "lora", **adapter}))
+            targets = resolve(model, Adapter.model_validate({"type": "lora", **adapter}), before or ())
             found.append((set(targets.covered), targets.modules, targets.parameters, str(targets)))
         except TrainerError as error:
             found.append(f"{error.exit_code.name}: {error}")
@@ -110,6 +110,18 @@ def test_what_can_not_be_adapted_is_refused_with_the_way_out():
         assert text in message, case
 
 
+def test_a_run_goes_on_with_what_its_checkpoint_has():
+    layers = [f"base_model.model.model.layers.{i}.self_attn.q_proj" for i in range(SIZES["num_hidden_layers"])]
+    before = [f"{layer}.lora_{side}.default.weight" for layer in layers for side in "AB"]
+    # An earlier version took all-linear for the linear layers alone, with dropout too.
+    [[(covered, modules, parameters, _)]] = on_ranks(1, resolved, [on("mixtral", "all-linear", dropout=0.1)], before)
+    assert (covered, modules, parameters) == ({"q_proj"}, ("q_proj",), ())
+    # Experts' names in a checkpoint do not tell which weights of the module they belong to.
+    experts = ["base_model.model.model.layers.0.mlp.experts.lora_A.default.weight"]
+    [[(covered, *_)]] = on_ranks(1, resolved, [on("mixtral", "all-linear")], experts)
+    assert {"q_proj", "experts.down_proj"} <= covered
+
+
 def prepare_phase(root: Path, targets: list[str]) -> tuple[int, str]:
     """Exit code and message of the prepare phase of a tiny Llama with an adapter."""
     from dpo_trainer import phases
@@ -128,4 +140,8 @@ def test_prepare_refuses_targets_that_the_model_lacks(tmp_path: Path):
     assert code == ExitCode.INVALID_CONFIGURATION
     assert "the model has no module c_attn; it has" in message
     [(code, _)] = on_ranks(1, prepare_phase, tmp_path / "good", ["q_proj"])
+    assert code == ExitCode.OK
+    # A run that began under an earlier version goes on.
+    (tmp_path / "bad" / "work" / "checkpoints" / "step-00000010").mkdir(parents=True)
+    [(code, _)] = on_ranks(1, prepare_phase, tmp_path / "bad", ["c_attn"])
     assert code == ExitCode.OK

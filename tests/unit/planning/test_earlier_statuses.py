@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -102,11 +101,6 @@ def test_no_field_is_lost(number: int):
         assert {key: value for key, value in read.items() if value or key not in NEWER} == renamed(status)
 
 
-def of_any_file(action: dict[str, Any]) -> dict[str, Any]:
-    """An action without the digest of the job file: a version with more settings writes another file, and running pods keep theirs."""
-    return {**action, "name": re.sub("-config-[0-9a-f]{10}$", "-config", action["name"])}
-
-
 @pytest.mark.parametrize("number", range(len(RECORDS)))
 def test_the_same_is_decided(number: int):
     record = RECORDS[number]
@@ -119,8 +113,7 @@ def test_the_same_is_decided(number: int):
     assert without_words(now["status"]) == without_words(renamed(then["status"]))
     # Earlier versions used a claim again without being asked to.
     events = [event for event in then["events"] if not event.endswith(" ClaimReused")]
-    then = {**then, "status": None, "events": events, "actions": [of_any_file(action) for action in then["actions"]]}
-    assert {**now, "status": None, "actions": [of_any_file(action) for action in now["actions"]]} == then
+    assert {**now, "status": None} == {**then, "status": None, "events": events}
 
 
 @pytest.mark.parametrize("number", range(len(RECORDS)))

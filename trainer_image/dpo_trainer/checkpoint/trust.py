@@ -8,6 +8,7 @@ die before it reports a checkpoint.
 import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,7 +16,8 @@ from pydantic import ValidationError
 from dpo_operator.api import names
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord, CheckpointRef, RecordedCheckpoints
 from dpo_trainer.checkpoint.identity import differences, mismatch_message
-from dpo_trainer.checkpoint.manifest import Manifest
+from dpo_trainer.checkpoint.layout import committed
+from dpo_trainer.checkpoint.manifest import Manifest, read_manifest
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.runtime.errors import invalid_configuration
 
@@ -85,6 +87,21 @@ class Owner:
         if problem := mismatch_message(differences(manifest.identity, dict(self.identity))):
             raise BadCheckpoint(problem)
         return self.trust.judge(manifest, digest) if self.trust else ""
+
+
+def newest_parameters(root: Path, owner: Owner) -> list[str]:
+    """Names of the trained parameters in the newest checkpoint that is the owner's; empty without one. Raises OSError.
+
+    Its shards are not read, so it may turn out not to be intact.
+    """
+    for _, folder in committed(root):
+        try:
+            manifest, digest = read_manifest(folder)
+            owner.judge(manifest, digest)
+        except BadCheckpoint:
+            continue  # whoever loads it says why
+        return sorted(manifest.parameters)
+    return []
 
 
 def trust_from_environment(*, required: bool) -> Trust | None:

@@ -5,6 +5,7 @@ Nothing is compiled at start-up, so a pod needs no compiler and starts fast.
 
 import gc
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,16 @@ from torch import Tensor
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches.batch import MicroBatch
 from dpo_trainer.distributed.world import World
-from dpo_trainer.engine.loss_scale import LossScale
-from dpo_trainer.engine.memory import release_free
-from dpo_trainer.engine.optimizer import make_optimizer
-from dpo_trainer.engine.zero3_internals import (
+from dpo_trainer.distributed.zero3_internals import (
     Zero3Internals,
     import_deepspeed,
     is_persistent,
     local_partition,
     whole_numel,
 )
+from dpo_trainer.engine.loss_scale import LossScale
+from dpo_trainer.engine.memory import release_free
+from dpo_trainer.engine.optimizer import make_optimizer
 from dpo_trainer.engine.zero3_state import Zero3State
 from dpo_trainer.engine.zero_config import zero_config
 from dpo_trainer.model.load import load_model
@@ -68,10 +69,13 @@ class Engine:
     Every method with "collective" in its description must be called by all ranks in the same order.
     """
 
-    def __init__(self, spec: DPOJobSpec, model_folder: Path, world: World, *, trained: bool = True) -> None:
+    def __init__(
+        self, spec: DPOJobSpec, model_folder: Path, world: World, *, trained: bool = True, before: Collection[str] = ()
+    ) -> None:
         """Load the model partitioned and make the optimizer. Collective. Raises TrainerError INVALID_CONFIGURATION.
 
         trained: false for a reference model, of which nothing but the weights is in memory; only log-probs are asked of it.
+        before: names of the parameters in a checkpoint of the run, see targets.resolve.
         """
         deepspeed = import_deepspeed()
         self.world = world
@@ -92,7 +96,7 @@ class Engine:
             return HfDeepSpeedConfig(self.config)
 
         torch.manual_seed(spec.training.seed)
-        model = load_model(spec, model_folder, zero3=partitioned_loading)
+        model = load_model(spec, model_folder, zero3=partitioned_loading, before=before)
         policy = Policy(model)
         policy.head.chunk_bytes = (spec.training.logits_chunk_mi_b << 20) or None
         if not trained:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer.engine.zero3_internals import whole_shape
+from dpo_trainer.distributed.zero3_internals import whole_shape
 from dpo_trainer.runtime.errors import invalid_configuration
 
 

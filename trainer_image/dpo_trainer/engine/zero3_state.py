@@ -15,8 +15,8 @@ from dpo_trainer.checkpoint.engine_state import ReadSlice
 from dpo_trainer.checkpoint.manifest import Parameter
 from dpo_trainer.checkpoint.shard import Entry
 from dpo_trainer.checkpoint.slices import KINDS, partition
+from dpo_trainer.distributed.zero3_internals import Zero3Internals, local_partition, whole_numel, whole_shape
 from dpo_trainer.engine.eightbit import get_moment, is_8bit, set_moment
-from dpo_trainer.engine.zero3_internals import Zero3Internals, local_partition, whole_numel, whole_shape
 
 
 class Zero3State:

@@ -65,7 +65,7 @@ def write_adapter(job: DPOJob, base: Path, checkpoint: FullCheckpoint, folder: P
         for name in (adapters.CONFIG, adapters.WEIGHTS):
             shutil.copyfile(base / adapters.FOLDER / name, folder / FROZEN / name)
     save_file(tensors, folder / adapters.WEIGHTS, metadata={"format": "pt"})
-    config = _peft_config(job, base)
+    config = _peft_config(job, base, checkpoint)
     (folder / adapters.CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
     return dict.fromkeys(trained, torch.float32)
 
@@ -109,9 +109,9 @@ def write_merged(base: Path, folder: Path) -> torch.dtype:
     return dtype
 
 
-def _peft_config(job: DPOJob, base: Path) -> dict[str, Any]:
+def _peft_config(job: DPOJob, base: Path, checkpoint: FullCheckpoint) -> dict[str, Any]:
     """adapter_config.json, from the same code that made the adapters, on a model without weights."""
-    wrapped: Any = add_adapters(bare_model(base), job.spec, base)
+    wrapped: Any = add_adapters(bare_model(base), job.spec, base, checkpoint.manifest.parameters)
     config: dict[str, Any] = wrapped.peft_config[TRAINED].to_dict()
     config.update(base_model_name_or_path=job.spec.model.name, revision=job.spec.model.revision, inference_mode=True)
     return {key: _plain(value) for key, value in config.items()}

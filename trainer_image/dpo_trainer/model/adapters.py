@@ -1,7 +1,7 @@
 """Adapters: a new one, one that the policy starts from, or a new one on top of that."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +23,8 @@ TRAINED: Final = "default"
 _LABEL = "spec.model.adapter"
 
 
-def add_adapters(model: nn.Module, spec: DPOJobSpec, folder: Path) -> Any:
-    """A model with the adapters that the job wants, of which one is trained. folder: the prepared model's.
+def add_adapters(model: nn.Module, spec: DPOJobSpec, folder: Path, before: Collection[str] = ()) -> Any:
+    """A model with the adapters that the job wants, of which one is trained. folder: the prepared model's. before: see targets.resolve.
 
     The policy is the model with the start adapter, before the first update, whether that one is trained on or a new one is added. Works on
     a model without memory for its weights, too.
@@ -32,12 +32,12 @@ def add_adapters(model: nn.Module, spec: DPOJobSpec, folder: Path) -> Any:
     """
     start = spec.model.adapter
     if start is None:
-        return add_lora(model, spec.adapter, seed=spec.training.seed)
+        return add_lora(model, spec.adapter, seed=spec.training.seed, before=before)
     found = adapters.read(folder / adapters.FOLDER, _LABEL)
     refuse_shared_output(model, found.modules)
     if start.train == "same":
         return _loaded(model, found, folder, TRAINED, dropout=spec.adapter.dropout)
-    targets = resolve(model, spec.adapter)
+    targets = resolve(model, spec.adapter, before)
     _check_two(found, targets, spec.adapter)
     adapted = _loaded(model, found, folder, FROZEN, dropout=0.0)
     with _seeded(spec.training.seed):
@@ -48,14 +48,14 @@ def add_adapters(model: nn.Module, spec: DPOJobSpec, folder: Path) -> Any:
     return adapted
 
 
-def add_lora(model: nn.Module, adapter: Adapter, *, seed: int) -> nn.Module:
+def add_lora(model: nn.Module, adapter: Adapter, *, seed: int, before: Collection[str] = ()) -> nn.Module:
     """Freeze a model and add low-rank adapters (Hu et al. 2021, 2106.09685) that start as no change.
 
     With dora each also has a magnitude for every output (2402.09353), at first the norm of the model's own weights; with
     rslora its scale is alpha/sqrt(rank) (2312.03732).
-    Returns the PEFT model. Raises TrainerError, see targets.resolve.
+    before: see targets.resolve. Returns the PEFT model. Raises TrainerError, see there.
     """
-    config = _lora_config(resolve(model, adapter), adapter)
+    config = _lora_config(resolve(model, adapter, before), adapter)
     with _seeded(seed):
         # Adapters in the model's dtype: DeepSpeed's flat buffers hold one dtype, and keeps fp32 master weights anyway.
         adapted: nn.Module = import_peft().get_peft_model(model, config, autocast_adapter_dtype=False)

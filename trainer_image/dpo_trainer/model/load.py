@@ -1,6 +1,6 @@
 """Loading the weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from dpo_trainer.runtime.errors import input_not_found, invalid_configuration
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_model(spec: DPOJobSpec, folder: Path, *, zero3: Callable[[int], Any] | None = None) -> nn.Module:
+def load_model(
+    spec: DPOJobSpec, folder: Path, *, zero3: Callable[[int], Any] | None = None, before: Collection[str] = ()
+) -> nn.Module:
     """The job's model from its folder, with adapters where the job wants them, ready to be trained.
 
     zero3: called with the hidden size before the weights are read; the object that it returns is kept alive until they are read. Under
@@ -55,7 +57,7 @@ def load_model(spec: DPOJobSpec, folder: Path, *, zero3: Callable[[int], Any] | 
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     if spec.adapter.type is not AdapterType.NONE:
-        model = add_adapters(model, spec, folder)
+        model = add_adapters(model, spec, folder, before)
     # Partitioned loading stays on until here: DoRA starts from the norms of the weights, so PEFT has to gather them.
     del partitioning
     if spec.training.gradient_checkpointing:

@@ -1,17 +1,21 @@
 """Which weights of a model get a low-rank adapter: the names in a job against the modules that the model has."""
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from torch import nn
 
 from dpo_operator.api.model import ALL_LINEAR, Adapter
+from dpo_trainer.distributed.zero3_internals import whole_shape
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
 
 # What experts' matrices were called when each expert had modules of its own. The new matrix holds both of two such halves.
 _HALVES: Final = {"gate_proj": "up_proj", "up_proj": "gate_proj", "w1": "w3", "w3": "w1"}
 _FORMER: Final = {**dict.fromkeys(_HALVES, "gate_up_proj"), "w2": "down_proj"}
+# Name of a trained parameter: PEFT puts two modules around the model.
+_TRAINED: Final = re.compile(r"base_model\.model\.(?P<module>.+?)\.lora_")
 # On models with experts PEFT takes these names for the experts' alone, so such a layer is named by its weight.
 _TAKEN_BY_PEFT: Final = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 
@@ -35,16 +39,26 @@ class Targets:
         return f"the adapter covers {', '.join(self.covered)}" + (f" (not covered: {rest})" if rest else "")
 
 
-def resolve(causal_lm: Any, adapter: Adapter) -> Targets:
+def resolve(causal_lm: Any, adapter: Adapter, before: Collection[str] = ()) -> Targets:
     """The weights that the job's targetModules mean. causal_lm: a Hugging Face model; its weights are not looked at.
 
+    before: names of the parameters in a checkpoint of the run. If they are those of linear layers alone, they tell what is adapted: an earlier
+    version may have taken the same targetModules for fewer layers, and the run goes on with these.
     Raises TrainerError INVALID_CONFIGURATION naming the modules that there are.
     """
     found = _Modules(causal_lm)
+    adapted = {match["module"] for name in before if (match := _TRAINED.match(name))}
+    if adapted and adapted <= {*found.linears, found.output}:
+        return _targets(found, adapted, adapter)
     chosen: set[str] = set(found.linears) | set(found.experts) if ALL_LINEAR in adapter.target_modules else set()
     for target in adapter.target_modules:
         if target != ALL_LINEAR:
             chosen |= _named(target, adapter, found)
+    return _targets(found, chosen, adapter)
+
+
+def _targets(found: "_Modules", chosen: set[str], adapter: Adapter) -> Targets:
+    """Modules and weights as PEFT takes them. Raises TrainerError for what it can't adapt in place."""
     weights = {name for name in chosen if found.is_parameter(name)}
     if weights:
         _check_in_place(adapter, sorted({_kind(name) for name in weights}))
@@ -107,8 +121,7 @@ class _Modules:
     def _add_weights(self, name: str, module: nn.Module) -> None:
         """Matrices that a module holds itself. One of three dimensions is that of all experts."""
         for own, parameter in module.named_parameters(recurse=False):
-            # ZeRO-3 keeps the shape of a partitioned parameter apart.
-            dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
+            dimensions = len(whole_shape(parameter))
             convolution = isinstance(module, nn.modules.conv._ConvNd)
             if dimensions >= 2 and not own.endswith("bias"):
                 (self.experts if dimensions == 3 and not convolution else self.others).append(f"{name}.{own}")

@@ -24,6 +24,9 @@ _KEY = re.compile(
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 # What PEFT writes itself for part of a path. Other expressions could take for ever.
 _PATTERN = re.compile(r"\^?(?:\.\*\\?\.)?[A-Za-z0-9_.\\-]+\$?")
+# Initial matrices that leave the model's own weights as they are. PiSSA, OLoRA and others subtract their adapter from them, and its files fit only
+# those changed weights.
+_INITS = (None, True, False, "gaussian", "eva", "orthogonal")
 # Settings that say nothing about the weights, or are found in the weights themselves.
 _NEUTRAL = frozenset(
     {
@@ -104,6 +107,7 @@ def read(folder: Path, label: str) -> AdapterFiles:
             raise invalid_configuration(
                 f"{label}: {name} in {CONFIG} is {str(config[name])[:200]}, which is not supported; merge the adapter into its model first"
             )
+    _check_init(config.get("init_lora_weights"), label)
     shapes = check_weights(folder, [WEIGHTS], label).shapes
     holders = _modules(shapes, label)
     parameters = _names(config, "target_parameters", label)
@@ -131,6 +135,15 @@ def differs_from_base(adapter: AdapterFiles, model: str) -> str:
         f"spec.model.adapter: its {CONFIG} names the model {adapter.base}, and spec.model.name is {model}; the policy is right only if these "
         "are the same weights"
     )
+
+
+def _check_init(value: Any, label: str) -> None:
+    if (value.lower() if isinstance(value, str) else value) not in _INITS:
+        raise invalid_configuration(
+            f"{label}: init_lora_weights in {CONFIG} is {str(value)[:200]}, so the adapter fits changed weights of its model, not the model's own. "
+            "Save it with path_initial_model_for_weight_conversion of PEFT's save_pretrained, which makes it an ordinary adapter, or merge it into "
+            "the model that it was trained on"
+        )
 
 
 def _modules(shapes: Mapping[str, tuple[int, ...]], label: str) -> set[str]:

@@ -1,22 +1,29 @@
-"""Digest of a model's configuration and weights."""
+"""Digest of a model's configuration and weights, and of the adapter that it starts with."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from dpo_trainer.pretrained import adapters
 from dpo_trainer.runtime.files import sha256
 
 
 def model_digest(folder: Path, weights: Mapping[str, str] | None = None) -> str:
-    """SHA-256 over a model's configuration and weights, hex.
+    """SHA-256 over a model's configuration and weights, hex; with an adapter in its folder, over that one's too.
 
     weights: SHA-256 of each weight file; None reads the files, which takes minutes.
     """
     digests = dict(weights) if weights else _read(folder)
-    config = json.dumps(json.loads((folder / "config.json").read_text()), sort_keys=True)
-    facts = {"config": config, "weights": digests}
+    facts = {"config": _read_config(folder / "config.json"), "weights": digests}
+    # Its alpha and the like decide what the policy is, too.
+    if (adapter := folder / adapters.FOLDER / adapters.CONFIG).is_file():
+        facts["adapter"] = _read_config(adapter)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _read_config(file: Path) -> str:
+    return json.dumps(json.loads(file.read_text(encoding="utf-8")), sort_keys=True)
 
 
 def _read(folder: Path) -> dict[str, str]:

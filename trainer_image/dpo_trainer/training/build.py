@@ -1,5 +1,6 @@
 """Set-up of a training run, in the order in which its steps depend on each other: everything that the loop works with."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from dpo_trainer.checkpoint.engine_state import EngineState
 from dpo_trainer.checkpoint.identity import identity
 from dpo_trainer.checkpoint.loading import Restored
 from dpo_trainer.checkpoint.store import Checkpoints
-from dpo_trainer.checkpoint.trust import Trust, trust_from_environment
+from dpo_trainer.checkpoint.trust import Owner, Trust, newest_parameters, trust_from_environment
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.distributed.world import World, join_world
 from dpo_trainer.engine.engine import Engine
@@ -95,7 +96,9 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     splits = [examples for examples in (train, evaluation) if examples is not None]
     if objective.needs_reference and spec.model.reference is not None:
         add_other_reference(spec, work, splits, world, ranks, digests["reference"], telemetry, stop)
-    engine = load_engine(spec, work.model, world, train, ranks, telemetry)
+    owner = Owner(identity(spec, dataset=train.data.digest, **digests), trust)
+    before = ranks.run_on_rank_zero(lambda: newest_parameters(work.checkpoints, owner))
+    engine = load_engine(spec, work.model, world, train, ranks, telemetry, before=before)
     throughput = Throughput.of(spec, work.model, engine.module.layout, engine.world)
     if objective.needs_reference and spec.model.reference is None:
         layout = engine.module.layout
@@ -149,10 +152,11 @@ def load_engine(
     telemetry: Telemetry,
     *,
     trained: bool = True,
+    before: Collection[str] = (),
 ) -> Engine:
-    """Load a model and choose how pairs go through it. Collective. trained: see Engine."""
+    """Load a model and choose how pairs go through it. Collective. trained, before: see Engine."""
     telemetry.activity("loading the model" if trained else "loading the reference model")
-    engine = Engine(spec, folder, world, trained=trained)
+    engine = Engine(spec, folder, world, trained=trained, before=before)
     log_partitions(engine, ranks, telemetry)
     check_logits_path(engine, train.data, spec.training.precision, telemetry)
     choose_layout(engine, train.data, spec, telemetry)

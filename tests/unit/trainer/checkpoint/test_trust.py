@@ -1,5 +1,6 @@
 """Which digests are trusted, and which are recorded."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 from dpo_operator.api import names
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord, CheckpointRef, RecordedCheckpoints
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint
-from dpo_trainer.checkpoint.trust import Trust, remember, trust_from_environment
+from dpo_trainer.checkpoint.trust import Owner, Trust, newest_parameters, remember, trust_from_environment
 from dpo_trainer.runtime.errors import TrainerError
+from tests.unit.trainer.checkpoints import a_checkpoint
 
 pytestmark = pytest.mark.unit
 
@@ -128,3 +130,13 @@ def test_records_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(names.ENV_RECORDED_CHECKPOINTS, '{"last_attempt": -1}')
     with pytest.raises(TrainerError, match="DPO_RECORDED_CHECKPOINTS: Input should be greater than or equal to 0"):
         trust_from_environment(required=False)
+
+
+def test_parameters_are_those_of_the_newest_checkpoint_that_is_the_jobs_own(tmp_path: Path):
+    assert newest_parameters(tmp_path / "none", Owner({})) == []
+    a_checkpoint(tmp_path, 10)
+    (a_checkpoint(tmp_path, 20) / "manifest.json").write_text("{")
+    assert newest_parameters(tmp_path, Owner({})) == ["w"]
+    # Of a run with other settings, or put there by someone else.
+    assert newest_parameters(tmp_path, Owner({"spec.adapter.rank": 4})) == []
+    assert newest_parameters(tmp_path, Owner({}, Trust(RecordedCheckpoints(last_attempt=0, checkpoints=[])))) == []

@@ -128,7 +128,7 @@ def test_a_template_that_takes_all_memory_is_named(tmp_path):
     place = Place(tmp_path)
     code, termination = prepared(place, chats(place, "{{ 'a' * 3000000000 }}"))
     assert (code, termination.reason) == (78, "InvalidConfiguration")
-    assert "rendering the chat template for row 0 needed more memory" in termination.message
+    assert "rendering the chat template for a question needed more memory" in termination.message
 
 
 def test_a_pattern_that_backtracks_is_named_with_its_rows(tmp_path):

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+import yaml
 
-from dpo_trainer.prepare.record import Prepared
+from dpo_operator.api.types import DPOJob
+from dpo_trainer.prepare.record import Prepared, input_digests
 from dpo_trainer.runtime.workdir import WorkDir
 from tests.unit.trainer.place import Place
+from tests.unit.trainer.pretrained.test_adapters import an_adapter
 
 pytestmark = pytest.mark.unit
 
@@ -49,3 +52,25 @@ def test_keys_of_a_later_version_are_ignored(tmp_path):
     place.run()
     made = Prepared.read(place.work)
     assert Prepared.model_validate(place.made | {"later": 1}) == made
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_earlier_checkpoints_have_the_digest_of_their_model(name, pytestconfig):
+    run = pytestconfig.rootpath / "tests/fixtures/format1" / name
+    spec = DPOJob.model_validate(yaml.safe_load((run / "job.yaml").read_text())).spec
+    manifests = list((run / "work/checkpoints").glob("*/manifest.json"))
+    assert manifests
+    for manifest in manifests:
+        assert (
+            input_digests(spec, WorkDir(run / "work"))["model"] == json.loads(manifest.read_text())["identity"]["model"]
+        )
+
+
+def test_an_adapters_settings_are_in_the_digest(tmp_path):
+    place = Place(tmp_path)
+    found = set()
+    for alpha in (8, 16):
+        model = {"adapter": {"name": str(an_adapter(tmp_path / "sft", lora_alpha=alpha))}}
+        place.run(model=model)
+        found.add(input_digests(place.job(model=model).spec, place.work)["model"])
+    assert len(found) == 2

@@ -40,6 +40,11 @@ def test_targets_are_those_of_the_weights(tmp_path: Path):
     assert (found.parameters, dict(found.ranks), found.base, found.template) == ((), {"q_proj": 4}, "org/base", None)
 
 
+@pytest.mark.parametrize("init", [None, False, "gaussian", "eva", "orthogonal"])
+def test_initial_matrices_that_leave_the_model_alone_are_fine(tmp_path: Path, init: Any):
+    assert adapters.read(an_adapter(tmp_path, init_lora_weights=init), "a").rank == 4
+
+
 def test_experts_are_weights_that_are_adapted_in_place(tmp_path: Path):
     modules = ("self_attn.q_proj", "mlp.experts", "mlp.experts.base_layer", "mlp.shared_experts.up_proj")
     names = ["experts.down_proj", "experts.gate_up_proj", "shared_experts.up_proj.weight"]
@@ -66,6 +71,9 @@ def test_the_template_beside_it_is_found(tmp_path: Path):
         ({"bias": "all"}, "bias in adapter_config.json is all, which is not supported; merge"),
         ({"loftq_config": {"loftq_bits": 4}}, "loftq_config in adapter_config.json is"),
         ({"some_new_kind": {"file": "/etc/passwd"}}, "some_new_kind in adapter_config.json is"),
+        ({"init_lora_weights": "pissa_niter_16"}, "is pissa_niter_16, so the adapter fits changed weights .*path_initial_model_for_weight_conv"),
+        ({"init_lora_weights": "OLoRA"}, "init_lora_weights in adapter_config.json is OLoRA, so .* or merge it into the model that it was trained on"),
+        ({"init_lora_weights": ["pissa"]}, "init_lora_weights in adapter_config.json is"),
         ({"r": 10**9}, "r in adapter_config.json: expected a number above 0 and at most 1024, found '1000000000'"),
         ({"r": True}, "r in adapter_config.json: expected a number"),
         ({"lora_alpha": "8"}, "lora_alpha in adapter_config.json: expected a number"),

@@ -7,6 +7,8 @@ from typing import Any
 from dpo_operator.api.data import Template
 from dpo_trainer.data.formats import Pair, Rejection
 from dpo_trainer.data.formats.pairs import Reason, TextPair
+from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.runtime.untrusted import CHAT_MEMORY, LONGEST_CHAT, Untrusted
 
 # How well-known templates begin a turn. [INST] is not among them, because Llama 2 has it as plain text.
 _TURNS = re.compile(
@@ -93,8 +95,9 @@ def _example(tokenizer: Any) -> str:
 def _written(tokenizer: Any, content: Any) -> str:
     ask = [{"role": "user", "content": content}]
     try:
-        return str(tokenizer.apply_chat_template(ask, tokenize=False, add_generation_prompt=True))
-    except MemoryError:
+        with Untrusted("rendering the chat template for a question", LONGEST_CHAT, memory=CHAT_MEMORY):
+            return str(tokenizer.apply_chat_template(ask, tokenize=False, add_generation_prompt=True))
+    except TrainerError:  # it took too much memory
         raise
     except Exception:  # a template can raise whatever its expressions do; that is told where a row needs it
         return ""

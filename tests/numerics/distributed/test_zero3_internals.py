@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import dpo_trainer
-from dpo_trainer.engine import zero3_internals
+from dpo_trainer.distributed import zero3_internals
 from tests.numerics.jobs import a_job, make_model
 from tests.numerics.ranks import on_ranks
 
