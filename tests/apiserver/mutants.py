@@ -22,7 +22,7 @@ def a_job(name: str = "a-job", **spec: Any) -> dict[str, Any]:
     }
 
 
-# Every field that may be set together with the others is set; claimName and the settings of other losses exclude some.
+# Every field that may be set together with the others is set; claimName, serviceAccountName and the settings of other losses exclude some.
 COMPLETE: dict[str, Any] = a_job(
     model={
         "name": "org/model",
@@ -157,7 +157,6 @@ COMPLETE: dict[str, Any] = a_job(
         "image": "registry.example/trainer@sha256:" + "0" * 64,
         "imagePullPolicy": "Always",
         "imagePullSecrets": ["pull"],
-        "serviceAccountName": "reader",
         "resources": {
             "requests": {"cpu": 8, "memory": "64Gi", "example.org/fpga": 1},
             "limits": {"memory": "64Gi", "example.org/fpga": 1},
@@ -227,6 +226,9 @@ def _base(path: tuple[str | int, ...]) -> dict[str, Any]:
     if path[0] == "method" and path[-1] in LOSS_OF:
         loss = {"name": LOSS_OF[str(path[-1])]}
         job["spec"]["method"] = {"name": "dpo", "plus": [loss]} if "plus" in path else loss
+    if path == ("pod", "serviceAccountName"):
+        del job["spec"]["access"]
+        job["spec"]["pod"]["serviceAccountName"] = "reader"
     return job
 
 

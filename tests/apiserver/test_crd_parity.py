@@ -279,6 +279,14 @@ def combinations() -> Iterator[dict[str, Any]]:
     ):
         toleration = {"key": key, "operator": operator, "value": value, "effect": effect, "tolerationSeconds": seconds}
         yield {"pod": {"tolerations": [{"operator": "Exists"}, toleration]}}
+    ways: tuple[dict[str, Any] | None, ...] = (
+        *(None, {}, {"gs": {}}, {"gs": {"endpoint": "https://a.b"}}, {"azure": {"account": "abc"}}),
+        *({"azure": {"endpoint": "https://a.b"}}, {"s3": {"endpoint": "https://a.b", "region": "r"}}, {"proxy": None}),
+        *({"proxy": {"url": "http://a.b:1"}}, {"caBundleRef": {"name": "ca"}}, {"hub": {"endpoint": "https://a.b"}}),
+        {"credentialsSecretRef": {"name": "s"}, "caBundleRef": {"name": "ca"}},
+    )
+    for account, way in itertools.product((None, "reader"), ways):
+        yield {"pod": {"serviceAccountName": account}, "access": way}
     for nodes, gpus, batch in itertools.product((1, 2, 1024), (0, 1, 8, 64), (1, 2, 15, 16, 65536)):
         yield {"nodes": nodes, "gpusPerNode": gpus, "training": {"globalBatchSize": batch}}
     for gpus, device, adapter in itertools.product((0, 1), ("auto", "cuda", "cpu"), ("none", "lora", "qlora")):

@@ -230,7 +230,8 @@ class Pod(ApiModel):
     service_account_name: ObjectName | None = Field(
         default=None,
         description="ServiceAccount whose identity in a cloud (IRSA or EKS Pod Identity, GKE, Azure) the prepare pod has, and an export pod that pushes, for "
-        "access to object stores without keys. Refused unless the administrator allows it. Training pods never have it. Default: the namespace's default.",
+        "access to object stores without keys. Refused unless the administrator allows it, and with endpoints of access.gs and access.azure, access.proxy and "
+        "access.caBundleRef, which would be shown its token. Training pods never have it. Default: the namespace's default.",
     )
     runtime_class_name: ObjectName | None = Field(default=None, description="RuntimeClass of training pods.")
     annotations: dict[LabelKey, AnnotationValue] = Field(

@@ -198,7 +198,9 @@ class Push(ApiModel):
         default=None,
         description="Secret with keys that may write there, in the form of access.credentialsSecretRef. Default: that Secret, or the identity of pod.serviceAccountName.",
     )
-    private: StrictBool = Field(default=True, description="Create a new hub repository as private.")
+    private: StrictBool = Field(
+        default=True, description="Create a new hub repository as private, and refuse an existing one that is not."
+    )
     commit_message: str | None = Field(
         default=None,
         min_length=1,

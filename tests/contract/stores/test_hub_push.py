@@ -85,3 +85,39 @@ def test_a_repository_of_somebody_else_and_a_wrong_token(tmp_path: Path) -> None
         refused = do(hub, folder, token="hf_wrong")
         assert refused.returncode == 77
         assert "hf_wrong" not in refused.stderr
+
+
+def test_a_repository_that_is_not_private_is_not_written_to(tmp_path: Path) -> None:
+    folder = an_export(tmp_path / "export")
+    with serving({"models/org/aligned": Repo({".gitattributes": b""})}) as hub:
+        refused = do(hub, folder)
+        assert (refused.returncode, "is not private; make it private" in refused.stderr) == (78, True), refused.stderr
+        assert hub.repos["models/org/aligned"].files == {".gitattributes": b""}
+        assert not hub.blobs
+        assert do(hub, folder, private=False).returncode == 0
+
+
+def test_a_commit_without_an_answer_is_found_again(tmp_path: Path) -> None:
+    folder = an_export(tmp_path / "export")
+    with serving({}) as hub:
+        hub.lost = True
+        done = do(hub, folder)
+        assert (done.returncode, len(hub.commits)) == (0, 1), done.stderr
+        assert json.loads(done.stdout)["commit"] == COMMIT
+        # Somebody else's commit came between: what is there is not this export.
+        hub.repos["models/org/aligned"].files = {".gitattributes": b""}
+        refused = do(hub, folder)
+        assert (refused.returncode, "somebody else wrote" in refused.stderr) == (69, True), refused.stderr
+
+
+def test_files_that_others_commit_into_the_repository_stay(tmp_path: Path) -> None:
+    first, second = an_export(tmp_path / "first", **{"old.json": b"{}"}), an_export(tmp_path / "second")
+    with serving({}) as hub:
+        assert do(hub, first).returncode == 0
+        repo = hub.repos["models/org/aligned"]
+        repo.files["precious.txt"] = b"keep"
+        refused = do(hub, second)
+        assert (refused.returncode, "not of this job's export (precious.txt)" in refused.stderr) == (78, True)
+        del repo.files["precious.txt"]
+        assert do(hub, second).returncode == 0
+        assert set(repo.files) == {".gitattributes", WHOLE, *(path.name for path in second.iterdir())}

@@ -212,6 +212,60 @@ def test_a_folder_of_somebody_else_is_left_alone(server: Server, tmp_path: Path)
     require_copy(server, "taken", "theirs", folder)
 
 
+def test_objects_that_others_put_into_the_folder_are_not_deleted(server: Server, tmp_path: Path) -> None:
+    bucket, folder = server.bucket("mixed"), an_export(tmp_path / "export")
+    killed_at(4, server, "s3://mixed/model", folder)
+    do(server, "s3://mixed/whole", an_export(tmp_path / "earlier", **{"old.safetensors": b"x"}))
+    for to in ("model", "whole"):
+        obstore.put(bucket, f"{to}/precious.txt", b"keep")
+        before_it = names(bucket, to)
+        with pytest.raises(TrainerError, match=r"not of this job's export \(precious.txt\)") as failure:
+            do(server, f"s3://mixed/{to}", folder)
+        assert failure.value.exit_code == ExitCode.INVALID_CONFIGURATION
+        assert names(bucket, to) == before_it
+        obstore.delete(bucket, f"{to}/precious.txt")
+        do(server, f"s3://mixed/{to}", folder)
+        require_copy(server, "mixed", to, folder)
+
+
+def test_of_two_jobs_one_gets_an_empty_folder(server: Server, tmp_path: Path) -> None:
+    server.bucket("race")
+    first, second = an_export(tmp_path / "first"), an_export(tmp_path / "second")
+
+    def fault(request: Request) -> None:
+        # The second job has listed the folder and is about to write when the first one pushes.
+        if request.method == "PUT" and request.path.endswith(BEGUN) and request.number == 1:
+            do(server, "s3://race/model", first)
+
+    def meanwhile(request: Request) -> None:
+        if request.method == "PUT" and request.path.endswith(BEGUN) and request.number == 1:
+            killed_at(4, server, "s3://race/half", first)
+
+    for to, happens in (("model", fault), ("half", meanwhile)):
+        with before(server, happens) as proxy, pytest.raises(TrainerError, match="not of this job's export"):
+            push(Push(to=f"s3://race/{to}"), "uid-2", second, access(proxy.url), lambda _: None)
+        do(server, f"s3://race/{to}", first)
+        require_copy(server, "race", to, first)
+
+
+def test_the_marker_of_a_whole_export_is_deleted_first(server: Server, tmp_path: Path) -> None:
+    bucket = server.bucket("order")
+    do(server, "s3://order/model", an_export(tmp_path / "one", **{"config.json": b"{ }"}))
+    other = an_export(tmp_path / "two")
+    whole: list[bool] = []
+
+    def fault(request: Request) -> None:
+        # A deletion, of one object or of a list.
+        if request.method == "DELETE" or (request.method, request.path) == ("POST", "/order"):
+            whole.append(WHOLE in names(bucket, "model"))
+
+    with before(server, fault) as proxy:
+        push(Push(to="s3://order/model"), "uid-1", other, access(proxy.url), lambda _: None)
+    # The marker of the earlier export, config.json, and at the end the note of this push.
+    assert whole == [True, False, True]
+    require_copy(server, "order", "model", other)
+
+
 def test_a_file_that_changed_after_it_was_verified_is_not_pushed(server: Server, tmp_path: Path) -> None:
     bucket, folder = server.bucket("changed"), an_export(tmp_path / "export")
     for name in ("model-00001-of-00002.safetensors", "tokenizer.json"):

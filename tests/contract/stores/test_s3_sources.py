@@ -7,9 +7,13 @@ from pathlib import Path
 import obstore
 import pytest
 
+from dpo_operator.api import access as api
+from dpo_trainer.sources.access import Access
 from dpo_trainer.sources.downloads import PART
+from dpo_trainer.sources.kinds import Elsewhere
+from dpo_trainer.sources.remote import in_store
 from tests.contract.stores.conftest import Phases
-from tests.s3 import Answer, Proxy, Request, Server, before, error, upload
+from tests.s3 import KEY, SECRET, Answer, Proxy, Request, Server, before, error, upload
 from tests.unit.trainer.place import rows
 from tests.unit.trainer.tiny import tiny_model, write_jsonl
 
@@ -140,6 +144,18 @@ def test_an_object_that_changes_while_it_is_read(server: Server, phases: Phases,
     with before(server, fault) as proxy:
         assert phases.run("prepare", spec(proxy.url, "changing")) == 69
     refused(phases, "s3://changing/models/tiny/model.safetensors", "changed while it was read")
+
+
+def test_a_download_of_an_object_that_was_replaced_is_not_used(server: Server, tmp_path: Path) -> None:
+    client, folder = server.bucket("replaced"), tmp_path / "objects"
+    keys = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
+    elsewhere = Elsewhere(Access(api.Access.model_validate({"s3": {"endpoint": server.url}}), keys), folder=folder)
+    for content in (b'{"a": 1}\n', b'{"a": 2}\n'):
+        obstore.put(client, "pairs/a.jsonl", content)
+        # Each time as an attempt of prepare that comes after one that was interrupted.
+        with in_store("s3://replaced/pairs", elsewhere).open("a.jsonl") as file:
+            assert file.read() == content
+    assert len(list(folder.iterdir())) == 1
 
 
 def test_a_killed_download_goes_on_where_it_was(server: Server, phases: Phases, tmp_path: Path) -> None:

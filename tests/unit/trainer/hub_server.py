@@ -33,7 +33,8 @@ class Repo:
 class Hub:
     """Repositories by "models/<id>" or "datasets/<id>", and the requests that came. slow: seconds that a file takes.
 
-    blobs: large files that were uploaded, by SHA-256. commits: their messages.
+    blobs: large files that were uploaded, by SHA-256. commits: their messages. lost: the next commit lands without an answer, and a later
+    one on the same parent is refused.
     """
 
     repos: dict[str, Repo]
@@ -42,6 +43,8 @@ class Hub:
     requests: list[str] = field(default_factory=list)
     blobs: dict[str, bytes] = field(default_factory=dict)
     commits: list[str] = field(default_factory=list)
+    lost: bool = False
+    moved: bool = False
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -109,7 +112,14 @@ def serving(repos: dict[str, Repo]) -> Iterator[Hub]:
                     for path, data in repo.files.items()
                 ]
                 self._json(
-                    {"id": name, "sha": COMMIT, "siblings": siblings, "tags": [], "downloads": 0, "private": False}
+                    {
+                        "id": name,
+                        "sha": COMMIT,
+                        "siblings": siblings,
+                        "tags": [],
+                        "downloads": 0,
+                        "private": repo.access == "private",
+                    }
                 )
             elif action == "preupload":
                 modes = [
@@ -155,6 +165,9 @@ def serving(repos: dict[str, Repo]) -> Iterator[Hub]:
 
         def _commit(self, repo: Repo, name: str, body: bytes) -> None:
             """All lines of a commit, or none."""
+            if hub.moved:
+                self._send(412, b"", {"X-Error-Message": "A commit has happened since."})
+                return
             files = dict(repo.files)
             for line in map(json.loads, body.splitlines()):
                 match line["key"], line["value"]:
@@ -167,6 +180,10 @@ def serving(repos: dict[str, Repo]) -> Iterator[Hub]:
                     case "deletedFile", value:
                         del files[value["path"]]
             repo.files = files
+            if hub.lost:
+                hub.moved = True
+                self._send(503, b"", {})
+                return
             self._json({"success": True, "commitOid": COMMIT, "commitUrl": f"{hub.url}/{name}/commit/{COMMIT}"})
 
         def _tree(self, repo: Repo, folder: str, recursive: bool) -> None:

@@ -5,10 +5,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import PushReport
 from dpo_operator.api.training import Push
 from dpo_trainer.export.push import PROVENANCE, WHOLE, Progress
-from dpo_trainer.runtime.errors import invalid_configuration
+from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
 from dpo_trainer.runtime.files import sha256
 from dpo_trainer.sources import hub
 from dpo_trainer.sources.access import Access
@@ -22,9 +23,10 @@ _OF_THE_HUB = {".gitattributes", "README.md"}
 def push_to_hub(settings: Push, uid: str, folder: Path, access: Access, progress: Progress) -> PushReport:
     """Copy a verified export. uid: of the job. folder: the export. Does nothing when it is there already.
 
-    Raises TrainerError: INVALID_CONFIGURATION when the repository has somebody else's files, ACCESS_DENIED, SOURCE_UNAVAILABLE.
+    Raises TrainerError: INVALID_CONFIGURATION when the repository has somebody else's files or is not private, ACCESS_DENIED, SOURCE_UNAVAILABLE.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import disable_progress_bars
 
     disable_progress_bars()
@@ -40,25 +42,44 @@ def push_to_hub(settings: Push, uid: str, folder: Path, access: Access, progress
     if found == mine:
         progress(f"already pushed to {to}")
         return PushReport(to=to, digest=digest, commit=there.commit)
-    others = sorted(there.sizes.keys() - _OF_THE_HUB)
-    if others and (found is None or found.get("uid") != uid):
+    earlier = found.get("files") if found is not None and found.get("uid") == uid else None
+    own = set(earlier) if isinstance(earlier, dict) else set()
+    if others := sorted(there.sizes.keys() - own - _OF_THE_HUB - ({WHOLE} if own else set())):
         raise invalid_configuration(
             f"spec.export.push.to: {to} has files that are not of this job's export ({', '.join(others[:4])}); name a new repository"
+        )
+    # An existing repository stays as it is, whatever was asked for.
+    if settings.private and not retrying(lambda: api.model_info(repo), to).private:
+        raise invalid_configuration(
+            f"spec.export.push.to: {to} is there already, and is not private; make it private, or set spec.export.push.private: false"
         )
     progress(f"pushing {len(files)} files to {to}")
     marker = json.dumps(mine, indent=1, sort_keys=True).encode()
     operations = [CommitOperationAdd(name, str(folder / name)) for name in sorted(files)]
     operations.append(CommitOperationAdd(WHOLE, marker))
-    gone = there.sizes.keys() - files.keys() - {WHOLE, ".gitattributes"}
-    deletions = [CommitOperationDelete(name) for name in sorted(gone)]
+    deletions = [CommitOperationDelete(name) for name in sorted(own & there.sizes.keys() - files.keys())]
     message = settings.commit_message or "Export of dpo-operator"
-    # parent_commit: if somebody else commits meanwhile, the hub refuses this one.
-    done = retrying(
-        lambda: api.create_commit(repo, [*operations, *deletions], commit_message=message, parent_commit=there.commit),
-        to,
-    )
+
+    def commit() -> str:
+        # parent_commit: if somebody else commits meanwhile, the hub refuses this one.
+        try:
+            changes = [*operations, *deletions]
+            return str(api.create_commit(repo, changes, commit_message=message, parent_commit=there.commit).oid)
+        except HfHubHTTPError as error:
+            if error.response.status_code not in (409, 412):
+                raise
+            # Or this commit landed before, and its answer was lost.
+            now = hub.snapshot(HubSource(repo, None), token)
+            if _state(now, token, to) == mine:
+                return now.commit
+            raise TrainerError(
+                ExitCode.SOURCE_UNAVAILABLE,
+                f"{to}: somebody else wrote to the repository meanwhile; nothing was pushed",
+            ) from error
+
+    done = retrying(commit, to)
     progress(f"pushed to {to}")
-    return PushReport(to=to, digest=digest, commit=done.oid)
+    return PushReport(to=to, digest=digest, commit=done)
 
 
 def _state(there: hub.Snapshot, token: str | None, to: str) -> dict[str, Any] | None:

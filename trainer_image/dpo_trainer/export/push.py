@@ -6,7 +6,7 @@ it was: each object has the SHA-256 of its content beside it.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from dpo_trainer.sources.access import Access
 from dpo_trainer.sources.stores import Store, Stored
 
 PROVENANCE = "dpo_provenance.json"
-# Says whose the folder is, from before its first file on; says that it is whole, after its last.
+# Says whose the folder is and what may be in it, from before its first file on; says that it is whole, after its last.
 BEGUN, WHOLE = "dpo_pushing.json", "dpo_pushed.json"
 # Without these no loader takes a folder for a model or an adapter.
 _ENTRANCES = ("config.json", "adapter_config.json")
@@ -55,17 +55,27 @@ def push(settings: Push, uid: str, folder: Path, access: Access, progress: Progr
     target = _Target(stores.open_store(url, access, writes=True), url, f"{stores.split(url)[2]}/")
     digest = sha256(folder / PROVENANCE)
     files: dict[str, str] = {**json.loads((folder / PROVENANCE).read_bytes())["files"], PROVENANCE: digest}
-    there = {one.key.removeprefix(target.prefix): one for one in target.store.below(target.prefix.rstrip("/"), url)}
     mine = {"uid": uid, "digest": digest}
-    state = _state(target, there, uid)
-    if state == mine and WHOLE in there and all(_is_there(target, there, folder, name, files[name]) for name in files):
+    there = _there(target)
+    if not there:
+        # Others may find the folder empty too: the store lets one of them begin.
+        target.store.create(target.key(BEGUN), _text({**mine, "files": sorted(files)}), target.label(BEGUN))
+        there = _there(target)
+    markers = _markers(target, there, uid)
+    done = markers.get(WHOLE, {}).items() >= mine.items()
+    if done and all(_is_there(target, there, folder, name, files[name]) for name in files):
         if BEGUN in there:  # the last step of a push that was killed
             _delete(target, BEGUN)
         progress(f"already pushed to {url}")
         return PushReport(to=url, digest=digest)
-    _write(target, BEGUN, mine)
+    pushed = _pushed(markers, files)
+    if others := there.keys() - pushed:
+        raise _not_ours(target, others)
+    begun = {**mine, "files": sorted((pushed & there.keys() - {BEGUN, WHOLE}) | files.keys())}
+    if markers.get(BEGUN) != begun:
+        _write(target, BEGUN, begun)
     # What is about to change must not look whole, and its objects may be an earlier export's.
-    for name in sorted(there.keys() - {BEGUN}):
+    for name in sorted(there.keys() - {BEGUN}, key=lambda name: (name != WHOLE, name)):
         stays = name in files and _is_there(target, there, folder, name, files[name])
         if not stays and (name not in files or _base(name) in _ENTRANCES):
             _delete(target, name)
@@ -91,24 +101,40 @@ def _base(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _state(target: _Target, there: dict[str, Stored], uid: str) -> dict[str, Any] | None:
-    """What an earlier push of this job noted; None in an empty folder. Raises TrainerError for a folder that is not this job's."""
-    if not there:
-        return None
-    noted = next((name for name in (WHOLE, BEGUN) if name in there), None)
-    found: Any = None
-    if noted is not None:
-        content = target.store.part(there[noted], 0, there[noted].size, target.label(noted))
-        try:
-            found = json.loads(content)
-        except ValueError:
-            found = None
-    if not isinstance(found, dict) or found.get("uid") != uid:
-        names = ", ".join(sorted(there)[:4])
-        raise invalid_configuration(
-            f"spec.export.push.to: {target.url} has objects that are not of this job's export ({names}); name a new folder, or empty this one"
-        )
-    return {key: found.get(key) for key in ("uid", "digest")}
+def _there(target: _Target) -> dict[str, Stored]:
+    """Objects of the folder by their names in it."""
+    found = target.store.below(target.prefix.rstrip("/"), target.url)
+    return {one.key.removeprefix(target.prefix): one for one in found}
+
+
+def _markers(target: _Target, there: dict[str, Stored], uid: str) -> dict[str, dict[str, Any]]:
+    """What pushes of this job noted, by the object's name. Raises TrainerError for a folder that is not this job's."""
+    found = {name: _noted(target, there[name], name) for name in (WHOLE, BEGUN) if name in there}
+    # A whole export is its job's, whoever began to push since.
+    if next(iter(found.values()), {}).get("uid") != uid:
+        raise _not_ours(target, there)
+    return {name: noted for name, noted in found.items() if noted.get("uid") == uid}
+
+
+def _noted(target: _Target, marker: Stored, name: str) -> dict[str, Any]:
+    try:
+        found = json.loads(target.store.part(marker, 0, marker.size, target.label(name)))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _pushed(markers: dict[str, dict[str, Any]], files: Iterable[str]) -> set[str]:
+    """Names of what pushes of this job wrote here or were about to. files: of a push that did not note them, as earlier versions did not."""
+    listed = (noted.get("files", files) for noted in markers.values())
+    return {BEGUN, WHOLE, *(str(name) for names in listed for name in names)}
+
+
+def _not_ours(target: _Target, others: Iterable[str]) -> TrainerError:
+    return invalid_configuration(
+        f"spec.export.push.to: {target.url} has objects that are not of this job's export ({', '.join(sorted(others)[:4])}); name a new folder, or "
+        "empty this one"
+    )
 
 
 def _is_there(target: _Target, there: dict[str, Stored], folder: Path, name: str, digest: str) -> bool:
@@ -142,8 +168,12 @@ def _require(found: str, digest: str, name: str) -> None:
 
 
 def _write(target: _Target, name: str, content: dict[str, Any]) -> None:
-    data = json.dumps(content, indent=1, sort_keys=True).encode()
+    data = _text(content)
     target.store.put(target.key(name), iter([data]), len(data), {}, target.label(name))
+
+
+def _text(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1, sort_keys=True).encode()
 
 
 def _delete(target: _Target, name: str) -> None:

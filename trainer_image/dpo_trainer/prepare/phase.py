@@ -117,6 +117,7 @@ def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> Datas
             if reference is not None and reference_weights is not None
             else {},
         },
+        prepared_by=record.prepared_by(),
     ).write(work)
     shutil.rmtree(download_folder(work), ignore_errors=True)
     return report

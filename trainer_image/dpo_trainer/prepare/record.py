@@ -9,18 +9,23 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, SkipV
 
 from dpo_operator.api.reports import DatasetReport
 from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer.checkpoint.layout import committed
 from dpo_trainer.data import mixture
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.pretrained.digest import model_digest
 from dpo_trainer.pretrained.files import sha256_of
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
 from dpo_trainer.runtime.files import commit
+from dpo_trainer.runtime.versions import code_digest
 from dpo_trainer.runtime.workdir import WorkDir
 
 log = logging.getLogger(__name__)
 
 # Format of the prepared folder; a new number makes prepare replace older folders.
 VERSION: Final = 2
+
+# Rooms whose code decides what prepare makes of the same inputs.
+_ROOMS: Final = ("data", "prepare", "pretrained")
 
 # Keys are names of files, which need not be UTF-8.
 Sizes = Annotated[dict[str, int], SkipValidation]
@@ -139,10 +144,10 @@ class Prepared(Part):
     """The content of prepared.json.
 
     inputs: by the names of mixture.sources, and "eval". originals: files of this machine and of claims that were read, by the same
-        names, and "model"; empty where an earlier version prepared.
+        names, and "model"; empty where an earlier version prepared. prepared_by: see the function of this name; empty as well.
     """
 
-    LATER = frozenset({"originals", "reference_model"})
+    LATER = frozenset({"originals", "prepared_by", "reference_model"})
     version: Literal[2] = VERSION
     spec_hash: str
     report: DatasetReport
@@ -152,6 +157,7 @@ class Prepared(Part):
     inputs: dict[str, InputRecord]
     data: SplitRecords
     originals: dict[str, Originals] = {}
+    prepared_by: str = ""
 
     @classmethod
     def read(cls, work: WorkDir) -> "Prepared":
@@ -192,16 +198,27 @@ def spec_hash(spec: DPOJobSpec) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def prepared_by() -> str:
+    """Digest of the code that prepares, hex: other code may make other tokens of the same inputs."""
+    return code_digest(_ROOMS)
+
+
 def _set(part: BaseModel) -> dict[str, Any]:
     return part.model_dump(mode="json", exclude_defaults=True)
 
 
 def finished(work: WorkDir, key: str) -> DatasetReport | None:
-    """Report of an earlier run with the same settings whose files are intact; None when there is none."""
+    """Report of an earlier run with the same settings whose files are intact; None when there is none.
+
+    What another version prepared is used only where a run has begun on it: its checkpoints belong to these tokens.
+    """
     try:
         if _stored_hash(work) != key:
             return None
         made = Prepared.read(work)
+        if made.prepared_by != prepared_by() and not committed(work.checkpoints):
+            log.warning("another version prepared %s, and no checkpoint stands on that; preparing again", work.root)
+            return None
         for folder, model in ((work.model, made.model), (work.reference_model, made.reference_model)):
             digests = model.weights | model.files if model is not None else {}
             if sha256_of(folder, digests) != digests:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
@@ -19,22 +19,36 @@ class _Fetch(Protocol):
 
 @dataclass(frozen=True)
 class _Files:
-    """Files that fetch downloads. label: of the source. folder: where those go that are read from here."""
+    """Files that fetch downloads. label: of the source. folder: where those go that are read from here.
+
+    versions: what changes with a file's content, by its name; None where nothing does. fetched: names of files that this process downloaded.
+    """
 
     label: str
     fetch: _Fetch
     elsewhere: Elsewhere
+    versions: Mapping[str, str | None]
+    fetched: set[str] = field(default_factory=set)
 
     def here(self, name: str) -> Path:
-        """The file, downloaded unless it was before."""
+        """The file, downloaded unless this version of it was before, by this process or one that was interrupted."""
         # Whatever is in a name, this is one inside the folder; and two sources may have files of one name.
-        key = hashlib.sha256(f"{self.label}\0{name}".encode()).hexdigest()[:32]
+        key, version = _digest(f"{self.label}\0{name}"), self.versions[name]
         assert self.elsewhere.folder is not None
-        target = self.elsewhere.folder / key
+        target = self.elsewhere.folder / f"{key}-{_digest(version or '')}"
         text = f"downloading {self.label}" if self.label.endswith(name) else f"downloading {name} of {self.label}"
-        if not target.is_file():
+        # Without a version, a file that another process left may be of another object.
+        if not target.is_file() or (version is None and name not in self.fetched):
+            for other in self.elsewhere.folder.glob(f"*{key}*"):
+                if target.name not in other.name:
+                    remove(other)  # another version would only take room
             self.fetch(name, target, lambda share: self.elsewhere.progress(f"{text} ({share:.0%})"))
+            self.fetched.add(name)
         return target
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def in_store(url: str, elsewhere: Elsewhere) -> FileSource:
@@ -53,7 +67,8 @@ def in_store(url: str, elsewhere: Elsewhere) -> FileSource:
         downloads.download(store, named[name], target, url if is_file else f"{url.rstrip('/')}/{name}", progress)
 
     sizes = {name: one.size for name, one in named.items()}
-    return FileSource(url, scheme, key, is_file, sizes, remote=_Files(url, fetch, elsewhere))
+    versions = {name: one.etag and f"{one.size}:{one.etag}" for name, one in named.items()}
+    return FileSource(url, scheme, key, is_file, sizes, remote=_Files(url, fetch, elsewhere, versions))
 
 
 def _found(store: Store, key: str, label: str) -> tuple[list[Stored], bool]:
@@ -94,7 +109,8 @@ def in_dataset(label: str, repository: HubSource, path: str, elsewhere: Elsewher
         progress(1.0)
 
     sizes = {name: snapshot.sizes[full] for name, full in named.items()}
-    return FileSource(label, "hub", path, is_file, sizes, remote=_Files(label, fetch, elsewhere))
+    versions = dict.fromkeys(named, snapshot.commit)
+    return FileSource(label, "hub", path, is_file, sizes, remote=_Files(label, fetch, elsewhere, versions))
 
 
 def _below(sizes: Mapping[str, int], inside: str) -> dict[str, str]:

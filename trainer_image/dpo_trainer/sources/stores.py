@@ -134,6 +134,18 @@ class Store:
                 raise failed[0] from None
             raise self.explained(error, label) from None
 
+    def create(self, key: str, content: bytes, label: str) -> None:
+        """Write a small object, unless there is one of this name already. Raises TrainerError."""
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        try:
+            obstore.put(self.client, key, content, mode="create", use_multipart=False)
+        except AlreadyExistsError:
+            return
+        except Exception as error:
+            raise self.explained(error, label) from None
+
     def delete(self, key: str, label: str) -> None:
         """Delete an object, if it is there. Raises TrainerError."""
         import obstore

@@ -132,10 +132,28 @@ def _interface_fits(spec: DPOJobSpec) -> bool:
     return spec.pod.network.interface is None or not any(e.name in INTERFACE_VARIABLES for e in spec.pod.env)
 
 
+def _keeps_its_token(spec: DPOJobSpec) -> bool:
+    """Whether no server that the job names is shown the token of pod.serviceAccountName.
+
+    An endpoint for s3:// is shown a signature alone, and a hub nothing.
+    """
+    way = spec.way_out
+    shown = (way.gs.endpoint, way.azure.endpoint, way.proxy, way.ca_bundle_ref)
+    return spec.pod.service_account_name is None or not any(shown)
+
+
 _RDMA = "self.pod.network.rdmaResource"
 _INTERFACES = " || ".join(f"e.name == '{name}'" for name in INTERFACE_VARIABLES)
 
 POD_RULES: tuple[Rule, ...] = (
+    Rule(
+        "pod.serviceAccountName",
+        "!has(self.pod.serviceAccountName) || !has(self.access) || !(has(self.access.gs.endpoint) || has(self.access.azure.endpoint) || "
+        "has(self.access.proxy) || has(self.access.caBundleRef))",
+        _keeps_its_token,
+        "excludes access.gs.endpoint, access.azure.endpoint, access.proxy and access.caBundleRef: a server that the job names would be shown the "
+        "account's token; leave them out, or take keys of access.credentialsSecretRef instead of the account",
+    ),
     Rule(
         "queue",
         "!has(self.queue) || (self.queue.kind == 'SchedulerPlugins' ? !has(self.queue.name) && !has(self.queue.priorityClass) : "

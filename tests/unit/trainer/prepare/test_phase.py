@@ -13,6 +13,7 @@ import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.training import EarlyStopping
+from dpo_trainer.checkpoint.layout import folder_name
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.data.tokens.tokenization import load_tokenizer
 from dpo_trainer.prepare import phase as prepare
@@ -174,6 +175,20 @@ def test_other_settings_are_prepared_again(place, changes):
     place.run(**changes)
     assert place.made["spec_hash"] != before
     assert place.work.eval_data.exists() == ("evalFraction" in changes)
+
+
+def test_a_folder_of_another_version_is_kept_only_with_checkpoints(place):
+    place.run()
+    own = place.made
+    # Earlier versions did not say who prepared.
+    for other in ({key: value for key, value in own.items() if key != "prepared_by"}, own | {"prepared_by": "another"}):
+        place.work.prepared.write_text(json.dumps(other))
+        place.run()
+        assert place.made == own
+    place.work.prepared.write_text(json.dumps(other))
+    (place.work.checkpoints / folder_name(1)).mkdir(parents=True)
+    place.run()
+    assert place.made == other
 
 
 def test_settings_that_do_not_affect_the_data_keep_the_hash(place):
