@@ -86,6 +86,8 @@ def _administrators() -> list[Refused]:
         _job("priority of a queue", "allow.priorityClasses", queue={"kind": "Kueue", "name": "q", "priorityClass": "high"}),
         _job("priority of the system", "system-", pod={"priorityClassName": "system-node-critical"}),
         _job("another network", "allow.podAnnotations", pod={"annotations": {"k8s.v1.cni.cncf.io/networks": "kube-system/x"}}),
+        _job("service account", "allow.serviceAccounts", pod={"serviceAccountName": "admin"}),
+        _job("label of a rank", "must not set what belongs to Kubernetes", pod={"labels": {names.LABEL_UID: "x"}}),
         _job("label of a Service", "allow.podLabels", pod={"labels": {"app": "shop"}}),
         _job("another device", "allow.gpuResources", pod={"gpuResource": "example.org/key-store"}),
         _job(

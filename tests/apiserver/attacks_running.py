@@ -45,9 +45,9 @@ def _dropped_fields() -> list[Played]:
     """Fields of a pod template, which the CRD does not have."""
     fields: dict[str, Any] = {
         "volumes": [{"name": "h", "hostPath": {"path": "/"}}], "hostPID": True, "securityContext": {"privileged": True},
-        "serviceAccountName": "admin", "automountServiceAccountToken": True, "nodeName": "control-plane", "command": ["sh"],
+        "automountServiceAccountToken": True, "nodeName": "control-plane", "command": ["sh"],
         "initContainers": [{"name": "i", "image": "x"}], "envFrom": [{"secretRef": {"name": SECRET}}],
-        "template": {"spec": {"hostNetwork": True}}, "schedulerName": "mine", "labels": {"dpo-operator.dev/job-uid": "x"},
+        "template": {"spec": {"hostNetwork": True}}, "schedulerName": "mine",
     }  # fmt: skip
     return [
         Played(f"pod.{field}", "t1", _own(f"dropped-{i}", pod={field: value}), answered(LAB, f"dropped-{i}"), harm(LAB, f"dropped-{i}"))

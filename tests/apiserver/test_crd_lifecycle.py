@@ -42,6 +42,7 @@ CHANGES: dict[str, Any] = {
     "checkpoint.volume.accessMode": "ReadWriteOnce",
     "checkpoint.volume.retention": "Retain",
     "cache": {"claimName": "other"},
+    "access": {"hub": {"endpoint": "https://other.example"}},
     "managedBy": "example.org/third",
 }
 ALLOWED: dict[str, Any] = {
