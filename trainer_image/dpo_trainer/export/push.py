@@ -49,7 +49,7 @@ def push(settings: Push, uid: str, folder: Path, access: Access, progress: Progr
     """Copy a verified export. uid: of the job. folder: the export. Does nothing when it is there already.
 
     Raises TrainerError: INVALID_CONFIGURATION when the folder there has somebody else's objects, BAD_EXPORT when a file here is not what was verified, and what
-    stores.explain says.
+    store_answers.explain says.
     """
     url = settings.to.rstrip("/")
     target = _Target(stores.open_store(url, access, writes=True), url, f"{stores.split(url)[2]}/")

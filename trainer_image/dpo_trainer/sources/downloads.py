@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from dpo_trainer.runtime.files import sync_folder
+from dpo_trainer.sources.store_answers import changed
 from dpo_trainer.sources.stores import Store, Stored
 
 PART = 16 << 20
@@ -23,7 +24,7 @@ def download(store: Store, found: Stored, target: Path, label: str, progress: Ca
     """Download one object into a file. progress: called with the finished share, 0 to 1.
 
     A file that is there already is replaced. Raises TrainerError: SOURCE_UNAVAILABLE when the object changes meanwhile or the store gives no answer,
-    and what stores.explain says; OSError of the disk.
+    and what store_answers.explain says; OSError of the disk.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, parts = (target.with_name(f".{target.name}.{suffix}") for suffix in ("partial", "parts"))
@@ -43,7 +44,7 @@ def download(store: Store, found: Stored, target: Path, label: str, progress: Ca
             progress(len(done) / count)
     if store.head(found.key, label) != found:
         parts.unlink()
-        raise store.changed(label)
+        raise changed(label)
     partial.replace(target)
     parts.unlink()
     sync_folder(target.parent)

@@ -1,7 +1,6 @@
-"""Object stores: S3 and what speaks it, Google Cloud Storage, Azure Blob Storage. What they hold, and what their errors mean."""
+"""Object stores: S3 and what speaks it, Google Cloud Storage, Azure Blob Storage."""
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,6 +10,7 @@ from typing import Any
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.sources.access import Access
+from dpo_trainer.sources.store_answers import changed, explain
 
 # Schemes of URLs, and the store that each means.
 SCHEMES = {"s3": "s3", "gs": "gs", "az": "az", "abfs": "az"}
@@ -87,7 +87,7 @@ class Store:
         except Exception as error:
             raise self.explained(error, label) from None
         if len(content) != end - start:
-            raise self.changed(label)
+            raise changed(label)
         return content
 
     def attributes(self, key: str, label: str) -> dict[str, str]:
@@ -157,19 +157,13 @@ class Store:
         except Exception as error:
             raise self.explained(error, label) from None
 
-    def changed(self, label: str) -> TrainerError:
-        """The error for an object that somebody replaces while the job reads it."""
-        return TrainerError(
-            ExitCode.SOURCE_UNAVAILABLE,
-            f"{label}: the object changed while it was read; let nobody write to a source while a job reads it",
-        )
-
     def explained(self, error: Exception, label: str) -> Exception:
         """The TrainerError for an error of obstore; the error itself when it means nothing to the user.
 
         Raise it from None: the library's error quotes the store's answer, and that may quote a session token.
         """
-        return explain(error, label, self) or error
+        where = self.endpoint or {"s3": "Amazon S3"}.get(self.kind, _STORES[self.kind])
+        return explain(error, label, where=where, named=self.named, tries=RETRIES) or error
 
 
 def split(url: str) -> tuple[str, str, str]:
@@ -278,82 +272,6 @@ def _stored(meta: Any) -> Stored:
     if etag is not None and not etag.endswith('"'):
         etag = f'"{etag}"'
     return Stored(str(meta["path"]), int(meta["size"]), etag)
-
-
-# What stores answer, as their documentation lists it: the answer's code, the exit code, and what it means for the user.
-_ANSWERS: dict[str, tuple[ExitCode, str]] = {
-    "InvalidAccessKeyId": (
-        ExitCode.ACCESS_DENIED,
-        "the store does not know this key; correct AWS_ACCESS_KEY_ID in {keys}, or spec.access.s3.endpoint if it is the key of another store",
-    ),
-    "XAdminUserNotFound": (ExitCode.ACCESS_DENIED, "the store does not know this key; correct AWS_ACCESS_KEY_ID in {keys}"),
-    "SignatureDoesNotMatch": (ExitCode.ACCESS_DENIED, "the key is wrong; correct AWS_SECRET_ACCESS_KEY in {keys}"),
-    "ExpiredToken": (ExitCode.ACCESS_DENIED, "the key has expired; put a new one into {keys}"),
-    "InvalidToken": (ExitCode.ACCESS_DENIED, "the session token is wrong or has expired; correct AWS_SESSION_TOKEN in {keys}"),
-    "RequestTimeTooSkewed": (ExitCode.SOURCE_UNAVAILABLE, "this node's clock and the store's differ too much; correct the clock"),
-    "NoSuchBucket": (ExitCode.INPUT_NOT_FOUND, "there is no such bucket; correct its name, or the endpoint in spec.access"),
-    "ContainerNotFound": (ExitCode.INPUT_NOT_FOUND, "there is no such container; correct its name, or spec.access.azure.account"),
-    "PermanentRedirect": (ExitCode.INVALID_CONFIGURATION, "the bucket is in another region; set spec.access.s3.region"),
-    "AuthorizationHeaderMalformed": (ExitCode.INVALID_CONFIGURATION, "the bucket is in another region; set spec.access.s3.region"),
-    "IncorrectRegion": (ExitCode.INVALID_CONFIGURATION, "the bucket is in another region; set spec.access.s3.region"),
-    "AuthenticationFailed": (ExitCode.ACCESS_DENIED, "the key is wrong or has expired; correct {keys}, and spec.access.azure.account"),
-}  # fmt: skip
-_CODE = re.compile(r"<Code>([A-Za-z]{1,64})</Code>")
-_STATUS = re.compile(r"status code: ([45][0-9]{2})|with status ([45][0-9]{2})")
-_REFUSED = (
-    "access was refused{code}: the name is wrong, or it is private and the key is missing or does not reach it; set {named}, "
-    "or pod.serviceAccountName, to one that can"
-)
-
-
-def explain(error: BaseException, label: str, store: Store) -> TrainerError | None:
-    """TrainerError for an error of obstore; None for another.
-
-    The store's answer is not quoted, but for its code: it repeats the request, and with it the key's id.
-    """
-    if isinstance(error, TrainerError):
-        return error
-    name, text = type(error).__name__, str(error)
-    if not (type(error).__module__.startswith("obstore") or isinstance(error, FileNotFoundError)):
-        return None
-    codes = _CODE.findall(text)
-    for code in codes:
-        if code in _ANSWERS:
-            exit_code, advice = _ANSWERS[code]
-            keys = f"the Secret of {store.named}"
-            return TrainerError(exit_code, f"{label}: {advice.format(keys=keys)} ({code})")
-    shown = f" ({codes[0]})" if codes else ""
-    if name in ("PermissionDeniedError", "UnauthenticatedError") or {"AccessDenied", "AuthorizationFailure"} & set(
-        codes
-    ):
-        return TrainerError(ExitCode.ACCESS_DENIED, f"{label}: {_REFUSED.format(code=shown, named=store.named)}")
-    if name == "PreconditionError":
-        return store.changed(label)
-    if isinstance(error, FileNotFoundError):
-        return TrainerError(ExitCode.INPUT_NOT_FOUND, f"{label}: there is no such object; check its name")
-    where = store.endpoint or {"s3": "Amazon S3"}.get(store.kind, _STORES[store.kind])
-    if "response body error" in text:
-        return TrainerError(
-            ExitCode.SOURCE_UNAVAILABLE,
-            f"{label}: {where} cut its answer off, {RETRIES} times and more; check the network and try later",
-        )
-    if "invalid peer certificate" in text or "UnknownIssuer" in text:
-        return TrainerError(
-            ExitCode.SOURCE_UNAVAILABLE,
-            f"{label}: {where} has a certificate that is not trusted; name the authority's in spec.access.caBundleRef, or correct the endpoint",
-        )
-    if "HTTP error" in text or "error sending request" in text:
-        return TrainerError(
-            ExitCode.SOURCE_UNAVAILABLE,
-            f"{label}: {where} gave no answer after {RETRIES} tries; check the endpoint in spec.access, and that the pod may reach it (the chart's values "
-            "network.open and network.openNamespaces)",
-        )
-    status = next((a or b for a, b in _STATUS.findall(text)), "")
-    tries = f" after {RETRIES} tries" if status.startswith("5") else ""
-    return TrainerError(
-        ExitCode.SOURCE_UNAVAILABLE,
-        f"{label}: {where} answered with an error{f' (HTTP {status})' if status else ''}{shown}{tries}; try later",
-    )
 
 
 def _first_line(error: BaseException) -> str:

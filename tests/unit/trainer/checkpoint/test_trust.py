@@ -132,7 +132,7 @@ def test_records_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
         trust_from_environment(required=False)
 
 
-def test_parameters_are_those_of_the_newest_checkpoint_that_is_the_jobs_own(tmp_path: Path):
+def test_parameters_are_those_of_the_newest_own_checkpoint(tmp_path: Path):
     assert newest_parameters(tmp_path / "none", Owner({})) == []
     a_checkpoint(tmp_path, 10)
     (a_checkpoint(tmp_path, 20) / "manifest.json").write_text("{")
