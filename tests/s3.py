@@ -126,7 +126,7 @@ def before(server: Server, fault: Fault) -> Iterator[Proxy]:
         def handle_one(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
             with lock:
-                # A client that was told of a proxy names the whole URL.
+                # A client with a proxy names the whole URL.
                 path = self.path if self.path.startswith("/") else "/" + self.path.split("/", 3)[3]
                 kind = (self.command, path.partition("?")[0])
                 number = sum((seen.method, seen.path) == kind for seen in proxy.seen) + 1

@@ -6,12 +6,14 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from dpo_operator.api import names
+from dpo_operator.api.access import hub_repository
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.model import AdapterType
 from dpo_operator.api.reports import PushReport, Termination
+from dpo_operator.api.training import Push
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.distributed import rendezvous
@@ -37,6 +39,9 @@ from dpo_trainer.runtime.termination import (
 from dpo_trainer.runtime.untrusted import Untrusted
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from dpo_trainer.sources.access import Access
 
 _LOCAL = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 
@@ -111,14 +116,12 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
     from dpo_trainer.prepare.inputs import Inputs
     from dpo_trainer.sources.cache import Cache
 
-    claims = Path(os.environ.get(names.ENV_CLAIMS_DIR, names.CLAIMS_DIR))
-
     def progress(text: str, share: float) -> None:
         telemetry.activity(f"{text} ({share:.0%})")
         telemetry.alive()
 
     cache = os.environ.get(names.ENV_CACHE_DIR)
-    inputs = Inputs(claims, hub_token(), Cache(Path(cache)) if cache else None, progress, access)
+    inputs = Inputs(_claims(), hub_token(), Cache(Path(cache)) if cache else None, progress, access)
     found = prepare.run(job, work, inputs)
     if job.spec.adapter.type is not AdapterType.NONE:
         _check_adapter(job, work, telemetry, progress)
@@ -126,6 +129,11 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
         for text in json.loads(work.data_report.read_text(encoding="utf-8"))["warnings"]:
             telemetry.warning("Dataset", text)
     return build_termination("prepare", attempt, ExitCode.OK, dataset=found)
+
+
+def _claims() -> Path:
+    """Folder in which claims are mounted by name."""
+    return Path(os.environ.get(names.ENV_CLAIMS_DIR, names.CLAIMS_DIR))
 
 
 def _check_adapter(job: DPOJob, work: WorkDir, telemetry: Telemetry, progress: Callable[[str, float], None]) -> None:
@@ -173,11 +181,13 @@ def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> T
     stop_by_exception()
     telemetry.activity("exporting")
     telemetry.serve()
-    if (to := job.spec.export.push) is not None:
+    access = None
+    if (settings := job.spec.export.push) is not None:
         from dpo_trainer.sources.access import from_environment
 
+        access = from_environment(job.spec.way_out, settings.credentials_secret_ref)
         # Before the hub's client is imported, which reads its settings then.
-        from_environment(job.spec.way_out, to.credentials_secret_ref).apply(work.root / ".cache")
+        access.apply(work.root / ".cache")
     from dpo_trainer.checkpoint.trust import trust_from_environment
     from dpo_trainer.export import phase as export
 
@@ -188,24 +198,23 @@ def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> T
         telemetry.alive()
 
     path = export.run(job, work, progress=progress, trust=trust)
-    pushed = _push(job, work, path, progress)
+    pushed = None
+    if settings is not None and access is not None:
+        pushed = _push(settings, access, job.metadata.uid, work, path, progress)
     progress("writing the report")
     _write_report(work, telemetry)
     return build_termination("export", attempt, ExitCode.OK, export_path=path, pushed=pushed)
 
 
-def _push(job: DPOJob, work: WorkDir, path: str, progress: Callable[[str], None]) -> PushReport | None:
+def _push(
+    settings: Push, access: "Access", uid: str, work: WorkDir, path: str, progress: Callable[[str], None]
+) -> PushReport:
     """Copy the export to the store that the job names. Raises TrainerError, which says that the export is there."""
-    settings = job.spec.export.push
-    if settings is None:
-        return None
     from dpo_trainer.export import hub_push, push
-    from dpo_trainer.sources.access import from_environment
 
     try:
-        access = from_environment(job.spec.way_out, settings.credentials_secret_ref)
-        copy = hub_push.push_to_hub if settings.to.startswith("hf://") else push.push
-        pushed = copy(settings, job.metadata.uid, work.root / path, access, progress)
+        copy = push.push if hub_repository(settings.to) is None else hub_push.push_to_hub
+        pushed = copy(settings, uid, work.root / path, access, progress)
     except TrainerError as error:
         raise push.not_pushed(error, path, settings.to) from error
     commit(work.pushed, pushed.model_dump_json().encode())
@@ -231,8 +240,7 @@ def _show(command: str, work: WorkDir, job_file: Path) -> int:
         if command == "look":
             from dpo_trainer.commands import look
 
-            claims = Path(os.environ.get(names.ENV_CLAIMS_DIR, names.CLAIMS_DIR))
-            for line in look.lines(read_job(job_file).spec, claims):
+            for line in look.lines(read_job(job_file).spec, _claims()):
                 print(line, flush=True)
         elif command == "report":
             from dpo_trainer.commands import report

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from dpo_operator.api.base import ApiModel, ObjectName
+from dpo_operator.api.base import ApiModel, DataKey, ObjectName
 
 # No user and password: they belong in a Secret.
 HttpUrl = Annotated[
@@ -25,6 +25,7 @@ CREDENTIALS: dict[str, tuple[str, ...]] = {
 # Of these, the ones that only name an account: messages may show them.
 PUBLIC_CREDENTIALS = ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_TENANT_ID", "AZURE_CLIENT_ID")
 # Fields that name such a Secret.
+HUB_URL = "hf://"
 CREDENTIALS_FIELD = "spec.access.credentialsSecretRef"
 PUSH_CREDENTIALS_FIELD = "spec.export.push.credentialsSecretRef"
 
@@ -39,13 +40,7 @@ class ConfigMapKeyRef(ApiModel):
     """A key of a ConfigMap in the job's namespace."""
 
     name: ObjectName = Field(description="Name of the ConfigMap.")
-    key: str = Field(
-        default="ca.crt",
-        min_length=1,
-        max_length=253,
-        pattern=r"^[-._a-zA-Z0-9]+$",
-        description="Key in the ConfigMap.",
-    )
+    key: DataKey = Field(default="ca.crt", description="Key in the ConfigMap.")
 
 
 class S3(ApiModel):
@@ -118,3 +113,8 @@ class Access(ApiModel):
         default=None,
         description="ConfigMap with PEM certificates that are trusted in addition to the public ones.",
     )
+
+
+def hub_repository(address: str) -> str | None:
+    """Repository that hf://org/name names, org/name; None for an address elsewhere."""
+    return address.removeprefix(HUB_URL) if address.startswith(HUB_URL) else None

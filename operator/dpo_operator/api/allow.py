@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field, StrictBool, StringConstraints
 
 from dpo_operator.api import names
+from dpo_operator.api.access import HUB_URL
 from dpo_operator.api.base import ApiModel
 from dpo_operator.api.environment import VARIABLES
 from dpo_operator.api.types import DPOJobSpec
@@ -25,7 +26,6 @@ ImagePattern = Annotated[
 NODE_ROLE = "node-role.kubernetes.io/"
 # Elsewhere than on a hub, a revision means nothing. hf:// may have it in its path.
 NO_HUB = re.compile(r"^([./~]|[a-z0-9]+://)")
-HUB_URL = "hf://"
 # After the repository's name: an "@" that comes later is a part of a path.
 COMMIT_IN_URL = re.compile(r"^hf://(datasets/)?[^/@]+/[^/@]+@[0-9a-f]{40}(/|$)")
 COMMIT = re.compile(r"^[0-9a-f]{40}$")

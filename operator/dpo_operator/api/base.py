@@ -15,6 +15,8 @@ ResourceQuantity = Annotated[
     BeforeValidator(lambda value: str(value) if type(value) is int else value),
     Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
 ]
+# Key in a Secret or a ConfigMap.
+DataKey = Annotated[str, StringConstraints(pattern=r"^[-._a-zA-Z0-9]+$", min_length=1, max_length=253)]
 SUBDOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 # DNS names of Kubernetes objects. No "/" fits, so a reference can never name another namespace.
 ObjectName = Annotated[str, StringConstraints(pattern=f"^{SUBDOMAIN}$", max_length=253)]
@@ -51,10 +53,4 @@ class SecretKeyRef(ApiModel):
     """A key of a Secret in the job's namespace."""
 
     name: ObjectName = Field(description="Name of the Secret.")
-    key: str = Field(
-        default="token",
-        min_length=1,
-        max_length=253,
-        pattern=r"^[-._a-zA-Z0-9]+$",
-        description="Key in the Secret.",
-    )
+    key: DataKey = Field(default="token", description="Key in the Secret.")

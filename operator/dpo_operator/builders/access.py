@@ -1,5 +1,6 @@
 """Which pods reach object stores and hubs, and with whose keys. Ranks never do: what they need is on the volume."""
 
+from dpo_operator.api.access import hub_repository
 from dpo_operator.api.types import DPOJob
 
 
@@ -10,7 +11,7 @@ def pushes(job: DPOJob) -> bool:
 
 def pushes_to_hub(job: DPOJob) -> bool:
     """Whether it copies the model to a hub."""
-    return job.spec.export.push is not None and job.spec.export.push.to.startswith("hf://")
+    return job.spec.export.push is not None and hub_repository(job.spec.export.push.to) is not None
 
 
 def reaches_sources(job: DPOJob, phase: str) -> bool:

@@ -141,7 +141,7 @@ def test_prepare_refuses_targets_that_the_model_lacks(tmp_path: Path):
     assert "the model has no module c_attn; it has" in message
     [(code, _)] = on_ranks(1, prepare_phase, tmp_path / "good", ["q_proj"])
     assert code == ExitCode.OK
-    # A run that began under an earlier version goes on.
+    # A run that began under an earlier version continues.
     (tmp_path / "bad" / "work" / "checkpoints" / "step-00000010").mkdir(parents=True)
     [(code, _)] = on_ranks(1, prepare_phase, tmp_path / "bad", ["c_attn"])
     assert code == ExitCode.OK

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dpo_operator.api.access import hub_repository
 from dpo_operator.api.reports import PushReport
 from dpo_trainer.commands.run_log import Run, read_run
 from dpo_trainer.commands.run_picture import PICTURE, draw
@@ -131,12 +132,12 @@ def _pushed(work: WorkDir) -> list[tuple[str, str]]:
     """Where the export was copied to, and how servers read it there."""
     found = PushReport.model_validate_json(work.pushed.read_bytes())
     facts = [("pushed", f"{found.to}, dpo_provenance.json with the SHA-256 {found.digest}")]
-    repo = found.to.removeprefix("hf://") if found.to.startswith("hf://") else ""
+    repo = hub_repository(found.to)
     if (work.export / "config.json").is_file():
         facts.append(("  KServe", f"storageUri: {found.to}"))
-        facts.append(("  vLLM", f"vllm serve {repo}" if repo else _vllm(found.to)))
+        facts.append(("  vLLM", _vllm(found.to) if repo is None else f"vllm serve {repo}"))
     if (work.export / "merged" / "config.json").is_file():
-        if repo:  # neither server reads a folder of a repository
+        if repo is not None:  # neither server reads a folder of a repository
             facts.append(("  merged", f'AutoModelForCausalLM.from_pretrained("{repo}", subfolder="merged")'))
         else:
             facts.append(("  KServe", f"storageUri: {found.to}/merged"))

@@ -5,12 +5,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from dpo_operator.api.access import HUB_URL
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import PushReport
 from dpo_operator.api.training import Push
-from dpo_trainer.export.push import PROVENANCE, WHOLE, Progress
+from dpo_trainer.export.push import WHOLE, Progress, contents
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
-from dpo_trainer.runtime.files import sha256
 from dpo_trainer.sources import hub
 from dpo_trainer.sources.access import Access
 from dpo_trainer.sources.kinds import HubSource
@@ -31,10 +31,9 @@ def push_to_hub(settings: Push, uid: str, folder: Path, access: Access, progress
 
     disable_progress_bars()
     token, to = access.credentials.get("HF_TOKEN"), settings.to
-    repo = to.removeprefix("hf://")
+    repo = to.removeprefix(HUB_URL)
     api = HfApi(token=token)
-    digest = sha256(folder / PROVENANCE)
-    files: dict[str, str] = {**json.loads((folder / PROVENANCE).read_bytes())["files"], PROVENANCE: digest}
+    digest, files = contents(folder)
     retrying(lambda: api.create_repo(repo, private=settings.private, exist_ok=True), to)
     there = hub.snapshot(HubSource(repo, None), token)
     mine: dict[str, Any] = {"uid": uid, "digest": digest, "files": files}

@@ -1,7 +1,7 @@
 """Copies an export to an object store: after it was verified, once, and never so that a half of it looks whole.
 
-What a loader looks for first, config.json or adapter_config.json, comes after the weights, and dpo_pushed.json comes last. A push that was killed goes on where
-it was: each object has the SHA-256 of its content beside it.
+What a loader looks for first, config.json or adapter_config.json, comes after the weights, and dpo_pushed.json comes last. A push that was killed continues where
+it stopped: each object has the SHA-256 of its content beside it.
 """
 
 import hashlib
@@ -53,8 +53,7 @@ def push(settings: Push, uid: str, folder: Path, access: Access, progress: Progr
     """
     url = settings.to.rstrip("/")
     target = _Target(stores.open_store(url, access, writes=True), url, f"{stores.split(url)[2]}/")
-    digest = sha256(folder / PROVENANCE)
-    files: dict[str, str] = {**json.loads((folder / PROVENANCE).read_bytes())["files"], PROVENANCE: digest}
+    digest, files = contents(folder)
     mine = {"uid": uid, "digest": digest}
     there = _there(target)
     if not there:
@@ -88,6 +87,12 @@ def push(settings: Push, uid: str, folder: Path, access: Access, progress: Progr
     _delete(target, BEGUN)
     progress(f"pushed to {url}")
     return PushReport(to=url, digest=digest)
+
+
+def contents(folder: Path) -> tuple[str, dict[str, str]]:
+    """SHA-256 of an export's provenance, which has the digests of the other files, and the SHA-256 of each file by its name, hex."""
+    digest = sha256(folder / PROVENANCE)
+    return digest, {**json.loads((folder / PROVENANCE).read_bytes())["files"], PROVENANCE: digest}
 
 
 def _order(name: str) -> tuple[int, str]:

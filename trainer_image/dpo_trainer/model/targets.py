@@ -43,7 +43,7 @@ def resolve(causal_lm: Any, adapter: Adapter, before: Collection[str] = ()) -> T
     """The weights that the job's targetModules mean. causal_lm: a Hugging Face model; its weights are not looked at.
 
     before: names of the parameters in a checkpoint of the run. If they are those of linear layers alone, they tell what is adapted: an earlier
-    version may have taken the same targetModules for fewer layers, and the run goes on with these.
+    version may have taken the same targetModules for fewer layers, and the run continues with these.
     Raises TrainerError INVALID_CONFIGURATION naming the modules that there are.
     """
     found = _Modules(causal_lm)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pydantic import BaseModel
 
 from dpo_operator.api import names
+from dpo_operator.api.access import hub_repository
 from dpo_operator.api.model import Adapter, AdapterType
 from dpo_operator.api.pods import RESERVED_ENV, RESERVED_ENV_TEXT, Toleration, Volume
 from dpo_operator.api.rules.data import DATA_RULES
@@ -113,7 +114,7 @@ SPEC_RULES: tuple[Rule, ...] = (
         "(self.export.push.private && !has(self.export.push.commitMessage))",
         lambda s: (
             s.export.push is None
-            or s.export.push.to.startswith("hf://")
+            or hub_repository(s.export.push.to) is not None
             or (s.export.push.private and s.export.push.commit_message is None)
         ),
         "private and commitMessage are a hub's; leave them out for an object store",

@@ -37,7 +37,7 @@ def read_json(file: IO[bytes], name: str, most: int, split: str, *, whole: bool)
                 "list, or as .jsonl, with one object on each line"
             )
         yield from enumerate(rows, start=1)
-    elif _is_table(value) or (whole and start.startswith(b"[")) or (value is None and _goes_on(start)):
+    elif _is_table(value) or (whole and start.startswith(b"[")) or (value is None and _continues(start)):
         yield from _read_document(head + _rest(file, name, most), name, split)
     else:
         yield from _read_lines(itertools.chain(text.lines(io.BytesIO(head)), text.lines(file)))
@@ -65,8 +65,8 @@ def _first_line(file: IO[bytes], name: str, most: int) -> bytes:
     return bytes(begin)
 
 
-def _goes_on(start: bytes) -> bool:
-    """Whether a line is the beginning of a value that goes on in the next one, as in indented JSON."""
+def _continues(start: bytes) -> bool:
+    """Whether a line begins a value that continues on the next one, as in indented JSON."""
     try:
         line = start.decode().rstrip()
         json.loads(line)

@@ -61,7 +61,7 @@ class _LineTooLongError(csv.Error):
 class _Lines:
     """Lines of a file as text. read: how many were read.
 
-    Raises _LineTooLongError in the place of one that is too long, and goes on with the next one, which a generator can't do.
+    Raises _LineTooLongError instead of a line that is too long. The next call returns the next line, which a generator can't do after an error.
     """
 
     def __init__(self, first: str, file: IO[bytes]) -> None:
