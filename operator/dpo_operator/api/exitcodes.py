@@ -30,6 +30,7 @@ class ExitCode(IntEnum):
     INVALID_CONFIGURATION = 78
     BAD_EXPORT = 79
     NO_ACCELERATOR = 80
+    STOPPED_BY_DIAGNOSIS = 81
     SIGKILL = 137
     SIGTERM = 143
 
@@ -81,6 +82,11 @@ TABLE: dict[ExitCode, ExitCodeInfo] = {
     ),
     ExitCode.NO_ACCELERATOR: ExitCodeInfo(
         "NoAccelerator", "counted", "The container was given GPUs, but CUDA can't use them."
+    ),
+    ExitCode.STOPPED_BY_DIAGNOSIS: ExitCodeInfo(
+        "StoppedByDiagnosis",
+        "configuration",
+        "A finding of diagnosis.stopOn ended the training; the state was saved first.",
     ),
     ExitCode.SIGKILL: ExitCodeInfo("Killed", "counted", "Killed by SIGKILL: out of memory, or by the node."),
     ExitCode.SIGTERM: ExitCodeInfo(

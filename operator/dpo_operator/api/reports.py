@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from dpo_operator.api.diagnosis import MAX_FINDINGS, Finding
 from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.names import Phase
 from dpo_operator.api.text import Words, shown
@@ -118,6 +119,9 @@ class Progress(_Report):
     volume: VolumeReport | None = Field(default=None, description="None if the file system reports no sizes.")
     world_size: int = 1
     slowest: SlowestRank | None = None
+    findings: tuple[Finding, ...] = Field(
+        default=(), max_length=MAX_FINDINGS, description="What the figures say about the run's learning, worst first."
+    )
 
 
 class TokenReport(_Report):

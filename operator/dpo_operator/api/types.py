@@ -13,6 +13,7 @@ from dpo_operator.api import names
 from dpo_operator.api.access import Access
 from dpo_operator.api.base import ApiModel
 from dpo_operator.api.data import Data
+from dpo_operator.api.diagnosis import Diagnosis
 from dpo_operator.api.failurepolicy import FailurePolicy
 from dpo_operator.api.method import Method
 from dpo_operator.api.model import Adapter, AdapterType, Model
@@ -33,6 +34,7 @@ class DPOJobSpec(ApiModel):
     early_stopping: EarlyStopping | None = Field(
         default=None, description="Stop when the evaluation no longer improves."
     )
+    diagnosis: Diagnosis = Field(default=Diagnosis(), description="Rules that say why a run does not learn.")
     export: Export = Field(default=Export(), description="How the trained weights are exported.")
     tracking: Tracking = Field(default=Tracking(), description="Experiment trackers.")
     nodes: StrictInt = Field(default=1, ge=1, le=1024, description="GPU nodes; one pod runs on each.")
