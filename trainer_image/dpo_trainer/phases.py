@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, cast
 
 from dpo_operator.api import names
 from dpo_operator.api.access import hub_repository
+from dpo_operator.api.diagnosis import DATASET
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.model import AdapterType
 from dpo_operator.api.reports import PushReport, Termination
 from dpo_operator.api.training import Push
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.folder import CheckpointFolder
+from dpo_trainer.diagnosis.history import Diagnosis
 from dpo_trainer.distributed import rendezvous
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.files import commit
@@ -127,8 +129,18 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
         _check_adapter(job, work, telemetry, progress)
     if work.data_report.is_file():
         for text in json.loads(work.data_report.read_text(encoding="utf-8"))["warnings"]:
-            telemetry.warning("Dataset", text)
+            telemetry.warning(DATASET, text)
+    _keep_warnings(work, telemetry)
     return build_termination("prepare", attempt, ExitCode.OK, dataset=found)
+
+
+def _keep_warnings(work: WorkDir, telemetry: Telemetry) -> None:
+    """Begin diagnosis.json with the warnings of prepare, or add them. The data are prepared, so a failure is only a warning."""
+    try:
+        known = Diagnosis.read(work)
+        known.at(known.step, [*known.findings, *telemetry.warnings])[0].write(work)
+    except OSError as error:
+        telemetry.warning("NoDiagnosis", f"diagnosis.json could not be written: {error.strerror}")
 
 
 def _claims() -> Path:

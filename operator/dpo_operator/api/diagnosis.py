@@ -1,6 +1,5 @@
-"""What a run's figures say about its learning: findings, their codes and thresholds. One table for trainer, operator and docs."""
+"""What a run's figures say about its learning: findings and their codes. One table for trainer, operator and docs."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal
 
@@ -9,6 +8,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, S
 from dpo_operator.api.base import ApiModel
 from dpo_operator.api.text import shown
 
+# Code of prepare's warnings about the data.
+DATASET = "Dataset"
 # Findings in /status, in the termination message and in the job's status.
 MAX_FINDINGS = 5
 
@@ -38,6 +39,8 @@ class Code(StrEnum):
     DISTRIBUTION_MISMATCH = "DistributionMismatch"
 
 
+CODES: frozenset[str] = frozenset(Code)
+
 MEANINGS: dict[Code, str] = {
     Code.WRONG_REFERENCE: "The reference is not the model that training starts from.",
     Code.NOT_THE_FINE_TUNED_MODEL: "The model does not know this kind of text: it was not fine-tuned on it, or it is the wrong model.",
@@ -55,21 +58,6 @@ MEANINGS: dict[Code, str] = {
     Code.REFERENCE_DRIFT: "The policy's own answers are far from what the reference would say.",
     Code.DISTRIBUTION_MISMATCH: "The answers in the data are far from what the model itself would say.",
 }
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """A limit of a rule. unit: of the value; empty for shares and ratios. basis: why this number."""
-
-    code: Code
-    default: float
-    unit: str
-    meaning: str
-    basis: str
-
-
-# Names are what spec.diagnosis.thresholds takes.
-THRESHOLDS: dict[str, Threshold] = {}
 
 
 def _one_line(text: str) -> str:
@@ -107,6 +95,11 @@ class Finding(BaseModel):
     cause: Sentence
     setting: Annotated[str, AfterValidator(lambda text: shown(text, 100))] = ""
     suggestion: Sentence = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The same for findings that are one: the code; for warnings about the data, of which there may be several, the text, too."""
+        return self.code, self.cause if self.code == DATASET else ""
 
     @property
     def sentence(self) -> str:

@@ -15,6 +15,8 @@ from dpo_operator.api.text import Words, shown
 # Checkpoints whose digests are kept: as many as fit a termination message together with everything else.
 MAX_RECORDED = 12
 
+# Characters of a message that findings leave room for.
+MIN_MESSAGE = 600
 # The kubelet keeps 4,096 bytes of a termination message for a pod with one container.
 MAX_TERMINATION_BYTES = 4096
 
@@ -175,15 +177,36 @@ class Termination(_Report):
     pushed: PushReport | None = None
 
     def to_text(self) -> str:
-        """JSON of at most 4,096 bytes; truncates only `message`."""
-        text = self.model_dump_json(exclude_none=True)
-        excess = len(text.encode()) - MAX_TERMINATION_BYTES
+        """JSON of at most 4,096 bytes. What gives way, in this order: figures of findings, Infos, the mildest findings, the message's end."""
+        smaller = self
+        for shorten in (_without_figures, _without_infos):
+            if smaller._excess() <= 0:
+                break
+            if smaller.progress is not None:
+                smaller = smaller._with_findings(shorten(smaller._findings()))
+        # The reason of a failure comes first: its message is cut only as far as findings leave no other way.
+        while smaller._findings() and smaller._excess() > max(0, len(smaller.message) - MIN_MESSAGE):
+            smaller = smaller._with_findings(smaller._findings()[:-1])
+        return smaller._cut_message()
+
+    def _cut_message(self) -> str:
+        text, excess = self.model_dump_json(exclude_none=True), self._excess()
         if excess <= 0:
             return text
         # Escapes such as \\n double in JSON, so cut by the excess and try again.
         keep = max(0, len(self.message) - excess - 16)
         shorter = self.model_copy(update={"message": self.message[:keep] + " […]" if keep else ""})
-        return shorter.to_text() if keep else shorter.model_dump_json(exclude_none=True)
+        return shorter._cut_message() if keep else shorter.model_dump_json(exclude_none=True)
+
+    def _excess(self) -> int:
+        return len(self.model_dump_json(exclude_none=True).encode()) - MAX_TERMINATION_BYTES
+
+    def _findings(self) -> tuple[Finding, ...]:
+        return self.progress.findings if self.progress is not None else ()
+
+    def _with_findings(self, findings: tuple[Finding, ...]) -> "Termination":
+        assert self.progress is not None, "there were findings"
+        return self.model_copy(update={"progress": self.progress.model_copy(update={"findings": findings})})
 
     @classmethod
     def from_text(cls, text: str | None) -> "Termination | None":
@@ -195,3 +218,11 @@ class Termination(_Report):
             return cls.model_validate_json(text)
         except ValueError:
             return None
+
+
+def _without_figures(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    return tuple(finding.model_copy(update={"figures": ()}) for finding in findings)
+
+
+def _without_infos(findings: tuple[Finding, ...]) -> tuple[Finding, ...]:
+    return tuple(finding for finding in findings if finding.severity != "Info")

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from dpo_operator.api import names
+from dpo_operator.api.diagnosis import CODES, MAX_FINDINGS, Finding
 from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Progress, SlowestRank
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.console import Console, Silent, console, format_metric
+from dpo_trainer.telemetry.findings import Findings
 from dpo_trainer.telemetry.metrics_file import INITIAL_LOSS, initial_loss, read_metrics
 from dpo_trainer.telemetry.output import Record, Start
 from dpo_trainer.telemetry.prometheus import TrainerMetrics
@@ -54,6 +56,7 @@ class Telemetry:
             Progress(phase=phase, attempt=attempt, started_at=time.time(), world_size=world_size), self._checkpoints
         )
         self._saves = SaveTimes()
+        self._findings = Findings()
         self._job: DPOJob | None = None
         self._records = Records()
         self._server: TelemetryServer | None = None
@@ -258,9 +261,33 @@ class Telemetry:
         self._shared.ck_failures.inc()
 
     def warning(self, code: str, text: str, *, once: bool = False) -> None:
-        """Log a warning. code: CamelCase. once: every rank gives the warning, and only rank 0 logs it."""
+        """Log a warning, which is a finding, too. code: CamelCase. once: every rank gives the warning, and only rank 0 logs it.
+
+        From any thread.
+        """
         if self.rank == 0 or not once:
             self._warnings.line(f"Warning: {code}: {text}")
+        if self.rank == 0:
+            self._findings.warn(code, text, self.progress.step)
+            self._publish()
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """The warnings so far, as findings; on rank 0 alone."""
+        return self._findings.warnings
+
+    def diagnosed(self, findings: Sequence[Finding], new: Sequence[Finding]) -> None:
+        """The rules looked at the run. findings: all that hold. new: those of them that were not stated before, which are logged."""
+        for finding in new:
+            if finding.code in CODES:
+                self._warnings.line(f"{finding.severity}: {finding.code}: {finding.sentence}")
+        self._findings.stated = list(findings)
+        self._publish()
+
+    def _publish(self) -> None:
+        holding = self._findings.holding()
+        self._tracker.update(findings=tuple(holding[:MAX_FINDINGS]))
+        self._shared.findings(holding)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -9,6 +9,8 @@ FEW_PAIRS = 100
 # Shares of fewer pairs than these are noise.
 TOO_FEW_FOR_SHARES = 20
 ONE_SIDED = 0.65
+# Tokens and ratio, medians over pairs, from which one answer is longer in earnest.
+LENGTH_GAP, LENGTH_RATIO = 3, 1.1
 PROMPT_SHARE = 0.9
 TRUNCATED = 0.05
 MERGED = 0.05
@@ -76,7 +78,7 @@ def _of_split(name: str, split: Mapping[str, Any], limits: Mapping[str, Any]) ->
     if pairs < TOO_FEW_FOR_SHARES:
         return
     for key, rule in (("chosen_longer", "longer"), ("chosen_shorter", "shorter")):
-        if (split[key] or 0) > ONE_SIDED:
+        if (split[key] or 0) > ONE_SIDED and _lengths_differ(split):
             yield (
                 f"{name}: the chosen answer is the {rule} one in {split[key]:.0%} of the pairs, so that a model can win by "
                 f"length alone. Compare its accuracy with the length-only baseline, {split['length_baseline']:.1%}; method "
@@ -109,6 +111,12 @@ def _of_split(name: str, split: Mapping[str, Any], limits: Mapping[str, Any]) ->
             f"{name}: {split['contradicting_pairs']:,} of {pairs:,} pairs prefer what an earlier pair rejects; they teach "
             "nothing, and no model can be right about both"
         )
+
+
+def _lengths_differ(split: Mapping[str, Any]) -> bool:
+    """Whether the answers differ by more than a word or two, so that a model could learn length."""
+    ratio = split["length_ratio"] or 1.0
+    return abs(split["length_gap"] or 0.0) >= LENGTH_GAP and max(ratio, 1 / ratio) >= LENGTH_RATIO
 
 
 def _of_overlap(overlap: Mapping[str, int], pairs: int) -> Iterator[str]:
