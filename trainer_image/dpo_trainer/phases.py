@@ -5,12 +5,13 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from dpo_operator.api import names
 from dpo_operator.api.access import hub_repository
-from dpo_operator.api.diagnosis import DATASET
+from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.model import AdapterType
 from dpo_operator.api.reports import PushReport, Termination
@@ -127,15 +128,23 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
     found = prepare.run(job, work, inputs)
     if job.spec.adapter.type is not AdapterType.NONE:
         _check_adapter(job, work, telemetry, progress)
-    if work.data_report.is_file():
-        for text in json.loads(work.data_report.read_text(encoding="utf-8"))["warnings"]:
-            telemetry.warning(DATASET, text)
+    _warn_of_data(work, telemetry)
     _keep_warnings(work, telemetry)
     return build_termination("prepare", attempt, ExitCode.OK, dataset=found)
 
 
+def _warn_of_data(work: WorkDir, telemetry: Telemetry) -> None:
+    """What the dataset report warns of. Reports of earlier versions have sentences alone."""
+    if not work.data_report.is_file():
+        return
+    report = json.loads(work.data_report.read_text(encoding="utf-8"))
+    for text, found in zip_longest(report["warnings"], report.get("findings", ())):
+        telemetry.warning("Dataset", text, finding=Finding.model_validate(found) if found else None)
+
+
 def _keep_warnings(work: WorkDir, telemetry: Telemetry) -> None:
     """Begin diagnosis.json with the warnings of prepare, or add them. The data are prepared, so a failure is only a warning."""
+    telemetry.diagnosed(0, telemetry.warnings)
     try:
         known = Diagnosis.read(work)
         known.at(known.step, [*known.findings, *telemetry.warnings])[0].write(work)

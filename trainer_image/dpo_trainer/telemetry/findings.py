@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from dpo_operator.api.diagnosis import Finding, Severity
+from dpo_operator.api.diagnosis import Finding, Severity, worst_first
 from dpo_trainer.diagnosis.judge import without_explained
 
 # Of the warnings that prepare and the trainer give; the others are worth knowing and no more.
@@ -16,6 +16,11 @@ SEVERITY: Mapping[str, Severity] = {
 }
 
 
+def as_finding(code: str, text: str, step: int) -> Finding:
+    """A warning as a finding."""
+    return Finding(code=code, severity=SEVERITY.get(code, "Info"), step=step, cause=text)
+
+
 class Findings:
     """stated: what holds by the newest look of the rules, with the warnings known then. warnings: given in this process."""
 
@@ -23,13 +28,14 @@ class Findings:
         self.stated: list[Finding] = []
         self.warnings: list[Finding] = []
 
-    def warn(self, code: str, text: str, step: int) -> None:
-        """Add a warning; of a code that was given before, the first one stands for all."""
-        finding = Finding(code=code, severity=SEVERITY.get(code, "Info"), step=step, cause=text)
+    def warn(self, finding: Finding) -> None:
+        """Add a warning; of those with one key, the first one stands for all."""
         if finding.key not in {known.key for known in self.warnings}:
             self.warnings.append(finding)
 
     def holding(self) -> list[Finding]:
-        """All that holds, worst first, without what others explain."""
+        """All that holds, worst first, with the warnings that no look has seen yet and that nothing explains."""
         known = {finding.key for finding in self.stated}
-        return without_explained([*self.stated, *(one for one in list(self.warnings) if one.key not in known)])
+        later = [warning for warning in list(self.warnings) if warning.key not in known]
+        standing = without_explained([*self.stated, *later])
+        return worst_first([*self.stated, *(warning for warning in later if warning in standing)])

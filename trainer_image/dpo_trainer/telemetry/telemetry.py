@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from dpo_operator.api import names
-from dpo_operator.api.diagnosis import CODES, MAX_FINDINGS, Finding
+from dpo_operator.api.diagnosis import CODES, Finding
 from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Progress, SlowestRank
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.console import Console, Silent, console, format_metric
-from dpo_trainer.telemetry.findings import Findings
+from dpo_trainer.telemetry.findings import Findings, as_finding
 from dpo_trainer.telemetry.metrics_file import INITIAL_LOSS, initial_loss, read_metrics
 from dpo_trainer.telemetry.output import Record, Start
 from dpo_trainer.telemetry.prometheus import TrainerMetrics
@@ -260,34 +260,31 @@ class Telemetry:
         """A checkpoint could not be committed."""
         self._shared.ck_failures.inc()
 
-    def warning(self, code: str, text: str, *, once: bool = False) -> None:
+    def warning(self, code: str, text: str, *, once: bool = False, finding: Finding | None = None) -> None:
         """Log a warning, which is a finding, too. code: CamelCase. once: every rank gives the warning, and only rank 0 logs it.
 
-        From any thread.
+        finding: where it is known better than by the code. From any thread.
         """
         if self.rank == 0 or not once:
             self._warnings.line(f"Warning: {code}: {text}")
         if self.rank == 0:
-            self._findings.warn(code, text, self.progress.step)
-            self._publish()
+            self._findings.warn(finding or as_finding(code, text, self.progress.step))
+            self._tracker.findings(self._findings.holding())
+            self._shared.findings(self._findings.holding())
 
     @property
     def warnings(self) -> list[Finding]:
         """The warnings so far, as findings; on rank 0 alone."""
-        return self._findings.warnings
+        return list(self._findings.warnings)
 
-    def diagnosed(self, findings: Sequence[Finding], new: Sequence[Finding]) -> None:
-        """The rules looked at the run. findings: all that hold. new: those of them that were not stated before, which are logged."""
+    def diagnosed(self, step: int, findings: Sequence[Finding], new: Sequence[Finding] = ()) -> None:
+        """The rules have looked at the figures of `step`: these findings hold now, and earlier ones do not. new: of these, to log."""
         for finding in new:
             if finding.code in CODES:
                 self._warnings.line(f"{finding.severity}: {finding.code}: {finding.sentence}")
         self._findings.stated = list(findings)
-        self._publish()
-
-    def _publish(self) -> None:
-        holding = self._findings.holding()
-        self._tracker.update(findings=tuple(holding[:MAX_FINDINGS]))
-        self._shared.findings(holding)
+        self._tracker.diagnosed(step, self._findings.holding())
+        self._shared.findings(self._findings.holding())
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -63,7 +63,7 @@ class Diagnosing:
 
     def _read(self, resumed_step: int) -> None:
         self._diagnosis = Diagnosis.read(self._work).cut(resumed_step)
-        self._telemetry.diagnosed(self._diagnosis.findings, ())
+        self._telemetry.diagnosed(self._diagnosis.step, self._diagnosis.findings)
 
     def _state(self, step: int) -> None:
         path, before = self._work.data_report, self._diagnosis
@@ -81,7 +81,7 @@ class Diagnosing:
         # Of a code that was given before, the words of then stay.
         warnings = {finding.key: finding for finding in (*self._telemetry.warnings, *before.warnings)}
         self._diagnosis, new = before.at(step, diagnose(record, warnings.values()))
-        self._telemetry.diagnosed(self._diagnosis.findings, new)
+        self._telemetry.diagnosed(step, self._diagnosis.findings, new)
         self._diagnosis.write(self._work)
 
     def _guarded(self, work: Any) -> None:

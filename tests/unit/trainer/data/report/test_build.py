@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dpo_operator.api.diagnosis import WARNINGS, Finding
 from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.data.report import build as data_report
+from dpo_trainer.data.report.warnings import KINDS
 from dpo_trainer.data.tokens.truncation import Limits
 from dpo_trainer.runtime.workdir import WorkDir
 
@@ -87,8 +89,8 @@ def test_pairs_repeated_by_a_weight_are_not_duplicates():
     ("train", "expected"),
     [
         (lambda: pairs(99), "train: only 99 pairs"),
-        (lambda: joined(pairs(70, chosen=7), pairs(34, start=500)), "longer one in 67% of the pairs"),
-        (lambda: joined(pairs(70, chosen=5), pairs(34, start=500)), "shorter one in 67% of the pairs"),
+        (lambda: joined(pairs(70, chosen=10), pairs(34, start=500)), "longer one in 67% of the pairs"),
+        (lambda: joined(pairs(70, chosen=3), pairs(34, start=500)), "shorter one in 67% of the pairs"),
         (lambda: pairs(100, prompt=50, chosen=2, rejected=2), "93% of the tokens are prompt"),
         (lambda: pairs(100, cut=6), "6 of 100 pairs (6%) were cut to data.maxLength 64"),
         (lambda: joined(pairs(100), pairs(6)), "6 of 106 pairs are copies"),
@@ -103,6 +105,17 @@ def test_each_problem_of_a_split_has_its_warning(train, expected):
 @pytest.mark.parametrize("train", [pairs(100), pairs(100, cut=5), joined(pairs(65, chosen=7), pairs(35, start=500))])
 def test_normal_values_give_no_warning(train):
     assert warnings(train) == ""
+
+
+def test_warnings_are_findings_with_a_known_code():
+    report = build(pairs(99, cut=6))
+    found = [Finding.model_validate(finding) for finding in report["findings"]]
+    assert [finding.sentence for finding in found] == report["warnings"]
+    assert [(f.code, f.severity, f.setting) for f in found] == [
+        ("FewTrainingPairs", "Info", "data.train"),
+        ("TruncatedPairs", "Warning", "data.maxLength"),
+    ]
+    assert KINDS.keys() <= WARNINGS.keys()
 
 
 def test_many_boundary_merges_give_a_warning():
