@@ -80,6 +80,10 @@ def why(
             case = clustercase.read_case(Kubectl(namespace, context, kubeconfig), job)
     explanation = explained(case)
     if output is not None:
-        show(asdict(explanation) | {"findings": [f.model_dump(mode="json") for f in case.findings]}, output)
+        show(
+            asdict(explanation)
+            | {"findings": [f.model_dump(mode="json", by_alias=True) for f in case.status.findings]},
+            output,
+        )
         return
     Console(highlight=False).print(escape(explanation.text()), soft_wrap=True, end="")

@@ -14,12 +14,14 @@ from pydantic import ValidationError
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import exitcodes, names
-from dpo_operator.api.diagnosis import Finding
+from dpo_operator.api.diagnosis import Finding, worst_first
 from dpo_operator.api.reports import Metrics, Progress, Termination
 from dpo_operator.api.status import Attempts, CheckpointStatus, DPOJobStatus, FinalMetrics, Restart, State
+from dpo_operator.api.statusparts.findings import FindingStatus
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJobSpec
-from dpo_operator.explain.case import Case, Place, read_findings
+from dpo_operator.explain.case import Case, Place
+from dpo_operator.planning.findings import as_status
 from dpo_operator.planning.progress import progress_status, with_dataset
 
 # Files that a work folder has at least one of.
@@ -53,6 +55,7 @@ def read_case(folder: Path) -> Case:
     busy = _is_busy(folder)
     said = sorted(_terminations(folder), key=lambda each: each.time)
     status = _status(folder, said, busy, now)
+    status = status.model_copy(update={"findings": _findings(folder, said)})
     return Case(
         name=str((job.get("metadata") or {}).get("name") or folder.name),
         namespace="",
@@ -60,7 +63,6 @@ def read_case(folder: Path) -> Case:
         status=status,
         now=now,
         place=Place(cluster="", folder=str(folder)),
-        findings=_findings(folder, said),
         busy=busy,
     )
 
@@ -198,13 +200,20 @@ def _checkpoint(folder: Path) -> CheckpointStatus | None:
     return CheckpointStatus(step=step, path=newest.parent.name, digest="", attempt=0, time=time)
 
 
-def _findings(folder: Path, said: list[Said]) -> tuple[Finding, ...]:
-    """Those of diagnosis.json, else of the newest termination message with any."""
+def _findings(folder: Path, said: list[Said]) -> list[FindingStatus]:
+    """Those of diagnosis.json, else of the newest words of training with any; and those of prepare."""
+    found: dict[names.Phase, list[FindingStatus]] = {}
+    for each in said:
+        phase, progress = each.words.phase, each.words.progress
+        if progress is not None and progress.findings:
+            found[phase] = [as_status(finding, phase) for finding in progress.findings]
     document = _json(folder / "diagnosis.json")
-    if isinstance(document, dict):
-        return read_findings(document.get("findings"))
-    reported = [each.words.progress for each in said if each.words.progress and each.words.progress.findings]
-    return reported[-1].findings if reported else ()
+    if isinstance(document, dict) and isinstance(document.get("findings"), list):
+        found["train"] = []
+        for raw in document["findings"]:
+            with contextlib.suppress(ValidationError):
+                found["train"].append(as_status(Finding.model_validate(raw), "train"))
+    return worst_first([finding for each in found.values() for finding in each])
 
 
 def _terminations(folder: Path) -> Iterator[Said]:

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
-from dpo_operator.api.diagnosis import Finding, worst_first
 from dpo_operator.api.reports import Termination
 from dpo_operator.api.status import DPOJobStatus, State
 from dpo_operator.api.text import shown
@@ -133,7 +132,6 @@ class Case:
     created: datetime | None = None
     deleting: bool = False
     managed_by: str = names.MANAGER
-    findings: tuple[Finding, ...] = ()
     pods: tuple[Pod, ...] = ()
     events: tuple[Event, ...] = ()
     unread: tuple[str, ...] = ()
@@ -167,7 +165,6 @@ class Case:
             created=time_of(metadata.get("creationTimestamp")),
             deleting="deletionTimestamp" in metadata,
             managed_by=shown(str(spec.get("managedBy") or names.MANAGER), 253),
-            findings=findings_of(raw),
             pods=tuple(sorted((Pod.from_raw(each) for each in pods), key=lambda p: (p.phase, p.attempt, p.index))),
             events=tuple(sorted((Event.from_raw(each) for each in events), key=lambda e: e.last or now)),
             waiting=tuple(
@@ -226,23 +223,6 @@ def status_of(raw: Raw) -> DPOJobStatus:
         return DPOJobStatus.model_validate(raw.get("status") or {})
     except ValidationError:
         return DPOJobStatus()
-
-
-def findings_of(raw: Raw) -> tuple[Finding, ...]:
-    """The findings in a DPOJob's status, worst first; what is none is left out."""
-    found = (raw.get("status") or {}).get("findings")
-    return read_findings(found)
-
-
-def read_findings(found: object) -> tuple[Finding, ...]:
-    """Findings of a list in JSON, worst first; what is none is left out."""
-    read = []
-    for each in found if isinstance(found, list) else ():
-        try:
-            read.append(Finding.model_validate(each))
-        except ValidationError:
-            continue
-    return tuple(worst_first(read))
 
 
 def _spec(raw: Raw) -> DPOJobSpec | None:

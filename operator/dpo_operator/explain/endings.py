@@ -192,9 +192,13 @@ def _gang(case: Case) -> Lines:
 
 
 def _diagnosis(case: Case) -> Lines:
-    lines = [f"{finding.code}: {finding.suggestion}" for finding in case.findings[:2] if finding.suggestion]
+    lines = [
+        anew(case, f"spec.{finding.setting.removeprefix('spec.')}", f"Do what {finding.code} suggests")
+        for finding in case.status.findings[:2]
+        if finding.setting
+    ]
     keep = "The last checkpoint is saved; to train on from it anyway, its state can be exported: dpo export CHECKPOINT --to FOLDER"
-    return [*lines, anew(case, "spec.diagnosis.stopOn", "Change the setting, or take the finding off the list"), keep]
+    return [*lines, anew(case, "spec.diagnosis.stopOn", "Or take the finding off the list"), keep]
 
 
 def _deadline(case: Case) -> Lines:

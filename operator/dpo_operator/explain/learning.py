@@ -1,29 +1,32 @@
 """What a run's figures and findings say about its learning, as lines."""
 
-from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.status import FinalMetrics, ProgressStatus
+from dpo_operator.api.statusparts.findings import FindingStatus
 from dpo_operator.explain.case import Case
 from dpo_operator.explain.waits import Lines, anew
 
 
-def worst(case: Case) -> Finding | None:
+def worst(case: Case) -> FindingStatus | None:
     """The first finding that is more than a note; None without one."""
-    return next((finding for finding in case.findings if finding.severity != "Info"), None)
+    return next((finding for finding in case.status.findings if finding.severity != "Info"), None)
 
 
 def finding_lines(case: Case) -> Lines:
     """Each finding with its sentence and its figures beside their limits."""
-    return [line for finding in case.findings for line in _finding(finding)]
+    return [line for finding in case.status.findings for line in _finding(finding)]
 
 
-def _finding(finding: Finding) -> Lines:
-    at = f" at step {finding.step}" if finding.step else " before the first step"
-    lines = [f"{finding.code} ({finding.severity}{at}): {finding.sentence}"]
+def _finding(finding: FindingStatus) -> Lines:
+    where = (
+        "in the data"
+        if finding.phase == "prepare"
+        else f"at step {finding.step}"
+        if finding.step
+        else "before the first step"
+    )
+    lines = [f"{finding.code} ({finding.severity}, {where}): {finding.message}"]
     if finding.figures:
-        figures = (
-            f"{f.name} {f.value:.4g}" + ("" if f.limit is None else f" (limit {f.limit:.4g})") for f in finding.figures
-        )
-        lines.append(f"  measured: {', '.join(figures)}")
+        lines.append(f"  measured: {', '.join(finding.figures)}")
     return lines
 
 
@@ -50,9 +53,10 @@ def figures(case: Case) -> Lines:
             f", {text}" for text in (progress.percent, progress.activity and f"at: {progress.activity}") if text
         )
     lines = [f"Progress: {steps}."] if case.status.phase != "prepare" else []
+    accuracy = (progress.accuracy, progress.eval_accuracy) if progress is not None else (None, None)
     for name, values in (
-        ("Training", (found.loss, found.reward_margin, found.reward_accuracy)),
-        ("Held out", (found.eval_loss, found.eval_reward_margin, found.eval_reward_accuracy)),
+        ("Training", (found.loss, found.reward_margin, accuracy[0] or found.reward_accuracy)),
+        ("Held out", (found.eval_loss, found.eval_reward_margin, accuracy[1] or found.eval_reward_accuracy)),
     ):
         known = [
             f"{what} {value}"

@@ -90,7 +90,7 @@ def test_a_run_at_work_is_told_by_its_lock(folder: Path) -> None:
     with _locked(folder):
         text = said(str(folder)).output
     assert "is running the training" in text
-    assert "Training: loss 0.6300, margin 0.1000, accuracy 0.7500." in text
+    assert "Training: loss 0.6300, margin 0.1000, accuracy 0.75." in text
 
 
 def test_a_finished_run_says_whether_it_learned(folder: Path) -> None:

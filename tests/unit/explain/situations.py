@@ -18,6 +18,7 @@ from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.explain.case import Case, Place
 from dpo_operator.planning.failures import Failure
+from dpo_operator.planning.findings import as_status
 from dpo_operator.planning.objects import ChildPod, Notice
 from dpo_operator.planning.plan import plan
 from dpo_operator.planning.rejecting import reject
@@ -63,7 +64,8 @@ def case(
     """The case of a job some minutes after its status was written, read back from JSON as an API server has it."""
     raw = (job or a_job()).model_dump(mode="json", by_alias=True, exclude_none=True)
     raw["metadata"] |= {"creationTimestamp": "2026-01-01T11:30:00Z"} | metadata
-    raw["status"] = status.to_dict() | ({"findings": [f.model_dump(mode="json") for f in findings]} if findings else {})
+    found = [as_status(finding, "train") for finding in findings]
+    raw["status"] = status.model_copy(update={"findings": found}).to_dict()
     now = NOON + timedelta(minutes=minutes)
     return Case.from_raw(raw, now=now, place=PLACE, pods=pods, events=events, others=others, others_known=True)
 
@@ -395,7 +397,10 @@ PHASES: dict[ExitCode, names.Phase] = dict.fromkeys(
 def exits(code: ExitCode) -> Case:
     phase = PHASES.get(code, "train")
     found = fails(ended(0, code, WORDS[code], phase=phase), job=a_job(nodes=1), phase=phase)
-    return replace(found, findings=(a_finding(Code.GIBBERISH),)) if code is ExitCode.STOPPED_BY_DIAGNOSIS else found
+    if code is not ExitCode.STOPPED_BY_DIAGNOSIS:
+        return found
+    status = found.status.model_copy(update={"findings": [as_status(a_finding(Code.GIBBERISH), "train")]})
+    return replace(found, status=status)
 
 
 for code in TABLE:
