@@ -84,6 +84,7 @@ def _blocks(spans: tuple[Span, ...], window: int | None, device: torch.device) -
     def seen(_batch: Tensor, _head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         other_answer = is_rejected[q] & is_chosen[k]
         near = True if window is None else place[q] - place[k] < window
-        return (pair[q] == pair[k]) & (q >= k) & ~other_answer & near
+        visible: Tensor = (pair[q] == pair[k]) & (q >= k) & ~other_answer & near
+        return visible
 
     return _create_block_mask(device.type)(seen, None, None, length, length, device=device)

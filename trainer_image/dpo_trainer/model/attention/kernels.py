@@ -141,4 +141,5 @@ def _error(call: Any, shape: HeadShape, device: torch.device, dtype: torch.dtype
     gradients = torch.autograd.grad((output.float() * weights).sum(), inputs)
     wanted = torch.autograd.grad((reference * weights).sum(), exact)
     pairs = [(output, reference), (quiet, reference), *zip(gradients, wanted, strict=True)]
-    return max(((found.float() - right).norm() / right.norm()).item() for found, right in pairs)
+    largest: float = max(((found.float() - right).norm() / right.norm()).item() for found, right in pairs)
+    return largest

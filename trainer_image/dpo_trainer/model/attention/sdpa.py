@@ -76,7 +76,7 @@ def _pieces(spans: tuple[Span, ...], *tensors: Tensor) -> Iterator[list[list[Ten
     One split for each tensor, whose backward pass is one concatenation. A slice's would make a tensor of the whole row for each pair.
     """
     sizes = [size for _, p, c, r in spans for size in ((p + c, r) if r else (p + c,))]
-    split = [iter(tensor.split(sizes, dim=2)) for tensor in tensors]
+    split = [iter(tensor.split_with_sizes(sizes, dim=2)) for tensor in tensors]
     for span in spans:
         yield [[next(parts) for _ in range(2 if span.rejected else 1)] for parts in split]
 
