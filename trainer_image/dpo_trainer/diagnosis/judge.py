@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable
 
 from dpo_operator.api.diagnosis import CODES, SEVERITIES, Code, Finding, worst_first
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord
 from dpo_trainer.diagnosis.rules import (
     displacement,

@@ -77,6 +77,9 @@ _EVAL: _Values = {
     ),
 }  # fmt: skip
 _SPLITS: dict[str, _Values] = {"train": _BOTH | _TRAIN, "eval": _BOTH | _EVAL}
+_FINDING = (
+    "1 for each finding about the run's learning that holds now; diagnosis.json in the work folder has their words."
+)
 # Accuracy of one bucket: the key goes on with its name, such as le_64.
 _BUCKET_KEY = "rewards/accuracies/"
 
@@ -166,11 +169,7 @@ class SharedMetrics:
             ("rank",),
         )
         self._findings = set[tuple[str, str]]()
-        self._finding = gauge(
-            "dpo_finding",
-            "1 for each finding about the run's learning that holds now; diagnosis.json in the work folder has their words.",
-            ("code", "severity"),
-        )
+        self._finding = gauge("dpo_finding", _FINDING, ("code", "severity"))
         self.truncated = counter("dpo_train_truncated_pairs", "Pairs trained on that were cut to data.maxLength.")
         self.nonfinite = counter("dpo_train_nonfinite_steps", "Steps whose loss or gradient was NaN or infinite.")
         self.skipped = counter("dpo_train_skipped_steps", "Steps left out by training.nonFinite.")

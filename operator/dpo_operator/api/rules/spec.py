@@ -19,7 +19,7 @@ from dpo_operator.api.rules.method import METHOD_RULES
 from dpo_operator.api.rules.pods import POD_RULES
 from dpo_operator.api.rules.rule import Rule
 from dpo_operator.api.rules.size import SIZE_RULES
-from dpo_operator.api.thresholds import THRESHOLDS, unknown_words
+from dpo_operator.api.rules.thresholds import THRESHOLDS, unknown_words
 from dpo_operator.api.training import Checkpoint
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dpo_operator.api.diagnosis import CODES, Code, Finding
-from dpo_operator.api.thresholds import THRESHOLDS
+from dpo_operator.api.rules.thresholds import THRESHOLDS
 from dpo_trainer.diagnosis import judge
 from dpo_trainer.diagnosis.judge import EXPLAINS, FIRST_STEP, RULES, diagnose, without_explained
 from dpo_trainer.diagnosis.record import RunRecord, thinned

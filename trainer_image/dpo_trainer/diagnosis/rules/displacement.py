@@ -1,7 +1,7 @@
 """LikelihoodDisplacement: the margin grows, and yet the chosen answers become less likely (arXiv 2410.08847)."""
 
 from dpo_operator.api.diagnosis import Code, Finding, Severity
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, number
 from dpo_trainer.diagnosis.rules.generations import generations, surprising
 from dpo_trainer.diagnosis.saying import finding, other_rate, percent

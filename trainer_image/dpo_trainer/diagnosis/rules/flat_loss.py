@@ -2,7 +2,7 @@
 
 from dpo_operator.api.diagnosis import Code, Finding
 from dpo_operator.api.model import AdapterType
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import Line, RunRecord, average, number
 from dpo_trainer.diagnosis.saying import finding, other_rate, percent, round_, short
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import Line, RunRecord, number
 
 

@@ -1,7 +1,7 @@
 """Gibberish: the policy's samples are text that nobody would write, or its data became impossible to it."""
 
 from dpo_operator.api.diagnosis import Code, Finding
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, mean, number
 from dpo_trainer.diagnosis.rules import displacement, verbosity
 from dpo_trainer.diagnosis.rules.generations import Generations, chosen_tokens, generations, surprising

@@ -1,7 +1,7 @@
 """DistributionMismatch: the chosen answers are far from what the model would say itself."""
 
 from dpo_operator.api.diagnosis import Code, Finding
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, number
 from dpo_trainer.diagnosis.saying import finding
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from dpo_operator.api.diagnosis import Code, Finding, Severity
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import Line, Mean, RunRecord, average, deviation, mean, number
 from dpo_trainer.diagnosis.saying import finding, percent
 

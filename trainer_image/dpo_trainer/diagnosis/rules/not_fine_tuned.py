@@ -1,7 +1,7 @@
 """NotTheFineTunedModel: the answers are not this model's language."""
 
 from dpo_operator.api.diagnosis import Code, Finding
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, number
 from dpo_trainer.diagnosis.rules.generations import fits_the_cap
 from dpo_trainer.diagnosis.saying import finding, percent

@@ -4,7 +4,7 @@ import math
 from collections import Counter
 
 from dpo_operator.api.diagnosis import Code, Finding, Severity
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, number
 from dpo_trainer.diagnosis.rules.generations import Generations, generations
 from dpo_trainer.diagnosis.saying import finding, percent

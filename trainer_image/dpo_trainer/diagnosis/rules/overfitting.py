@@ -1,7 +1,7 @@
 """Overfitting: the held-out loss rises from its least while the training loss falls."""
 
 from dpo_operator.api.diagnosis import Code, Finding
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, average, error_of, number
 from dpo_trainer.diagnosis.saying import finding, other_rate, round_, short
 

@@ -1,7 +1,7 @@
 """ReferenceDrift: what the policy writes is far from what the reference would write."""
 
 from dpo_operator.api.diagnosis import Code, Finding
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, number
 from dpo_trainer.diagnosis.rules.generations import generations
 from dpo_trainer.diagnosis.saying import finding, instead, other_rate

@@ -3,7 +3,7 @@
 from statistics import median
 
 from dpo_operator.api.diagnosis import Code, Finding
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, mean, number
 from dpo_trainer.diagnosis.saying import finding, instead, percent, round_, short
 

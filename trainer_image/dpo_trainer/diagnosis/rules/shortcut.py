@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_operator.api.diagnosis import Code, Finding, Severity
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, number
 from dpo_trainer.diagnosis.saying import finding, percent
 

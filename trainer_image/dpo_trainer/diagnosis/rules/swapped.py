@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from dpo_operator.api.diagnosis import Code, Finding
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, average, error_of, mean, number
 from dpo_trainer.diagnosis.saying import finding
 

@@ -1,7 +1,7 @@
 """TemplateOrBoundary: the first tokens of the answers surprise the model far more than its own text does."""
 
 from dpo_operator.api.diagnosis import Code, Finding
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, number
 from dpo_trainer.diagnosis.saying import finding
 

@@ -2,7 +2,7 @@
 
 from dpo_operator.api.diagnosis import Code, Finding, Severity
 from dpo_operator.api.method import MethodName
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, number
 from dpo_trainer.diagnosis.rules.generations import chosen_tokens, fits_the_cap, generations, surprising
 from dpo_trainer.diagnosis.saying import finding, percent
@@ -31,7 +31,7 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
     longer = number(record.split("train"), "chosen_longer")
     why = (
         f"; in {percent(longer)} of the training pairs the chosen answer is the longer one"
-        if (longer or 0) > _LONGER
+        if longer is not None and longer > _LONGER
         else ""
     )
     setting, suggestion = _advice(record)

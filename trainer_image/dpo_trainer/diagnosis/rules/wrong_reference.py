@@ -1,7 +1,7 @@
 """WrongReference: before the first update, policy and reference are one model, so that log-ratios are 0."""
 
 from dpo_operator.api.diagnosis import Code, Finding
-from dpo_operator.api.thresholds import Limits
+from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import Line, RunRecord, number
 from dpo_trainer.diagnosis.saying import finding
 
