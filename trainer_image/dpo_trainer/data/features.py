@@ -158,29 +158,26 @@ class Features:
 
     def _kind_rules(self) -> Iterable[dict[str, Any]]:
         for feature, counts in self.kinds.items():
-            chosen, rejected = Counter[str](), Counter[str]()
+            # One word, mark or language that chosen answers have and rejected ones lack, or the other way round.
+            lead = Counter[str]()
+            either = Counter[str]()
             for (one, other), count in counts.items():
-                chosen[one] += count
-                rejected[other] += count
-            right = ties = 0.0
-            for (one, other), count in counts.items():
-                # Without this pair itself, or each word that occurs once would tell its own pair.
-                lead = _lead(one, chosen, rejected, -1, 0) - _lead(other, chosen, rejected, 0, -1)
-                right += count * (lead > 0)
-                ties += count * (lead == 0)
-            top = chosen.most_common(1)[0][0]
-            name = {"last mark": "punctuation"}.get(feature, feature)
+                if one != other:
+                    lead[one] += count
+                    lead[other] -= count
+                    either[one] += count
+                    either[other] += count
+            if not lead:
+                continue
+            top = max(lead, key=lambda value: (abs(lead[value]), value))
+            accuracy = ((either[top] + abs(lead[top])) / 2 + (self.pairs - either[top]) / 2) / self.pairs
+            side = "chosen" if lead[top] > 0 else "rejected"
+            detail = f"“{top}” as the {feature} of the {side} answer" if top else f"The {feature}"
             yield {
-                "feature": name,
-                "detail": f"The {feature} (as “{top}”)" if top else f"The {feature}",
-                "accuracy": round((right + ties / 2) / self.pairs, 4),
+                "feature": {"last mark": "punctuation"}.get(feature, feature),
+                "detail": detail,
+                "accuracy": round(accuracy, 4),
             }
-
-
-def _lead(value: str, chosen: Counter[str], rejected: Counter[str], less_chosen: int, less_rejected: int) -> float:
-    """How much more often a value is chosen than rejected, -1 to 1."""
-    up, down = chosen[value] + less_chosen, rejected[value] + less_rejected
-    return (up - down) / (up + down) if up + down > 0 else 0.0
 
 
 def _text(answer: Any) -> str | None:
