@@ -138,7 +138,9 @@ class Features:
         Where both answers have as much of a feature, its rule guesses, right half of the time.
         """
         rules = [] if self.pairs < _FEWEST else [*self._amount_rules(), *self._kind_rules()]
-        best = {rule["feature"]: rule for rule in sorted(rules, key=lambda rule: rule["accuracy"])}
+        best: dict[str, dict[str, Any]] = {}
+        for rule in sorted(rules, key=lambda rule: -rule["accuracy"]):
+            best.setdefault(rule["feature"], rule)
         shares = {
             side: round(count / total, 4) if total else None
             for side, count, total in zip(("chosen", "rejected"), self.refusals, self.answers, strict=True)
