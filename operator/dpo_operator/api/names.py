@@ -55,6 +55,8 @@ TOKEN_FILE = "/etc/dpo-token/token"  # noqa: S105 - a path, not a secret
 WANDB_KEY_FILE = "/etc/dpo-wandb/key"
 # A file for each key of the Secret, and the certificates to trust.
 CREDENTIALS_DIR = "/etc/dpo-credentials"
+# In a prepare pod that restores: the same for the Secret of checkpoint.mirror, where it has its own.
+MIRROR_CREDENTIALS_DIR = "/etc/dpo-mirror-credentials"
 CA_FILE = "/etc/dpo-ca/ca.crt"
 CLAIMS_DIR = "/claims"
 CACHE_DIR = "/cache"
@@ -77,6 +79,9 @@ ENV_TOKEN_FILE = "DPO_TOKEN_FILE"  # noqa: S105
 ENV_RECORDED_CHECKPOINTS = "DPO_RECORDED_CHECKPOINTS"
 ENV_CREDENTIALS_DIR = "DPO_CREDENTIALS_DIR"
 ENV_CA_FILE = "DPO_CA_FILE"
+ENV_MIRROR_CREDENTIALS_DIR = "DPO_MIRROR_CREDENTIALS_DIR"
+# Of a prepare that fetches the newest checkpoint from checkpoint.mirror: "1".
+ENV_RESTORE = "DPO_RESTORE"
 # Of a pod that has the identity of a ServiceAccount in a cloud: "1".
 ENV_IDENTITY = "DPO_IDENTITY"
 # Of a training pod with GPUs that are not nvidia.com/gpu: their resource.
