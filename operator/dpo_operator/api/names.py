@@ -13,6 +13,8 @@ MANAGER = f"{GROUP}/dpo-operator"
 
 Phase = Literal["prepare", "train", "export"]
 PHASES: tuple[Phase, ...] = ("prepare", "train", "export")
+# Kinds of pods: those of the phases, and those that copy checkpoints to a mirror beside them.
+PodKind = Literal["prepare", "train", "export", "mirror"]
 
 # Labels of every child object. Selection is by UID, so that a later job of the same name adopts nothing.
 LABEL_JOB = f"{GROUP}/job"
@@ -124,6 +126,11 @@ def policy_name(job: str, phase: Phase) -> str:
     return f"{job}-prepare" if phase == "prepare" else f"{job}-train"
 
 
+def mirror_policy_name(job: str) -> str:
+    """NetworkPolicy of the pods that copy checkpoints to a mirror."""
+    return f"{job}-mirror"
+
+
 def push_policy_name(job: str) -> str:
     """NetworkPolicy of an export pod that pushes, in addition to that of the ranks and the export pod."""
     return f"{job}-push"
@@ -139,8 +146,8 @@ def volume_claim_name(job: str) -> str:
     return f"{job}-work"
 
 
-def child_job_name(job: str, phase: Phase, attempt: int) -> str:
-    """batch/v1 Job of one attempt of one phase."""
+def child_job_name(job: str, phase: PodKind, attempt: int) -> str:
+    """batch/v1 Job of one attempt of one phase, or of one copy to a mirror."""
     return f"{job}-{phase}-{attempt}"
 
 

@@ -116,6 +116,19 @@ class CheckpointStatus(StatusModel):
     time: Time = Field(description="When it was committed.")
 
 
+class MirrorStatus(StatusModel):
+    """Copies of checkpoints in the object store of checkpoint.mirror."""
+
+    copies: int = Field(default=0, ge=0, description="Copies that were begun; each is a Job of its own.")
+    ended: int = Field(default=0, ge=0, description="Newest of them whose end was noted.")
+    tried: str = Field(
+        default="", max_length=64, description="Digest of the newest checkpoint that a copy was begun for."
+    )
+    checkpoint: CheckpointStatus | None = Field(
+        default=None, description="Newest checkpoint that the mirror has whole."
+    )
+
+
 class Workers(StatusModel):
     """Pods of the current phase."""
 
@@ -233,7 +246,7 @@ class DPOJobStatus(StatusModel):
     )
     conditions: list[Condition] = Field(
         default=[],
-        description=f"Types: {', '.join(TYPES)}. The last four appear only when relevant.",
+        description=f"Types: {', '.join(TYPES)}. The last five appear only when relevant.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     start_time: Time | None = Field(default=None, description="When the job was accepted.")
@@ -254,6 +267,7 @@ class DPOJobStatus(StatusModel):
         max_length=MAX_RECORDED,
         description="Checkpoints that pods reported, oldest first; the next attempt resumes from one of them.",
     )
+    mirror: MirrorStatus | None = Field(default=None, description="Copies of checkpoints, with checkpoint.mirror.")
     workers: Workers = Field(default=Workers(), description="Pods of the current phase.")
     straggler: StragglerStatus | None = Field(
         default=None, description="A rank that is much slower than the others now. For information; no action is taken."
@@ -317,6 +331,7 @@ class StatusFields(TypedDict, total=False):
     dataset: DatasetStatus | None
     checkpoint: CheckpointStatus | None
     recorded_checkpoints: list[CheckpointRecord]
+    mirror: MirrorStatus | None
     workers: Workers
     straggler: StragglerStatus | None
     volume: VolumeStatus | None

@@ -25,6 +25,7 @@ from dpo_operator.planning import (
     gangs,
     guarding,
     hangs,
+    mirroring,
     progress,
     recorded,
     refusals,
@@ -85,6 +86,7 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
     if not status.is_final:
         status = recorded.with_reported_checkpoints(status, seen)
     decision = volumes.with_volume(_decide(job, status, seen, at, settings), job, status, seen, at)
+    decision = mirroring.with_mirror(decision, job, seen, at, settings.image)
     due = _next_deadline(job, decision.status, at)
     if due is not None:
         sooner = due if decision.requeue_after is None else min(due, decision.requeue_after)
@@ -108,7 +110,7 @@ def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     if lost := volumes.lost_message(status, seen):
         if left := certainty.seconds_left(seen, certainty.claim_lost(status)):
             return Plan(status, requeue_after=left)
-        return restarts.give_up(status, c.VOLUME_LOST, lost, at)
+        return mirroring.after_loss(status, lost, at)
     if stale := find_stale(status, seen):
         status = status if job.spec.suspend else transitions.waiting(status, at, c.STOPPING_OLD_PODS, stale.describe())
         return Plan(status, removals(stale, status, seen), requeue_after=SETTLE_SECONDS)
