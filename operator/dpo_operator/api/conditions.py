@@ -24,6 +24,8 @@ VOLUME_NEARLY_FULL = "VolumeNearlyFull"
 PUSHED = "Pushed"
 # Whether the newest checkpoint that was copied is in the store that checkpoint.mirror names, and no newer copy failed.
 MIRRORED = "Mirrored"
+# Whether the figures show a run that learns; absent before they were first looked at, and without spec.diagnosis.enabled.
+HEALTHY = "Healthy"
 TYPES = (
     SUSPENDED,
     PREPARED,
@@ -36,6 +38,7 @@ TYPES = (
     VOLUME_NEARLY_FULL,
     PUSHED,
     MIRRORED,
+    HEALTHY,
 )
 
 # Reasons of the operator's own decisions. A failed trainer's reasons come from the exit-code table.
@@ -95,6 +98,9 @@ NOT_SUSPENDED = "NotSuspended"
 RETRIED = "Retried"
 RETRY_IGNORED = "RetryIgnored"
 RESIZE_REFUSED = "ResizeRefused"
+
+# Reason of Healthy=True without a finding; with one, the reason is its code.
+NO_FINDINGS = "NoFindings"
 
 # Reasons about the volume, of conditions and events.
 CLAIM_SMALLER = "ClaimSmaller"

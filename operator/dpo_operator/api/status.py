@@ -11,9 +11,12 @@ from typing import Any, Literal, TypedDict
 from pydantic import Field, model_validator
 
 from dpo_operator.api.conditions import TYPES, Condition, StatusModel, Time
+from dpo_operator.api.diagnosis import MAX_FINDINGS
 from dpo_operator.api.names import ANNOTATION_RETRY, Phase
-from dpo_operator.api.renames import with_current_names
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord
+from dpo_operator.api.statusparts.findings import AnnouncedFindings, FindingStatus
+from dpo_operator.api.statusparts.renames import with_current_names
+from dpo_operator.api.statusparts.stored import CheckpointStatus, ExportStatus, MirrorStatus, VolumeStatus
 
 MAX_HISTORY = 10
 MAX_HISTORY_MESSAGE = 512
@@ -84,12 +87,18 @@ class ProgressStatus(StatusModel):
     pairs_per_second: str | None = Field(default=None, description="Throughput of all ranks.")
     loss: str | None = Field(default=None, description="Training loss of the newest logged step, nats.")
     reward_margin: str | None = Field(default=None, description="Mean reward of chosen minus rejected answers, nats.")
+    reward_margin_se: str | None = Field(default=None, description="Standard error of rewardMargin, nats.")
     reward_accuracy: str | None = Field(default=None, description="Share of pairs whose chosen answer wins.")
+    accuracy: str | None = Field(
+        default=None, max_length=64, description="rewardAccuracy; says so if the margin is within noise or near 0."
+    )
     reward_chosen: str | None = Field(default=None, description="Mean reward of chosen answers, nats.")
     reward_rejected: str | None = Field(default=None, description="Mean reward of rejected answers, nats.")
     eval_loss: str | None = Field(default=None, description="Loss of the newest evaluation, nats.")
     eval_reward_margin: str | None = Field(default=None, description="Margin of the newest evaluation, nats.")
+    eval_reward_margin_se: str | None = Field(default=None, description="Standard error of evalRewardMargin, nats.")
     eval_reward_accuracy: str | None = Field(default=None, description="Accuracy of the newest evaluation.")
+    eval_accuracy: str | None = Field(default=None, max_length=64, description="evalRewardAccuracy, as accuracy is.")
     resumed_from_step: int | None = Field(
         default=None, ge=0, description="Step of the checkpoint that the attempt resumed from."
     )
@@ -104,29 +113,6 @@ class DatasetStatus(StatusModel):
     dropped_rows: int = Field(default=0, ge=0, description="Rows left out.")
     dropped: dict[str, int] = Field(default={}, max_length=32, description="Rows left out, by reason.")
     truncated_pairs: int = Field(default=0, ge=0, description="Pairs that were truncated.")
-
-
-class CheckpointStatus(StatusModel):
-    """Newest committed checkpoint."""
-
-    step: int = Field(ge=0, description="Optimizer steps that it contains.")
-    path: str = Field(max_length=1024, description="Folder, relative to the job's folder on the volume.")
-    digest: str = Field(max_length=128, description="SHA-256 of its manifest, hex.")
-    attempt: int = Field(ge=0, description="Attempt that wrote it.")
-    time: Time = Field(description="When it was committed.")
-
-
-class MirrorStatus(StatusModel):
-    """Copies of checkpoints in the object store of checkpoint.mirror."""
-
-    copies: int = Field(default=0, ge=0, description="Copies that were begun; each is a Job of its own.")
-    ended: int = Field(default=0, ge=0, description="Newest of them whose end was noted.")
-    tried: str = Field(
-        default="", max_length=64, description="Digest of the newest checkpoint that a copy was begun for."
-    )
-    checkpoint: CheckpointStatus | None = Field(
-        default=None, description="Newest checkpoint that the mirror has whole."
-    )
 
 
 class Workers(StatusModel):
@@ -149,46 +135,19 @@ class StragglerStatus(StatusModel):
     since: Time = Field(description="When it was noticed.")
 
 
-class PushStatus(StatusModel):
-    """A copy of the trained model in an object store or on a hub."""
-
-    to: str = Field(max_length=512, description="Its folder or repository.")
-    digest: str = Field(
-        max_length=64, description="SHA-256 of dpo_provenance.json, which has the digest of each file, hex."
-    )
-    commit: str | None = Field(default=None, max_length=64, description="Commit in the hub repository.")
-
-
-class ExportStatus(StatusModel):
-    """The trained model."""
-
-    path: str = Field(max_length=1024, description="Folder, relative to the job's folder on the volume.")
-    pushed: PushStatus | None = Field(default=None, description="Its copy, with export.push.")
-
-
 class FinalMetrics(StatusModel):
     """Values at the end of training; text, nats where they have a unit."""
 
     step: int = Field(default=0, ge=0, description="Optimizer steps.")
     loss: str | None = Field(default=None, description="Training loss.")
     reward_margin: str | None = Field(default=None, description="Reward margin.")
+    reward_margin_se: str | None = Field(default=None, description="Standard error of rewardMargin.")
     reward_accuracy: str | None = Field(default=None, description="Reward accuracy, 0 to 1.")
     eval_loss: str | None = Field(default=None, description="Evaluation loss.")
     eval_reward_margin: str | None = Field(default=None, description="Evaluation's reward margin.")
+    eval_reward_margin_se: str | None = Field(default=None, description="Standard error of evalRewardMargin.")
     eval_reward_accuracy: str | None = Field(default=None, description="Evaluation's reward accuracy, 0 to 1.")
     ending: str = Field(default="", max_length=512, description="How training ended, such as early, and why.")
-
-
-class VolumeStatus(StatusModel):
-    """Where the job's files are."""
-
-    claim_name: str = Field(description="PersistentVolumeClaim.")
-    claim_uid: str = Field(default="", description="Its UID; if it changes, the job's files are lost.")
-    folder: str = Field(description="Folder of this job on the volume: its UID.")
-    capacity_bytes: int | None = Field(default=None, ge=0, description="Size of the file system, as rank 0 sees it.")
-    free_bytes: int | None = Field(
-        default=None, ge=0, description="Free space; updated when it changes by 5% of the size."
-    )
 
 
 class ActiveJob(StatusModel):
@@ -246,7 +205,7 @@ class DPOJobStatus(StatusModel):
     )
     conditions: list[Condition] = Field(
         default=[],
-        description=f"Types: {', '.join(TYPES)}. The last five appear only when relevant.",
+        description=f"Types: {', '.join(TYPES)}. The last six appear only when relevant.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     start_time: Time | None = Field(default=None, description="When the job was accepted.")
@@ -283,6 +242,15 @@ class DPOJobStatus(StatusModel):
     )
     export: ExportStatus | None = Field(default=None, description="The trained model.")
     final_metrics: FinalMetrics | None = Field(default=None, description="Values at the end of training.")
+    findings: list[FindingStatus] = Field(
+        default=[],
+        max_length=2 * MAX_FINDINGS,
+        description=f"What is found about the job's learning and its data now, worst first; at most {MAX_FINDINGS} of prepare and as many "
+        "of training.",
+    )
+    announced_findings: AnnouncedFindings | None = Field(
+        default=None, description="Findings that have had their event in the newest attempt that has any."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -339,3 +307,5 @@ class StatusFields(TypedDict, total=False):
     last_handled_retry: str
     export: ExportStatus | None
     final_metrics: FinalMetrics | None
+    findings: list[FindingStatus]
+    announced_findings: AnnouncedFindings | None

@@ -8,7 +8,8 @@ from dataclasses import replace
 from dpo_operator.api import conditions as c
 from dpo_operator.api.exitcodes import info
 from dpo_operator.api.reports import MirrorReport, RecordedCheckpoints
-from dpo_operator.api.status import DPOJobStatus, MirrorStatus
+from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.statusparts.stored import MirrorStatus
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.job import pod_count

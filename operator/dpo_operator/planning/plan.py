@@ -8,7 +8,8 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api import names
 from dpo_operator.api.allow import DEFAULT_ALLOW, Allow
 from dpo_operator.api.allow import refusals as not_allowed
-from dpo_operator.api.status import ActiveJob, DPOJobStatus, VolumeStatus, Workers
+from dpo_operator.api.status import ActiveJob, DPOJobStatus, Workers
+from dpo_operator.api.statusparts.stored import VolumeStatus
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import build_config_map
@@ -22,6 +23,7 @@ from dpo_operator.planning import (
     certainty,
     ending,
     failures,
+    findings,
     gangs,
     guarding,
     hangs,
@@ -83,10 +85,13 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
     if job.metadata.deletion_timestamp is not None:
         return ending.being_deleted(job, status, seen)
     at = Moment(now.replace(microsecond=0), job.metadata.generation)
+    told: tuple[Event, ...] = ()
     if not status.is_final:
         status = recorded.with_reported_checkpoints(status, seen)
+        status, told = findings.with_findings(job, status, seen, at)
     decision = volumes.with_volume(_decide(job, status, seen, at, settings), job, status, seen, at)
     decision = mirroring.with_mirror(decision, job, seen, at, settings.image)
+    decision = replace(decision, events=(*told, *decision.events))
     due = _next_deadline(job, decision.status, at)
     if due is not None:
         sooner = due if decision.requeue_after is None else min(due, decision.requeue_after)

@@ -9,7 +9,8 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import CheckpointRecord, RecordedCheckpoints
-from dpo_operator.api.status import CheckpointStatus, DPOJobStatus, MirrorStatus
+from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.statusparts.stored import CheckpointStatus, MirrorStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.planning.actions import Create, Delete, Plan
 from dpo_operator.planning.objects import ChildJob, ChildPod
