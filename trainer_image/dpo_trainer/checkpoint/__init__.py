@@ -6,7 +6,7 @@ plain_files           files read without following links
 slices                which elements of a parameter each rank's shard holds
 shard                 one rank's safetensors file, hashed while it is written
 engine_state          what a checkpoint needs from the training engine
-writer, retention     commit protocol: free space, shards, manifest, rename; which ones stay
+writer                commit protocol: free space, shards, manifest, rename, retention
 volume                messages for volume errors during a save
 background, hostcopy  saves in a thread, from a copy of a rank's slices
 loading, verification selecting the checkpoint to resume from: intact, matching, trusted

@@ -16,9 +16,8 @@ from dpo_operator.api.reports import CheckpointRef
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.loop_state import LoopState
 from dpo_trainer.checkpoint.manifest import MANIFEST, File, Manifest, attempt_of, read_manifest, reference
-from dpo_trainer.checkpoint.retention import retained
 from dpo_trainer.checkpoint.shard import Entry, file_size, write_shard
-from dpo_trainer.checkpoint.verification import usable_costs
+from dpo_trainer.checkpoint.verification import retained, usable_costs
 from dpo_trainer.checkpoint.volume import check_free_space, volume_errors_explained
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.runtime.errors import TrainerError

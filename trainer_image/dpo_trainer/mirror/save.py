@@ -13,8 +13,8 @@ from dpo_operator.api.training import Checkpoint
 from dpo_trainer.checkpoint.layout import committed, folder_name
 from dpo_trainer.checkpoint.manifest import MANIFEST, Manifest, parse_manifest, read_content, reference
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint, open_plain
-from dpo_trainer.checkpoint.retention import retained
 from dpo_trainer.checkpoint.trust import Trust
+from dpo_trainer.checkpoint.verification import retained
 from dpo_trainer.mirror.place import Place, files_of, steps, whole
 from dpo_trainer.runtime.errors import input_not_found, volume_error
 from dpo_trainer.sources.stores import Stored
