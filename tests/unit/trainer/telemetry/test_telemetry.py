@@ -111,12 +111,15 @@ def test_a_step_reaches_prometheus_under_the_published_names(tmp_path: Path):
     news.evaluation(2, EVALUATION)
     news.checkpoint(CHECKPOINT, 3.0)
     news.nonfinite_step()
+    news.attention("off", "sdpa")
+    news.attention("shared", "varlen")
     news.initial_margin(0.0)
     news.initial_loss(0.693)
     found = samples(news)
 
     expected = {
         "dpo_train_info{loss_type=dpo}{model=org/name}{peft=none}{zero_stage=3}": 1,
+        "dpo_train_attention_info{kernel=varlen}{packing=shared}": 1,
         "dpo_train_step": 2, "dpo_train_max_steps": 10, "dpo_train_epoch": 0.2, "dpo_train_loss": 0.6312,
         "dpo_train_reward{response=chosen}": 0.1, "dpo_train_reward{response=rejected}": -0.03,
         "dpo_train_reward_margin": 0.13, "dpo_train_reward_accuracy_ratio": 0.75,
@@ -237,6 +240,17 @@ def test_a_line_for_each_logged_step(tmp_path: Path):
     assert line.startswith("step 12/250 loss 0.6312 margin 0.13 acc 0.75 grad 2.5 lr 4.1e-07 ")
     assert "pairs/s eta " in line
     assert news.progress.step == 13
+
+
+def test_an_accuracy_says_when_its_margin_means_nothing(tmp_path: Path):
+    news, shown = telemetry(tmp_path)
+    news.begin(max_steps=2)
+    news.step(1, epoch=1.0, seconds=0.5, pairs=8, tokens=800, metrics={**METRICS, "rewards/margins": 0.001})
+    news.evaluation(1, {**EVALUATION, "rewards/margins_se": 0.1})
+
+    step, evaluation = [text for text in shown.getvalue().splitlines() if " acc " in text]
+    assert "acc 0.75 (margin near 0) grad" in step
+    assert evaluation.endswith("acc 0.75 (margin within noise)")
 
 
 def test_a_metric_without_data_is_a_dash(tmp_path: Path):
