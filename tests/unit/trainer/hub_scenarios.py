@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from dpo_trainer.runtime.libraries import hide_torch
 from tests.unit.trainer.hub_server import TOKEN, Repo, files_of, serving
 from tests.unit.trainer.tiny import CHATML, tiny_model
 
@@ -132,4 +133,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    hide_torch()  # as in a process that prepares
     main(Path(sys.argv[1]))
