@@ -14,7 +14,6 @@ from pathlib import Path
 
 from dpo_operator.api import names
 from dpo_trainer.commands import checkpoints
-from dpo_trainer.runtime.libraries import hide_torch
 
 
 @dataclass(frozen=True)
@@ -60,8 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dpo_trainer.launch import launcher
 
         return launcher.run(arguments.job_file, arguments.work_dir)
-    if arguments.command in ("prepare", "preview"):
-        hide_torch()
     from dpo_trainer.launch import stacks
 
     stacks.register()

@@ -16,8 +16,8 @@ from tests.numerics.ranks import on_ranks
 pytestmark = pytest.mark.numerics
 
 # 15 examples in steps of 8, in micro-batches of at most 3: in an epoch's first step a rank of two has 3 and 1, in its second
-# step one rank has 3 and 1, and the other 3 and none; one process has 3, 3 and 2, then 3, 3 and 1.
-STEPS, STEP_SIZE, MICRO_BATCH = 20, 8, 3
+# step one rank has 3 and 1, and the other 3 and none; one process has 3, 3 and 2, then 3, 3 and 1. Four epochs.
+STEPS, STEP_SIZE, MICRO_BATCH = 8, 8, 3
 DATA = {
     "pairs": examples("=" * 15),
     # Desirable and undesirable answers fall unequally on the ranks of most steps.

@@ -11,7 +11,6 @@ import os
 import sys
 from pathlib import Path
 
-from dpo_trainer.runtime.libraries import hide_torch
 from tests.unit.trainer.hub_server import TOKEN, Repo, files_of, serving
 from tests.unit.trainer.tiny import CHATML, tiny_model
 
@@ -122,8 +121,10 @@ def main(folder: Path) -> None:
     logging.disable(logging.WARNING)
     with serving(repositories(folder)) as hub:
         os.environ |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        from dpo_trainer.runtime.libraries import import_tokenizers_alone
         from dpo_trainer.sources import retrying
 
+        import_tokenizers_alone()  # as prepare does
         retrying.FIRST_WAIT_SECONDS = 0.01
         results = {}
         for name, settings in SCENARIOS.items():
@@ -133,5 +134,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    hide_torch()  # as in a process that prepares
     main(Path(sys.argv[1]))

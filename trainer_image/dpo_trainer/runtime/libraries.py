@@ -25,15 +25,21 @@ def import_peft() -> Any:
     return peft
 
 
-def hide_torch() -> None:
-    """Make torch look as if it were not installed, for a process that only tokenizes.
+def import_tokenizers_alone() -> None:
+    """Import transformers as if torch were not installed, for a process that uses its tokenizers alone.
 
     Transformers imports torch wherever it finds it, and its tokenizers don't use it: five of eight seconds of CPU time at
-    each start. Does nothing where torch is loaded already.
+    each start. Models can't be loaded afterwards. Does nothing where one of the two is loaded already.
     """
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch
     modules: dict[str, Any] = sys.modules
-    modules.setdefault("torch", None)
+    if "torch" in modules or "transformers" in modules:
+        return
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no torch
+    modules["torch"] = None
+    try:
+        import transformers  # noqa: F401 It keeps what it found.
+    finally:
+        del modules["torch"]
 
 
 def quiet_libraries() -> None:

@@ -164,7 +164,7 @@ def _is_peer_lost(error: BaseException) -> bool:
     if type(error).__name__ in _PEER_LOST_TYPES:
         return True
     if isinstance(error, ConnectionError):
-        return sys.modules.get("torch") is not None
+        return "torch" in sys.modules
     text = str(error).lower()
     return isinstance(error, RuntimeError) and any(part in text for part in _PEER_LOST_TEXTS)
 
