@@ -27,7 +27,7 @@ TIERS = ("unit", "numerics", "contract", "apiserver", "cluster")
 NEED_THE_RIG = ("contract", "apiserver", "cluster")
 # Tests of what happens within seconds: whatever else runs meanwhile has a lower priority. They are not beside each other.
 GO_FIRST = ("apiserver", "cluster")
-LAST = 19
+LOW = 15
 # Whole files of tests in several processes. A test of the numerics waits for its ranks, and one of the API server for
 # Kubernetes' controllers, so that one process leaves a core idle. Each process has an API server of its own.
 PROCESSES = {"numerics": 2, "apiserver": 3}
@@ -52,11 +52,11 @@ def tier_command(name: str, exhaustive: bool, extra: list[str]) -> list[str]:
 
 
 def give_way(leader: int) -> None:
-    """The lowest priority for a process that leads a session, and for all that it will start."""
-    os.setpriority(os.PRIO_PROCESS, leader, LAST)
+    """A low priority for a process that leads a session, and for all that it will start."""
+    os.setpriority(os.PRIO_PROCESS, leader, LOW)
     # Where Linux shares processors between sessions first, a process's own priority counts within its session alone.
     with contextlib.suppress(OSError):
-        Path(f"/proc/{leader}/autogroup").write_text(str(LAST))
+        Path(f"/proc/{leader}/autogroup").write_text(str(LOW))
 
 
 class Runner:
@@ -74,7 +74,7 @@ class Runner:
     def run(self, name: str, command: list[str], *, aside: bool = False) -> int:
         """Run a command to its end; its exit status. 5, no test, is a failure, too.
 
-        aside: it has the lowest priority, and its output comes when it has ended.
+        aside: it has a low priority, and its output comes when it has ended.
         """
         started, log = time.monotonic(), self._folder / f"{name.replace(' ', '-')}.log"
         if not aside:
