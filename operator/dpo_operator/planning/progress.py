@@ -2,7 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
-from dpo_operator.api.reports import CheckpointRef, DatasetReport, Metrics, Progress, Termination
+from dpo_operator.api.quantity import duration
+from dpo_operator.api.reports import CheckpointRef, DatasetReport, Metrics, Progress, Termination, accuracy_text
 from dpo_operator.api.status import (
     CheckpointStatus,
     DatasetStatus,
@@ -17,6 +18,7 @@ from dpo_operator.planning.transitions import changed
 # Shortest time between two writes of progress alone.
 WRITE_INTERVAL = timedelta(seconds=5)
 MAX_DROP_REASONS = 32
+_FIELDS = ProgressStatus.model_fields.keys()
 
 
 def last_step(status: DPOJobStatus) -> int:
@@ -29,17 +31,6 @@ def number(value: float | None) -> str | None:
     if value is None:
         return None
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3e}"
-
-
-def duration(seconds: float) -> str:
-    """Two largest units: 3d4h, 1h12m, 5m30s, 45s."""
-    total = max(0, round(seconds))
-    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
-    for i, (unit, size) in enumerate(units):
-        if total >= size:
-            rest = (total % size) // units[i + 1][1] if i + 1 < len(units) else 0
-            return f"{total // size}{unit}" + (f"{rest}{units[i + 1][0]}" if rest else "")
-    return "0s"
 
 
 def progress_status(read: Progress, now: datetime) -> ProgressStatus:
@@ -56,12 +47,16 @@ def progress_status(read: Progress, now: datetime) -> ProgressStatus:
         eta_seconds=round(read.eta_seconds) if read.eta_seconds is not None else None,
         pairs_per_second=number(read.pairs_per_second),
         **_metrics(train),
-        **{
-            f"eval_{k}": v for k, v in _metrics(evaluation).items() if k in ("loss", "reward_margin", "reward_accuracy")
-        },
+        accuracy=_accuracy(train),
+        **{f"eval_{name}": value for name, value in _metrics(evaluation).items() if f"eval_{name}" in _FIELDS},
+        eval_accuracy=_accuracy(evaluation),
         resumed_from_step=read.resumed_from_step,
         updated_time=now,
     )
+
+
+def _accuracy(metrics: Metrics) -> str | None:
+    return accuracy_text(metrics.reward_accuracy, metrics.reward_margin, metrics.reward_margin_se)
 
 
 def _metrics(metrics: Metrics) -> dict[str, str | None]:

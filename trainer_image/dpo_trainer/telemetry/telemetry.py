@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from dpo_operator.api import names
+from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Progress, SlowestRank
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.runtime.workdir import WorkDir
-from dpo_trainer.telemetry.console import Console, Silent, console, format_metric
+from dpo_trainer.telemetry.console import Console, Silent, console, learning_parts
 from dpo_trainer.telemetry.metrics_file import INITIAL_LOSS, initial_loss, read_metrics
 from dpo_trainer.telemetry.output import Record, Start
 from dpo_trainer.telemetry.prometheus import TrainerMetrics
@@ -149,6 +150,12 @@ class Telemetry:
             shared.ck_time.set(checkpoint.time)
             self._show.line(f"resuming from step {resumed_step}, saved by attempt {checkpoint.attempt}")
 
+    def attention(self, packing: str, kernel: str) -> None:
+        """How pairs go through the model: their layout, and what computes its attention."""
+        self._shared.attention(packing, kernel)
+        if self.rank == 0:
+            self._show.line(f"packing: {packing}; attention by {kernel}")
+
     def initial_margin(self, margin: float) -> None:
         """Mean reward margin before the first step, nats."""
         self._shared.initial_margin.set(margin)
@@ -229,15 +236,11 @@ class Telemetry:
         self._shared.last_step.set(time.time())
         self._shared.values("eval", metrics)
         self._records.write(Record(step, "eval", {"epoch": self.progress.epoch, **metrics}, time.time()))
-        parts = [f"eval at step {step}:"]
-        for key, form in (
-            ("loss", "loss {:.4f}"),
-            ("rewards/margins", "margin {:.3g}"),
-            ("rewards/accuracies", "acc {:.2f}"),
-        ):
-            if key in metrics:
-                parts.append(format_metric(form, metrics[key]))
-        self._show.line(" ".join(parts))
+        self._show.line(" ".join([f"eval at step {step}:", *learning_parts(metrics)]))
+
+    def diagnosed(self, step: int, findings: Sequence[Finding]) -> None:
+        """The rules have looked at the figures of `step`: these findings hold now, and earlier ones do not."""
+        self._tracker.diagnosed(step, findings)
 
     def checkpoint(self, ref: CheckpointRef, seconds: float) -> None:
         """A checkpoint was committed. seconds: since its save began. From any thread; it does not count as a heartbeat."""

@@ -7,7 +7,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpo_operator.api.diagnosis import MAX_FINDINGS, Finding, worst_first
 from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Metrics, Progress, SlowestRank
+from dpo_trainer.telemetry.margins import margin_se
 from dpo_trainer.telemetry.volume import CheckpointFolder
 
 # Steps over which speed and time left are averaged: long enough to hold a checkpoint or an evaluation now and then.
@@ -91,6 +93,11 @@ class ProgressTracker:
         """An evaluation is finished."""
         self.update(eval=summary(metrics, self.progress.eval), last_step_at=time.time(), activity="training")
 
+    def diagnosed(self, step: int, findings: Sequence[Finding]) -> None:
+        """The rules have looked at the figures of `step`: these findings hold now."""
+        worst, more = worst_first(findings)[:MAX_FINDINGS], max(0, len(findings) - MAX_FINDINGS)
+        self.update(diagnosed_step=step, findings=tuple(worst), findings_left_out=more)
+
     def checkpoint(self, ref: CheckpointRef) -> None:
         """A checkpoint was committed."""
         self.update(checkpoint=ref, recorded=self._checkpoints.records(self.progress.recorded, ref))
@@ -148,6 +155,7 @@ def summary(metrics: Mapping[str, float], earlier: Metrics) -> Metrics:
     return Metrics(
         loss=value("loss", earlier.loss),
         reward_margin=value("rewards/margins", earlier.reward_margin),
+        reward_margin_se=margin_se(metrics),
         reward_accuracy=value("rewards/accuracies", earlier.reward_accuracy),
         reward_chosen=value("rewards/chosen", earlier.reward_chosen),
         reward_rejected=value("rewards/rejected", earlier.reward_rejected),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Progress
 from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.runtime.workdir import WorkDir
@@ -82,6 +83,27 @@ def samples(news: Telemetry) -> dict[str, float]:
     return found
 
 
+def test_the_error_of_a_margin_is_as_measured_or_of_the_steps_pairs(tmp_path: Path):
+    news, _ = telemetry(tmp_path)
+    news.begin(max_steps=10, info=INFO)
+    news.step(1, epoch=0.1, seconds=1, pairs=16, tokens=9, metrics={**METRICS, "margins_std": 0.4, "pairs": 16.0})
+    news.evaluation(1, {**EVALUATION, "rewards/margins_se": 0.02})
+    assert (news.progress.train.reward_margin_se, news.progress.eval.reward_margin_se) == (0.1, 0.02)
+    news.evaluation(2, EVALUATION)
+    assert news.progress.eval.reward_margin_se is None
+
+
+def test_the_worst_findings_of_the_newest_look_are_in_the_status(tmp_path: Path):
+    news, _ = telemetry(tmp_path)
+    assert news.progress.diagnosed_step is None
+    many = [Finding(code="Shortcut", severity="Info", cause=str(n)) for n in range(6)]
+    news.diagnosed(4, [*many, Finding(code="FlatLoss", severity="Unhealthy", cause="Flat.")])
+    assert [finding.code for finding in news.progress.findings] == ["FlatLoss", *["Shortcut"] * 4]
+    assert (news.progress.diagnosed_step, news.progress.findings_left_out) == (4, 2)
+    news.diagnosed(8, [])
+    assert (news.progress.findings, news.progress.findings_left_out) == ((), 0)
+
+
 def test_a_step_reaches_prometheus_under_the_published_names(tmp_path: Path):
     news, _ = telemetry(tmp_path)
     news.begin(max_steps=10, checkpoint_interval=4, info=INFO)
@@ -89,12 +111,15 @@ def test_a_step_reaches_prometheus_under_the_published_names(tmp_path: Path):
     news.evaluation(2, EVALUATION)
     news.checkpoint(CHECKPOINT, 3.0)
     news.nonfinite_step()
+    news.attention("off", "sdpa")
+    news.attention("shared", "varlen")
     news.initial_margin(0.0)
     news.initial_loss(0.693)
     found = samples(news)
 
     expected = {
         "dpo_train_info{loss_type=dpo}{model=org/name}{peft=none}{zero_stage=3}": 1,
+        "dpo_train_attention_info{kernel=varlen}{packing=shared}": 1,
         "dpo_train_step": 2, "dpo_train_max_steps": 10, "dpo_train_epoch": 0.2, "dpo_train_loss": 0.6312,
         "dpo_train_reward{response=chosen}": 0.1, "dpo_train_reward{response=rejected}": -0.03,
         "dpo_train_reward_margin": 0.13, "dpo_train_reward_accuracy_ratio": 0.75,
@@ -215,6 +240,17 @@ def test_a_line_for_each_logged_step(tmp_path: Path):
     assert line.startswith("step 12/250 loss 0.6312 margin 0.13 acc 0.75 grad 2.5 lr 4.1e-07 ")
     assert "pairs/s eta " in line
     assert news.progress.step == 13
+
+
+def test_an_accuracy_says_when_its_margin_means_nothing(tmp_path: Path):
+    news, shown = telemetry(tmp_path)
+    news.begin(max_steps=2)
+    news.step(1, epoch=1.0, seconds=0.5, pairs=8, tokens=800, metrics={**METRICS, "rewards/margins": 0.001})
+    news.evaluation(1, {**EVALUATION, "rewards/margins_se": 0.1})
+
+    step, evaluation = [text for text in shown.getvalue().splitlines() if " acc " in text]
+    assert "acc 0.75 (margin near 0) grad" in step
+    assert evaluation.endswith("acc 0.75 (margin within noise)")
 
 
 def test_a_metric_without_data_is_a_dash(tmp_path: Path):
