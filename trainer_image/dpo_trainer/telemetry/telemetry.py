@@ -223,6 +223,11 @@ class Telemetry:
         self._shared.epoch.set(epoch)
         self._records.rewind(step)
 
+    def before_first_update(self, metrics: Mapping[str, float]) -> None:
+        """What was measured of the policy before its first update: a record of step 0 with the keys of an evaluation."""
+        self._shared.values("eval", metrics)
+        self._records.write(Record(0, "eval", {"epoch": 0.0, **metrics}, time.time()))
+
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """An evaluation after `step` optimizer steps is finished; keys as for training, without eval_."""
         self._tracker.evaluation(metrics)
