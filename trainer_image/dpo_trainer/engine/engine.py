@@ -164,10 +164,11 @@ class Engine:
         sums, sampled = self.deepspeed(batch, whole_logits=whole_logits, every_token=every_token)
         pairs, every = len(batch.pairs), 1 if every_token else stride(len(batch.scored_segment))
         answers = sums[: 2 * pairs].view(pairs, 2, 2)
+        logps, entropy, top1 = sampled
         return Scored(
             answers=answers,
             prompts=sums[2 * pairs :, 0] if batch.segments > 2 * pairs else None,
-            tokens=Predictions(*sampled, segment=batch.scored_segment[::every]),
+            tokens=Predictions(logps, entropy, top1, batch.scored_segment[::every]),
         )
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

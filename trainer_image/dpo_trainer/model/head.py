@@ -271,7 +271,7 @@ def _predictions(values: Tensor, targets: Tensor) -> Tensor:
     """See token_logps. values: log-probs, [rows, vocabulary]."""
     found = []
     # A few rows at a time: all would need the memory of the logits twice more.
-    for rows, wanted in zip(values.split(_SAMPLED_ROWS), targets.split(_SAMPLED_ROWS), strict=True):
+    for rows, wanted in zip(torch.split(values, _SAMPLED_ROWS), torch.split(targets, _SAMPLED_ROWS), strict=True):
         entropy = -(rows.exp() * rows.clamp(min=-1e4)).sum(dim=-1, dtype=torch.float64)
         hits = rows.argmax(dim=-1) == wanted
         found.append(torch.stack([rows.gather(1, wanted[:, None]).squeeze(1).double(), entropy, hits.double()]))

@@ -107,8 +107,8 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     owner = Owner(identity(spec, dataset=train.data.digest, **digests), trust)
     before = ranks.run_on_rank_zero(lambda: newest_parameters(work.checkpoints, owner))
     engine = load_engine(spec, work.model, world, train, ranks, telemetry, before=before)
-    known = before or ranks.run_on_rank_zero(lambda: is_measured(read_metrics(work.metrics)))
-    surprise = Surprise() if spec.diagnosis.enabled and not known else None
+    is_known = ranks.run_on_rank_zero(lambda: is_measured(read_metrics(work.metrics)))
+    surprise = Surprise() if spec.diagnosis.enabled and not before and not is_known else None
     throughput = Throughput.of(spec, work.model, engine.module.layout, engine.world)
     if objective.needs_reference and spec.model.reference is None:
         layout = engine.module.layout

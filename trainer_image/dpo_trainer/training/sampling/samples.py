@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -47,8 +47,13 @@ class _Decoder:
     pairs: tuple[TokenPair, ...]
 
 
-# A prompt's answers as ranks exchange them: greedy one; the draw, its log-prob, and that under the reference; None where there is none.
-_Found = tuple[Ids, Ids | None, float | None, float | None]
+class _Found(NamedTuple):
+    """The answers to one prompt. logp, reference: log-probs of the draw, nats, under the policy and before its first update."""
+
+    greedy: Ids
+    drawn: Ids | None = None
+    logp: float | None = None
+    reference: float | None = None
 
 
 class Samples:
@@ -94,7 +99,8 @@ class Samples:
         if not self._count or not self._is_time(step, telemetry):
             return {}
         telemetry.activity("sampling answers")
-        problem, found, stopped = "", {}, False
+        problem, stopped = "", False
+        found: dict[int, _Found] = {}
         try:
             self._decoder = self._decoder or self._open()
         except _CAN_NOT as error:
@@ -111,7 +117,7 @@ class Samples:
             return {}
         if stopped:
             return None
-        answers = {int(number): tuple(one) for part in self._ranks.gather(found) for number, one in part.items()}
+        answers = {int(number): _Found(*one) for part in self._ranks.gather(found) for number, one in part.items()}
         self._time.add(time.monotonic() - began)
         try:
             return self._ranks.run_on_rank_zero(lambda: self._write(step, answers))
@@ -177,8 +183,9 @@ class Samples:
                 greedy, drawn = generate(engine, prompts, tokens=self._tokens, end=decoder.end, drawn_by=by)
                 scores = self._under_reference(prompts, drawn) if self._scores else [None] * len(asked)
                 for place, number in enumerate(group.tolist()):
-                    draw = drawn[place] if drawn else None
-                    found[number] = (greedy[place], draw and draw.ids, draw and draw.logp, scores[place])
+                    found[number] = _Found(greedy[place])
+                    if drawn:
+                        found[number] = _Found(greedy[place], drawn[place].ids, drawn[place].logp, scores[place])
                 if should_stop():
                     return {}, True
         finally:
@@ -202,16 +209,17 @@ class Samples:
         assert self._decoder is not None
         if self._file is None:
             self._file = MetricsFile(self._work.samples, resumed_step=self._resumed_step, key=_key)
-            before = (line for line in read_metrics(self._work.samples) if line["step"] == 0)
-            self._reference = {str(line.get("prompt")): line for line in before}
+            first = (line for line in read_metrics(self._work.samples) if line["step"] == 0)
+            self._reference = {str(line.get("prompt")): line for line in first}
         decode, kinds = self._decoder.tokenizer.decode, ("policy", "policy_t1") if self._draws else ("policy",)
+        ends = [[token] for token in self._decoder.end]
         made: dict[str, list[Answer]] = {kind: [] for kind in kinds}
         before: dict[str, list[Line]] = {kind: [] for kind in kinds}
         for number, pair in enumerate(self._decoder.pairs):
             prompt, fields = decode(pair.prompt.tolist()), Line()
-            for kind, ids in zip(kinds, answers[number], strict=False):
+            for kind, ids in zip(kinds, (answers[number].greedy, answers[number].drawn or []), strict=False):
                 text = decode(ids, skip_special_tokens=True)
-                made[kind].append(Answer(ids, text, ids[-1] in self._decoder.end))
+                made[kind].append(Answer(ids, text, ids[-1:] in ends))
                 fields |= {kind: text, f"{kind}_tokens": len(ids)}
             if step == 0:
                 self._reference[prompt] = fields
@@ -244,10 +252,10 @@ class Samples:
             texts = [str(line[kind]) for line in before[kind]] if step else []
             found |= {f"samples/{name}/{key}": value for key, value in figures(made[kind], texts).items()}
         tokens = sum(len(answer.ids) for answer in made["policy_t1"])
-        own = sum(logp for _, _, logp, _ in answers.values() if logp is not None)
+        own = sum(one.logp or 0.0 for one in answers.values())
         found["samples/t1/own_nll"] = -own / tokens
         if self._scores:
-            reference = sum(logp for *_, logp in answers.values() if logp is not None)
+            reference = sum(one.reference or 0.0 for one in answers.values())
             found["samples/t1/reference_nll"] = -reference / tokens
             found["samples/t1/logratio_per_token"] = (own - reference) / tokens
             found["samples/t1/kl"] = (own - reference) / count

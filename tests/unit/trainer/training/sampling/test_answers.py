@@ -52,7 +52,13 @@ def test_other_answers_are_no_refusals(text: str):
 
 
 def test_the_commonest_opening_has_four_words():
-    texts = ["What a fine thing to say", "what a fine  thing.", "What a fine THING indeed", "What a", "Hello there you two"]
+    texts = [
+        "What a fine thing to say",
+        "what a fine  thing.",
+        "What a fine THING indeed",
+        "What a",
+        "Hello there you two",
+    ]
     assert top_opening(texts) == ("what a fine thing", 2)
     assert top_opening(["too short", ""]) == ("", 0)
 

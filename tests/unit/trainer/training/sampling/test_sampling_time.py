@@ -13,7 +13,7 @@ def sampled(cost: float, *, steps: int = 1000, every: int = 20, step_seconds: fl
     time, taken = SamplingTime(steps, every, resumed_step=begin, clock=lambda: now), []
     for step in range(begin, steps + 1):
         now += step_seconds if step > begin else 0.0
-        evaluated = step == begin == 0 or step > begin and (step % every == 0 or step == steps)
+        evaluated = step == begin == 0 or (step > begin and (step % every == 0 or step == steps))
         if evaluated and time.allows(step):
             now += cost
             time.add(cost)
