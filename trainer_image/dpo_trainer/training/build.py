@@ -115,13 +115,11 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         reference = References(spec, lambda: engine, ranks, work.reference, digests["model"], layout, telemetry, stop)
         for examples in splits:
             reference.add_to(examples, budget=spec.eval_batch, look=surprise if examples is train else None)
-    first: dict[str, float] = {}
-    if surprise is not None and not (first := surprise.figures(ranks)):
+    first = surprise.figures(ranks) if surprise is not None else {}
+    if surprise is not None and not first:
         # There was no pass of the policy over the reference's log-probs.
-        telemetry.activity("surprise at the data")
         after_each = progress("surprise at the data", ranks, telemetry, stop)
-        seen = plan.pairs_seen(total_steps)
-        measure(surprise, engine, train, budget=spec.eval_batch, seen=seen, after_each=after_each)
+        measure(surprise, engine, train, spec.eval_batch, plan.pairs_seen(total_steps), after_each)
         first = surprise.figures(ranks)
 
     state = engine.state()

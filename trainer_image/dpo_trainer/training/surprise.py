@@ -101,7 +101,6 @@ def measure(
     surprise: Surprise,
     engine: Engine,
     examples: Examples,
-    *,
     budget: Budget,
     seen: int,
     after_each: Callable[[int], None],
