@@ -21,7 +21,7 @@ from dpo_trainer.prepare.record import input_digests
 from dpo_trainer.runtime.stop import StopRequest, StopWhen
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
-from dpo_trainer.telemetry.metrics_file import read_metrics
+from dpo_trainer.telemetry.metrics_file import first_figures, read_metrics
 from dpo_trainer.training.examples import Examples, open_examples, read_sources
 from dpo_trainer.training.flops import Throughput
 from dpo_trainer.training.nonfinite import NonFinitePolicy
@@ -30,7 +30,7 @@ from dpo_trainer.training.reference import References, progress
 from dpo_trainer.training.sampling import Samples, SamplingTime
 from dpo_trainer.training.schedule import learning_rate, warmup_steps
 from dpo_trainer.training.startup_checks import check_logits_path, choose_layout, log_partitions, log_restored
-from dpo_trainer.training.surprise import Surprise, is_measured, measure
+from dpo_trainer.training.surprise import Surprise, measure
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     owner = Owner(identity(spec, dataset=train.data.digest, **digests), trust)
     before = ranks.run_on_rank_zero(lambda: newest_parameters(work.checkpoints, owner))
     engine = load_engine(spec, work.model, world, train, ranks, telemetry, before=before)
-    is_known = ranks.run_on_rank_zero(lambda: is_measured(read_metrics(work.metrics)))
+    is_known = ranks.run_on_rank_zero(lambda: bool(first_figures(read_metrics(work.metrics))))
     surprise = Surprise() if spec.diagnosis.enabled and not before and not is_known else None
     throughput = Throughput.of(spec, work.model, engine.module.layout, engine.world)
     if objective.needs_reference and spec.model.reference is None:

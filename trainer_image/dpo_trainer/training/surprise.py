@@ -19,7 +19,6 @@ from dpo_trainer.batches.sampler import Indices
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.engine.engine import Engine, Scored
 from dpo_trainer.losses.metrics import SIDES
-from dpo_trainer.telemetry.metrics_file import Line, kind
 from dpo_trainer.training.examples import Examples
 from dpo_trainer.training.passes import logps_table
 
@@ -28,7 +27,7 @@ FIRST = 4
 # Pairs to measure where the passes are made anyway, and in passes of their own: the most, and the least.
 _WITH_REFERENCE, _MOST, _LEAST = 512, 256, 128
 # Share of a run's passes that those of their own may take. A pass without gradients is a third of one with them.
-_SHARE, _PASSES = 0.03, 3
+_SHARE, _PASSES = 0.01, 3
 # An answer that the model is sure of has an entropy near 0, nats.
 _SMALLEST_ENTROPY = 1e-6
 
@@ -120,8 +119,3 @@ def some_of(pairs: int, seen: int) -> Indices:
     """Pairs to look at in passes of their own, spread evenly: few enough for their share of the run, but enough for a median."""
     count = min(pairs, _MOST, max(_LEAST, int(_SHARE * _PASSES * seen)))
     return np.unique(np.linspace(0, pairs - 1, count).round().astype(np.int64))
-
-
-def is_measured(lines: list[Line]) -> bool:
-    """Whether the lines of metrics.jsonl have the figures: an earlier attempt measured them."""
-    return any(line["step"] == 0 and kind(line) == "eval" and "eval_surprise/pairs" in line for line in lines)

@@ -59,6 +59,7 @@ def _loop(run: Run, milestones: Milestones) -> Outcome:
         else:
             tokens_seen, seconds = tokens_seen + sums.tokens, time.monotonic() - began
             metrics = {**sums.metrics, "grad_norm": grad_norm, "learning_rate": rate, "num_tokens": float(tokens_seen)}
+            metrics["pairs"] = float(len(pairs))
             if milestones.is_update_measured(step):
                 metrics["update_ratio"] = run.engine.update_ratio()
             milestones.report(step, pairs, sums, metrics, seconds)
