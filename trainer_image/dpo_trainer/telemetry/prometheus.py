@@ -7,7 +7,7 @@ is counted.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
@@ -240,6 +240,10 @@ class SharedMetrics:
             buckets=CHECKPOINT_BUCKETS,
             registry=registry,
         )
+        self._make_gauges(gauge)
+
+    def _make_gauges(self, gauge: Callable[..., Gauge]) -> None:
+        """The gauges of TRL's keys. gauge: makes one."""
         self._gauges: dict[str, dict[str, Gauge]] = {}
         for split, values in _SPLITS.items():
             made: dict[str, Gauge] = {}
