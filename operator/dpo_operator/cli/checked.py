@@ -10,9 +10,10 @@ from rich.markup import escape
 
 from dpo_operator.api import exitcodes
 from dpo_operator.api.allow import Allow
+from dpo_operator.api.rules.advice import advice
 from dpo_operator.api.text import sentences
 from dpo_operator.api.types import DPOJob
-from dpo_operator.cli import jobfile
+from dpo_operator.cli import jobfile, modelsource
 
 console = Console(stderr=True, highlight=False)
 
@@ -41,3 +42,9 @@ def read_job(path: Path, allow: Allow) -> DPOJob:
         for line in str(error).splitlines():
             console.print(f"[red]error:[/red] {escape(line)}", soft_wrap=True)
         raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
+
+
+def warn(job: DPOJob, claims: Path) -> None:
+    """Say which settings guides call dangerous."""
+    for line in advice(job.spec, modelsource.parameters_here(job, claims)):
+        console.print(f"[yellow]warning:[/yellow] {escape(str(line))}", soft_wrap=True)

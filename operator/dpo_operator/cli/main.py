@@ -20,7 +20,7 @@ from dpo_operator.api.models import hardware
 from dpo_operator.api.quantity import to_bytes
 from dpo_operator.api.types import DPOJob
 from dpo_operator.cli import inspect, local, modelsource, planview, steer
-from dpo_operator.cli.checked import AllowEnv, allowed, console, read_job
+from dpo_operator.cli.checked import AllowEnv, allowed, console, read_job, warn
 from dpo_operator.cli.parent import signal_at_parents_end
 from dpo_operator.sizing import proposal
 from dpo_operator.sizing.work import Pairs
@@ -49,7 +49,9 @@ def run(
 
     After a failure in training, all ranks restart from the last checkpoint as spec.failurePolicy says.
     """
-    _run(read_job(file, allowed(allow_env)), local.LocalRun.run, work_dir, fresh, claims, metrics_port)
+    job = read_job(file, allowed(allow_env))
+    warn(job, claims)
+    _run(job, local.LocalRun.run, work_dir, fresh, claims, metrics_port)
 
 
 @app.command()
@@ -98,11 +100,15 @@ def validate(
     claims: Claims = Path("claims"),
     allow_env: AllowEnv = None,
 ) -> None:
-    """Check a DPOJob file without a cluster. Notes say what a cluster refuses unless its administrator allows it."""
+    """Check a DPOJob file without a cluster.
+
+    Notes say what a cluster refuses unless its administrator allows it, warnings which settings guides to DPO call dangerous.
+    """
     allow = allowed(allow_env)
     job = read_job(file, allow)
     for line in refusals(job.spec, allow, image=""):
         console.print(f"note: {escape(line)}", soft_wrap=True)
+    warn(job, claims)
     console.print(f"{file}: {names.KIND} {job.metadata.name} is valid")
     if data:
         raise typer.Exit(local.look(job, claims.resolve()))

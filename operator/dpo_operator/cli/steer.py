@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 
 from dpo_operator.cli import cluster
-from dpo_operator.cli.checked import AllowEnv, allowed, read_job
+from dpo_operator.cli.checked import AllowEnv, allowed, read_job, warn
 from dpo_operator.cli.inspect import Context, Kubeconfig, Name, Namespace, errors, no_traceback
 from dpo_operator.cli.kubectl import Kubectl
 
@@ -25,6 +25,7 @@ def submit(
 ) -> None:
     """Check a file and create its DPOJob, and whatever else is in it, in the cluster."""
     job = read_job(file, allowed(allow_env))
+    warn(job, Path("claims"))
     _done(lambda kubectl: cluster.submit(kubectl, file), namespace, context, kubeconfig)
     where = f" -n {namespace}" if namespace else ""
     errors.print(f"Watch it: kubectl dpo status {job.metadata.name}{where} -w", soft_wrap=True)
