@@ -184,6 +184,23 @@ class EarlyStopping(ApiModel):
     )
 
 
+class Mirror(ApiModel):
+    """Where committed checkpoints are copied to while training goes on."""
+
+    to: str = Field(
+        min_length=1,
+        max_length=512,
+        pattern=r"^(s3|gs|az|abfs)://[A-Za-z0-9][A-Za-z0-9._-]*/[^\x00-\x20\x7f-\xa0]+$",
+        description="Folder in an object store, s3://bucket/path, gs://bucket/path or az://container/path. It must be new, empty, or this job's mirror. "
+        "Endpoint, region, proxy and certificates are those of access.",
+    )
+    credentials_secret_ref: SecretRef | None = Field(
+        default=None,
+        description="Secret with keys that may read, write and delete there, in the form of access.credentialsSecretRef. Default: that Secret, or the "
+        "identity of pod.serviceAccountName.",
+    )
+
+
 class Push(ApiModel):
     """Where the exported model is copied to."""
 
@@ -283,3 +300,8 @@ class Checkpoint(ApiModel):
         "each GPU's share of the state, 12 bytes for each parameter trained, divided by the number of GPUs. false: wait until it is committed.",
     )
     volume: Volume = Field(default=Volume(), description="The work volume.")
+    mirror: Mirror | None = Field(
+        default=None,
+        description="Copy committed checkpoints to an object store, by a pod of its own. If the volume is lost, training resumes from the newest copy. "
+        "keepLast and keepBest hold there too. Default: checkpoints are on the volume alone.",
+    )
