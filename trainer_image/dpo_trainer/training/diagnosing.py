@@ -24,16 +24,21 @@ class Diagnosing:
     """Looks at the files of a run on rank 0, so that what it states can be stated again from them. diagnosis.json is continued."""
 
     def __init__(
-        self, spec: DPOJobSpec, work: WorkDir, ranks: Ranks, telemetry: Telemetry, *, total_steps: int
+        self,
+        spec: DPOJobSpec,
+        work: WorkDir,
+        ranks: Ranks,
+        telemetry: Telemetry,
+        total_steps: int,
+        *,
+        resumed_step: int,
     ) -> None:
+        """Read what earlier attempts stated, up to the step that the run resumes from. Telemetry has begun."""
         self._spec, self._work, self._ranks, self._telemetry = spec, work, ranks, telemetry
         self._total_steps = total_steps
         self._diagnosis = Diagnosis()
         self._metrics, self._samples = _Tail(work.metrics), _Tail(work.samples)
-
-    def begin(self, resumed_step: int) -> None:
-        """Read what earlier attempts stated, up to the step that the run resumes from. On every rank."""
-        if self._ranks.rank == 0:
+        if ranks.rank == 0:
             self._guarded(lambda: self._read(resumed_step))
 
     def rewind(self, step: int) -> None:
