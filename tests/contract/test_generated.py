@@ -82,7 +82,8 @@ def test_each_default_stands_once() -> None:
 
 
 def test_columns_show_fields_that_exist() -> None:
-    known = {f".{path}" for path, _ in nodes(crd.status_schema(), "status")} | {".metadata.creationTimestamp"}
+    shown = {f'.status.conditions[?(@.type=="{type_}")].status' for type_ in conditions.TYPES}
+    known = {f".{path}" for path, _ in nodes(crd.status_schema(), "status")} | {".metadata.creationTimestamp"} | shown
     assert {path for _, _, path, _ in crd.COLUMNS} <= known
 
 

@@ -22,6 +22,8 @@ VOLUME_TOO_SMALL = "VolumeTooSmall"
 VOLUME_NEARLY_FULL = "VolumeNearlyFull"
 # Whether the export is in the store that export.push names.
 PUSHED = "Pushed"
+# Whether the figures show a run that learns; absent before they were first looked at, and without spec.diagnosis.enabled.
+HEALTHY = "Healthy"
 TYPES = (
     SUSPENDED,
     PREPARED,
@@ -33,6 +35,7 @@ TYPES = (
     VOLUME_TOO_SMALL,
     VOLUME_NEARLY_FULL,
     PUSHED,
+    HEALTHY,
 )
 
 # Reasons of the operator's own decisions. A failed trainer's reasons come from the exit-code table.
@@ -89,6 +92,9 @@ NOT_SUSPENDED = "NotSuspended"
 RETRIED = "Retried"
 RETRY_IGNORED = "RetryIgnored"
 RESIZE_REFUSED = "ResizeRefused"
+
+# Reason of Healthy=True without a finding; with one, the reason is its code.
+NO_FINDINGS = "NoFindings"
 
 # Reasons about the volume, of conditions and events.
 CLAIM_SMALLER = "ClaimSmaller"

@@ -1,8 +1,9 @@
 """What a run's figures say about its learning: findings, their codes and thresholds. One table for trainer, operator and docs."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StringConstraints
 
@@ -55,6 +56,49 @@ MEANINGS: dict[Code, str] = {
     Code.REFERENCE_DRIFT: "The policy's own answers are far from what the reference would say.",
     Code.DISTRIBUTION_MISMATCH: "The answers in the data are far from what the model itself would say.",
 }
+
+
+# Codes outside the table above: what prepare finds in the data, and what the trainer warns of.
+WARNINGS: dict[str, str] = {
+    "FewTrainingPairs": "So few training pairs that the result is noisy.",
+    "FewEvaluationPairs": "So few evaluation pairs that an accuracy is noisy.",
+    "RowsLeftOut": "Many rows are left out.",
+    "NoSeparator": "Nothing stands between prompt and answer in plain text.",
+    "RepeatedPrompt": "Answers begin with their prompt.",
+    "LostReasoning": "The chat template leaves reasoning out.",
+    "LengthBias": "Chosen answers are mostly the longer ones, or mostly the shorter ones.",
+    "LongPrompts": "Most tokens are of prompts, from which little is learned.",
+    "TruncatedPairs": "Many pairs are cut to data.maxLength.",
+    "BoundaryMerges": "A token would span the end of the prompt in many pairs.",
+    "NearIdenticalAnswers": "Both answers are nearly the same in many pairs.",
+    "CopiedPairs": "Many pairs are copies of others.",
+    "ContradictingPairs": "Pairs prefer what other pairs reject.",
+    "SharedPrompts": "Prompts of the evaluation are in the training data, too.",
+    "OneKindOfAnswer": "All examples are desirable, or all are undesirable.",
+    "UnbalancedKinds": "Desirable and undesirable examples differ in number, and kto's weights do not balance them.",
+    "AdapterBase": "The adapter was trained on another base model.",
+    "FirstStepLoss": "The first loss is not that of a policy that equals its reference.",
+    "FirstStepMargin": "The first margin is not 0.",
+    "NonFinite": "Steps with NaN or infinite values were skipped.",
+    "RolledBack": "Training went back to a checkpoint.",
+    "CheckpointRefused": "A checkpoint was not loaded.",
+    "CheckpointNotRecorded": "A checkpoint was loaded that the operator has no record of.",
+    "SlowCheckpoint": "A save takes longer than the time between two.",
+    "WholeLogits": "Log-probs need the logits of every token, which takes memory.",
+    "NotPacked": "Pairs are trained in padded rows, which is slower.",
+    "NoFlexAttention": "Packed pairs use a slower attention.",
+    "NoSamples": "No sample answers are written.",
+    "NoMetrics": "The trainer's port could not be opened.",
+    "NoReport": "The report could not be written.",
+}
+
+OTHER = "Other"
+_KNOWN = frozenset(Code) | WARNINGS.keys()
+
+
+def label(code: str) -> str:
+    """The code, or OTHER for one of neither table: pods belong to tenants, and values of metric labels are bounded."""
+    return code if code in _KNOWN else OTHER
 
 
 @dataclass(frozen=True)
@@ -114,7 +158,22 @@ class Finding(BaseModel):
         return f"{self.cause} {self.suggestion}".strip()
 
 
-def worst_first(findings: list[Finding]) -> list[Finding]:
+class Stated(Protocol):
+    """Whatever has a code and a severity."""
+
+    @property
+    def code(self) -> str:
+        """CamelCase word."""
+
+    @property
+    def severity(self) -> Severity:
+        """How bad it is."""
+
+
+_Stated = TypeVar("_Stated", bound=Stated)
+
+
+def worst_first(findings: Iterable[_Stated]) -> list[_Stated]:
     """By severity, then by precedence of the code; codes outside the table come last, in their order."""
     order = {code.value: number for number, code in enumerate(Code)}
     return sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), order.get(f.code, len(order))))
@@ -129,7 +188,7 @@ class Diagnosis(ApiModel):
         max_length=len(Code),
         description="Findings that end the training, after a save, when they are Unhealthy. The job fails with reason StoppedByDiagnosis.",
     )
-    thresholds: dict[str, StrictFloat] = Field(
+    thresholds: dict[str, Annotated[StrictFloat, Field(ge=-1e9, le=1e9)]] = Field(
         default={},
         max_length=64,
         description="Other limits for the rules, by name; docs/diagnosis.md lists them with their defaults.",

@@ -3,6 +3,7 @@
 Both are small JSON documents. Times are seconds since the epoch (UTC); log-probabilities and rewards are in nats.
 """
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -71,9 +72,29 @@ class Metrics(_Report):
 
     loss: float | None = None
     reward_margin: float | None = None
+    reward_margin_se: float | None = None
     reward_accuracy: float | None = None
     reward_chosen: float | None = None
     reward_rejected: float | None = None
+
+
+# Chosen answers are preferred with a probability of 0.5025 at this margin: whatever the accuracy, nothing was learned.
+SMALL_MARGIN = 0.01
+
+
+def accuracy_text(accuracy: float | None, margin: float | None, margin_se: float | None) -> str | None:
+    """An accuracy for people: it counts signs, so it says nothing where the margin is within noise or near 0; None without one.
+
+    margin: mean, nats. margin_se: its standard error, None if unknown.
+    """
+    if accuracy is None or not math.isfinite(accuracy):
+        return None
+    text = f"{accuracy:.2f}"
+    if margin is None:
+        return text
+    if margin_se is not None and abs(margin) < 2 * margin_se:
+        return f"{text} (margin within noise)"
+    return f"{text} (margin near 0)" if abs(margin) < SMALL_MARGIN else text
 
 
 class SlowestRank(_Report):
@@ -119,9 +140,15 @@ class Progress(_Report):
     volume: VolumeReport | None = Field(default=None, description="None if the file system reports no sizes.")
     world_size: int = 1
     slowest: SlowestRank | None = None
-    findings: tuple[Finding, ...] = Field(
-        default=(), max_length=MAX_FINDINGS, description="What the figures say about the run's learning, worst first."
+    diagnosed_step: Count | None = Field(
+        default=None, description="Step at which the rules last looked at the figures; None before the first time."
     )
+    findings: tuple[Finding, ...] = Field(
+        default=(),
+        max_length=MAX_FINDINGS,
+        description="What is found about the run's learning or its data now, worst first.",
+    )
+    findings_left_out: Count = Field(default=0, description="More that hold now and found no room here.")
 
 
 class TokenReport(_Report):
@@ -156,6 +183,10 @@ class PushReport(_Report):
     )
 
 
+# What a message keeps at least while there are findings, and what is cut with each try, characters.
+_MESSAGE_BESIDE_FINDINGS, _CUT = 600, 16
+
+
 class Termination(_Report):
     """Termination message of a trainer container, written to the termination log."""
 
@@ -175,13 +206,16 @@ class Termination(_Report):
     pushed: PushReport | None = None
 
     def to_text(self) -> str:
-        """JSON of at most 4,096 bytes; truncates only `message`."""
+        """JSON of at most 4,096 bytes: long messages are cut first, then figures of findings, then the least of the findings."""
         text = self.model_dump_json(exclude_none=True)
         excess = len(text.encode()) - MAX_TERMINATION_BYTES
         if excess <= 0:
             return text
+        least = _MESSAGE_BESIDE_FINDINGS if self.progress is not None and self.progress.findings else 0
+        if self.progress is not None and least and len(self.message) <= least + _CUT:
+            return self.model_copy(update={"progress": _with_fewer_findings(self.progress)}).to_text()
         # Escapes such as \\n double in JSON, so cut by the excess and try again.
-        keep = max(0, len(self.message) - excess - 16)
+        keep = max(least, len(self.message) - excess - _CUT)
         shorter = self.model_copy(update={"message": self.message[:keep] + " […]" if keep else ""})
         return shorter.to_text() if keep else shorter.model_dump_json(exclude_none=True)
 
@@ -195,3 +229,14 @@ class Termination(_Report):
             return cls.model_validate_json(text)
         except ValueError:
             return None
+
+
+def _with_fewer_findings(progress: Progress) -> Progress:
+    """Without the figures of the least finding that has some, else without the least finding, which is counted."""
+    findings = list(progress.findings)
+    last = next((number for number in reversed(range(len(findings))) if findings[number].figures), None)
+    if last is None:
+        left_out = progress.findings_left_out + 1
+        return progress.model_copy(update={"findings": tuple(findings[:-1]), "findings_left_out": left_out})
+    findings[last] = findings[last].model_copy(update={"figures": ()})
+    return progress.model_copy(update={"findings": tuple(findings)})

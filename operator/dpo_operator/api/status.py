@@ -11,9 +11,11 @@ from typing import Any, Literal, TypedDict
 from pydantic import Field, model_validator
 
 from dpo_operator.api.conditions import TYPES, Condition, StatusModel, Time
+from dpo_operator.api.diagnosis import MAX_FINDINGS
 from dpo_operator.api.names import ANNOTATION_RETRY, Phase
-from dpo_operator.api.renames import with_current_names
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord
+from dpo_operator.api.statusparts.findings import AnnouncedFindings, FindingStatus
+from dpo_operator.api.statusparts.renames import with_current_names
 
 MAX_HISTORY = 10
 MAX_HISTORY_MESSAGE = 512
@@ -84,12 +86,18 @@ class ProgressStatus(StatusModel):
     pairs_per_second: str | None = Field(default=None, description="Throughput of all ranks.")
     loss: str | None = Field(default=None, description="Training loss of the newest logged step, nats.")
     reward_margin: str | None = Field(default=None, description="Mean reward of chosen minus rejected answers, nats.")
+    reward_margin_se: str | None = Field(default=None, description="Standard error of rewardMargin, nats.")
     reward_accuracy: str | None = Field(default=None, description="Share of pairs whose chosen answer wins.")
+    accuracy: str | None = Field(
+        default=None, max_length=64, description="rewardAccuracy; says so if the margin is within noise or near 0."
+    )
     reward_chosen: str | None = Field(default=None, description="Mean reward of chosen answers, nats.")
     reward_rejected: str | None = Field(default=None, description="Mean reward of rejected answers, nats.")
     eval_loss: str | None = Field(default=None, description="Loss of the newest evaluation, nats.")
     eval_reward_margin: str | None = Field(default=None, description="Margin of the newest evaluation, nats.")
+    eval_reward_margin_se: str | None = Field(default=None, description="Standard error of evalRewardMargin, nats.")
     eval_reward_accuracy: str | None = Field(default=None, description="Accuracy of the newest evaluation.")
+    eval_accuracy: str | None = Field(default=None, max_length=64, description="evalRewardAccuracy, as accuracy is.")
     resumed_from_step: int | None = Field(
         default=None, ge=0, description="Step of the checkpoint that the attempt resumed from."
     )
@@ -159,9 +167,11 @@ class FinalMetrics(StatusModel):
     step: int = Field(default=0, ge=0, description="Optimizer steps.")
     loss: str | None = Field(default=None, description="Training loss.")
     reward_margin: str | None = Field(default=None, description="Reward margin.")
+    reward_margin_se: str | None = Field(default=None, description="Standard error of rewardMargin.")
     reward_accuracy: str | None = Field(default=None, description="Reward accuracy, 0 to 1.")
     eval_loss: str | None = Field(default=None, description="Evaluation loss.")
     eval_reward_margin: str | None = Field(default=None, description="Evaluation's reward margin.")
+    eval_reward_margin_se: str | None = Field(default=None, description="Standard error of evalRewardMargin.")
     eval_reward_accuracy: str | None = Field(default=None, description="Evaluation's reward accuracy, 0 to 1.")
     ending: str = Field(default="", max_length=512, description="How training ended, such as early, and why.")
 
@@ -233,7 +243,7 @@ class DPOJobStatus(StatusModel):
     )
     conditions: list[Condition] = Field(
         default=[],
-        description=f"Types: {', '.join(TYPES)}. The last four appear only when relevant.",
+        description=f"Types: {', '.join(TYPES)}. The last five appear only when relevant.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     start_time: Time | None = Field(default=None, description="When the job was accepted.")
@@ -269,6 +279,15 @@ class DPOJobStatus(StatusModel):
     )
     export: ExportStatus | None = Field(default=None, description="The trained model.")
     final_metrics: FinalMetrics | None = Field(default=None, description="Values at the end of training.")
+    findings: list[FindingStatus] = Field(
+        default=[],
+        max_length=2 * MAX_FINDINGS,
+        description=f"What is found about the job's learning and its data now, worst first; at most {MAX_FINDINGS} of prepare and as many "
+        "of training.",
+    )
+    announced_findings: AnnouncedFindings | None = Field(
+        default=None, description="Findings that have had their event in the newest attempt that has any."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -324,3 +343,5 @@ class StatusFields(TypedDict, total=False):
     last_handled_retry: str
     export: ExportStatus | None
     final_metrics: FinalMetrics | None
+    findings: list[FindingStatus]
+    announced_findings: AnnouncedFindings | None

@@ -7,6 +7,7 @@ from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.data import Template
+from dpo_operator.api.diagnosis import Diagnosis
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.common import Manifest, build_metadata
 
@@ -25,7 +26,7 @@ _OPERATOR_ONLY: dict[str, Any] = {
 def job_file(job: DPOJob) -> str:
     """The job with its defaults as JSON, without later fields that it does not use: earlier trainer images refuse fields that they don't know."""
     spec = job.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=_OPERATOR_ONLY)
-    for part, field, default in _later_fields(spec["data"]):
+    for part, field, default in _later_fields(spec):
         if part[field] == default:
             del part[field]
     metadata = job.metadata.model_dump(mode="json", by_alias=True, include={"name", "namespace", "uid"})
@@ -33,8 +34,10 @@ def job_file(job: DPOJob) -> str:
     return json.dumps(document, sort_keys=True, ensure_ascii=False)
 
 
-def _later_fields(data: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, Any]]:
+def _later_fields(spec: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """Fields that the first trainer images of this API version don't know: part of the job file, name, default. Null is left out anyway."""
+    yield spec, "diagnosis", Diagnosis().model_dump(mode="json", by_alias=True)
+    data = spec["data"]
     yield data, "template", Template().model_dump(mode="json", by_alias=True)
     for dataset in (data["train"], *data["mixture"], *([data["eval"]] if "eval" in data else [])):
         yield dataset, "ignoreColumns", []

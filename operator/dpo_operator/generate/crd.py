@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from dpo_operator.api import names
-from dpo_operator.api.renames import RENAMED, Rename
 from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.statusparts.renames import RENAMED, Rename
 from dpo_operator.api.types import DPOJobSpec
 
 Schema = dict[str, Any]
@@ -35,7 +35,18 @@ COLUMNS: tuple[tuple[str, str, str, str], ...] = (
         "Newest training loss; dpo starts at ln 2 = 0.693, other methods elsewhere.",
     ),
     ("Margin", "string", ".status.progress.rewardMargin", "Mean reward of chosen minus rejected answers, nats."),
-    ("Accuracy", "string", ".status.progress.rewardAccuracy", "Share of pairs whose chosen answer wins."),
+    (
+        "Accuracy",
+        "string",
+        ".status.progress.accuracy",
+        "Share of pairs whose chosen answer wins; says so if the margin is within noise or near 0.",
+    ),
+    (
+        "Healthy",
+        "string",
+        '.status.conditions[?(@.type=="Healthy")].status',
+        "Whether the figures show a run that learns; empty before the first evaluation.",
+    ),
     ("Restarts", "integer", ".status.restarts", "Restarts of any kind."),
     ("Age", "date", ".metadata.creationTimestamp", "Time since the DPOJob was made."),
 )

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from dpo_operator.api.diagnosis import label
 from dpo_operator.api.status import DPOJobStatus, Restart, State
 from dpo_operator.metrics.process import ProcessMetrics
 from dpo_operator.planning.failures import REASONS
@@ -195,6 +196,8 @@ class JobFamilies(Collector):
             yield _family(name, "Value at the end of training.", (), _finals(jobs, attribute))
         text = "A rank that is much slower than the others now: how many times as long it takes for the same work."
         yield _family("dpojob_straggler_ratio", text, ("rank",), _stragglers(jobs))
+        text = "1 for a finding about a job's learning or its data that holds now; codes that the operator does not know are Other."
+        yield _family("dpojob_finding", text, ("code", "severity"), _findings(jobs))
         restarts = CounterMetricFamily(
             "dpojob_restarts", "Restarts of a job since the operator knows it.", labels=(*LABELS, "reason")
         )
@@ -277,6 +280,12 @@ def _progress(jobs: Jobs) -> Rows:
 def _stragglers(jobs: Jobs) -> Rows:
     found = [(labels, r.status.straggler) for labels, r in jobs]
     return [((*labels, str(slow.rank)), float(slow.ratio)) for labels, slow in found if slow is not None]
+
+
+def _findings(jobs: Jobs) -> Rows:
+    # Two findings may have one label.
+    found = {(*labels, label(f.code), f.severity): None for labels, r in jobs for f in r.status.findings}
+    return [(values, 1) for values in found]
 
 
 def _volumes(jobs: Jobs, attribute: str) -> Rows:

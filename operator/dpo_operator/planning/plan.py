@@ -22,6 +22,7 @@ from dpo_operator.planning import (
     certainty,
     ending,
     failures,
+    findings,
     gangs,
     guarding,
     hangs,
@@ -82,9 +83,12 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
     if job.metadata.deletion_timestamp is not None:
         return ending.being_deleted(job, status, seen)
     at = Moment(now.replace(microsecond=0), job.metadata.generation)
+    told: tuple[Event, ...] = ()
     if not status.is_final:
         status = recorded.with_reported_checkpoints(status, seen)
+        status, told = findings.with_findings(job, status, seen, at)
     decision = volumes.with_volume(_decide(job, status, seen, at, settings), job, status, seen, at)
+    decision = replace(decision, events=(*told, *decision.events))
     due = _next_deadline(job, decision.status, at)
     if due is not None:
         sooner = due if decision.requeue_after is None else min(due, decision.requeue_after)

@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from dpo_operator.api.reports import CheckpointRef, DatasetReport, Metrics, Progress, Termination
+from dpo_operator.api.reports import CheckpointRef, DatasetReport, Metrics, Progress, Termination, accuracy_text
 from dpo_operator.api.status import (
     CheckpointStatus,
     DatasetStatus,
@@ -17,6 +17,7 @@ from dpo_operator.planning.transitions import changed
 # Shortest time between two writes of progress alone.
 WRITE_INTERVAL = timedelta(seconds=5)
 MAX_DROP_REASONS = 32
+_FIELDS = ProgressStatus.model_fields.keys()
 
 
 def last_step(status: DPOJobStatus) -> int:
@@ -56,12 +57,16 @@ def progress_status(read: Progress, now: datetime) -> ProgressStatus:
         eta_seconds=round(read.eta_seconds) if read.eta_seconds is not None else None,
         pairs_per_second=number(read.pairs_per_second),
         **_metrics(train),
-        **{
-            f"eval_{k}": v for k, v in _metrics(evaluation).items() if k in ("loss", "reward_margin", "reward_accuracy")
-        },
+        accuracy=_accuracy(train),
+        **{f"eval_{name}": value for name, value in _metrics(evaluation).items() if f"eval_{name}" in _FIELDS},
+        eval_accuracy=_accuracy(evaluation),
         resumed_from_step=read.resumed_from_step,
         updated_time=now,
     )
+
+
+def _accuracy(metrics: Metrics) -> str | None:
+    return accuracy_text(metrics.reward_accuracy, metrics.reward_margin, metrics.reward_margin_se)
 
 
 def _metrics(metrics: Metrics) -> dict[str, str | None]:

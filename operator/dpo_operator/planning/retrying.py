@@ -5,7 +5,7 @@ from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.text import shown
 from dpo_operator.api.types import DPOJob
-from dpo_operator.planning import transitions
+from dpo_operator.planning import findings, transitions
 from dpo_operator.planning.actions import Event, Plan
 from dpo_operator.planning.transitions import Moment, changed
 
@@ -60,7 +60,7 @@ def _cleared(status: DPOJobStatus, message: str, at: Moment) -> DPOJobStatus:
     """Clear the failure, and reset restart counters and the active deadline."""
     suspended = transitions.holds(status, c.SUSPENDED)
     status = changed(
-        status,
+        findings.cleared(status),
         active_job=None,
         not_before=None,
         placement_wait=None,

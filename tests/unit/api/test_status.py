@@ -4,8 +4,8 @@ from typing import get_type_hints
 
 import pytest
 
-from dpo_operator.api.renames import RENAMED, with_current_names
 from dpo_operator.api.status import DPOJobStatus, StatusFields, Workers
+from dpo_operator.api.statusparts.renames import RENAMED, with_current_names
 from dpo_operator.generate.crd import status_schema
 
 pytestmark = pytest.mark.unit

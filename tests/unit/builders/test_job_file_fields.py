@@ -66,7 +66,7 @@ def test_later_fields_are_written_where_they_are_used():
         "mixture": [{"source": "a/c", "ignoreColumns": ["system"]}],
         "template": {"keepReasoning": "none"},
     }
-    job = a_job(data=data)
+    job = a_job(data=data, diagnosis={"stopOn": ["Gibberish"]})
     written = json.loads(job_file(job))
     assert set(fields(written["spec"])) - KNOWN == {
         "data.template",
@@ -75,5 +75,9 @@ def test_later_fields_are_written_where_they_are_used():
         "data.train.ignoreColumns",
         "data.train.columns.annotators",
         "data.mixture.ignoreColumns",
+        "diagnosis",
+        "diagnosis.enabled",
+        "diagnosis.stopOn",
+        "diagnosis.thresholds",
     }
     assert type(job).model_validate(written).spec == job.spec

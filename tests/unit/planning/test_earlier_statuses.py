@@ -35,7 +35,7 @@ COUNTING = {"counted": "Counted", "infrastructure": "Uncounted", "planned": "Pla
 # Words for people. They may change; reasons, which programs read, may not.
 WORDS = ("message", "ending", "activity")
 # What earlier versions did not have.
-NEWER = ("earlierJobs", "claimTokens")
+NEWER = ("earlierJobs", "claimTokens", "findings", "accuracy", "evalAccuracy")
 
 
 def renamed(status: dict[str, Any]) -> dict[str, Any]:

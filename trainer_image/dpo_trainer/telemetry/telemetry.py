@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from dpo_operator.api import names
+from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Progress, SlowestRank
 from dpo_operator.api.types import DPOJob
@@ -238,6 +239,10 @@ class Telemetry:
             if key in metrics:
                 parts.append(format_metric(form, metrics[key]))
         self._show.line(" ".join(parts))
+
+    def diagnosed(self, step: int, findings: Sequence[Finding]) -> None:
+        """The rules have looked at the figures of `step`: these findings hold now, and earlier ones do not."""
+        self._tracker.diagnosed(step, findings)
 
     def checkpoint(self, ref: CheckpointRef, seconds: float) -> None:
         """A checkpoint was committed. seconds: since its save began. From any thread; it does not count as a heartbeat."""

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpo_operator.api.diagnosis import MAX_FINDINGS, Finding, worst_first
 from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Metrics, Progress, SlowestRank
 from dpo_trainer.telemetry.volume import CheckpointFolder
 
@@ -91,6 +92,11 @@ class ProgressTracker:
         """An evaluation is finished."""
         self.update(eval=summary(metrics, self.progress.eval), last_step_at=time.time(), activity="training")
 
+    def diagnosed(self, step: int, findings: Sequence[Finding]) -> None:
+        """The rules have looked at the figures of `step`: these findings hold now."""
+        worst, more = worst_first(findings)[:MAX_FINDINGS], max(0, len(findings) - MAX_FINDINGS)
+        self.update(diagnosed_step=step, findings=tuple(worst), findings_left_out=more)
+
     def checkpoint(self, ref: CheckpointRef) -> None:
         """A checkpoint was committed."""
         self.update(checkpoint=ref, recorded=self._checkpoints.records(self.progress.recorded, ref))
@@ -148,7 +154,16 @@ def summary(metrics: Mapping[str, float], earlier: Metrics) -> Metrics:
     return Metrics(
         loss=value("loss", earlier.loss),
         reward_margin=value("rewards/margins", earlier.reward_margin),
+        reward_margin_se=_margin_se(metrics),
         reward_accuracy=value("rewards/accuracies", earlier.reward_accuracy),
         reward_chosen=value("rewards/chosen", earlier.reward_chosen),
         reward_rejected=value("rewards/rejected", earlier.reward_rejected),
     )
+
+
+def _margin_se(metrics: Mapping[str, float]) -> float | None:
+    """Standard error of the mean margin: as measured, or of the pairs of this step; None where neither is known."""
+    error = metrics.get("rewards/margins_se")
+    if error is None and metrics.get("pairs", 0.0) > 1 and "margins_std" in metrics:
+        error = metrics["margins_std"] / math.sqrt(metrics["pairs"])
+    return error if error is not None and math.isfinite(error) else None

@@ -19,6 +19,8 @@ LONGEST_TEXT = 1_000_000
 # Roles that templates write in words of their own. The name of any other role must be in the text.
 _KNOWN_ROLES = ("system", "user", "assistant", "tool", "developer")
 
+_OTHER_TEMPLATE = "set model.chatTemplate to one that writes the earlier messages alike, whatever follows them"
+
 Messages = list[dict[str, Any]]
 # Changes a text of a message before it is rendered: its text, the message's number, whether it is reasoning.
 Change = Callable[[str, int, bool], str]
@@ -148,7 +150,9 @@ class ChatTemplate:
         probes = [self._write(_answered(prompt, text), tools=tools) for text in others]
         shared = _common_beginning([*texts, *probes])
         if not shared.startswith(self._write(prompt, tools=tools)):
-            raise TemplateRefused("the chat template writes the prompt in another way when an answer follows")
+            raise TemplateRefused(
+                f"the chat template writes the prompt in another way when an answer follows; {_OTHER_TEMPLATE}"
+            )
         # Never within a special token.
         ends = [
             found.start() for text in texts for found in self._added.finditer(text)
@@ -179,7 +183,9 @@ class ChatTemplate:
                 raise _left_out(piece, turns, whole=all(p in lost for p in pieces if p.turn == piece.turn))
         for piece, place in zip(pieces, places, strict=True):
             if place is not None and (place.start < border if piece.turn == len(pair.prompt) else place.end > border):
-                raise TemplateRefused("the chat template writes an answer's beginning before the prompt's end")
+                raise TemplateRefused(
+                    f"the chat template writes an answer's beginning before the prompt's end; {_OTHER_TEMPLATE}"
+                )
         self._check_roles(turns, pieces, places, plain)
         self._check_calls(turns, pieces, places, plain)
         for tool in pair.tools:

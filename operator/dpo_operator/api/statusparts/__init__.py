@@ -1,0 +1,1 @@
+"""Parts of a DPOJob's status that stand for themselves."""
