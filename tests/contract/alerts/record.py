@@ -28,6 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests import tied
 from tests.conftest import REPOSITORY
+from tests.filesystems import small_file_system, unmount
 from tests.ports import free_port
 
 QUICKSTART = REPOSITORY / "examples" / "quickstart"
@@ -42,10 +43,12 @@ class Plant:
     """A run: what its spec differs in from the quickstart's, and what is done to it once it has finished some steps."""
 
     changes: dict[str, Any] = field(default_factory=dict)
-    after_step: int = 12
+    after_step: int = 8
     harm: Callable[["Run"], AbstractContextManager[object]] = nullcontext
     # Readings after the harm, before the run is ended; None: it runs to its end.
     readings: int | None = None
+    # Checkpoints are on a file system of their own, which can be frozen; needs root.
+    volume: bool = False
 
 
 class Run:
@@ -57,7 +60,7 @@ class Run:
         spec["model"]["name"] = str(MODEL)
         for split in ("train", "eval"):
             spec["data"][split]["source"] = str(QUICKSTART / spec["data"][split]["source"])
-        spec["nodes"] = 1
+        _merge(spec, SMALL)
         _merge(spec, plant.changes)
         (folder / "job.yaml").write_text(yaml.safe_dump(job))
         self.work = folder / "work"
@@ -92,12 +95,18 @@ class Run:
     def read(self) -> dict[str, float]:
         """One reading; empty while nothing answers."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=1) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
                 text = answer.read().decode()
         except OSError:
             return {}
         samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
         return {_series(s.name, s.labels): s.value for s in samples if s.name in used()}
+
+    @property
+    def trained(self) -> bool:
+        """The last step is finished; the evaluation and the export after it are not awaited."""
+        newest = self.readings[-1] if self.readings else {}
+        return newest.get("dpo_train_step{}", 0) >= newest.get("dpo_train_max_steps{}", 1)
 
     def keep(self, reading: dict[str, float]) -> None:
         """Add it. What has an age keeps its age, however long the reading before took."""
@@ -119,8 +128,10 @@ def record(name: str) -> None:
         run = Run(Path(made), plant)
         left, harmed = plant.readings, False
         with ExitStack() as undone:
+            if plant.volume:
+                undone.enter_context(own_volume(run, Path(made)))
             undone.callback(run.end)
-            while run.process.poll() is None and left != 0:
+            while run.process.poll() is None and left != 0 and not run.trained:
                 time.sleep(EVERY)
                 reading = run.read()
                 if run.readings or reading.get("dpo_train_max_steps{}", 0) > 0:
@@ -199,6 +210,37 @@ def rank_1_slowed(run: Run) -> Iterator[None]:
 
 
 @contextmanager
+def own_volume(run: Run, folder: Path) -> Iterator[None]:
+    """Mount a file system where the run will keep its checkpoints, as soon as it has taken its folder."""
+    while not (run.work / "job.json").exists():
+        time.sleep(0.05)
+    checkpoints = run.work / "checkpoints"
+    checkpoints.mkdir()
+    with small_file_system(folder, 256) as mounted:
+        subprocess.run(["mount", "--bind", str(mounted), str(checkpoints)], check=True)
+        yield
+        unmount(checkpoints)
+
+
+@contextmanager
+def saves_slowed(run: Run) -> Iterator[None]:
+    """The file system of the checkpoints writes for a moment every other second."""
+    over = threading.Event()
+
+    def slow() -> None:
+        while not over.is_set():
+            with saves_frozen(run):
+                over.wait(2)
+            time.sleep(0.05)
+
+    slowing = threading.Thread(target=slow)
+    slowing.start()
+    yield
+    over.set()
+    slowing.join()
+
+
+@contextmanager
 def saves_frozen(run: Run) -> Iterator[None]:
     """The file system of the checkpoints writes nothing more, and says nothing."""
     folder = str(run.work / "checkpoints")
@@ -207,8 +249,15 @@ def saves_frozen(run: Run) -> Iterator[None]:
     subprocess.run(["fsfreeze", "--unfreeze", folder], check=True)
 
 
+# 20 steps.
+SMALL = {
+    "nodes": 1,
+    "data": {"train": {"limit": 160}, "eval": {"limit": 32}},
+    "training": {"globalBatchSize": 8, "microBatchSize": 4},
+    "evaluation": {"everySteps": 10, "samples": 4, "sampleTokens": 24},
+    "checkpoint": {"everySteps": 5},
+}
 RANKS_2 = {"nodes": 2}
-FAST = {"evaluation": {"everySteps": 20}, "checkpoint": {"everySteps": 20}}
 PLANTS = {
     "healthy": Plant(),
     "healthy-lora": Plant({"adapter": {"type": "lora"}, "training": {"learningRate": 1e-3}}),
@@ -216,10 +265,13 @@ PLANTS = {
     # What a large model needs moves this small one by nothing.
     "flat": Plant({"training": {"learningRate": 5e-7}}),
     # The first step throws the weights away.
-    "nonfinite": Plant({"training": {"learningRate": 1e30, "warmupRatio": 0.0}}),
-    "hang": Plant(RANKS_2, harm=rank_1_stopped, readings=40),
-    "straggler": Plant({**RANKS_2, "training": {"epochs": 2}}, harm=rank_1_slowed),
-    "overdue": Plant(harm=saves_frozen, readings=60),
+    "nonfinite": Plant({"training": {"learningRate": 1e30, "warmupRatio": 0.0, "nonFinite": {"max": 20}}}),
+    "hang": Plant(RANKS_2, harm=rank_1_stopped, readings=30),
+    "straggler": Plant({**RANKS_2, "training": {"epochs": 4}}, harm=rank_1_slowed),
+    "overdue": Plant(harm=saves_frozen, readings=40, volume=True),
+    "idle": Plant(
+        {"training": {"epochs": 3}, "checkpoint": {"everySteps": 1, "async": False}}, harm=saves_slowed, volume=True
+    ),
 }
 
 if __name__ == "__main__":
