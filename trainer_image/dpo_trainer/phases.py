@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from dpo_operator.api import names
 from dpo_operator.api.access import hub_repository
+from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.model import AdapterType
 from dpo_operator.api.reports import PushReport, Termination
@@ -125,10 +126,18 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
     found = prepare.run(job, work, inputs)
     if job.spec.adapter.type is not AdapterType.NONE:
         _check_adapter(job, work, telemetry, progress)
-    if work.data_report.is_file():
-        for text in json.loads(work.data_report.read_text(encoding="utf-8"))["warnings"]:
-            telemetry.warning("Dataset", text)
+    telemetry.diagnosed(0, _data_findings(work, telemetry))
     return build_termination("prepare", attempt, ExitCode.OK, dataset=found)
+
+
+def _data_findings(work: WorkDir, telemetry: Telemetry) -> list[Finding]:
+    """What the dataset report warns of, after it was said. Reports of earlier versions have sentences alone."""
+    if not work.data_report.is_file():
+        return []
+    report = json.loads(work.data_report.read_text(encoding="utf-8"))
+    for text in report["warnings"]:
+        telemetry.warning("Dataset", text)
+    return [Finding.model_validate(found) for found in report.get("findings", ())]
 
 
 def _claims() -> Path:

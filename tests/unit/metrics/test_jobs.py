@@ -3,6 +3,7 @@
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.status import State
 from dpo_operator.metrics import jobs as jobs_module
 from dpo_operator.metrics.jobs import JobMetrics
@@ -82,6 +83,24 @@ def test_final_values_stay_until_the_job_goes_and_then_vanish():
     assert value(metrics, "dpojob_final_reward_accuracy_ratio") == 0.75
     metrics.forget(KEY)
     assert not [name for (name, *labels) in scrape(metrics) if ("dpojob", "pairs") in labels]
+
+
+def test_findings_have_a_series_while_they_hold():
+    """A tenant's pod may invent codes; they are one label."""
+    metrics = JobMetrics()
+    findings = (
+        Finding(code="FlatLoss", severity="Unhealthy", cause="Flat."),
+        *(Finding(code=f"Made{n}", severity="Info", cause="x") for n in range(4)),
+    )
+    reading = a_reading(25).model_copy(update={"diagnosed_step": 25, "findings": findings})
+    status = decide(a_status(), a_view(a_child(), a_pod(0), a_pod(1), progress=reading)).status
+    metrics.update(KEY, RAW, status)
+    assert value(metrics, "dpojob_finding", code="FlatLoss", severity="Unhealthy", dpojob="pairs") == 1
+    assert value(metrics, "dpojob_finding", code="Other", severity="Info") == 1
+    assert value(metrics, "dpojob_status_condition", condition="Healthy", status="False") == 1
+    gone = reading.model_copy(update={"findings": ()})
+    metrics.update(KEY, RAW, decide(status, a_view(a_child(), a_pod(0), a_pod(1), progress=gone)).status)
+    assert "dpojob_finding" not in {name for name, *_ in scrape(metrics)}
 
 
 def test_job_of_the_same_name_starts_from_nothing():

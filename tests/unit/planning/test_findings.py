@@ -12,6 +12,8 @@ from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.planning.actions import Plan
 from tests.unit.planning.build import a_child, a_job, a_pod, a_status, a_view, decide, ended, termination_text
 
+pytestmark = pytest.mark.unit
+
 FLAT = Finding(
     code="FlatLoss",
     severity="Unhealthy",

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dpo_operator.api.failurepolicy import FailurePolicy
-from dpo_operator.api.reports import DatasetReport, Progress
+from dpo_operator.api.reports import DatasetReport, Metrics, Progress
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.planning import transitions
 from dpo_operator.planning.failures import job_deleted
-from dpo_operator.planning.progress import duration, number, with_dataset, with_reading
+from dpo_operator.planning.progress import duration, number, progress_status, with_dataset, with_reading
 from dpo_operator.planning.restarts import after_failure
 from dpo_operator.planning.transitions import Moment
 from tests.unit.planning.build import NOON, a_child, a_pod, a_reading, a_status, a_view, decide, ended
@@ -127,6 +127,29 @@ def test_many_reasons_of_dropped_rows_stay_bounded():
 
 
 NUMBERS = st.one_of(st.integers(), st.floats(), st.just(10**30), st.just(-1))
+
+
+@pytest.mark.parametrize(
+    ("margin", "error", "expected"),
+    [
+        (1.1, 0.1, "0.96"),
+        (1.1, None, "0.96"),
+        (None, None, "0.96"),
+        (0.05, 0.03, "0.96 (margin within noise)"),
+        (-0.05, 0.03, "0.96 (margin within noise)"),
+        (0.06, 0.03, "0.96"),
+        (0.001, 0.0001, "0.96 (margin near 0)"),
+        (-0.001, None, "0.96 (margin near 0)"),
+    ],
+)
+def test_an_accuracy_says_when_its_margin_means_nothing(margin: float | None, error: float | None, expected: str):
+    values = Metrics(reward_accuracy=0.96, reward_margin=margin, reward_margin_se=error)
+    shown = progress_status(a_reading(train=values, eval=values), NOON)
+    assert (shown.accuracy, shown.eval_accuracy) == (expected, expected)
+    assert shown.eval_reward_margin_se == number(error)
+    assert progress_status(a_reading(train=Metrics()), NOON).accuracy is None
+
+
 METRICS = st.fixed_dictionaries({}, optional=dict.fromkeys(("loss", "reward_margin", "reward_accuracy"), NUMBERS))
 FIELDS = ("step", "max_steps", "epoch", "last_step_at", "eta_seconds", "pairs_per_second", "resumed_from_step")
 CHECKPOINTS = st.fixed_dictionaries(

@@ -11,6 +11,7 @@ import pytest
 
 from dpo_operator.api.reports import Termination
 from tests.numerics.jobs import a_job
+from tests.unit.trainer.place import Place
 
 pytestmark = pytest.mark.unit
 
@@ -97,6 +98,17 @@ def test_another_job_file_than_the_operators_is_refused(tmp_path: Path):
 
     assert (found, termination.exit_code) == (78, 78)
     assert "Somebody put another ConfigMap in its place" in termination.message
+
+
+def test_what_prepare_warns_of_is_in_its_last_words(tmp_path: Path):
+    place = Place(tmp_path / "place")
+    job = place.job().model_dump_json(by_alias=True, exclude_defaults=True)
+    found, stderr, termination = trainer(tmp_path, "prepare", job)
+
+    assert (found, termination.progress.diagnosed_step) == (0, 0)
+    findings = termination.progress.findings
+    assert "FewTrainingPairs" in [finding.code for finding in findings]
+    assert [finding for finding in findings if f"Warning: Dataset: {finding.sentence}" not in stderr] == []
 
 
 def test_an_attempt_that_is_not_a_number(tmp_path: Path):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Progress
 from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.runtime.workdir import WorkDir
@@ -80,6 +81,27 @@ def samples(news: Telemetry) -> dict[str, float]:
         for sample in family.samples:
             found[sample.name + "".join(f"{{{k}={v}}}" for k, v in sorted(sample.labels.items()))] = sample.value
     return found
+
+
+def test_the_error_of_a_margin_is_as_measured_or_of_the_steps_pairs(tmp_path: Path):
+    news, _ = telemetry(tmp_path)
+    news.begin(max_steps=10, info=INFO)
+    news.step(1, epoch=0.1, seconds=1, pairs=16, tokens=9, metrics={**METRICS, "margins_std": 0.4, "pairs": 16.0})
+    news.evaluation(1, {**EVALUATION, "rewards/margins_se": 0.02})
+    assert (news.progress.train.reward_margin_se, news.progress.eval.reward_margin_se) == (0.1, 0.02)
+    news.evaluation(2, EVALUATION)
+    assert news.progress.eval.reward_margin_se is None
+
+
+def test_the_worst_findings_of_the_newest_look_are_in_the_status(tmp_path: Path):
+    news, _ = telemetry(tmp_path)
+    assert news.progress.diagnosed_step is None
+    many = [Finding(code="Shortcut", severity="Info", cause=str(n)) for n in range(6)]
+    news.diagnosed(4, [*many, Finding(code="FlatLoss", severity="Unhealthy", cause="Flat.")])
+    assert [finding.code for finding in news.progress.findings] == ["FlatLoss", *["Shortcut"] * 4]
+    assert (news.progress.diagnosed_step, news.progress.findings_left_out) == (4, 2)
+    news.diagnosed(8, [])
+    assert (news.progress.findings, news.progress.findings_left_out) == ((), 0)
 
 
 def test_a_step_reaches_prometheus_under_the_published_names(tmp_path: Path):

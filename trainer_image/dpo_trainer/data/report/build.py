@@ -49,7 +49,8 @@ class SourceReport:
 def build(
     train: PairDataset, evaluation: PairDataset | None, sources: Sequence[SourceReport], limits: Limits
 ) -> dict[str, Any]:
-    """The report, ready for JSON: `splits` as they are used, `sources` as they were read, `overlap`, `warnings`.
+    """The report, ready for JSON: `splits` as they are used, `sources` as they were read, `overlap`, and
+    `warnings` as sentences and as `findings`.
 
     The keys are the format of data/report.json; glued and repeated are SourceReport.unseparated and prompt_repeated.
     """
@@ -65,7 +66,11 @@ def build(
         "overlap": statistics.overlap(keys["train"], keys["eval"]) if "eval" in keys else None,
         "kto_weights": statistics.kto_weights(described["train"]),
     }  # fmt: skip
-    return report | {"warnings": warnings.find(report)}
+    found = warnings.find(report)
+    return report | {
+        "warnings": [finding.sentence for finding in found],
+        "findings": [finding.model_dump(mode="json") for finding in found],
+    }
 
 
 def write(work: WorkDir, report: dict[str, Any], train: PairDataset, evaluation: PairDataset | None) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dpo_operator.api.diagnosis import WARNINGS, Finding
 from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.data.report import build as data_report
+from dpo_trainer.data.report.warnings import KINDS
 from dpo_trainer.data.tokens.truncation import Limits
 from dpo_trainer.runtime.workdir import WorkDir
 
@@ -103,6 +105,17 @@ def test_each_problem_of_a_split_has_its_warning(train, expected):
 @pytest.mark.parametrize("train", [pairs(100), pairs(100, cut=5), joined(pairs(65, chosen=7), pairs(35, start=500))])
 def test_normal_values_give_no_warning(train):
     assert warnings(train) == ""
+
+
+def test_warnings_are_findings_with_a_known_code():
+    report = build(pairs(99, cut=6))
+    found = [Finding.model_validate(finding) for finding in report["findings"]]
+    assert [finding.sentence for finding in found] == report["warnings"]
+    assert [(f.code, f.severity, f.setting) for f in found] == [
+        ("FewTrainingPairs", "Info", "data.train"),
+        ("TruncatedPairs", "Warning", "data.maxLength"),
+    ]
+    assert KINDS.keys() <= WARNINGS.keys()
 
 
 def test_many_boundary_merges_give_a_warning():
