@@ -293,7 +293,9 @@ def _findings(jobs: Jobs) -> Rows:
 
 
 def _sentences(jobs: Jobs) -> Rows:
-    found = {(*labels, label(f.code), f.severity, _cut(f.message)): None for labels, r in jobs for f in r.status.findings}
+    found = {
+        (*labels, label(f.code), f.severity, _cut(f.message)): None for labels, r in jobs for f in r.status.findings
+    }
     return [(values, 1) for values in found]
 
 

@@ -193,20 +193,14 @@ def rank_1_stopped(run: Run) -> Iterator[None]:
 
 @contextmanager
 def rank_1_slowed(run: Run) -> Iterator[None]:
-    """It runs a third of the time."""
-    rank, over = run.ranks()[1], threading.Event()
-
-    def throttle() -> None:
-        while not over.wait(0.005):
-            os.kill(rank, signal.SIGSTOP)
-            time.sleep(0.01)
-            os.kill(rank, signal.SIGCONT)
-
-    throttling = threading.Thread(target=throttle)
-    throttling.start()
+    """It gets a third of what others get of the processors, all of which are busy."""
+    for thread in Path(f"/proc/{run.ranks()[1]}/task").iterdir():
+        os.setpriority(os.PRIO_PROCESS, int(thread.name), 5)
+    busy = [tied.popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
     yield
-    over.set()
-    throttling.join()
+    for process in busy:
+        process.kill()
+        process.wait()
 
 
 @contextmanager
@@ -259,13 +253,11 @@ SMALL = {
 }
 RANKS_2 = {"nodes": 2}
 PLANTS = {
-    "healthy": Plant(),
+    "healthy": Plant({"training": {"epochs": 4}}),
     "healthy-lora": Plant({"adapter": {"type": "lora"}, "training": {"learningRate": 1e-3}}),
     "healthy-orpo": Plant({"method": {"name": "orpo"}}),
     # What a large model needs moves this small one by nothing.
     "flat": Plant({"training": {"learningRate": 5e-7}}),
-    # The first step throws the weights away.
-    "nonfinite": Plant({"training": {"learningRate": 1e30, "warmupRatio": 0.0, "nonFinite": {"max": 20}}}),
     "hang": Plant(RANKS_2, harm=rank_1_stopped, readings=30),
     "straggler": Plant({**RANKS_2, "training": {"epochs": 4}}, harm=rank_1_slowed),
     "overdue": Plant(harm=saves_frozen, readings=40, volume=True),

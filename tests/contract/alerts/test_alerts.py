@@ -46,23 +46,29 @@ def restarts(ticks: list[int], reason: str) -> dict[int, DPOJobStatus]:
     return found
 
 
-def run(name: str, **fields: Any) -> Series:
+def run(name: str) -> Series:
     """A recorded run that trains, completes, and stays for another quarter of an hour."""
     pod = of_pod(recorded(name))
     ends = length(pod)
     complete = status(state="Complete", completionTime=at(ends))
-    return pod | of_operator({0: status(**fields), ends: complete}, ends + HOUR // 4)
+    return pod | of_operator({0: status(), ends: complete}, ends + HOUR // 4)
 
 
-def goes_on(name: str, **fields: Any) -> Series:
-    """A recording that ends while the run is ill."""
-    pod = of_pod(recorded(name))
-    return pod | of_operator({0: status(**fields)}, length(pod))
+def goes_on(name: str, ticks: int | None = None) -> Series:
+    """A recording, or its beginning, that ends while the run is ill."""
+    pod = {key: values[:ticks] for key, values in of_pod(recorded(name)).items()}
+    return pod | of_operator({0: status()}, length(pod))
 
 
 def with_gpu(name: str) -> Series:
     """What a pod with a GPU exports besides; the recordings were made on processors."""
     return of_pod({'dpo_train_gpu_memory_peak_bytes{local_rank="0"}': [2.0**36] * length(recorded(name))})
+
+
+def with_nan(name: str) -> Series:
+    """What the pod of a recording exports when three of its steps are NaN."""
+    ticks = length(recorded(name))
+    return of_pod({"dpo_train_nonfinite_steps_total{}": [float(min(3, max(0, tick - 12))) for tick in range(ticks)]})
 
 
 def alone(timeline: dict[int, DPOJobStatus], ticks: int = HOUR // 2, **own: Any) -> Series:
@@ -109,12 +115,16 @@ ILL: dict[str, tuple[list[str], Callable[[], Series]]] = {
     "found: overfitting": (["DPOJobOverfitting"], lambda: found("Overfitting", "Warning")),
     "found: saturated": (["DPOJobSaturated"], lambda: found("Saturated", "Warning")),
     "found: swapped": (["DPOJobUnhealthy"], lambda: found("SwappedLabels")),
-    "NaN": (["DPOJobNonFinite"], lambda: run("nonfinite")),
+    "NaN": (["DPOJobNonFinite"], lambda: run("healthy") | with_nan("healthy")),
     "a rank that is stopped": (["DPOJobHang"], lambda: goes_on("hang")),
     "restarted because of a hang": (["DPOJobHang"], lambda: alone(restarts([40], "Hang"))),
     "a rank that is slowed": (["DPOJobStraggler"], lambda: goes_on("straggler")),
-    "saves that are frozen": (["DPOJobCheckpointOverdue"], lambda: goes_on("overdue")),
+    "saves that are frozen": (["DPOJobCheckpointOverdue"], lambda: goes_on("overdue", 29)),
     "waits for saves": (["DPOJobGPUIdle"], lambda: goes_on("idle") | with_gpu("idle")),
+    "saves that are frozen until training waits": (
+        ["DPOJobCheckpointOverdue", "DPOJobHang"],
+        lambda: goes_on("overdue"),
+    ),
     "saves that fail": (["DPOJobCheckpointFailing"], lambda: alone(restarts([40], "VolumeError"))),
     "restarts": (["DPOJobRestartLoop"], lambda: alone(restarts([20, 50, 80], "Killed"))),
     "no metrics": (["DPOJobNoMetrics"], lambda: of_operator({0: status()}, HOUR // 4)),
