@@ -48,6 +48,10 @@ bench-methods: $(VENV)/.ready ## one epoch of every method on small real data, a
 bench-trl: $(VENV)/.ready ## this trainer and TRL on the same pairs, in turns: speed, memory, losses, where the time goes (40 min)
 	@$(TIED) $(BIN)/python -m benchmarks.against_trl $(BENCH)
 
+.PHONY: bench-attention
+bench-attention: $(VENV)/.ready ## backward pass of packed attention as rows grow, one split beside slices; BENCH="--rows 2"
+	@$(TIED) $(BIN)/python -m benchmarks.attention $(BENCH)
+
 .PHONY: bench-packing
 bench-packing: $(VENV)/.ready ## tokens that packing saves, and what memory grows with
 	@$(TIED) $(BIN)/python -m benchmarks.packing $(BENCH)

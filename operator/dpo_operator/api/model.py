@@ -69,7 +69,8 @@ class Model(ApiModel):
     )
     attention: Literal["auto", "sdpa", "flex", "eager", "flash_attention_2"] = Field(
         default="auto",
-        description="Attention implementation; auto takes the model's default, SDPA where it has one. flex: FlexAttention for packed pairs, "
+        description="Attention implementation; auto takes the model's default, SDPA where it has one; on GPUs in bf16 and fp16 packed pairs then go through one "
+        "variable-length FlashAttention call, otherwise, and with sdpa, through two calls for each pair. flex: FlexAttention for packed pairs, "
         "which torch compiles when training starts; it has no backward pass on CPUs, where SDPA computes gradients. eager and "
         "flash_attention_2 train in padded rows.",
     )

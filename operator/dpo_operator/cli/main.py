@@ -21,7 +21,7 @@ from dpo_operator.api.models import hardware
 from dpo_operator.api.quantity import to_bytes
 from dpo_operator.api.text import sentences
 from dpo_operator.api.types import DPOJob
-from dpo_operator.cli import cluster, jobfile, local, modelsource, planview
+from dpo_operator.cli import inspect, jobfile, local, modelsource, planview, steer
 from dpo_operator.cli.parent import signal_at_parents_end
 from dpo_operator.sizing import proposal
 from dpo_operator.sizing.work import Pairs
@@ -245,42 +245,12 @@ def export(
     _trainer("export-checkpoint", *options, "--", str(checkpoint))
 
 
-Name = Annotated[str, typer.Argument(help="Name of the DPOJob.")]
-Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Default: that of kubectl's context.")]
-Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig.")]
-Kubeconfig = Annotated[str | None, typer.Option(help="File, as for kubectl.")]
-
-
-@app.command()
-def suspend(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
-    """Stop a DPOJob's pods after a save, and keep everything else."""
-    _kubectl_command(lambda kubectl: kubectl.suspend(name), namespace, context, kubeconfig)
-
-
-@app.command()
-def resume(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
-    """Resume a suspended DPOJob, or retry a failed one."""
-    _kubectl_command(lambda kubectl: kubectl.resume(name), namespace, context, kubeconfig)
-
-
-@app.command()
-def retry(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
-    """Retry a failed DPOJob from its last checkpoint."""
-    _kubectl_command(lambda kubectl: kubectl.retry(name), namespace, context, kubeconfig)
-
-
-def _kubectl_command(
-    what: Callable[[cluster.Kubectl], str], namespace: str | None, context: str | None, kubeconfig: str | None
-) -> None:
-    try:
-        console.print(escape(what(cluster.Kubectl(namespace, context, kubeconfig))), soft_wrap=True)
-    except cluster.ClusterError as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
-
-
 def _trainer(*arguments: str) -> None:
     """Run the trainer in a process of its own, so that torch is not imported here, and exit with its code."""
     argv = [sys.executable, "-m", "dpo_trainer", *arguments]
     setup = signal_at_parents_end(signal.SIGTERM)
     raise typer.Exit(subprocess.run(argv, env=dict(os.environ), check=False, preexec_fn=setup).returncode)
+
+
+app.add_typer(inspect.app)
+app.add_typer(steer.app)

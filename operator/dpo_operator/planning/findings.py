@@ -56,7 +56,7 @@ def _report(status: DPOJobStatus, seen: Observed) -> Progress | None:
 
 def _found(read: Progress, phase: Phase, known: Sequence[FindingStatus]) -> list[FindingStatus]:
     """What a report says. A termination message has little room: figures and findings that it left out are taken from what is known."""
-    found = [_as_status(finding, phase) for finding in read.findings]
+    found = [as_status(finding, phase) for finding in read.findings]
     with_figures = {(finding.code, finding.message): finding.figures for finding in known}
     found = [
         finding
@@ -69,7 +69,8 @@ def _found(read: Progress, phase: Phase, known: Sequence[FindingStatus]) -> list
     return worst_first([*found, *left_out[: read.findings_left_out]])[:MAX_FINDINGS]
 
 
-def _as_status(finding: Finding, phase: Phase) -> FindingStatus:
+def as_status(finding: Finding, phase: Phase) -> FindingStatus:
+    """A finding as the status has it."""
     return FindingStatus(
         code=finding.code,
         severity=finding.severity,

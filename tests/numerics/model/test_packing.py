@@ -87,7 +87,7 @@ def flex_and_rows() -> dict[str, float]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from dpo_trainer.batches.batch import collate
-    from dpo_trainer.model.attention import FLEX
+    from dpo_trainer.model.attention.kernels import NAMES
     from dpo_trainer.model.load import turn_off_dropout
     from dpo_trainer.model.policy import Policy
 
@@ -99,8 +99,8 @@ def flex_and_rows() -> dict[str, float]:
         policy = Policy(AutoModelForCausalLM.from_config(config, dtype=torch.float32).train())
         with torch.no_grad():
             rows = policy(collate(data, range(7)))[0]
-            assert policy.pack("shared", by_flex=True)
-            assert policy.model.config._attn_implementation == FLEX
+            assert policy.pack("shared", "flex")
+            assert policy.model.config._attn_implementation == NAMES["flex"]
             packed = [policy(collate(data, range(7), layout=layout))[0] for layout in ("plain", "shared")]
         found[name] = max((sums - rows).abs().max().item() for sums in packed)
     return found

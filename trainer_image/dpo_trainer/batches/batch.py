@@ -11,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dpo_trainer.batches.sequences import Sequences, Span, copied, sequences_of
 from dpo_trainer.data.dataset import PairDataset, TokenPair
 
-# (start, prompt, chosen, rejected): where a pair begins in the row, and the lengths of its parts, in tokens.
-Span = tuple[int, int, int, int]
 Layout = Literal["shared", "plain", "off"]
 
 
@@ -25,7 +24,8 @@ class MicroBatch:
     input_ids: int64 [rows, length].
     position_ids: int64 [rows, length], counted from 0 in each sequence.
     spans: None where the causal mask suffices. That holds for rows padded on the right: an answer token never looks ahead
-        to the padding. Otherwise the pairs of the one row, see attention.py.
+        to the padding. Otherwise the pairs of the one row, see model/attention.
+    sequences: the same pairs as a variable-length kernel takes them; None without spans.
     scored_positions: int64 [scored], flat indices into rows*length of the tokens that predict a scored token.
     scored_targets: int64 [scored], the token that each of them predicts.
     scored_segment: int64 [scored], what it belongs to: 2*pair is the chosen answer, 2*pair+1 the rejected one, and
@@ -42,6 +42,7 @@ class MicroBatch:
     input_ids: Tensor
     position_ids: Tensor
     spans: tuple[Span, ...] | None
+    sequences: Sequences | None
     scored_positions: Tensor
     scored_targets: Tensor
     scored_segment: Tensor
@@ -58,10 +59,12 @@ class MicroBatch:
         """The same batch on a device; on a GPU the copy may still be under way."""
         if self.input_ids.device.type == device.type:
             return self
-        pin = device.type == "cuda"
-        moved: dict[str, Any] = {n: v for n, v in vars(self).items() if isinstance(v, Tensor) and n != "pairs"}
-        moved = {n: (v.pin_memory() if pin else v).to(device, non_blocking=pin) for n, v in moved.items()}
-        return replace(self, **moved)
+        moved: dict[str, Any] = {
+            name: copied(value, device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and name != "pairs"
+        }
+        return replace(self, sequences=self.sequences.to(device) if self.sequences else None, **moved)
 
 
 def collate(
@@ -82,7 +85,7 @@ def collate(
         on, padded on the right with token 0. That is a real token in most vocabularies, but it is never predicted and, with
         causal attention, never seen by a token that is, so the tokenizer needs no padding token.
         shared: one row without padding, in which each pair is its prompt, its chosen and its rejected answer; positions of the
-        rejected answer go on from the prompt's. plain: the same with a prompt before each answer. Both need attention.py.
+        rejected answer go on from the prompt's. plain: the same with a prompt before each answer. Both need model/attention.
     """
     pairs = [dataset[index] for index in indices]
     for index, pair in zip(indices, pairs, strict=True):
@@ -116,6 +119,7 @@ def collate(
         input_ids=torch.from_numpy(ids),
         position_ids=torch.from_numpy(places),
         spans=spans,
+        sequences=sequences_of(spans) if spans else None,
         scored_positions=torch.from_numpy(np.concatenate(positions)),
         scored_targets=torch.from_numpy(np.concatenate(targets)),
         scored_segment=torch.from_numpy(np.concatenate(segments)),
@@ -161,7 +165,7 @@ def _share(pairs: list[TokenPair]) -> _LaidOut:
         ids += [pair.prompt, pair.chosen, pair.rejected]
         places += [np.arange(prompt + chosen), np.arange(prompt, prompt + rejected)]
         starts.append([(at, at + prompt), (at, at + prompt + chosen)])
-        spans.append((at, prompt, chosen, rejected))
+        spans.append(Span(at, prompt, chosen, rejected))
         at += prompt + chosen + rejected
     return (
         np.concatenate(ids).astype(np.int64)[None],
@@ -181,7 +185,7 @@ def _pack(pairs: list[TokenPair]) -> _LaidOut:
                 ids += [pair.prompt, answer]
                 places.append(np.arange(len(pair.prompt) + len(answer)))
                 starts[number][side] = (at, at + len(pair.prompt))
-                spans.append((at, len(pair.prompt), len(answer), 0))
+                spans.append(Span(at, len(pair.prompt), len(answer), 0))
                 at += len(pair.prompt) + len(answer)
     return (
         np.concatenate(ids).astype(np.int64)[None],

@@ -29,6 +29,7 @@ from dpo_trainer.engine.memory import release_free
 from dpo_trainer.engine.optimizer import make_optimizer
 from dpo_trainer.engine.zero3_state import Zero3State
 from dpo_trainer.engine.zero_config import zero_config
+from dpo_trainer.model.attention import kernels
 from dpo_trainer.model.load import load_model
 from dpo_trainer.model.policy import Policy
 from dpo_trainer.runtime.errors import invalid_configuration
@@ -79,6 +80,7 @@ class Engine:
         """
         deepspeed = import_deepspeed()
         self.world = world
+        kernels.configure(world.device)
         self._loss_scale: LossScale | None = None
         if spec.training.precision == "fp16":
             if not deepspeed.get_accelerator().is_fp16_supported():

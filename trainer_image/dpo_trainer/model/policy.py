@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dpo_trainer.batches.batch import Layout, MicroBatch
-from dpo_trainer.model import attention
+from dpo_trainer.model.attention import kernels
 from dpo_trainer.model.head import OutputHead, token_logps
 from dpo_trainer.model.load import causal_lm_of
 from dpo_trainer.runtime.errors import invalid_configuration
@@ -21,7 +21,7 @@ class Policy(nn.Module):
     whole_logits: compute every position's logits by the model's own forward pass: slower and larger, for models that
         reach their output layer in an unusual way.
     head: from hidden states to log-probs.
-    layout: how batches for this model are best laid out; see pack.
+    layout, kernel: how batches for this model are best laid out, and what computes the attention of packed ones; see pack.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -36,18 +36,29 @@ class Policy(nn.Module):
         self.head = OutputHead(causal_lm, prefix)
         self.whole_logits = False
         self.layout: Layout = "off"
+        self.kernel: kernels.Kernel = "sdpa"
         # Second names for submodules of self.model; a tuple keeps them out of named_parameters().
         self._parts: tuple[Any, str] = (causal_lm, prefix)
 
-    def pack(self, layout: Layout, *, by_flex: bool = False) -> bool:
-        """Accept batches of this layout. Returns False and changes nothing if the model's attention does not support it.
-
-        by_flex: use FlexAttention instead of SDPA.
-        """
-        if layout != "off" and not attention.enable(self._parts[0], by_flex=by_flex):
+    def pack(self, layout: Layout, kernel: kernels.Kernel = "sdpa") -> bool:
+        """Accept batches of this layout, by this kernel. Returns False and changes nothing if the model's attention does not support it."""
+        if layout != "off" and not kernels.enable(self._parts[0], kernel):
             return False
-        self.layout = layout
+        self.layout, self.kernel = layout, kernel
         return True
+
+    def kernel_problem(self, kernel: kernels.Kernel, device: torch.device) -> str | None:
+        """Why a kernel can't be used for this model on a device; None when it can."""
+        causal_lm = self._parts[0]
+        return kernels.problem(kernel, kernels.head_shapes(causal_lm), device, causal_lm.dtype)
+
+    @property
+    def attention(self) -> str:
+        """What computes the attention: the kernel of packed pairs, else the model's own implementation."""
+        own: str = self._parts[0].config.get_text_config()._attn_implementation
+        return (
+            self.kernel if self.layout != "off" else next((k for k, name in kernels.NAMES.items() if name == own), own)
+        )
 
     def after_each_pass(self, call: Callable[[], None]) -> None:
         """Register a hook that is called after each forward pass: over a micro-batch, or for one more token of an answer."""
@@ -65,6 +76,8 @@ class Policy(nn.Module):
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
         if batch.spans is not None:
             inputs["spans"] = batch.spans
+            if self.kernel == "varlen":
+                inputs["sequences"] = batch.sequences
             # A tensor of four dimensions is taken for a finished mask. Otherwise transformers would make one of the whole row.
             inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=batch.input_ids.device)
         if _accepts(causal_lm._modules[prefix], "position_ids"):

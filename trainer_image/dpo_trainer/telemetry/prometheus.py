@@ -130,6 +130,11 @@ class SharedMetrics:
             return Counter(name, text, registry=registry)
 
         self.info = gauge("dpo_train_info", "What is trained; always 1.", ("model", "loss_type", "peft", "zero_stage"))
+        self._attention = gauge(
+            "dpo_train_attention_info",
+            "How pairs go through the model: training.packing as it is used, and what computes the attention; always 1.",
+            ("packing", "kernel"),
+        )
         self.step = gauge("dpo_train_step", "Finished optimizer steps; falls when a run resumes.", unset=False)
         self.max_steps = gauge("dpo_train_max_steps", "Optimizer steps of the whole run.")
         self.epoch = gauge("dpo_train_epoch", "Passes over the training pairs.", unset=False)
@@ -192,6 +197,11 @@ class SharedMetrics:
             "Reward accuracy of the pairs whose longer answer has so many tokens: le_64 is 64 at most, gt_1024 more than 1024.",
             ("bucket",),
         )
+
+    def attention(self, packing: str, kernel: str) -> None:
+        """What the model that is loaded now uses."""
+        self._attention.clear()
+        self._attention.labels(packing, kernel).set(1)
 
     def slowest(self, rank: int, ratio: float) -> None:
         """The slowest rank now."""

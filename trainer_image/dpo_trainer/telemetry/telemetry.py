@@ -150,6 +150,12 @@ class Telemetry:
             shared.ck_time.set(checkpoint.time)
             self._show.line(f"resuming from step {resumed_step}, saved by attempt {checkpoint.attempt}")
 
+    def attention(self, packing: str, kernel: str) -> None:
+        """How pairs go through the model: their layout, and what computes its attention."""
+        self._shared.attention(packing, kernel)
+        if self.rank == 0:
+            self._show.line(f"packing: {packing}; attention by {kernel}")
+
     def initial_margin(self, margin: float) -> None:
         """Mean reward margin before the first step, nats."""
         self._shared.initial_margin.set(margin)

@@ -160,6 +160,7 @@ def load_engine(
     log_partitions(engine, ranks, telemetry)
     check_logits_path(engine, train.data, spec.training.precision, telemetry)
     choose_layout(engine, train.data, spec, telemetry)
+    telemetry.attention(engine.module.layout, engine.module.attention)
     return engine
 
 

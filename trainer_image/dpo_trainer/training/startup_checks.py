@@ -13,8 +13,9 @@ from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.losses.objective import Objective
-from dpo_trainer.model import attention
-from dpo_trainer.model.attention import UnsupportedAttention
+from dpo_trainer.model.attention import kernels
+from dpo_trainer.model.attention.sdpa import UnsupportedAttention
+from dpo_trainer.model.load import DTYPES
 from dpo_trainer.telemetry import Telemetry
 
 # How far the first step's loss may be from ln 2 and its reward margin from 0. bf16 rounds log-probs of hundreds of nats
@@ -78,15 +79,7 @@ def choose_layout(engine: Engine, data: PairDataset, spec: DPOJobSpec, telemetry
                 "pairs are packed with a prompt for each answer: sharing short prompts would save next to nothing"
             )
     policy, reason = engine.module, "its attention has no SDPA form that can be replaced"
-    by_flex = spec.model.attention == "flex"
-    if by_flex and engine.any_rank((problem := attention.flex_problem(engine.world.device)) is not None):
-        telemetry.warning(
-            "NoFlexAttention",
-            f"packed pairs go through SDPA instead: {problem or 'it failed on another rank'}",
-            once=True,
-        )
-        by_flex = False
-    if policy.pack(wanted, by_flex=by_flex):
+    if policy.pack(wanted, _kernel(engine, spec, telemetry)):
         some = _with_beginnings(data)
         engine.train(False)
         with torch.no_grad():
@@ -105,6 +98,22 @@ def choose_layout(engine: Engine, data: PairDataset, spec: DPOJobSpec, telemetry
     telemetry.warning(
         "NotPacked", f"this model's pairs are trained in padded rows, which is slower: {reason}", once=True
     )
+
+
+def _kernel(engine: Engine, spec: DPOJobSpec, telemetry: Telemetry) -> kernels.Kernel:
+    """What computes the attention of packed pairs. Collective."""
+    device = engine.world.device
+    named: dict[str, kernels.Kernel] = {"flex": "flex", "sdpa": "sdpa"}
+    wanted = named.get(spec.model.attention) or kernels.preferred(device, DTYPES[spec.training.precision])
+    if wanted == "sdpa" or device.type == "cpu":
+        return wanted
+    problem = engine.module.kernel_problem(wanted, device)
+    if not engine.any_rank(problem is not None):
+        return wanted
+    code = {"flex": "NoFlexAttention", "varlen": "NoVarlenAttention"}[wanted]
+    text = f"packed pairs go through SDPA, pair by pair, which is slower: {problem or 'it failed on another rank'}"
+    telemetry.warning(code, text, once=True)
+    return "sdpa"
 
 
 def _sharing_pays(data: PairDataset) -> bool:

@@ -1,5 +1,7 @@
 """What `collate` lays out: every answer token is predicted once, from the token before it, and nothing else is."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -198,3 +200,23 @@ def test_moving_keeps_every_field():
             assert (there.device.type, there.shape, there.dtype) == ("meta", value.shape, value.dtype), name
         else:
             assert there == value, name
+
+
+@given(pair_lists, st.sampled_from(["shared", "plain"]))
+def test_sequences_are_the_prompts_with_their_answers(pairs: list[Pair], layout: str):
+    batch = collate(a_dataset(*pairs), range(len(pairs)), layout=layout)
+    wanted = []
+    for prompt, chosen, rejected in pairs:
+        # In a shared row a rejected answer without a chosen one leaves its prompt as a sequence of its own.
+        wanted += [prompt + chosen] if chosen or layout == "shared" else []
+        wanted += [prompt + rejected] if rejected else []
+    assert batch.sequences is not None
+    row = batch.input_ids[0]
+    keys = row if batch.sequences.keys is None else row[batch.sequences.keys]
+    starts = batch.sequences.key_bounds.tolist()
+    found = [keys[start:end].tolist() for start, end in itertools.pairwise(starts)]
+    assert found == wanted
+    queries = batch.sequences.query_bounds
+    assert queries[-1] == len(row)
+    assert batch.sequences.longest_query == queries.diff().max()
+    assert batch.sequences.longest_key == batch.sequences.key_bounds.diff().max()

@@ -111,12 +111,15 @@ def test_a_step_reaches_prometheus_under_the_published_names(tmp_path: Path):
     news.evaluation(2, EVALUATION)
     news.checkpoint(CHECKPOINT, 3.0)
     news.nonfinite_step()
+    news.attention("off", "sdpa")
+    news.attention("shared", "varlen")
     news.initial_margin(0.0)
     news.initial_loss(0.693)
     found = samples(news)
 
     expected = {
         "dpo_train_info{loss_type=dpo}{model=org/name}{peft=none}{zero_stage=3}": 1,
+        "dpo_train_attention_info{kernel=varlen}{packing=shared}": 1,
         "dpo_train_step": 2, "dpo_train_max_steps": 10, "dpo_train_epoch": 0.2, "dpo_train_loss": 0.6312,
         "dpo_train_reward{response=chosen}": 0.1, "dpo_train_reward{response=rejected}": -0.03,
         "dpo_train_reward_margin": 0.13, "dpo_train_reward_accuracy_ratio": 0.75,

@@ -1,0 +1,145 @@
+"""Which kernel computes the attention of packed pairs, and whether it gives the right numbers on this device."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from dpo_trainer.batches.sequences import Sequences, Span, sequences_of
+from dpo_trainer.model.attention.flex import flex
+from dpo_trainer.model.attention.sdpa import attention
+from dpo_trainer.model.attention.varlen import varlen
+from dpo_trainer.runtime.errors import first_line
+
+Kernel = Literal["sdpa", "varlen", "flex"]
+FUNCTIONS: dict[Kernel, Any] = {"sdpa": attention, "varlen": varlen, "flex": flex}
+# The names under which transformers finds them.
+NAMES: dict[Kernel, str] = {
+    "sdpa": "dpo_shared_prompt",
+    "varlen": "dpo_shared_prompt_varlen",
+    "flex": "dpo_shared_prompt_flex",
+}
+
+# Three pairs of unequal parts, longer than a block of any kernel: what is compiled for them is what real rows use.
+_PROBE = (Span(0, 150, 90, 70), Span(310, 1, 120, 61), Span(492, 64, 40, 0))
+_PROBE_LENGTH = 596
+# How far a kernel in 16 bits may be from float32, as a share of the norm.
+_TOLERANCE = 2e-2
+
+
+@dataclass(frozen=True)
+class HeadShape:
+    """What a kernel has to support: numbers of heads, their sizes, and the window of a layer."""
+
+    heads: int
+    key_value_heads: int
+    size: int
+    value_size: int
+    window: int | None
+
+
+def configure(device: torch.device) -> None:
+    """Settings for attention on a device, before the first forward pass.
+
+    cuDNN's attention, which torch prefers on Hopper and Blackwell, makes a plan for each new shape, 20 to 40 ms of a core. Pairs and rows
+    have a length of their own in each call.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def register() -> None:
+    """Make the kernels known to transformers. Idempotent."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    for kernel, name in NAMES.items():
+        AttentionInterface.register(name, FUNCTIONS[kernel])
+        # Rows that are not packed (generation, padded batches) get the masks that SDPA gets.
+        AttentionMaskInterface.register(name, sdpa_mask)
+
+
+def enable(causal_lm: Any, kernel: Kernel = "sdpa") -> bool:
+    """Make a Hugging Face model use a kernel. Returns False and changes nothing if it can't."""
+    config = causal_lm.config.get_text_config()
+    usable = config._attn_implementation in ("sdpa", *NAMES.values()) and causal_lm._can_set_attn_implementation()
+    # Attention in chunks of the text is made by masks, and packed rows have no masks. A convolution would mix the end of one
+    # answer into the beginning of the next, too little for the comparison at the start to see in bf16.
+    chunked = getattr(config, "attention_chunk_size", None) is not None
+    if not usable or chunked or any(isinstance(module, nn.Conv1d) for module in causal_lm.modules()):
+        return False
+    register()
+    causal_lm.set_attn_implementation(NAMES[kernel])
+    return True
+
+
+def preferred(device: torch.device, dtype: torch.dtype) -> Kernel:
+    """The fastest kernel, where the model's attention is SDPA."""
+    return "varlen" if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) else "sdpa"
+
+
+def head_shapes(causal_lm: nn.Module) -> set[HeadShape]:
+    """Shapes of a model's attention layers, by the attributes that transformers gives them."""
+    found = set()
+    for module in causal_lm.modules():
+        config: Any = getattr(module, "config", None)
+        size = getattr(module, "qk_head_dim", getattr(module, "head_dim", None))
+        if not isinstance(size, int) or not hasattr(module, "num_key_value_groups"):
+            continue
+        heads, groups = config.get_text_config().num_attention_heads, int(module.num_key_value_groups)  # type: ignore[arg-type]  # Module's attributes
+        # Some layers have a window of their own, others take the model's.
+        window = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
+        value_size = getattr(module, "v_head_dim", size)
+        found.add(HeadShape(heads, heads // groups, size, value_size, window if isinstance(window, int) else None))
+    return found
+
+
+def problem(kernel: Kernel, shapes: set[HeadShape], device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a kernel can't be used, such as a container without the C compiler that Triton asks for; None when it can.
+
+    Runs each shape forward and backward on a small row, which also compiles what has to be compiled, and compares with SDPA in float32.
+    """
+    sequences = sequences_of(_PROBE).to(device)
+    for shape in shapes:
+        try:
+            error = _error(partial(_call, kernel, shape, sequences), shape, device, dtype)
+        except Exception as failure:  # whatever compilers and kernels raise
+            return f"{type(failure).__name__}: {first_line(failure)}"
+        if not error < _TOLERANCE:
+            return f"its numbers differ from SDPA's by {error:.1%} for {shape}"
+    return None
+
+
+def _call(kernel: Kernel, shape: HeadShape, sequences: Sequences, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    module = nn.Module()
+    module.num_key_value_groups = shape.heads // shape.key_value_heads  # type: ignore[assignment]  # as transformers does
+    module.is_causal = True  # type: ignore[assignment]
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=query.device)
+    options = {"sequences": sequences} if kernel == "varlen" else {}
+    output: Tensor = FUNCTIONS[kernel](
+        module, query, key, value, mask, spans=_PROBE, sliding_window=shape.window, dropout=0.0, **options
+    )[0]
+    return output
+
+
+def _error(call: Any, shape: HeadShape, device: torch.device, dtype: torch.dtype) -> float:
+    """Largest relative difference of a kernel's output and gradients from SDPA in float32, and of its output without gradients."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((shape.heads, shape.size), (shape.key_value_heads, shape.size), (shape.key_value_heads, shape.value_size))
+    inputs = [
+        torch.randn(1, heads, _PROBE_LENGTH, size, generator=generator).to(device, dtype).requires_grad_()
+        for heads, size in sizes
+    ]
+    exact = [tensor.detach().float().requires_grad_() for tensor in inputs]
+    with torch.no_grad():
+        quiet = call(*inputs)
+    output = call(*inputs)
+    reference = _call("sdpa", shape, sequences_of(_PROBE), *exact)
+    weights = torch.randn(reference.shape, generator=generator).to(device)
+    gradients = torch.autograd.grad((output.float() * weights).sum(), inputs)
+    wanted = torch.autograd.grad((reference * weights).sum(), exact)
+    pairs = [(output, reference), (quiet, reference), *zip(gradients, wanted, strict=True)]
+    largest: float = max(((found.float() - right).norm() / right.norm()).item() for found, right in pairs)
+    return largest
