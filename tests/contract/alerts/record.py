@@ -10,6 +10,7 @@ seconds since that reading.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,6 +48,8 @@ class Plant:
     harm: Callable[["Run"], AbstractContextManager[object]] = nullcontext
     # Readings after the harm, before the run is ended; None: it runs to its end.
     readings: int | None = None
+    # Done to the run's folder once it has finished those steps and was stopped; what is recorded is the run after that.
+    again: Callable[[Path], None] | None = None
     # Checkpoints are on a file system of their own, which can be frozen; needs root.
     volume: bool = False
 
@@ -65,10 +68,14 @@ class Run:
         (folder / "job.yaml").write_text(yaml.safe_dump(job))
         self.work = folder / "work"
         self.port = free_port()
-        self.readings: list[dict[str, float]] = []
         words = [str(Path(sys.executable).with_name("dpo")), "run", str(folder / "job.yaml")]
-        options = ["--work-dir", str(self.work), "--metrics-port", str(self.port)]
-        self.process = tied.popen([*words, *options], stdout=sys.stderr)
+        self.words = [*words, "--work-dir", str(self.work), "--metrics-port", str(self.port)]
+        self.start()
+
+    def start(self) -> None:
+        """Start it, or start it again."""
+        self.readings: list[dict[str, float]] = []
+        self.process = tied.popen(self.words, stdout=sys.stderr)
 
     def ranks(self) -> list[int]:
         """Processes of the ranks, by rank."""
@@ -131,6 +138,12 @@ def record(name: str) -> None:
             if plant.volume:
                 undone.enter_context(own_volume(run, Path(made)))
             undone.callback(run.end)
+            if plant.again is not None:
+                while run.read().get("dpo_train_step{}", 0) < plant.after_step:
+                    time.sleep(EVERY)
+                run.end()
+                plant.again(run.work)
+                run.start()
             while run.process.poll() is None and left != 0 and not run.trained:
                 time.sleep(EVERY)
                 reading = run.read()
@@ -138,7 +151,7 @@ def record(name: str) -> None:
                     run.keep(reading)
                 if harmed and left is not None:
                     left -= 1
-                if not harmed and reading.get("dpo_train_step{}", 0) >= plant.after_step:
+                if not harmed and plant.again is None and reading.get("dpo_train_step{}", 0) >= plant.after_step:
                     harmed = True
                     undone.enter_context(plant.harm(run))
     _write(name, run.readings)
@@ -203,6 +216,20 @@ def rank_1_slowed(run: Run) -> Iterator[None]:
         process.wait()
 
 
+def reference_shifted(work: Path) -> None:
+    """The log-probs of the reference are those of another model: each chosen answer is less likely by two nats."""
+    from safetensors.torch import load_file
+
+    from dpo_trainer.training.reference import save_table
+
+    for path in (work / "reference").glob("*.safetensors"):
+        table = load_file(path)["logps"]
+        table[:, 0] -= 2
+        save_table(path, table, key=path.stem)
+    shutil.rmtree(work / "checkpoints")
+    (work / "metrics.jsonl").unlink()
+
+
 @contextmanager
 def own_volume(run: Run, folder: Path) -> Iterator[None]:
     """Mount a file system where the run will keep its checkpoints, as soon as it has taken its folder."""
@@ -218,13 +245,13 @@ def own_volume(run: Run, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def saves_slowed(run: Run) -> Iterator[None]:
-    """The file system of the checkpoints writes for a moment every other second."""
+    """The file system of the checkpoints writes for a moment every five seconds."""
     over = threading.Event()
 
     def slow() -> None:
         while not over.is_set():
             with saves_frozen(run):
-                over.wait(2)
+                over.wait(5)
             time.sleep(0.05)
 
     slowing = threading.Thread(target=slow)
@@ -262,8 +289,12 @@ PLANTS = {
     "straggler": Plant({**RANKS_2, "training": {"epochs": 4}}, harm=rank_1_slowed),
     "overdue": Plant(harm=saves_frozen, readings=40, volume=True),
     "idle": Plant(
-        {"training": {"epochs": 3}, "checkpoint": {"everySteps": 1, "async": False}}, harm=saves_slowed, volume=True
+        {"checkpoint": {"everySteps": 1, "async": False}, "evaluation": {"everySteps": 20}},
+        after_step=2,
+        harm=saves_slowed,
+        volume=True,
     ),
+    "wrong-reference": Plant(after_step=2, again=reference_shifted),
 }
 
 if __name__ == "__main__":
