@@ -82,19 +82,24 @@ class Metrics(_Report):
 SMALL_MARGIN = 0.01
 
 
-def accuracy_text(accuracy: float | None, margin: float | None, margin_se: float | None) -> str | None:
-    """An accuracy for people: it counts signs, so it says nothing where the margin is within noise or near 0; None without one.
+def margin_note(margin: float | None, margin_se: float | None) -> str:
+    """Why an accuracy says nothing, which counts signs alone; empty where the margin is large enough.
 
     margin: mean, nats. margin_se: its standard error, None if unknown.
     """
+    if margin is None:
+        return ""
+    if margin_se is not None and abs(margin) < 2 * margin_se:
+        return "margin within noise"
+    return "margin near 0" if abs(margin) < SMALL_MARGIN else ""
+
+
+def accuracy_text(accuracy: float | None, margin: float | None, margin_se: float | None) -> str | None:
+    """An accuracy for people, with the note of margin_note; None without one."""
     if accuracy is None or not math.isfinite(accuracy):
         return None
-    text = f"{accuracy:.2f}"
-    if margin is None:
-        return text
-    if margin_se is not None and abs(margin) < 2 * margin_se:
-        return f"{text} (margin within noise)"
-    return f"{text} (margin near 0)" if abs(margin) < SMALL_MARGIN else text
+    note = margin_note(margin, margin_se)
+    return f"{accuracy:.2f} ({note})" if note else f"{accuracy:.2f}"
 
 
 class SlowestRank(_Report):

@@ -19,6 +19,7 @@ from dpo_operator.api import exitcodes, names
 from dpo_operator.api.allow import Allow, refusals
 from dpo_operator.api.models import hardware
 from dpo_operator.api.quantity import to_bytes
+from dpo_operator.api.rules.advice import advice
 from dpo_operator.api.text import sentences
 from dpo_operator.api.types import DPOJob
 from dpo_operator.cli import inspect, jobfile, local, modelsource, planview, steer
@@ -58,6 +59,12 @@ def _read(path: Path, allow: Allow) -> DPOJob:
         raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
 
 
+def _warn(job: DPOJob, claims: Path) -> None:
+    """Say which settings guides call dangerous."""
+    for line in advice(job.spec, modelsource.parameters_here(job, claims)):
+        console.print(f"[yellow]warning:[/yellow] {escape(str(line))}", soft_wrap=True)
+
+
 WorkFolder = Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/<name>.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: remove what an earlier run left there.")]
 Claims = Annotated[Path, typer.Option(help="Folder that stands for the claims of pvc:// sources.")]
@@ -77,7 +84,9 @@ def run(
 
     After a failure in training, all ranks restart from the last checkpoint as spec.failurePolicy says.
     """
-    _run(_read(file, _allow(allow_env)), local.LocalRun.run, work_dir, fresh, claims, metrics_port)
+    job = _read(file, _allow(allow_env))
+    _warn(job, claims)
+    _run(job, local.LocalRun.run, work_dir, fresh, claims, metrics_port)
 
 
 @app.command()
@@ -126,11 +135,15 @@ def validate(
     claims: Claims = Path("claims"),
     allow_env: AllowEnv = None,
 ) -> None:
-    """Check a DPOJob file without a cluster. Notes say what a cluster refuses unless its administrator allows it."""
+    """Check a DPOJob file without a cluster.
+
+    Notes say what a cluster refuses unless its administrator allows it, warnings which settings guides to DPO call dangerous.
+    """
     allow = _allow(allow_env)
     job = _read(file, allow)
     for line in refusals(job.spec, allow, image=""):
         console.print(f"note: {escape(line)}", soft_wrap=True)
+    _warn(job, claims)
     console.print(f"{file}: {names.KIND} {job.metadata.name} is valid")
     if data:
         raise typer.Exit(local.look(job, claims.resolve()))

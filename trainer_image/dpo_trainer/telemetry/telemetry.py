@@ -12,7 +12,7 @@ from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Progress, SlowestRank
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.runtime.workdir import WorkDir
-from dpo_trainer.telemetry.console import Console, Silent, console, format_metric
+from dpo_trainer.telemetry.console import Console, Silent, console, learning_parts
 from dpo_trainer.telemetry.metrics_file import INITIAL_LOSS, initial_loss, read_metrics
 from dpo_trainer.telemetry.output import Record, Start
 from dpo_trainer.telemetry.prometheus import TrainerMetrics
@@ -236,15 +236,7 @@ class Telemetry:
         self._shared.last_step.set(time.time())
         self._shared.values("eval", metrics)
         self._records.write(Record(step, "eval", {"epoch": self.progress.epoch, **metrics}, time.time()))
-        parts = [f"eval at step {step}:"]
-        for key, form in (
-            ("loss", "loss {:.4f}"),
-            ("rewards/margins", "margin {:.3g}"),
-            ("rewards/accuracies", "acc {:.2f}"),
-        ):
-            if key in metrics:
-                parts.append(format_metric(form, metrics[key]))
-        self._show.line(" ".join(parts))
+        self._show.line(" ".join([f"eval at step {step}:", *learning_parts(metrics)]))
 
     def diagnosed(self, step: int, findings: Sequence[Finding]) -> None:
         """The rules have looked at the figures of `step`: these findings hold now, and earlier ones do not."""

@@ -242,6 +242,17 @@ def test_a_line_for_each_logged_step(tmp_path: Path):
     assert news.progress.step == 13
 
 
+def test_an_accuracy_says_when_its_margin_means_nothing(tmp_path: Path):
+    news, shown = telemetry(tmp_path)
+    news.begin(max_steps=2)
+    news.step(1, epoch=1.0, seconds=0.5, pairs=8, tokens=800, metrics={**METRICS, "rewards/margins": 0.001})
+    news.evaluation(1, {**EVALUATION, "rewards/margins_se": 0.1})
+
+    step, evaluation = [text for text in shown.getvalue().splitlines() if " acc " in text]
+    assert "acc 0.75 (margin near 0) grad" in step
+    assert evaluation.endswith("acc 0.75 (margin within noise)")
+
+
 def test_a_metric_without_data_is_a_dash(tmp_path: Path):
     news, shown = telemetry(tmp_path)
     news.begin(max_steps=2)
