@@ -124,12 +124,12 @@ def of_operator(timeline: Mapping[int, DPOJobStatus], ticks: int, own: Operator 
 
 @cache
 def _asked() -> set[str]:
-    """Names in the rules' expressions."""
+    """Names in the rules."""
     return {
         name
         for group in rules()["groups"]
         for rule in group["rules"]
-        for name in re.findall(r"\bdpo(?:job)?_\w+", rule["expr"])
+        for name in re.findall(r"\bdpo(?:job)?_\w+", json.dumps(rule))
     }
 
 
@@ -185,3 +185,13 @@ def fires(series: Series, alerts: Sequence[str]) -> dict[str, Any]:
     expected = [{"labels": f'{{alertname="{name}"}}', "value": 1} for name in sorted(alerts)]
     test = {"expr": asked, "eval_time": f"{(length(series) - 1) * TICK}s", "exp_samples": expected}
     return {"promql_expr_test": [test]}
+
+
+def says(alert: str, minute: int, labels: dict[str, str], summary: str, description: str) -> dict[str, Any]:
+    """Requires that the alert fires at this minute, once and with these texts."""
+    page = f"docs/runbooks/{alert}.md"
+    expected = {
+        "exp_labels": labels,
+        "exp_annotations": {"summary": summary, "description": description, "runbook_url": page},
+    }
+    return {"alert_rule_test": [{"eval_time": f"{minute}m", "alertname": alert, "exp_alerts": [expected]}]}

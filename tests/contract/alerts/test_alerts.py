@@ -8,6 +8,8 @@ import pytest
 
 from dpo_operator.api.status import DPOJobStatus
 from tests.contract.alerts.replay import (
+    NAME,
+    TENANT,
     TICK,
     Operator,
     Series,
@@ -18,6 +20,7 @@ from tests.contract.alerts.replay import (
     promtool,
     recorded,
     rules,
+    says,
 )
 
 pytestmark = pytest.mark.contract
@@ -57,6 +60,19 @@ def run(name: str) -> Series:
 def goes_on(name: str, ticks: int | None = None) -> Series:
     """A recording, or its beginning, that ends while the run is ill."""
     pod = {key: values[:ticks] for key, values in of_pod(recorded(name)).items()}
+    return pod | of_operator({0: status()}, length(pod))
+
+
+def slowed(name: str, times: int) -> Series:
+    """A recorded run, and then the same steps again, each of which takes so many times as long."""
+    run = recorded(name)
+    parts = {}
+    for part in ("sum", "count"):
+        values = run[f"dpo_train_step_seconds_{part}{{}}"]
+        last, factor = values[-1] or 0, times if part == "sum" else 1
+        slow = [last + factor * (value or 0) for value in values for _ in range(times)]
+        parts[f"dpo_train_step_seconds_{part}{{}}"] = [*values, *slow]
+    pod = of_pod({**parts, "dpo_train_step{}": [1.0] * length(parts)})
     return pod | of_operator({0: status()}, length(pod))
 
 
@@ -120,6 +136,7 @@ ILL: dict[str, tuple[list[str], Callable[[], Series]]] = {
     "restarted because of a hang": (["DPOJobHang"], lambda: alone(restarts([40], "Hang"))),
     "a rank that is slowed": (["DPOJobStraggler"], lambda: goes_on("straggler")),
     "saves that are frozen": (["DPOJobCheckpointOverdue"], lambda: goes_on("overdue", 29)),
+    "three times slower": (["DPOJobSlowStep"], lambda: slowed("healthy", 3)),
     "waits for saves": (["DPOJobGPUIdle"], lambda: goes_on("idle") | with_gpu("idle")),
     "saves that are frozen until training waits": (
         ["DPOJobCheckpointOverdue", "DPOJobHang"],
@@ -139,6 +156,50 @@ ILL: dict[str, tuple[list[str], Callable[[], Series]]] = {
 }
 
 
+JOB = {"namespace": TENANT, "dpojob": NAME}
+# Minute, labels, summary and description of an ill run's alert.
+SAID: dict[str, tuple[int, dict[str, str], str, str]] = {
+    "flat": (
+        11,
+        {**JOB, "severity": "warning"},
+        "DPOJob team-a/helpful learns nothing",
+        "After a fifth of the steps the reward margin is 0.000405 nats, and no log-ratio to the reference has moved by 0.001 a token. An "
+        "accuracy above 0.5 says nothing here: it counts signs, however small.",
+    ),
+    "found: gibberish": (
+        12,
+        {**JOB, "severity": "critical", "code": "Gibberish"},
+        "DPOJob team-a/helpful writes broken text",
+        "Gibberish (Unhealthy): What Gibberish says. A low loss does not contradict this.",
+    ),
+    "restarted because of a hang": (
+        14,
+        {**JOB, "severity": "critical"},
+        "DPOJob team-a/helpful hangs, or was restarted because it hung",
+        "Restarts because of a hang in the last 15 minutes: 1. The operator restarts all ranks after "
+        "failurePolicy.hangTimeoutSeconds.",
+    ),
+    "no node": (
+        31,
+        {**JOB, "severity": "warning"},
+        "DPOJob team-a/helpful waits and does not start",
+        "The job was accepted 31m 0s ago and waits for its pods; the reason is in its condition Running.",
+    ),
+    "little room": (
+        14,
+        {**JOB, "severity": "critical"},
+        "The volume of DPOJob team-a/helpful is nearly full",
+        "4% of it is free. A checkpoint that does not fit fails.",
+    ),
+    "no answers": (
+        14,
+        {"severity": "critical", "sign": "requests"},
+        "The operator does not see what happens in the cluster",
+        "66.67% of its requests to the API server get no answer.",
+    ),
+}
+
+
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """promtool's, by case."""
@@ -146,7 +207,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     cases = {}
     for name, (alerts, made) in every.items():
         series = made()
-        cases[name] = series, fires(series, alerts)
+        cases[name] = series, fires(series, alerts) | (says(alerts[0], *SAID[name]) if name in SAID else {})
     return promtool(tmp_path_factory.mktemp("promtool"), cases)
 
 
