@@ -28,7 +28,7 @@ from dpo_trainer.runtime.job import (
     stop_by_exception,
     stop_on_request,
 )
-from dpo_trainer.runtime.libraries import quiet_libraries
+from dpo_trainer.runtime.libraries import import_tokenizers_alone, quiet_libraries
 from dpo_trainer.runtime.termination import (
     build_termination,
     classify,
@@ -113,6 +113,8 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
 
     access = from_environment(job.spec.way_out)
     access.apply(work.root / ".cache")
+    if job.spec.adapter.type is AdapterType.NONE:  # what an adapter covers is asked of the model's modules
+        import_tokenizers_alone()
     from dpo_trainer.prepare import phase as prepare
     from dpo_trainer.prepare.inputs import Inputs
     from dpo_trainer.sources.cache import Cache
@@ -124,6 +126,10 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
     cache = os.environ.get(names.ENV_CACHE_DIR)
     inputs = Inputs(_claims(), hub_token(), Cache(Path(cache)) if cache else None, progress, access)
     found = prepare.run(job, work, inputs)
+    if os.environ.get(names.ENV_RESTORE) == "1" and job.spec.checkpoint.mirror is not None:
+        from dpo_trainer.mirror import phase as mirror
+
+        mirror.fetch(job, work, progress)
     if job.spec.adapter.type is not AdapterType.NONE:
         _check_adapter(job, work, telemetry, progress)
     telemetry.diagnosed(0, _data_findings(work, telemetry))
@@ -256,6 +262,7 @@ def _show(command: str, work: WorkDir, job_file: Path) -> int:
 
             report.report(work)
         else:
+            import_tokenizers_alone()
             from dpo_trainer.commands import preview
 
             print(*preview.lines(work), sep="\n")
