@@ -16,8 +16,9 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api import exitcodes, names
 from dpo_operator.api.diagnosis import Finding, worst_first
 from dpo_operator.api.reports import Metrics, Progress, Termination
-from dpo_operator.api.status import Attempts, CheckpointStatus, DPOJobStatus, FinalMetrics, Restart, State
+from dpo_operator.api.status import Attempts, DPOJobStatus, FinalMetrics, Restart, State
 from dpo_operator.api.statusparts.findings import FindingStatus
+from dpo_operator.api.statusparts.stored import CheckpointStatus
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.explain.case import Case, Place

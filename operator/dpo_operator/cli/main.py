@@ -114,7 +114,7 @@ def _run(
         if fresh:
             local.remove(work)
         here = local.LocalRun(
-            job, work, claims.resolve(), metrics_port, lambda line: console.print(escape(line), soft_wrap=True)
+            job, work, claims.resolve(), metrics_port, lambda line: console.print(escape(line), soft_wrap=True), fresh
         )
         code = what(here)
     except local.LocalRunError as error:

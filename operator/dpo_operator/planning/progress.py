@@ -4,15 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 from dpo_operator.api.quantity import duration
 from dpo_operator.api.reports import CheckpointRef, DatasetReport, Metrics, Progress, Termination, accuracy_text
-from dpo_operator.api.status import (
-    CheckpointStatus,
-    DatasetStatus,
-    DPOJobStatus,
-    ExportStatus,
-    FinalMetrics,
-    ProgressStatus,
-    PushStatus,
-)
+from dpo_operator.api.status import DatasetStatus, DPOJobStatus, FinalMetrics, ProgressStatus
+from dpo_operator.api.statusparts.stored import CheckpointStatus, ExportStatus, PushStatus
 from dpo_operator.planning.transitions import changed
 
 # Shortest time between two writes of progress alone.
