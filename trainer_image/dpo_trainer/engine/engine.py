@@ -5,7 +5,7 @@ Nothing is compiled at start-up, so a pod needs no compiler and starts fast.
 
 import gc
 import logging
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from dpo_trainer.distributed.zero3_internals import (
     import_deepspeed,
     is_persistent,
     local_partition,
+    reporting_loads,
     whole_numel,
 )
 from dpo_trainer.engine.loss_scale import LossScale
 from dpo_trainer.engine.memory import release_free
 from dpo_trainer.engine.optimizer import make_optimizer
 from dpo_trainer.engine.zero3_state import Zero3State
-from dpo_trainer.engine.zero_config import zero_config
+from dpo_trainer.engine.zero_config import widths_of, zero_config
 from dpo_trainer.model.attention import kernels
 from dpo_trainer.model.load import load_model
 from dpo_trainer.model.policy import Policy
@@ -71,12 +72,20 @@ class Engine:
     """
 
     def __init__(
-        self, spec: DPOJobSpec, model_folder: Path, world: World, *, trained: bool = True, before: Collection[str] = ()
+        self,
+        spec: DPOJobSpec,
+        model_folder: Path,
+        world: World,
+        *,
+        trained: bool = True,
+        before: Collection[str] = (),
+        alive: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Load the model partitioned and make the optimizer. Collective. Raises TrainerError INVALID_CONFIGURATION.
 
         trained: false for a reference model, of which nothing but the weights is in memory; only log-probs are asked of it.
         before: names of the parameters in a checkpoint of the run, see targets.resolve.
+        alive: called while the weights are read, with the number of modules whose weights are there.
         """
         deepspeed = import_deepspeed()
         self.world = world
@@ -91,14 +100,15 @@ class Engine:
             self._loss_scale = LossScale()
         self.config: dict[str, Any] = {}
 
-        def partitioned_loading(hidden_size: int) -> Any:
+        def partitioned_loading(config: Any) -> Any:
             from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-            self.config = zero_config(spec, hidden_size, world.device, world_size=world.world_size)
+            self.config = zero_config(spec, widths_of(config), world.device, world_size=world.world_size)
             return HfDeepSpeedConfig(self.config)
 
         torch.manual_seed(spec.training.seed)
-        model = load_model(spec, model_folder, zero3=partitioned_loading, before=before)
+        with reporting_loads(alive):
+            model = load_model(spec, model_folder, zero3=partitioned_loading, before=before)
         policy = Policy(model)
         policy.head.chunk_bytes = (spec.training.logits_chunk_mi_b << 20) or None
         if not trained:
@@ -109,14 +119,13 @@ class Engine:
         )
         if not trained:
             return
-        self.zero = Zero3Internals(self.deepspeed)
-        self._alias_equal_tensors()
+        self.zero = Zero3Internals(self.deepspeed, world_size=world.world_size)
+        self.zero.alias_equal_tensors()
+        if world.world_size == 1:
+            self.zero.remove_module_hooks()
         self._allocate_optimizer_state()
         if world.device.type == "cpu":
             release_free()
-
-    def _alias_equal_tensors(self) -> None:
-        self.zero.alias_equal_tensors(self.module.parameters(), world_size=self.world.world_size)
 
     def _allocate_optimizer_state(self) -> None:
         """Make Adam's state now and not in its first step, so that a job that does not fit into memory fails at its start."""
@@ -183,7 +192,7 @@ class Engine:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         self.deepspeed.step()
-        self._alias_equal_tensors()
+        self.zero.alias_equal_tensors()
         applied = self.deepspeed.was_step_applied()
         if self._loss_scale is not None:
             self.loss_scale = self._loss_scale.after(applied=applied)

@@ -16,11 +16,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_model(
-    spec: DPOJobSpec, folder: Path, *, zero3: Callable[[int], Any] | None = None, before: Collection[str] = ()
+    spec: DPOJobSpec, folder: Path, *, zero3: Callable[[Any], Any] | None = None, before: Collection[str] = ()
 ) -> nn.Module:
     """The job's model from its folder, with adapters where the job wants them, ready to be trained.
 
-    zero3: called with the hidden size before the weights are read; the object that it returns is kept alive until they are read. Under
+    zero3: called with the text model's configuration before the weights are read; the object that it returns is kept alive until they are read. Under
         ZeRO-3 it switches partitioned loading on, so that no rank ever holds the whole model.
     Dropout of the base model is off, as in every published DPO implementation: the policy's log-probs are compared
     with the reference's, and noise in either only hides the preference. Adapters keep the dropout that the job sets.
@@ -36,7 +36,7 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(folder, **common)
         turn_off_dropout(config)
-        partitioning = zero3(config.get_text_config().hidden_size) if zero3 else None
+        partitioning = zero3(config.get_text_config()) if zero3 else None
         model: nn.Module
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
