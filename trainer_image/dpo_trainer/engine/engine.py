@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dpo_operator.api.model import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches.batch import MicroBatch
 from dpo_trainer.distributed.world import World
@@ -30,6 +31,7 @@ from dpo_trainer.engine.memory import release_free
 from dpo_trainer.engine.optimizer import make_optimizer
 from dpo_trainer.engine.zero3_state import Zero3State
 from dpo_trainer.engine.zero_config import widths_of, zero_config
+from dpo_trainer.model import quantized
 from dpo_trainer.model.attention import kernels
 from dpo_trainer.model.load import load_model
 from dpo_trainer.model.policy import Policy
@@ -108,8 +110,11 @@ class Engine:
 
         torch.manual_seed(spec.training.seed)
         with reporting_loads(alive):
-            model = load_model(spec, model_folder, zero3=partitioned_loading, before=before)
+            model = load_model(spec, model_folder, zero3=partitioned_loading, before=before, device=world.device)
         policy = Policy(model)
+        if spec.adapter.type is AdapterType.QLORA:
+            # Its model was not loaded in partitions. Left to itself, DeepSpeed would also cast the model's buffers to 16 bits.
+            deepspeed.zero.Init(module=policy, config_dict_or_path=self.config)
         policy.head.chunk_bytes = (spec.training.logits_chunk_mi_b << 20) or None
         if not trained:
             policy.requires_grad_(False)
@@ -227,11 +232,15 @@ class Engine:
 
         held: elements of this rank's partitions, with their padding. trainable: the part of `held` that is trained.
         total: elements of the model. persistent: elements that are also kept in full on every rank (norms).
+        four_bit, four_bit_bytes: elements of a 4-bit base, which every rank holds in addition, and what they take.
         """
         parameters = list(self.module.parameters())
+        four_bit, four_bit_bytes = quantized.size(self.module)
         return {
             "held": sum(local_partition(p).numel() for p in parameters),
             "trainable": sum(local_partition(p).numel() for p in parameters if p.requires_grad),
             "total": sum(whole_numel(p) for p in parameters),
             "persistent": sum(whole_numel(p) for p in parameters if is_persistent(p)),
+            "four_bit": four_bit,
+            "four_bit_bytes": four_bit_bytes,
         }

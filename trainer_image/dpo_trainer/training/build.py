@@ -13,7 +13,7 @@ from dpo_trainer.checkpoint.loading import Restored
 from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.trust import Owner, Trust, newest_parameters, trust_from_environment
 from dpo_trainer.distributed.ranks import Ranks
-from dpo_trainer.distributed.world import World, begin_training, join_world
+from dpo_trainer.distributed.world import World, begin_training, join_world, uses_cuda
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.engine.loss_scale import LossScale
 from dpo_trainer.losses.objective import Objective
@@ -109,6 +109,8 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     state = engine.state()
     checkpoints = open_checkpoints(spec, work, train, digests, attempt, ranks, trust, telemetry)
     restored = resume(checkpoints, state, engine, telemetry)
+    if uses_cuda():
+        checkpoints.reserve(state)
     begin_telemetry(spec, plan, total_steps, restored, trust, telemetry)
     begin_training()
     # The first heartbeat ends the operator's start time-out, so heartbeats start here.
