@@ -45,7 +45,6 @@ class HostCopy:
             torch.cuda.synchronize()
         return copied
 
-
     def _make(self, size: int) -> None:
         if self._buffer.numel() == size:
             return
@@ -58,7 +57,11 @@ class HostCopy:
             answer = torch.cuda.cudart().cudaHostRegister(self._buffer.data_ptr(), size, 0)  # type: ignore[no-untyped-call]
             self._pinned = int(answer) == 0
             if not self._pinned:
-                log.warning("%d bytes of host memory can't be pinned (CUDA error %d); saves block training longer", size, int(answer))
+                log.warning(
+                    "%d bytes of host memory can't be pinned (CUDA error %d); saves block training longer",
+                    size,
+                    int(answer),
+                )
 
 
 def _places(entries: Sequence[Entry]) -> list[int]:
