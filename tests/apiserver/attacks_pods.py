@@ -52,6 +52,7 @@ class Pod:
         else:
             progress = {"phase": "train", "attempt": 1, "step": 99}
             progress["checkpoint"] = {"step": 99, "path": "c", "digest": self.digest, "attempt": 1, "time": 1.0}
+            progress["findings"] = [{"code": "Forged", "severity": "Unhealthy", "cause": self.name}]
             there.end(pod, self.code, last_words(self.code, "train", 1, message=self.name, progress=progress))
 
     def won(self, arena: Arena) -> str:

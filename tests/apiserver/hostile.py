@@ -88,6 +88,13 @@ def _references() -> list[Hostile]:
             "push with keys elsewhere",
             {"export": {"push": {"to": "s3://b/k", "credentialsSecretRef": {"name": ELSEWHERE}}}},
         ),
+        Hostile("mirror in a file", {"checkpoint": {"mirror": {"to": "file:///etc"}}}),
+        Hostile("mirror in a hub", {"checkpoint": {"mirror": {"to": "hf://org/name"}}}),
+        Hostile("mirror at the top of a bucket", {"checkpoint": {"mirror": {"to": "s3://bucket/"}}}),
+        Hostile(
+            "mirror with keys elsewhere",
+            {"checkpoint": {"mirror": {"to": "s3://b/k", "credentialsSecretRef": {"name": ELSEWHERE}}}},
+        ),
         Hostile("service account elsewhere", _pod(serviceAccountName=ELSEWHERE)),
         Hostile("endpoint with a password", {"access": {"s3": {"endpoint": "https://user:word@example.org"}}}),
         Hostile("endpoint that is a file", {"access": {"hub": {"endpoint": "file:///etc/shadow"}}}),

@@ -189,6 +189,7 @@ COMPLETE: dict[str, Any] = a_job(
             "accessMode": "ReadWriteMany",
             "retention": "Delete",
         },
+        "mirror": {"to": "s3://checkpoints/team/run", "credentialsSecretRef": {"name": "keeper"}},
     },
     cache={"claimName": "models"},
     failurePolicy={

@@ -1,6 +1,7 @@
 """What may change in a stored DPOJob, what kubectl shows of it, and how the CRD itself is applied."""
 
 import json
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -158,11 +159,12 @@ def test_an_unknown_state_is_refused(stored: Requests) -> None:
 
 def test_kubectl_shows_how_the_job_does(stored: Requests, control_plane: ControlPlane) -> None:
     progress = {"step": 120, "maxSteps": 600, "percent": "20%", "eta": "1h12m", "loss": "0.6123"}
-    progress |= {"rewardMargin": "0.231", "rewardAccuracy": "0.66"}
-    status = {"state": "Training", "restarts": 2, "progress": progress}
+    progress |= {"rewardMargin": "0.001", "rewardAccuracy": "0.96", "accuracy": "0.96 (margin near 0)"}
+    health = {"type": "Healthy", "status": "False", "reason": "FlatLoss", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    status = {"state": "Training", "restarts": 2, "progress": progress, "conditions": [health]}
     assert stored.merge("a-job", {"status": status}, subresource="/status").accepted
     header, row = control_plane.kubectl("get", "dpo").splitlines()
-    assert header.split() == [
+    assert re.split(r" {2,}", header.strip()) == [
         "NAME",
         "STATE",
         "STEP",
@@ -171,10 +173,12 @@ def test_kubectl_shows_how_the_job_does(stored: Requests, control_plane: Control
         "LOSS",
         "MARGIN",
         "ACCURACY",
+        "HEALTHY",
         "RESTARTS",
         "AGE",
     ]
-    assert row.split()[:-1] == ["a-job", "Training", "120", "20%", "1h12m", "0.6123", "0.231", "0.66", "2"]
+    learning = ["0.6123", "0.001", "0.96 (margin near 0)", "False"]
+    assert re.split(r" {2,}", row)[:-1] == ["a-job", "Training", "120", "20%", "1h12m", *learning, "2"]
     assert "dpojob.dpo-operator.dev/a-job" in control_plane.kubectl("get", "all")
 
 

@@ -118,6 +118,68 @@ def test_whole_life(hands: Hands, alive: OperatorProcess) -> None:
     assert 'dpojob_final_loss{dpojob="life",namespace="operator-tests"} 0.31' in alive.metrics()
 
 
+FLAT = {
+    "code": "FlatLoss",
+    "severity": "Unhealthy",
+    "step": 37,
+    "cause": "The loss is where it began (0.6931).",
+    "suggestion": "Raise training.learningRate to 5e-6.",
+    "setting": "training.learningRate",
+    "figures": [{"name": "eval_rewards/margins", "value": 0.001, "limit": 0.006}],
+}
+SENTENCE = f"{FLAT['cause']} {FLAT['suggestion']}"
+
+
+def test_findings_are_told_once_and_stay(hands: Hands, alive: OperatorProcess) -> None:
+    """Also when the operator is killed. Others of the pod's findings are hostile."""
+    hands.apply("flat", diagnosis={"stopOn": ["FlatLoss"]})
+    few = {"code": "FewTrainingPairs", "severity": "Info", "cause": "train: only 20 pairs"}
+    prepared = {"phase": "prepare", "attempt": 1, "diagnosed_step": 0, "findings": [few]}
+    hands.run_phase("flat", "prepare", progress=prepared)
+    pods = hands.pods("flat", "train", 1, 2)
+    values = {"reward_accuracy": 0.96, "reward_margin": 0.001}
+    rank = Rank("127.0.0.14", step=37, train=values, eval=values)
+    try:
+        for pod in pods:
+            hands.start(pod, rank.ip)
+        shown = wait_until("progress", lambda: hands.status("flat").get("progress"))
+        assert (shown["accuracy"], hands.condition("flat", "Healthy")) == ("0.96 (margin near 0)", ("", ""))
+        made_up = [
+            {"code": f"Made{n}", "severity": "Info", "cause": "\x1b[31m" + "x\n" * 4000, "step": 2**53}
+            for n in range(4)
+        ]
+        rank.progress |= {"diagnosed_step": 37, "findings": [FLAT, *made_up]}
+        wait_until("health", lambda: hands.condition("flat", "Healthy") == ("False", "FlatLoss"))
+        alive.kill()
+        rank.progress |= {"step": 50, "diagnosed_step": 50, "findings": [FLAT]}
+        alive.start()
+        wait_until("progress", lambda: hands.status("flat")["progress"]["step"] == 50)
+        wait_until("fewer findings", lambda: len(hands.status("flat")["findings"]) == 2)
+        rank.progress |= {"diagnosed_step": 60, "findings": []}
+        wait_until("health", lambda: hands.condition("flat", "Healthy")[0] == "True")
+        rank.progress |= {"diagnosed_step": 70, "findings": [FLAT]}
+        wait_until("health", lambda: hands.condition("flat", "Healthy") == ("False", "FlatLoss"))
+    finally:
+        rank.close()
+    last = {"phase": "train", "attempt": 1, "step": 70, "diagnosed_step": 70, "findings": [FLAT]}
+    hands.end(pods[0], 81, last_words(81, "train", 1, message=SENTENCE, progress=last))
+    wait_until("failure", lambda: hands.condition("flat", "Failed") == ("True", "StoppedByDiagnosis"))
+    status = hands.status("flat")
+    assert SENTENCE in status["message"]
+    assert [(f["code"], f["phase"], f["message"]) for f in status["findings"]] == [
+        ("FlatLoss", "train", SENTENCE),
+        ("FewTrainingPairs", "prepare", "train: only 20 pairs"),
+    ]
+    assert status["findings"][0]["figures"] == ["eval_rewards/margins 0.001 (limit 0.006)"]
+    events = hands.events("flat")
+    assert [events.count(code) for code in ("FewTrainingPairs", "FlatLoss", "StoppedByDiagnosis")] == [1, 1, 1]
+    assert len([code for code in events if code.startswith("Made")]) == 1
+    series = 'dpojob_finding{code="FlatLoss",dpojob="flat",namespace="operator-tests",severity="Unhealthy"} 1.0'
+    assert series in alive.metrics()
+    hands.delete("dpojobs", "flat")
+    wait_until("no series", lambda: 'dpojob="flat"' not in alive.metrics())
+
+
 def test_killed_rank_restarts_all_ranks_once_and_soon(hands: Hands, alive: OperatorProcess) -> None:
     hands.apply("killed")
     hands.run_phase("killed", "prepare")

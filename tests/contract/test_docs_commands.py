@@ -116,6 +116,7 @@ PRINTED = {
     "preview": "Data report",
     "run": "report",
     "report": "reward margin",
+    "why": "is complete",
     "checkpoints": str(STEPS),
 }
 

@@ -7,9 +7,8 @@ import pytest
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.guards import build_guards
-from dpo_operator.builders.job import build_child_job
 from dpo_operator.builders.networks import CLOSED, METADATA, Networks
-from dpo_operator.builders.pod import TrainerImage
+from dpo_operator.builders.pod import TrainerImage, build_pod_template
 from tests.contract.chart import NAMESPACE, render
 from tests.networks import Place, reaches
 
@@ -27,13 +26,14 @@ def a_job(uid: str, namespace: str = TEAM, **spec: Any) -> DPOJob:
     )
 
 
-def pod_of(job: DPOJob, phase: names.Phase, address: str) -> Place:
-    template = build_child_job(job, phase, 1, TrainerImage("t:1"))["spec"]["template"]
+def pod_of(job: DPOJob, phase: names.PodKind, address: str) -> Place:
+    template = build_pod_template(job, phase, 1, TrainerImage("t:1"))
     return Place(address, job.metadata.namespace, template["metadata"]["labels"])
 
 
 IDENTIFIED = a_job("5", pod={"serviceAccountName": "reader"})
 PUSHING = a_job("6", export={"push": {"to": "s3://bucket/out"}})
+MIRRORED = a_job("7", checkpoint={"mirror": {"to": "s3://bucket/run"}}, pod={"serviceAccountName": "reader"})
 JOB, WANDB = a_job("1"), a_job("2", tracking=ONLINE)
 SAME_TEAM, OTHER_TEAM = a_job("3"), a_job("4", "team-b")
 PODS = {
@@ -45,6 +45,8 @@ PODS = {
     "export": pod_of(JOB, "export", "10.1.0.4"),
     "export that is pushed": pod_of(PUSHING, "export", "10.1.0.16"),
     "rank of a job that pushes": pod_of(PUSHING, "train", "10.1.0.17"),
+    "copy to a mirror": pod_of(MIRRORED, "mirror", "10.1.0.18"),
+    "rank of a job that is mirrored": pod_of(MIRRORED, "train", "10.1.0.19"),
     "operator": Place(
         "10.1.0.5",
         NAMESPACE,
@@ -96,6 +98,8 @@ TABLE = {
         "API server's Service", "kubelet", "object store in the cluster", "proxy in a private network", "pod of another team"},
 }  # fmt: skip
 TABLE["export that is pushed"] = TABLE["prepare"]
+TABLE["copy to a mirror"] = TABLE["prepare"]
+TABLE["rank of a job that is mirrored"] = TABLE["rank with an identity"]
 TABLE["rank of a job that pushes"] = TABLE["rank with an identity"]
 TABLE["prepare with an identity"] = TABLE["prepare"]
 TABLE["a stranger"] = TABLE["prometheus"]
@@ -106,7 +110,7 @@ def policies(networks: Networks = CLOSED, *settings: str) -> list[dict[str, Any]
         {**p, "metadata": p["metadata"] | {"namespace": NAMESPACE}} for p in render(*settings).all("NetworkPolicy")
     ]
     networks = networks.model_copy(update={"metrics_namespaces": networks.metrics_namespaces or (NAMESPACE,)})
-    jobs = (JOB, WANDB, IDENTIFIED, PUSHING, SAME_TEAM, OTHER_TEAM)
+    jobs = (JOB, WANDB, IDENTIFIED, PUSHING, MIRRORED, SAME_TEAM, OTHER_TEAM)
     guards = [guard for job in jobs for phase in names.PHASES for guard in build_guards(job, phase, networks)]
     return chart + [guard for guard in guards if guard["kind"] == "NetworkPolicy"]
 
@@ -128,21 +132,36 @@ IDENTITY_SERVICES = {"EKS": ("169.254.170.23", 80), "GKE": ("169.254.169.254", 8
 
 
 @pytest.mark.parametrize("cloud", IDENTITY_SERVICES)
-def test_the_identity_service_is_for_prepare_with_an_identity(cloud: str) -> None:
+def test_the_identity_service_is_for_pods_that_reach_stores(cloud: str) -> None:
     known = policies(Networks.model_validate({"workload_identity": cloud}))
     reached_by = {
         (source, other)
-        for source in ("prepare", "prepare with an identity", "rank with an identity", "export")
+        for source in (
+            "prepare",
+            "prepare with an identity",
+            "rank with an identity",
+            "export",
+            "rank of a job that is mirrored",
+            "copy to a mirror",
+        )
         for other, (address, port) in IDENTITY_SERVICES.items()
         if reaches(known, PODS[source], Place(address), port)
     }
-    assert reached_by == {("prepare with an identity", cloud)}
+    assert reached_by == {("prepare with an identity", cloud), ("copy to a mirror", cloud)}
     assert not reaches(known, PODS["prepare with an identity"], Place(IDENTITY_SERVICES[cloud][0]), 443)
 
 
 @pytest.mark.parametrize(
     "source",
-    ["prepare", "prepare with an identity", "rank", "rank with wandb online", "export", "export that is pushed"],
+    [
+        "prepare",
+        "prepare with an identity",
+        "rank",
+        "rank with wandb online",
+        "export",
+        "export that is pushed",
+        "copy to a mirror",
+    ],
 )
 @pytest.mark.parametrize(
     "networks", [CLOSED, Networks(open=("100.64.0.0/10", "0.0.0.0/0", "::/0"))], ids=["closed", "open"]

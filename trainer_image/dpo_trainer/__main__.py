@@ -1,4 +1,4 @@
-"""`python -m dpo_trainer prepare|launch|train|export|report|preview|look`: one phase of one job, and its exit code.
+"""`python -m dpo_trainer prepare|launch|train|export|mirror|report|preview|look`: one phase of one job, and its exit code.
 
 `checkpoints` and `export-checkpoint` are in commands/checkpoints.py.
 
@@ -30,8 +30,8 @@ def parse(argv: Sequence[str]) -> Arguments:
     parser = argparse.ArgumentParser(prog="dpo-trainer", description="Phases of a DPOJob.")
     parser.add_argument(
         "command",
-        choices=("prepare", "launch", "train", "export", "report", "preview", "look"),
-        help="launch starts one `train` for each local rank; other commands run that phase",
+        choices=("prepare", "launch", "train", "export", "mirror", "report", "preview", "look"),
+        help="launch starts one `train` for each local rank; mirror copies new checkpoints to checkpoint.mirror; other commands run that phase",
     )
     parser.add_argument(
         "--job-file",
@@ -59,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dpo_trainer.launch import launcher
 
         return launcher.run(arguments.job_file, arguments.work_dir)
+    if arguments.command == "mirror":
+        from dpo_trainer.mirror import phase as mirror
+        from dpo_trainer.runtime.workdir import WorkDir
+
+        return mirror.run(arguments.job_file, WorkDir(arguments.work_dir))
     from dpo_trainer.launch import stacks
 
     stacks.register()

@@ -124,6 +124,10 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
     cache = os.environ.get(names.ENV_CACHE_DIR)
     inputs = Inputs(_claims(), hub_token(), Cache(Path(cache)) if cache else None, progress, access)
     found = prepare.run(job, work, inputs)
+    if os.environ.get(names.ENV_RESTORE) == "1" and job.spec.checkpoint.mirror is not None:
+        from dpo_trainer.mirror import phase as mirror
+
+        mirror.fetch(job, work, progress)
     if job.spec.adapter.type is not AdapterType.NONE:
         _check_adapter(job, work, telemetry, progress)
     telemetry.diagnosed(0, _data_findings(work, telemetry))

@@ -28,6 +28,7 @@ PUBLIC_CREDENTIALS = ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_TENANT_ID", "AZURE_CL
 HUB_URL = "hf://"
 CREDENTIALS_FIELD = "spec.access.credentialsSecretRef"
 PUSH_CREDENTIALS_FIELD = "spec.export.push.credentialsSecretRef"
+MIRROR_CREDENTIALS_FIELD = "spec.checkpoint.mirror.credentialsSecretRef"
 
 
 class SecretRef(ApiModel):

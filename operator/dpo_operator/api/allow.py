@@ -131,6 +131,9 @@ def _secrets(spec: DPOJobSpec) -> Iterator[tuple[str, str]]:
     push = spec.export.push
     if push is not None and push.credentials_secret_ref is not None:
         yield "spec.export.push.credentialsSecretRef", push.credentials_secret_ref.name
+    mirror = spec.checkpoint.mirror
+    if mirror is not None and mirror.credentials_secret_ref is not None:
+        yield "spec.checkpoint.mirror.credentialsSecretRef", mirror.credentials_secret_ref.name
     wandb = spec.tracking.wandb
     if wandb is not None and wandb.api_key_secret_ref is not None:
         yield "spec.tracking.wandb.apiKeySecretRef", wandb.api_key_secret_ref.name

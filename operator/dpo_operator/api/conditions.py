@@ -22,6 +22,8 @@ VOLUME_TOO_SMALL = "VolumeTooSmall"
 VOLUME_NEARLY_FULL = "VolumeNearlyFull"
 # Whether the export is in the store that export.push names.
 PUSHED = "Pushed"
+# Whether the newest checkpoint that was copied is in the store that checkpoint.mirror names, and no newer copy failed.
+MIRRORED = "Mirrored"
 # Whether the figures show a run that learns; absent before they were first looked at, and without spec.diagnosis.enabled.
 HEALTHY = "Healthy"
 TYPES = (
@@ -35,6 +37,7 @@ TYPES = (
     VOLUME_TOO_SMALL,
     VOLUME_NEARLY_FULL,
     PUSHED,
+    MIRRORED,
     HEALTHY,
 )
 
@@ -85,6 +88,9 @@ FINISHED = "Finished"
 EXPORTED = "Exported"
 PUSH_PENDING = "PushPending"
 COPIED = "Copied"
+MIRROR_PENDING = "MirrorPending"
+MIRROR_FAILED = "MirrorFailed"
+MIRROR_BEHIND = "MirrorBehind"
 SUSPENDED_BY_SPEC = "SuspendedBySpec"
 RESUMED = "Resumed"
 RESTARTED = "Restarted"

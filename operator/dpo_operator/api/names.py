@@ -13,6 +13,8 @@ MANAGER = f"{GROUP}/dpo-operator"
 
 Phase = Literal["prepare", "train", "export"]
 PHASES: tuple[Phase, ...] = ("prepare", "train", "export")
+# Kinds of pods: those of the phases, and those that copy checkpoints to a mirror beside them.
+PodKind = Literal["prepare", "train", "export", "mirror"]
 
 # Labels of every child object. Selection is by UID, so that a later job of the same name adopts nothing.
 LABEL_JOB = f"{GROUP}/job"
@@ -55,6 +57,8 @@ TOKEN_FILE = "/etc/dpo-token/token"  # noqa: S105 - a path, not a secret
 WANDB_KEY_FILE = "/etc/dpo-wandb/key"
 # A file for each key of the Secret, and the certificates to trust.
 CREDENTIALS_DIR = "/etc/dpo-credentials"
+# In a prepare pod that restores: the same for the Secret of checkpoint.mirror, where it has its own.
+MIRROR_CREDENTIALS_DIR = "/etc/dpo-mirror-credentials"
 CA_FILE = "/etc/dpo-ca/ca.crt"
 CLAIMS_DIR = "/claims"
 CACHE_DIR = "/cache"
@@ -77,6 +81,9 @@ ENV_TOKEN_FILE = "DPO_TOKEN_FILE"  # noqa: S105
 ENV_RECORDED_CHECKPOINTS = "DPO_RECORDED_CHECKPOINTS"
 ENV_CREDENTIALS_DIR = "DPO_CREDENTIALS_DIR"
 ENV_CA_FILE = "DPO_CA_FILE"
+ENV_MIRROR_CREDENTIALS_DIR = "DPO_MIRROR_CREDENTIALS_DIR"
+# Of a prepare that fetches the newest checkpoint from checkpoint.mirror: "1".
+ENV_RESTORE = "DPO_RESTORE"
 # Of a pod that has the identity of a ServiceAccount in a cloud: "1".
 ENV_IDENTITY = "DPO_IDENTITY"
 # Of a training pod with GPUs that are not nvidia.com/gpu: their resource.
@@ -119,6 +126,11 @@ def policy_name(job: str, phase: Phase) -> str:
     return f"{job}-prepare" if phase == "prepare" else f"{job}-train"
 
 
+def mirror_policy_name(job: str) -> str:
+    """NetworkPolicy of the pods that copy checkpoints to a mirror."""
+    return f"{job}-mirror"
+
+
 def push_policy_name(job: str) -> str:
     """NetworkPolicy of an export pod that pushes, in addition to that of the ranks and the export pod."""
     return f"{job}-push"
@@ -134,8 +146,8 @@ def volume_claim_name(job: str) -> str:
     return f"{job}-work"
 
 
-def child_job_name(job: str, phase: Phase, attempt: int) -> str:
-    """batch/v1 Job of one attempt of one phase."""
+def child_job_name(job: str, phase: PodKind, attempt: int) -> str:
+    """batch/v1 Job of one attempt of one phase, or of one copy to a mirror."""
     return f"{job}-{phase}-{attempt}"
 
 

@@ -26,3 +26,14 @@ def to_bytes(quantity: str) -> float:
 def gibibytes(size: float) -> str:
     """For people: 12.3 GiB, or MiB below one."""
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Two largest units: 3d4h, 1h12m, 5m30s, 45s."""
+    total = max(0, round(seconds))
+    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+    for i, (unit, size) in enumerate(units):
+        if total >= size:
+            rest = (total % size) // units[i + 1][1] if i + 1 < len(units) else 0
+            return f"{total // size}{unit}" + (f"{rest}{units[i + 1][0]}" if rest else "")
+    return "0s"

@@ -18,6 +18,8 @@ MAX_RECORDED = 12
 
 # The kubelet keeps 4,096 bytes of a termination message for a pod with one container.
 MAX_TERMINATION_BYTES = 4096
+# Characters of a mirror's message, of which each takes a few bytes at most.
+MAX_MIRROR_MESSAGE = 800
 
 
 # Pods belong to tenants: numbers in reports are bounded, so that later arithmetic and the API server accept them.
@@ -82,19 +84,24 @@ class Metrics(_Report):
 SMALL_MARGIN = 0.01
 
 
-def accuracy_text(accuracy: float | None, margin: float | None, margin_se: float | None) -> str | None:
-    """An accuracy for people: it counts signs, so it says nothing where the margin is within noise or near 0; None without one.
+def margin_note(margin: float | None, margin_se: float | None) -> str:
+    """Why an accuracy says nothing, which counts signs alone; empty where the margin is large enough.
 
     margin: mean, nats. margin_se: its standard error, None if unknown.
     """
+    if margin is None:
+        return ""
+    if margin_se is not None and abs(margin) < 2 * margin_se:
+        return "margin within noise"
+    return "margin near 0" if abs(margin) < SMALL_MARGIN else ""
+
+
+def accuracy_text(accuracy: float | None, margin: float | None, margin_se: float | None) -> str | None:
+    """An accuracy for people, with the note of margin_note; None without one."""
     if accuracy is None or not math.isfinite(accuracy):
         return None
-    text = f"{accuracy:.2f}"
-    if margin is None:
-        return text
-    if margin_se is not None and abs(margin) < 2 * margin_se:
-        return f"{text} (margin within noise)"
-    return f"{text} (margin near 0)" if abs(margin) < SMALL_MARGIN else text
+    note = margin_note(margin, margin_se)
+    return f"{accuracy:.2f} ({note})" if note else f"{accuracy:.2f}"
 
 
 class SlowestRank(_Report):
@@ -181,6 +188,27 @@ class PushReport(_Report):
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = Field(
         default=None, description="Commit in the hub repository."
     )
+
+
+class MirrorReport(_Report):
+    """Termination message of a mirror pod. checkpoint: the newest that the mirror has whole; None after a failure."""
+
+    exit_code: int
+    reason: Words = Field(default="", description="CamelCase, from the exit-code table.")
+    message: Annotated[str, AfterValidator(lambda text: shown(text, MAX_MIRROR_MESSAGE))] = ""
+    checkpoint: CheckpointRef | None = None
+
+    def to_text(self) -> str:
+        """JSON that fits a termination message."""
+        return self.model_dump_json(exclude_none=True)
+
+    @classmethod
+    def from_text(cls, text: str) -> "MirrorReport | None":
+        """Parse a pod's termination message; None when it is another text."""
+        try:
+            return cls.model_validate_json(text)
+        except ValueError:
+            return None
 
 
 # What a message keeps at least while there are findings, and what is cut with each try, characters.

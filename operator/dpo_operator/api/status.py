@@ -16,6 +16,7 @@ from dpo_operator.api.names import ANNOTATION_RETRY, Phase
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord
 from dpo_operator.api.statusparts.findings import AnnouncedFindings, FindingStatus
 from dpo_operator.api.statusparts.renames import with_current_names
+from dpo_operator.api.statusparts.stored import CheckpointStatus, ExportStatus, MirrorStatus, VolumeStatus
 
 MAX_HISTORY = 10
 MAX_HISTORY_MESSAGE = 512
@@ -114,16 +115,6 @@ class DatasetStatus(StatusModel):
     truncated_pairs: int = Field(default=0, ge=0, description="Pairs that were truncated.")
 
 
-class CheckpointStatus(StatusModel):
-    """Newest committed checkpoint."""
-
-    step: int = Field(ge=0, description="Optimizer steps that it contains.")
-    path: str = Field(max_length=1024, description="Folder, relative to the job's folder on the volume.")
-    digest: str = Field(max_length=128, description="SHA-256 of its manifest, hex.")
-    attempt: int = Field(ge=0, description="Attempt that wrote it.")
-    time: Time = Field(description="When it was committed.")
-
-
 class Workers(StatusModel):
     """Pods of the current phase."""
 
@@ -144,23 +135,6 @@ class StragglerStatus(StatusModel):
     since: Time = Field(description="When it was noticed.")
 
 
-class PushStatus(StatusModel):
-    """A copy of the trained model in an object store or on a hub."""
-
-    to: str = Field(max_length=512, description="Its folder or repository.")
-    digest: str = Field(
-        max_length=64, description="SHA-256 of dpo_provenance.json, which has the digest of each file, hex."
-    )
-    commit: str | None = Field(default=None, max_length=64, description="Commit in the hub repository.")
-
-
-class ExportStatus(StatusModel):
-    """The trained model."""
-
-    path: str = Field(max_length=1024, description="Folder, relative to the job's folder on the volume.")
-    pushed: PushStatus | None = Field(default=None, description="Its copy, with export.push.")
-
-
 class FinalMetrics(StatusModel):
     """Values at the end of training; text, nats where they have a unit."""
 
@@ -174,18 +148,6 @@ class FinalMetrics(StatusModel):
     eval_reward_margin_se: str | None = Field(default=None, description="Standard error of evalRewardMargin.")
     eval_reward_accuracy: str | None = Field(default=None, description="Evaluation's reward accuracy, 0 to 1.")
     ending: str = Field(default="", max_length=512, description="How training ended, such as early, and why.")
-
-
-class VolumeStatus(StatusModel):
-    """Where the job's files are."""
-
-    claim_name: str = Field(description="PersistentVolumeClaim.")
-    claim_uid: str = Field(default="", description="Its UID; if it changes, the job's files are lost.")
-    folder: str = Field(description="Folder of this job on the volume: its UID.")
-    capacity_bytes: int | None = Field(default=None, ge=0, description="Size of the file system, as rank 0 sees it.")
-    free_bytes: int | None = Field(
-        default=None, ge=0, description="Free space; updated when it changes by 5% of the size."
-    )
 
 
 class ActiveJob(StatusModel):
@@ -243,7 +205,7 @@ class DPOJobStatus(StatusModel):
     )
     conditions: list[Condition] = Field(
         default=[],
-        description=f"Types: {', '.join(TYPES)}. The last five appear only when relevant.",
+        description=f"Types: {', '.join(TYPES)}. The last six appear only when relevant.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     start_time: Time | None = Field(default=None, description="When the job was accepted.")
@@ -264,6 +226,7 @@ class DPOJobStatus(StatusModel):
         max_length=MAX_RECORDED,
         description="Checkpoints that pods reported, oldest first; the next attempt resumes from one of them.",
     )
+    mirror: MirrorStatus | None = Field(default=None, description="Copies of checkpoints, with checkpoint.mirror.")
     workers: Workers = Field(default=Workers(), description="Pods of the current phase.")
     straggler: StragglerStatus | None = Field(
         default=None, description="A rank that is much slower than the others now. For information; no action is taken."
@@ -336,6 +299,7 @@ class StatusFields(TypedDict, total=False):
     dataset: DatasetStatus | None
     checkpoint: CheckpointStatus | None
     recorded_checkpoints: list[CheckpointRecord]
+    mirror: MirrorStatus | None
     workers: Workers
     straggler: StragglerStatus | None
     volume: VolumeStatus | None

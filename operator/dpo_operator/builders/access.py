@@ -14,13 +14,22 @@ def pushes_to_hub(job: DPOJob) -> bool:
     return job.spec.export.push is not None and hub_repository(job.spec.export.push.to) is not None
 
 
+def mirror_credentials(job: DPOJob) -> str | None:
+    """Secret with the keys of the mirror alone; None without a mirror, or when it has the keys of the sources."""
+    mirror = job.spec.checkpoint.mirror
+    secret = None if mirror is None else mirror.credentials_secret_ref
+    return None if secret is None else secret.name
+
+
 def reaches_sources(job: DPOJob, phase: str) -> bool:
-    """Whether a phase's pod reaches stores and hubs, and so gets keys, an identity and a way out."""
-    return phase == "prepare" or (phase == "export" and pushes(job))
+    """Whether a pod reaches stores and hubs, and so gets keys, an identity and a way out. phase: or mirror."""
+    return phase in ("prepare", "mirror") or (phase == "export" and pushes(job))
 
 
 def credentials_of(job: DPOJob, phase: str) -> str | None:
-    """Secret with the keys of a phase that reaches stores; None without one."""
+    """Secret with the keys of a pod that reaches stores; None without one, as in a mirror's pod that has keys of its own."""
+    if phase == "mirror" and mirror_credentials(job) is not None:
+        return None
     own = (
         job.spec.export.push.credentials_secret_ref if phase == "export" and job.spec.export.push is not None else None
     )

@@ -8,7 +8,7 @@ from dpo_operator.api.types import DPOJob
 Manifest = dict[str, Any]
 
 
-def build_labels(job: DPOJob, phase: names.Phase | None = None, attempt: int | None = None) -> dict[str, str]:
+def build_labels(job: DPOJob, phase: names.PodKind | None = None, attempt: int | None = None) -> dict[str, str]:
     """Labels of a child; phase and attempt where it belongs to one."""
     labels = {
         names.LABEL_NAME: "dpojob",
@@ -45,7 +45,7 @@ def build_owner_reference(job: DPOJob) -> dict[str, Any]:
 
 
 def build_metadata(
-    job: DPOJob, name: str, *, phase: names.Phase | None = None, attempt: int | None = None, owned: bool = True
+    job: DPOJob, name: str, *, phase: names.PodKind | None = None, attempt: int | None = None, owned: bool = True
 ) -> dict[str, Any]:
     """metadata of a child."""
     metadata: dict[str, Any] = {

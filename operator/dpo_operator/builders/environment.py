@@ -23,11 +23,12 @@ def _variables(pairs: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def build_environment(
-    job: DPOJob, phase: names.Phase, attempt: int, recorded: RecordedCheckpoints | None = None
+    job: DPOJob, phase: names.PodKind, attempt: int, recorded: RecordedCheckpoints | None = None
 ) -> list[dict[str, Any]]:
     """Environment of one phase's container. Settings in the job file are not repeated.
 
-    recorded: the checkpoints that it may use. They are here because the job file is one for all attempts.
+    recorded: the checkpoints that it may use; a prepare that has any fetches the newest from the mirror. They are here because the job file is
+    one for all attempts.
     """
     common = {
         names.ENV_JOB_FILE: names.JOB_FILE,
@@ -49,10 +50,12 @@ def build_environment(
     if has_identity(job, phase):
         common[names.ENV_IDENTITY] = "1"
     if phase == "prepare":
-        return _variables(common | _prepare(job))
+        restore = {} if recorded is None else {names.ENV_RESTORE: "1", **_records(recorded)}
+        return _variables(common | _prepare(job) | restore)
+    if phase == "mirror":
+        return _variables(common | _records(recorded))
     offline = {"HF_HUB_OFFLINE": "1"}
-    if recorded is not None:
-        offline[names.ENV_RECORDED_CHECKPOINTS] = recorded.model_dump_json()
+    offline |= _records(recorded)
     if phase == "export":
         if pushes_to_hub(job):
             del offline["HF_HUB_OFFLINE"]
@@ -65,6 +68,10 @@ def build_environment(
         },
         *_variables({variable.name: literal(variable.value) for variable in job.spec.pod.env}),
     ]
+
+
+def _records(recorded: RecordedCheckpoints | None) -> dict[str, str]:
+    return {} if recorded is None else {names.ENV_RECORDED_CHECKPOINTS: recorded.model_dump_json()}
 
 
 def _prepare(job: DPOJob) -> dict[str, str]:

@@ -34,6 +34,8 @@ def build_guards(job: DPOJob, phase: names.Phase, networks: Networks = CLOSED) -
         guards.append(build_policy(job, networks))
         if phase == "export" and pushes(job):
             guards.append(build_push_policy(job, networks))
+        if phase != "prepare" and job.spec.checkpoint.mirror is not None:
+            guards.append(build_mirror_policy(job, networks))
     return tuple(guard for guard in guards if guard is not None)
 
 
@@ -101,6 +103,13 @@ def build_push_policy(job: DPOJob, networks: Networks) -> Manifest:
     return _policy(job, names.push_policy_name(job.metadata.name), selected, ingress=[], egress=egress)
 
 
+def build_mirror_policy(job: DPOJob, networks: Networks) -> Manifest:
+    """Pods that copy checkpoints reach what prepare does, and nobody reaches them."""
+    selected = {"matchLabels": {names.LABEL_UID: job.metadata.uid, names.LABEL_PHASE: "mirror"}}
+    egress = [{"to": networks.outside()}, _dns(), *_identity(job, "mirror", networks)]
+    return _policy(job, names.mirror_policy_name(job.metadata.name), selected, ingress=[], egress=egress)
+
+
 def _policy(job: DPOJob, name: str, selected: dict[str, Any], *, ingress: list[Any], egress: list[Any]) -> Manifest:
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -115,7 +124,7 @@ def _policy(job: DPOJob, name: str, selected: dict[str, Any], *, ingress: list[A
     }
 
 
-def _identity(job: DPOJob, phase: names.Phase, networks: Networks) -> list[dict[str, Any]]:
+def _identity(job: DPOJob, phase: names.PodKind, networks: Networks) -> list[dict[str, Any]]:
     """The way to the service that gives the pod's identity; none for a pod without one."""
     return networks.identity_service() if has_identity(job, phase) else []
 

@@ -36,6 +36,16 @@ def placement(job: DPOJob) -> dict[str, Any]:
     return spec
 
 
+def beside_the_job(job: DPOJob) -> dict[str, Any]:
+    """Part of the spec of a pod that mounts the volume while others of the job do: a volume of one node is only there to be had."""
+    if job.spec.nodes > 1:
+        return {}
+    others = {"key": names.LABEL_PHASE, "operator": "In", "values": ["train", "export"]}
+    selector = {"matchLabels": {names.LABEL_UID: job.metadata.uid}, "matchExpressions": [others]}
+    near = _terms({"topologyKey": HOSTNAME, "labelSelector": selector}, required=True)
+    return {"affinity": {"podAffinity": near}}
+
+
 def _term(job: DPOJob, key: str) -> dict[str, Any]:
     """The job's own ranks, compared by a label of their nodes."""
     return {"topologyKey": key, "labelSelector": {"matchLabels": rank_labels(job)}}

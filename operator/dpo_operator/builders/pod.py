@@ -8,11 +8,11 @@ from dpo_operator.api.base import SecretKeyRef
 from dpo_operator.api.pods import ResourceList
 from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.access import credentials_of, has_identity, reaches_sources
+from dpo_operator.builders.access import credentials_of, has_identity, mirror_credentials, reaches_sources
 from dpo_operator.builders.common import build_labels
 from dpo_operator.builders.config import JOB_FILE_KEY, config_name
 from dpo_operator.builders.environment import TEMPORARY, build_environment
-from dpo_operator.builders.placement import placement
+from dpo_operator.builders.placement import beside_the_job, placement
 from dpo_operator.builders.ports import container_ports
 from dpo_operator.builders.volume import claim_name, source_claims
 
@@ -29,7 +29,7 @@ LOST_NODE_SECONDS = 10
 # By which Azure's webhook knows pods that ask for an identity; others ignore it.
 AZURE_IDENTITY = "azure.workload.identity/use"
 
-COMMANDS: dict[names.Phase, str] = {"prepare": "prepare", "train": "launch", "export": "export"}
+COMMANDS: dict[names.PodKind, str] = {"prepare": "prepare", "train": "launch", "export": "export", "mirror": "mirror"}
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class TrainerImage:
 
 
 def build_pod_template(
-    job: DPOJob, phase: names.Phase, attempt: int, image: TrainerImage, recorded: RecordedCheckpoints | None = None
+    job: DPOJob, phase: names.PodKind, attempt: int, image: TrainerImage, recorded: RecordedCheckpoints | None = None
 ) -> dict[str, Any]:
-    """Template of one phase's pods. recorded: the checkpoints that they may use; None for prepare."""
+    """Template of one phase's pods, or of one that copies checkpoints. recorded: the checkpoints that they may use; None for a first prepare."""
     pod = job.spec.pod
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
@@ -60,7 +60,7 @@ def build_pod_template(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [_container(job, phase, attempt, image, recorded)],
-        "volumes": _volumes(job, phase),
+        "volumes": _volumes(job, phase, recorded),
         "tolerations": _tolerations(job, phase),
     }
     if pod.image_pull_secrets:
@@ -73,6 +73,8 @@ def build_pod_template(
         # Its identity in a cloud comes from that cloud's webhook or metadata service; the API server's token is not mounted.
         spec["serviceAccountName"] = pod.service_account_name
         labels[AZURE_IDENTITY] = "true"
+    if phase == "mirror":
+        spec |= beside_the_job(job)
     if phase == "train":
         spec |= placement(job)
         if pod.resource_claims:
@@ -88,14 +90,17 @@ def build_pod_template(
 
 
 def _container(
-    job: DPOJob, phase: names.Phase, attempt: int, image: TrainerImage, recorded: RecordedCheckpoints | None
+    job: DPOJob, phase: names.PodKind, attempt: int, image: TrainerImage, recorded: RecordedCheckpoints | None
 ) -> dict[str, Any]:
-    mounts = [
+    mounts: list[dict[str, Any]] = [
         {"name": "work", "mountPath": names.WORK_DIR, "subPath": job.metadata.uid},
         {"name": "config", "mountPath": names.JOB_FILE.rpartition("/")[0], "readOnly": True},
         {"name": "tmp", "mountPath": TEMPORARY},
         {"name": "shm", "mountPath": SHARED_MEMORY},
     ]
+    if phase == "mirror":
+        # Of the mount, not of the volume: the driver could not attach one volume in two ways.
+        mounts[0]["readOnly"] = True
     if phase == "prepare":
         volumes = _claim_volumes(job)
         mounts += [
@@ -106,6 +111,8 @@ def _container(
             mounts.append({"name": _cache_volume(job), "mountPath": names.CACHE_DIR, "subPath": names.CACHE_FOLDER})
         if job.spec.model.token_secret_ref is not None:
             mounts.append({"name": "token", "mountPath": names.TOKEN_FILE.rpartition("/")[0], "readOnly": True})
+    if _mirror_keys(job, phase, recorded) is not None:
+        mounts.append({"name": "mirror", "mountPath": names.MIRROR_CREDENTIALS_DIR, "readOnly": True})
     if reaches_sources(job, phase):
         if credentials_of(job, phase) is not None:
             mounts.append({"name": "credentials", "mountPath": names.CREDENTIALS_DIR, "readOnly": True})
@@ -134,7 +141,7 @@ def _container(
     }
 
 
-def _resources(job: DPOJob, phase: names.Phase) -> dict[str, Any]:
+def _resources(job: DPOJob, phase: names.PodKind) -> dict[str, Any]:
     wanted: ResourceList = job.spec.pod.resources if phase == "train" else job.spec.pod.prepare_resources
     requests, limits = dict(wanted.requests), dict(wanted.limits)
     if "memory" not in requests | limits:
@@ -151,7 +158,7 @@ def _resources(job: DPOJob, phase: names.Phase) -> dict[str, Any]:
     return {key: value for key, value in parts if value}
 
 
-def _volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
+def _volumes(job: DPOJob, phase: names.PodKind, recorded: RecordedCheckpoints | None) -> list[dict[str, Any]]:
     volumes: list[dict[str, Any]] = [
         {"name": "work", "persistentVolumeClaim": {"claimName": claim_name(job)}},
         {
@@ -168,6 +175,8 @@ def _volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
     ]
     if phase == "train" and (key := _wandb_key(job)) is not None:
         volumes.append(_secret_file("wandb", key, names.WANDB_KEY_FILE))
+    if (keys := _mirror_keys(job, phase, recorded)) is not None:
+        volumes.append({"name": "mirror", "secret": {"secretName": keys, "defaultMode": 0o440}})
     if reaches_sources(job, phase):
         volumes += _access_volumes(job, phase)
     if phase != "prepare":
@@ -185,7 +194,7 @@ def _volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
     return volumes
 
 
-def _access_volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
+def _access_volumes(job: DPOJob, phase: names.PodKind) -> list[dict[str, Any]]:
     volumes: list[dict[str, Any]] = []
     if (secret := credentials_of(job, phase)) is not None:
         volumes.append({"name": "credentials", "secret": {"secretName": secret, "defaultMode": 0o440}})
@@ -193,6 +202,12 @@ def _access_volumes(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
         item = {"key": bundle.key, "path": names.CA_FILE.rpartition("/")[2]}
         volumes.append({"name": "ca", "configMap": {"name": bundle.name, "items": [item]}})
     return volumes
+
+
+def _mirror_keys(job: DPOJob, phase: names.PodKind, recorded: RecordedCheckpoints | None) -> str | None:
+    """Secret of the mirror, in the pods that write to it and fetch from it; None without one."""
+    uses = phase == "mirror" or (phase == "prepare" and recorded is not None)
+    return mirror_credentials(job) if uses else None
 
 
 def _claim_volumes(job: DPOJob) -> dict[str, str]:
@@ -218,7 +233,7 @@ def _wandb_key(job: DPOJob) -> SecretKeyRef | None:
     return wandb.api_key_secret_ref if wandb is not None and wandb.mode == "online" else None
 
 
-def _tolerations(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
+def _tolerations(job: DPOJob, phase: names.PodKind) -> list[dict[str, Any]]:
     lost_node = [
         {
             "key": f"node.kubernetes.io/{taint}",
@@ -228,8 +243,9 @@ def _tolerations(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
         }
         for taint in ("not-ready", "unreachable")
     ]
-    # The job's tolerations are for every phase, since all nodes may have a taint; the toleration of GPUs only for train.
+    # The job's tolerations are for every phase, since all nodes may have a taint; the toleration of GPUs only where the ranks are.
     own = [t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in job.spec.pod.tolerations]
-    keys = dict.fromkeys((names.GPU, job.spec.pod.gpu_resource)) if phase == "train" else ()
+    on_gpu_nodes = phase == "train" or (phase == "mirror" and job.spec.nodes == 1)
+    keys = dict.fromkeys((names.GPU, job.spec.pod.gpu_resource)) if on_gpu_nodes else ()
     gpu = [{"key": key, "operator": "Exists"} for key in keys]
     return [*lost_node, *gpu, *own]

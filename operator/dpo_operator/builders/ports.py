@@ -19,7 +19,7 @@ class Ports(NamedTuple):
     metrics: int
 
 
-def ports_of(job: DPOJob, phase: names.Phase = "train") -> Ports:
+def ports_of(job: DPOJob, phase: names.PodKind = "train") -> Ports:
     """Ports of a phase's pods. With hostNetwork each job has a pair of its own, made from its UID.
 
     Two jobs may still get the same pair. Kubernetes puts no two pods with the same port of the host on one node, so this
@@ -32,8 +32,10 @@ def ports_of(job: DPOJob, phase: names.Phase = "train") -> Ports:
     return Ports(first, first + 1)
 
 
-def container_ports(job: DPOJob, phase: names.Phase) -> list[dict[str, Any]]:
+def container_ports(job: DPOJob, phase: names.PodKind) -> list[dict[str, Any]]:
     """Ports as a container names them. Those of the host are all named, so that the scheduler keeps them apart."""
+    if phase == "mirror":
+        return []  # it serves nothing
     ports = ports_of(job, phase)
     named = [{"name": names.METRICS_PORT_NAME, "containerPort": ports.metrics, "protocol": "TCP"}]
     if phase == "train" and job.spec.pod.network.host_network:

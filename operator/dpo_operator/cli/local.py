@@ -27,6 +27,7 @@ from dpo_operator.api import exitcodes, names
 from dpo_operator.api.rules import resuming
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_operator.cli.attempts import Ending, TrainAttempts
+from dpo_operator.cli.mirroring import LocalMirror
 from dpo_operator.cli.parent import signal_at_parents_end
 
 
@@ -39,7 +40,7 @@ class LocalRun:
     """One job in one work folder. A repeated run resumes.
 
     claims: folder whose subfolders stand for the claims of pvc:// sources.
-    say: prints a line for the user.
+    say: prints a line for the user. fresh: the run starts over, also when a mirror has checkpoints of an earlier one.
     """
 
     job: DPOJob
@@ -47,8 +48,10 @@ class LocalRun:
     claims: Path
     metrics_port: int
     say: Callable[[str], None]
+    fresh: bool = False
     _stopping: bool = False
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _mirror: LocalMirror | None = None
 
     def run(self) -> int:
         """Prepare, train with restarts by failurePolicy, export. Returns an exit code of the shared table.
@@ -115,12 +118,27 @@ class LocalRun:
         temporary.replace(path)
 
     def _one_process(self, phase: names.Phase) -> int:
-        ending = self._run_all([(self._command(phase), self._environment(1))], phase, attempt=1)
+        environment = self._environment(1)
+        if phase == "prepare" and not self.fresh and not (self.work / "checkpoints" / "attempt").exists():
+            environment[names.ENV_RESTORE] = "1"
+        ending = self._run_all([(self._command(phase), environment)], phase, attempt=1)
         if ending.code != exitcodes.ExitCode.OK:
             self.say(str(ending))
         return ending.code
 
     def _train(self) -> int:
+        """Train, with copies of the checkpoints to the mirror."""
+        if self.job.spec.checkpoint.mirror is None:
+            return self._attempts()
+        self._mirror = LocalMirror(self.work / "checkpoints", self._command("mirror"), self._environment(1), self.say)
+        try:
+            code = self._attempts()
+            self._mirror.finish()
+            return code
+        finally:
+            self._mirror.stop()
+
+    def _attempts(self) -> int:
         """Train. After a failure the operator's restart policy decides whether all ranks start again."""
         attempts = TrainAttempts(self.job.spec.failure_policy, self._next_attempt())
         while True:
@@ -179,6 +197,8 @@ class LocalRun:
             if first and time.monotonic() > deadline:
                 self._end_all()
                 deadline = time.monotonic() + 60
+            if self._mirror is not None:
+                self._mirror.look()
             time.sleep(0.1)
         codes = [128 - p.returncode if p.returncode < 0 else p.returncode for p in self._processes if p.returncode]
         self._processes = []
@@ -233,6 +253,8 @@ class LocalRun:
         for process in self._processes:
             if process.poll() is None:
                 process.terminate()
+        if self._stopping and self._mirror is not None:
+            self._mirror.stop()
 
 
 def look(job: DPOJob, claims: Path) -> int:

@@ -19,9 +19,10 @@ from dpo_operator.api import exitcodes, names
 from dpo_operator.api.allow import Allow, refusals
 from dpo_operator.api.models import hardware
 from dpo_operator.api.quantity import to_bytes
+from dpo_operator.api.rules.advice import advice
 from dpo_operator.api.text import sentences
 from dpo_operator.api.types import DPOJob
-from dpo_operator.cli import cluster, jobfile, local, modelsource, planview
+from dpo_operator.cli import inspect, jobfile, local, modelsource, planview, steer
 from dpo_operator.cli.parent import signal_at_parents_end
 from dpo_operator.sizing import proposal
 from dpo_operator.sizing.work import Pairs
@@ -58,6 +59,12 @@ def _read(path: Path, allow: Allow) -> DPOJob:
         raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
 
 
+def _warn(job: DPOJob, claims: Path) -> None:
+    """Say which settings guides call dangerous."""
+    for line in advice(job.spec, modelsource.parameters_here(job, claims)):
+        console.print(f"[yellow]warning:[/yellow] {escape(str(line))}", soft_wrap=True)
+
+
 WorkFolder = Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/<name>.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: remove what an earlier run left there.")]
 Claims = Annotated[Path, typer.Option(help="Folder that stands for the claims of pvc:// sources.")]
@@ -77,7 +84,9 @@ def run(
 
     After a failure in training, all ranks restart from the last checkpoint as spec.failurePolicy says.
     """
-    _run(_read(file, _allow(allow_env)), local.LocalRun.run, work_dir, fresh, claims, metrics_port)
+    job = _read(file, _allow(allow_env))
+    _warn(job, claims)
+    _run(job, local.LocalRun.run, work_dir, fresh, claims, metrics_port)
 
 
 @app.command()
@@ -105,7 +114,7 @@ def _run(
         if fresh:
             local.remove(work)
         here = local.LocalRun(
-            job, work, claims.resolve(), metrics_port, lambda line: console.print(escape(line), soft_wrap=True)
+            job, work, claims.resolve(), metrics_port, lambda line: console.print(escape(line), soft_wrap=True), fresh
         )
         code = what(here)
     except local.LocalRunError as error:
@@ -126,11 +135,15 @@ def validate(
     claims: Claims = Path("claims"),
     allow_env: AllowEnv = None,
 ) -> None:
-    """Check a DPOJob file without a cluster. Notes say what a cluster refuses unless its administrator allows it."""
+    """Check a DPOJob file without a cluster.
+
+    Notes say what a cluster refuses unless its administrator allows it, warnings which settings guides to DPO call dangerous.
+    """
     allow = _allow(allow_env)
     job = _read(file, allow)
     for line in refusals(job.spec, allow, image=""):
         console.print(f"note: {escape(line)}", soft_wrap=True)
+    _warn(job, claims)
     console.print(f"{file}: {names.KIND} {job.metadata.name} is valid")
     if data:
         raise typer.Exit(local.look(job, claims.resolve()))
@@ -245,42 +258,12 @@ def export(
     _trainer("export-checkpoint", *options, "--", str(checkpoint))
 
 
-Name = Annotated[str, typer.Argument(help="Name of the DPOJob.")]
-Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Default: that of kubectl's context.")]
-Context = Annotated[str | None, typer.Option(help="Context of the kubeconfig.")]
-Kubeconfig = Annotated[str | None, typer.Option(help="File, as for kubectl.")]
-
-
-@app.command()
-def suspend(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
-    """Stop a DPOJob's pods after a save, and keep everything else."""
-    _kubectl_command(lambda kubectl: kubectl.suspend(name), namespace, context, kubeconfig)
-
-
-@app.command()
-def resume(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
-    """Resume a suspended DPOJob, or retry a failed one."""
-    _kubectl_command(lambda kubectl: kubectl.resume(name), namespace, context, kubeconfig)
-
-
-@app.command()
-def retry(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
-    """Retry a failed DPOJob from its last checkpoint."""
-    _kubectl_command(lambda kubectl: kubectl.retry(name), namespace, context, kubeconfig)
-
-
-def _kubectl_command(
-    what: Callable[[cluster.Kubectl], str], namespace: str | None, context: str | None, kubeconfig: str | None
-) -> None:
-    try:
-        console.print(escape(what(cluster.Kubectl(namespace, context, kubeconfig))), soft_wrap=True)
-    except cluster.ClusterError as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
-
-
 def _trainer(*arguments: str) -> None:
     """Run the trainer in a process of its own, so that torch is not imported here, and exit with its code."""
     argv = [sys.executable, "-m", "dpo_trainer", *arguments]
     setup = signal_at_parents_end(signal.SIGTERM)
     raise typer.Exit(subprocess.run(argv, env=dict(os.environ), check=False, preexec_fn=setup).returncode)
+
+
+app.add_typer(inspect.app)
+app.add_typer(steer.app)

@@ -53,6 +53,17 @@ def find(job: DPOJob, *, config: Path | None, work: Path | None, claims: Path) -
     return Found(_shape(_read(path), str(path)), report, str(path))
 
 
+def parameters_here(job: DPOJob, claims: Path) -> int | None:
+    """Elements of the model's weights; None unless the model is a folder on this machine that tells. Nothing is fetched."""
+    name = job.spec.model.name
+    if not (name.startswith(("/", ".", "pvc://")) or Path(name).is_dir()):
+        return None
+    try:
+        return find(job, config=None, work=None, claims=claims).shape.parameters
+    except ModelSourceError:
+        return None
+
+
 def find_reference(job: DPOJob, *, work: Path | None, claims: Path) -> ModelShape | None:
     """Dimensions of another reference model; None without one. work: see find. Raises ModelSourceError."""
     reference = job.spec.model.reference

@@ -34,7 +34,8 @@ def with_findings(
     if findings != status.findings:
         status = changed(status, findings=findings)
     status = _with_health(job, status, at, looked=status.phase == "train" and read.diagnosed_step is not None)
-    return _announced(status, found)
+    reported = {finding.code for finding in read.findings}
+    return _announced(status, [finding for finding in found if finding.code in reported])
 
 
 def cleared(status: DPOJobStatus) -> DPOJobStatus:
@@ -56,7 +57,7 @@ def _report(status: DPOJobStatus, seen: Observed) -> Progress | None:
 
 def _found(read: Progress, phase: Phase, known: Sequence[FindingStatus]) -> list[FindingStatus]:
     """What a report says. A termination message has little room: figures and findings that it left out are taken from what is known."""
-    found = [_as_status(finding, phase) for finding in read.findings]
+    found = [as_status(finding, phase) for finding in read.findings]
     with_figures = {(finding.code, finding.message): finding.figures for finding in known}
     found = [
         finding
@@ -65,11 +66,16 @@ def _found(read: Progress, phase: Phase, known: Sequence[FindingStatus]) -> list
         for finding in found
     ]
     said = {(finding.code, finding.message) for finding in found}
-    left_out = [finding for finding in known if (finding.code, finding.message) not in said]
-    return worst_first([*found, *left_out[: read.findings_left_out]])[:MAX_FINDINGS]
+    kept = [finding for finding in known if (finding.code, finding.message) not in said][: read.findings_left_out]
+    if read.diagnosed_step is None:
+        # Warnings alone: the rules have not looked in this attempt.
+        codes = {finding.code for finding in found}
+        kept = [finding for finding in known if finding.code not in codes]
+    return worst_first([*found, *kept])[:MAX_FINDINGS]
 
 
-def _as_status(finding: Finding, phase: Phase) -> FindingStatus:
+def as_status(finding: Finding, phase: Phase) -> FindingStatus:
+    """A finding as the status has it."""
     return FindingStatus(
         code=finding.code,
         severity=finding.severity,

@@ -56,6 +56,7 @@ class Heartbeat:
 class Observed:
     """Observed state of one job.
 
+    mirrors, mirror_pods: Jobs that copy checkpoints, and their pods; they are no part of an attempt.
     inputs: claims that prepare is to mount, without the volume, by name; empty once it has its Job.
     guards: None when they were not read in this pass. refused: the API server's refusal of the last write, a message.
     expansion_refused: the size that was requested for the claim, and why it was refused. held: how long every read has
@@ -64,6 +65,8 @@ class Observed:
 
     jobs: tuple[ChildJob, ...] = ()
     pods: tuple[ChildPod, ...] = ()
+    mirrors: tuple[ChildJob, ...] = ()
+    mirror_pods: tuple[ChildPod, ...] = ()
     claim: Claim | None = None
     inputs: Mapping[str, Claim | None] = field(default_factory=dict)
     support: tuple[Support, ...] = ()

@@ -8,7 +8,8 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api import names
 from dpo_operator.api.allow import DEFAULT_ALLOW, Allow
 from dpo_operator.api.allow import refusals as not_allowed
-from dpo_operator.api.status import ActiveJob, DPOJobStatus, VolumeStatus, Workers
+from dpo_operator.api.status import ActiveJob, DPOJobStatus, Workers
+from dpo_operator.api.statusparts.stored import VolumeStatus
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import build_config_map
@@ -26,6 +27,7 @@ from dpo_operator.planning import (
     gangs,
     guarding,
     hangs,
+    mirroring,
     progress,
     recorded,
     refusals,
@@ -88,6 +90,7 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
         status = recorded.with_reported_checkpoints(status, seen)
         status, told = findings.with_findings(job, status, seen, at)
     decision = volumes.with_volume(_decide(job, status, seen, at, settings), job, status, seen, at)
+    decision = mirroring.with_mirror(decision, job, seen, at, settings.image)
     decision = replace(decision, events=(*told, *decision.events))
     due = _next_deadline(job, decision.status, at)
     if due is not None:
@@ -112,7 +115,7 @@ def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
     if lost := volumes.lost_message(status, seen):
         if left := certainty.seconds_left(seen, certainty.claim_lost(status)):
             return Plan(status, requeue_after=left)
-        return restarts.give_up(status, c.VOLUME_LOST, lost, at)
+        return mirroring.after_loss(status, lost, at)
     if stale := find_stale(status, seen):
         status = status if job.spec.suspend else transitions.waiting(status, at, c.STOPPING_OLD_PODS, stale.describe())
         return Plan(status, removals(stale, status, seen), requeue_after=SETTLE_SECONDS)

@@ -2,16 +2,10 @@
 
 from datetime import UTC, datetime, timedelta
 
+from dpo_operator.api.quantity import duration
 from dpo_operator.api.reports import CheckpointRef, DatasetReport, Metrics, Progress, Termination, accuracy_text
-from dpo_operator.api.status import (
-    CheckpointStatus,
-    DatasetStatus,
-    DPOJobStatus,
-    ExportStatus,
-    FinalMetrics,
-    ProgressStatus,
-    PushStatus,
-)
+from dpo_operator.api.status import DatasetStatus, DPOJobStatus, FinalMetrics, ProgressStatus
+from dpo_operator.api.statusparts.stored import CheckpointStatus, ExportStatus, PushStatus
 from dpo_operator.planning.transitions import changed
 
 # Shortest time between two writes of progress alone.
@@ -30,17 +24,6 @@ def number(value: float | None) -> str | None:
     if value is None:
         return None
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e6 else f"{value:.3e}"
-
-
-def duration(seconds: float) -> str:
-    """Two largest units: 3d4h, 1h12m, 5m30s, 45s."""
-    total = max(0, round(seconds))
-    units = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
-    for i, (unit, size) in enumerate(units):
-        if total >= size:
-            rest = (total % size) // units[i + 1][1] if i + 1 < len(units) else 0
-            return f"{total // size}{unit}" + (f"{rest}{units[i + 1][0]}" if rest else "")
-    return "0s"
 
 
 def progress_status(read: Progress, now: datetime) -> ProgressStatus:

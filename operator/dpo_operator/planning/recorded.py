@@ -27,13 +27,23 @@ def with_reported_checkpoints(status: DPOJobStatus, seen: Observed) -> DPOJobSta
 
 
 def for_current_attempt(status: DPOJobStatus) -> RecordedCheckpoints | None:
-    """Recorded checkpoints passed to the pods of the current attempt; None for prepare, which reads no checkpoint."""
-    if status.phase not in ("train", "export"):
+    """Recorded checkpoints passed to the pods of the current attempt; None for a prepare before training, which reads no checkpoint.
+
+    A prepare after training has begun fetches one of them from the mirror.
+    """
+    if status.phase is None or (status.phase == "prepare" and not status.attempts.train):
         return None
     current = 1 if status.phase == "train" else 0
-    return RecordedCheckpoints(
-        last_attempt=max(0, status.attempts.train - current), checkpoints=tuple(status.recorded_checkpoints)
-    )
+    return RecordedCheckpoints(last_attempt=max(0, status.attempts.train - current), checkpoints=known(status))
+
+
+def known(status: DPOJobStatus) -> tuple[CheckpointRecord, ...]:
+    """Checkpoints on the volume and the newest in the mirror, which the volume may no longer have, oldest first."""
+    records = {record.step: record for record in status.recorded_checkpoints}
+    if status.mirror is not None and (copied := status.mirror.checkpoint) is not None:
+        mirrored = CheckpointRecord(step=copied.step, attempt=copied.attempt, digest=copied.digest)
+        records.setdefault(mirrored.step, mirrored)
+    return tuple(sorted(records.values(), key=lambda record: record.age))
 
 
 def merge(known: Sequence[CheckpointRecord], report: Progress) -> list[CheckpointRecord]:

@@ -141,6 +141,13 @@ def planned(status: DPOJobStatus, reason: str, message: str, at: Moment) -> Plan
     )
 
 
+def lost(status: DPOJobStatus, reason: str, message: str, at: Moment) -> DPOJobStatus:
+    """The status with the end of an attempt whose volume is lost in the history, uncounted, and a new attempt of prepare as the current."""
+    status = _next_attempt(status, reason, message, last_step(status), at, "Uncounted")
+    status = transitions.changed(status, phase="prepare", attempts=status.attempts.next("prepare"))
+    return transitions.mark(status, at, c.RESTARTING, True, reason, message)
+
+
 def _next_attempt(
     status: DPOJobStatus,
     reason: str,

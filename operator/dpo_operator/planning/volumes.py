@@ -58,7 +58,7 @@ def lost_message(status: DPOJobStatus, seen: Observed) -> str:
         return ""
     return (
         f"PersistentVolumeClaim {volume.claim_name} (UID {volume.claim_uid}) with the job's data and checkpoints was "
-        f"deleted{' and recreated' if seen.claim else ''}. Delete the DPOJob and create it again to start over."
+        f"deleted{' and recreated' if seen.claim else ''}."
     )
 
 

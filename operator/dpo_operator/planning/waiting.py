@@ -58,6 +58,9 @@ def claim_obstacle(job: DPOJob, status: DPOJobStatus, claim: Claim | None) -> Re
     if job.spec.nodes > 1 and "ReadWriteMany" not in claim.access_modes:
         needs = f"{job.spec.nodes} nodes need ReadWriteMany. Replace the claim, or set nodes: 1."
         return c.VOLUME_UNSUITABLE, f"{modes}; {needs}"
+    if job.spec.checkpoint.mirror is not None and claim.access_modes == ("ReadWriteOncePod",):
+        needs = "checkpoint.mirror needs a second pod beside the one that trains. Replace the claim by one with ReadWriteOnce or ReadWriteMany, or "
+        return c.VOLUME_UNSUITABLE, f"{modes}; {needs}create the job again without checkpoint.mirror."
     if not any(mode.startswith("ReadWrite") for mode in claim.access_modes):
         return c.VOLUME_UNSUITABLE, f"{modes}; checkpoints are written to it. Replace the claim."
     return None

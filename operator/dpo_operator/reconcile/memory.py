@@ -159,7 +159,7 @@ class JobMemory:
         self.due_at = None if seconds is None else time.monotonic() + seconds
 
     def created_job(self, status: DPOJobStatus, raw: dict[str, Any]) -> None:
-        """Note the Job of the current attempt, which the API server has just accepted."""
+        """Note a Job that the API server has just accepted: of the current attempt, or beside it."""
         self.made = (status.phase, status.attempt)
         self.own.jobs.add(raw["metadata"]["uid"])
 

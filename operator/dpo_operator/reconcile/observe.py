@@ -48,9 +48,13 @@ async def observe(
     memory.child_objects = child_objects
     memory.versions = frozenset(str(raw["metadata"]["resourceVersion"]) for raw in (*jobs, *pods))
     durations = _Durations(memory.pods)
+    own_jobs = [durations.job(raw) for raw in memory.own.own_jobs(jobs, uid)]
+    own_pods = [durations.pod(raw) for raw in memory.own.own_pods(pods, status)]
     seen = Observed(
-        jobs=tuple(durations.job(raw) for raw in memory.own.own_jobs(jobs, uid)),
-        pods=tuple(durations.pod(raw) for raw in memory.own.own_pods(pods, status)),
+        jobs=tuple(child for child in own_jobs if not _is_mirror(child)),
+        pods=tuple(pod for pod in own_pods if not _is_mirror(pod)),
+        mirrors=tuple(child for child in own_jobs if _is_mirror(child)),
+        mirror_pods=tuple(pod for pod in own_pods if _is_mirror(pod)),
         claim=child_objects.claim,
         support=child_objects.support,
         refused=memory.refused,
@@ -152,11 +156,19 @@ async def _child_objects(
     )
 
 
+def _is_mirror(child: ChildJob | ChildPod) -> bool:
+    """Whether it copies checkpoints to the mirror, beside the phases."""
+    return child.phase == "mirror"
+
+
 def with_created(seen: Observed, raw: Json) -> Observed:
     """The observation, plus an object that was just created."""
     match raw["kind"]:
         case "Job":
-            return replace(seen, jobs=(*seen.jobs, ChildJob.from_raw(raw)))
+            child = ChildJob.from_raw(raw)
+            if _is_mirror(child):
+                return replace(seen, mirrors=(*seen.mirrors, child))
+            return replace(seen, jobs=(*seen.jobs, child))
         case "PersistentVolumeClaim":
             return replace(seen, claim=Claim.from_raw(raw))
         case "Service" | "ConfigMap" as kind:

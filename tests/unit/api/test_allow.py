@@ -114,10 +114,12 @@ def test_secrets_can_be_limited_to_some_names() -> None:
         "pod": {"imagePullSecrets": ["dpo-registry", "other"]},
         "access": {"credentialsSecretRef": {"name": "s3"}},
         "export": {"push": {"to": "s3://b/k", "credentialsSecretRef": {"name": "writer"}}},
+        "checkpoint": {"mirror": {"to": "s3://b/c", "credentialsSecretRef": {"name": "keeper"}}},
     }
     assert fields(**parts) == []
     assert sorted(fields({"secrets": ["dpo-*"]}, **parts)) == [
         "spec.access.credentialsSecretRef",
+        "spec.checkpoint.mirror.credentialsSecretRef",
         "spec.export.push.credentialsSecretRef",
         "spec.model.tokenSecretRef",
         "spec.pod.imagePullSecrets",

@@ -15,6 +15,17 @@ from dpo_operator.cli.main import app
 pytestmark = pytest.mark.unit
 
 
+SMALL_MODEL = {
+    "model_type": "llama",
+    "vocab_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 172,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+}
+
+
 def validated(folder: Path, *arguments: str, **spec: Any) -> Result:
     least = {"model": {"name": "org/model"}, "data": {"train": {"source": "org/pairs"}}}
     document = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "a"}, "spec": least | spec}
@@ -28,6 +39,18 @@ def test_a_plain_job_is_valid_without_notes(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert "is valid" in done.stderr
     assert "note:" not in done.stderr
+
+
+def test_a_dangerous_setting_is_a_warning_and_no_error(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(SMALL_MODEL))
+    done = validated(tmp_path, training={"learningRate": 1e-2})
+    assert done.exit_code == 0
+    (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning:")]
+    assert "spec.training.learningRate: 0.01 is high" in warning
+    assert "(DPO technical guide" in warning
+    small = validated(tmp_path, model={"name": "./model"}, training={"learningRate": 1e-2})
+    assert (small.exit_code, "warning:" in small.stderr) == (0, False)
 
 
 def test_a_variable_on_no_list_is_an_error_unless_allowed(tmp_path: Path) -> None:

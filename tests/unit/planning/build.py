@@ -7,7 +7,8 @@ from typing import Any
 
 from dpo_operator.api import names
 from dpo_operator.api.reports import CheckpointRef, Metrics, Progress
-from dpo_operator.api.status import ActiveJob, DPOJobStatus, VolumeStatus
+from dpo_operator.api.status import ActiveJob, DPOJobStatus
+from dpo_operator.api.statusparts.stored import VolumeStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.planning.actions import Plan

@@ -125,6 +125,10 @@ def test_an_attempt_that_has_not_looked_keeps_what_is_known():
     assert [f.code for f in plan.status.findings] == ["FlatLoss"]
     assert health(plan) == ("False", "FlatLoss", FLAT.sentence)
     assert told(plan) == []
+    slow = Finding(code="NotPacked", severity="Info", cause="Padded rows.")
+    warned = running(plan.status, report(slow, attempt=2, looked=None))
+    assert [f.code for f in warned.status.findings] == ["FlatLoss", "NotPacked"]
+    assert (health(warned), told(warned)) == (health(plan), [("Normal", "NotPacked", slow.sentence)])
     assert health(running(plan.status, report(attempt=2))) == ("True", "NoFindings", "")
 
 

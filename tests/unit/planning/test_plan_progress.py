@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from dpo_operator.api.failurepolicy import FailurePolicy
+from dpo_operator.api.quantity import duration
 from dpo_operator.api.reports import DatasetReport, Metrics, Progress
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.planning import transitions
 from dpo_operator.planning.failures import job_deleted
-from dpo_operator.planning.progress import duration, number, progress_status, with_dataset, with_reading
+from dpo_operator.planning.progress import number, progress_status, with_dataset, with_reading
 from dpo_operator.planning.restarts import after_failure
 from dpo_operator.planning.transitions import Moment
 from tests.unit.planning.build import NOON, a_child, a_pod, a_reading, a_status, a_view, decide, ended

@@ -75,15 +75,26 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
 
     Raises BadCheckpoint, and OSError when the volume as a whole does not answer.
     """
+    content = read_content(folder)
+    return parse_manifest(content, folder.name), hashlib.sha256(content).hexdigest()
+
+
+def read_content(folder: Path) -> bytes:
+    """Content of a checkpoint's manifest. Raises as read_manifest does."""
     try:
         if not stat.S_ISDIR(folder.lstat().st_mode):
             raise BadCheckpoint("is a link or a file, and no folder")
-        raw = read_plain(folder / MANIFEST, limit=MAX_MANIFEST_BYTES)
-        _check_json(raw)
-        # Strict mode: this trainer never writes numbers as strings.
-        manifest = Manifest.model_validate_json(raw, strict=True)
+        return read_plain(folder / MANIFEST, limit=MAX_MANIFEST_BYTES)
     except OSError as error:
         raise unreadable(MANIFEST, error) from error
+
+
+def parse_manifest(content: bytes, name: str) -> Manifest:
+    """The manifest of a checkpoint in a folder of this name. Raises BadCheckpoint."""
+    try:
+        _check_json(content)
+        # Strict mode: this trainer never writes numbers as strings.
+        manifest = Manifest.model_validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"
@@ -98,9 +109,9 @@ def read_manifest(folder: Path) -> tuple[Manifest, str]:
             f"{MANIFEST}: expected {manifest.world_size} shards, {shard_name(0)} and so on, found {len(manifest.files)}"
             f"{': ' if names else ''}{names}"
         )
-    if folder_name(manifest.step) != folder.name:
-        raise BadCheckpoint(f"{MANIFEST}: is of step {manifest.step}, but the folder is {folder.name}")
-    return manifest, hashlib.sha256(raw).hexdigest()
+    if folder_name(manifest.step) != name:
+        raise BadCheckpoint(f"{MANIFEST}: is of step {manifest.step}, but the folder is {name}")
+    return manifest
 
 
 def _check_json(raw: bytes) -> None:

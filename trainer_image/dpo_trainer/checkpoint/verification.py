@@ -1,8 +1,8 @@
-"""Is a checkpoint intact? Checks digests, and that each shard holds the slices that readers need. Needs no torch."""
+"""Is a checkpoint intact, and does it stay? Checks digests, and that each shard holds the slices that readers need. Needs no torch."""
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,6 +48,19 @@ def usable_costs(found: Iterable[tuple[int, Path]], refused: Collection[int]) ->
                     verify_size(folder, name, file)
                 costs[step] = manifest.selection_cost
     return costs
+
+
+def retained(costs: Mapping[int, float | None], newest: int, keep_last: int, keep_best: int) -> set[int]:
+    """Steps of the checkpoints that stay.
+
+    costs: evaluation result by step, less is better, None without an evaluation. newest: the step that was just committed. Later
+    steps were refused when this attempt began, or it would have resumed from them, so they are deleted.
+    """
+    usable = {step: cost for step, cost in costs.items() if step <= newest}
+    last = sorted(usable, reverse=True)[: max(1, keep_last)]
+    # Ties go to the later step: it has seen more data.
+    best = sorted((cost, -step) for step, cost in usable.items() if cost is not None)[:keep_best]
+    return {newest, *last, *(-step for _, step in best)}
 
 
 def kinds_of(manifest: Manifest) -> tuple[str, ...]:

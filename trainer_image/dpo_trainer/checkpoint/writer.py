@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,7 @@ from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.loop_state import LoopState
 from dpo_trainer.checkpoint.manifest import MANIFEST, File, Manifest, attempt_of, read_manifest, reference
 from dpo_trainer.checkpoint.shard import Entry, file_size, write_shard
-from dpo_trainer.checkpoint.verification import usable_costs
+from dpo_trainer.checkpoint.verification import retained, usable_costs
 from dpo_trainer.checkpoint.volume import check_free_space, volume_errors_explained
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.runtime.errors import TrainerError
@@ -208,16 +208,3 @@ class Writer:
             raise TrainerError(
                 ExitCode.PEER_LOST, f"Attempt {newest} has begun, so attempt {self.attempt} may no longer write."
             )
-
-
-def retained(costs: Mapping[int, float | None], newest: int, keep_last: int, keep_best: int) -> set[int]:
-    """Steps of the checkpoints that stay.
-
-    costs: evaluation result by step, less is better, None without an evaluation. newest: the step that was just committed. Later
-    steps were refused when this attempt began, or it would have resumed from them, so they are deleted.
-    """
-    usable = {step: cost for step, cost in costs.items() if step <= newest}
-    last = sorted(usable, reverse=True)[: max(1, keep_last)]
-    # Ties go to the later step: it has seen more data.
-    best = sorted((cost, -step) for step, cost in usable.items() if cost is not None)[:keep_best]
-    return {newest, *last, *(-step for _, step in best)}

@@ -15,6 +15,7 @@ from dpo_trainer.runtime.errors import input_not_found
 from dpo_trainer.runtime.files import commit
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.console import duration
+from dpo_trainer.telemetry.margins import note
 from dpo_trainer.telemetry.metrics_file import Line
 
 # Rows without any value are left out: no method has all metrics.
@@ -88,8 +89,18 @@ def _table(run: Run) -> Table:
     for key, name, form in _TABLE:
         values = [line.get(prefix + key) for _, prefix, line in columns]
         if any(isinstance(value, int | float) for value in values):
-            table.add_row(name, *(form.format(v) if isinstance(v, int | float) else "–" for v in values))
+            texts = [form.format(v) if isinstance(v, int | float) else "–" for v in values]
+            if key == "rewards/accuracies":
+                texts = [_with_note(text, line, prefix) for text, (_, prefix, line) in zip(texts, columns, strict=True)]
+            table.add_row(name, *texts)
     return table
+
+
+def _with_note(accuracy: str, line: Line, prefix: str) -> str:
+    """An accuracy counts signs: it says nothing where the margin is within noise or near 0."""
+    # Two short lines: the columns are narrow.
+    why = note(line, prefix).replace(" ", "\n", 1)
+    return f"{accuracy}\n({why})" if why else accuracy
 
 
 def _columns(run: Run) -> list[tuple[str, str, Line]]:

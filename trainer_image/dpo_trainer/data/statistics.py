@@ -16,8 +16,10 @@ Keys = npt.NDArray[np.uint64]
 
 # Tokens that are processed together; each needs some 40 bytes.
 RUN_TOKENS = 1 << 18
-# Answers are nearly the same when their common beginning and end make up this share of the longer one.
+# Answers are nearly the same when their common beginning and end make up this share of the longer one, or when all but a few tokens
+# of one that is not short do: a word changed.
 NEARLY = 0.9
+FEW_TOKENS, NOT_SHORT = 2, 8
 # The largest weight that the API takes.
 MOST_WEIGHT = 100.0
 
@@ -29,6 +31,8 @@ def describe(dataset: PairDataset, keys: Keys | None = None) -> dict[str, Any]:
     prompt_share: share of all tokens that are prompt, counted once for both answers.
     chosen_longer, chosen_shorter, same_length: shares of the pairs with two answers. Far from each other, the first two say
         that the model can win by length alone; length_baseline is the accuracy of a rule that looks at nothing else.
+    length_difference, length_ratio: medians over pairs of unequal length: tokens by which the longer answer is longer, and how many
+        times as long it is; None without such pairs.
     near_identical: share of the pairs with two answers that are nearly the same.
     duplicate_pairs: examples that are an exact copy of an earlier one.
     contradicting_pairs: examples of which the reverse came earlier: same prompt, answers swapped, or the other label.
@@ -59,7 +63,8 @@ def describe(dataset: PairDataset, keys: Keys | None = None) -> dict[str, Any]:
         "chosen_shorter": _share(shorter, paired),
         "same_length": _share(paired - longer - shorter, paired),
         "length_baseline": _share(max(longer, shorter) + (paired - longer - shorter) / 2, paired),
-        "near_identical": _share(float((_alike(dataset)[both] >= NEARLY).sum()), paired),
+        **_size_of_gap(lengths[both, 1:]),
+        "near_identical": _share(float(_alike(dataset)[both].sum()), paired),
         "distinct_prompts": len(np.unique(keys[:, 0])),
         "duplicate_pairs": len(dataset) - len(np.unique(pairs)),
         "contradicting_pairs": _reversed_earlier(pairs, pair_keys(keys[:, [0, 2, 1]])),
@@ -160,9 +165,22 @@ def _mixed(values: Keys) -> Keys:
     return values ^ values >> np.uint64(31)
 
 
-def _alike(dataset: PairDataset) -> npt.NDArray[np.float64]:
-    """Share of the longer answer that both begin and end with, 0 to 1: [pairs]."""
-    shares = np.zeros(len(dataset))
+def _size_of_gap(answers: npt.NDArray[Any]) -> dict[str, float | None]:
+    """answers: tokens of both, [pairs, 2]."""
+    shorter, longer = answers.min(axis=1), answers.max(axis=1)
+    unequal = longer > shorter
+    if not unequal.any():
+        return {"length_difference": None, "length_ratio": None}
+    shorter, longer = shorter[unequal], longer[unequal]
+    return {
+        "length_difference": round(float(np.median(longer - shorter)), 4),
+        "length_ratio": round(float(np.median(longer / shorter)), 4),
+    }
+
+
+def _alike(dataset: PairDataset) -> npt.NDArray[np.bool_]:
+    """Whether answers are nearly the same by their common beginning and end: [pairs]."""
+    alike = np.zeros(len(dataset), dtype=np.bool_)
     for start, stop in _runs(dataset):
         tokens, offsets = dataset.flat(start, stop)
         chosen, rejected, end = offsets[1::3], offsets[2::3], offsets[3::3]
@@ -171,8 +189,10 @@ def _alike(dataset: PairDataset) -> npt.NDArray[np.float64]:
         begins = _equal(tokens, chosen, rejected, shorter, 1)
         # What both begin with is not counted again from the end.
         ends = np.minimum(_equal(tokens, rejected - 1, end - 1, shorter, -1), shorter - begins)
-        shares[start:stop] = (begins + ends) / np.maximum(longer, 1)
-    return shares
+        common = begins + ends
+        one_word = (longer >= NOT_SHORT) & (longer - common <= FEW_TOKENS)
+        alike[start:stop] = one_word | (common >= NEARLY * np.maximum(longer, 1))
+    return alike
 
 
 def _equal(

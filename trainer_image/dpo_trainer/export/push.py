@@ -4,10 +4,9 @@ What a loader looks for first, config.json or adapter_config.json, comes after t
 it stopped: each object has the SHA-256 of its content beside it.
 """
 
-import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +15,17 @@ from dpo_operator.api.reports import PushReport
 from dpo_operator.api.training import Push
 from dpo_trainer.runtime.errors import TrainerError, first_line, invalid_configuration
 from dpo_trainer.runtime.files import sha256
-from dpo_trainer.sources import stores
 from dpo_trainer.sources.access import Access
-from dpo_trainer.sources.stores import Store, Stored
+from dpo_trainer.sources.remote_folder import RemoteFolder, as_note, open_folder
+from dpo_trainer.sources.stores import Stored
 
 PROVENANCE = "dpo_provenance.json"
 # Says whose the folder is and what may be in it, from before its first file on; says that it is whole, after its last.
 BEGUN, WHOLE = "dpo_pushing.json", "dpo_pushed.json"
 # Without these no loader takes a folder for a model or an adapter.
 _ENTRANCES = ("config.json", "adapter_config.json")
-_DIGEST = "sha256"
 
 Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class _Target:
-    """The folder in the store. prefix: of its objects, with a slash at its end."""
-
-    store: Store
-    url: str
-    prefix: str
-
-    def label(self, name: str) -> str:
-        return f"{self.url}/{name}"
-
-    def key(self, name: str) -> str:
-        return f"{self.prefix}{name}"
 
 
 def push(settings: Push, uid: str, folder: Path, access: Access, progress: Progress) -> PushReport:
@@ -51,20 +34,20 @@ def push(settings: Push, uid: str, folder: Path, access: Access, progress: Progr
     Raises TrainerError: INVALID_CONFIGURATION when the folder there has somebody else's objects, BAD_EXPORT when a file here is not what was verified, and what
     store_answers.explain says.
     """
-    url = settings.to.rstrip("/")
-    target = _Target(stores.open_store(url, access, writes=True), url, f"{stores.split(url)[2]}/")
+    target = open_folder(settings.to, access)
+    url = target.url
     digest, files = contents(folder)
     mine = {"uid": uid, "digest": digest}
-    there = _there(target)
+    there = target.there()
     if not there:
         # Others may find the folder empty too: the store lets one of them begin.
-        target.store.create(target.key(BEGUN), _text({**mine, "files": sorted(files)}), target.label(BEGUN))
-        there = _there(target)
+        target.create(BEGUN, as_note({**mine, "files": sorted(files)}))
+        there = target.there()
     markers = _markers(target, there, uid)
     done = markers.get(WHOLE, {}).items() >= mine.items()
     if done and all(_is_there(target, there, folder, name, files[name]) for name in files):
         if BEGUN in there:  # the last step of a push that was killed
-            _delete(target, BEGUN)
+            target.delete(BEGUN)
         progress(f"already pushed to {url}")
         return PushReport(to=url, digest=digest)
     pushed = _pushed(markers, files)
@@ -72,19 +55,19 @@ def push(settings: Push, uid: str, folder: Path, access: Access, progress: Progr
         raise _not_ours(target, others)
     begun = {**mine, "files": sorted((pushed & there.keys() - {BEGUN, WHOLE}) | files.keys())}
     if markers.get(BEGUN) != begun:
-        _write(target, BEGUN, begun)
+        target.write(BEGUN, as_note(begun))
     # What is about to change must not look whole, and its objects may be an earlier export's.
     for name in sorted(there.keys() - {BEGUN}, key=lambda name: (name != WHOLE, name)):
         stays = name in files and _is_there(target, there, folder, name, files[name])
         if not stays and (name not in files or _base(name) in _ENTRANCES):
-            _delete(target, name)
+            target.delete(name)
     for number, name in enumerate(sorted(files, key=_order), start=1):
         if _is_there(target, there, folder, name, files[name]):
             continue
         progress(f"pushing {name} ({number} of {len(files)})")
         _upload(target, folder, name, files[name], progress)
-    _write(target, WHOLE, {**mine, "files": files})
-    _delete(target, BEGUN)
+    target.write(WHOLE, as_note({**mine, "files": files}))
+    target.delete(BEGUN)
     progress(f"pushed to {url}")
     return PushReport(to=url, digest=digest)
 
@@ -106,27 +89,13 @@ def _base(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def _there(target: _Target) -> dict[str, Stored]:
-    """Objects of the folder by their names in it."""
-    found = target.store.below(target.prefix.rstrip("/"), target.url)
-    return {one.key.removeprefix(target.prefix): one for one in found}
-
-
-def _markers(target: _Target, there: dict[str, Stored], uid: str) -> dict[str, dict[str, Any]]:
+def _markers(target: RemoteFolder, there: dict[str, Stored], uid: str) -> dict[str, dict[str, Any]]:
     """What pushes of this job noted, by the object's name. Raises TrainerError for a folder that is not this job's."""
-    found = {name: _noted(target, there[name], name) for name in (WHOLE, BEGUN) if name in there}
+    found = {name: target.note(there[name], name) for name in (WHOLE, BEGUN) if name in there}
     # A whole export is its job's, whoever began to push since.
     if next(iter(found.values()), {}).get("uid") != uid:
         raise _not_ours(target, there)
     return {name: noted for name, noted in found.items() if noted.get("uid") == uid}
-
-
-def _noted(target: _Target, marker: Stored, name: str) -> dict[str, Any]:
-    try:
-        found = json.loads(target.store.part(marker, 0, marker.size, target.label(name)))
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _pushed(markers: dict[str, dict[str, Any]], files: Iterable[str]) -> set[str]:
@@ -135,54 +104,29 @@ def _pushed(markers: dict[str, dict[str, Any]], files: Iterable[str]) -> set[str
     return {BEGUN, WHOLE, *(str(name) for names in listed for name in names)}
 
 
-def _not_ours(target: _Target, others: Iterable[str]) -> TrainerError:
+def _not_ours(target: RemoteFolder, others: Iterable[str]) -> TrainerError:
     return invalid_configuration(
         f"spec.export.push.to: {target.url} has objects that are not of this job's export ({', '.join(sorted(others)[:4])}); name a new folder, or "
         "empty this one"
     )
 
 
-def _is_there(target: _Target, there: dict[str, Stored], folder: Path, name: str, digest: str) -> bool:
+def _is_there(target: RemoteFolder, there: dict[str, Stored], folder: Path, name: str, digest: str) -> bool:
     """Whether an object has a file's size and digest."""
-    found = there.get(name)
-    if found is None or found.size != (folder / name).stat().st_size:
-        return False
-    return target.store.attributes(found.key, target.label(name)).get(_DIGEST) == digest
+    return target.holds(there, name, (folder / name).stat().st_size, digest)
 
 
-def _upload(target: _Target, folder: Path, name: str, digest: str, progress: Progress) -> None:
+def _upload(target: RemoteFolder, folder: Path, name: str, digest: str, progress: Progress) -> None:
     """Upload a file; what was sent is compared with its digest, and the object appears when all of it was."""
 
-    def pieces() -> Iterator[bytes]:
-        hashed = hashlib.sha256()
-        with (folder / name).open("rb") as file:
-            while piece := file.read(stores.WRITTEN_AT_ONCE):
-                hashed.update(piece)
-                # The last piece is held back until the digest is known to be right: without it the store has no object.
-                if len(piece) < stores.WRITTEN_AT_ONCE or not file.peek(1):
-                    _require(hashed.hexdigest(), digest, name)
-                yield piece
-                progress(f"pushing {name}")
+    def differs() -> TrainerError:
+        return TrainerError(
+            ExitCode.BAD_EXPORT, f"{name} of the export is not the file that was verified; export again"
+        )
 
-    target.store.put(target.key(name), pieces(), (folder / name).stat().st_size, {_DIGEST: digest}, target.label(name))
-
-
-def _require(found: str, digest: str, name: str) -> None:
-    if found != digest:
-        raise TrainerError(ExitCode.BAD_EXPORT, f"{name} of the export is not the file that was verified; export again")
-
-
-def _write(target: _Target, name: str, content: dict[str, Any]) -> None:
-    data = _text(content)
-    target.store.put(target.key(name), iter([data]), len(data), {}, target.label(name))
-
-
-def _text(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, indent=1, sort_keys=True).encode()
-
-
-def _delete(target: _Target, name: str) -> None:
-    target.store.delete(target.key(name), target.label(name))
+    with (folder / name).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        target.upload(name, file, size, digest, differs, lambda: progress(f"pushing {name}"))
 
 
 def not_pushed(error: TrainerError, path: str, to: str) -> TrainerError:

@@ -91,11 +91,20 @@ def credentials_folder() -> Path:
     return Path(os.environ.get(names.ENV_CREDENTIALS_DIR, names.CREDENTIALS_DIR))
 
 
-def credentials() -> dict[str, str]:
-    """Keys of object stores by their names, without white space at their ends; empty when none are mounted."""
+def mirror_credentials_folder() -> Path:
+    """Where those of a mirror are mounted that has keys of its own."""
+    return Path(os.environ.get(names.ENV_MIRROR_CREDENTIALS_DIR, names.MIRROR_CREDENTIALS_DIR))
+
+
+def credentials(folder: Path | None = None) -> dict[str, str]:
+    """Keys of object stores by their names, without white space at their ends; empty when none are mounted. folder: None for the usual one."""
     try:
         # Kubernetes puts links into the folder, and what they lead to beside them under names with a dot.
-        files = [file for file in credentials_folder().iterdir() if not file.name.startswith(".") and file.is_file()]
+        files = [
+            file
+            for file in (folder or credentials_folder()).iterdir()
+            if not file.name.startswith(".") and file.is_file()
+        ]
         found = {file.name: file.read_text(encoding="utf-8", errors="replace").strip() for file in sorted(files)}
     except OSError:
         return {}
@@ -105,6 +114,7 @@ def credentials() -> dict[str, str]:
 def secrets() -> list[str]:
     """Texts that must not appear in messages."""
     # A shorter value is no key, and messages without it could not be read.
-    keys = [value for name, value in credentials().items() if name not in PUBLIC_CREDENTIALS and len(value) >= 8]
+    mounted = [*credentials().items(), *credentials(mirror_credentials_folder()).items()]
+    keys = [value for name, value in mounted if name not in PUBLIC_CREDENTIALS and len(value) >= 8]
     token = hub_token()
     return [*keys, token] if token else keys

@@ -63,15 +63,22 @@ class Access:
         os.environ.update(variables)
 
 
-def from_environment(settings: api.Access, push: api.SecretRef | None = None) -> Access:
-    """Access of this process: the job's settings, and what is mounted. push: the Secret of a push that has keys of its own.
+def from_environment(
+    settings: api.Access,
+    own: api.SecretRef | None = None,
+    field_of_own: str = api.PUSH_CREDENTIALS_FIELD,
+    folder: Path | None = None,
+) -> Access:
+    """Access of this process: the job's settings, and what is mounted.
 
+    own: the Secret of a push or a mirror that has keys of its own, and the field that names it. folder: where the keys are; None for the usual one.
     Raises TrainerError: INVALID_CONFIGURATION for a Secret that has other keys than stores have, or half of a pair; INPUT_NOT_FOUND for
     certificates that are named and not there.
     """
-    found = credentials()
-    secret = push or settings.credentials_secret_ref
-    named = api.CREDENTIALS_FIELD if push is None else api.PUSH_CREDENTIALS_FIELD
+    folder = folder or credentials_folder()
+    found = credentials(folder)
+    secret = own or settings.credentials_secret_ref
+    named = api.CREDENTIALS_FIELD if own is None else field_of_own
     where = named + (f" ({secret.name})" if secret is not None else "")
     if others := sorted(found.keys() - set(_KNOWN)):
         raise invalid_configuration(
@@ -81,7 +88,7 @@ def from_environment(settings: api.Access, push: api.SecretRef | None = None) ->
         if name in found and (missing := [other for other in needed if other not in found]):
             raise invalid_configuration(f"{where}: has {name} and lacks {missing[0]}; add it")
     identity = os.environ.get(names.ENV_IDENTITY) == "1"
-    return Access(settings, found, credentials_folder(), _certificates(settings), identity, named)
+    return Access(settings, found, folder, _certificates(settings), identity, named)
 
 
 def _certificates(settings: api.Access) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from dpo_operator.api.reports import Progress
+from dpo_trainer.telemetry.margins import note
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -52,16 +53,19 @@ def format_metric(form: str, value: float) -> str:
     return form.format(value) if math.isfinite(value) else f"{form.partition(' ')[0]} –"
 
 
+def learning_parts(metrics: Mapping[str, float]) -> list[str]:
+    """Loss, margin and accuracy, which has a note where the margin is within noise or near 0. metrics has TRL's keys."""
+    forms = (("loss", "loss {:.4f}"), ("rewards/margins", "margin {:.3g}"), ("rewards/accuracies", "acc {:.2f}"))
+    parts = [format_metric(form, metrics[key]) for key, form in forms if key in metrics]
+    if "rewards/accuracies" in metrics and (why := note(metrics)):
+        parts.append(f"({why})")
+    return parts
+
+
 def _parts(progress: Progress, metrics: Mapping[str, float], *, rate: bool) -> list[str]:
-    parts = []
-    for key, form in (
-        ("loss", "loss {:.4f}"),
-        ("rewards/margins", "margin {:.3g}"),
-        ("rewards/accuracies", "acc {:.2f}"),
-        ("grad_norm", "grad {:.3g}"),
-        ("learning_rate", "lr {:.1e}"),
-    ):
-        if key in metrics and (rate or key not in ("grad_norm", "learning_rate")):
+    parts = learning_parts(metrics)
+    for key, form in (("grad_norm", "grad {:.3g}"), ("learning_rate", "lr {:.1e}")):
+        if rate and key in metrics:
             parts.append(format_metric(form, metrics[key]))
     if progress.pairs_per_second is not None:
         parts.append(f"{progress.pairs_per_second:.2g} pairs/s")

@@ -9,6 +9,7 @@ from typing import Any
 
 from dpo_operator.api.diagnosis import MAX_FINDINGS, Finding, worst_first
 from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Metrics, Progress, SlowestRank
+from dpo_trainer.telemetry.margins import margin_se
 from dpo_trainer.telemetry.volume import CheckpointFolder
 
 # Steps over which speed and time left are averaged: long enough to hold a checkpoint or an evaluation now and then.
@@ -154,16 +155,8 @@ def summary(metrics: Mapping[str, float], earlier: Metrics) -> Metrics:
     return Metrics(
         loss=value("loss", earlier.loss),
         reward_margin=value("rewards/margins", earlier.reward_margin),
-        reward_margin_se=_margin_se(metrics),
+        reward_margin_se=margin_se(metrics),
         reward_accuracy=value("rewards/accuracies", earlier.reward_accuracy),
         reward_chosen=value("rewards/chosen", earlier.reward_chosen),
         reward_rejected=value("rewards/rejected", earlier.reward_rejected),
     )
-
-
-def _margin_se(metrics: Mapping[str, float]) -> float | None:
-    """Standard error of the mean margin: as measured, or of the pairs of this step; None where neither is known."""
-    error = metrics.get("rewards/margins_se")
-    if error is None and metrics.get("pairs", 0.0) > 1 and "margins_std" in metrics:
-        error = metrics["margins_std"] / math.sqrt(metrics["pairs"])
-    return error if error is not None and math.isfinite(error) else None

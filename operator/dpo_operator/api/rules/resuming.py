@@ -11,7 +11,7 @@ NEUTRAL_TRAINING = frozenset(
 )  # fmt: skip
 
 # And of spec.checkpoint. The volume is one of a cluster alone, and several nodes ask for another one.
-NEUTRAL_CHECKPOINT = frozenset({"everySteps", "keepLast", "keepBest", "async", "volume"})
+NEUTRAL_CHECKPOINT = frozenset({"everySteps", "keepLast", "keepBest", "async", "volume", "mirror"})
 
 # Parts of spec that change nothing of the result. Over another number of ranks sums are made in another order.
 _NEUTRAL_PARTS = frozenset(

@@ -110,7 +110,7 @@ def _overview() -> Row:
             ),
             _stat(
                 "Accuracy",
-                "Share of the newest batch's pairs whose chosen answer has the higher reward; 0.5 is chance.",
+                "Share of the newest batch's pairs whose chosen answer has the higher reward; 0.5 is chance. It counts signs: where the reward margin is near 0 it says nothing.",
                 Query(newest("dpo_train_reward_accuracy_ratio")),
                 unit="percentunit",
                 steps=((None, "orange"), (0.55, "green")),

@@ -49,7 +49,7 @@ def preference() -> Row:
             Panel(
                 "Reward accuracy",
                 "Share of pairs whose chosen answer has the higher reward. With a reference 0 before the first step, because ties count as "
-                "wrong; 0.5 is chance; above 0.99 the data teaches nothing more.",
+                "wrong; 0.5 is chance; above 0.99 the data teaches nothing more. It counts signs: where the reward margin is near 0 it says nothing.",
                 (
                     Query(newest("dpo_train_reward_accuracy_ratio"), "train"),
                     Query(newest("dpo_eval_reward_accuracy_ratio"), "eval"),

@@ -14,7 +14,8 @@ from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint import writer as writer_module
 from dpo_trainer.checkpoint.manifest import MANIFEST, File, Manifest, read_manifest
 from dpo_trainer.checkpoint.store import Checkpoints
-from dpo_trainer.checkpoint.writer import Writer, retained
+from dpo_trainer.checkpoint.verification import retained
+from dpo_trainer.checkpoint.writer import Writer
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.files import remove

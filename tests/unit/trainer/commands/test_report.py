@@ -86,6 +86,11 @@ def test_the_table_shows_the_first_and_last_values(tmp_path: Path, capsys: pytes
     assert "restarts" not in printed
 
 
+def test_the_table_says_where_a_margin_means_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    report(a_run(tmp_path, 10, metrics={"rewards/margins": 0.001}))
+    assert capsys.readouterr().out.count(" near 0)") == 4
+
+
 def test_a_margin_of_minus_zero_is_shown_as_zero(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     work = WorkDir(tmp_path)
     line = {"step": 1, "loss": 0.6931, "rewards/margins": -2e-8, "rewards/chosen": -1e-8, "rewards/rejected": -0.0}

@@ -11,6 +11,8 @@ FEW_PAIRS = 100
 # Shares of fewer pairs than these are noise.
 TOO_FEW_FOR_SHARES = 20
 ONE_SIDED = 0.65
+# A side that is longer by less than this gives nothing to win by: a word changed makes many pairs unequal by a token.
+LENGTH_RATIO, LENGTH_DIFFERENCE = 1.1, 3
 PROMPT_SHARE = 0.9
 TRUNCATED = 0.05
 MERGED = 0.05
@@ -121,7 +123,7 @@ def _of_split(name: str, split: Mapping[str, Any], limits: Mapping[str, Any]) ->
     if pairs < TOO_FEW_FOR_SHARES:
         return
     for key, rule in (("chosen_longer", "longer"), ("chosen_shorter", "shorter")):
-        if (split[key] or 0) > ONE_SIDED:
+        if (split[key] or 0) > ONE_SIDED and _matters(split):
             yield (
                 "LengthBias",
                 (
@@ -191,3 +193,9 @@ def _of_overlap(overlap: Mapping[str, int], pairs: int) -> Iterator[tuple[str, s
 
 def _pairs(count: int) -> str:
     return f"{count:,} pair" if count == 1 else f"{count:,} pairs"
+
+
+def _matters(split: Mapping[str, Any]) -> bool:
+    """Whether answers of one pair differ in length by more than a word."""
+    ratio, difference = split["length_ratio"] or 1.0, split["length_difference"] or 0.0
+    return bool(ratio >= LENGTH_RATIO and difference >= LENGTH_DIFFERENCE)

@@ -89,8 +89,8 @@ def test_pairs_repeated_by_a_weight_are_not_duplicates():
     ("train", "expected"),
     [
         (lambda: pairs(99), "train: only 99 pairs"),
-        (lambda: joined(pairs(70, chosen=7), pairs(34, start=500)), "longer one in 67% of the pairs"),
-        (lambda: joined(pairs(70, chosen=5), pairs(34, start=500)), "shorter one in 67% of the pairs"),
+        (lambda: joined(pairs(70, chosen=9), pairs(34, start=500)), "longer one in 67% of the pairs"),
+        (lambda: joined(pairs(70, chosen=3), pairs(34, start=500)), "shorter one in 67% of the pairs"),
         (lambda: pairs(100, prompt=50, chosen=2, rejected=2), "93% of the tokens are prompt"),
         (lambda: pairs(100, cut=6), "6 of 100 pairs (6%) were cut to data.maxLength 64"),
         (lambda: joined(pairs(100), pairs(6)), "6 of 106 pairs are copies"),
@@ -102,7 +102,16 @@ def test_each_problem_of_a_split_has_its_warning(train, expected):
     assert expected in warnings(train())
 
 
-@pytest.mark.parametrize("train", [pairs(100), pairs(100, cut=5), joined(pairs(65, chosen=7), pairs(35, start=500))])
+@pytest.mark.parametrize(
+    "train",
+    [
+        pairs(100),
+        pairs(100, cut=5),
+        joined(pairs(65, chosen=9), pairs(35, start=500)),
+        pairs(100, chosen=8),  # two tokens longer
+        pairs(100, chosen=64, rejected=60),  # four tokens, and little
+    ],
+)
 def test_normal_values_give_no_warning(train):
     assert warnings(train) == ""
 

@@ -1,0 +1,276 @@
+"""What `why` needs to know of a run on this machine, or of a job's folder on a volume, from its files."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dpo_operator.api import conditions as c
+from dpo_operator.api import exitcodes, names
+from dpo_operator.api.diagnosis import Finding, worst_first
+from dpo_operator.api.reports import Metrics, Progress, Termination
+from dpo_operator.api.status import Attempts, DPOJobStatus, FinalMetrics, Restart, State
+from dpo_operator.api.statusparts.findings import FindingStatus
+from dpo_operator.api.statusparts.stored import CheckpointStatus
+from dpo_operator.api.text import quoted
+from dpo_operator.api.types import DPOJobSpec
+from dpo_operator.explain.case import Case, Place
+from dpo_operator.planning.findings import as_status
+from dpo_operator.planning.progress import progress_status, with_dataset
+
+# Files that a work folder has at least one of.
+MARKS = ("job.json", "metrics.jsonl", "prepared.json")
+MAX_BYTES = 256 * 2**20
+_KEYS = {
+    "loss": "loss", "reward_margin": "rewards/margins", "reward_accuracy": "rewards/accuracies",
+    "reward_chosen": "rewards/chosen", "reward_rejected": "rewards/rejected",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Said:
+    """A termination message in the folder, and when it was written."""
+
+    time: datetime
+    words: Termination
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is the work folder of a run."""
+    return folder.is_dir() and any((folder / mark).is_file() for mark in MARKS)
+
+
+def read_case(folder: Path) -> Case:
+    """The run in a work folder."""
+    now = datetime.now(UTC)
+    job = _json(folder / "job.json")
+    job = job if isinstance(job, dict) else {}
+    spec = _spec(job.get("spec"))
+    busy = _is_busy(folder)
+    said = sorted(_terminations(folder), key=lambda each: each.time)
+    status = _status(folder, said, busy, now)
+    status = status.model_copy(update={"findings": _findings(folder, said)})
+    return Case(
+        name=str((job.get("metadata") or {}).get("name") or folder.name),
+        namespace="",
+        spec=spec,
+        status=status,
+        now=now,
+        place=Place(cluster="", folder=str(folder)),
+        busy=busy,
+    )
+
+
+def _status(folder: Path, said: list[Said], busy: bool, now: datetime) -> DPOJobStatus:
+    """The folder's state in the operator's terms."""
+    newest = said[-1].words if said else None
+    phase = _phase(folder, newest, busy)
+    fence = folder / "checkpoints" / "attempt"
+    attempt = max(_integer(_text(fence)), newest.attempt if newest and newest.phase == phase else 0, 1)
+    status = DPOJobStatus(phase=phase, attempts=Attempts(**{phase: attempt}))
+    status = status.model_copy(
+        update={"progress": _progress(folder, phase, attempt, now), "checkpoint": _checkpoint(folder)}
+    )
+    for each in said:
+        status = with_dataset(status, each.words.dataset)
+    killed = newest is None or newest.phase != phase or newest.attempt < attempt
+    history = _history(said, phase, attempt if busy or killed else attempt - 1)
+    status = status.model_copy(update={"restart_history": history, "restarts": len(history), **_counted(history)})
+    if busy:
+        return status.model_copy(update={"state": _WORKING[phase]})
+    if newest is not None and newest.phase == "export" and newest.outcome == "Succeeded":
+        return _finished(status, folder)
+    if newest is not None and not killed and newest.outcome == "Failed":
+        return _failed(status, _primary(said, newest), now)
+    saved = f" The newest checkpoint has step {status.checkpoint.step}." if status.checkpoint else ""
+    why = "It was stopped." if newest is not None and not killed else f"Its {phase} was killed, or did not begin."
+    return status.model_copy(update={"state": State.SUSPENDED, "message": f"{why}{saved}"})
+
+
+_WORKING: dict[names.Phase, State] = {"prepare": State.PREPARING, "train": State.TRAINING, "export": State.EXPORTING}
+
+
+def _counted(history: list[Restart]) -> dict[str, Any]:
+    counted = [each for each in history if each.counting == "Counted"]
+    return {"counted_restarts": len(counted), "counted_restart_times": [int(each.time.timestamp()) for each in counted]}
+
+
+def _phase(folder: Path, newest: Termination | None, busy: bool) -> names.Phase:
+    """The phase that is at work, failed, or was the last."""
+    if newest is None:
+        return "train" if (folder / "prepared.json").is_file() else "prepare"
+    if newest.outcome != "Succeeded" or newest.phase == "export":
+        return newest.phase
+    following: names.Phase = "train" if newest.phase == "prepare" else "export"
+    return following
+
+
+def _finished(status: DPOJobStatus, folder: Path) -> DPOJobStatus:
+    progress = status.progress
+    final = None
+    if progress is not None:
+        shared = set(FinalMetrics.model_fields) & set(type(progress).model_fields)
+        final = FinalMetrics(**progress.model_dump(include=shared))
+    update = {
+        "state": State.COMPLETE,
+        "final_metrics": final,
+        "message": f"The run is complete; the model is in {folder / 'export'}.",
+    }
+    return status.model_copy(update=update)
+
+
+def _failed(status: DPOJobStatus, words: Termination, now: datetime) -> DPOJobStatus:
+    info = exitcodes.info(words.exit_code)
+    said = quoted(words.message) if words.message else info.meaning
+    message = f"{words.phase} attempt {words.attempt}, rank {words.rank}, ended with exit code {words.exit_code} ({info.reason}): {said}"
+    conditions = c.with_condition((), c.FAILED, True, info.reason, message, now=now, generation=1)
+    return status.model_copy(update={"state": State.FAILED, "message": message, "conditions": list(conditions)})
+
+
+def _primary(said: list[Said], newest: Termination) -> Termination:
+    """The rank of that attempt that failed by itself."""
+    same = [each.words for each in said if (each.words.phase, each.words.attempt) == (newest.phase, newest.attempt)]
+    own = [w for w in same if w.outcome == "Failed" and exitcodes.info(w.exit_code).failure_class != "secondary"]
+    return own[0] if own else newest
+
+
+def _history(said: list[Said], phase: names.Phase, last: int) -> list[Restart]:
+    """The failed attempts of training up to one."""
+    found: dict[int, Restart] = {}
+    for each in said:
+        words = each.words
+        if phase != "train" or words.phase != "train" or words.outcome != "Failed" or words.attempt > last:
+            continue
+        info = exitcodes.info(words.exit_code)
+        if words.attempt in found and info.failure_class == "secondary":
+            continue
+        found[words.attempt] = Restart(
+            time=each.time,
+            phase="train",
+            attempt=words.attempt,
+            reason=info.reason,
+            counting="Uncounted" if info.failure_class == "infrastructure" else "Counted",
+            step=words.progress.step if words.progress else 0,
+            message=quoted(words.message, 400) if words.message else info.meaning,
+        )
+    return [found[attempt] for attempt in sorted(found)]
+
+
+def _progress(folder: Path, phase: names.Phase, attempt: int, now: datetime) -> Any:
+    """The newest figures of metrics.jsonl in the operator's form; None without any."""
+    train: dict[str, Any] = {}
+    held_out: dict[str, Any] = {}
+    for line in _lines(folder / "metrics.jsonl"):
+        if any(key.startswith("eval_") for key in line):
+            held_out = line
+        else:
+            train = line
+    if not train and not held_out:
+        return None
+    read = Progress(
+        phase=phase,
+        attempt=attempt,
+        step=train.get("step", 0),
+        max_steps=0,
+        train=_metrics(train, ""),
+        eval=_metrics(held_out, "eval_"),
+    )
+    written = datetime.fromtimestamp((folder / "metrics.jsonl").stat().st_mtime, UTC)
+    return progress_status(read, min(written, now))
+
+
+def _metrics(line: dict[str, Any], prefix: str) -> Metrics:
+    values = {name: line.get(prefix + key) for name, key in _KEYS.items()}
+    return Metrics(**{name: value for name, value in values.items() if isinstance(value, int | float)})
+
+
+def _checkpoint(folder: Path) -> CheckpointStatus | None:
+    steps = sorted((folder / "checkpoints").glob("step-????????/manifest.json"))
+    if not steps:
+        return None
+    newest = steps[-1]
+    time = datetime.fromtimestamp(newest.stat().st_mtime, UTC)
+    step = _integer(newest.parent.name.removeprefix("step-"))
+    return CheckpointStatus(step=step, path=newest.parent.name, digest="", attempt=0, time=time)
+
+
+def _findings(folder: Path, said: list[Said]) -> list[FindingStatus]:
+    """Those of diagnosis.json, else of the newest words of training with any; and those of prepare."""
+    found: dict[names.Phase, list[FindingStatus]] = {}
+    for each in said:
+        phase, progress = each.words.phase, each.words.progress
+        if progress is not None and progress.findings:
+            found[phase] = [as_status(finding, phase) for finding in progress.findings]
+    document = _json(folder / "diagnosis.json")
+    if isinstance(document, dict) and isinstance(document.get("findings"), list):
+        found["train"] = []
+        for raw in document["findings"]:
+            with contextlib.suppress(ValidationError):
+                found["train"].append(as_status(Finding.model_validate(raw), "train"))
+    return worst_first([finding for each in found.values() for finding in each])
+
+
+def _terminations(folder: Path) -> Iterator[Said]:
+    for path in folder.glob("termination-*-*-*.json"):
+        words = Termination.from_text(_text(path))
+        if words is not None:
+            yield Said(datetime.fromtimestamp(path.stat().st_mtime, UTC).replace(microsecond=0), words)
+
+
+def _is_busy(folder: Path) -> bool:
+    """Whether a `dpo run` holds the folder."""
+    try:
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # some network file systems have no locks for folders
+    finally:
+        os.close(number)
+    return False
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for raw in _text(path).splitlines():
+        with contextlib.suppress(ValueError):
+            line = json.loads(raw)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                yield line
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path) or "null")
+    except (ValueError, RecursionError):
+        return None
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            return ""
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def _integer(text: str) -> int:
+    return int(text) if text.strip().isdecimal() else 0
+
+
+def _spec(raw: object) -> DPOJobSpec | None:
+    try:
+        return DPOJobSpec.model_validate(raw)
+    except ValidationError:
+        return None
