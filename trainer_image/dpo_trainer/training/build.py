@@ -22,6 +22,7 @@ from dpo_trainer.runtime.stop import StopRequest, StopWhen
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.metrics_file import first_figures, read_metrics
+from dpo_trainer.training.diagnosing import Diagnosing
 from dpo_trainer.training.examples import Examples, open_examples, read_sources
 from dpo_trainer.training.flops import Throughput
 from dpo_trainer.training.nonfinite import NonFinitePolicy
@@ -59,6 +60,7 @@ class Run:
     samples: Samples
     pace: Pace
     nonfinite: NonFinitePolicy
+    diagnosing: Diagnosing
     telemetry: Telemetry
     stop: StopRequest
 
@@ -128,6 +130,8 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     if uses_cuda():
         checkpoints.reserve(state)
     begin_telemetry(spec, plan, total_steps, restored, trust, telemetry)
+    diagnosing = Diagnosing(spec, work, ranks, telemetry, total_steps=total_steps)
+    diagnosing.begin(restored.step if restored else 0)
     begin_training()
     # The first heartbeat ends the operator's start time-out, so heartbeats start here.
     engine.module.after_each_pass(telemetry.alive)
@@ -158,6 +162,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         ),
         pace=Pace(engine.world),
         nonfinite=NonFinitePolicy(training.non_finite, checkpoints.skipped(restored)),
+        diagnosing=diagnosing,
         telemetry=telemetry,
         # A failed background save ends the run as a signal does: at a step that all ranks agree on.
         stop=StopWhen(stop, lambda: checkpoints.failed),
