@@ -102,6 +102,10 @@ class Telemetry:
         self._tracker.update(activity=text)
         self._show.line(text)
 
+    def reading(self, activity: str) -> None:
+        """Sign of life before anything is finished: a change of activity that is not shown. The start time-out goes on."""
+        self._tracker.update(activity=activity)
+
     def alive(self, activity: str | None = None) -> None:
         """Heartbeat: call it after each finished piece of work, never from a timer, so that a hang stops it.
 

@@ -13,7 +13,7 @@ from dpo_trainer.checkpoint.loading import Restored
 from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.trust import Owner, Trust, newest_parameters, trust_from_environment
 from dpo_trainer.distributed.ranks import Ranks
-from dpo_trainer.distributed.world import World, join_world
+from dpo_trainer.distributed.world import World, begin_training, join_world, uses_cuda
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.engine.loss_scale import LossScale
 from dpo_trainer.losses.objective import Objective
@@ -97,7 +97,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
 
     telemetry.activity("connecting the ranks")
     world = join_world(training.device)
-    ranks = Ranks(world.device)
+    ranks = Ranks().own_group()
     digests = ranks.run_on_rank_zero(lambda: input_digests(spec, work))
     splits = [examples for examples in (train, evaluation) if examples is not None]
     if spec.diagnosis.enabled:
@@ -127,7 +127,10 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     state = engine.state()
     checkpoints = open_checkpoints(spec, work, train, digests, attempt, ranks, trust, telemetry)
     restored = resume(checkpoints, state, engine, telemetry)
+    if uses_cuda():
+        checkpoints.reserve(state)
     begin_telemetry(spec, plan, total_steps, restored, trust, telemetry)
+    begin_training()
     # The first heartbeat ends the operator's start time-out, so heartbeats start here.
     engine.module.after_each_pass(telemetry.alive)
     checkpoints.alive = telemetry.alive
@@ -176,8 +179,13 @@ def load_engine(
     before: Collection[str] = (),
 ) -> Engine:
     """Load a model and choose how pairs go through it. Collective. trained, before: see Engine."""
-    telemetry.activity("loading the model" if trained else "loading the reference model")
-    engine = Engine(spec, folder, world, trained=trained, before=before)
+    activity = "loading the model" if trained else "loading the reference model"
+    telemetry.activity(activity)
+
+    def alive(modules: int) -> None:
+        telemetry.reading(f"{activity}: weights of {modules} modules")
+
+    engine = Engine(spec, folder, world, trained=trained, before=before, alive=alive)
     log_partitions(engine, ranks, telemetry)
     check_logits_path(engine, train.data, spec.training.precision, telemetry)
     choose_layout(engine, train.data, spec, telemetry)
@@ -241,7 +249,7 @@ def open_checkpoints(
         keep_best=spec.checkpoint.keep_best,
         ranks=ranks,
         trust=trust,
-        background=ranks.background_group() if spec.checkpoint.asynchronous else None,
+        background=ranks.own_group() if spec.checkpoint.asynchronous else None,
         on_commit=telemetry.checkpoint,
         before_commit=telemetry.sync,
     )

@@ -188,12 +188,6 @@ SPEC_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "adapter.type",
-        f"self.adapter.type != 'qlora' || {_HAS_GPU}",
-        lambda s: s.adapter.type is not AdapterType.QLORA or _has_gpu(s),
-        "qlora needs a GPU: its 4-bit kernels run neither on training.device cpu nor with gpusPerNode 0",
-    ),
-    Rule(
-        "adapter.type",
         "self.adapter.type != 'none' || ("
         f"self.adapter.rank == {_NO_ADAPTER.rank} && self.adapter.alpha == {float(_NO_ADAPTER.alpha)} && "
         f"self.adapter.dropout == {_NO_ADAPTER.dropout} && !self.adapter.dora && !self.adapter.rslora && "
