@@ -156,7 +156,7 @@ def _overview() -> Row:
             ),
             Panel(
                 "Findings",
-                "What the job's figures and data say, and what to change. `kubectl describe dpojob` shows the figures.",
+                "What the job's figures and data say, and what to change. `kubectl dpo why` and `kubectl describe dpojob` say more.",
                 (
                     Query(
                         f"max by (severity, code, message) (dpojob_finding_info{{{OF_JOB}}})"
