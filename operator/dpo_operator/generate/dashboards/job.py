@@ -91,7 +91,7 @@ def _stat(
 def _findings() -> Panel:
     return Panel(
         "Findings",
-        "What the job's figures and data say, and what to change. `kubectl describe dpojob` shows the figures.",
+        "What the job's figures and data say, and what to change. `kubectl dpo why` and `kubectl describe dpojob` say more.",
         (
             Query(
                 f"max by (severity, code, message) (dpojob_finding_info{{{OF_JOB}}})"
