@@ -52,6 +52,10 @@ bench-trl: $(VENV)/.ready ## this trainer and TRL on the same pairs, in turns: s
 bench-attention: $(VENV)/.ready ## backward pass of packed attention as rows grow, one split beside slices; BENCH="--rows 2"
 	@$(TIED) $(BIN)/python -m benchmarks.attention $(BENCH)
 
+.PHONY: bench-diagnosis-cost
+bench-diagnosis-cost: $(VENV)/.ready ## what figures of diagnosis and sampled answers cost beside a run without; fails above 3%
+	@$(TIED) $(BIN)/python -m benchmarks.diagnosis_cost $(BENCH)
+
 .PHONY: bench-packing
 bench-packing: $(VENV)/.ready ## tokens that packing saves, and what memory grows with
 	@$(TIED) $(BIN)/python -m benchmarks.packing $(BENCH)

@@ -28,7 +28,7 @@ from dpo_trainer.runtime.job import (
     stop_by_exception,
     stop_on_request,
 )
-from dpo_trainer.runtime.libraries import quiet_libraries
+from dpo_trainer.runtime.libraries import import_tokenizers_alone, quiet_libraries
 from dpo_trainer.runtime.termination import (
     build_termination,
     classify,
@@ -113,6 +113,8 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
 
     access = from_environment(job.spec.way_out)
     access.apply(work.root / ".cache")
+    if job.spec.adapter.type is AdapterType.NONE:  # what an adapter covers is asked of the model's modules
+        import_tokenizers_alone()
     from dpo_trainer.prepare import phase as prepare
     from dpo_trainer.prepare.inputs import Inputs
     from dpo_trainer.sources.cache import Cache
@@ -260,6 +262,7 @@ def _show(command: str, work: WorkDir, job_file: Path) -> int:
 
             report.report(work)
         else:
+            import_tokenizers_alone()
             from dpo_trainer.commands import preview
 
             print(*preview.lines(work), sep="\n")

@@ -208,18 +208,19 @@ def signalled_in_samples(document: dict[str, Any], root: Path) -> dict[str, Any]
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.runtime.stop import StopRequest
     from dpo_trainer.telemetry import Telemetry
-    from dpo_trainer.training import samples, train
+    from dpo_trainer.training import train
+    from dpo_trainer.training.sampling import samples
 
     rank, stop = int(os.environ["RANK"]), StopRequest()
     telemetry = Telemetry("train", 1, WorkDir(root), rank=rank, world_size=2)
-    generate = samples.greedy_answers
+    generate = samples.generate
 
-    def interrupted(*args: Any, **settings: Any) -> list[list[int]]:
+    def interrupted(*args: Any, **settings: Any) -> Any:
         if rank == 1 and telemetry.progress.step == 2:
             stop.signal_name = "SIGTERM"
         return generate(*args, **settings)
 
-    samples.greedy_answers = interrupted
+    samples.generate = interrupted
     ended = train.run(DPOJob.model_validate(document), WorkDir(root), telemetry=telemetry, attempt=1, stop=stop)
     telemetry.close()
     lines = read_metrics(root / "metrics.jsonl")

@@ -58,7 +58,9 @@ def read_run(work: WorkDir) -> Run:
             restarts.add(termination.progress.resumed_from_step)
     by_kind: dict[str, list[Line]] = {"train": [], "eval": []}
     for line in lines:
-        by_kind[kind(line)].append(line)
+        # The figures before the first update are no evaluation.
+        if line["step"] or kind(line) == "train":
+            by_kind[kind(line)].append(line)
     last = by_kind["train"][-1]["step"] if by_kind["train"] else 0
     loop = _loop(work)
     return Run(

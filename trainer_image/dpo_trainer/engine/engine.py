@@ -5,6 +5,7 @@ Nothing is compiled at start-up, so a pod needs no compiler and starts fast.
 
 import gc
 import logging
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,11 @@ from dpo_trainer.distributed.zero3_internals import (
 from dpo_trainer.engine.loss_scale import LossScale
 from dpo_trainer.engine.memory import release_free
 from dpo_trainer.engine.optimizer import make_optimizer
+from dpo_trainer.engine.update_size import update_squares
 from dpo_trainer.engine.zero3_state import Zero3State
 from dpo_trainer.engine.zero_config import zero_config
 from dpo_trainer.model.attention import kernels
+from dpo_trainer.model.head import stride
 from dpo_trainer.model.load import load_model
 from dpo_trainer.model.policy import Policy
 from dpo_trainer.runtime.errors import invalid_configuration
@@ -38,15 +41,17 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TokenStats:
-    """Sums over a sample of the answers' tokens: scalars, without gradients.
+class Predictions:
+    """The model's predictions of some of the tokens that a batch scores: [tokens], without gradients, on the model's device.
 
-    entropy: of the policy's distribution, nats. top1: tokens that are the policy's most likely one. rows: tokens sampled.
+    logps: log-prob of the token, float64, nats. entropy: of the distribution that it is drawn from, float64, nats. top1: 1 where it is the
+    most likely token, else 0; float64. segment: int64, see MicroBatch.scored_segment.
     """
 
+    logps: Tensor
     entropy: Tensor
     top1: Tensor
-    rows: Tensor
+    segment: Tensor
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,12 @@ class Scored:
     answers: [pairs, 2, 2]: for the chosen and the rejected answer, the log-prob of all tokens and of the head; 0 where an
         unpaired example has no such answer.
     prompts: [pairs], or None if the batch does not score prompts.
-    tokens: statistics of the distributions, see Policy.forward.
+    tokens: a sample of the scored tokens, spread evenly, or all of them.
     """
 
     answers: Tensor
     prompts: Tensor | None
-    tokens: TokenStats
+    tokens: Predictions
 
 
 class Engine:
@@ -152,15 +157,20 @@ class Engine:
         """Switch adapter dropout and activation checkpointing on or off."""
         self.deepspeed.train(mode)
 
-    def score(self, batch: MicroBatch, *, whole_logits: bool = False) -> Scored:
-        """Log-probs of a batch under the current weights. Collective; with gradients unless under torch.no_grad()."""
-        sums, statistics = self.deepspeed(batch.to(self.world.device), whole_logits=whole_logits)
-        pairs = len(batch.pairs)
+    def score(self, batch: MicroBatch, *, whole_logits: bool = False, every_token: bool = False) -> Scored:
+        """Log-probs of a batch under the current weights. Collective; with gradients unless under torch.no_grad().
+
+        every_token: Scored.tokens has all of them, at the price of a pass over their distributions; the log-probs are the same.
+        """
+        batch = batch.to(self.world.device)
+        sums, sampled = self.deepspeed(batch, whole_logits=whole_logits, every_token=every_token)
+        pairs, every = len(batch.pairs), 1 if every_token else stride(len(batch.scored_segment))
         answers = sums[: 2 * pairs].view(pairs, 2, 2)
+        logps, entropy, top1 = sampled
         return Scored(
             answers=answers,
             prompts=sums[2 * pairs :, 0] if batch.segments > 2 * pairs else None,
-            tokens=TokenStats(*statistics),
+            tokens=Predictions(logps, entropy, top1, batch.scored_segment[::every]),
         )
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -188,6 +198,11 @@ class Engine:
         if self._loss_scale is not None:
             self.loss_scale = self._loss_scale.after(applied=applied)
         return float(self.deepspeed.get_global_grad_norm()) if applied else None
+
+    def update_ratio(self) -> float:
+        """Norm of the last update over the norm of the trained weights. Collective; call it after a step that was applied."""
+        update, weights = self.sum(update_squares(self.zero)).sqrt().tolist()
+        return update / weights if weights else math.nan
 
     def abandon(self) -> None:
         """Discard the gradient of the step; no weight is changed."""

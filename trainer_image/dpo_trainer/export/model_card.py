@@ -212,7 +212,7 @@ def _usage(model: Model, adapter: bool) -> str:
 
 def _results(lines: list[Line]) -> str:
     train = [line for line in lines if kind(line) == "train"]
-    evaluations = [line for line in lines if kind(line) == "eval"]
+    evaluations = [line for line in lines if kind(line) == "eval" and line["step"]]
     columns: list[tuple[str, str, Line]] = []
     if train:
         columns.append((f"train, step {train[0]['step']}", "", train[0]))

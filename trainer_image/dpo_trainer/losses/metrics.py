@@ -16,7 +16,7 @@ from dpo_trainer.losses.objective import Logps, Objective
 
 Sums = dict[str, Tensor]
 
-_SIDES = ("chosen", "rejected")
+SIDES = ("chosen", "rejected")
 # Standard deviation of reward margins below which variation is rounding noise, as before the first update: float32
 # log-probs of some hundred nats are good to about 1e-5.
 _NOISE = 1e-5
@@ -51,35 +51,35 @@ def sums(objective: Objective, logps: Logps, loss: Tensor, kl: Tensor | None, co
         present = logps.present & counts[:, None]
         both = present.all(dim=1)
         rewards, tokens = objective.rewards(logps).double(), logps.tokens.clamp(min=1)
-        found: Sums = {"loss": _sum(loss, counts), "broken": (~torch.isfinite(loss) & counts).sum()}
+        found: Sums = {"loss": masked_sum(loss, counts), "broken": (~torch.isfinite(loss) & counts).sum()}
         found["units"] = present.sum() if objective.needs_kl else counts.sum()
-        for side, name in enumerate(_SIDES):
+        for side, name in enumerate(SIDES):
             there = present[:, side]
             found[f"answers/{name}"] = there.sum()
-            found[f"rewards/{name}"] = _sum(rewards[:, side], there)
-            found[f"logps/{name}"] = _sum(logps.policy[:, side], there)
-            found[f"tokens/{name}"] = _sum(logps.tokens[:, side], there)
+            found[f"rewards/{name}"] = masked_sum(rewards[:, side], there)
+            found[f"logps/{name}"] = masked_sum(logps.policy[:, side], there)
+            found[f"tokens/{name}"] = masked_sum(logps.tokens[:, side], there)
             if objective.needs_reference:
-                found[f"logratio_per_token/{name}"] = _sum((logps.log_ratios / tokens)[:, side], there)
+                found[f"logratio_per_token/{name}"] = masked_sum((logps.log_ratios / tokens)[:, side], there)
         found |= _accuracy(objective, rewards, present, both, kl)
         margin = rewards[:, 0] - rewards[:, 1]
         longer = (logps.tokens[:, 0] - logps.tokens[:, 1]).double()
         found |= {
-            "moments/pairs": both.sum(), "moments/m": _sum(margin, both), "moments/l": _sum(longer, both),
-            "moments/mm": _sum(margin * margin, both), "moments/ll": _sum(longer * longer, both),
-            "moments/ml": _sum(margin * longer, both),
+            "moments/pairs": both.sum(), "moments/m": masked_sum(margin, both), "moments/l": masked_sum(longer, both),
+            "moments/mm": masked_sum(margin * margin, both), "moments/ll": masked_sum(longer * longer, both),
+            "moments/ml": masked_sum(margin * longer, both),
         }  # fmt: skip
         if objective.method.likelihood_weight > 0:
-            found["nll_loss"] = _sum(objective.nll(logps), present[:, 0])
+            found["nll_loss"] = masked_sum(objective.nll(logps), present[:, 0])
         if any(part.name is MethodName.ORPO for part in objective.method.losses):
             odds = formulas.log_odds_ratio(logps.policy / tokens)
-            found["log_odds_ratio"] = _sum(F.logsigmoid(odds), both)
-            found["log_odds_chosen"] = _sum(odds, both)
+            found["log_odds_ratio"] = masked_sum(F.logsigmoid(odds), both)
+            found["log_odds_chosen"] = masked_sum(odds, both)
         return {name: value.double() for name, value in found.items()}
 
 
-def _sum(values: Tensor, where: Tensor) -> Tensor:
-    """Masked sum, which ignores NaN elsewhere. No shape depends on data, so a GPU is never synchronized."""
+def masked_sum(values: Tensor, where: Tensor) -> Tensor:
+    """Sum of the values where `where` holds, which ignores NaN elsewhere. No shape depends on data, so a GPU is never synchronized."""
     return torch.where(where, values, torch.zeros_like(values)).sum()
 
 
@@ -104,13 +104,13 @@ def means(found: Mapping[str, float], kl: float | None = None) -> dict[str, floa
         return found[name] / found[count] if found[count] else math.nan
 
     values = {"loss": mean("loss", "units")}
-    for side in _SIDES:
+    for side in SIDES:
         values[f"rewards/{side}"] = mean(f"rewards/{side}", f"answers/{side}")
     values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
     values["rewards/accuracies"] = mean("right", "ranked")
-    for side in _SIDES:
+    for side in SIDES:
         values[f"logps/{side}"] = mean(f"logps/{side}", f"answers/{side}")
-    for side in _SIDES:
+    for side in SIDES:
         if f"logratio_per_token/{side}" in found:
             values[f"logratio_per_token/{side}"] = mean(f"logratio_per_token/{side}", f"answers/{side}")
         values[f"response_tokens/{side}"] = mean(f"tokens/{side}", f"answers/{side}")

@@ -132,6 +132,25 @@ def _no_fit(problem: str) -> TrainerError:
     return invalid_configuration(f"{_LABEL}: the adapter does not fit spec.model: {problem}")
 
 
+@contextmanager
+def without_trained(model: Any) -> Iterator[None]:
+    """Within this context a PEFT model is what it was before its new adapter was trained; an adapter that is frozen stays on.
+
+    PEFT's own switches would also change which weights are trained.
+    """
+    layer_type = import_peft().tuners.tuners_utils.BaseTunerLayer
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, layer_type)]
+    before = [(layer._disable_adapters, layer._active_adapter) for layer in layers]
+    has_frozen = FROZEN in model.peft_config
+    for layer in layers:
+        layer._disable_adapters, layer._active_adapter = not has_frozen, [FROZEN]
+    try:
+        yield
+    finally:
+        for layer, (disabled, active) in zip(layers, before, strict=True):
+            layer._disable_adapters, layer._active_adapter = disabled, active
+
+
 def load_adapters(base: Any, folder: Path) -> Any:
     """A plain model with the adapters of an exported folder on it, as a user would load them."""
     peft = import_peft()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 log = logging.getLogger(__name__)
 
 # Rows of a forward pass whose whole distribution is evaluated, for entropy and token accuracy. They are spread evenly. More rows
-# would cost another pass over the vocabulary, for metrics that decide nothing.
+# would cost another pass over the vocabulary; that is made before the first update alone.
 _SAMPLED_ROWS = 32
 # Columns of one product on a CPU: with all of a large vocabulary at once MKL packs the weight badly and takes half as long again.
 _CPU_COLUMNS = 1024
@@ -40,15 +40,16 @@ class OutputHead:
         self._name = _plain_layer(causal_lm, prefix)
         self._layer: Any = causal_lm._modules[self._name] if self._name is not None else None
         self._targets: Tensor | None = None
+        self._every = 1
         self._after: Callable[[Tensor], Tensor] | None = None
-        self._statistics: Tensor | None = None
+        self._sampled: Tensor | None = None
         self._is_known = False
         if self._layer is not None:
             # On the instance, so that hooks around the module, which gather its weight, stay in place.
             vars(self._layer)["forward"] = self._layer_forward
 
-    def __call__(self, output: Any, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probs of the targets, float32 [rows], nats, and a distribution, see token_logps.
+    def __call__(self, output: Any, rows: Tensor, targets: Tensor, every: int) -> tuple[Tensor, Tensor]:
+        """Log-probs of the targets, float32 [rows], nats, and predictions of every so manieth row, see token_logps.
 
         output: the transformer's, a Hugging Face ModelOutput. rows: [rows, hidden], its hidden states at some positions.
         targets: int64 [rows].
@@ -62,17 +63,17 @@ class OutputHead:
         if self._name is None:
             with _replaced(self._model, {self._prefix: given}):
                 logits = self._model(input_ids=targets.unsqueeze(0), use_cache=False).logits.squeeze(0)
-            return token_logps(logits, targets)
+            return token_logps(logits, targets, every)
         recorder = _Recorder(self._layer)
-        self._targets = targets
+        self._targets, self._every = targets, every
         try:
             with _replaced(self._model, {self._prefix: given, self._name: recorder}):
                 self._model(input_ids=targets.unsqueeze(0), use_cache=False)
         finally:
             self._targets = None
         assert recorder.output is not None
-        assert self._statistics is not None
-        return recorder.output, self._statistics
+        assert self._sampled is not None
+        return recorder.output, self._sampled
 
     def _layer_forward(self, hidden: Tensor) -> Tensor:
         """The output layer's forward pass: log-probs while there are targets, else the original one."""
@@ -80,8 +81,15 @@ class OutputHead:
         if self._targets is None:
             return F.linear(hidden, layer.weight, layer.bias)
         logps: Tensor
-        logps, self._statistics = _TokenLogps.apply(
-            hidden.flatten(0, -2), layer.weight, layer.bias, self._targets, layer, self._after, self.chunk_bytes
+        logps, self._sampled = _TokenLogps.apply(
+            hidden.flatten(0, -2),
+            layer.weight,
+            layer.bias,
+            self._targets,
+            layer,
+            self._after,
+            self.chunk_bytes,
+            self._every,
         )
         return logps
 
@@ -145,11 +153,11 @@ class _TokenLogps(torch.autograd.Function):
         layer: nn.Linear,
         after: Callable[[Tensor], Tensor] | None,
         chunk_bytes: int | None,
+        every: int,
     ) -> tuple[Tensor, Tensor]:
         rows = len(hidden) if chunk_bytes is None else max(1, chunk_bytes // (4 * len(weight)))
-        every = -(-len(hidden) // _SAMPLED_ROWS)
         logps = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-        statistics = torch.zeros(3, dtype=torch.float64, device=hidden.device)
+        sampled = []
         kept = None
         for start in range(0, len(hidden), rows):
             part = slice(start, min(start + rows, len(hidden)))
@@ -157,13 +165,14 @@ class _TokenLogps(torch.autograd.Function):
             values = _log_softmax_(logits if after is None else after(logits.clone()))
             logps[part] = values.gather(1, targets[part, None]).squeeze(1)
             sample = slice(-start % every, None, every)
-            statistics += _distribution(values[sample], targets[part][sample])
+            sampled.append(_predictions(values[sample], targets[part][sample]))
             # A single chunk is kept for the backward pass. Several are not: each would need its memory.
             kept = (logits if after is not None else values) if rows >= len(hidden) else None
-        ctx.mark_non_differentiable(statistics)
+        predictions = torch.cat(sampled, dim=1)
+        ctx.mark_non_differentiable(predictions)
         ctx.save_for_backward(hidden, targets)
         ctx.layer, ctx.after, ctx.rows, ctx.kept = layer, after, rows, kept
-        return logps, statistics
+        return logps, predictions
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
@@ -196,21 +205,25 @@ class _TokenLogps(torch.autograd.Function):
             of_hidden,
             None if of_weight is None else of_weight.to(weight.dtype),
             None if of_bias is None else of_bias.to(weight.dtype),
-            None, None, None, None,
+            None, None, None, None, None,
         )  # fmt: skip
 
 
-def token_logps(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probs of targets under given logits: float32 [rows], nats, and statistics of their distributions.
+def stride(rows: int) -> int:
+    """Which rows of a pass are sampled, when not all are: each so manieth, from the first one on."""
+    return max(1, -(-rows // _SAMPLED_ROWS))
+
+
+def token_logps(logits: Tensor, targets: Tensor, every: int) -> tuple[Tensor, Tensor]:
+    """Log-probs of targets under given logits: float32 [rows], nats, and the predictions of rows 0, every, 2*every and so on.
 
     logits: [rows, vocabulary]. targets: int64 [rows].
-    The second is float64 [3], without gradient: sum of the entropies (nats) of some rows, how many of their targets are the most
-    likely token, and the number of these rows.
+    The second is float64 [3, sampled], without gradient: log-prob of the target, entropy of the distribution, both nats, and 1
+    where the target is the most likely token, else 0.
     """
     # float32 whatever the model's dtype: bfloat16 log-probs lose what DPO subtracts.
     values = logits.float().log_softmax(dim=-1)
-    every = -(-len(values) // _SAMPLED_ROWS)
-    found = _distribution(values.detach()[::every], targets[::every])
+    found = _predictions(values.detach()[::every], targets[::every])
     return values.gather(1, targets[:, None]).squeeze(1), found
 
 
@@ -254,11 +267,15 @@ def _add_product(total: Tensor | None, through: Tensor, hidden: Tensor) -> Tenso
 
 
 @torch.no_grad()
-def _distribution(values: Tensor, targets: Tensor) -> Tensor:
-    """Sum of entropies, top-1 hits and number of rows: float64 [3]. values: log-probs, [rows, vocabulary]."""
-    entropy = -(values.exp() * values.clamp(min=-1e4)).sum(dtype=torch.float64)
-    hits = (values.argmax(dim=-1) == targets).sum()
-    return torch.stack([entropy, hits.double(), torch.full_like(entropy, len(values))])
+def _predictions(values: Tensor, targets: Tensor) -> Tensor:
+    """See token_logps. values: log-probs, [rows, vocabulary]."""
+    found = []
+    # A few rows at a time: all would need the memory of the logits twice more.
+    for rows, wanted in zip(torch.split(values, _SAMPLED_ROWS), torch.split(targets, _SAMPLED_ROWS), strict=True):
+        entropy = -(rows.exp() * rows.clamp(min=-1e4)).sum(dim=-1, dtype=torch.float64)
+        hits = rows.argmax(dim=-1) == wanted
+        found.append(torch.stack([rows.gather(1, wanted[:, None]).squeeze(1).double(), entropy, hits.double()]))
+    return torch.cat(found, dim=1)
 
 
 class _FixedOutput(nn.Module):

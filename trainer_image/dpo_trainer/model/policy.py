@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dpo_trainer.batches.batch import Layout, MicroBatch
 from dpo_trainer.model.attention import kernels
-from dpo_trainer.model.head import OutputHead, token_logps
+from dpo_trainer.model.head import OutputHead, stride, token_logps
 from dpo_trainer.model.load import causal_lm_of
 from dpo_trainer.runtime.errors import invalid_configuration
 
@@ -65,13 +65,16 @@ class Policy(nn.Module):
         causal_lm, prefix = self._parts
         causal_lm._modules[prefix].register_forward_hook(lambda *_: call())
 
-    def forward(self, batch: MicroBatch, *, whole_logits: bool = False) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, batch: MicroBatch, *, whole_logits: bool = False, every_token: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """Log-probs of the batch's answers (and prompts, where it scores them), summed over their tokens.
 
-        whole_logits: as the attribute, for this call.
+        whole_logits: as the attribute, for this call. every_token: sample every scored token, not only some.
         Returns float64 [segments, 2], nats: sums over all tokens of each segment, and over those of its head; and float64
-        [3], see head.token_logps.
+        [3, sampled], see head.token_logps.
         """
+        every = 1 if every_token else stride(len(batch.scored_targets))
         causal_lm, prefix = self._parts
         inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
         if batch.spans is not None:
@@ -83,18 +86,17 @@ class Policy(nn.Module):
         if _accepts(causal_lm._modules[prefix], "position_ids"):
             inputs["position_ids"] = batch.position_ids
         if whole_logits or self.whole_logits:
-            logps, statistics = token_logps(
-                causal_lm(**inputs).logits.flatten(0, 1)[batch.scored_positions], batch.scored_targets
-            )
+            logits = causal_lm(**inputs).logits.flatten(0, 1)[batch.scored_positions]
+            logps, sampled = token_logps(logits, batch.scored_targets, every)
         else:
             # Only answer rows enter the head: prompts and padding would cost most of the logits' memory.
             output = causal_lm._modules[prefix](**inputs)
             rows = output.last_hidden_state.flatten(0, 1).index_select(0, batch.scored_positions)
-            logps, statistics = self.head(output, rows, batch.scored_targets)
+            logps, sampled = self.head(output, rows, batch.scored_targets, every)
         # Sums in float64: near -600 nats float32 has steps of 6e-5, and DPO subtracts two such sums from two others.
         both = torch.stack([logps.double(), logps.double() * batch.scored_head], dim=1)
         sums = torch.zeros(batch.segments, 2, dtype=torch.float64, device=logps.device)
-        return sums.index_add(0, batch.scored_segment, both), statistics
+        return sums.index_add(0, batch.scored_segment, both), sampled
 
 
 def _transformer_name(causal_lm: Any) -> str:

@@ -43,6 +43,13 @@ def initial_loss(lines: list[Line]) -> float | None:
     return found if isinstance(found, int | float) else None
 
 
+def first_figures(lines: list[Line]) -> dict[str, float]:
+    """Surprise before the first update, by keys without eval_; empty where it was not measured."""
+    line = next((line for line in lines if line["step"] == 0 and kind(line) == "eval"), {})
+    found = {key.removeprefix("eval_"): value for key, value in line.items() if isinstance(value, int | float)}
+    return {key: float(value) for key, value in found.items() if key.startswith("surprise/")}
+
+
 def _kind_and_step(line: Mapping[str, Any]) -> Hashable:
     return kind(line), line["step"]
 

@@ -7,7 +7,7 @@ is counted.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
@@ -43,6 +43,19 @@ _BOTH: _Values = {
     "logratio_per_token/rejected": ("ref_logratio_nats_per_token", _REJECTED, ""),
     "response_tokens/chosen": ("response_tokens", _CHOSEN, "Tokens of the data's answers, with the one that ends them, mean."),
     "response_tokens/rejected": ("response_tokens", _REJECTED, ""),
+    "margins_std": ("reward_margin_stddev", None, "Standard deviation of the reward margin over pairs, nats."),
+    "token_accuracy/chosen": (
+        "response_token_accuracy_ratio", _CHOSEN, "Share of a sample of the answers' tokens that are the policy's most likely one."
+    ),
+    "token_accuracy/rejected": ("response_token_accuracy_ratio", _REJECTED, ""),
+    "entropy/chosen": (
+        "response_entropy_nats", _CHOSEN, "Entropy of the policy's distribution at a sample of the answers' tokens, mean, nats."
+    ),
+    "entropy/rejected": ("response_entropy_nats", _REJECTED, ""),
+    "logratio_abs_per_token": (
+        "ref_logratio_abs_nats_per_token", None,
+        "Absolute log-ratio of policy to reference for each token of the answer, mean over answers; 0 when nothing is learnt.",
+    ),
     "margin_length_correlation": (
         "margin_length_correlation", None,
         "Pearson's correlation of the reward margin with how much longer the chosen answer is; near 1, length is what is learnt.",
@@ -61,7 +74,23 @@ _TRAIN: _Values = {
     "mean_token_accuracy": (
         "token_accuracy_ratio", None, "Share of these tokens that are the policy's most likely one."
     ),
+    "update_ratio": (
+        "update_ratio", None, "Norm of an update over the norm of the trained weights; of the first step, every tenth logged one and those evaluated."
+    ),
 }  # fmt: skip
+_GREEDY, _T1 = ("decoding", "greedy"), ("decoding", "t1")
+# Key after samples/greedy/ or samples/t1/ -> the metric and what it means.
+_OF_SAMPLES = {
+    "tokens": ("sample_tokens", "Tokens of sampled answers, cut at evaluation.sampleTokens, mean; t1: at temperature 1."),
+    "ended": ("sample_ended_ratio", "Share of sampled answers that ended before they were cut."),
+    "repeated_4grams": ("sample_repeated_4grams_ratio", "Share of runs of four tokens that came before in the same sampled answer, mean."),
+    "refusals": ("sample_refusals_ratio", "Share of sampled answers that begin with the usual words of an English refusal."),
+    "top_opening": ("sample_top_opening_ratio", "Share of sampled answers that begin with the commonest four words."),
+}  # fmt: skip
+_SURPRISE = (
+    "Median over answers of negative log-likelihood over entropy before the first step, of the first four tokens and of the rest; 1 is "
+    "what the model would write itself."
+)
 _EVAL: _Values = {
     "generation_tokens/policy": (
         "generation_tokens", ("response", "policy"),
@@ -69,12 +98,40 @@ _EVAL: _Values = {
         "reference: before the first step.",
     ),
     "generation_tokens/reference": ("generation_tokens", ("response", "reference"), ""),
+    **{
+        f"samples/{label[1]}/{key}": (name, label, text)
+        for key, (name, text) in _OF_SAMPLES.items() for label in (_GREEDY, _T1)
+    },
+    "samples/t1/own_nll": (
+        "sample_own_nll_nats_per_token", None,
+        "Negative log-likelihood of answers at temperature 1 under the policy that wrote them: the entropy of what it writes.",
+    ),
+    "samples/t1/reference_nll": (
+        "sample_ref_nll_nats_per_token", None, "The same under the policy before its first update; with a new adapter."
+    ),
+    "samples/t1/kl": (
+        "sample_kl_nats", None,
+        "KL divergence from the policy before its first update, estimated from answers at temperature 1, for each answer; with a new "
+        "adapter.",
+    ),
+    **{
+        f"surprise/{part}_{side}": ("surprise_ratio", ("tokens", f"{part}_{side}"), _SURPRISE)
+        for part in ("first4", "rest") for side in ("chosen", "rejected")
+    },
+    "rewards/margins_se": ("reward_margin_stderr", None, "Standard error of the mean reward margin, by pair, nats."),
+    "loss_se": ("loss_stderr", None, "Standard error of the mean loss, by pair."),
     "length_baseline_accuracy": (
         "length_baseline_accuracy_ratio", None,
         "Accuracy that a rule would have which always takes the longer answer, or always the shorter one, whichever is better.",
     ),
 }  # fmt: skip
 _SPLITS: dict[str, _Values] = {"train": _BOTH | _TRAIN, "eval": _BOTH | _EVAL}
+# Figures of one source of a mixture: the key goes on with its name, such as mixture[0], and one of these.
+_SOURCE_KEY = "source/"
+_OF_SOURCES = {
+    "accuracies": ("source_reward_accuracy_ratio", "Reward accuracy of the pairs of one source of data.mixture."),
+    "margins": ("source_reward_margin", "Reward margin of the pairs of one source of data.mixture, mean, nats."),
+}
 # Accuracy of one bucket: the key goes on with its name, such as le_64.
 _BUCKET_KEY = "rewards/accuracies/"
 
@@ -183,6 +240,10 @@ class SharedMetrics:
             buckets=CHECKPOINT_BUCKETS,
             registry=registry,
         )
+        self._make_gauges(gauge)
+
+    def _make_gauges(self, gauge: Callable[..., Gauge]) -> None:
+        """The gauges of TRL's keys. gauge: makes one."""
         self._gauges: dict[str, dict[str, Gauge]] = {}
         for split, values in _SPLITS.items():
             made: dict[str, Gauge] = {}
@@ -192,6 +253,11 @@ class SharedMetrics:
                     made[name] = gauge(f"dpo_{split}_{name}", text, (label[0],) if label else ())
                 gauges[key] = made[name].labels(label[1]) if label else made[name]
                 gauges[key].set(math.nan)
+        self._by_source = {
+            (split, key): gauge(f"dpo_{split}_{name}", text, ("source",))
+            for split in _SPLITS
+            for key, (name, text) in _OF_SOURCES.items()
+        }
         self._by_length = gauge(
             "dpo_eval_reward_accuracy_by_length_ratio",
             "Reward accuracy of the pairs whose longer answer has so many tokens: le_64 is 64 at most, gt_1024 more than 1024.",
@@ -216,5 +282,10 @@ class SharedMetrics:
             target = self._gauges[split].get(key)
             if split == "eval" and key.startswith(_BUCKET_KEY):
                 target = self._by_length.labels(key.removeprefix(_BUCKET_KEY))
+            if key.startswith(_SOURCE_KEY):
+                # A job has at most as many sources as its spec may list.
+                name, _, what = key.removeprefix(_SOURCE_KEY).rpartition("/")
+                by_source = self._by_source.get((split, what))
+                target = by_source.labels(name) if by_source else None
             if target is not None and math.isfinite(value):
                 target.set(value)

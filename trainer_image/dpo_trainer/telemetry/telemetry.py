@@ -13,7 +13,7 @@ from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Progress, 
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.console import Console, Silent, console, learning_parts
-from dpo_trainer.telemetry.metrics_file import INITIAL_LOSS, initial_loss, read_metrics
+from dpo_trainer.telemetry.metrics_file import INITIAL_LOSS, first_figures, initial_loss, read_metrics
 from dpo_trainer.telemetry.output import Record, Start
 from dpo_trainer.telemetry.prometheus import TrainerMetrics
 from dpo_trainer.telemetry.records import Records
@@ -137,6 +137,7 @@ class Telemetry:
             self._records = Records.open(Start(self._work, self._job, resumed_step))
             if (known := initial_loss(read_metrics(self._work.metrics))) is not None:
                 shared.initial_loss.set(known)
+            shared.values("eval", first_figures(read_metrics(self._work.metrics)))
         shared.max_steps.set(max_steps)
         shared.step.set(resumed_step)
         shared.epoch.set(resumed_epoch)
@@ -229,6 +230,11 @@ class Telemetry:
         self._shared.step.set(step)
         self._shared.epoch.set(epoch)
         self._records.rewind(step)
+
+    def before_first_update(self, metrics: Mapping[str, float]) -> None:
+        """What was measured of the policy before its first update: a record of step 0 with the keys of an evaluation."""
+        self._shared.values("eval", metrics)
+        self._records.write(Record(0, "eval", {"epoch": 0.0, **metrics}, time.time()))
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """An evaluation after `step` optimizer steps is finished; keys as for training, without eval_."""

@@ -21,14 +21,16 @@ from dpo_trainer.prepare.record import input_digests
 from dpo_trainer.runtime.stop import StopRequest, StopWhen
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
-from dpo_trainer.training.examples import Examples, open_examples
+from dpo_trainer.telemetry.metrics_file import first_figures, read_metrics
+from dpo_trainer.training.examples import Examples, open_examples, read_sources
 from dpo_trainer.training.flops import Throughput
 from dpo_trainer.training.nonfinite import NonFinitePolicy
 from dpo_trainer.training.pace import Pace
-from dpo_trainer.training.reference import References
-from dpo_trainer.training.samples import Samples
+from dpo_trainer.training.reference import References, progress
+from dpo_trainer.training.sampling import Samples, SamplingTime
 from dpo_trainer.training.schedule import learning_rate, warmup_steps
 from dpo_trainer.training.startup_checks import check_logits_path, choose_layout, log_partitions, log_restored
+from dpo_trainer.training.surprise import Surprise, measure
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Run:
 
     total_steps, warmup: steps of the whole run, and those of its warm-up. state: weights and optimizer state, as checkpoints save and restore them.
     restored: the checkpoint that the attempt resumed from; None when it starts at step 1.
+    first: figures of the policy before its first update; empty when an earlier attempt measured them, and without spec.diagnosis.
     stop: set by a signal, or when a background save fails. throughput: None on hardware without a known peak.
     """
 
@@ -52,6 +55,7 @@ class Run:
     checkpoints: Checkpoints
     state: EngineState
     restored: Restored | None
+    first: dict[str, float]
     samples: Samples
     pace: Pace
     nonfinite: NonFinitePolicy
@@ -94,17 +98,29 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     ranks = Ranks(world.device)
     digests = ranks.run_on_rank_zero(lambda: input_digests(spec, work))
     splits = [examples for examples in (train, evaluation) if examples is not None]
+    if spec.diagnosis.enabled:
+        sources = ranks.run_on_rank_zero(lambda: read_sources(spec, work))
+        for examples in splits:
+            examples.sources = sources.get(examples.name, {})
     if objective.needs_reference and spec.model.reference is not None:
         add_other_reference(spec, work, splits, world, ranks, digests["reference"], telemetry, stop)
     owner = Owner(identity(spec, dataset=train.data.digest, **digests), trust)
     before = ranks.run_on_rank_zero(lambda: newest_parameters(work.checkpoints, owner))
     engine = load_engine(spec, work.model, world, train, ranks, telemetry, before=before)
+    is_known = ranks.run_on_rank_zero(lambda: bool(first_figures(read_metrics(work.metrics))))
+    surprise = Surprise() if spec.diagnosis.enabled and not before and not is_known else None
     throughput = Throughput.of(spec, work.model, engine.module.layout, engine.world)
     if objective.needs_reference and spec.model.reference is None:
         layout = engine.module.layout
         reference = References(spec, lambda: engine, ranks, work.reference, digests["model"], layout, telemetry, stop)
         for examples in splits:
-            reference.add_to(examples, budget=spec.eval_batch)
+            reference.add_to(examples, budget=spec.eval_batch, look=surprise if examples is train else None)
+    first = surprise.figures(ranks) if surprise is not None else {}
+    if surprise is not None and not first:
+        # There was no pass of the policy over the reference's log-probs.
+        after_each = progress("surprise at the data", ranks, telemetry, stop)
+        measure(surprise, engine, train, spec.eval_batch, plan.pairs_seen(total_steps), after_each)
+        first = surprise.figures(ranks)
 
     state = engine.state()
     checkpoints = open_checkpoints(spec, work, train, digests, attempt, ranks, trust, telemetry)
@@ -126,6 +142,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         checkpoints=checkpoints,
         state=state,
         restored=restored,
+        first=first,
         samples=Samples(
             engine,
             ranks,
@@ -133,6 +150,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
             spec,
             evaluation.data if evaluation is not None else None,
             budget=spec.eval_batch,
+            time=SamplingTime(total_steps, spec.eval_every_steps, resumed_step=restored.step if restored else 0),
             resumed_step=restored.step if restored else 0,
         ),
         pace=Pace(engine.world),

@@ -9,9 +9,11 @@ from dpo_operator.api.training import Budget
 from dpo_trainer.batches.sampler import Indices
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.losses.by_length import bucket_means, bucket_sums
+from dpo_trainer.losses.by_token import token_means, token_sums
 from dpo_trainer.losses.formulas import kto_kl
 from dpo_trainer.losses.metrics import Totals, means, sums
 from dpo_trainer.losses.objective import Objective
+from dpo_trainer.losses.spread import spread_means, spread_sums, standard_errors
 from dpo_trainer.training.examples import Examples
 from dpo_trainer.training.passes import all_pairs, forward_all, logps_of, plan_rounds
 
@@ -50,11 +52,12 @@ def evaluate(
     objective: Objective,
     *,
     budget: Budget,
+    diagnosed: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, float] | None:
     """Loss, rewards and all metrics of losses/metrics.py and by_length.py, means over a dataset. Collective.
 
-    budget: of one forward pass.
+    budget: of one forward pass. diagnosed: also what diagnosis looks at, see losses/spread.py and losses/by_token.py.
     should_stop: asked after each pass, the same answer on every rank; then the evaluation is aborted and returns None.
     """
     kl: Tensor | None = None
@@ -68,8 +71,17 @@ def evaluate(
         logps = logps_of(batch, scored, examples.reference)
         loss, counts = objective.loss(logps, kl), (batch.weight > 0).to(scored.answers.device)
         found = sums(objective, logps, loss, kl, counts) | bucket_sums(logps, objective.rewards(logps), counts)
+        if diagnosed:
+            source = examples.source(batch.pairs, counts.device)
+            found |= spread_sums(objective, logps, loss, counts, source, tuple(examples.sources))
+            found |= token_sums(scored.tokens.segment, scored.tokens.entropy, scored.tokens.top1, counts)
         totals.add(found, engine.world.device)
         if should_stop():
             return None
     whole = totals.over_ranks(engine.sum)
-    return means(whole, None if kl is None else kl.item()) | bucket_means(whole)
+    values = means(whole, None if kl is None else kl.item()) | bucket_means(whole)
+    if diagnosed:
+        values |= (
+            standard_errors(whole) | spread_means(whole, tuple(examples.sources)) | token_means(whole, by_side=True)
+        )
+    return values

@@ -23,6 +23,8 @@ from dpo_trainer.training.startup_checks import check_first_step, log_restored
 from dpo_trainer.training.step import StepSums
 
 _PROBE_PAIRS = 8
+# Of so many logged steps, one tells how large its update was.
+_UPDATES = 10
 # One pair in a pass, as the export scores them: then bf16 rounds alike.
 _ONE_PAIR = Budget(tokens=1)
 
@@ -51,7 +53,7 @@ class Milestones:
         return f"Trained {self.run.total_steps} steps on {self.run.plan.pairs_seen(step)} pairs."
 
     def before_training(self, stop: StopRequest) -> Outcome | None:
-        """Sample answers of the reference, or finish what the checkpoint of the resumed step lacks.
+        """Sample answers of the reference and record how the policy begins, or finish what the checkpoint of the resumed step lacks.
 
         stop: this process's own request. Raises Stopped when a signal came before there was any state to save.
         """
@@ -61,6 +63,8 @@ class Milestones:
                 answered = run.samples.take(0, run.telemetry, self.should_stop)
             if answered is None:
                 raise Stopped(stop.signal_name or "a signal to another rank")
+            if run.first or answered:
+                run.telemetry.before_first_update(run.first | answered)
         elif self.is_evaluated(restored.step) and restored.state.eval is None:
             # A signal came before this evaluation. Evaluate now, so that signals do not change early stopping.
             return self.after_step(restored.step, restored.state.train, stopping=False, committed=True)
@@ -150,6 +154,12 @@ class Milestones:
             run.telemetry.warning("RolledBack", f"went back to the checkpoint of step {restored.step}", once=True)
         return restored
 
+    def is_update_measured(self, step: int) -> bool:
+        """Whether the size of a step's update is logged: of some steps alone, because it takes a pass over the optimizer's state."""
+        often = step // self.run.spec.training.log_every_steps % _UPDATES == 0
+        wanted = step == 1 or often or self.is_evaluated(step)
+        return self.run.spec.diagnosis.enabled and self._is_logged(step) and wanted
+
     def _is_logged(self, step: int) -> bool:
         return step % self.run.spec.training.log_every_steps == 0 or step == self.run.total_steps
 
@@ -163,7 +173,12 @@ class Milestones:
         run.telemetry.activity("evaluating")
         with run.telemetry.timed("eval"):
             evaluated = evaluate(
-                run.engine, run.evaluation, run.objective, budget=run.spec.eval_batch, should_stop=self.should_stop
+                run.engine,
+                run.evaluation,
+                run.objective,
+                budget=run.spec.eval_batch,
+                diagnosed=run.spec.diagnosis.enabled,
+                should_stop=self.should_stop,
             )
             answered = None if evaluated is None else run.samples.take(step, run.telemetry, self.should_stop)
         if evaluated is None or answered is None:

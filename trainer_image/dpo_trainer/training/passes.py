@@ -1,8 +1,9 @@
 """Forward passes over a dataset, without gradients."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,6 +16,18 @@ from dpo_trainer.batches.sampler import Indices
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.engine.engine import Engine, Scored
 from dpo_trainer.losses.objective import Logps
+
+
+class Look(Protocol):
+    """Takes a look at every token of some batches."""
+
+    def rounds(self, planned: list[Round]) -> set[int]:
+        """Which rounds to look at, the same on every rank."""
+        ...
+
+    def add(self, batch: MicroBatch, scored: Scored) -> None:
+        """A batch of this rank of such a round. scored: with every token."""
+        ...
 
 
 def plan_rounds(engine: Engine, dataset: PairDataset, indices: Indices, budget: Budget) -> list[Round]:
@@ -56,16 +69,22 @@ def micro_batches_of(
 
 
 def forward_all(
-    engine: Engine, dataset: PairDataset, planned: list[Round], *, score_prompts: bool = False
+    engine: Engine,
+    dataset: PairDataset,
+    planned: list[Round],
+    *,
+    score_prompts: bool = False,
+    every_token: Container[int] = (),
 ) -> Iterator[tuple[MicroBatch, Scored]]:
     """This rank's share of the pairs with their log-probs. Collective: every rank must exhaust the iterator, or stop
-    at the same item. planned: see plan_rounds.
+    at the same item. planned: see plan_rounds. every_token: rounds in which Scored.tokens has all of them.
     """
     engine.train(False)
     try:
-        for batch in micro_batches_of(engine, dataset, planned, score_prompts=score_prompts):
+        batches = micro_batches_of(engine, dataset, planned, score_prompts=score_prompts)
+        for number, batch in enumerate(batches):
             with torch.no_grad():
-                yield batch, engine.score(batch)
+                yield batch, engine.score(batch, every_token=number in every_token)
     finally:
         engine.train(True)
 
@@ -77,17 +96,21 @@ def logps_table(
     budget: Budget,
     indices: Indices | None = None,
     after_each: Callable[[int], None] = lambda _: None,
+    look: Look | None = None,
 ) -> Tensor:
     """Log-probs of every pair under the current weights: float64 [pairs, 2, 2], nats, on the CPU of every rank, see
     Scored.answers. Collective.
 
     budget: of one forward pass. indices: only these pairs; the other rows are 0. after_each: called with the pairs that all ranks have finished;
-        it may raise, on every rank at the same call.
+        it may raise, on every rank at the same call. look: sees every token of the batches that it wants; the log-probs stay the same.
     """
     table = torch.zeros(len(dataset), 2, 2, dtype=torch.float64)
     planned = plan_rounds(engine, dataset, all_pairs(dataset) if indices is None else indices, budget)
+    looked_at = look.rounds(planned) if look else set()
     done = 0
-    for number, (batch, scored) in enumerate(forward_all(engine, dataset, planned)):
+    for number, (batch, scored) in enumerate(forward_all(engine, dataset, planned, every_token=looked_at)):
+        if look and number in looked_at:
+            look.add(batch, scored)
         real = (batch.weight > 0).cpu()
         table[batch.pairs[real]] = scored.answers.cpu()[real]
         done += sum(len(group) for group in planned[number])

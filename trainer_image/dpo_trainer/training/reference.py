@@ -27,7 +27,7 @@ from dpo_trainer.runtime.files import commit
 from dpo_trainer.runtime.stop import Stopped, StopRequest
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.training.examples import Examples
-from dpo_trainer.training.passes import logps_table
+from dpo_trainer.training.passes import Look, logps_table
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +62,12 @@ def reference_logps(
     budget: Budget,
     ranks: Ranks,
     after_each: Callable[[int], None] = lambda _: None,
+    look: Look | None = None,
 ) -> Tensor:
     """Reference log-probs: float64 [pairs, 2, 2], nats, on the CPU of every rank, see Scored.answers. Collective.
 
     open_engine: the engine with the reference; called only when the log-probs are not in the folder. Call it before any weight has changed.
-    budget: of one forward pass. after_each: see logps_table.
+    budget: of one forward pass. after_each, look: see logps_table.
     Raises TrainerError INVALID_CONFIGURATION when the model gives log-probs that are not finite.
     """
     path = folder / f"{key}.safetensors"
@@ -74,7 +75,7 @@ def reference_logps(
     if ranks.run_on_rank_zero(lambda: cached is not None):
         # Rank 0 read it for all: on a network file system others might see an older state of the folder.
         return ranks.sum(cached if cached is not None else torch.zeros(len(dataset), 2, 2, dtype=torch.float64)).cpu()
-    table = logps_table(open_engine(), dataset, budget=budget, after_each=after_each)
+    table = logps_table(open_engine(), dataset, budget=budget, after_each=after_each, look=look)
     broken = (~torch.isfinite(table)).flatten(1).any(dim=1).nonzero().flatten()
     if len(broken):
         raise invalid_configuration(
@@ -102,15 +103,17 @@ class References:
     telemetry: Telemetry
     stop: StopRequest
 
-    def add_to(self, examples: Examples, *, budget: Budget) -> None:
-        """Compute or read the log-probs of one split. Collective. budget: of one forward pass.
+    def add_to(self, examples: Examples, *, budget: Budget, look: Look | None = None) -> None:
+        """Compute or read the log-probs of one split. Collective. budget: of one forward pass. look: at its pairs, see logps_table.
 
         Raises TrainerError, see reference_logps, and Stopped when any rank is asked to stop.
         """
         with self.telemetry.timed("ref"):
-            examples.add_reference(lambda what, data: self._table(what, data, budget))
+            examples.add_reference(
+                lambda what, data: self._table(what, data, budget, look if data is examples.data else None)
+            )
 
-    def _table(self, what: str, data: PairDataset, budget: Budget) -> Tensor:
+    def _table(self, what: str, data: PairDataset, budget: Budget, look: Look | None) -> Tensor:
         activity = f"reference log-probs of {what}"
         self.telemetry.activity(activity)
         key = reference_key(
@@ -126,14 +129,20 @@ class References:
             key=key,
             budget=budget,
             ranks=self.ranks,
-            after_each=lambda pairs: self._stop_or_alive(activity, pairs),
+            after_each=progress(activity, self.ranks, self.telemetry, self.stop),
+            look=look,
         )
 
-    def _stop_or_alive(self, activity: str, pairs: int) -> None:
-        """Report progress. Raises Stopped on every rank when any was asked to stop."""
-        self.telemetry.alive(f"{activity}: {pairs} done")
-        if self.ranks.sum(torch.tensor([float(self.stop.is_set())])).item():
-            raise Stopped(self.stop.signal_name or "a signal to another rank")
+
+def progress(activity: str, ranks: Ranks, telemetry: Telemetry, stop: StopRequest) -> Callable[[int], None]:
+    """Reports progress of passes: after_each of logps_table. It raises Stopped on every rank when any was asked to stop."""
+
+    def after_each(pairs: int) -> None:
+        telemetry.alive(f"{activity}: {pairs} done")
+        if ranks.sum(torch.tensor([float(stop.is_set())])).item():
+            raise Stopped(stop.signal_name or "a signal to another rank")
+
+    return after_each
 
 
 def save_table(path: Path, table: Tensor, *, key: str) -> None:

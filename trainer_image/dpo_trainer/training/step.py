@@ -1,6 +1,5 @@
 """One optimizer step's gradient: micro-batches through policy and loss, and one reduction for all that is logged."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -8,8 +7,10 @@ import torch
 from dpo_operator.api.training import Budget
 from dpo_trainer.batches.sampler import Indices
 from dpo_trainer.engine.engine import Engine
+from dpo_trainer.losses.by_token import token_means, token_sums
 from dpo_trainer.losses.metrics import Totals, means, sums
 from dpo_trainer.losses.objective import Objective
+from dpo_trainer.losses.spread import spread_means, spread_sums
 from dpo_trainer.runtime.stop import StopRequest
 from dpo_trainer.training.evaluate import reference_point
 from dpo_trainer.training.examples import Examples
@@ -43,11 +44,13 @@ def forward_backward(
     budget: Budget,
     kl_budget: Budget,
     is_first: bool,
+    diagnosed: bool = False,
     pace: Pace | None = None,
 ) -> StepSums:
     """Gradient of one step's mean loss. Collective.
 
     budget: of a forward and backward pass. kl_budget: of a pass without gradients. is_first: compute first_loss.
+    diagnosed: also compute what diagnosis looks at, see losses/spread.py and losses/by_token.py; it changes no gradient.
     pace: compares the ranks' speed on the way.
     """
     kl = reference_point(engine, examples, budget=kl_budget, indices=pairs) if objective.needs_kl else None
@@ -63,9 +66,10 @@ def forward_backward(
         loss = objective.loss(logps, kl)
         engine.backward((loss * counts).sum() / units, last=number == len(planned))
         found = sums(objective, logps, loss.detach(), kl, counts)
-        counted = counts.any()
-        found |= {"entropy": scored.tokens.entropy * counted, "top1": scored.tokens.top1 * counted}
-        found["rows"] = scored.tokens.rows * counted
+        found |= token_sums(scored.tokens.segment, scored.tokens.entropy, scored.tokens.top1, counts)
+        if diagnosed:
+            source = examples.source(batch.pairs, counts.device)
+            found |= spread_sums(objective, logps, loss.detach(), counts, source, tuple(examples.sources))
         if is_first and objective.needs_reference:
             with torch.no_grad():
                 found["first_loss"] = (objective.first_loss(logps) * counts).sum()
@@ -76,8 +80,9 @@ def forward_backward(
     if pace:
         pace.update(total)
     metrics = means(total, None if kl is None else kl.item())
-    rows = total["rows"] or math.nan
-    metrics["entropy"], metrics["mean_token_accuracy"] = total["entropy"] / rows, total["top1"] / rows
+    metrics |= token_means(total, by_side=diagnosed)
+    if diagnosed:
+        metrics |= spread_means(total, tuple(examples.sources))
     return StepSums(
         metrics=metrics,
         first_loss=total["first_loss"] / units if "first_loss" in total else None,

@@ -59,6 +59,9 @@ def _loop(run: Run, milestones: Milestones) -> Outcome:
         else:
             tokens_seen, seconds = tokens_seen + sums.tokens, time.monotonic() - began
             metrics = {**sums.metrics, "grad_norm": grad_norm, "learning_rate": rate, "num_tokens": float(tokens_seen)}
+            metrics["pairs"] = float(len(pairs))
+            if milestones.is_update_measured(step):
+                metrics["update_ratio"] = run.engine.update_ratio()
             milestones.report(step, pairs, sums, metrics, seconds)
             ended = milestones.after_step(step, metrics, stopping=sums.stop)
         if ended is not None:
@@ -87,6 +90,7 @@ def _update(run: Run, step: int, pairs: Indices, rate: float) -> tuple[StepSums,
                 kl_budget=spec.eval_batch,
                 # With another reference the first loss is whatever it is.
                 is_first=step == 1 and spec.model.reference is None,
+                diagnosed=spec.diagnosis.enabled,
                 pace=run.pace,
             )
         if sums.nonfinite_pairs:

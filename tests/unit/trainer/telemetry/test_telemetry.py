@@ -173,9 +173,43 @@ def test_the_loss_that_a_run_starts_at_outlives_a_restart(tmp_path: Path):
     assert [line.get("initial_loss") for line in read_metrics(tmp_path / "metrics.jsonl")] == [0.693]
 
 
+def test_what_was_measured_before_the_first_step_outlives_a_restart(tmp_path: Path):
+    first, shown = telemetry(tmp_path)
+    first.begin(max_steps=10)
+    values = {"surprise/first4_chosen": 3.7, "token_accuracy/chosen": 0.8, "samples/t1/own_nll": 0.5}
+    first.before_first_update(values)
+    steps(first, 1, 2)
+    first.close()
+    assert samples(first)["dpo_eval_surprise_ratio{tokens=first4_chosen}"] == 3.7
+    assert samples(first)["dpo_eval_sample_own_nll_nats_per_token"] == 0.5
+    assert first.progress.eval.loss is None
+    second, _ = telemetry(tmp_path, attempt=2)
+    second.begin(max_steps=10)
+    second.before_first_update({"samples/t1/own_nll": 0.6})
+    second.close()
+    [line] = read_metrics(tmp_path / "metrics.jsonl")
+    assert line == {
+        "step": 0,
+        "epoch": 0.0,
+        **{f"eval_{key}": value for key, value in values.items()},
+        "time": line["time"],
+    }
+    assert samples(second)["dpo_eval_surprise_ratio{tokens=first4_chosen}"] == 3.7
+    assert "eval" not in shown.getvalue()
+
+
+def test_each_source_of_a_mixture_is_a_label(tmp_path: Path):
+    news, _ = telemetry(tmp_path)
+    news.begin(max_steps=10)
+    steps(news, 1, **{"source/mixture[0]/accuracies": 0.6, "source/mixture[0]/pairs": 5.0, "source/train/margins": 0.1})
+    found = samples(news)
+    assert found["dpo_train_source_reward_accuracy_ratio{source=mixture[0]}"] == 0.6
+    assert found["dpo_train_source_reward_margin{source=train}"] == 0.1
+
+
 def test_every_metric_of_the_trainer_is_exported():
     from dpo_operator.api.method import Method
-    from dpo_trainer.losses import by_length
+    from dpo_trainer.losses import by_length, by_token, spread
     from dpo_trainer.losses import metrics as logged
     from dpo_trainer.losses.objective import Logps, Objective
 
@@ -187,8 +221,15 @@ def test_every_metric_of_the_trainer_is_exported():
         counts, kl = torch.ones(2, dtype=torch.bool), torch.zeros(()) if objective.needs_kl else None
         found = logged.sums(objective, logps, objective.loss(logps, kl), kl, counts)
         found |= by_length.bucket_sums(logps, objective.rewards(logps), counts)
+        found |= spread.spread_sums(
+            objective, logps, objective.loss(logps, kl), counts, torch.zeros(2), ("mixture[0]",)
+        )
+        found |= by_token.token_sums(torch.tensor([0, 1]), torch.ones(2), torch.ones(2).double(), counts)
         whole = {name: value.item() for name, value in found.items()}
-        return logged.means(whole, None if kl is None else 0.0) | by_length.bucket_means(whole)
+        values = logged.means(whole, None if kl is None else 0.0) | by_length.bucket_means(whole)
+        values |= spread.standard_errors(whole) | spread.spread_means(whole) | by_token.token_means(whole, by_side=True)
+        # The mean of both sides is training's, and the number of pairs is that of the data.
+        return {key: value for key, value in values.items() if key not in ("pairs", "entropy", "mean_token_accuracy")}
 
     for name in ("dpo", "kto", "orpo", "simpo"):
         metrics = TrainerMetrics(rank_zero=True)

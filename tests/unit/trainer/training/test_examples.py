@@ -13,7 +13,9 @@ from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.losses.objective import Objective
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.workdir import WorkDir
-from dpo_trainer.training.examples import Examples, open_examples
+from dpo_trainer.training.examples import Examples, open_examples, read_sources
+from tests.unit.trainer.place import Place, rows
+from tests.unit.trainer.tiny import write_jsonl
 
 pytestmark = pytest.mark.unit
 
@@ -119,3 +121,25 @@ def test_reference_log_probs_are_asked_for_whatever_a_loss_will_score():
     assert kto.reference is not None
     assert kto.mismatched_reference is not None
     assert (kto.reference[0, 0, 0].item(), kto.mismatched_reference[0, 0, 0].item()) == (2.0, 3.0)
+
+
+def test_each_pair_of_a_mixture_knows_its_source(tmp_path: Path):
+    place = Place(tmp_path)
+    other = write_jsonl(place.root / "other.jsonl", rows(9, rejected=" not at all, as it seems"))
+    mixture = {"mixture": [{"source": str(other), "weight": 1.5}], "evalFraction": 0.2}
+    place.run(**mixture)
+    found = read_sources(place.job(**mixture).spec, place.work)
+    for name, folder in (("training", place.work.train_data), ("evaluation", place.work.eval_data)):
+        examples = Examples(name, PairDataset.open(folder), sources=found[name])
+        numbers = examples.source(torch.arange(len(examples.data)), torch.device("cpu"))
+        assert numbers is not None
+        of_other = [len(examples.data[i].rejected) > 10 for i in range(len(examples.data))]
+        assert numbers.tolist() == [int(other) for other in of_other]
+        assert 0 < sum(of_other) < len(of_other)
+
+
+def test_one_source_and_an_unknown_one_are_not_told_apart(tmp_path: Path):
+    place = Place(tmp_path)
+    assert read_sources(place.job().spec, place.work) == {}
+    assert read_sources(place.job(mixture=[{"source": "m"}]).spec, place.work) == {}
+    assert Examples("training", data(PAIRED)).source(torch.tensor([0]), torch.device("cpu")) is None
