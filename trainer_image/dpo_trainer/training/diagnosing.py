@@ -1,10 +1,11 @@
 """The rules' way into the training: rank 0 looks at the run's record, and every rank learns whether a finding ends the run."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpo_operator.api.diagnosis import Finding
+from dpo_operator.api.diagnosis import OF_PREPARE, Finding
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.diagnosis.history import Diagnosis
@@ -68,7 +69,7 @@ class Diagnosing:
 
     def _read(self, resumed_step: int) -> None:
         self._diagnosis = Diagnosis.read(self._work).cut(resumed_step)
-        self._telemetry.diagnosed(self._diagnosis.step, self._diagnosis.findings)
+        self._tell(())
 
     def _state(self, step: int) -> None:
         path, before = self._work.data_report, self._diagnosis
@@ -86,8 +87,13 @@ class Diagnosing:
         # Of a code that was given before, the words of then stay.
         warnings = {finding.key: finding for finding in (*self._telemetry.warnings, *before.warnings)}
         self._diagnosis, new = before.at(step, diagnose(record, warnings.values()))
-        self._telemetry.diagnosed(step, self._diagnosis.findings, new)
+        self._tell(new)
         self._diagnosis.write(self._work)
+
+    def _tell(self, new: Sequence[Finding]) -> None:
+        # What prepare found was told by prepare.
+        holding = [finding for finding in self._diagnosis.findings if finding.code not in OF_PREPARE]
+        self._telemetry.diagnosed(self._diagnosis.step, holding, new)
 
     def _guarded(self, work: Any) -> None:
         try:

@@ -102,7 +102,7 @@ ILL: dict[str, tuple[Code, str, str, RunRecord]] = {
     "wrong template": (
         Code.TEMPLATE_OR_BOUNDARY, "Unhealthy", "data.train",
         record(start=START | {"surprise/first4_chosen": 3.6, "surprise/first4_rejected": 3.6, "surprise/rest_chosen": 2.4,
-                              "surprise/rest_rejected": 2.4, "token_accuracy/chosen": 0.4, "token_accuracy/rejected": 0.4},
+                              "surprise/rest_rejected": 3.2, "token_accuracy/chosen": 0.4, "token_accuracy/rejected": 0.4},
                evals=evals(samples__greedy__repeated_4grams=0.46, samples__greedy__tokens=73.0)),
     ),
     "labels swapped in train alone": (

@@ -15,7 +15,7 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
     limit, out = limits["templateSurprise"], limits["templateStandsOut"]
     if pairs < limits["surprisePairs"] or any(value is None or value < limit for value in first):
         return None
-    if any(a is not None and b is not None and a < out * b for a, b in zip(first, rest, strict=True)):
+    if all(a is not None and b is not None and a < out * b for a, b in zip(first, rest, strict=True)):
         return None
     own = record.spec.model.chat_template is not None
     return finding(
