@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -17,6 +18,7 @@ from dpo_operator.api.reports import PushReport, Termination
 from dpo_operator.api.training import Push
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.folder import CheckpointFolder
+from dpo_trainer.diagnosis.history import Diagnosis
 from dpo_trainer.distributed import rendezvous
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.files import commit
@@ -133,18 +135,28 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
         mirror.fetch(job, work, progress)
     if job.spec.adapter.type is not AdapterType.NONE:
         _check_adapter(job, work, telemetry, progress)
-    telemetry.diagnosed(0, _data_findings(work, telemetry))
+    _warn_of_data(work, telemetry)
+    _keep_warnings(work, telemetry)
     return build_termination("prepare", attempt, ExitCode.OK, dataset=found)
 
 
-def _data_findings(work: WorkDir, telemetry: Telemetry) -> list[Finding]:
-    """What the dataset report warns of, after it was said. Reports of earlier versions have sentences alone."""
+def _warn_of_data(work: WorkDir, telemetry: Telemetry) -> None:
+    """What the dataset report warns of. Reports of earlier versions have sentences alone."""
     if not work.data_report.is_file():
-        return []
+        return
     report = json.loads(work.data_report.read_text(encoding="utf-8"))
-    for text in report["warnings"]:
-        telemetry.warning("Dataset", text)
-    return [Finding.model_validate(found) for found in report.get("findings", ())]
+    for text, found in zip_longest(report["warnings"], report.get("findings", ())):
+        telemetry.warning("Dataset", text, finding=Finding.model_validate(found) if found else None)
+
+
+def _keep_warnings(work: WorkDir, telemetry: Telemetry) -> None:
+    """Begin diagnosis.json with the warnings of prepare, or add them. The data are prepared, so a failure is only a warning."""
+    telemetry.diagnosed(0, telemetry.warnings)
+    try:
+        known = Diagnosis.read(work)
+        known.at(known.step, [*known.findings, *telemetry.warnings])[0].write(work)
+    except OSError as error:
+        telemetry.warning("NoDiagnosis", f"diagnosis.json could not be written: {error.strerror}")
 
 
 def _claims() -> Path:

@@ -286,7 +286,7 @@ def _refused(document: dict[str, Any], roots: list[Path]) -> list[dict[str, Any]
     for root in roots:
         work = WorkDir(root)
         saved = json.loads((work.checkpoints / "step-00000002" / "manifest.json").read_text())
-        checkpoints = Checkpoints(work.checkpoints, 2, saved["identity"], ranks=Ranks(world.device))
+        checkpoints = Checkpoints(work.checkpoints, 2, saved["identity"], ranks=Ranks())
         checkpoints.begin()
         restored = checkpoints.load(state)
         assert restored is not None

@@ -13,7 +13,7 @@ from dpo_trainer.checkpoint.loading import Restored
 from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.trust import Owner, Trust, newest_parameters, trust_from_environment
 from dpo_trainer.distributed.ranks import Ranks
-from dpo_trainer.distributed.world import World, join_world
+from dpo_trainer.distributed.world import World, begin_training, join_world, uses_cuda
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.engine.loss_scale import LossScale
 from dpo_trainer.losses.objective import Objective
@@ -22,6 +22,7 @@ from dpo_trainer.runtime.stop import StopRequest, StopWhen
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.metrics_file import first_figures, read_metrics
+from dpo_trainer.training.diagnosing import Diagnosing
 from dpo_trainer.training.examples import Examples, open_examples, read_sources
 from dpo_trainer.training.flops import Throughput
 from dpo_trainer.training.nonfinite import NonFinitePolicy
@@ -59,6 +60,7 @@ class Run:
     samples: Samples
     pace: Pace
     nonfinite: NonFinitePolicy
+    diagnosing: Diagnosing
     telemetry: Telemetry
     stop: StopRequest
 
@@ -95,7 +97,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
 
     telemetry.activity("connecting the ranks")
     world = join_world(training.device)
-    ranks = Ranks(world.device)
+    ranks = Ranks().own_group()
     digests = ranks.run_on_rank_zero(lambda: input_digests(spec, work))
     splits = [examples for examples in (train, evaluation) if examples is not None]
     if spec.diagnosis.enabled:
@@ -125,7 +127,12 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     state = engine.state()
     checkpoints = open_checkpoints(spec, work, train, digests, attempt, ranks, trust, telemetry)
     restored = resume(checkpoints, state, engine, telemetry)
+    if uses_cuda():
+        checkpoints.reserve(state)
     begin_telemetry(spec, plan, total_steps, restored, trust, telemetry)
+    diagnosing = Diagnosing(spec, work, ranks, telemetry, total_steps=total_steps)
+    diagnosing.begin(restored.step if restored else 0)
+    begin_training()
     # The first heartbeat ends the operator's start time-out, so heartbeats start here.
     engine.module.after_each_pass(telemetry.alive)
     checkpoints.alive = telemetry.alive
@@ -155,6 +162,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         ),
         pace=Pace(engine.world),
         nonfinite=NonFinitePolicy(training.non_finite, checkpoints.skipped(restored)),
+        diagnosing=diagnosing,
         telemetry=telemetry,
         # A failed background save ends the run as a signal does: at a step that all ranks agree on.
         stop=StopWhen(stop, lambda: checkpoints.failed),
@@ -173,8 +181,13 @@ def load_engine(
     before: Collection[str] = (),
 ) -> Engine:
     """Load a model and choose how pairs go through it. Collective. trained, before: see Engine."""
-    telemetry.activity("loading the model" if trained else "loading the reference model")
-    engine = Engine(spec, folder, world, trained=trained, before=before)
+    activity = "loading the model" if trained else "loading the reference model"
+    telemetry.activity(activity)
+
+    def alive(modules: int) -> None:
+        telemetry.reading(f"{activity}: weights of {modules} modules")
+
+    engine = Engine(spec, folder, world, trained=trained, before=before, alive=alive)
     log_partitions(engine, ranks, telemetry)
     check_logits_path(engine, train.data, spec.training.precision, telemetry)
     choose_layout(engine, train.data, spec, telemetry)
@@ -238,7 +251,7 @@ def open_checkpoints(
         keep_best=spec.checkpoint.keep_best,
         ranks=ranks,
         trust=trust,
-        background=ranks.background_group() if spec.checkpoint.asynchronous else None,
+        background=ranks.own_group() if spec.checkpoint.asynchronous else None,
         on_commit=telemetry.checkpoint,
         before_commit=telemetry.sync,
     )
