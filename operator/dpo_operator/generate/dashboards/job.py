@@ -88,6 +88,23 @@ def _stat(
     return Panel(title, description, (query,), unit, "stat", 3, 4, decimals=decimals, steps=steps, show_name=show_name)
 
 
+def _findings() -> Panel:
+    return Panel(
+        "Findings",
+        "What the job's figures and data say, and what to change. `kubectl dpo why` and `kubectl describe dpojob` say more.",
+        (
+            Query(
+                f"max by (severity, code, message) (dpojob_finding_info{{{OF_JOB}}})"
+                ' or label_replace(vector(0), "message", "None.", "", "")'
+            ),
+        ),
+        kind="table",
+        width=24,
+        height=5,
+        columns={"severity": "Severity", "code": "Finding", "message": "What it says"},
+    )
+
+
 def _overview() -> Row:
     left = f"{newest('dpo_train_max_steps')} - {newest('dpo_train_step')}"
     speed = f"max(rate(dpo_train_step_seconds_count{{{JOB}}}[$__rate_interval]))"
@@ -154,20 +171,7 @@ def _overview() -> Row:
                 height=4,
                 decimals=0,
             ),
-            Panel(
-                "Findings",
-                "What the job's figures and data say, and what to change. `kubectl describe dpojob` shows the figures.",
-                (
-                    Query(
-                        f"max by (severity, code, message) (dpojob_finding_info{{{OF_JOB}}})"
-                        ' or label_replace(vector(0), "message", "None.", "", "")'
-                    ),
-                ),
-                kind="table",
-                width=24,
-                height=5,
-                columns={"severity": "Severity", "code": "Finding", "message": "What it says"},
-            ),
+            _findings(),
         ),
     )
 
