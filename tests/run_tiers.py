@@ -1,11 +1,13 @@
 """Run the tiers of the tests with all their set-up: `make test`, or `python -m tests.run_tiers unit numerics`.
 
-Kubernetes' binaries and the images take minutes to build the first time. That work runs beside the tiers that need none
-of it, at a lower priority. Two lanes run side by side: the numerics, and the small tests one tier after the other. The
-tiers that need a quiet machine follow when both have ended. docs/development/testing.md says what each tier takes.
+Three lanes run side by side. The tiers of an API server and of a cluster wait most of their time and check what happens
+within seconds: they go first wherever they want a processor. The numerics and the small tests take what those leave.
+Kubernetes' binaries and the images take minutes to build the first time, at a low priority, too; the lanes wait for them
+where they need them. docs/development/testing.md says what each tier takes.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import subprocess
@@ -23,11 +25,12 @@ from tests.scratch import scratch_folder
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIERS = ("unit", "numerics", "contract", "apiserver", "cluster")
 NEED_THE_RIG = ("contract", "apiserver", "cluster")
-# Tests of what happens within seconds: nothing else may run meanwhile.
-NEED_QUIET = ("apiserver", "cluster")
+# Tests of what happens within seconds: whatever else runs meanwhile has a lower priority. They are not beside each other.
+GO_FIRST = ("apiserver", "cluster")
+LOW = 15
 # Whole files of tests in several processes. A test of the numerics waits for its ranks, and one of the API server for
 # Kubernetes' controllers, so that one process leaves a core idle. Each process has an API server of its own.
-PROCESSES = {"numerics": 2, "apiserver": 2}
+PROCESSES = {"numerics": 2, "apiserver": 3}
 BY_FILE = ("--dist", "loadfile", "--no-loadscope-reorder")
 CHECKS = "lint and verify"
 
@@ -48,6 +51,14 @@ def tier_command(name: str, exhaustive: bool, extra: list[str]) -> list[str]:
     return [sys.executable, "-m", "pytest", f"tests/{name}", "-m", marks, *processes, *extra]
 
 
+def give_way(leader: int) -> None:
+    """A low priority for a process that leads a session, and for all that it will start."""
+    os.setpriority(os.PRIO_PROCESS, leader, LOW)
+    # Where Linux shares processors between sessions first, a process's own priority counts within its session alone.
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{leader}/autogroup").write_text(str(LOW))
+
+
 class Runner:
     """Runs commands, and keeps what became of them."""
 
@@ -61,7 +72,10 @@ class Runner:
         self._environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
 
     def run(self, name: str, command: list[str], *, aside: bool = False) -> int:
-        """Run a command to its end; its exit status. aside: its output comes when it has ended. 5, no test, is a failure, too."""
+        """Run a command to its end; its exit status. 5, no test, is a failure, too.
+
+        aside: it has a low priority, and its output comes when it has ended.
+        """
         started, log = time.monotonic(), self._folder / f"{name.replace(' ', '-')}.log"
         if not aside:
             print(f"\n== {name}", flush=True)
@@ -81,8 +95,16 @@ class Runner:
                 raise SystemExit(1)
             into = subprocess.STDOUT if out is not None else None
             process = tied.popen(
-                command, number=signal.SIGTERM, cwd=REPOSITORY, env=self._environment, stdout=out, stderr=into
+                command,
+                number=signal.SIGTERM,
+                cwd=REPOSITORY,
+                env=self._environment,
+                stdout=out,
+                stderr=into,
+                start_new_session=out is not None,
             )
+            if out is not None:
+                give_way(process.pid)
             self._running.add(process)
             return process
 
@@ -126,6 +148,10 @@ class Build:
                 stdin=subprocess.DEVNULL,
             )
 
+    def succeeds(self) -> bool:
+        """Wait for the end of it; whether all was built."""
+        return self._process.wait() == 0
+
     def finish(self) -> Result:
         """Wait for the end of it, and show the end of what it said."""
         started = time.monotonic()
@@ -141,29 +167,29 @@ class Build:
 
 
 def run_all(tiers: list[str], runner: Runner, build: Build | None, arguments: argparse.Namespace) -> None:
-    """Both lanes, then the tiers that need quiet. When the build fails, what needs it is left out."""
+    """All lanes. When the build fails, what needs it is left out."""
+    aside = len(tiers) > 1
 
-    def run(name: str, *, aside: bool = False) -> None:
-        runner.run(name, tier_command(name, arguments.all, arguments.pytest.split()), aside=aside)
+    def run(*names: str, aside: bool = False) -> None:
+        for name in names:
+            if name in tiers:
+                runner.run(name, tier_command(name, arguments.all, arguments.pytest.split()), aside=aside)
 
     def numerics() -> None:
-        if "numerics" in tiers:
-            run("numerics", aside=len(tiers) > 1)
+        run("numerics", aside=aside)
 
-    with runner.beside(numerics):
+    def small() -> None:
         if arguments.checks:
-            runner.run(CHECKS, ["make", "--keep-going", "lint", "verify"])
-        if "unit" in tiers:
-            run("unit")
+            runner.run(CHECKS, ["make", "--keep-going", "lint", "verify"], aside=aside)
+        run("unit", aside=aside)
+        if build is not None and build.succeeds():
+            run("contract", aside=aside)
+
+    with runner.beside(numerics), runner.beside(small):
         if build is not None:
             runner.results.append(build.finish())
-            if runner.results[-1].code:
-                return
-        if "contract" in tiers:
-            run("contract")
-    for name in tiers:
-        if name in NEED_QUIET:
-            run(name)
+            if runner.results[-1].code == 0:
+                run(*GO_FIRST)
 
 
 def main() -> int:

@@ -22,7 +22,16 @@ pytestmark = pytest.mark.apiserver
 STATES = {"suspend": ("Training", False, True), "resume": ("Suspended", True, False), "retry": ("Failed", True, False)}
 
 # What commands that change nothing say of the job of the reader's folder.
-SAID = {"why": "helpful (namespace default) is pending"}
+SAID = {
+    "why": "helpful (namespace default) is pending: no operator has looked at it yet",
+    "list": "helpful",
+    "status": "helpful (namespace default)",
+    "events": "No events",
+    # Without an operator there are no pods.
+    "logs": "waiting: no operator has looked at the job yet",
+    "submit": "dpojob.dpo-operator.dev/helpful created",
+    "delete": "helpful is being deleted; its files stay on the claim",
+}
 
 
 @pytest.fixture
@@ -53,7 +62,7 @@ def kubectl(command: tuple[str, ...], plane: ControlPlane, folder: Path, seconds
     done = subprocess.run(
         ["timeout", str(seconds), *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
-    watching = "-w" in command
+    watching = "-w" in command or ("logs" in command and "-f" in command)
     assert done.returncode == (124 if watching else 0), done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -70,9 +79,11 @@ def test_a_command_of_the_plugin_works(command: tuple[str, ...], reader: Path, c
     if "--help" in command:
         assert "suspend" in kubectl(command, control_plane, reader)
         return
-    verb, name = command[2], command[3]
+    verb, name = command[2], command[-1 if len(command) < 4 else 3]
+    if verb == "submit":
+        control_plane.kubectl("delete", "dpojobs.dpo-operator.dev", "helpful", "-n", "default")
     if verb in SAID:
-        assert SAID[verb] in kubectl(command, control_plane, reader)
+        assert SAID[verb] in kubectl(command, control_plane, reader, 8 if {"-w", "-f"} & set(command) else 60)
         return
     namespace = command[command.index("-n") + 1] if "-n" in command else "default"
     if namespace != "default":

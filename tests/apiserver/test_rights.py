@@ -165,7 +165,7 @@ def pods_that_are_refused(life: Life) -> None:
 
 def time_to_live(life: Life) -> None:
     """A finished DPOJob is deleted."""
-    life.hands.apply("brief", adapter={"type": "qlora"}, gpusPerNode=1, ttlSecondsAfterFinished=0)
+    life.hands.apply("brief", training={"zeroStage": 2}, gpusPerNode=1, ttlSecondsAfterFinished=0)
     wait_until("deletion", lambda: life.hands.get("dpojobs", "brief") is None)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from dpo_operator.api import names
@@ -41,6 +42,8 @@ NOT_RUN = {
         "export",
         "runs/helpful/checkpoints/step-00000050",
     ): "takes 10 s; the page's other form does the same and more",
+    ("pipx", "install"): "needs a package index; the entry points are looked at below",
+    ("uv", "tool", "install"): "needs a package index; the entry points are looked at below",
     ("python3", "-m", "pip", "install"): "these tests run in such an environment; its entry points are looked at below",
 }
 RUN_HERE = [command for command in DPO if command not in NOT_RUN]
@@ -178,6 +181,22 @@ def test_kubectl_knows_the_options(command: tuple[str, ...]) -> None:
             assert re.search(rf"^ +(-\w, )?{option}[=, ]", done.stdout + common, re.MULTILINE), option
     resources = [word for word in command[2:] if word.split(".")[0].lower() in (names.KIND.lower(), names.PLURAL)]
     assert resources or command[1] in ("apply", "create", "get", "label", "logs", "patch"), command
+
+
+def test_each_command_is_on_the_page_of_commands() -> None:
+    """And each one that the page's table names is there."""
+    page = (REPOSITORY / "docs" / "commands.md").read_text()
+    named_there = {
+        cell.split()[0]
+        for row in re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+        for cell in re.findall(r"`([^`]+)`", row)
+    }
+    assert named_there == set(get_command(app).commands)  # type: ignore[attr-defined]
+
+
+def test_kubectl_finds_the_completion_of_the_plugin() -> None:
+    done = subprocess.run([str(SCRIPTS / "kubectl_complete-dpo"), "sta"], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["status", ":4"]
 
 
 INLINE = sorted({text for page in PAGES for text in named(page) if re.match(r"(dpo|kubectl dpo|make) [a-z]", text)})

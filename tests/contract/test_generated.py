@@ -147,7 +147,7 @@ def test_every_rule_has_an_example_that_breaks_it_alone() -> None:
         except ValidationError:
             continue  # an example of one wrong field
         (message,) = rules.violations(job)
-        broken.setdefault(message, []).append(file.stem)
+        broken.setdefault(message.partition(" (found ")[0], []).append(file.stem)
     assert set(broken) == {f"spec.{rule.field}: {rule.message}" for rule in rules.SPEC_RULES}
 
 

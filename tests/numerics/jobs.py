@@ -120,7 +120,15 @@ def plain_training(document: dict[str, Any], model: Path, data: PairDataset, tot
     from dpo_trainer.training.schedule import learning_rate, warmup_steps
 
     spec = DPOJob.model_validate(document).spec
-    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    options: dict[str, Any] = {}
+    if spec.adapter.type == "qlora":
+        from transformers import BitsAndBytesConfig
+
+        nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.float32}
+        options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, **nf4)
+    policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, **options)
+    # Evaluation would repack a 4-bit base for this CPU.
+    policy.train()
     if spec.adapter.type != "none":
         from dpo_trainer.model.adapters import add_lora
 

@@ -5,6 +5,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -17,6 +18,7 @@ from dpo_operator.api.reports import PushReport, Termination
 from dpo_operator.api.training import Push
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.folder import CheckpointFolder
+from dpo_trainer.diagnosis.history import Diagnosis
 from dpo_trainer.distributed import rendezvous
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.files import commit
@@ -28,7 +30,7 @@ from dpo_trainer.runtime.job import (
     stop_by_exception,
     stop_on_request,
 )
-from dpo_trainer.runtime.libraries import quiet_libraries
+from dpo_trainer.runtime.libraries import import_tokenizers_alone, quiet_libraries
 from dpo_trainer.runtime.termination import (
     build_termination,
     classify,
@@ -113,6 +115,9 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
 
     access = from_environment(job.spec.way_out)
     access.apply(work.root / ".cache")
+    # What an adapter covers is asked of the model's modules. A folder that was prepared before may need no tokenizer at all.
+    if job.spec.adapter.type is AdapterType.NONE and not work.prepared.exists():
+        import_tokenizers_alone()
     from dpo_trainer.prepare import phase as prepare
     from dpo_trainer.prepare.inputs import Inputs
     from dpo_trainer.sources.cache import Cache
@@ -130,18 +135,28 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
         mirror.fetch(job, work, progress)
     if job.spec.adapter.type is not AdapterType.NONE:
         _check_adapter(job, work, telemetry, progress)
-    telemetry.diagnosed(0, _data_findings(work, telemetry))
+    _warn_of_data(work, telemetry)
+    _keep_warnings(work, telemetry)
     return build_termination("prepare", attempt, ExitCode.OK, dataset=found)
 
 
-def _data_findings(work: WorkDir, telemetry: Telemetry) -> list[Finding]:
-    """What the dataset report warns of, after it was said. Reports of earlier versions have sentences alone."""
+def _warn_of_data(work: WorkDir, telemetry: Telemetry) -> None:
+    """What the dataset report warns of. Reports of earlier versions have sentences alone."""
     if not work.data_report.is_file():
-        return []
+        return
     report = json.loads(work.data_report.read_text(encoding="utf-8"))
-    for text in report["warnings"]:
-        telemetry.warning("Dataset", text)
-    return [Finding.model_validate(found) for found in report.get("findings", ())]
+    for text, found in zip_longest(report["warnings"], report.get("findings", ())):
+        telemetry.warning("Dataset", text, finding=Finding.model_validate(found) if found else None)
+
+
+def _keep_warnings(work: WorkDir, telemetry: Telemetry) -> None:
+    """Begin diagnosis.json with the warnings of prepare, or add them. The data are prepared, so a failure is only a warning."""
+    telemetry.diagnosed(0, telemetry.warnings)
+    try:
+        known = Diagnosis.read(work)
+        known.at(known.step, [*known.findings, *telemetry.warnings])[0].write(work)
+    except OSError as error:
+        telemetry.warning("NoDiagnosis", f"diagnosis.json could not be written: {error.strerror}")
 
 
 def _claims() -> Path:
@@ -260,6 +275,7 @@ def _show(command: str, work: WorkDir, job_file: Path) -> int:
 
             report.report(work)
         else:
+            import_tokenizers_alone()
             from dpo_trainer.commands import preview
 
             print(*preview.lines(work), sep="\n")

@@ -1,7 +1,6 @@
-"""What a run's figures say about its learning: findings, their codes and thresholds. One table for trainer, operator and docs."""
+"""What a run's figures say about its learning: findings and their codes. One table for trainer, operator and docs."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Literal, Protocol, TypeVar
 
@@ -38,6 +37,8 @@ class Code(StrEnum):
     REFERENCE_DRIFT = "ReferenceDrift"
     DISTRIBUTION_MISMATCH = "DistributionMismatch"
 
+
+CODES: frozenset[str] = frozenset(Code)
 
 MEANINGS: dict[Code, str] = {
     Code.WRONG_REFERENCE: "The reference is not the model that training starts from.",
@@ -90,6 +91,7 @@ WARNINGS: dict[str, str] = {
     "NoSamples": "No sample answers are written.",
     "NoMetrics": "The trainer's port could not be opened.",
     "NoReport": "The report could not be written.",
+    "NoDiagnosis": "The rules could not look at the run.",
 }
 
 OTHER = "Other"
@@ -99,21 +101,6 @@ _KNOWN = frozenset(Code) | WARNINGS.keys()
 def label(code: str) -> str:
     """The code, or OTHER for one of neither table: pods belong to tenants, and values of metric labels are bounded."""
     return code if code in _KNOWN else OTHER
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """A limit of a rule. unit: of the value; empty for shares and ratios. basis: why this number."""
-
-    code: Code
-    default: float
-    unit: str
-    meaning: str
-    basis: str
-
-
-# Names are what spec.diagnosis.thresholds takes.
-THRESHOLDS: dict[str, Threshold] = {}
 
 
 def _one_line(text: str) -> str:
@@ -151,6 +138,12 @@ class Finding(BaseModel):
     cause: Sentence
     setting: Annotated[str, AfterValidator(lambda text: shown(text, 100))] = ""
     suggestion: Sentence = ""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """The same for findings that are one: the code, and the split for a warning about the data, which each split may have."""
+        split = self.cause.partition(":")[0]
+        return self.code, split if split in ("train", "eval") else ""
 
     @property
     def sentence(self) -> str:

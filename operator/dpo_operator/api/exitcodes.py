@@ -99,6 +99,16 @@ TABLE: dict[ExitCode, ExitCodeInfo] = {
 UNKNOWN = ExitCodeInfo("ProcessFailed", "counted", "The process ended with an exit code that the trainer does not use.")
 
 
+# SIGABRT and SIGSEGV as shells report them. NCCL's watchdog aborts the process, from a thread of its own, when another rank is gone or
+# does not come to a collective; the abort may crash on its way.
+ABORTS = frozenset({134, 139})
+
+
+def echo(code: int) -> int:
+    """How likely a rank's failure only follows from another rank's: 0 its own, 1 aborted, 2 lost a peer. The least of a gang is its cause."""
+    return 2 if info(code).failure_class == "secondary" else int(code in ABORTS)
+
+
 def info(code: int) -> ExitCodeInfo:
     """Row for an exit code; a code outside the table is a counted failure."""
     try:

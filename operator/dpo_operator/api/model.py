@@ -102,7 +102,7 @@ class Adapter(ApiModel):
 
     type: AdapterType = Field(
         default=AdapterType.NONE,
-        description="none: all weights. lora: low-rank adapters. qlora: adapters on a 4-bit base.",
+        description="none: all weights. lora: low-rank adapters. qlora: adapters on a base in 4 bits (NF4), which every GPU holds whole.",
     )
     rank: StrictInt = Field(default=16, ge=1, le=1024, description="Rank of the update.")
     alpha: StrictFloat = Field(default=32, gt=0, le=4096, description="Scale of the update; the factor is alpha/rank.")

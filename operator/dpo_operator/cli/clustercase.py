@@ -1,5 +1,6 @@
 """What `why` needs to know of a job in a cluster, read with kubectl."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -57,6 +58,21 @@ def _events(kubectl: Kubectl, name: str, status: Raw, pods: list[Raw]) -> list[R
     found = []
     for each in [*about, *late[-MAX_PODS:]]:
         found += kubectl.items("events", f"--field-selector=involvedObject.name={each}")
+    return found
+
+
+def all_events(kubectl: Kubectl, name: str) -> list[Raw]:
+    """Events about a job, its Jobs and its pods, also about those that are gone. Raises ClusterError."""
+    job = kubectl.job(name)
+    here = Kubectl(str(job["metadata"].get("namespace", "default")), kubectl.context, kubectl.kubeconfig)
+    uids = {job["metadata"].get("uid")}
+    mine = re.compile(rf"{re.escape(name)}-({'|'.join(names.PHASES)})-\d+(-\d+-\w+)?")
+    found = []
+    for each in here.items("events"):
+        about = each.get("involvedObject") or {}
+        child = about.get("kind") in ("Pod", "Job") and mine.fullmatch(str(about.get("name", "")))
+        if about.get("uid") in uids or child:
+            found.append(each)
     return found
 
 

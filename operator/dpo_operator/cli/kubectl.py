@@ -23,6 +23,7 @@ _MEANINGS = (
     ("(Forbidden)", "your account may not do this: ask the administrator for the right"),
     ("(Unauthorized)", "the cluster does not take your credentials: log in again"),
     ("You must be logged in", "the cluster does not take your credentials: log in again"),
+    ("(AlreadyExists)", "give the job another name, or delete the old one first: kubectl dpo delete NAME"),
     ("(NotFound)", "`kubectl dpo list -A` shows every DPOJob that there is"),
     ("refused", "the API server can't be reached: check the address, and that it runs"),
     ("no such host", "the API server can't be reached: check the address and the network"),

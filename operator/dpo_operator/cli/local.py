@@ -204,7 +204,8 @@ class LocalRun:
         self._processes = []
         if not codes:
             return Ending(phase, attempt)
-        primary = [code for code in codes if exitcodes.info(code).failure_class != "secondary"] or codes
+        least = min(exitcodes.echo(code) for code in codes)
+        primary = [code for code in codes if exitcodes.echo(code) == least]
         code = 128 - first if first < 0 else first
         return Ending.read(self.work, phase, attempt, code if code in primary else primary[0])
 

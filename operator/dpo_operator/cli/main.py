@@ -11,58 +11,23 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
 from dpo_operator.api import exitcodes, names
-from dpo_operator.api.allow import Allow, refusals
+from dpo_operator.api.allow import refusals
 from dpo_operator.api.models import hardware
 from dpo_operator.api.quantity import to_bytes
-from dpo_operator.api.rules.advice import advice
-from dpo_operator.api.text import sentences
 from dpo_operator.api.types import DPOJob
-from dpo_operator.cli import inspect, jobfile, local, modelsource, planview, steer
+from dpo_operator.cli import inspect, local, modelsource, planview, steer
+from dpo_operator.cli.checked import AllowEnv, allowed, console, read_job, warn
 from dpo_operator.cli.parent import signal_at_parents_end
 from dpo_operator.sizing import proposal
 from dpo_operator.sizing.work import Pairs
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Align a language model on your own GPUs.")
-console = Console(stderr=True, highlight=False)
+app = typer.Typer(no_args_is_help=True, help="Align a language model on your own GPUs.")
 
 JobFile = Annotated[Path, typer.Argument(help="File with a DPOJob.", exists=True, dir_okay=False)]
-
-
-AllowEnv = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="A variable that pod.env may set in addition to those that every cluster allows, or the beginning of some: 'WANDB_*'."
-    ),
-]
-
-
-def _allow(env: list[str] | None) -> Allow:
-    """What `--allow-env` says. Raises typer.Exit for what is no name."""
-    try:
-        return Allow(env=tuple(env or ()))
-    except ValidationError as error:
-        console.print(f"[red]error:[/red] --allow-env: {escape('; '.join(sentences(error)))}", soft_wrap=True)
-        raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
-
-
-def _read(path: Path, allow: Allow) -> DPOJob:
-    try:
-        return jobfile.read(path, allow)
-    except jobfile.JobFileError as error:
-        for line in str(error).splitlines():
-            console.print(f"[red]error:[/red] {escape(line)}", soft_wrap=True)
-        raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
-
-
-def _warn(job: DPOJob, claims: Path) -> None:
-    """Say which settings guides call dangerous."""
-    for line in advice(job.spec, modelsource.parameters_here(job, claims)):
-        console.print(f"[yellow]warning:[/yellow] {escape(str(line))}", soft_wrap=True)
 
 
 WorkFolder = Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/<name>.")]
@@ -84,8 +49,8 @@ def run(
 
     After a failure in training, all ranks restart from the last checkpoint as spec.failurePolicy says.
     """
-    job = _read(file, _allow(allow_env))
-    _warn(job, claims)
+    job = read_job(file, allowed(allow_env))
+    warn(job, claims)
     _run(job, local.LocalRun.run, work_dir, fresh, claims, metrics_port)
 
 
@@ -98,7 +63,7 @@ def preview(
     allow_env: AllowEnv = None,
 ) -> None:
     """Prepare a DPOJob's data here; print their report, and the first pairs as tokens with what enters the loss (mask 1)."""
-    _run(_read(file, _allow(allow_env)), local.LocalRun.preview, work_dir, fresh, claims, 0)
+    _run(read_job(file, allowed(allow_env)), local.LocalRun.preview, work_dir, fresh, claims, 0)
 
 
 def _run(
@@ -139,11 +104,11 @@ def validate(
 
     Notes say what a cluster refuses unless its administrator allows it, warnings which settings guides to DPO call dangerous.
     """
-    allow = _allow(allow_env)
-    job = _read(file, allow)
+    allow = allowed(allow_env)
+    job = read_job(file, allow)
     for line in refusals(job.spec, allow, image=""):
         console.print(f"note: {escape(line)}", soft_wrap=True)
-    _warn(job, claims)
+    warn(job, claims)
     console.print(f"{file}: {names.KIND} {job.metadata.name} is valid")
     if data:
         raise typer.Exit(local.look(job, claims.resolve()))
@@ -172,7 +137,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Estimate memory and time of a DPOJob, and propose settings that fit and are fast. Nothing is run."""
-    job = _read(file, _allow(allow_env))
+    job = read_job(file, allowed(allow_env))
     try:
         device = _device(job, gpu, gpu_memory, flops)
         found = modelsource.find(job, config=model_config, work=work_dir, claims=claims)

@@ -10,7 +10,7 @@ from rich.text import Text
 from dpo_operator.api.model import AdapterType
 from dpo_operator.api.quantity import gibibytes
 from dpo_operator.cli.modelsource import Found
-from dpo_operator.sizing.proposal import Job, Option, fastest, lines, smallest_change
+from dpo_operator.sizing.proposal import Job, Option, fastest, lines, smallest_change, too_many_gpus
 from dpo_operator.sizing.trained import adapted, trained_parameters
 
 
@@ -34,6 +34,7 @@ def document(job: Job, found: Found) -> dict[str, Any]:
             "seconds": time.seconds, "tokens_per_second": time.tokens / time.seconds,
             "pairs_per_second": job.spec.training.global_batch_size / time.seconds,
         },
+        "too_many_gpus": too_many_gpus(job) or None,
         "smallest_change": None if job.fits() else _option(smallest_change(job)),
         "fastest": _option(fastest(job)),
     }  # fmt: skip
@@ -143,6 +144,8 @@ def _time(job: Job) -> Table:
 
 def _proposals(job: Job) -> list[Text]:
     made: list[Text] = []
+    if warning := too_many_gpus(job):
+        made.append(Text(f"\n{warning}"))
     if not job.fits():
         change = smallest_change(job)
         if change is None:

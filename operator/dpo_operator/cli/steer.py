@@ -1,15 +1,34 @@
-"""Commands that change jobs in a cluster: suspend, resume, retry."""
+"""Commands that change jobs in a cluster: submit, suspend, resume, retry, delete."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from dpo_operator.cli import cluster
+from dpo_operator.cli.checked import AllowEnv, allowed, read_job, warn
 from dpo_operator.cli.inspect import Context, Kubeconfig, Name, Namespace, errors, no_traceback
 from dpo_operator.cli.kubectl import Kubectl
 
 app = typer.Typer()
+
+
+@app.command()
+def submit(
+    file: Annotated[Path, typer.Argument(help="File with a DPOJob.", exists=True, dir_okay=False)],
+    namespace: Namespace = None,
+    context: Context = None,
+    kubeconfig: Kubeconfig = None,
+    allow_env: AllowEnv = None,
+) -> None:
+    """Check a file and create its DPOJob, and whatever else is in it, in the cluster."""
+    job = read_job(file, allowed(allow_env))
+    warn(job, Path("claims"))
+    _done(lambda kubectl: cluster.submit(kubectl, file), namespace, context, kubeconfig)
+    where = f" -n {namespace}" if namespace else ""
+    errors.print(f"Watch it: kubectl dpo status {job.metadata.name}{where} -w", soft_wrap=True)
 
 
 @app.command()
@@ -28,6 +47,12 @@ def resume(name: Name, namespace: Namespace = None, context: Context = None, kub
 def retry(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
     """Retry a failed DPOJob from its last checkpoint."""
     _done(lambda kubectl: cluster.retry(kubectl, name), namespace, context, kubeconfig)
+
+
+@app.command()
+def delete(name: Name, namespace: Namespace = None, context: Context = None, kubeconfig: Kubeconfig = None) -> None:
+    """Delete a DPOJob with its pods. Its claim stays, unless its retention is Delete."""
+    _done(lambda kubectl: cluster.delete(kubectl, name), namespace, context, kubeconfig)
 
 
 def _done(what: Callable[[Kubectl], str], namespace: str | None, context: str | None, kubeconfig: str | None) -> None:

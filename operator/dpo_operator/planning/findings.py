@@ -28,12 +28,15 @@ def with_findings(
     read = _report(status, seen)
     if read is None or status.phase is None or (read.diagnosed_step is None and not read.findings):
         return status, ()
-    found = _found(read, status.phase, [known for known in status.findings if known.phase == status.phase])
     others = [known for known in status.findings if known.phase != status.phase]
+    # Training repeats what prepare found.
+    told = {(finding.code, finding.message) for finding in others}
+    found = _found(read, status.phase, [known for known in status.findings if known.phase == status.phase])
+    found = [finding for finding in found if (finding.code, finding.message) not in told]
     findings = worst_first([*others, *found])
     if findings != status.findings:
         status = changed(status, findings=findings)
-    status = _with_health(job, status, at, looked=status.phase == "train" and read.diagnosed_step is not None)
+    status = _with_health(job, status, at, looked=status.phase == "train" and bool(read.diagnosed_step))
     reported = {finding.code for finding in read.findings}
     return _announced(status, [finding for finding in found if finding.code in reported])
 
@@ -93,7 +96,7 @@ def _figure(figure: Figure) -> str:
 
 
 def _with_health(job: DPOJob, status: DPOJobStatus, at: Moment, *, looked: bool) -> DPOJobStatus:
-    """The status with the condition Healthy. looked: whether the rules have looked at figures of training."""
+    """The status with the condition Healthy. looked: whether the rules have looked at figures of a step."""
     if not job.spec.diagnosis.enabled:
         return _without_health(status)
     worst = status.findings[0] if status.findings else None

@@ -11,7 +11,7 @@ from dpo_operator.api.model import AdapterType
 from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing.activations import BYTES, with_gradient, without_gradient
-from dpo_operator.sizing.trained import trained_parameters
+from dpo_operator.sizing.trained import FOUR_BIT_BYTES, in_four_bits, trained_parameters
 from dpo_operator.sizing.work import Pairs, largest
 
 MIB = 1 << 20
@@ -22,6 +22,8 @@ REFERENCE = "another reference model"
 _ALONE = frozenset({"loading", REFERENCE})
 # Gathered elements that DeepSpeed keeps instead of gathering them again.
 LIVE = 1_000_000_000
+# Most elements of a bucket of gradients.
+LARGEST_BUCKET = 250_000_000
 # Elements that the optimizer updates at a time; their gradients are one tensor then.
 GROUP = 1 << 24
 # The process itself, measured on a CPU: Python, torch, transformers and DeepSpeed with all that they load, at the end and when the
@@ -84,6 +86,8 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs, reference: Model
     total, trained = shape.parameters, trained_parameters(shape, spec.adapter)
     if spec.adapter.type is not AdapterType.NONE:
         total += trained
+    four_bit = in_four_bits(shape, spec.adapter)
+    total -= four_bit
     share = trained / world
     offloaded = on_gpu and spec.training.offload != "none"
     # In float32 the master weights alias the weights, unless they are offloaded.
@@ -93,7 +97,10 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs, reference: Model
     }  # fmt: skip
     lasting = {
         "weights": size * total / world,
+        **({"4-bit base": FOUR_BIT_BYTES * four_bit} if four_bit else {}),
         "gathered weights": size * min(total, LIVE + shape.largest_matrix) if world > 1 else 0,
+        # They stay whole on every rank.
+        **({"adapters": size * trained} if world > 1 and spec.adapter.type is not AdapterType.NONE else {}),
         **({} if offloaded else training),
     }
     most_pairs = max(1.0, spec.training.global_batch_size / world)
@@ -101,16 +108,18 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs, reference: Model
     forward = without_gradient(
         shape, spec, largest(spec, shape, pairs, spec.eval_batch, pairs.count or float("inf")), on_gpu=on_gpu
     )
+    # A 4-bit matrix is unpacked for its product.
+    unpacked = size * max(m.inputs * m.outputs for m in shape.matrices if m.adaptable) if four_bit else 0
     phases = {
         "backward pass": {
             "activations": backward.kept, "output layer": backward.head,
-            "buffers": backward.transient + _gradients_in_flight(shape, spec, on_gpu=on_gpu),
+            "buffers": backward.transient + _gradients_in_flight(shape, spec, on_gpu=on_gpu) + unpacked,
         },
         "optimizer step": {
             "optimizer's buffers": 0 if offloaded else 4 * min(share, GROUP + shape.largest_matrix / world),
         },
         "evaluation and reference": {
-            "activations": forward.kept, "output layer": forward.head, "buffers": forward.transient,
+            "activations": forward.kept, "output layer": forward.head, "buffers": forward.transient + unpacked,
         },
     }  # fmt: skip
     if reference is not None:
@@ -139,7 +148,7 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs, reference: Model
     phases["loading"] = {
         "Python and libraries": float(CPU_RUNTIME_WHILE_LOADING),
         "weight files": files,
-        "weights": size * shape.parameters * (1 + 1 / world),
+        "weights": size * (shape.parameters - four_bit) * (1 + 1 / world) + FOUR_BIT_BYTES * four_bit,
     }
     return Memory(lasting, phases)
 
@@ -172,5 +181,6 @@ def _gradients_in_flight(shape: ModelShape, spec: DPOJobSpec, *, on_gpu: bool) -
         largest_one = shape.largest_matrix
     else:
         largest_one = spec.adapter.rank * max(shape.hidden, shape.inner)
-    bucket = max(shape.hidden**2, 1_000_000)
-    return (size + 4) * largest_one + 4 * bucket * (2 if on_gpu else 1)
+    # On GPUs a bucket holds a layer, as in the trainer's engine/zero_config.py, and two are under way.
+    bucket = max(min(shape.layer, LARGEST_BUCKET) if on_gpu else shape.hidden**2, 1_000_000)
+    return (size + 4) * largest_one + 4 * min(bucket, trained_parameters(shape, spec.adapter)) * (2 if on_gpu else 1)

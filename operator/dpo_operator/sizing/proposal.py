@@ -85,6 +85,23 @@ _SNAKE = {
 }  # fmt: skip
 
 
+# A GPU that has fewer tokens than this in a step spends its time on starting kernels and on messages.
+FEW_TOKENS = 4096
+
+
+def too_many_gpus(job: Job) -> str:
+    """A sentence when the batch is too small for so many GPUs, naming a number that suits it; empty otherwise."""
+    spec = job.spec
+    tokens = spec.training.global_batch_size * job.pairs.tokens(layout_of(spec, job.shape))
+    if not spec.gpus_per_node or spec.world_size == 1 or tokens / spec.world_size >= FEW_TOKENS:
+        return ""
+    each, enough = spec.training.global_batch_size / spec.world_size, max(1, int(tokens // FEW_TOKENS))
+    return (
+        f"Too many GPUs for this batch: each has {each:,.3g} pairs and {tokens / spec.world_size:,.0f} tokens in a step, and waits more than it "
+        f"computes. With training.globalBatchSize {spec.training.global_batch_size} about {enough} would do; a larger batch uses all {spec.world_size}."
+    )
+
+
 def smallest_change(job: Job) -> Option | None:
     """The smallest change that makes a job fit; None without one. Changes are tried in order of cost."""
     for changes in _changes(job):
@@ -132,22 +149,28 @@ def _more_gpus(job: Job, changes: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def fastest(job: Job) -> Option | None:
-    """The fastest settings that fit on the same GPUs; ties go to the least memory. None when nothing fits."""
+    """The fastest settings that fit on the same GPUs; ties go to the least memory. None when nothing fits.
+
+    State is offloaded only where nothing fits without: host memory and its link are slower than any prediction of them.
+    """
+    training = job.spec.training
+    choices = ("none", "cpu") if job.spec.gpus_per_node and training.optimizer == "adamw" else (training.offload,)
+    return next((best for offload in choices if (best := _fastest(job, offload)) is not None), None)
+
+
+def _fastest(job: Job, offload: str) -> Option | None:
     training = job.spec.training
     found = []
     for checkpointing in (False, True):
-        for offload in (
-            ("none", "cpu") if job.spec.gpus_per_node and training.optimizer == "adamw" else (training.offload,)
-        ):
-            fixed: dict[str, Any] = {}
-            if checkpointing != training.gradient_checkpointing:
-                fixed["training.gradientCheckpointing"] = checkpointing
-            if offload != training.offload:
-                fixed["training.offload"] = offload
-            for tokens in _sizes(job):
-                changes = _budget(job, tokens) | fixed
-                if job.with_changes(changes).fits(TARGET_SHARE):
-                    found.append(job.option(changes))
+        fixed: dict[str, Any] = {}
+        if checkpointing != training.gradient_checkpointing:
+            fixed["training.gradientCheckpointing"] = checkpointing
+        if offload != training.offload:
+            fixed["training.offload"] = offload
+        for tokens in _sizes(job):
+            changes = _budget(job, tokens) | fixed
+            if job.with_changes(changes).fits(TARGET_SHARE):
+                found.append(job.option(changes))
     if not found:
         return None
     best = min(option.time.seconds for option in found)

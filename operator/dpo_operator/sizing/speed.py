@@ -10,15 +10,24 @@ from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing.activations import BYTES, chunk_rows
 from dpo_operator.sizing.memory import LIVE
-from dpo_operator.sizing.trained import adapted, trained_parameters
+from dpo_operator.sizing.trained import adapted, in_four_bits, trained_parameters
 from dpo_operator.sizing.work import Pairs, Work, typical
 
 # A host's memory and its link to a GPU, bytes per second, for what is offloaded.
 HOST_BANDWIDTH, HOST_LINK = 100e9, 25e9
-# What a layer costs in each micro-batch in addition to arithmetic, seconds: kernels that are started, hooks that gather its weights.
-LAYER_OVERHEAD = 2e-3
+# What a layer costs in each micro-batch in addition to arithmetic, seconds: kernels that are started; with several GPUs also hooks that gather
+# its weights, and with adapters twice as many modules. Not measured on a GPU.
+LAYER_OVERHEAD, LAYER_OVERHEAD_OF_SEVERAL = 2e-3, 5e-3
+# What a pair costs in each layer in addition, where each pair has attention calls of its own, seconds: tens of kernels.
+PAIR_OVERHEAD = 4e-4
 # One way, for each GPU, between nodes: a 400 Gbit/s port for each.
 NODE_LINK = 50e9
+# Share of a node's ports together that collectives reach: data enters a node once and is handed on inside it.
+NODE_SHARE = 0.7
+# Share of the computation behind which messages are hidden.
+HIDDEN = 0.85
+# Speed of a job in relation to one with all weights of a dense model: small kernels for adapters, small products for each expert. Assumed.
+OF_ADAPTERS, OF_EXPERTS = 0.85, 0.6
 
 
 @dataclass(frozen=True)
@@ -62,20 +71,40 @@ def estimate(
         # Its estimate of the KL divergence takes a forward pass over the answers to other prompts.
         forward_body, forward_head = _forward(shape, work)
         body, head = body + forward_body, head + forward_head
-    rate = device.rate(precision)
+    rate = device.rate(precision) * _slower(shape, spec)
     body_seconds, head_seconds = share * body / rate, share * head / rate
     sent = _bytes_sent(shape, spec) * count
-    link = device.link if spec.nodes == 1 else min(device.link, node_link)
+    link = device.link
+    if spec.nodes > 1:
+        link = min(link, max(1, spec.gpus_per_node) * node_link * (NODE_SHARE if spec.gpus_per_node else 1))
     sending = sent * (world - 1) / world / link if world > 1 else 0.0
     # On GPUs weights are fetched ahead while layers compute.
-    hidden = body_seconds + head_seconds if spec.gpus_per_node else 0.0
+    hidden = HIDDEN * (body_seconds + head_seconds) if spec.gpus_per_node else 0.0
     forward = share * sum(_forward(shape, work))
     return StepTime(
         body=body_seconds, head=head_seconds, optimizer=_update_seconds(shape, spec, device),
-        overhead=count * shape.layers * LAYER_OVERHEAD, waiting=max(0.0, sending - hidden),
+        overhead=shape.layers * _overhead(spec, count, each), waiting=max(0.0, sending - hidden),
         reference=forward / rate if spec.method.needs_reference else 0.0,
         micro_batches=count, tokens=batch / work.pairs * work.tokens, flops=world * share * (body + head),
     )  # fmt: skip
+
+
+def _slower(shape: ModelShape, spec: DPOJobSpec) -> float:
+    """Share of a device's usual speed that this model and what is trained of it reach on a GPU."""
+    if not spec.gpus_per_node:
+        return 1.0
+    experts = any(matrix.active < matrix.count and not matrix.adaptable for matrix in shape.matrices)
+    return (OF_EXPERTS if experts else 1.0) * (1.0 if spec.adapter.type is AdapterType.NONE else OF_ADAPTERS)
+
+
+def _overhead(spec: DPOJobSpec, micro_batches: int, pairs: float) -> float:
+    """Seconds of a layer in a step in addition to arithmetic. pairs: of a rank."""
+    if not spec.gpus_per_node:
+        return micro_batches * LAYER_OVERHEAD
+    once = LAYER_OVERHEAD if spec.world_size == 1 else LAYER_OVERHEAD_OF_SEVERAL
+    by_pair = spec.model.attention == "sdpa" or spec.training.precision == "fp32"
+    adapters = 1 if spec.adapter.type is AdapterType.NONE else 2
+    return micro_batches * once * adapters + (pairs * PAIR_OVERHEAD if by_pair else 0.0)
 
 
 def flops(shape: ModelShape, spec: DPOJobSpec, work: Work) -> tuple[float, float]:
@@ -120,8 +149,9 @@ def _attention(shape: ModelShape, work: Work) -> float:
 def _bytes_sent(shape: ModelShape, spec: DPOJobSpec) -> float:
     """What each rank receives for one micro-batch: all weights for the forward pass, again for the backward pass unless they are
     kept, and float32 gradients."""
-    passes = 1 if shape.parameters <= LIVE else 2
-    return passes * BYTES[spec.training.precision] * shape.parameters + 4 * trained_parameters(shape, spec.adapter)
+    sent = shape.parameters - in_four_bits(shape, spec.adapter)
+    passes = 1 if sent <= LIVE else 2
+    return passes * BYTES[spec.training.precision] * sent + 4 * trained_parameters(shape, spec.adapter)
 
 
 def _update_seconds(shape: ModelShape, spec: DPOJobSpec, device: Device) -> float:

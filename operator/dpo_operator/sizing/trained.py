@@ -34,6 +34,17 @@ def trained_parameters(shape: ModelShape, adapter: Adapter) -> int:
     )
 
 
+# Bytes of an element in NF4: half a byte, for each block of 64 a scale of one byte, and for each 256 of those a float32.
+FOUR_BIT_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+
+
+def in_four_bits(shape: ModelShape, adapter: Adapter) -> int:
+    """Elements of the base that qlora holds in 4 bits, whole on every rank: those of linear layers, not of experts or embeddings."""
+    if adapter.type is not AdapterType.QLORA:
+        return 0
+    return sum(m.count * m.inputs * m.outputs for m in shape.matrices if m.adaptable)
+
+
 def kept_inputs(shape: ModelShape, adapter: Adapter) -> frozenset[Reads]:
     """Intermediate results that some trained matrix takes as its input, so that its gradient needs them."""
     trained = shape.matrices if adapter.type is AdapterType.NONE else adapted(shape, adapter)

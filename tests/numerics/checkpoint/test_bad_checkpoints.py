@@ -295,7 +295,7 @@ def _load_all(document: dict[str, Any], root: Path, cases: list[Case]) -> list[d
 
     def load(case: Case) -> dict[str, Any]:
         trust = Trust(case.recorded, case.required) if case.recorded else None
-        checkpoints = Checkpoints(case.root, 2, identity, ranks=Ranks(world.device), trust=trust)
+        checkpoints = Checkpoints(case.root, 2, identity, ranks=Ranks(), trust=trust)
         try:
             restored = checkpoints.load(state)
             assert restored is not None

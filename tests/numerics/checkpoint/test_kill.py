@@ -27,7 +27,7 @@ EITHER = [(1, "digests-gathered")]
 AFTER = [(0, p) for p in ("renamed", "committed", "old-removed")]
 STEPS = 8
 # Of each of two chains of runs: of the exhaustive test, and how many are enough elsewhere when they fell early and late.
-KILLS, FEW_KILLS = 25, 8
+KILLS, FEW_KILLS = 25, 5
 
 
 def test_every_sub_step_of_a_save_on_every_rank(tmp_path: Path, whole: Path):

@@ -18,9 +18,10 @@ REQUIREMENTS = Path(__file__).parents[3] / "requirements" / "trainer.txt"
 OPTIMIZER = {
     "optimizer", "fp32_partitioned_groups_flat", "fp16_partitioned_groups_flat", "fp16_groups", "grad_position", "get_param_id",
     "sub_group_to_group_id", "persistent_parameters", "loss_scale", "checkpoint_event_prologue", "checkpoint_event_epilogue",
-    "_overflow_clean_up", "_reassign_or_swap_out_partitioned_parameters",
+    "_overflow_clean_up", "_reassign_or_swap_out_partitioned_parameters", "parameter_offload",
 }  # fmt: skip
 PARAMETER = {"ds_shape", "ds_numel", "ds_tensor", "ds_persist", "ds_status"}
+OFFLOAD = {"_remove_module_hooks"}
 MODULE = {"__compatible_ops__", "_torch_reduce_scatter_fn", "MuonWithAuxAdam"}
 # Other objects have attributes of these names, too.
 COMMON = {"optimizer", "loss_scale"}
@@ -38,6 +39,7 @@ def missing_names(document: dict[str, Any], model: Path) -> list[str]:
     zero = Path(deepspeed.__file__).parent / "runtime" / "zero"
     owners: list[tuple[Any, set[str]]] = [
         (engine.deepspeed.optimizer, OPTIMIZER),
+        (engine.deepspeed.optimizer.parameter_offload, OFFLOAD),
         (next(engine.module.parameters()), PARAMETER),
         (deepspeed.ops, {"__compatible_ops__"}),
         (deepspeed.runtime.comm.coalesced_collectives, {"_torch_reduce_scatter_fn"}),
@@ -63,7 +65,7 @@ def test_the_pinned_deepspeed_has_every_internal_name_that_is_used(tmp_path: Pat
 def test_deepspeeds_internal_names_are_used_in_one_module():
     inside = Path(zero3_internals.__file__)
     text = inside.read_text()
-    names = OPTIMIZER | PARAMETER | MODULE
+    names = OPTIMIZER | PARAMETER | OFFLOAD | MODULE
     assert {name for name in names if not re.search(rf"\b{name}\b", text)} == set()
     assert set(re.findall(r"\bds_\w+", text)) == PARAMETER
     assert set(re.findall(r"\b_zero\.(\w+)", text)) == OPTIMIZER

@@ -35,11 +35,17 @@ def partitions(document: dict[str, Any], model: Path, extensions: Path) -> dict[
     from dpo_trainer.distributed.zero3_internals import local_partition, whole_numel
     from dpo_trainer.engine.engine import Engine
 
-    engine = Engine(DPOJob.model_validate(document).spec, model, join_world("cpu"))
+    read: list[int] = []
+    engine = Engine(DPOJob.model_validate(document).spec, model, join_world("cpu"), alive=read.append)
     engine.backward(-engine.score(collate(some_pairs(3), [0])).answers[..., 0].sum(), last=True)
     engine.step(1e-3)
     whole = [name for name, p in engine.module.named_parameters() if local_partition(p).numel() >= whole_numel(p)]
-    return {**engine.partition_report(), "whole": whole, "inductor": "torch._inductor.compile_fx" in sys.modules}
+    return {
+        **engine.partition_report(),
+        "whole": whole,
+        "read": read,
+        "inductor": "torch._inductor.compile_fx" in sys.modules,
+    }
 
 
 _ALONE = """
@@ -59,6 +65,9 @@ def test_each_rank_holds_its_part_and_no_extension_is_compiled(work: WorkDir, tm
         # Half of each parameter; all of these have an even number of elements.
         assert report["held"] == total // 2
         assert report["whole"] == []
+        # A sign of life for each module whose weights were read: 7 matrices and 2 norms of two layers, embedding, last norm, head.
+        assert report["read"] == list(range(1, len(report["read"]) + 1))
+        assert len(report["read"]) >= 21
     assert not (tmp_path / "extensions").exists()
 
 

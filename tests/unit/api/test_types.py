@@ -102,7 +102,6 @@ def test_a_wrong_value_names_its_field(spec: dict[str, Any], field: str) -> None
         ({"nodes": 2, "checkpoint": {"volume": {"accessMode": "ReadWriteOnce"}}}, "checkpoint.volume.accessMode"),
         ({"nodes": 8, "gpusPerNode": 8, "training": {"globalBatchSize": 63}}, "training.globalBatchSize"),
         ({"gpusPerNode": 0, "training": {"device": "cuda"}}, "training.device"),
-        ({"adapter": {"type": "qlora"}, "training": {"device": "cpu"}}, "adapter.type"),
         ({"pod": {"resources": {"limits": {"nvidia.com/gpu": 1}}}}, "pod.resources"),
         ({"pod": {"env": [{"name": "LD_PRELOAD", "value": "/x"}]}}, "pod.env"),
         ({"pod": {"env": [{"name": "MASTER_ADDR", "value": "x"}]}}, "pod.env"),
@@ -205,7 +204,7 @@ def test_network_tuning_is_allowed(name: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "field"),
     [
-        ({"adapter": {"type": "qlora"}}, "spec.adapter.type"),
+        ({"adapter": {"type": "qlora", "dora": True}}, "spec.adapter.dora"),
         ({"training": {"zeroStage": 2}}, "spec.training.zeroStage"),
         ({"training": {"offload": "nvme"}}, "spec.training.offload"),
         ({"training": {"optimizer": "adamw-8bit", "offload": "cpu"}}, "spec.training.offload"),

@@ -69,11 +69,19 @@ def test_a_folder_that_cannot_be_made(job: Path):
     refused(dpo("run", job, "--work-dir", "/proc/no-such-process/work"), "/proc/no-such-process/work")
 
 
-def test_preview_prepares_and_shows_tokens_and_mask(job: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    work = tmp_path / "work"
+def test_preview_prepares_and_shows_tokens_and_mask(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    work, instead = tmp_path / "work", tmp_path / "instead" / "torch"
+    # Whoever imports torch gets this, and leaves a trace. Tokenizers need no torch, and its import takes seconds.
+    instead.mkdir(parents=True)
+    (instead / "__init__.py").write_text("open(__file__ + '.imported', 'w').close()")
+    monkeypatch.setenv("PYTHONPATH", str(instead.parent))
     done = dpo("preview", job, "--work-dir", work)
     shown = capfd.readouterr()
     assert done.exit_code == 0, shown.err
+    assert "PyTorch was not found" not in shown.err
+    assert not (instead / "__init__.py.imported").exists()
     report, mark, first_pairs = shown.out.partition("pair 0 (row 0)")
     assert mark
     assert report.startswith("Data report\n")

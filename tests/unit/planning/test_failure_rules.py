@@ -96,7 +96,7 @@ def test_uncounted_restarts_of_a_rule_end_in_phases_without_steps():
 
 def test_a_rule_applies_to_what_a_pod_shows():
     job = a_job(failurePolicy={"rules": [{"exitCodes": [139], "action": "Fail"}]})
-    crashed = decide(a_status(), a_view(a_child(), a_pod(0), ended(1, 139)), job)
+    crashed = decide(a_status(), a_view(a_child(), ended(0, 75), ended(1, 139)), job)
     assert c.is_true(crashed.status.conditions, c.FAILED)
     killed = decide(a_status(), a_view(a_child(), a_pod(0), ended(1, 137)), job)
     assert killed.status.restarts == 1

@@ -152,7 +152,10 @@ def test_what_prepare_finds_stays_beside_what_training_finds():
     assert [(f.code, f.phase) for f in plan.status.findings] == [("LengthBias", "prepare")]
     assert told(plan) == [("Warning", "LengthBias", data.sentence)]
     assert health(plan) is None
-    train = running(plan.status, report(FLAT))
+    begun = running(plan.status, report(data, looked=0))
+    assert [(f.code, f.phase) for f in begun.status.findings] == [("LengthBias", "prepare")]
+    assert (told(begun), health(begun)) == ([], None)
+    train = running(plan.status, report(FLAT, data))
     assert [(f.code, f.phase) for f in train.status.findings] == [("FlatLoss", "train"), ("LengthBias", "prepare")]
     assert [f.code for f in running(train.status, report()).status.findings] == ["LengthBias"]
 

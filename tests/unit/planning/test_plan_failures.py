@@ -98,6 +98,21 @@ def test_lost_peer_waits_for_a_better_explanation():
     assert is_settled(failure, a_child(), [ended(0, 75, failed_seconds=10.0), a_pod(1)])
 
 
+@pytest.mark.parametrize("code", [134, 139])
+def test_an_abort_is_blamed_only_when_nothing_else_failed(code):
+    aborted = ended(1, code, at="11:00:00")
+    for other, reason in ((ended(0, 70), "InternalError"), (ended(0, 137, reason="OOMKilled"), "OOMKilled")):
+        assert root_cause(a_child(), [aborted, other], 2).reason == reason
+    evicted = ended(0, 137, disruption="PreemptionByScheduler")
+    assert root_cause(a_child(), [aborted, evicted], 2).failure_class == "infrastructure"
+    # With gloo the peers of a rank that crashed say that they lost it.
+    alone = root_cause(a_child(), [aborted, ended(0, 75, at="10:00:00")], 2)
+    assert (alone.reason, alone.exit_code, alone.failure_class) == ("ProcessFailed", code, "counted")
+    assert not is_settled(alone, a_child(), [aborted, a_pod(0)])
+    gone = root_cause(a_child(), [aborted], 2)
+    assert (gone.reason, gone.failure_class) == ("GangIncomplete", "infrastructure")
+
+
 @pytest.mark.parametrize("peers", [[], [a_pod(1, pod_phase="Pending")]], ids=["taken away", "never started"])
 def test_lost_peer_that_is_not_there_is_not_the_jobs_fault(peers):
     failure = root_cause(a_child(), [ended(0, 75), *peers], 2)

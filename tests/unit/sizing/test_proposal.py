@@ -9,7 +9,7 @@ from dpo_operator.api.quantity import gibibytes, to_bytes
 from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.rules import support
 from dpo_operator.api.types import DPOJob, DPOJobSpec
-from dpo_operator.sizing.proposal import Job, Option, fastest, lines, smallest_change
+from dpo_operator.sizing.proposal import Job, Option, fastest, lines, smallest_change, too_many_gpus
 from tests.unit.sizing.build import qwen
 
 pytestmark = pytest.mark.unit
@@ -19,7 +19,7 @@ TIGHT: list[tuple[float, dict[str, Any], str]] = [
     (48, {"training": {"microBatchTokens": 65536}}, "microBatchTokens"),
     (40, {"training": {"gradientCheckpointing": False, "microBatchTokens": 3584}}, "gradientCheckpointing: true"),
     (24, {}, "offload: cpu"),
-    (20, {"training": {"optimizer": "adamw-8bit"}}, "nodes: 2"),
+    (22, {"training": {"optimizer": "adamw-8bit"}}, "nodes: 2"),
 ]
 
 
@@ -68,6 +68,31 @@ def test_the_fastest_fits_and_is_not_slower_than_the_job() -> None:
             assert best.time.seconds <= job.time().seconds / 0.98
     # Where memory abounds nothing is computed twice.
     assert fastest(qwen(140)).changes["training.gradientCheckpointing"] is False  # type: ignore[union-attr]
+
+
+def test_state_is_not_offloaded_to_free_memory() -> None:
+    adapter = {"type": "lora", "rank": 16, "targetModules": ["all-linear"]}
+    best = fastest(qwen(140, gpus=1, adapter=adapter))
+    assert best is not None
+    assert "training.offload" not in best.changes
+
+
+def test_too_many_gpus_for_a_batch_are_said() -> None:
+    assert too_many_gpus(qwen(79, gpus=8)) == ""
+    said = too_many_gpus(qwen(79, gpus=8, nodes=16, training={"globalBatchSize": 128}))
+    assert said.startswith("Too many GPUs for this batch: each has 1 pairs and 1,536 tokens")
+    assert "about 48 would do" in said
+
+
+def test_a_four_bit_base_is_whole_on_every_gpu() -> None:
+    adapter = {"type": "qlora", "rank": 16, "targetModules": ["all-linear"]}
+    alone, two = (qwen(79, gpus=gpus, adapter=adapter).memory().lasting for gpus in (1, 2))
+    embeddings = 2 * 152064 * 3584
+    layers = 28 * (3584 * (3584 + 2 * 512 + 3584) + 3 * 3584 * 18944)
+    assert alone["4-bit base"] == two["4-bit base"] == pytest.approx(0.516 * layers, rel=1e-3)
+    assert 2 * embeddings < alone["weights"] < 2.2 * embeddings
+    lora = qwen(79, gpus=1, adapter=adapter | {"type": "lora"}).memory()
+    assert lora.lasting["weights"] > 3 * (alone["4-bit base"] + alone["weights"]) / 2
 
 
 def test_a_bound_on_pairs_moves_with_the_budget() -> None:

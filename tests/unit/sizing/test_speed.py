@@ -76,10 +76,26 @@ def test_what_is_sent_is_hidden_behind_products_until_it_is_more() -> None:
     fast = qwen(80).time()
     assert fast.waiting == 0
     slow = dataclasses.replace(qwen(80, nodes=2), node_link=1e9).time()
-    # 16 micro-batches of... each rank receives 2 bytes of every weight twice, and 4 of every gradient.
+    # Each rank receives 2 bytes of every weight twice, and 4 of every gradient, over the 8 ports of its node.
     job = qwen(80, nodes=2)
-    sent = slow.micro_batches * 8 * job.shape.parameters * 15 / 16 / 1e9
-    assert slow.waiting == pytest.approx(sent - slow.body - slow.head)
+    sent = slow.micro_batches * 8 * job.shape.parameters * 15 / 16 / (8 * 1e9 * speed.NODE_SHARE)
+    assert slow.waiting == pytest.approx(sent - speed.HIDDEN * (slow.body + slow.head))
+
+
+def test_several_gpus_and_adapters_cost_more_for_each_layer() -> None:
+    one, several = qwen(140, gpus=1).time(), qwen(140, gpus=8).time()
+    assert one.overhead == pytest.approx(one.micro_batches * 28 * speed.LAYER_OVERHEAD)
+    assert several.overhead == pytest.approx(several.micro_batches * 28 * speed.LAYER_OVERHEAD_OF_SEVERAL)
+    adapter = {"type": "lora", "rank": 1, "targetModules": ["q_proj"]}
+    lora = qwen(140, gpus=8, adapter=adapter).time()
+    assert lora.overhead == 2 * several.overhead
+    # Two thirds of the products, at 85% of the speed.
+    assert lora.head == pytest.approx(several.head * 3 / 4 / speed.OF_ADAPTERS)
+
+
+def test_calls_of_attention_for_each_pair_cost_time() -> None:
+    whole, by_pair = (qwen(140, gpus=1, model={"name": "m", "attention": a}).time() for a in ("auto", "sdpa"))
+    assert by_pair.overhead - whole.overhead == pytest.approx(28 * 128 * speed.PAIR_OVERHEAD)
 
 
 def test_twice_the_ranks_take_half_the_time() -> None:

@@ -19,6 +19,7 @@ import huggingface_hub
 
 from dpo_trainer.pretrained import files
 from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.runtime.libraries import import_tokenizers_alone
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.sources import cache as shared_cache
 from dpo_trainer.sources import retrying
@@ -85,6 +86,7 @@ def run(mode: str, jobs: int, cache: str, folder: str, longest_wait: float) -> i
 
 
 def main(modules: list[str]) -> None:
+    import_tokenizers_alone()  # as prepare does
     for module in modules:
         importlib.import_module(module)
     retrying.FIRST_WAIT_SECONDS = 0.01

@@ -121,8 +121,10 @@ def main(folder: Path) -> None:
     logging.disable(logging.WARNING)
     with serving(repositories(folder)) as hub:
         os.environ |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(folder / "home"), "HF_HUB_DISABLE_TELEMETRY": "1"}
+        from dpo_trainer.runtime.libraries import import_tokenizers_alone
         from dpo_trainer.sources import retrying
 
+        import_tokenizers_alone()  # as prepare does
         retrying.FIRST_WAIT_SECONDS = 0.01
         results = {}
         for name, settings in SCENARIOS.items():

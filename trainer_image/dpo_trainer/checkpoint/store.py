@@ -70,6 +70,11 @@ class Checkpoints:
         writer = self._writer(self.ranks, self.alive)
         self.ranks.run_on_rank_zero(lambda: writer.saving(0, writer.begin))
 
+    def reserve(self, state: EngineState) -> None:
+        """Make the buffer for saves in the background now, so that a host without room for it shows before the first step."""
+        if self.background is not None:
+            self._copy.reserve(_entries(state))
+
     def save(self, state: EngineState, loop: LoopState, *, last: bool = False) -> None:
         """Save the current weights after `loop.step` optimizer steps: committed on return, or in the background later.
 
@@ -95,7 +100,7 @@ class Checkpoints:
             metrics=loop.metrics(),
             versions=library_versions(),
         )
-        entries = [*state.entries(), *rng_entries()]
+        entries = _entries(state)
         if self.background is None or last:
             self._write(self.ranks, entries, manifest, began, self.alive)
             return
@@ -194,3 +199,8 @@ class Checkpoints:
             # A checkpoint that was resumed from may also be rolled back to, even without a record of it.
             self._trust_own(restored.ref)
         return restored
+
+
+def _entries(state: EngineState) -> list[Entry]:
+    """All that a rank writes."""
+    return [*state.entries(), *rng_entries()]

@@ -12,6 +12,7 @@ from dpo_operator.api.method import MethodName
 from dpo_trainer.data import filters
 from dpo_trainer.data.boundaries import is_unseparated, repeats_prompt
 from dpo_trainer.data.dataset import PairDataset, TokenPair
+from dpo_trainer.data.features import Features
 from dpo_trainer.data.formats import Format, Pair, Rejection, detect, hint, read_rows
 from dpo_trainer.data.formats.pairs import Reason
 from dpo_trainer.data.formats.values import lookup
@@ -51,6 +52,7 @@ class Split:
     rows: rows that were read. dropped: rows left out, by reason. columns: those of the first rows.
     unseparated, prompt_repeated: pairs of plain text with nothing between prompt and answers, and with answers that repeat the prompt.
     evaluated, applicable: filters that were applied to a row, and those that found the value they need in one.
+    features: of the answers' text.
     """
 
     dataset: PairDataset
@@ -61,6 +63,7 @@ class Split:
     columns: tuple[str, ...]
     evaluated: frozenset[str]
     applicable: frozenset[str]
+    features: Features
     unseparated: int = 0
     prompt_repeated: int = 0
 
@@ -110,6 +113,7 @@ def read_split(name: str, rows: Rows, spec: Dataset, reading: Reading) -> Split:
         columns,
         frozenset(chain.evaluated),
         frozenset(chain.applicable),
+        tally.features,
         tally.unseparated,
         tally.prompt_repeated,
     )
@@ -252,6 +256,7 @@ def _pairs(
         else:
             tally.unseparated += is_unseparated(found)
             tally.prompt_repeated += repeats_prompt(found)
+            tally.features.add(found)
             yield number, found
 
 

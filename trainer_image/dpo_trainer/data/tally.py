@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import IO
 
 from dpo_operator.api.data import Dataset
+from dpo_trainer.data.features import Features
 from dpo_trainer.data.formats import Rejection
 from dpo_trainer.data.formats.pairs import Reason
 from dpo_trainer.data.rows import Rows
@@ -19,7 +20,7 @@ SHOWN_COLUMNS = 20
 class Tally:
     """Counts the rows of one source that are left out, and writes them to dropped.jsonl.
 
-    rows: that were read. bad: of those left out, how many have a fault. first: where the first of them stands, and why it is left out.
+    rows: that were read. features: of the pairs that were read. bad: of those left out, how many have a fault. first: where the first of them stands, and why it is left out.
     """
 
     def __init__(self, name: str, rows: Rows, file: IO[str]) -> None:
@@ -29,6 +30,7 @@ class Tally:
         self.rows = 0
         self.dropped: Counter[Reason] = Counter()
         self.bad = self.unseparated = self.prompt_repeated = 0
+        self.features = Features()
         self.first_bad: tuple[int, Rejection] | None = None
         self.first = ""
 

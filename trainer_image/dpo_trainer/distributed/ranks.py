@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -14,43 +15,49 @@ from dpo_trainer.runtime.untrusted import is_panic
 
 T = TypeVar("T")
 
+# How long a rank waits for the others' answers, seconds.
+AGREEMENT_SECONDS = 21_600.0
+
 
 class Ranks:
-    """The ranks of a process group, or a single process without one."""
+    """The ranks of a process group over gloo, or a single process without one."""
 
-    def __init__(self, device: torch.device | None = None, group: dist.ProcessGroup | None = None) -> None:
-        """device: for the collectives' buffers; NCCL needs this rank's GPU. group: None means the default group."""
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        """group: None means the default group."""
         joined = dist.is_available() and dist.is_initialized()
         self.rank = dist.get_rank() if joined else 0
         self.world_size = dist.get_world_size() if joined else 1
-        self._device = device or torch.device("cpu")
         self._group = group
 
-    def background_group(self) -> "Ranks":
-        """The same ranks in a new process group over gloo, for use in another thread. Collective."""
+    def own_group(self) -> "Ranks":
+        """The same ranks in a process group of their own, over gloo also where GPUs use NCCL. Collective.
+
+        Ranks do unequal work before they agree, such as to verify a checkpoint: here they wait for one another up to AGREEMENT_SECONDS.
+        A group may be used in one thread at a time.
+        """
         if self.world_size == 1:
             return Ranks()
-        group = dist.new_group(backend="gloo")
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=AGREEMENT_SECONDS))
         assert isinstance(group, dist.ProcessGroup), "every rank is a member"
-        return Ranks(group=group)
+        return Ranks(group)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's JSON value, on every rank, by rank. Collective."""
         if self.world_size == 1:
             return [json.loads(json.dumps(value))]
         raw = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        sizes = [torch.zeros(1, dtype=torch.int64, device=self._device) for _ in range(self.world_size)]
-        dist.all_gather(sizes, torch.tensor([len(raw)], dtype=torch.int64, device=self._device), group=self._group)
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world_size)]
+        dist.all_gather(sizes, torch.tensor([len(raw)], dtype=torch.int64), group=self._group)
         longest = max(int(size) for size in sizes)
-        mine = torch.zeros(longest, dtype=torch.uint8, device=self._device)
-        mine[: len(raw)] = raw.to(self._device)
+        mine = torch.zeros(longest, dtype=torch.uint8)
+        mine[: len(raw)] = raw
         parts = [torch.empty_like(mine) for _ in range(self.world_size)]
         dist.all_gather(parts, mine, group=self._group)
         return [json.loads(part[: int(size)].cpu().numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Sum over ranks, on every rank's device. Collective. values: any shape; a copy is summed."""
-        total = values.to(self._device, copy=True)
+        """Sum over ranks, on every rank's CPU. Collective. values: any shape; a copy is summed."""
+        total = values.to("cpu", copy=True)
         if self.world_size > 1:
             dist.all_reduce(total, group=self._group)
         return total

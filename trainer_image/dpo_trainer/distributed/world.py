@@ -54,7 +54,12 @@ def uses_cuda() -> bool:
     return torch.cuda.is_available() and bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # not annotated in torch
 
 
-def join_world(wanted_device: str, *, timeout_seconds: float = 1800) -> World:
+# How long a rank waits for the others, seconds: until all have connected; in a collective until training begins, where one rank may read a model
+# from a slow volume; and in a collective of training. The operator's own time-outs come first (failurePolicy).
+CONNECT_SECONDS, START_SECONDS, RUN_SECONDS = 1800.0, 7200.0, 1800.0
+
+
+def join_world(wanted_device: str) -> World:
     """Connect this process to the other ranks as torchrun's environment variables say; without them it is a world of one rank."""
     for name, alone in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
         os.environ.setdefault(name, alone)  # DeepSpeed also reads them
@@ -69,11 +74,22 @@ def join_world(wanted_device: str, *, timeout_seconds: float = 1800) -> World:
         os.environ.setdefault("LOCAL_SIZE", os.environ.get("LOCAL_WORLD_SIZE", "1"))
         # By default MKL multiplies narrow matrices in an order that depends on where they lie in memory (docs/checkpoints.md).
         os.environ.setdefault("MKL_CBWR", "AUTO")
-    timeout = timedelta(seconds=timeout_seconds)
+    timeout = timedelta(seconds=CONNECT_SECONDS)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if world_size == 1:
         store = dist.HashStore()  # type: ignore[attr-defined]  # public, but missing in torch's list of exported names
         dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
     else:
-        dist.init_process_group(backend, timeout=timeout)
+        # With its device NCCL connects now, and an error shows here and not in the first collective.
+        dist.init_process_group(backend, timeout=timeout, device_id=device if device.type == "cuda" else None)
+    _wait_in_collectives(START_SECONDS)
     return World(rank, world_size, device)
+
+
+def begin_training() -> None:
+    """From now on a collective waits for the other ranks no longer than RUN_SECONDS."""
+    _wait_in_collectives(RUN_SECONDS)
+
+
+def _wait_in_collectives(seconds: float) -> None:
+    dist.set_timeout(timedelta(seconds=seconds))

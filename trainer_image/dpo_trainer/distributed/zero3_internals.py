@@ -80,14 +80,40 @@ def _attributes(p: nn.Parameter) -> Any:
     return p
 
 
+@contextmanager
+def reporting_loads(alive: Callable[[int], None]) -> Iterator[None]:
+    """Within this context report each set of weights that was gathered, and so read, by its number.
+
+    transformers reads the weights of one module after another, each within deepspeed.zero.GatheredParameters, on every rank.
+    """
+    import deepspeed
+
+    gathered = deepspeed.zero.GatheredParameters
+    leave, number = gathered.__exit__, 0
+
+    def report(context: Any, *error: Any) -> None:
+        nonlocal number
+        leave(context, *error)
+        number += 1
+        alive(number)
+
+    gathered.__exit__ = report
+    try:
+        yield
+    finally:
+        gathered.__exit__ = leave
+
+
 class Zero3Internals:
     """This rank's part of the ZeRO-3 optimizer: fp32 master weights in flat tensors, and the optimizer that updates them.
 
     engine: returned by deepspeed.initialize, stage 3.
     """
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, *, world_size: int) -> None:
         self._zero = engine.optimizer
+        self._parameters: list[nn.Parameter] = list(engine.module.parameters())
+        self._alone = world_size == 1
 
     @property
     def inner_optimizer(self) -> Any:
@@ -110,7 +136,14 @@ class Zero3Internals:
         number: int = self._zero.sub_group_to_group_id[index]
         return number
 
-    def alias_equal_tensors(self, parameters: Iterable[nn.Parameter], *, world_size: int) -> None:
+    def remove_module_hooks(self) -> None:
+        """Remove the hooks by which DeepSpeed gathers a module's weights before it runs and drops them afterwards.
+
+        Only for one rank, whose parameters stay whole: there hooks do nothing, and take half of a small model's time.
+        """
+        self._zero.parameter_offload._remove_module_hooks()
+
+    def alias_equal_tensors(self) -> None:
         """Let tensors that are always equal share their memory. DeepSpeed keeps copies of them.
 
         In float32 the master weights are the weights. With one rank its partition is the whole parameter; each step replaces
@@ -119,10 +152,10 @@ class Zero3Internals:
         for master, weights in zip(self.master_weights, self._zero.fp16_partitioned_groups_flat, strict=True):
             if weights is not None and (master.dtype, master.device) == (weights.dtype, weights.device):
                 master.data = weights.data
-        if world_size == 1:
+        if self._alone:
             # Otherwise they would be gathered, that is copied, after each step.
             self._zero.persistent_parameters.clear()
-            for p in parameters:
+            for p in self._parameters:
                 p.data = local_partition(p).data[: whole_numel(p)].view(whole_shape(p))
                 attributes = _attributes(p)
                 attributes.ds_status = type(attributes.ds_status).AVAILABLE
@@ -143,6 +176,8 @@ class Zero3Internals:
         yield
         self.copy_master_weights_to_model()
         self._zero.checkpoint_event_epilogue()
+        # The parameters of one rank were partitioned above, and no hook would gather them.
+        self.alias_equal_tensors()
 
     def copy_master_weights_to_model(self) -> None:
         """Copy the master weights to the partitions that are gathered for the forward pass, as DeepSpeed's step does.

@@ -6,7 +6,7 @@ Nothing is compiled at start-up, so a pod needs no compiler and starts fast.
 import gc
 import logging
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dpo_operator.api.model import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches.batch import MicroBatch
 from dpo_trainer.distributed.world import World
@@ -23,6 +24,7 @@ from dpo_trainer.distributed.zero3_internals import (
     import_deepspeed,
     is_persistent,
     local_partition,
+    reporting_loads,
     whole_numel,
 )
 from dpo_trainer.engine.loss_scale import LossScale
@@ -30,7 +32,8 @@ from dpo_trainer.engine.memory import release_free
 from dpo_trainer.engine.optimizer import make_optimizer
 from dpo_trainer.engine.update_size import update_squares
 from dpo_trainer.engine.zero3_state import Zero3State
-from dpo_trainer.engine.zero_config import zero_config
+from dpo_trainer.engine.zero_config import widths_of, zero_config
+from dpo_trainer.model import quantized
 from dpo_trainer.model.attention import kernels
 from dpo_trainer.model.head import stride
 from dpo_trainer.model.load import load_model
@@ -76,12 +79,20 @@ class Engine:
     """
 
     def __init__(
-        self, spec: DPOJobSpec, model_folder: Path, world: World, *, trained: bool = True, before: Collection[str] = ()
+        self,
+        spec: DPOJobSpec,
+        model_folder: Path,
+        world: World,
+        *,
+        trained: bool = True,
+        before: Collection[str] = (),
+        alive: Callable[[int], None] = lambda _: None,
     ) -> None:
         """Load the model partitioned and make the optimizer. Collective. Raises TrainerError INVALID_CONFIGURATION.
 
         trained: false for a reference model, of which nothing but the weights is in memory; only log-probs are asked of it.
         before: names of the parameters in a checkpoint of the run, see targets.resolve.
+        alive: called while the weights are read, with the number of modules whose weights are there.
         """
         deepspeed = import_deepspeed()
         self.world = world
@@ -96,15 +107,19 @@ class Engine:
             self._loss_scale = LossScale()
         self.config: dict[str, Any] = {}
 
-        def partitioned_loading(hidden_size: int) -> Any:
+        def partitioned_loading(config: Any) -> Any:
             from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
-            self.config = zero_config(spec, hidden_size, world.device, world_size=world.world_size)
+            self.config = zero_config(spec, widths_of(config), world.device, world_size=world.world_size)
             return HfDeepSpeedConfig(self.config)
 
         torch.manual_seed(spec.training.seed)
-        model = load_model(spec, model_folder, zero3=partitioned_loading, before=before)
+        with reporting_loads(alive):
+            model = load_model(spec, model_folder, zero3=partitioned_loading, before=before, device=world.device)
         policy = Policy(model)
+        if spec.adapter.type is AdapterType.QLORA:
+            # Its model was not loaded in partitions. Left to itself, DeepSpeed would also cast the model's buffers to 16 bits.
+            deepspeed.zero.Init(module=policy, config_dict_or_path=self.config)
         policy.head.chunk_bytes = (spec.training.logits_chunk_mi_b << 20) or None
         if not trained:
             policy.requires_grad_(False)
@@ -114,14 +129,13 @@ class Engine:
         )
         if not trained:
             return
-        self.zero = Zero3Internals(self.deepspeed)
-        self._alias_equal_tensors()
+        self.zero = Zero3Internals(self.deepspeed, world_size=world.world_size)
+        self.zero.alias_equal_tensors()
+        if world.world_size == 1:
+            self.zero.remove_module_hooks()
         self._allocate_optimizer_state()
         if world.device.type == "cpu":
             release_free()
-
-    def _alias_equal_tensors(self) -> None:
-        self.zero.alias_equal_tensors(self.module.parameters(), world_size=self.world.world_size)
 
     def _allocate_optimizer_state(self) -> None:
         """Make Adam's state now and not in its first step, so that a job that does not fit into memory fails at its start."""
@@ -193,7 +207,7 @@ class Engine:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         self.deepspeed.step()
-        self._alias_equal_tensors()
+        self.zero.alias_equal_tensors()
         applied = self.deepspeed.was_step_applied()
         if self._loss_scale is not None:
             self.loss_scale = self._loss_scale.after(applied=applied)
@@ -233,11 +247,15 @@ class Engine:
 
         held: elements of this rank's partitions, with their padding. trainable: the part of `held` that is trained.
         total: elements of the model. persistent: elements that are also kept in full on every rank (norms).
+        four_bit, four_bit_bytes: elements of a 4-bit base, which every rank holds in addition, and what they take.
         """
         parameters = list(self.module.parameters())
+        four_bit, four_bit_bytes = quantized.size(self.module)
         return {
             "held": sum(local_partition(p).numel() for p in parameters),
             "trainable": sum(local_partition(p).numel() for p in parameters if p.requires_grad),
             "total": sum(whole_numel(p) for p in parameters),
             "persistent": sum(whole_numel(p) for p in parameters if is_persistent(p)),
+            "four_bit": four_bit,
+            "four_bit_bytes": four_bit_bytes,
         }

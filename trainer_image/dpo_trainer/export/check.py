@@ -12,6 +12,7 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.checkpoint.full import FullCheckpoint
 from dpo_trainer.checkpoint.loop_state import Precision, Probe
 from dpo_trainer.data.dataset import PairDataset, TokenPair
+from dpo_trainer.model import quantized
 from dpo_trainer.model.adapters import load_adapters
 from dpo_trainer.model.load import DTYPES
 from dpo_trainer.runtime.errors import TrainerError
@@ -23,14 +24,16 @@ from dpo_trainer.runtime.workdir import WorkDir
 _EXACT, _ROUNDED = (1e-4, 1e-5), (0.1, 2e-2)
 
 
-def load_exported(base: Path, folder: Path, precision: str) -> nn.Module:
+def load_exported(base: Path, folder: Path, precision: str, *, four_bit: bool = False) -> nn.Module:
     """Load an export as a user would, in the training's precision, on the CPU. base: the base model of an adapter.
 
+    four_bit: load the base in 4 bits, as qlora trained on it.
     Raises TrainerError BAD_EXPORT when weights are missing; transformers would initialize them randomly.
     """
     from transformers import AutoModelForCausalLM
 
     is_adapter = (folder / "adapter_config.json").is_file()
+    options = quantized.loading_options(DTYPES[precision], torch.device("cpu")) if four_bit else {}
     model: nn.Module
     model, info = AutoModelForCausalLM.from_pretrained(
         base if is_adapter else folder,
@@ -38,9 +41,11 @@ def load_exported(base: Path, folder: Path, precision: str) -> nn.Module:
         local_files_only=True,
         use_safetensors=True,
         output_loading_info=True,
+        **options,
     )
     if missing := sorted(info["missing_keys"]):
         raise TrainerError(ExitCode.BAD_EXPORT, f"The export failed: no weights were written for {missing[0]}.")
+    quantized.keep_unpacked(model)
     if is_adapter:
         model = load_adapters(model, folder)
     return model.eval()

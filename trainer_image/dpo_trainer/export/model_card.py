@@ -170,8 +170,9 @@ def _compared(part: ExportedFolder) -> str:
 
 
 def _kind(adapter: Adapter) -> str:
-    """Kind of adapter: LoRA, DoRA, rsLoRA."""
-    names = [name for name, used in (("DoRA", adapter.dora), ("rsLoRA", adapter.rslora)) if used]
+    """Kind of adapter: LoRA, QLoRA, DoRA, rsLoRA."""
+    kinds = (("QLoRA", adapter.type is AdapterType.QLORA), ("DoRA", adapter.dora), ("rsLoRA", adapter.rslora))
+    names = [name for name, used in kinds if used]
     return " and ".join(names) or "LoRA"
 
 
@@ -269,7 +270,8 @@ def _trained(job: DPOJob) -> str:
     if start is not None and start.train == "same":
         return f"the adapter {_text(start.name)} with its own rank and modules, dropout {adapter.dropout:g}"
     targets = ", ".join(adapter.target_modules)
-    return f"{_kind(adapter)} of rank {adapter.rank}, alpha {adapter.alpha:g}, dropout {adapter.dropout:g} on {targets}"
+    base = ", over a base in 4 bits (NF4)" if adapter.type is AdapterType.QLORA else ""
+    return f"{_kind(adapter)} of rank {adapter.rank}, alpha {adapter.alpha:g}, dropout {adapter.dropout:g} on {targets}{base}"
 
 
 def _source(dataset: Any) -> str:

@@ -92,7 +92,7 @@ def _export(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, why: str, ta
     copy_small_files(work.model, temporary, adapter=adapter)
 
     progress("loading what was written")
-    model = load_exported(work.model, temporary, precision)
+    model = load_exported(work.model, temporary, precision, four_bit=spec.adapter.type is AdapterType.QLORA)
     check_weights(model, checkpoint, stored, precision)
     exported = ExportedFolder(why, whole=not adapter, merged=False)
     probe = checkpoint.state.probe
@@ -124,6 +124,9 @@ def _add_merged(
     precision, probe = job.spec.training.precision, checkpoint.state.probe
     temporary = target.with_name(f".{target.name}.tmp")
     shutil.copytree(target, temporary)
+    if job.spec.adapter.type is AdapterType.QLORA:
+        # The engine's log-probs are those on the 4-bit base, and the merge is into the base as it was.
+        probe = None
     # Checkpoints without an evaluation have no probe. The adapter's log-probs are used instead: its weights are the checkpoint's.
     against = probe or make_probe(load_exported(work.model, target, precision), work, precision)
     dtype = write_merged(work.model, temporary)

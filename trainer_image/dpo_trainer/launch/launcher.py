@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 # Each step allocates and frees activations of megabytes. glibc would return them to the system, and the next one would begin with a
 # page fault for every 4 KiB: a sixth of the time of a small model, for 1 to 5% less memory.
 KEEP_FREED = {"MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": "268435456"}
+# Each micro-batch has another number of tokens, so fixed blocks of a GPU's memory would leave gaps that nothing fits into. Not set where the job
+# configures torch's allocator itself, under the name of today or of older versions.
+EXPANDABLE = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+ALLOCATOR_NAMES = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"}
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,11 @@ class PodWorld:
         return world
 
     def variables(self, local_rank: int, environment: Mapping[str, str], *, cores: int) -> dict[str, str]:
-        """Environment variables of a rank: those of torchrun, and on CPUs glibc's settings for freed memory.
+        """Environment variables of a rank: those of torchrun, and settings of memory: on CPUs of glibc, on GPUs of torch.
 
-        cores: number that this pod may use; 0 without a limit. Then a rank gets one thread, as under torchrun: pods
-        that share a node's cores and each start a thread for every core wait for one another most of the time.
+        cores: number that this pod may use; 0 without a limit. Then a rank on CPUs gets one thread, as under torchrun: pods
+        that share a node's cores and each start a thread for every core wait for one another most of the time. A rank with a GPU gets
+        its share of the cores, since its CPU work is short, or an optimizer step over offloaded state that takes all of them.
         """
         made = {
             "RANK": str(self.rank(local_rank)),
@@ -79,8 +84,13 @@ class PodWorld:
             "MASTER_ADDR": self.master_address,
             "MASTER_PORT": self.master_port,
         }
-        if not has_gpu(environment) and not any(name.startswith("MALLOC_") for name in environment):
+        gpu = has_gpu(environment)
+        if gpu and not environment.keys() & ALLOCATOR_NAMES:
+            made |= EXPANDABLE
+        if not gpu and not any(name.startswith("MALLOC_") for name in environment):
             made |= KEEP_FREED
+        if gpu and not cores:
+            cores = len(os.sched_getaffinity(0))
         if "OMP_NUM_THREADS" not in environment:
             made["OMP_NUM_THREADS"] = str(max(1, cores // self.processes))
         return made
@@ -108,12 +118,16 @@ def run(job_file: Path, work_dir: Path, command: Sequence[str] | None = None, gr
         cores = cpu_limit(Path("/sys/fs/cgroup"))
         ranks = {local_rank: world.rank(local_rank) for local_rank in range(world.processes)}
         stacks = Stacks(messages, WorkDir(work_dir), _attempt(), ranks, _say)
+        recorder = flight_recorder(os.environ, world.nodes * world.processes, stacks)
+        if recorder:
+            stacks.make_folder()
         environments = [
             {
                 **os.environ,
                 **world.variables(local_rank, os.environ, cores=cores),
                 names.ENV_TERMINATION_LOG: str(messages / str(local_rank)),
                 ENV_STACKS_FILE: str(stacks.file(local_rank)),
+                **recorder,
             }
             for local_rank in range(world.processes)
         ]
@@ -127,6 +141,23 @@ def run(job_file: Path, work_dir: Path, command: Sequence[str] | None = None, gr
         return _finish(supervisor, world, messages, work_dir)
     finally:
         shutil.rmtree(messages, ignore_errors=True)
+
+
+def flight_recorder(environment: Mapping[str, str], world_size: int, stacks: Stacks) -> dict[str, str]:
+    """Variables by which NCCL's watchdog writes its last collectives beside the ranks' stacks before it aborts a rank; empty without NCCL.
+
+    The files, nccl-0 for rank 0 and so on, are pickles for torch's own analyzer (`torchfrtrace`). Older versions of torch know the TORCH_NCCL names,
+    newer ones both.
+    """
+    if world_size == 1 or not has_gpu(environment):
+        return {}
+    prefix = str(stacks.work.root / stacks.where() / "nccl-")
+    wanted = {
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1", "TORCH_FR_DUMP_ON_TIMEOUT": "1",
+        "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": prefix, "TORCH_FR_DUMP_TEMP_FILE": prefix,
+    }  # fmt: skip
+    return {name: value for name, value in wanted.items() if name not in environment}
 
 
 def cpu_limit(groups: Path) -> int:
@@ -149,7 +180,8 @@ def _finish(supervisor: Supervisor, world: PodWorld, messages: Path, work_dir: P
     termination = _read(messages / str(local_rank))
     if termination is None or termination.exit_code != code:
         rank = world.rank(local_rank)
-        termination = _termination(code, _describe_exit(rank, supervisor.codes[local_rank]), rank)
+        several = world.nodes * world.processes > 1
+        termination = _termination(code, _describe_exit(rank, supervisor.codes[local_rank], several=several), rank)
         # Progress is the same on every rank, so any rank's will do.
         others = (_read(messages / str(other)) for other in sorted(supervisor.codes))
         termination.progress = next((other.progress for other in others if other and other.progress), None)
@@ -160,10 +192,16 @@ def _finish(supervisor: Supervisor, world: PodWorld, messages: Path, work_dir: P
     return code
 
 
-def _describe_exit(rank: int, code: int) -> str:
-    """Message for a rank that wrote no termination message. code: negative is a signal. Empty for code 0."""
+def _describe_exit(rank: int, code: int, *, several: bool) -> str:
+    """Message for a rank that wrote no termination message. code: negative is a signal. several: it has peers. Empty for code 0."""
     if code == -signal.SIGKILL:
         return f"rank {rank} was killed by SIGKILL (out of memory, or killed on the node)"
+    if -code in (signal.SIGABRT, signal.SIGSEGV) and several:
+        name = signal.Signals(-code).name
+        return (
+            f"rank {rank} was aborted ({name}): on GPUs usually by NCCL's watchdog, because another rank was lost or did not come to a "
+            "collective; the log has NCCL's message"
+        )
     if code < 0:
         return f"rank {rank} was killed by {signal.Signals(-code).name}"
     return f"rank {rank} ended with exit code {code} and left no message" if code else ""

@@ -5,6 +5,7 @@ volume may be what hangs. The launcher copies new text to the log and to the vol
 which can't dump, is read from /proc.
 """
 
+import contextlib
 import faulthandler
 import os
 import shutil
@@ -113,6 +114,16 @@ class Stacks:
     def where(self) -> str:
         """Folder of this attempt, relative to the work folder."""
         return f"{names.STACKS}/attempt-{self.attempt}"
+
+    def make_folder(self) -> None:
+        """Make this attempt's folder in the background, for what libraries write into it: a hung volume must not hold up the ranks."""
+
+        def make() -> None:
+            with contextlib.suppress(OSError):
+                (self.work.root / self.where()).mkdir(parents=True, exist_ok=True)
+
+        self._copies.append(threading.Thread(target=make, daemon=True))
+        self._copies[-1].start()
 
     def finish(self) -> None:
         """Wait for the copies, at most COPY_SECONDS: a hung volume must not delay the pod's exit."""

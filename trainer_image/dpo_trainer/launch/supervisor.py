@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
-from dpo_operator.api.exitcodes import ExitCode, info
+from dpo_operator.api.exitcodes import ExitCode, echo
 from dpo_trainer.launch.stacks import Stacks
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
@@ -135,8 +135,8 @@ class Supervisor:
         if self.failed is None:
             self.failed = local_rank
             self._after(self.grace.notice, self._end_others)
-        elif _is_secondary(self.codes[self.failed]) and not _is_secondary(code):
-            # A rank that lost its peer may be reaped before the peer that failed.
+        elif echo(exit_code(code)) < echo(exit_code(self.codes[self.failed])):
+            # A rank that lost its peer, or that NCCL aborted, may be reaped before the peer that failed.
             self.failed = local_rank
 
     def _end_others(self) -> None:
@@ -199,10 +199,6 @@ class Supervisor:
 def exit_code(code: int) -> int:
     """Exit code as a shell reports it. code: negative for a signal n, which becomes 128+n."""
     return 128 - code if code < 0 else code
-
-
-def _is_secondary(code: int) -> bool:
-    return info(exit_code(code)).failure_class == "secondary"
 
 
 def _become_reaper() -> None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from dpo_operator.api.model import AdapterType
 from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer.model import quantized
 from dpo_trainer.model.adapters import add_adapters
 from dpo_trainer.runtime.errors import input_not_found, invalid_configuration
 
@@ -16,12 +17,18 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load_model(
-    spec: DPOJobSpec, folder: Path, *, zero3: Callable[[int], Any] | None = None, before: Collection[str] = ()
+    spec: DPOJobSpec,
+    folder: Path,
+    *,
+    zero3: Callable[[Any], Any] | None = None,
+    before: Collection[str] = (),
+    device: torch.device | None = None,
 ) -> nn.Module:
     """The job's model from its folder, with adapters where the job wants them, ready to be trained.
 
-    zero3: called with the hidden size before the weights are read; the object that it returns is kept alive until they are read. Under
-        ZeRO-3 it switches partitioned loading on, so that no rank ever holds the whole model.
+    zero3: called with the text model's configuration before the weights are read; the object that it returns is kept alive until they are read. Under
+        ZeRO-3 it switches partitioned loading on, so that no rank ever holds the whole model. A 4-bit base is not partitioned.
+    device: where a 4-bit base goes; None means the CPU.
     Dropout of the base model is off, as in every published DPO implementation: the policy's log-probs are compared
     with the reference's, and noise in either only hides the preference. Adapters keep the dropout that the job sets.
     Raises TrainerError when the folder is no model or lacks weights, or adapter targets don't exist.
@@ -31,18 +38,23 @@ def load_model(
 
     disable_progress_bar()
     common: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    four_bit = spec.adapter.type is AdapterType.QLORA
+    dtype = DTYPES[spec.training.precision]
     if not (folder / "config.json").is_file():
         raise input_not_found(f"{folder}: expected a Hugging Face model folder with config.json; run prepare again")
     try:
         config = AutoConfig.from_pretrained(folder, **common)
         turn_off_dropout(config)
-        partitioning = zero3(config.get_text_config().hidden_size) if zero3 else None
+        partitioning = zero3(config.get_text_config()) if zero3 else None
+        if four_bit:
+            partitioning = None
+            common |= quantized.loading_options(dtype, device or torch.device("cpu"))
         model: nn.Module
         model, info = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
             use_safetensors=True,
-            dtype=DTYPES[spec.training.precision],
+            dtype=dtype,
             attn_implementation={"auto": None, "flex": "sdpa"}.get(spec.model.attention, spec.model.attention),
             output_loading_info=True,
             **common,
@@ -56,8 +68,15 @@ def load_model(
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    if four_bit:
+        quantized.take_out_of_parameters(model)
     if spec.adapter.type is not AdapterType.NONE:
         model = add_adapters(model, spec, folder, before)
+    if four_bit:
+        # PEFT makes adapters in the dtype of the layer's weights, which here are bytes.
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
     # Partitioned loading stays on until here: DoRA starts from the norms of the weights, so PEFT has to gather them.
     del partitioning
     if spec.training.gradient_checkpointing:

@@ -133,6 +133,7 @@ def report_sources(data: Data, pairs: Pairs) -> list[SourceReport]:
                 unseparated=split.unseparated,
                 prompt_repeated=split.prompt_repeated,
                 lost_reasoning=split.counts.lost_reasoning,
+                features=split.features,
             )
         )
     return found

@@ -73,6 +73,11 @@ class WorkDir:
         return self.root / "metrics.jsonl"
 
     @property
+    def diagnosis(self) -> Path:
+        """What the figures say about the run's learning, as JSON; see diagnosis.history."""
+        return self.root / "diagnosis.json"
+
+    @property
     def samples(self) -> Path:
         """JSON lines of answers to a few evaluation prompts, each prompt once a step; step 0 is the reference."""
         return self.root / "samples.jsonl"

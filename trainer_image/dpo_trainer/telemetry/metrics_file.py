@@ -18,9 +18,13 @@ INITIAL_LOSS = "initial_loss"
 def read_metrics(path: Path) -> list[Line]:
     """Lines of such a file, oldest first. A line that was cut off by a crash is left out; no file means no lines."""
     try:
-        text = path.read_text(encoding="utf-8")
+        return parse_lines(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
+
+
+def parse_lines(text: str) -> list[Line]:
+    """Lines of such a text that are whole."""
     lines = []
     for raw in text.splitlines():
         try:

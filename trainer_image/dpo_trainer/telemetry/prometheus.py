@@ -7,9 +7,11 @@ is counted.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+
+from dpo_operator.api.diagnosis import Finding
 
 # Parts of a training step's time. A phase that is not listed can't be recorded, so that labels stay bounded.
 PHASES = ("data", "ref", "policy", "optimizer", "eval", "checkpoint")
@@ -126,6 +128,9 @@ _EVAL: _Values = {
     ),
 }  # fmt: skip
 _SPLITS: dict[str, _Values] = {"train": _BOTH | _TRAIN, "eval": _BOTH | _EVAL}
+_FINDING = (
+    "1 for each finding about the run's learning that holds now; diagnosis.json in the work folder has their words."
+)
 # Figures of one source of a mixture: the key goes on with its name, such as mixture[0], and one of these.
 _SOURCE_KEY = "source/"
 _OF_SOURCES = {
@@ -220,6 +225,8 @@ class SharedMetrics:
             "How many times as long the slowest rank takes for the same work as the median of the others; that rank alone.",
             ("rank",),
         )
+        self._findings = set[tuple[str, str]]()
+        self._finding = gauge("dpo_finding", _FINDING, ("code", "severity"))
         self.truncated = counter("dpo_train_truncated_pairs", "Pairs trained on that were cut to data.maxLength.")
         self.nonfinite = counter("dpo_train_nonfinite_steps", "Steps whose loss or gradient was NaN or infinite.")
         self.skipped = counter("dpo_train_skipped_steps", "Steps left out by training.nonFinite.")
@@ -275,6 +282,15 @@ class SharedMetrics:
             self._slowdown.clear()
             self._slowest = rank
         self._slowdown.labels(str(rank)).set(ratio)
+
+    def findings(self, findings: Iterable[Finding]) -> None:
+        """The findings that hold now."""
+        holding: set[tuple[str, str]] = {(finding.code, finding.severity) for finding in findings}
+        for gone in self._findings - holding:
+            self._finding.remove(*gone)
+        for labels in holding:
+            self._finding.labels(*labels).set(1)
+        self._findings = holding
 
     def values(self, split: str, metrics: Mapping[str, float]) -> None:
         """Set the gauges of TRL keys without a prefix; keys without a gauge are passed over."""

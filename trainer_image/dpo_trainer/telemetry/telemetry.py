@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from dpo_operator.api import names
-from dpo_operator.api.diagnosis import Finding
+from dpo_operator.api.diagnosis import CODES, Finding
 from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Progress, SlowestRank
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.console import Console, Silent, console, learning_parts
+from dpo_trainer.telemetry.findings import Findings, as_finding
 from dpo_trainer.telemetry.metrics_file import INITIAL_LOSS, first_figures, initial_loss, read_metrics
 from dpo_trainer.telemetry.output import Record, Start
 from dpo_trainer.telemetry.prometheus import TrainerMetrics
@@ -55,6 +56,7 @@ class Telemetry:
             Progress(phase=phase, attempt=attempt, started_at=time.time(), world_size=world_size), self._checkpoints
         )
         self._saves = SaveTimes()
+        self._findings = Findings()
         self._job: DPOJob | None = None
         self._records = Records()
         self._server: TelemetryServer | None = None
@@ -99,6 +101,10 @@ class Telemetry:
             return
         self._tracker.update(activity=text)
         self._show.line(text)
+
+    def reading(self, activity: str) -> None:
+        """Sign of life before anything is finished: a change of activity that is not shown. The start time-out goes on."""
+        self._tracker.update(activity=activity)
 
     def alive(self, activity: str | None = None) -> None:
         """Heartbeat: call it after each finished piece of work, never from a timer, so that a hang stops it.
@@ -244,10 +250,6 @@ class Telemetry:
         self._records.write(Record(step, "eval", {"epoch": self.progress.epoch, **metrics}, time.time()))
         self._show.line(" ".join([f"eval at step {step}:", *learning_parts(metrics)]))
 
-    def diagnosed(self, step: int, findings: Sequence[Finding]) -> None:
-        """The rules have looked at the figures of `step`: these findings hold now, and earlier ones do not."""
-        self._tracker.diagnosed(step, findings)
-
     def checkpoint(self, ref: CheckpointRef, seconds: float) -> None:
         """A checkpoint was committed. seconds: since its save began. From any thread; it does not count as a heartbeat."""
         self._tracker.checkpoint(ref)
@@ -266,10 +268,31 @@ class Telemetry:
         """A checkpoint could not be committed."""
         self._shared.ck_failures.inc()
 
-    def warning(self, code: str, text: str, *, once: bool = False) -> None:
-        """Log a warning. code: CamelCase. once: every rank gives the warning, and only rank 0 logs it."""
+    def warning(self, code: str, text: str, *, once: bool = False, finding: Finding | None = None) -> None:
+        """Log a warning, which is a finding, too. code: CamelCase. once: every rank gives the warning, and only rank 0 logs it.
+
+        finding: where it is known better than by the code. From any thread.
+        """
         if self.rank == 0 or not once:
             self._warnings.line(f"Warning: {code}: {text}")
+        if self.rank == 0:
+            self._findings.warn(finding or as_finding(code, text, self.progress.step))
+            self._tracker.findings(self._findings.holding())
+            self._shared.findings(self._findings.holding())
+
+    @property
+    def warnings(self) -> list[Finding]:
+        """The warnings so far, as findings; on rank 0 alone."""
+        return list(self._findings.warnings)
+
+    def diagnosed(self, step: int, findings: Sequence[Finding], new: Sequence[Finding] = ()) -> None:
+        """The rules have looked at the figures of `step`: these findings hold now, and earlier ones do not. new: of these, to log."""
+        for finding in new:
+            if finding.code in CODES:
+                self._warnings.line(f"{finding.severity}: {finding.code}: {finding.sentence}")
+        self._findings.stated = list(findings)
+        self._tracker.diagnosed(step, self._findings.holding())
+        self._shared.findings(self._findings.holding())
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

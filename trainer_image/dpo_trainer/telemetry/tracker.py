@@ -95,8 +95,13 @@ class ProgressTracker:
 
     def diagnosed(self, step: int, findings: Sequence[Finding]) -> None:
         """The rules have looked at the figures of `step`: these findings hold now."""
+        self.findings(findings)
+        self.update(diagnosed_step=step)
+
+    def findings(self, findings: Sequence[Finding]) -> None:
+        """These findings hold now."""
         worst, more = worst_first(findings)[:MAX_FINDINGS], max(0, len(findings) - MAX_FINDINGS)
-        self.update(diagnosed_step=step, findings=tuple(worst), findings_left_out=more)
+        self.update(findings=tuple(worst), findings_left_out=more)
 
     def checkpoint(self, ref: CheckpointRef) -> None:
         """A checkpoint was committed."""

@@ -1,6 +1,6 @@
 """Set-up of a training run, in the order in which its steps depend on each other: everything that the loop works with."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from dpo_trainer.checkpoint.loading import Restored
 from dpo_trainer.checkpoint.store import Checkpoints
 from dpo_trainer.checkpoint.trust import Owner, Trust, newest_parameters, trust_from_environment
 from dpo_trainer.distributed.ranks import Ranks
-from dpo_trainer.distributed.world import World, join_world
+from dpo_trainer.distributed.world import World, begin_training, join_world, uses_cuda
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.engine.loss_scale import LossScale
 from dpo_trainer.losses.objective import Objective
@@ -22,6 +22,7 @@ from dpo_trainer.runtime.stop import StopRequest, StopWhen
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.metrics_file import first_figures, read_metrics
+from dpo_trainer.training.diagnosing import Diagnosing
 from dpo_trainer.training.examples import Examples, open_examples, read_sources
 from dpo_trainer.training.flops import Throughput
 from dpo_trainer.training.nonfinite import NonFinitePolicy
@@ -59,6 +60,7 @@ class Run:
     samples: Samples
     pace: Pace
     nonfinite: NonFinitePolicy
+    diagnosing: Diagnosing
     telemetry: Telemetry
     stop: StopRequest
 
@@ -80,6 +82,22 @@ class Run:
         )
 
 
+def _set_sources(splits: Collection[Examples], sources: Mapping[str, dict[str, int]]) -> None:
+    for examples in splits:
+        examples.sources = sources.get(examples.name, {})
+
+
+def _looked_at(surprise: Surprise | None, ranks: Ranks, look: Callable[[Surprise], None]) -> dict[str, float]:
+    """Figures of the policy before its first update, {} when they are not needed. look: measures in passes of its own. Collective."""
+    if surprise is None:
+        return {}
+    if not (first := surprise.figures(ranks)):
+        # There was no pass of the policy over the reference's log-probs.
+        look(surprise)
+        first = surprise.figures(ranks)
+    return first
+
+
 def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: StopRequest) -> Run:
     """Read the data, join the ranks, load the model, compute the reference and resume. Collective.
 
@@ -95,13 +113,11 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
 
     telemetry.activity("connecting the ranks")
     world = join_world(training.device)
-    ranks = Ranks(world.device)
+    ranks = Ranks().own_group()
     digests = ranks.run_on_rank_zero(lambda: input_digests(spec, work))
     splits = [examples for examples in (train, evaluation) if examples is not None]
     if spec.diagnosis.enabled:
-        sources = ranks.run_on_rank_zero(lambda: read_sources(spec, work))
-        for examples in splits:
-            examples.sources = sources.get(examples.name, {})
+        _set_sources(splits, ranks.run_on_rank_zero(lambda: read_sources(spec, work)))
     if objective.needs_reference and spec.model.reference is not None:
         add_other_reference(spec, work, splits, world, ranks, digests["reference"], telemetry, stop)
     owner = Owner(identity(spec, dataset=train.data.digest, **digests), trust)
@@ -115,17 +131,17 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         reference = References(spec, lambda: engine, ranks, work.reference, digests["model"], layout, telemetry, stop)
         for examples in splits:
             reference.add_to(examples, budget=spec.eval_batch, look=surprise if examples is train else None)
-    first = surprise.figures(ranks) if surprise is not None else {}
-    if surprise is not None and not first:
-        # There was no pass of the policy over the reference's log-probs.
-        after_each = progress("surprise at the data", ranks, telemetry, stop)
-        measure(surprise, engine, train, spec.eval_batch, plan.pairs_seen(total_steps), after_each)
-        first = surprise.figures(ranks)
+    seen = plan.pairs_seen(total_steps)
+    after_each = progress("surprise at the data", ranks, telemetry, stop)
+    first = _looked_at(surprise, ranks, lambda look: measure(look, engine, train, spec.eval_batch, seen, after_each))
 
     state = engine.state()
     checkpoints = open_checkpoints(spec, work, train, digests, attempt, ranks, trust, telemetry)
     restored = resume(checkpoints, state, engine, telemetry)
     begin_telemetry(spec, plan, total_steps, restored, trust, telemetry)
+    diagnosing = Diagnosing(spec, work, ranks, telemetry, total_steps=total_steps)
+    diagnosing.begin(restored.step if restored else 0)
+    begin_training()
     # The first heartbeat ends the operator's start time-out, so heartbeats start here.
     engine.module.after_each_pass(telemetry.alive)
     checkpoints.alive = telemetry.alive
@@ -143,21 +159,35 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         state=state,
         restored=restored,
         first=first,
-        samples=Samples(
-            engine,
-            ranks,
-            work,
-            spec,
-            evaluation.data if evaluation is not None else None,
-            budget=spec.eval_batch,
-            time=SamplingTime(total_steps, spec.eval_every_steps, resumed_step=restored.step if restored else 0),
-            resumed_step=restored.step if restored else 0,
-        ),
+        samples=samples_of(spec, work, engine, ranks, evaluation, total_steps, restored.step if restored else 0),
         pace=Pace(engine.world),
         nonfinite=NonFinitePolicy(training.non_finite, checkpoints.skipped(restored)),
+        diagnosing=diagnosing,
         telemetry=telemetry,
         # A failed background save ends the run as a signal does: at a step that all ranks agree on.
         stop=StopWhen(stop, lambda: checkpoints.failed),
+    )
+
+
+def samples_of(
+    spec: DPOJobSpec,
+    work: WorkDir,
+    engine: Engine,
+    ranks: Ranks,
+    evaluation: Examples | None,
+    total_steps: int,
+    resumed_step: int,
+) -> Samples:
+    """Answers to prompts of the evaluation data, from the step that the run resumes from."""
+    return Samples(
+        engine,
+        ranks,
+        work,
+        spec,
+        evaluation.data if evaluation is not None else None,
+        budget=spec.eval_batch,
+        time=SamplingTime(total_steps, spec.eval_every_steps, resumed_step=resumed_step),
+        resumed_step=resumed_step,
     )
 
 
@@ -173,8 +203,13 @@ def load_engine(
     before: Collection[str] = (),
 ) -> Engine:
     """Load a model and choose how pairs go through it. Collective. trained, before: see Engine."""
-    telemetry.activity("loading the model" if trained else "loading the reference model")
-    engine = Engine(spec, folder, world, trained=trained, before=before)
+    activity = "loading the model" if trained else "loading the reference model"
+    telemetry.activity(activity)
+
+    def alive(modules: int) -> None:
+        telemetry.reading(f"{activity}: weights of {modules} modules")
+
+    engine = Engine(spec, folder, world, trained=trained, before=before, alive=alive)
     log_partitions(engine, ranks, telemetry)
     check_logits_path(engine, train.data, spec.training.precision, telemetry)
     choose_layout(engine, train.data, spec, telemetry)
@@ -238,7 +273,7 @@ def open_checkpoints(
         keep_best=spec.checkpoint.keep_best,
         ranks=ranks,
         trust=trust,
-        background=ranks.background_group() if spec.checkpoint.asynchronous else None,
+        background=ranks.own_group() if spec.checkpoint.asynchronous else None,
         on_commit=telemetry.checkpoint,
         before_commit=telemetry.sync,
     )
@@ -254,6 +289,8 @@ def resume(checkpoints: Checkpoints, state: EngineState, engine: Engine, telemet
         if restored.state.loss_scale is not None:
             engine.loss_scale = LossScale(**restored.state.loss_scale.model_dump())
         log_restored(restored, telemetry)
+    if uses_cuda():
+        checkpoints.reserve(state)
     return restored
 
 

@@ -15,6 +15,7 @@ from dpo_trainer.engine.loss_scale import LossScale
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.stop import Outcome, Stopped, StopRequest
 from dpo_trainer.telemetry.selection import cost
+from dpo_trainer.training import diagnosing
 from dpo_trainer.training.build import Run
 from dpo_trainer.training.early_stopping import judge
 from dpo_trainer.training.evaluate import evaluate
@@ -65,9 +66,13 @@ class Milestones:
                 raise Stopped(stop.signal_name or "a signal to another rank")
             if run.first or answered:
                 run.telemetry.before_first_update(run.first | answered)
+            if (ill := run.diagnosing.look(0)) is not None:
+                raise diagnosing.stopped(ill)
         elif self.is_evaluated(restored.step) and restored.state.eval is None:
             # A signal came before this evaluation. Evaluate now, so that signals do not change early stopping.
             return self.after_step(restored.step, restored.state.train, stopping=False, committed=True)
+        elif (ill := run.diagnosing.look(restored.step)) is not None:
+            raise diagnosing.stopped(ill)
         return None
 
     def report(self, step: int, pairs: Indices, sums: StepSums, metrics: dict[str, float], seconds: float) -> None:
@@ -96,6 +101,7 @@ class Milestones:
 
         metrics: of the step, as they were logged. stopping: some rank was asked to stop.
         committed: there is a checkpoint of the step, which only lacks its evaluation.
+        Raises TrainerError STOPPED_BY_DIAGNOSIS, after a save, when a finding of diagnosis.stopOn holds.
         """
         run, spec, evaluated = self.run, self.run.spec, None
         improved = stale = False
@@ -117,9 +123,16 @@ class Milestones:
                 f"Stopped early after step {step} of {run.total_steps}: {spec.selection_metric} has not improved"
                 f"{f' by {least:g}' if least else ''} since step {verdict.best_step}."
             )
-        if finished or stopping or improved or step % spec.checkpoint.every_steps == 0:
+        saved = bool(finished) or stopping or improved or step % spec.checkpoint.every_steps == 0
+        ill = run.diagnosing.look(step) if saved or evaluated is not None else None
+        if ill is not None:
+            # Not finished: a restart would export what the finding is about.
+            finished = ""
+        if saved or ill is not None:
             loop = self._loop_state(step, metrics, evaluated, finished)
-            self._save(loop, committed=committed, last=bool(finished) or stopping)
+            self._save(loop, committed=committed, last=bool(finished) or stopping or ill is not None)
+        if ill is not None:
+            raise diagnosing.stopped(ill)
         if finished:
             run.telemetry.ended(finished)
             return Outcome("Succeeded", finished)
@@ -150,6 +163,7 @@ class Milestones:
             if (scale := restored.state.loss_scale) is not None:
                 run.engine.loss_scale = LossScale(**scale.model_dump())
             run.telemetry.rewind(restored.step, run.plan.epoch(restored.step))
+            run.diagnosing.rewind(restored.step)
             log_restored(restored, run.telemetry)
             run.telemetry.warning("RolledBack", f"went back to the checkpoint of step {restored.step}", once=True)
         return restored

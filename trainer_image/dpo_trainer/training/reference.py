@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dpo_operator.api.model import AdapterType
 from dpo_operator.api.training import Budget
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches.batch import Layout
@@ -50,6 +51,8 @@ def reference_key(spec: DPOJobSpec, *, model_digest: str, dataset_digest: str, l
         "attention": spec.model.attention,
         "layout": layout,
     }
+    if spec.adapter.type is AdapterType.QLORA:
+        facts["base"] = "nf4"
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

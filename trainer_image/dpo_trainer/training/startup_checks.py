@@ -37,6 +37,11 @@ def log_partitions(engine: Engine, ranks: Ranks, telemetry: Telemetry) -> None:
         f"ZeRO-3: {ranks.world_size} ranks hold {min(held):,} to {max(held):,} of {reports[0]['total']:,} parameters each; "
         f"this rank {held[ranks.rank]:,}, of which {reports[ranks.rank]['trainable']:,} are trained"
     )
+    if four_bit := reports[0]["four_bit"]:
+        size = reports[0]["four_bit_bytes"]
+        telemetry.activity(
+            f"4-bit base: every rank holds {four_bit:,} more in {size / 2**20:,.1f} MiB, {size / (2 * four_bit):.2f} of 16 bits"
+        )
 
 
 def check_logits_path(engine: Engine, data: PairDataset, precision: str, telemetry: Telemetry) -> None:

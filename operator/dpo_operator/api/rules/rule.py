@@ -12,10 +12,11 @@ class Rule:
 
     field: camelCase path inside spec that the message is about.
     cel: CEL expression over `self`, the spec. check: the same in Python.
-    message: what is allowed.
+    message: what is allowed. found: what a job has instead, in words, where that helps; not for the API server.
     """
 
     field: str
     cel: str
     check: Callable[[DPOJobSpec], bool]
     message: str
+    found: Callable[[DPOJobSpec], str] = lambda _: ""

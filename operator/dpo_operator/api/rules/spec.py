@@ -19,6 +19,7 @@ from dpo_operator.api.rules.method import METHOD_RULES
 from dpo_operator.api.rules.pods import POD_RULES
 from dpo_operator.api.rules.rule import Rule
 from dpo_operator.api.rules.size import SIZE_RULES
+from dpo_operator.api.rules.thresholds import THRESHOLDS, unknown_words
 from dpo_operator.api.training import Checkpoint
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 
@@ -67,6 +68,7 @@ def _has_gpu(spec: DPOJobSpec) -> bool:
 _EVALUATES = "has(self.data.eval) || self.data.evalFraction > 0.0"
 _HAS_GPU = "(self.training.device != 'cpu' && self.gpusPerNode > 0)"
 _NO_ADAPTER = Adapter()
+_THRESHOLDS = ", ".join(f"'{name}'" for name in THRESHOLDS)
 _MODULES = ", ".join(f"'{module}'" for module in _NO_ADAPTER.target_modules)
 
 FAILURE_RULES: tuple[Rule, ...] = (
@@ -95,6 +97,13 @@ SPEC_RULES: tuple[Rule, ...] = (
         f"!has(self.earlyStopping) || {_EVALUATES}",
         lambda s: s.early_stopping is None or _evaluates(s),
         "needs data.eval or data.evalFraction above 0",
+    ),
+    Rule(
+        "diagnosis.thresholds",
+        f"!has(self.diagnosis.thresholds) || self.diagnosis.thresholds.all(name, name in [{_THRESHOLDS}])",
+        lambda s: all(name in THRESHOLDS for name in s.diagnosis.thresholds),
+        "has a name that is no threshold; docs/diagnosis.md lists them",
+        lambda s: unknown_words(s.diagnosis.thresholds),
     ),
     Rule(
         "export.checkpoint",
@@ -179,12 +188,6 @@ SPEC_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "adapter.type",
-        f"self.adapter.type != 'qlora' || {_HAS_GPU}",
-        lambda s: s.adapter.type is not AdapterType.QLORA or _has_gpu(s),
-        "qlora needs a GPU: its 4-bit kernels run neither on training.device cpu nor with gpusPerNode 0",
-    ),
-    Rule(
-        "adapter.type",
         "self.adapter.type != 'none' || ("
         f"self.adapter.rank == {_NO_ADAPTER.rank} && self.adapter.alpha == {float(_NO_ADAPTER.alpha)} && "
         f"self.adapter.dropout == {_NO_ADAPTER.dropout} && !self.adapter.dora && !self.adapter.rslora && "
@@ -257,4 +260,8 @@ NAME_MESSAGE = (
 
 def violations(job: DPOJob) -> list[str]:
     """Messages of the rules that a job breaks, each beginning with the field's path."""
-    return [f"spec.{rule.field}: {rule.message}" for rule in SPEC_RULES if not rule.check(job.spec)]
+    broken = [rule for rule in SPEC_RULES if not rule.check(job.spec)]
+    return [
+        f"spec.{rule.field}: {rule.message}{f' ({found})' if (found := rule.found(job.spec)) else ''}"
+        for rule in broken
+    ]

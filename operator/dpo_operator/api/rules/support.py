@@ -7,10 +7,9 @@ from dpo_operator.api.types import DPOJobSpec
 def unsupported(spec: DPOJobSpec) -> list[str]:
     """Sentences, one for each setting that is not implemented; empty when the job can run."""
     problems = []
-    if spec.adapter.type is AdapterType.QLORA:
+    if spec.adapter.type is AdapterType.QLORA and spec.adapter.dora:
         problems.append(
-            "spec.adapter.type: qlora is not implemented yet: this version can't load a 4-bit base into ZeRO-3 partitions, nor check what "
-            "is exported from one; use lora, whose frozen base is partitioned over the GPUs too, with more GPUs when memory is short"
+            "spec.adapter.dora: not implemented with qlora, whose weights are in 4 bits; leave it out, or use lora"
         )
     if spec.training.zero_stage != 3:
         problems.append(f"spec.training.zeroStage: {spec.training.zero_stage} is not implemented yet; use 3")

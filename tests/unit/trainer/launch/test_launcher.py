@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_trainer.launch.launcher import KEEP_FREED, PodWorld, cpu_limit
+from dpo_trainer.launch.launcher import EXPANDABLE, KEEP_FREED, PodWorld, cpu_limit, flight_recorder
 from dpo_trainer.launch.stacks import Stacks
 from dpo_trainer.launch.supervisor import GracePeriods, Supervisor
 from dpo_trainer.runtime.workdir import WorkDir
@@ -75,6 +75,50 @@ def test_a_lost_peer_never_hides_the_cause(tmp_path: Path, started: list[Pod], f
     code, _, termination = pod.wait()
 
     assert (code, termination.message) == (65, "bad rows")
+
+
+@pytest.mark.parametrize("first", ["cause", "abort"])
+def test_a_rank_that_aborts_is_not_blamed_for_its_peer(tmp_path: Path, started: list[Pod], first: str):
+    cause, abort = (0.0, 0.3) if first == "cause" else (0.3, 0.0)
+    script = f"""
+    others()
+    if rank == 0:
+        time.sleep({abort}); os.abort()
+    time.sleep({cause}); leave(70, "the cause")
+    """
+    pod = Pod(tmp_path, script, 2)
+    started.append(pod)
+    code, _, termination = pod.wait()
+
+    assert (code, termination.message, termination.rank) == (70, "the cause", 1)
+
+
+def test_a_rank_that_aborts_alone_says_what_that_means(tmp_path: Path, started: list[Pod]):
+    pod = Pod(tmp_path, "others()\nos.abort() if rank == 1 else time.sleep(60)", 2)
+    started.append(pod)
+    code, _, termination = pod.wait()
+
+    assert (code, termination.rank) == (134, 1)
+    assert termination.message.startswith("rank 1 was aborted (SIGABRT): on GPUs usually by NCCL's watchdog")
+
+
+def test_nccl_records_its_last_collectives_beside_the_stacks(tmp_path: Path, started: list[Pod]):
+    script = """
+    keys = [k for k in os.environ if k.startswith("TORCH_NCCL") or k.startswith("TORCH_FR")]
+    (out / f"env-{rank}").write_text(json.dumps({k: os.environ[k] for k in keys}))
+    leave(0)
+    """
+    pod = Pod(tmp_path, script, 2, NVIDIA_VISIBLE_DEVICES="all", TORCH_NCCL_TRACE_BUFFER_SIZE="7")
+    started.append(pod)
+    pod.wait()
+
+    found = json.loads((tmp_path / "env-1").read_text())
+    assert found["TORCH_NCCL_DEBUG_INFO_TEMP_FILE"] == str(tmp_path / "stacks" / "attempt-1" / "nccl-")
+    assert found["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
+    assert found["TORCH_NCCL_TRACE_BUFFER_SIZE"] == "7"
+    assert (tmp_path / "stacks" / "attempt-1").is_dir()
+    work = WorkDir(tmp_path)
+    assert flight_recorder({}, 2, Stacks(tmp_path, work, 1, {0: 0}, print)) == {}
 
 
 def test_killing_a_sibling_that_ignores_sigterm_keeps_the_exit_code(tmp_path: Path, started: list[Pod]):
@@ -216,6 +260,18 @@ def test_on_cpus_freed_memory_is_kept_unless_something_else_is_set():
     assert allocator() == KEEP_FREED
     assert allocator(MALLOC_ARENA_MAX="1") == {}
     assert allocator(NVIDIA_VISIBLE_DEVICES="all") == {}
+
+
+def test_gpus_get_segments_that_grow_and_their_share_of_cores():
+    world = PodWorld(nodes=1, processes=2, node_rank=0, master_address="m", master_port="1")
+
+    def made(**environment: str) -> dict[str, str]:
+        return world.variables(0, {"NVIDIA_VISIBLE_DEVICES": "all", **environment}, cores=0)
+
+    assert made().items() >= EXPANDABLE.items()
+    assert "PYTORCH_ALLOC_CONF" not in made(PYTORCH_CUDA_ALLOC_CONF="max_split_size_mb:512")
+    assert "PYTORCH_ALLOC_CONF" not in world.variables(0, {}, cores=0)
+    assert made()["OMP_NUM_THREADS"] == str(max(1, len(os.sched_getaffinity(0)) // 2))
 
 
 def test_a_rank_that_stops_alone_takes_the_others_with_it(tmp_path: Path):

@@ -31,8 +31,7 @@ DATA = "data/train.jsonl"
 # One whose name with its folders is too long for a file's.
 LONG = f"data/train-{'é' * 60}.jsonl"
 HUB = ("huggingface_hub.hf_api",)
-# The tokenizer of a Llama brings its model and torch with it, which takes a process six seconds of a core.
-PREPARE = (*HUB, "dpo_trainer.prepare.phase", "datasets", "transformers.models.llama.modeling_llama")
+PREPARE = (*HUB, "dpo_trainer.prepare.phase", "datasets", "transformers.models.llama.tokenization_llama")
 
 
 @dataclass

@@ -7,11 +7,12 @@ import json
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_trainer.data import statistics
 from dpo_trainer.data.dataset import PairDataset
+from dpo_trainer.data.features import Features
 from dpo_trainer.data.report import warnings
 from dpo_trainer.data.tokens.truncation import Limits
 from dpo_trainer.runtime.files import commit
@@ -30,7 +31,7 @@ class SourceReport:
     special_token_text: pairs whose text holds strings that look like special tokens.
     lost_reasoning: chats of which the template left reasoning out, as data.template.keepReasoning allows.
     unseparated, prompt_repeated: pairs of plain text with nothing between prompt and answers, and with answers that repeat the prompt.
-    repeats: pairs that are used again because of the source's weight.
+    repeats: pairs that are used again because of the source's weight. features: of the answers' text.
     """
 
     split: str
@@ -44,6 +45,7 @@ class SourceReport:
     unseparated: int = 0
     prompt_repeated: int = 0
     lost_reasoning: int = 0
+    features: Features = field(default_factory=Features)
 
 
 def build(
@@ -65,6 +67,7 @@ def build(
         "sources": [_source(source, datasets, described) for source in sources],
         "overlap": statistics.overlap(keys["train"], keys["eval"]) if "eval" in keys else None,
         "kto_weights": statistics.kto_weights(described["train"]),
+        "features": _features(sources),
     }  # fmt: skip
     found = warnings.find(report)
     return report | {
@@ -158,6 +161,14 @@ def _rows_read(split: str, sources: Sequence[SourceReport]) -> dict[str, Any]:
         "lost_reasoning": sum(source.lost_reasoning for source in own),
         "repeats": sum(source.repeats for source in own),
     }
+
+
+def _features(sources: Sequence[SourceReport]) -> dict[str, Any]:
+    """Features of the answers' text by split, over its sources; pairs that were held out of train are among train's."""
+    found: dict[str, Features] = {}
+    for source in sources:
+        found[source.split] = found.get(source.split, Features()).plus(source.features)
+    return {split: features.described() for split, features in found.items()}
 
 
 def _pairs_used(described: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, Any]:

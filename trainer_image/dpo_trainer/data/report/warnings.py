@@ -35,8 +35,8 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "BoundaryMerges": ("Warning", "data.train"),
     "NearIdenticalAnswers": ("Info", "method.nllWeight"),
     "CopiedPairs": ("Info", "data.filters.dropDuplicates"),
-    "ContradictingPairs": ("Warning", "data.train"),
-    "SharedPrompts": ("Warning", "data.evalFraction"),
+    "ContradictingPairs": ("Info", "data.train"),
+    "SharedPrompts": ("Info", "data.evalFraction"),
     "OneKindOfAnswer": ("Warning", "data.train"),
     "UnbalancedKinds": ("Info", "method.desirableWeight"),
 }
@@ -120,8 +120,12 @@ def _of_split(name: str, split: Mapping[str, Any], limits: Mapping[str, Any]) ->
                 f"{name}: the chat template leaves reasoning out of {_pairs(split['lost_reasoning'])}, which data.template.keepReasoning allows"
             ),
         )
-    if pairs < TOO_FEW_FOR_SHARES:
-        return
+    if pairs >= TOO_FEW_FOR_SHARES:
+        yield from _of_shares(name, split, limits)
+
+
+def _of_shares(name: str, split: Mapping[str, Any], limits: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    pairs = split["pairs"]
     for key, rule in (("chosen_longer", "longer"), ("chosen_shorter", "shorter")):
         if (split[key] or 0) > ONE_SIDED and _matters(split):
             yield (

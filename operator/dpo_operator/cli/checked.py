@@ -1,0 +1,50 @@
+"""Job files for commands: read and checked, or the problems printed."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+
+from dpo_operator.api import exitcodes
+from dpo_operator.api.allow import Allow
+from dpo_operator.api.rules.advice import advice
+from dpo_operator.api.text import sentences
+from dpo_operator.api.types import DPOJob
+from dpo_operator.cli import jobfile, modelsource
+
+console = Console(stderr=True, highlight=False)
+
+AllowEnv = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A variable that pod.env may set in addition to those that every cluster allows, or the beginning of some: 'WANDB_*'."
+    ),
+]
+
+
+def allowed(env: list[str] | None) -> Allow:
+    """What `--allow-env` says. Raises typer.Exit for what is no name."""
+    try:
+        return Allow(env=tuple(env or ()))
+    except ValidationError as error:
+        console.print(f"[red]error:[/red] --allow-env: {escape('; '.join(sentences(error)))}", soft_wrap=True)
+        raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
+
+
+def read_job(path: Path, allow: Allow) -> DPOJob:
+    """A valid job file. Prints what is wrong with any other, and raises typer.Exit."""
+    try:
+        return jobfile.read(path, allow)
+    except jobfile.JobFileError as error:
+        for line in str(error).splitlines():
+            console.print(f"[red]error:[/red] {escape(line)}", soft_wrap=True)
+        raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
+
+
+def warn(job: DPOJob, claims: Path) -> None:
+    """Say which settings guides call dangerous."""
+    for line in advice(job.spec, modelsource.parameters_here(job, claims)):
+        console.print(f"[yellow]warning:[/yellow] {escape(str(line))}", soft_wrap=True)

@@ -1,0 +1,53 @@
+"""WrongReference: before the first update, policy and reference are one model, so that log-ratios are 0."""
+
+from dpo_operator.api.diagnosis import Code, Finding
+from dpo_operator.api.rules.thresholds import Limits
+from dpo_trainer.diagnosis.record import Line, RunRecord, number
+from dpo_trainer.diagnosis.saying import finding
+
+# Dropout in adapters moves the policy of the first step a little.
+_DROPOUT = 10.0
+
+
+def check(record: RunRecord, limits: Limits) -> Finding | None:
+    """State that the reference is not the model that training starts from."""
+    first = record.first
+    if first is None or not record.spec.method.needs_reference:
+        return None
+    drift = _drift(first)
+    if (other := record.spec.model.reference) is not None:
+        limit = limits["wrongReferenceOther"]
+        if drift is None or drift < limit:
+            return None
+        return finding(
+            Code.WRONG_REFERENCE, "Unhealthy", 1,
+            f"The reference {other.name[:60]} finds the answers {drift:.2g} nats a token more or less likely than the model that "
+            "training starts from: it is an unrelated model, and the loss pulls towards it.",
+            [("logratio_abs_per_token", drift, limit)],
+            "model.reference", "Leave model.reference out, so that the reference is the model before training.",
+        )  # fmt: skip
+    factor = _DROPOUT if record.spec.adapter.dropout > 0 else 1.0
+    loss, known = number(first, "loss"), number(first, "initial_loss")
+    moved, far = factor * limits["wrongReferenceLogRatio"], factor * limits["wrongReferenceLoss"]
+    off = None if loss is None or known is None else abs(loss - known) / max(1.0, abs(known))
+    if (drift is None or drift < moved) and (off is None or off < far):
+        return None
+    return finding(
+        Code.WRONG_REFERENCE, "Unhealthy", 1,
+        f"Before the first update the loss is {loss or 0:.4g} and not {known or 0:.4g}, and policy and reference differ by "
+        f"{drift or 0:.2g} nats a token: the reference is not the model that training starts from.",
+        [("logratio_abs_per_token", drift, moved), ("loss", loss, known)],
+        "model.reference" if not record.spec.adapter.dropout else "adapter.dropout",
+        "Delete the folder reference in the work folder, so that its log-probs are computed again from this model."
+        if not record.spec.adapter.dropout
+        else f"Try adapter.dropout 0 instead of {record.spec.adapter.dropout:g}.",
+    )  # fmt: skip
+
+
+def _drift(line: Line) -> float | None:
+    """Mean log-ratio a token without its sign, or the larger of the two sides'."""
+    if (whole := number(line, "logratio_abs_per_token")) is not None:
+        return whole
+    sides = [number(line, f"logratio_per_token/{side}") for side in ("chosen", "rejected")]
+    known = [abs(side) for side in sides if side is not None]
+    return max(known) if known else None
