@@ -1,5 +1,6 @@
 """Claims of jobs against a real API server: they grow where the StorageClass lets them, and nothing is lost silently."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from dpo_operator.api import names
 from tests.apiserver.client import Requests
-from tests.apiserver.hands import Hands, bind, make_storage_class, wait_until
+from tests.apiserver.hands import Hands, bind, last_words, make_storage_class, wait_until
 from tests.apiserver.operator_process import OperatorProcess, running
 from tests.apiserver.test_operator_life import Rank
 from tests.cluster.rig.control_plane import ControlPlane
@@ -232,3 +233,67 @@ def test_a_lost_claim_ends_the_job_and_no_new_one_is_made(hands: Hands, operator
     wait_until("answer", lambda: hands.status("loses").get("lastHandledRetry") == "x")
     wait_until("end", lambda: hands.condition("loses", "Failed") == ("True", "VolumeLost"))
     assert hands.get("persistentvolumeclaims", "loses-work") is None
+
+
+def test_a_lost_claim_is_replaced_from_the_mirror(
+    hands: Hands, operator: OperatorProcess, control_plane: ControlPlane
+) -> None:
+    mirror = {"to": "s3://checkpoints/run", "credentialsSecretRef": {"name": "keeper"}}
+    hands.apply("mirrors", nodes=1, checkpoint={"mirror": mirror})
+    hands.run_phase("mirrors", "prepare")
+    (pod,) = hands.pods("mirrors", "train", 1, 1)
+    saved = {"step": 50, "path": "checkpoints/step-00000050", "digest": "ab" * 32, "attempt": 1, "time": 1.0}
+    record = {key: saved[key] for key in ("step", "attempt", "digest")}
+    rank = Rank("127.0.0.32", step=60, checkpoint=saved, recorded=[record])
+    try:
+        hands.start(pod, rank.ip)
+        copy = wait_until("a copy", lambda: _pods(hands, "mirror"))[0]
+        assert [v["secret"]["secretName"] for v in copy["spec"]["volumes"] if "secret" in v] == ["keeper"]
+        # Neither the ranks nor prepare know the mirror's keys.
+        assert "keeper" not in str([*_pods(hands, "train"), *_pods(hands, "prepare")])
+        assert hands.get("networkpolicies", "mirrors-mirror") is not None
+        hands.start(copy)
+        hands.end(copy, 77, json.dumps({"exit_code": 77, "message": "access was refused"}))
+        wait_until("warning", lambda: "MirrorFailed" in hands.events("mirrors"))
+        assert hands.condition("mirrors", "Mirrored")[0] == "False"
+        assert hands.status("mirrors")["state"] == "Training"
+        # The next checkpoint is tried again.
+        saved |= {"step": 100, "path": "checkpoints/step-00000100", "digest": "cd" * 32}
+        rank.progress |= {
+            "step": 110,
+            "checkpoint": saved,
+            "recorded": [record, record | {"step": 100, "digest": "cd" * 32}],
+        }
+        wait_until("no old Job", lambda: hands.get("jobs", "mirrors-mirror-1") is None)
+        second = wait_until("another copy", lambda: [p for p in _pods(hands, "mirror") if _number(p) == "2"])[0]
+        hands.start(second)
+        hands.end(second, 0, json.dumps({"exit_code": 0, "checkpoint": saved}))
+        wait_until("copied", lambda: hands.condition("mirrors", "Mirrored") == ("True", "Copied"))
+        wait_until("no Job", lambda: hands.get("jobs", "mirrors-mirror-2") is None)
+    finally:
+        rank.close()
+    lost = hands.status("mirrors")["volume"]["claimUid"]
+    hands.delete("persistentvolumeclaims", "mirrors-work")
+    again = hands.pods("mirrors", "prepare", 2, 1)[0]
+    assert hands.condition("mirrors", "Failed") == ("", "")
+    assert hands.get("persistentvolumeclaims", "mirrors-work")["metadata"]["uid"] != lost  # type: ignore[index]
+    environment = {e["name"]: e.get("value") for e in again["spec"]["containers"][0]["env"]}
+    assert environment[names.ENV_RESTORE] == "1"
+    assert "cd" * 32 in str(environment[names.ENV_RECORDED_CHECKPOINTS])
+    assert "keeper" in str(again["spec"]["volumes"])
+    hands.start(again)
+    wait_until("prepare", lambda: hands.condition("mirrors", "Running")[0] == "True")
+    hands.end(again, 0, last_words(0, "prepare", 2))
+    (pod,) = hands.pods("mirrors", "train", 3, 1)
+    environment = {e["name"]: e.get("value") for e in pod["spec"]["containers"][0]["env"]}
+    assert "cd" * 32 in str(environment[names.ENV_RECORDED_CHECKPOINTS])
+    assert "VolumeLost" in hands.events("mirrors")
+    hands.delete("dpojobs", "mirrors")
+
+
+def _pods(hands: Hands, phase: str) -> list[dict[str, Any]]:
+    return [p for p in hands.children("pods", "mirrors") if p["metadata"]["labels"][names.LABEL_PHASE] == phase]
+
+
+def _number(pod: dict[str, Any]) -> str:
+    return str(pod["metadata"]["labels"][names.LABEL_ATTEMPT])

@@ -1,15 +1,19 @@
 """A DPOJob from apply to export, on two nodes; then the same job with a rank killed in the middle."""
 
+import json
 import signal
 import time
+import urllib.request
 from datetime import datetime
 from typing import Any
 
 import pytest
+import yaml
 
 from dpo_operator.generate.dashboards import dashboard_queries, operator_queries
 from tests.cluster import scenario
 from tests.cluster.scenario import Job
+from tests.contract.alerts.replay import rules
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
@@ -38,6 +42,7 @@ def undisturbed() -> dict[int, dict[str, float]]:
 
 
 def test_end_to_end(job: Job, spec: dict[str, Any], undisturbed: dict[int, dict[str, float]]) -> None:
+    load_rules(job)
     job.apply(spec)
     job.wait_for_step(8)
 
@@ -54,7 +59,13 @@ def test_end_to_end(job: Job, spec: dict[str, Any], undisturbed: dict[int, dict[
     empty = unanswered(job, [*dashboard_queries(job.namespace, job.name), *operator_queries()])
     assert not empty, "panels without data: " + "\n".join(empty)
 
+    health = {rule["name"]: (rule["health"], rule.get("lastError")) for rule in loaded_rules(job)}
+    assert len(health) == sum(len(group["rules"]) for group in rules()["groups"])
+    assert set(health.values()) == {("ok", None)}
+
     status = job.wait_for_state("Complete")
+    fired = job.cluster.prometheus_query(f'max_over_time(ALERTS{{alertstate="firing",dpojob="{job.name}"}}[1h])')
+    assert not fired, "a healthy job raises alerts"
     assert status["restarts"] == 0
     assert {c["type"]: c["status"] for c in status["conditions"]}["Complete"] == "True"
     assert status["dataset"]["trainPairs"] > 100
@@ -71,6 +82,17 @@ def test_end_to_end(job: Job, spec: dict[str, Any], undisturbed: dict[int, dict[
     assert scenario.export_difference(job.work_folder(), job.work_folder() / status["export"]["path"]) <= 1e-4
     assert "reward margin" in (job.work_folder() / "report" / "report.txt").read_text()
     assert (job.work_folder() / "report" / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
+def load_rules(job: Job) -> None:
+    """Give Prometheus the rules that the chart ships."""
+    (job.cluster.rules / "chart.yaml").write_text(yaml.safe_dump(rules()))
+    job.cluster.reload_prometheus()
+
+
+def loaded_rules(job: Job) -> list[dict[str, Any]]:
+    with urllib.request.urlopen(f"{job.cluster.prometheus_url}/api/v1/rules", timeout=10) as answer:
+        return [rule for group in json.load(answer)["data"]["groups"] for rule in group["rules"]]
 
 
 def unanswered(job: Job, queries: list[str], patience: float = 30) -> list[str]:

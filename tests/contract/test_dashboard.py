@@ -42,8 +42,8 @@ def check(queries: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def names_in(query: str) -> set[str]:
-    """Metric names: words that begin like one of ours, or like the process's."""
-    return set(re.findall(r"\b(?:dpo_|dpojob_|process_)[a-z0-9_]+", query))
+    """Metric names: words that begin like one of ours or like the process's, and Prometheus' own about alerts."""
+    return set(re.findall(r"\b(?:dpo_|dpojob_|process_)[a-z0-9_]+|\bALERTS\b", query))
 
 
 def test_every_query_is_promql(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_promtool_would_find_an_error(tmp_path: Path) -> None:
 def test_every_query_names_metrics_that_the_code_exports(query: str) -> None:
     used = names_in(query)
     assert used
-    assert used <= series_names()
+    assert used <= series_names() | {"ALERTS"}
 
 
 def test_every_query_is_about_one_job() -> None:
@@ -73,8 +73,9 @@ def test_every_query_is_about_one_job() -> None:
         ours = 'namespace="team-a",dpojob="helpful"'
         by_operator = f'{ours},job="dpo-system/dpo-operator"'
         for name, selector in re.findall(r"(\w+)\{([^}]*)\}", query):
-            assert selector == (by_operator if name.startswith("dpojob_") else ours)
-        assert len(selectors) == len(re.findall(r"\b(?:dpo|dpojob|process)_\w+", query))
+            wanted = by_operator if name.startswith("dpojob_") else ours
+            assert selector == (f'{ours},alertstate="firing"' if name == "ALERTS" else wanted)
+        assert len(selectors) == len(re.findall(r"\b(?:dpo|dpojob|process)_\w+|\bALERTS\b", query))
         assert "$" not in query
 
 
@@ -108,7 +109,7 @@ def test_every_panel_says_what_it_shows(dashboard: dict[str, Any]) -> None:
         assert panel["description"].endswith("."), panel["title"]
         assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
         assert panel["targets"], panel["title"]
-        assert panel["type"] in ("stat", "gauge", "timeseries"), panel["title"]
+        assert panel["type"] in ("stat", "gauge", "timeseries", "table"), panel["title"]
 
 
 @BOTH
@@ -146,6 +147,28 @@ def test_what_a_user_wants_to_see_is_there() -> None:
     assert titles >= {"Reward accuracy", "Time of a step", "Throughput", "Gradient norm", "Learning rate"}
     shown = {name for query in expressions(DASHBOARD) for name in names_in(query)}
     assert {"dpo_train_loss", "dpo_train_reward", "dpo_train_reward_margin", "dpo_eval_reward_margin"} <= shown
+
+
+def test_a_margin_is_beside_each_accuracy() -> None:
+    """In the same line of panels: an accuracy counts signs, and says nothing without it."""
+    lines: dict[int, set[str]] = {}
+    for panel in panels(DASHBOARD):
+        shown = {name for target in panel["targets"] for name in names_in(target["expr"])}
+        lines.setdefault(panel["gridPos"]["y"], set()).update(shown)
+    accuracies = [names for names in lines.values() if any("reward_accuracy" in name for name in names)]
+    assert len(accuracies) == 3
+    assert all(any("reward_margin" in name for name in names) for names in accuracies)
+
+
+def test_a_table_shows_its_columns_and_nothing_else() -> None:
+    (table,) = [panel for panel in panels(DASHBOARD) if panel["type"] == "table"]
+    (organized,) = table["transformations"]
+    columns = organized["options"]["renameByName"]
+    (grouped,) = re.findall(r"by \(([a-z_, ]+)\)", table["targets"][0]["expr"])
+    assert set(columns) == set(grouped.split(", "))
+    assert table["targets"][0]["format"] == "table"
+    others = [panel for panel in panels(DASHBOARD) if panel is not table]
+    assert {target["format"] for panel in others for target in panel["targets"]} == {"time_series"}
 
 
 def test_what_an_administrator_wants_to_see_is_there() -> None:

@@ -1,6 +1,7 @@
 """Every query of the dashboard returns data from a real Prometheus that scrapes the code's own exporters."""
 
 import json
+import re
 import time
 import urllib.parse
 import urllib.request
@@ -25,6 +26,7 @@ from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from tests import tied
 from tests.cluster.rig.binaries import binary
+from tests.contract.alerts.replay import rules
 from tests.contract.chart import NAMESPACE, render
 from tests.ports import free_port
 
@@ -39,6 +41,15 @@ STATUS: dict[str, Any] = {
     "workers": {"desired": 2, "started": 2},
     "progress": {"attempt": 2, "step": 3, "maxSteps": 10},
     "volume": {"claimName": "w", "claimUid": "u", "folder": "f", "capacityBytes": 10**11, "freeBytes": 10**10},
+    "findings": [
+        {
+            "code": "Gibberish",
+            "severity": "Unhealthy",
+            "phase": "train",
+            "step": 2,
+            "message": "The answers do not end.",
+        }
+    ],
 }
 RESTART = Restart(time="2026-01-01T00:00:00Z", phase="train", attempt=1, reason="Killed", counting="Counted", step=1)
 TRAIN = {
@@ -122,7 +133,8 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         for monitor in monitors.all("PodMonitor")
     }
     settings = {
-        "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms"},
+        "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
+        "rule_files": ["rules.yaml"],
         "scrape_configs": [
             scrape(
                 "dpo-system/dpo-operator",
@@ -142,6 +154,7 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ],
     }
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(settings))
+    (folder / "rules.yaml").write_text(yaml.safe_dump(rules()))
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     flags = [f"--config.file={folder}/prometheus.yaml", f"--storage.tsdb.path={folder}/data"]
@@ -200,12 +213,30 @@ def test_every_query_about_the_operator_returns_data(prometheus: str, query: str
 @pytest.mark.parametrize("query", dashboard_queries(TENANT, "other-job", interval="10s"))
 def test_no_query_returns_another_jobs_data(prometheus: str, query: str) -> None:
     """Negative control: only what is 0 by definition has a value."""
-    assert ask(prometheus, query.replace(" or vector(0)", "")) == []
+    assert ask(prometheus, re.sub(r" or (vector\(0\)|label_replace\(vector\(0\).*)$", "", query)) == []
 
 
 @pytest.mark.parametrize("query", annotation_expressions(job.dashboard()))
 def test_annotations_mark_what_happened(prometheus: str, query: str) -> None:
     wait_for(prometheus, fill_in(query, TENANT, NAME, "30s"))
+
+
+def test_the_charts_rules_are_loaded_and_healthy(prometheus: str) -> None:
+    with urllib.request.urlopen(f"{prometheus}/api/v1/rules", timeout=10) as answer:
+        groups = json.load(answer)["data"]["groups"]
+    found = {rule["name"]: (rule["health"], rule.get("lastError")) for group in groups for rule in group["rules"]}
+    assert set(found) == {rule.get("alert") or rule["record"] for group in rules()["groups"] for rule in group["rules"]}
+    assert set(found.values()) == {("ok", None)}
+
+
+def test_an_alert_says_the_sentence_of_its_finding(prometheus: str) -> None:
+    wait_for(prometheus, 'ALERTS{alertstate="firing"}')
+    with urllib.request.urlopen(f"{prometheus}/api/v1/alerts", timeout=10) as answer:
+        (alert,) = [alert for alert in json.load(answer)["data"]["alerts"] if alert["state"] == "firing"]
+    assert alert["labels"]["alertname"] == "DPOJobGibberish"
+    assert "Gibberish (Unhealthy): The answers do not end." in alert["annotations"]["description"]
+    (mark,) = ask(prometheus, fill_in(annotation_expressions(job.dashboard())[1], TENANT, NAME, "30s"))
+    assert mark["metric"]["message"] == "The answers do not end."
 
 
 def test_the_variables_find_the_job(prometheus: str) -> None:

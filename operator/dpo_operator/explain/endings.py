@@ -208,9 +208,12 @@ def _deadline(case: Case) -> Lines:
 
 
 def _claim_lost(case: Case) -> Lines:
+    if not case.status.is_final:
+        return ["Leave the sources of model and data as they were: a checkpoint is used only with the same ones."]
     return [
         "The checkpoints are gone with the claim. If there is a copy of the volume, restore it into a claim of your own and name it in "
         "spec.checkpoint.volume.claimName.",
+        "A job with spec.checkpoint.mirror resumes from its copies in an object store by itself.",
         f"Start over: {case.dpo('delete')}, then kubectl dpo submit FILE",
     ]
 

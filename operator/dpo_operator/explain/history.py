@@ -106,9 +106,9 @@ def notes(case: Case) -> Lines:
         found = c.find(status.conditions, type_)
         if found is not None and found.status == "True":
             lines.append(f"{type_}: {found.message}")
-    for type_ in (c.RESIZED, c.PUSHED):
+    for type_ in (c.RESIZED, c.PUSHED, c.MIRRORED):
         found = c.find(status.conditions, type_)
-        if found is not None and found.status == "False" and found.reason != c.PUSH_PENDING:
+        if found is not None and found.status == "False" and found.reason not in (c.PUSH_PENDING, c.MIRROR_PENDING):
             lines.append(f"{found.reason}: {found.message}")
     if case.generation > status.observed_generation > 0:
         lines.append("The operator has not yet acted on the newest change of the spec.")

@@ -22,6 +22,8 @@ from dpo_operator.planning.failures import REASONS
 from dpo_operator.queueing.key import Key
 
 LABELS = ("namespace", "dpojob")
+# The chart's PodMonitors allow 640.
+MAX_LABEL_BYTES = 600
 
 
 class Shown(NamedTuple):
@@ -198,6 +200,8 @@ class JobFamilies(Collector):
         yield _family("dpojob_straggler_ratio", text, ("rank",), _stragglers(jobs))
         text = "1 for a finding about a job's learning or its data that holds now; codes that the operator does not know are Other."
         yield _family("dpojob_finding", text, ("code", "severity"), _findings(jobs))
+        text = "The sentence of each such finding, for people: the text of alerts and annotations."
+        yield _family("dpojob_finding_info", text, ("code", "severity", "message"), _sentences(jobs))
         restarts = CounterMetricFamily(
             "dpojob_restarts", "Restarts of a job since the operator knows it.", labels=(*LABELS, "reason")
         )
@@ -286,6 +290,18 @@ def _findings(jobs: Jobs) -> Rows:
     # Two findings may have one label.
     found = {(*labels, label(f.code), f.severity): None for labels, r in jobs for f in r.status.findings}
     return [(values, 1) for values in found]
+
+
+def _sentences(jobs: Jobs) -> Rows:
+    found = {
+        (*labels, label(f.code), f.severity, _cut(f.message)): None for labels, r in jobs for f in r.status.findings
+    }
+    return [(values, 1) for values in found]
+
+
+def _cut(text: str) -> str:
+    """Prometheus counts bytes, and drops a whole scrape for one value that is longer than the PodMonitor allows."""
+    return text.encode()[:MAX_LABEL_BYTES].decode(errors="ignore")
 
 
 def _volumes(jobs: Jobs, attribute: str) -> Rows:

@@ -34,7 +34,7 @@ def being_deleted(job: DPOJob, status: DPOJobStatus, seen: Observed) -> Plan:
     """Stop the pods of a job whose deletion is blocked by a finalizer. With `--cascade=orphan`, leave its objects alone."""
     if ORPHANING in job.metadata.finalizers:
         return Plan(status)
-    jobs = tuple(Delete("Job", child.name, child.uid) for child in seen.jobs if not child.deleting)
+    jobs = tuple(Delete("Job", child.name, child.uid) for child in (*seen.jobs, *seen.mirrors) if not child.deleting)
     return Plan(status, (*jobs, *_removals_on_lost_nodes(status, seen)), requeue_after=next_check(seen.pods))
 
 

@@ -15,6 +15,7 @@ from dpo_operator.api.diagnosis import MEANINGS, Code, Figure, Finding
 from dpo_operator.api.exitcodes import TABLE, ExitCode
 from dpo_operator.api.reports import SlowestRank
 from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.statusparts.stored import CheckpointStatus, MirrorStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.explain.case import Case, Place
 from dpo_operator.planning.failures import Failure
@@ -424,6 +425,14 @@ def it_ran_too_long() -> Case:
 @situation
 def its_claim_was_deleted() -> Case:
     return case(decide(a_status(), a_view(a_child(), claim=None)).status)
+
+
+@situation
+def its_claim_was_deleted_and_the_mirror_has_a_checkpoint() -> Case:
+    job = a_job(checkpoint={"mirror": {"to": "s3://checkpoints/run"}})
+    newest = CheckpointStatus(step=50, path="checkpoints/step-00000050", digest="a" * 64, attempt=1, time=NOON)
+    status = a_status(mirror=MirrorStatus(copies=1, ended=1, tried="a" * 64, checkpoint=newest))
+    return case(decide(status, a_view(a_child(), claim=None), job).status, job)
 
 
 # Running

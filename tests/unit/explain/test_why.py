@@ -14,8 +14,10 @@ from dpo_operator.explain.endings import ENDINGS, EXHAUSTED
 from dpo_operator.explain.waits import WAITS
 from dpo_operator.explain.why import why
 from dpo_operator.planning import failures
+from dpo_operator.planning.transitions import Moment, mark
 from tests.unit.explain.situations import GOLDEN, SITUATIONS, a_finding, completes, runs, waits
 from tests.unit.explain.situations import raw_pod as pod_of
+from tests.unit.planning.build import NOON
 from tests.unit.planning.test_words_of_strangers import EVIL, INVISIBLE
 
 pytestmark = pytest.mark.unit
@@ -130,3 +132,10 @@ def test_a_status_of_another_version_is_no_error() -> None:
         place=runs().place,
     )
     assert why(case).kind == "unseen"
+
+
+def test_a_copy_that_failed_is_told_beside_the_training() -> None:
+    case = runs()
+    at = Moment(NOON, 1)
+    status = mark(case.status, at, c.MIRRORED, False, "AccessDenied", "Copy 1 to s3://b/k failed: access was refused.")
+    assert "AccessDenied: Copy 1 to s3://b/k failed: access was refused." in why(replace(case, status=status)).text()

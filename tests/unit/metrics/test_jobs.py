@@ -97,10 +97,21 @@ def test_findings_have_a_series_while_they_hold():
     metrics.update(KEY, RAW, status)
     assert value(metrics, "dpojob_finding", code="FlatLoss", severity="Unhealthy", dpojob="pairs") == 1
     assert value(metrics, "dpojob_finding", code="Other", severity="Info") == 1
+    assert value(metrics, "dpojob_finding_info", code="FlatLoss", severity="Unhealthy", message="Flat.") == 1
     assert value(metrics, "dpojob_status_condition", condition="Healthy", status="False") == 1
     gone = reading.model_copy(update={"findings": ()})
     metrics.update(KEY, RAW, decide(status, a_view(a_child(), a_pod(0), a_pod(1), progress=gone)).status)
-    assert "dpojob_finding" not in {name for name, *_ in scrape(metrics)}
+    assert not {"dpojob_finding", "dpojob_finding_info"} & {name for name, *_ in scrape(metrics)}
+
+
+def test_a_long_sentence_does_not_stop_the_scrape():
+    """The PodMonitor allows 640 bytes, and a letter may have four."""
+    metrics = JobMetrics()
+    long = Finding(code="FlatLoss", severity="Unhealthy", cause="𝄞" * 300, suggestion="𝄞" * 300)
+    reading = a_reading(25).model_copy(update={"diagnosed_step": 25, "findings": (long,)})
+    metrics.update(KEY, RAW, decide(a_status(), a_view(a_child(), a_pod(0), a_pod(1), progress=reading)).status)
+    (labels,) = [dict(labels) for name, *labels in scrape(metrics) if name == "dpojob_finding_info"]
+    assert labels["message"] == "𝄞" * 150
 
 
 def test_job_of_the_same_name_starts_from_nothing():

@@ -1,6 +1,6 @@
 """Set-up of a training run, in the order in which its steps depend on each other: everything that the loop works with."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +82,22 @@ class Run:
         )
 
 
+def _set_sources(splits: Collection[Examples], sources: Mapping[str, dict[str, int]]) -> None:
+    for examples in splits:
+        examples.sources = sources.get(examples.name, {})
+
+
+def _looked_at(surprise: Surprise | None, ranks: Ranks, look: Callable[[Surprise], None]) -> dict[str, float]:
+    """Figures of the policy before its first update, {} when they are not needed. look: measures in passes of its own. Collective."""
+    if surprise is None:
+        return {}
+    if not (first := surprise.figures(ranks)):
+        # There was no pass of the policy over the reference's log-probs.
+        look(surprise)
+        first = surprise.figures(ranks)
+    return first
+
+
 def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: StopRequest) -> Run:
     """Read the data, join the ranks, load the model, compute the reference and resume. Collective.
 
@@ -101,9 +117,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     digests = ranks.run_on_rank_zero(lambda: input_digests(spec, work))
     splits = [examples for examples in (train, evaluation) if examples is not None]
     if spec.diagnosis.enabled:
-        sources = ranks.run_on_rank_zero(lambda: read_sources(spec, work))
-        for examples in splits:
-            examples.sources = sources.get(examples.name, {})
+        _set_sources(splits, ranks.run_on_rank_zero(lambda: read_sources(spec, work)))
     if objective.needs_reference and spec.model.reference is not None:
         add_other_reference(spec, work, splits, world, ranks, digests["reference"], telemetry, stop)
     owner = Owner(identity(spec, dataset=train.data.digest, **digests), trust)
@@ -117,12 +131,9 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         reference = References(spec, lambda: engine, ranks, work.reference, digests["model"], layout, telemetry, stop)
         for examples in splits:
             reference.add_to(examples, budget=spec.eval_batch, look=surprise if examples is train else None)
-    first = surprise.figures(ranks) if surprise is not None else {}
-    if surprise is not None and not first:
-        # There was no pass of the policy over the reference's log-probs.
-        after_each = progress("surprise at the data", ranks, telemetry, stop)
-        measure(surprise, engine, train, spec.eval_batch, plan.pairs_seen(total_steps), after_each)
-        first = surprise.figures(ranks)
+    seen = plan.pairs_seen(total_steps)
+    after_each = progress("surprise at the data", ranks, telemetry, stop)
+    first = _looked_at(surprise, ranks, lambda look: measure(look, engine, train, spec.eval_batch, seen, after_each))
 
     state = engine.state()
     checkpoints = open_checkpoints(spec, work, train, digests, attempt, ranks, trust, telemetry)

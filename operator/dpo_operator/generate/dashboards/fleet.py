@@ -35,7 +35,20 @@ def _jobs() -> Row:
                 (Query(f"sum by (state) (dpojob_status_state{{{OPERATOR}}}) > 0", "{{state}}"),),
                 decimals=0,
                 minimum=0,
-                width=12,
+                stack=True,
+            ),
+            Panel(
+                "Findings",
+                "DPOJobs by what is found about their learning or their data, without what is only worth knowing. Jobs that have ended count "
+                "until they are deleted.",
+                (
+                    Query(
+                        f'count by (code) (max by (namespace, dpojob, code) (dpojob_finding{{severity!="Info",{OPERATOR}}})) or vector(0)',
+                        "{{code}}",
+                    ),
+                ),
+                decimals=0,
+                minimum=0,
                 stack=True,
             ),
             Panel(
@@ -48,7 +61,6 @@ def _jobs() -> Row:
                     ),
                 ),
                 minimum=0,
-                width=12,
                 stack=True,
             ),
         ),

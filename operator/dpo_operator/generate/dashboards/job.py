@@ -45,7 +45,23 @@ def dashboard() -> Json:
 
 def _annotations() -> list[Annotation]:
     restarts = f"sum(dpojob_restarts_total{{{OF_JOB}}})"
+    findings = f"max by (code) (dpojob_finding{{{OF_JOB}}})"
     return [
+        Annotation(
+            "Alerts",
+            f'max by (alertname, severity) (ALERTS{{{JOB},alertstate="firing"}})',
+            "{{alertname}} ({{severity}})",
+            "orange",
+        ),
+        # Only where it is new: a sentence changes with its figures.
+        Annotation(
+            "Findings",
+            f"max by (code, severity, message) (dpojob_finding_info{{{OF_JOB}}}) "
+            f"and on (code) ({findings} unless {findings.replace('}', '} offset 1m')})",
+            "{{code}} ({{severity}})",
+            "yellow",
+            text="{{message}}",
+        ),
         # A reason's first restart makes a new series, in which increase() sees nothing; so the sums are compared.
         Annotation("Restarts", f"{restarts} > ({restarts.replace('}', '} offset 1m')} or vector(0))", "Restart", "red"),
         Annotation(
@@ -70,6 +86,23 @@ def _stat(
 ) -> Panel:
     """A small panel with the newest value."""
     return Panel(title, description, (query,), unit, "stat", 3, 4, decimals=decimals, steps=steps, show_name=show_name)
+
+
+def _findings() -> Panel:
+    return Panel(
+        "Findings",
+        "What the job's figures and data say, and what to change. `kubectl dpo why` and `kubectl describe dpojob` say more.",
+        (
+            Query(
+                f"max by (severity, code, message) (dpojob_finding_info{{{OF_JOB}}})"
+                ' or label_replace(vector(0), "message", "None.", "", "")'
+            ),
+        ),
+        kind="table",
+        width=24,
+        height=5,
+        columns={"severity": "Severity", "code": "Finding", "message": "What it says"},
+    )
 
 
 def _overview() -> Row:
@@ -103,17 +136,18 @@ def _overview() -> Row:
             ),
             _stat(
                 "Reward margin",
-                "Newest mean reward of chosen minus rejected answers. It should rise, from 0 where the policy starts as its reference.",
+                "Newest mean reward of chosen minus rejected answers. It should rise, from 0 where the policy starts as its reference; below "
+                "0.003 (orange) next to nothing has been learned.",
                 Query(newest("dpo_train_reward_margin")),
                 decimals=3,
-                steps=((None, "red"), (0.0, "green")),
+                steps=((None, "red"), (0.0, "orange"), (0.003, "green")),
             ),
             _stat(
                 "Accuracy",
                 "Share of the newest batch's pairs whose chosen answer has the higher reward; 0.5 is chance. It counts signs: where the reward margin is near 0 it says nothing.",
                 Query(newest("dpo_train_reward_accuracy_ratio")),
                 unit="percentunit",
-                steps=((None, "orange"), (0.55, "green")),
+                steps=((None, "text"),),
             ),
             _stat(
                 "Restarts",
@@ -137,6 +171,7 @@ def _overview() -> Row:
                 height=4,
                 decimals=0,
             ),
+            _findings(),
         ),
     )
 

@@ -30,15 +30,6 @@ def preference() -> Row:
                 colors={"train": "blue", "eval": "orange", "start": "text"},
             ),
             Panel(
-                "Rewards",
-                "Beta times what the method compares: the log-ratio of policy to reference, or the log-probability per token for orpo and "
-                "simpo. The gap between the two is what is learned; both falling is usual, but chosen falling far means that good answers "
-                "become unlikely too.",
-                (Query(newest("dpo_train_reward", by="response"), "{{response}}"),),
-                decimals=3,
-                colors=_RESPONSES,
-            ),
-            Panel(
                 "Reward margin",
                 "Mean reward of chosen minus rejected answers. It should rise (from 0 with a reference) and level off; training far above "
                 "evaluation is overfitting. earlyStopping watches the evaluation's.",
@@ -60,6 +51,15 @@ def preference() -> Row:
                 steps=((None, "blue"), (0.5, "orange")),
                 line=True,
                 colors=_SPLITS,
+            ),
+            Panel(
+                "Rewards",
+                "Beta times what the method compares: the log-ratio of policy to reference, or the log-probability per token for orpo and "
+                "simpo. The gap between the two is what is learned; both falling is usual, but chosen falling far means that good answers "
+                "become unlikely too.",
+                (Query(newest("dpo_train_reward", by="response"), "{{response}}"),),
+                decimals=3,
+                colors=_RESPONSES,
             ),
             Panel(
                 "Evaluation rewards",
@@ -140,6 +140,7 @@ def length() -> Row:
                 ),
                 decimals=0,
                 minimum=0,
+                width=6,
                 colors={"policy": "blue", "reference": "text", "data, chosen": "green", "data, rejected": "red"},
             ),
             Panel(
@@ -152,6 +153,7 @@ def length() -> Row:
                 maximum=1,
                 steps=((None, "blue"), (-0.5, "text"), (0.5, "orange")),
                 line=True,
+                width=6,
                 colors=_SPLITS,
             ),
             Panel(
@@ -166,7 +168,16 @@ def length() -> Row:
                 unit="percentunit",
                 minimum=0,
                 maximum=1,
+                width=6,
                 colors={"all": "orange", "length alone": "text"},
+            ),
+            Panel(
+                "Held-out margin",
+                "Read the accuracies beside it with this: they count signs, and near a margin of 0 any accuracy is chance.",
+                (Query(newest("dpo_eval_reward_margin"), "eval"),),
+                decimals=3,
+                width=6,
+                colors=_SPLITS,
             ),
         ),
     )

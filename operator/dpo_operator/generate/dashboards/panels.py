@@ -27,17 +27,18 @@ class Query:
 
 @dataclass(frozen=True)
 class Panel:
-    """A curve over time, or a single newest value.
+    """A curve over time, a single newest value, or a table of newest series.
 
     unit: of Grafana's units, such as s, percentunit or short. steps: colour from a value on; the first has no value.
-    line: draws a horizontal dashed line at each step. stack: curves add up to a whole.
+    line: draws a horizontal dashed line at each step. stack: curves add up to a whole. columns: labels that a table shows, and
+    their headings, from left to right.
     """
 
     title: str
     description: str
     queries: tuple[Query, ...]
     unit: str = "short"
-    kind: Literal["stat", "timeseries", "gauge"] = "timeseries"
+    kind: Literal["stat", "timeseries", "gauge", "table"] = "timeseries"
     width: int = 8
     height: int = 8
     decimals: int | None = None
@@ -48,6 +49,7 @@ class Panel:
     stack: bool = False
     show_name: bool = False
     colors: dict[str, Color] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Annotation:
-    """Marks on all curves where an expression has a value."""
+    """Marks on all curves where an expression has a value. title and text: with {{labels}}."""
 
     name: str
     expr: str
     title: str
     color: Color
     shown: bool = True
+    text: str = ""
 
 
 def build_dashboard(
@@ -151,6 +154,7 @@ def _annotation(annotation: Annotation) -> Json:
         "iconColor": annotation.color,
         "expr": annotation.expr,
         "titleFormat": annotation.title,
+        "textFormat": annotation.text,
         "step": "10s",
     }
 
@@ -188,12 +192,14 @@ def _panel(panel: Panel, number: int, position: Json) -> Json:
         "gridPos": position,
         "fieldConfig": {"defaults": _defaults(panel), "overrides": _overrides(panel)},
         "options": _options(panel),
+        "transformations": _transformations(panel),
         "targets": [
             {
                 "refId": chr(ord("A") + i),
                 "datasource": DATASOURCE,
                 "expr": query.expr,
                 "legendFormat": query.legend or "__auto",
+                "format": "table" if panel.kind == "table" else "time_series",
                 "instant": instant,
                 "range": not instant,
             }
@@ -237,6 +243,14 @@ def _overrides(panel: Panel) -> list[Json]:
     ]
 
 
+def _transformations(panel: Panel) -> list[Json]:
+    if panel.kind != "table":
+        return []
+    order = {label: number for number, label in enumerate(panel.columns)}
+    shown = {"excludeByName": {"Time": True, "Value": True}, "indexByName": order, "renameByName": panel.columns}
+    return [{"id": "organize", "options": shown}]
+
+
 def _options(panel: Panel) -> Json:
     newest: Json = {"calcs": ["lastNotNull"], "fields": "", "values": False}
     match panel.kind:
@@ -249,6 +263,8 @@ def _options(panel: Panel) -> Json:
                 "justifyMode": "auto",
                 "orientation": "auto",
             }
+        case "table":
+            return {"showHeader": True, "cellHeight": "sm"}
         case "gauge":
             return {"reduceOptions": newest, "showThresholdLabels": False, "showThresholdMarkers": False}
         case _:

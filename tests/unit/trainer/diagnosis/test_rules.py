@@ -1,17 +1,26 @@
 """Each rule states what an ill run was measured to be, and says nothing about healthy ones."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+import yaml
 
 from dpo_operator.api.diagnosis import CODES, Code, Finding
 from dpo_operator.api.rules.thresholds import THRESHOLDS
+from dpo_operator.cli.main import app
 from dpo_trainer.diagnosis import judge
 from dpo_trainer.diagnosis.judge import EXPLAINS, FIRST_STEP, RULES, diagnose, without_explained
 from dpo_trainer.diagnosis.record import RunRecord, thinned
 from tests.unit.trainer.diagnosis.records import START, evaluation, record, spec, training, with_split
 
 pytestmark = pytest.mark.unit
+
+CRD = yaml.safe_load(Path("crds/dpo-operator.dev_dpojobs.yaml").read_text(encoding="utf-8"))
+SPEC = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]  # a group's
 
 
 def evals(**at_the_end: Any) -> list[dict[str, Any]]:
@@ -237,6 +246,21 @@ def test_every_code_has_a_rule_a_threshold_and_an_ill_run():
     assert list(RULES) == list(Code)
     assert {threshold.code for threshold in THRESHOLDS.values()} == set(Code)
     assert {code for code, *_ in ILL.values()} == set(Code)
+
+
+@pytest.mark.parametrize("name", ILL)
+def test_fields_and_commands_that_are_named_exist(name: str):
+    (first, *_) = diagnose(ILL[name][3])
+    words = re.sub(r"\[\d+\]", "", f"{first.setting} {first.suggestion}")
+    fields = set(re.findall(r"\b(?:data|model|method|training|adapter|evaluation)(?:\.[a-zA-Z]+)+", words))
+    assert fields
+    for field in fields:
+        properties = SPEC
+        for part in field.split("."):
+            assert part in properties, field
+            properties = properties[part].get("items", properties[part]).get("properties", {})
+    for command in re.findall(r"`dpo ([a-z]+)", words):
+        assert command in COMMANDS
 
 
 def test_values_to_try_come_from_the_job():

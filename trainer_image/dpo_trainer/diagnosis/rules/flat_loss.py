@@ -77,7 +77,7 @@ def _cause(
         return (
             "data.train",
             f"the gradient is {gradient:.1g}, so that chosen and rejected answers are the same to the loss",
-            "Look at the pairs with `dpo run --preview`.",
+            "Look at the pairs with `dpo preview`.",
         )
     if training.adam_epsilon > _LARGE_EPSILON:
         return (
@@ -101,7 +101,7 @@ def _cause(
         return (
             "data.filters",
             "the weights move, so that the chosen and rejected answers must be too alike to tell apart",
-            "Look at the pairs with `dpo run --preview`, and leave out near-copies: set data.filters.minScoreGap, or minConfidence.",
+            "Look at the pairs with `dpo preview`, and leave out near-copies: set data.filters.minScoreGap, or minConfidence.",
         )
     factor = 100.0
     if drift:

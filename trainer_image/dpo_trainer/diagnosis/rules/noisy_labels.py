@@ -78,7 +78,7 @@ def _of_source(record: RunRecord, lines: tuple[Line, ...], limits: Limits) -> Fi
             Code.NOISY_LABELS, severity, record.step,
             f"Of {accuracy.pairs} pairs of {name[-80:]} {percent(accuracy.value)} are won, of the other sources' {percent(rest.value)}: its labels {word}.",
             [(f"source/{name[-40:]}/accuracies", accuracy.value, 0.5 + limits["noisyErrors"] * accuracy.error), ("others/accuracies", rest.value, None)],
-            _field_of(record, name), "Look at its columns chosen and rejected with `dpo run --preview`, or give it weight 0.1, or leave it out.",
+            _field_of(record, name), "Look at its columns chosen and rejected with `dpo preview`, or give it weight 0.1, or leave it out.",
         )  # fmt: skip
     return None
 

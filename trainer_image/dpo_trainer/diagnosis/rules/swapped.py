@@ -40,7 +40,7 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
         f"{last.loss:.3g}: one of the two sets has chosen and rejected swapped, or they prefer opposite things.",
         [("rewards/margins", last.train, None), ("eval_rewards/margins", last.held, -limits["swappedMirror"] * last.train),
          ("eval_loss", last.loss, None)],
-        "data.train.columns", f"{_columns(record)} Look at a few pairs of both sets with `dpo run --preview`.",
+        "data.train.columns", f"{_columns(record)} Look at a few pairs of both sets with `dpo preview`.",
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
         [(f"surprise/first4_{side}", value, limit) for side, value in zip(("chosen", "rejected"), first, strict=True)]
         + [(f"surprise/rest_{side}", value, None) for side, value in zip(("chosen", "rejected"), rest, strict=True)],
         "model.chatTemplate" if own else "data.train",
-        "Leave model.chatTemplate out, so that the tokenizer's own template is used; `dpo run --preview` shows the first pairs as tokens."
+        "Leave model.chatTemplate out, so that the tokenizer's own template is used; `dpo preview` shows the first pairs as tokens."
         if own
-        else "Compare `dpo run --preview` with what the model was tuned on: its template (model.chatTemplate), and spaces between prompt and answer.",
+        else "Compare `dpo preview` with what the model was tuned on: its template (model.chatTemplate), and spaces between prompt and answer.",
     )  # fmt: skip

@@ -1,0 +1,1 @@
+"""The chart's alerts against recorded runs, by promtool."""
