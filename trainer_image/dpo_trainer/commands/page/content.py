@@ -185,17 +185,12 @@ def settings(job: DPOJob | None) -> str:
     if job is None:
         return ""
     spec = job.spec.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    return str(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=100))
+    return _visible(yaml.safe_dump(spec, sort_keys=False, allow_unicode=True, width=100))
 
 
 def data_report(work: WorkDir) -> str:
     """Prepare's report as text; "" without one."""
-    try:
-        return work.data_report.with_suffix(".txt").read_text(encoding="utf-8", errors="replace")[
-            :MAX_REPORT_CHARACTERS
-        ]
-    except OSError:
-        return ""
+    return _visible(_text(work.data_report.with_suffix(".txt"))[:MAX_REPORT_CHARACTERS])
 
 
 def job_of(work: WorkDir) -> DPOJob | None:
@@ -231,7 +226,12 @@ def _text(path: Path) -> str:
 
 
 def _short(text: object) -> str:
-    """A text of data or of a model: bounded, and without what turns the direction of writing or can't be seen."""
+    """A text of data or of a model, bounded."""
     whole = text if isinstance(text, str) else "–"
-    clean = "".join(c if c.isprintable() or c in "\n\t" else "�" for c in whole[: CHARACTERS + 1]).strip()
+    clean = _visible(whole[: CHARACTERS + 1]).strip()
     return clean if len(whole) <= CHARACTERS else f"{clean[:CHARACTERS]} […]"
+
+
+def _visible(text: str) -> str:
+    """Without what turns the direction of writing or can't be seen."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
