@@ -115,7 +115,8 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
 
     access = from_environment(job.spec.way_out)
     access.apply(work.root / ".cache")
-    if job.spec.adapter.type is AdapterType.NONE:  # what an adapter covers is asked of the model's modules
+    # What an adapter covers is asked of the model's modules. A folder that was prepared before may need no tokenizer at all.
+    if job.spec.adapter.type is AdapterType.NONE and not work.prepared.exists():
         import_tokenizers_alone()
     from dpo_trainer.prepare import phase as prepare
     from dpo_trainer.prepare.inputs import Inputs

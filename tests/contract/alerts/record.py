@@ -5,6 +5,9 @@
 Each run trains for real on this machine, and its /metrics is read once a second, as Prometheus would. A recording is {series: [value or
 null, …]} of the series that alerts use, one value for each reading from the first in which training has begun. Timestamps become
 seconds since that reading.
+
+The files *.diagnosis.json beside them are diagnosis.json, without its history, of `dpo run` on 320 pairs of the quickstart in one process
+with an evaluation every 5 steps: healthy with its learning rate, gibberish with 1e-2, flat with 5e-7.
 """
 
 import json

@@ -1,14 +1,18 @@
 """Each alert fires on a recorded ill run and no other does; on healthy ones none. promtool tests the rules that the chart ships."""
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.planning.findings import as_status
 from tests.contract.alerts.replay import (
     NAME,
+    RECORDED,
     TENANT,
     TICK,
     Operator,
@@ -100,6 +104,14 @@ def found(code: str, severity: str = "Unhealthy", since: int = 40, ends: int = 8
     return alone({0: status(), since: status(findings=findings), max(ends, since): complete}, max(ends, 0) + 20)
 
 
+def diagnosed(name: str) -> Series:
+    """A run of the quickstart with what its own diagnosis.json says, as the operator shows it."""
+    document = json.loads((RECORDED / f"{name}.diagnosis.json").read_text())
+    findings = [as_status(Finding.model_validate(each), "train") for each in document["findings"]]
+    held = {"findings": [finding.model_dump(by_alias=True) for finding in findings]}
+    return alone({0: status(), 40: status(**held), 80: status(state="Complete", completionTime=at(80), **held)}, 100)
+
+
 VOLUME = {"claimName": "w", "claimUid": "u", "folder": "f", "capacityBytes": 100 * 2**30}
 ENDED = {"completionTime": at(10), "state": "Failed"}
 
@@ -107,6 +119,7 @@ WELL: dict[str, Callable[[], Series]] = {
     "dpo": lambda: run("healthy"),
     "LoRA": lambda: run("healthy-lora"),
     "no reference": lambda: run("healthy-orpo"),
+    "diagnosed as well": lambda: diagnosed("healthy"),
     "two restarts": lambda: alone(restarts([20, 60], "Evicted")),
     "a short wait": lambda: alone({0: status(state="Pending"), 60: status()}),
     "room on the volume": lambda: alone({0: status(volume={**VOLUME, "freeBytes": 30 * 2**30})}),
@@ -123,6 +136,8 @@ WELL: dict[str, Callable[[], Series]] = {
 ILL: dict[str, tuple[list[str], Callable[[], Series]]] = {
     "flat": (["DPOJobNotLearning"], lambda: run("flat")),
     "a wrong reference": (["DPOJobWrongReference"], lambda: run("wrong-reference")),
+    "learning rate 1e-2": (["DPOJobGibberish"], lambda: diagnosed("gibberish")),
+    "learning rate 5e-7": (["DPOJobNotLearning"], lambda: diagnosed("flat")),
     "found: wrong reference": (["DPOJobWrongReference"], lambda: found("WrongReference")),
     "found: flat": (["DPOJobNotLearning"], lambda: found("FlatLoss")),
     "found: gibberish": (["DPOJobGibberish"], lambda: found("Gibberish")),

@@ -292,6 +292,15 @@ def test_the_newest_intact_checkpoint_is_fetched(server: Server, tmp_path: Path)
     assert layout.read_fence(new) == 3
     for path in (root / "step-00000002").iterdir():
         assert (new / "step-00000002" / path.name).read_bytes() == path.read_bytes()
+    # What an interrupted fetch left is used if it is right.
+    for name, damaged, requests in (("right", False, 0), ("wrong", True, 2)):
+        half = tmp_path / name / ".restored.tmp" / "step-00000002"
+        shutil.copytree(root / "step-00000002", half)
+        if damaged:
+            (half / "rank-00001.safetensors").write_bytes(b"x" * 100)
+        with before(server, lambda _: None) as proxy:
+            restore(place(proxy.url, to), tmp_path / name, Owner({"spec.training.seed": 1}), lambda *_: None)
+        assert len([seen for seen in proxy.seen if "step-00000002/rank" in seen.path]) == requests
     # A volume that has checkpoints keeps them.
     assert fetch(server, to, new) == 2
 

@@ -26,9 +26,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "adapter": {"lora": True},
     "adapter, bf16": {"lora": True, "precision": "bf16"},
 }
+# CI has both kinds and both precisions once; test_architectures.py exports all weights in fp32.
+EXHAUSTIVE = ("all weights", "adapter, bf16")
+CASES = [pytest.param(kind, marks=[pytest.mark.exhaustive] if kind in EXHAUSTIVE else []) for kind in KINDS]
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=CASES)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """A job and its work folder after training on two ranks."""
     root = tmp_path_factory.mktemp("trained")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from dpo_operator.api.reports import CheckpointRef
@@ -78,16 +79,10 @@ def _fetch_file(
     name, label = f"{folder.name}/{file}", f"fetching {file} of step {manifest.step} from the mirror"
     if name not in there:
         raise BadCheckpoint(f"{file}: is missing")
-    if not (folder / file).is_file():
-        download(
-            place.folder.store,
-            there[name],
-            folder / file,
-            place.folder.label(name),
-            lambda share: progress(label, share),
-        )
-    try:
+    with suppress(BadCheckpoint):
         verify(folder, file, manifest.files[file])
-    except BadCheckpoint:
-        remove(folder / file)
-        raise
+        return
+    # There is none yet, or one of another checkpoint of this step.
+    target = folder / file
+    download(place.folder.store, there[name], target, place.folder.label(name), lambda share: progress(label, share))
+    verify(folder, file, manifest.files[file])

@@ -106,9 +106,8 @@ def _copy(place: Place, there: dict[str, Stored], one: _Local, progress: Progres
             if stale in there:
                 folder.delete(stale)
     for number, file in enumerate(missing, start=1):
-        said = f"copying {file} of step {one.manifest.step} to the mirror ({number} of {len(missing)})"
-        progress(said)
-        _upload(place, one, file, lambda said=said: progress(said))  # type: ignore[misc]
+        progress(f"copying {file} of step {one.manifest.step} to the mirror ({number} of {len(missing)})")
+        _upload(place, one, file)
     now = place.take()
     if any(
         (found := now.get(f"{name}/{file}")) is None or found.size != entry.size
@@ -120,7 +119,7 @@ def _copy(place: Place, there: dict[str, Stored], one: _Local, progress: Progres
     return place.take()
 
 
-def _upload(place: Place, one: _Local, name: str, progress: Callable[[], None]) -> None:
+def _upload(place: Place, one: _Local, name: str) -> None:
     entry = one.manifest.files[name]
 
     def differs() -> Exception:
@@ -134,7 +133,7 @@ def _upload(place: Place, one: _Local, name: str, progress: Callable[[], None]) 
         with open_plain(one.folder / name) as file:
             if os.fstat(file.fileno()).st_size != entry.size:
                 raise differs()
-            place.folder.upload(f"{one.folder.name}/{name}", file, entry.size, entry.sha256, differs, progress)
+            place.folder.upload(f"{one.folder.name}/{name}", file, entry.size, entry.sha256, differs, lambda: None)
     except FileNotFoundError as error:
         raise _Gone("it was removed while it was copied") from error
 

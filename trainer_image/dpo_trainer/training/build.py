@@ -138,8 +138,6 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     state = engine.state()
     checkpoints = open_checkpoints(spec, work, train, digests, attempt, ranks, trust, telemetry)
     restored = resume(checkpoints, state, engine, telemetry)
-    if uses_cuda():
-        checkpoints.reserve(state)
     begin_telemetry(spec, plan, total_steps, restored, trust, telemetry)
     diagnosing = Diagnosing(spec, work, ranks, telemetry, total_steps=total_steps)
     diagnosing.begin(restored.step if restored else 0)
@@ -161,22 +159,35 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         state=state,
         restored=restored,
         first=first,
-        samples=Samples(
-            engine,
-            ranks,
-            work,
-            spec,
-            evaluation.data if evaluation is not None else None,
-            budget=spec.eval_batch,
-            time=SamplingTime(total_steps, spec.eval_every_steps, resumed_step=restored.step if restored else 0),
-            resumed_step=restored.step if restored else 0,
-        ),
+        samples=samples_of(spec, work, engine, ranks, evaluation, total_steps, restored.step if restored else 0),
         pace=Pace(engine.world),
         nonfinite=NonFinitePolicy(training.non_finite, checkpoints.skipped(restored)),
         diagnosing=diagnosing,
         telemetry=telemetry,
         # A failed background save ends the run as a signal does: at a step that all ranks agree on.
         stop=StopWhen(stop, lambda: checkpoints.failed),
+    )
+
+
+def samples_of(
+    spec: DPOJobSpec,
+    work: WorkDir,
+    engine: Engine,
+    ranks: Ranks,
+    evaluation: Examples | None,
+    total_steps: int,
+    resumed_step: int,
+) -> Samples:
+    """Answers to prompts of the evaluation data, from the step that the run resumes from."""
+    return Samples(
+        engine,
+        ranks,
+        work,
+        spec,
+        evaluation.data if evaluation is not None else None,
+        budget=spec.eval_batch,
+        time=SamplingTime(total_steps, spec.eval_every_steps, resumed_step=resumed_step),
+        resumed_step=resumed_step,
     )
 
 
@@ -278,6 +289,8 @@ def resume(checkpoints: Checkpoints, state: EngineState, engine: Engine, telemet
         if restored.state.loss_scale is not None:
             engine.loss_scale = LossScale(**restored.state.loss_scale.model_dump())
         log_restored(restored, telemetry)
+    if uses_cuda():
+        checkpoints.reserve(state)
     return restored
 
 

@@ -73,6 +73,16 @@ def test_measuring_takes_a_thousandth_of_the_time_however_short_the_steps():
     assert measured == 1  # the next one is due after 5 s
 
 
+def test_waiting_for_the_steps_kernels_does_not_put_a_measurement_off():
+    def behind_a_backlog() -> float:
+        time.sleep(0.05)
+        return 0.0005
+
+    gpu = Pace(World(0, 2, torch.device("cuda", 0)), seconds=behind_a_backlog)
+    gpu.share()
+    assert gpu._next - time.monotonic() <= 1.0
+
+
 @pytest.mark.parametrize("world_size", [1, pace.MOST_RANKS + 1])
 def test_alone_or_among_too_many_nothing_is_measured(world_size: int):
     def never() -> float:

@@ -1,7 +1,7 @@
 """Which kernel computes the attention of packed pairs, and whether it gives the right numbers on this device."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,6 +14,7 @@ from dpo_trainer.model.attention.varlen import varlen
 from dpo_trainer.runtime.errors import first_line
 
 Kernel = Literal["sdpa", "varlen", "flex"]
+SDPA: Kernel = "sdpa"
 FUNCTIONS: dict[Kernel, Any] = {"sdpa": attention, "varlen": varlen, "flex": flex}
 # The names under which transformers finds them.
 NAMES: dict[Kernel, str] = {
@@ -101,10 +102,9 @@ def problem(kernel: Kernel, shapes: set[HeadShape], device: torch.device, dtype:
 
     Runs each shape forward and backward on a small row, which also compiles what has to be compiled, and compares with SDPA in float32.
     """
-    sequences = sequences_of(_PROBE).to(device)
     for shape in shapes:
         try:
-            error = _error(partial(_call, kernel, shape, sequences), shape, device, dtype)
+            error = difference(kernel, shape, device, dtype)
         except Exception as failure:  # whatever compilers and kernels raise
             return f"{type(failure).__name__}: {first_line(failure)}"
         if not error < _TOLERANCE:
@@ -112,20 +112,32 @@ def problem(kernel: Kernel, shapes: set[HeadShape], device: torch.device, dtype:
     return None
 
 
-def _call(kernel: Kernel, shape: HeadShape, sequences: Sequences, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def call_of(
+    kernel: Kernel, shape: HeadShape, spans: tuple[Span, ...], sequences: Sequences
+) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """A kernel as a function of query, key and value of a packed row. sequences: of the spans, on the tensors' device."""
     module = nn.Module()
     module.num_key_value_groups = shape.heads // shape.key_value_heads  # type: ignore[assignment]  # as transformers does
     module.is_causal = True  # type: ignore[assignment]
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=query.device)
-    options = {"sequences": sequences} if kernel == "varlen" else {}
-    output: Tensor = FUNCTIONS[kernel](
-        module, query, key, value, mask, spans=_PROBE, sliding_window=shape.window, dropout=0.0, **options
-    )[0]
-    return output
+    options: dict[str, Any] = {"spans": spans, "sliding_window": shape.window, "dropout": 0.0}
+    if kernel == "varlen":
+        options["sequences"] = sequences
+
+    def call(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        placeholder = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=query.device)
+        output: Tensor = FUNCTIONS[kernel](module, query, key, value, placeholder, **options)[0]
+        return output
+
+    return call
 
 
-def _error(call: Any, shape: HeadShape, device: torch.device, dtype: torch.dtype) -> float:
-    """Largest relative difference of a kernel's output and gradients from SDPA in float32, and of its output without gradients."""
+def difference(kernel: Kernel, shape: HeadShape, device: torch.device, dtype: torch.dtype) -> float:
+    """Largest difference of a kernel's output and gradients, and of its output without gradients, from SDPA in float32 on a small row.
+
+    Norm of the difference as a share of the norm. Raises what compilers and kernels raise.
+    """
+    sequences = sequences_of(_PROBE).to(device)
+    call, right_call = (call_of(name, shape, _PROBE, sequences) for name in (kernel, SDPA))
     generator = torch.Generator().manual_seed(0)
     sizes = ((shape.heads, shape.size), (shape.key_value_heads, shape.size), (shape.key_value_heads, shape.value_size))
     inputs = [
@@ -136,7 +148,7 @@ def _error(call: Any, shape: HeadShape, device: torch.device, dtype: torch.dtype
     with torch.no_grad():
         quiet = call(*inputs)
     output = call(*inputs)
-    reference = _call("sdpa", shape, sequences_of(_PROBE), *exact)
+    reference = right_call(*exact)
     weights = torch.randn(reference.shape, generator=generator).to(device)
     gradients = torch.autograd.grad((output.float() * weights).sum(), inputs)
     wanted = torch.autograd.grad((reference * weights).sum(), exact)
