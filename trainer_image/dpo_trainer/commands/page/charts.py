@@ -49,8 +49,13 @@ class Chart:
     bottom: int = HEIGHT - BOTTOM
 
 
-def chart(title: str, series: Sequence[Series], marks: Sequence[tuple[float, str]] = ()) -> Chart | None:
-    """A picture of curves over optimizer steps; None without a point. Values that are no number are left out."""
+def chart(
+    title: str, series: Sequence[Series], marks: Sequence[tuple[float, str]] = (), *, share: bool = False
+) -> Chart | None:
+    """A picture of curves over optimizer steps; None without a point. Values that are no number are left out.
+
+    share: the axis goes from 0 to 1.
+    """
     kept = [(each, [(x, y) for x, y in each.points if math.isfinite(y)]) for each in series]
     kept = [(each, points) for each, points in kept if points]
     if not kept:
@@ -58,7 +63,7 @@ def chart(title: str, series: Sequence[Series], marks: Sequence[tuple[float, str
     xs = [x for _, points in kept for x, _ in points]
     ys = [y for _, points in kept for _, y in points]
     x_low, x_high = min(xs), max(xs)
-    y_ticks = ticks(min(ys), max(ys))
+    y_ticks = ticks(0.0, 1.0) if share else ticks(min(ys), max(ys))
     y_low, y_high = min(min(ys), y_ticks[0]), max(max(ys), y_ticks[-1])
 
     def x_of(x: float) -> float:

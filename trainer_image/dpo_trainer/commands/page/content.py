@@ -55,7 +55,7 @@ def charts(run: Run) -> list[Chart]:
     pictures = [
         chart("Loss", [*_split(run, "loss"), *_start(run)], marks),
         chart("Reward margin, nats", _split(run, "rewards/margins"), marks),
-        chart("Reward accuracy", _split(run, "rewards/accuracies"), marks),
+        chart("Reward accuracy", _split(run, "rewards/accuracies"), marks, share=True),
         chart("Rewards, nats", _sides(run, "rewards"), marks),
         chart("Drift: log-ratio to the reference, nats a token", _sides(run, "logratio_per_token"), marks),
         chart(
