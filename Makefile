@@ -56,6 +56,10 @@ bench-attention: $(VENV)/.ready ## backward pass of packed attention as rows gro
 bench-diagnosis-cost: $(VENV)/.ready ## what figures of diagnosis and sampled answers cost beside a run without; fails above 3%
 	@$(TIED) $(BIN)/python -m benchmarks.diagnosis_cost $(BENCH)
 
+.PHONY: bench-gpu
+bench-gpu: $(VENV)/.ready ## on a machine with a GPU: are kernels, head and training right there, and how fast beside TRL (7 min); BENCH="facts attention"
+	@$(TIED) $(BIN)/python -m benchmarks.gpu $(BENCH)
+
 .PHONY: bench-packing
 bench-packing: $(VENV)/.ready ## tokens that packing saves, and what memory grows with
 	@$(TIED) $(BIN)/python -m benchmarks.packing $(BENCH)
