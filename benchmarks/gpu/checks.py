@@ -24,7 +24,6 @@ class Check:
     value: float | str
     limit: float | None = None
     least: bool = False
-    seconds: float = 0.0
 
     @property
     def passed(self) -> bool:

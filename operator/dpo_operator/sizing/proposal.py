@@ -127,9 +127,14 @@ def _changes(job: Job) -> Iterator[dict[str, Any]]:
         yield from (checkpointing | budget | {"training.offload": "cpu"} for budget in reversed(fewer))
     if on_gpu:
         yield from _more_gpus(job, checkpointing | least)
-    if job.spec.adapter.type is AdapterType.NONE:
+    adapter = job.spec.adapter
+    if adapter.type is AdapterType.NONE:
         yield {"adapter.type": AdapterType.LORA}
         yield checkpointing | least | {"adapter.type": AdapterType.LORA}
+    # It rounds the policy itself, so it comes last.
+    if adapter.type is not AdapterType.QLORA and not adapter.dora and job.spec.model.adapter is None:
+        yield {"adapter.type": AdapterType.QLORA}
+        yield checkpointing | least | {"adapter.type": AdapterType.QLORA}
 
 
 def _more_gpus(job: Job, changes: dict[str, Any]) -> Iterator[dict[str, Any]]:

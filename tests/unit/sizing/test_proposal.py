@@ -58,6 +58,16 @@ def test_adapters_are_the_last_thing_that_is_proposed() -> None:
     assert yaml.safe_load(lines(change))["adapter"] == {"type": "lora"}
 
 
+def test_a_base_in_four_bits_is_proposed_where_lora_does_not_fit() -> None:
+    adapter = {"type": "lora", "rank": 8, "targetModules": ["q_proj"]}
+    job = qwen(14, gpus=1, adapter=adapter, training={"globalBatchSize": 1})
+    assert not job.fits()
+    change = smallest_change(job)
+    assert change is not None
+    assert change.changes["adapter.type"] == "qlora"
+    assert smallest_change(qwen(14, gpus=1, adapter=adapter | {"dora": True}, training={"globalBatchSize": 1})) is None
+
+
 def test_the_fastest_fits_and_is_not_slower_than_the_job() -> None:
     for memory in (48, 79, 140):
         job = qwen(memory)
