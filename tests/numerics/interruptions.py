@@ -39,7 +39,16 @@ def folder(root: Path, *, pairs: PairDataset | None = None, layers: int = 1) -> 
 
 
 def curve(root: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl without the clock: what may not differ between two runs of the same numbers."""
+    """Lines of metrics.jsonl from the first step on without the clock: what may not differ between two runs of the same numbers."""
+    return [line for line in _lines(root) if line["step"]]
+
+
+def beginning(root: Path) -> list[dict[str, Any]]:
+    """The same of what is measured before the first step."""
+    return [line for line in _lines(root) if not line["step"]]
+
+
+def _lines(root: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in CLOCK} for line in read_metrics(root / "metrics.jsonl")]
 
 

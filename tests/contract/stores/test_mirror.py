@@ -354,7 +354,7 @@ def dpo_run(job: Path, phases: Phases) -> None:
 
 def losses(phases: Phases) -> dict[int, float]:
     lines = (json.loads(line) for line in (phases.work / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line["loss"] for line in lines}
+    return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
 def test_a_lost_work_folder_is_had_back_from_the_mirror(server: Server, phases: Phases, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.checkpoint.full import open_newest
 from dpo_trainer.checkpoint.manifest import read_manifest
 from tests.filesystems import fill, small_file_system
-from tests.numerics.interruptions import STEPS, curve, folder, job, train_until
+from tests.numerics.interruptions import STEPS, beginning, curve, folder, job, train_until
 from tests.numerics.ranks import RankFailed, on_ranks
 
 pytestmark = pytest.mark.numerics
@@ -61,6 +61,9 @@ def test_after_a_killed_rank_every_later_step_is_bit_equal(tmp_path: Path, setti
     assert first["resumed_from"] == 4
     assert [line["step"] for line in curve(tmp_path / "killed")] == list(range(1, STEPS + 1))
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+    [begun] = beginning(tmp_path / "killed")
+    assert [begun] == beginning(tmp_path / "whole")
+    assert begun["eval_surprise/pairs"] == 5
 
 
 @pytest.mark.parametrize("lora", [False, True], ids=["all weights", "adapters"])

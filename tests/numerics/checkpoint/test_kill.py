@@ -10,7 +10,7 @@ import pytest
 
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.full import open_newest
-from tests.numerics.interruptions import curve, folder, job, train_until
+from tests.numerics.interruptions import beginning, curve, folder, job, train_until
 from tests.numerics.jobs import some_pairs
 from tests.numerics.ranks import RankFailed, on_ranks
 
@@ -102,6 +102,7 @@ def _kill_many(root: Path, seed: int, seconds: list[float], whole: Path, least: 
                 assert newest >= before, "a committed checkpoint was lost"
                 before = newest
         assert curve(work) == curve(whole)
+        assert beginning(work) == beginning(whole)
         assert layout.temporary_folders(work / "checkpoints") == []
     return ends
 

@@ -58,6 +58,7 @@ def as_a_user_loads_it(work: WorkDir, train: str) -> dict[str, list[float]]:
     from dpo_trainer.checkpoint.full import open_newest
     from dpo_trainer.data.dataset import PairDataset
     from dpo_trainer.export.check import answer_logps
+    from dpo_trainer.model.adapters import without_trained
 
     probe, data = open_newest(work.checkpoints)[0].state.probe, PairDataset.open(work.train_data)
 
@@ -73,9 +74,14 @@ def as_a_user_loads_it(work: WorkDir, train: str) -> dict[str, list[float]]:
         adapted = PeftModel.from_pretrained(base(), work.export / "start", adapter_name="start")
         adapted.load_adapter(work.export, "default")
         adapted.base_model.set_adapter(["start", "default"])
+    trained = [parameter.requires_grad for parameter in adapted.parameters()]
+    with without_trained(adapted):
+        without = logps(adapted)
+    assert [parameter.requires_grad for parameter in adapted.parameters()] == trained
     return {
         "engine": [value for pair in probe.logps for value in pair],
         "adapted": logps(adapted),
+        "without": without,
         "merged": logps(base(work.export / "merged")),
         "start": logps(PeftModel.from_pretrained(base(), work.model / "adapter")),
         "base": logps(base()),
@@ -103,6 +109,8 @@ def test_two_ranks_equal_trl_and_the_export_is_the_policy(tmp_path: Path, train:
     [found] = on_ranks(1, as_a_user_loads_it, work, train)
     for kind in ("adapted", "merged"):
         assert found[kind] == pytest.approx(found["engine"], abs=1e-4), kind
+    # Without what was trained: an adapter that is frozen stays on.
+    assert found["without"] == pytest.approx(found["start" if train == "new" else "base"], abs=1e-4)
     for other in ("start", "base"):
         assert max(abs(a - b) for a, b in zip(found["engine"], found[other], strict=True)) > 0.1
     config = json.loads((work.export / "adapter_config.json").read_text())

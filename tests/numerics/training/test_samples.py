@@ -229,3 +229,54 @@ def signalled_in_samples(document: dict[str, Any], root: Path) -> dict[str, Any]
         "steps": [line for line in lines if "loss" in line],
         "evals": [line for line in lines if "eval_loss" in line],
     }
+
+
+def test_draws_have_the_models_distribution_whatever_they_are_grouped_with(prepared: WorkDir):
+    [found] = on_ranks(1, draws, prepared.model)
+    # Alone and together with others, with a draw and without one.
+    assert found["grouped"] == found["alone"]
+    assert found["greedy"] == found["greedy_alone"]
+    assert found["logp"] == pytest.approx(found["plain_logp"], abs=1e-4)
+    # Of 4,000 first tokens: five standard errors of each share.
+    for share, expected in zip(found["shares"], found["expected"], strict=True):
+        assert abs(share - expected) <= 5 * (expected * (1 - expected) / 4000) ** 0.5 + 1e-9
+    assert found["seeds"] == 2
+
+
+def draws(folder: Path) -> dict[str, Any]:
+    """Draws of a plain model, beside its own distribution."""
+    from types import SimpleNamespace
+
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from dpo_trainer.training.sampling.generate import generate, numbers
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    engine: Any = SimpleNamespace(
+        module=SimpleNamespace(model=model), world=SimpleNamespace(device=torch.device("cpu"), world_size=1)
+    )
+    prompts = [[7, 8, 9], [30], [99, 100, 101, 102, 103]]
+
+    def drawn(which: list[int], seed: int = 1, tokens: int = 6) -> tuple[list[list[int]], list[Any]]:
+        by = numbers(seed, 4, which, tokens)
+        with torch.no_grad():
+            return generate(engine, [prompts[i] for i in which], tokens=tokens, end=(258,), drawn_by=by)
+
+    greedy, together = drawn([0, 1, 2])
+    alone = [drawn([i])[1][0] for i in range(3)]
+    with torch.no_grad():
+        without, _ = generate(engine, prompts, tokens=6, end=(258,), drawn_by=None)
+        ids = torch.tensor([prompts[2] + together[2].ids])
+        logps = model(ids).logits[0, 4:-1].double().log_softmax(-1)
+        plain = logps.gather(1, ids[0, 5:, None]).sum().item()
+        first = model(torch.tensor([prompts[0]])).logits[0, -1].double().softmax(-1)
+        prompts = [prompts[0]] * 4000
+        many = torch.tensor([one.ids[0] for one in drawn(list(range(4000)), tokens=1)[1]])
+    common = first.topk(8).indices
+    return {
+        "grouped": [one.ids for one in together], "alone": [one.ids for one in alone], "greedy": greedy,
+        "greedy_alone": without, "logp": together[2].logp, "plain_logp": plain,
+        "shares": [(many == token).double().mean().item() for token in common], "expected": first[common].tolist(),
+        "seeds": len({str([one.ids for one in drawn([0, 1, 2], seed)[1]]) for seed in (1, 2)}),
+    }  # fmt: skip
