@@ -230,7 +230,7 @@ def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> T
     if settings is not None and access is not None:
         pushed = _push(settings, access, job.metadata.uid, work, path, progress)
     progress("writing the report")
-    _write_report(work, telemetry)
+    _write_report(work, telemetry, job)
     return build_termination("export", attempt, ExitCode.OK, export_path=path, pushed=pushed)
 
 
@@ -249,13 +249,13 @@ def _push(
     return pushed
 
 
-def _write_report(work: WorkDir, telemetry: Telemetry) -> None:
+def _write_report(work: WorkDir, telemetry: Telemetry, job: DPOJob) -> None:
     """Write the report to the volume. The model is already exported, so a failure is only a warning."""
     try:
         from dpo_trainer.commands import report
         from dpo_trainer.commands.run_log import read_run
 
-        problem = report.write(read_run(work), work)
+        problem = report.write(read_run(work), work, job)
     except Exception as error:
         problem = f"The report could not be written: {classify(error)[1]}"
     if problem:

@@ -9,6 +9,8 @@ from rich.text import Text
 
 from dpo_operator.api.access import hub_repository
 from dpo_operator.api.reports import PushReport
+from dpo_operator.api.types import DPOJob
+from dpo_trainer.commands.page.html import PAGE, page
 from dpo_trainer.commands.run_log import Run, read_run
 from dpo_trainer.commands.run_picture import PICTURE, draw
 from dpo_trainer.runtime.errors import input_not_found
@@ -35,10 +37,12 @@ _TABLE = (
 _PROMPTS, _CHARACTERS = 3, 600
 # The text file has a fixed width: a pod has no terminal.
 TEXT, _WIDTH = "report.txt", 100
+# Facts at the head of the page; the others have a place of their own there.
+_SUMMARY = ("training time", "ending", "best evaluation", "restarts")
 
 
 def report(work: WorkDir) -> None:
-    """Print the report of a run, and write it as report.txt and report.png.
+    """Print the report of a run, and write it as report.txt, report.png and report.html.
 
     Raises TrainerError INPUT_NOT_FOUND when the folder is not that of a run.
     """
@@ -55,21 +59,39 @@ def report(work: WorkDir) -> None:
         print(without, file=sys.stderr)
     else:
         console.print(f"picture: {work.report / PICTURE}", markup=False, soft_wrap=True)
+        console.print(f"page: {work.report / PAGE}", markup=False, soft_wrap=True)
 
 
-def write(run: Run, work: WorkDir) -> str:
-    """Write report.txt and report.png. Returns why there is no picture, "" when there is one."""
+def write(run: Run, work: WorkDir, job: DPOJob | None = None) -> str:
+    """Write report.txt, report.png and report.html. Returns what is missing and why, "" when nothing is.
+
+    job: what was run; job.json in the work folder is used without it.
+    """
     if not run.train:
         return f"{work.metrics}: no steps yet, so there is nothing to report."
     work.report.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     _print(Console(file=text, width=_WIDTH, color_system=None, highlight=False), run, work)
     commit(work.report / TEXT, text.getvalue().encode())
+    missing = []
     try:
         draw(run, work.report)
     except ImportError:
-        return "No picture: matplotlib is not installed (pip install matplotlib)."
-    return ""
+        missing.append("No picture: matplotlib is not installed (pip install matplotlib).")
+    try:
+        write_page(run, work, job)
+    except ImportError:
+        missing.append("No page: jinja2 is not installed (pip install jinja2).")
+    return " ".join(missing)
+
+
+def write_page(run: Run, work: WorkDir, job: DPOJob | None = None) -> None:
+    """Write report.html. job: as for write. Raises ImportError without jinja2."""
+    work.report.mkdir(parents=True, exist_ok=True)
+    titles = [title.replace("\n", ", ") for title, _, _ in _columns(run)]
+    facts = [f"{name}: {text}" for name, text in _facts(run, work) if name in _SUMMARY]
+    whole = page(run, work, job, titles, _rows(run), "; ".join(facts))
+    commit(work.report / PAGE, whole.encode("utf-8", errors="replace"))
 
 
 def _print(console: Console, run: Run, work: WorkDir) -> None:
@@ -81,19 +103,26 @@ def _print(console: Console, run: Run, work: WorkDir) -> None:
 
 
 def _table(run: Run) -> Table:
-    columns = _columns(run)
     table = Table(title="Result", title_justify="left", title_style="bold")
     table.add_column("")
-    for title, _, _ in columns:
+    for title, _, _ in _columns(run):
         table.add_column(title, justify="right")
+    for name, texts in _rows(run):
+        table.add_row(name, *texts)
+    return table
+
+
+def _rows(run: Run) -> list[tuple[str, list[str]]]:
+    """Name and values of each metric that the run has."""
+    columns, rows = _columns(run), []
     for key, name, form in _TABLE:
         values = [line.get(prefix + key) for _, prefix, line in columns]
         if any(isinstance(value, int | float) for value in values):
             texts = [form.format(v) if isinstance(v, int | float) else "–" for v in values]
             if key == "rewards/accuracies":
                 texts = [_with_note(text, line, prefix) for text, (_, prefix, line) in zip(texts, columns, strict=True)]
-            table.add_row(name, *texts)
-    return table
+            rows.append((name, texts))
+    return rows
 
 
 def _with_note(accuracy: str, line: Line, prefix: str) -> str:

@@ -211,6 +211,8 @@ class Telemetry:
             return
         shared.values("train", metrics)
         values = {"epoch": epoch, **metrics, "pairs": pairs, "step_seconds": seconds}
+        if utilization is not None:
+            values["model_flops_utilization"] = utilization
         if self._initial_loss is not None:
             values[INITIAL_LOSS], self._initial_loss = self._initial_loss, None
         self._records.write(Record(step, "train", values, now))

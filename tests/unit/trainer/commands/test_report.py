@@ -108,7 +108,7 @@ def test_the_picture_is_a_png_of_its_size(tmp_path: Path, steps: int, evaluation
 
     assert picture.startswith(b"\x89PNG")
     assert (int.from_bytes(picture[16:20], "big"), int.from_bytes(picture[20:24], "big")) == (1500, 1380)
-    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == ["report.png", "report.txt"]
+    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == ["report.html", "report.png", "report.txt"]
 
 
 def test_the_text_file_has_what_was_printed(
@@ -120,7 +120,8 @@ def test_the_text_file_has_what_was_printed(
     text = (tmp_path / "report" / "report.txt").read_text()
 
     assert "reward margin" in text
-    assert printed == f"{text}picture: {tmp_path / 'report' / 'report.png'}\n"
+    folder = tmp_path / "report"
+    assert printed == f"{text}picture: {folder / 'report.png'}\npage: {folder / 'report.html'}\n"
 
 
 def test_restarts_are_read_from_termination_files(tmp_path: Path):
