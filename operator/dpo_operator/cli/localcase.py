@@ -214,7 +214,9 @@ def _findings(folder: Path, said: list[Said]) -> list[FindingStatus]:
         for raw in document["findings"]:
             with contextlib.suppress(ValidationError):
                 found["train"].append(as_status(Finding.model_validate(raw), "train"))
-    return worst_first([finding for each in found.values() for finding in each])
+    # diagnosis.json begins with what prepare found.
+    known = {(each.code, each.message): each for each in (*found.get("train", ()), *found.get("prepare", ()))}
+    return worst_first(known.values())
 
 
 def _terminations(folder: Path) -> Iterator[Said]:
