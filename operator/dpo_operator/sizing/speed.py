@@ -24,7 +24,7 @@ PAIR_OVERHEAD = 4e-4
 NODE_LINK = 50e9
 # Share of a node's ports together that collectives reach: data enters a node once and is handed on inside it.
 NODE_SHARE = 0.7
-# Share of the computation behind which messages are hidden.
+# Share of the computation behind which messages and the starting of kernels are hidden.
 HIDDEN = 0.85
 # Speed of a job in relation to one with all weights of a dense model: small kernels for adapters, small products for each expert. Assumed.
 OF_ADAPTERS, OF_EXPERTS = 0.85, 0.6
@@ -83,7 +83,7 @@ def estimate(
     forward = share * sum(_forward(shape, work))
     return StepTime(
         body=body_seconds, head=head_seconds, optimizer=_update_seconds(shape, spec, device),
-        overhead=shape.layers * _overhead(spec, count, each), waiting=max(0.0, sending - hidden),
+        overhead=_exposed(spec, shape.layers * _overhead(spec, count, each), body_seconds + head_seconds), waiting=max(0.0, sending - hidden),
         reference=forward / rate if spec.method.needs_reference else 0.0,
         micro_batches=count, tokens=batch / work.pairs * work.tokens, flops=world * share * (body + head),
     )  # fmt: skip
@@ -95,6 +95,13 @@ def _slower(shape: ModelShape, spec: DPOJobSpec) -> float:
         return 1.0
     experts = any(matrix.active < matrix.count and not matrix.adaptable for matrix in shape.matrices)
     return (OF_EXPERTS if experts else 1.0) * (1.0 if spec.adapter.type is AdapterType.NONE else OF_ADAPTERS)
+
+
+def _exposed(spec: DPOJobSpec, overhead: float, computing: float) -> float:
+    """What overhead adds to a step, seconds: on GPUs the host starts kernels while others run."""
+    if not spec.gpus_per_node:
+        return overhead
+    return max(0.0, overhead - computing) + (1 - HIDDEN) * min(overhead, computing)
 
 
 def _overhead(spec: DPOJobSpec, micro_batches: int, pairs: float) -> float:

@@ -84,18 +84,27 @@ def test_what_is_sent_is_hidden_behind_products_until_it_is_more() -> None:
 
 def test_several_gpus_and_adapters_cost_more_for_each_layer() -> None:
     one, several = qwen(140, gpus=1).time(), qwen(140, gpus=8).time()
-    assert one.overhead == pytest.approx(one.micro_batches * 28 * speed.LAYER_OVERHEAD)
-    assert several.overhead == pytest.approx(several.micro_batches * 28 * speed.LAYER_OVERHEAD_OF_SEVERAL)
+    # Kernels are started while others run; what is left is 15%.
+    left = 1 - speed.HIDDEN
+    assert one.overhead == pytest.approx(left * one.micro_batches * 28 * speed.LAYER_OVERHEAD)
+    assert several.overhead == pytest.approx(left * several.micro_batches * 28 * speed.LAYER_OVERHEAD_OF_SEVERAL)
     adapter = {"type": "lora", "rank": 1, "targetModules": ["q_proj"]}
     lora = qwen(140, gpus=8, adapter=adapter).time()
-    assert lora.overhead == 2 * several.overhead
+    assert lora.overhead == pytest.approx(2 * several.overhead)
     # Two thirds of the products, at 85% of the speed.
     assert lora.head == pytest.approx(several.head * 3 / 4 / speed.OF_ADAPTERS)
 
 
 def test_calls_of_attention_for_each_pair_cost_time() -> None:
     whole, by_pair = (qwen(140, gpus=1, model={"name": "m", "attention": a}).time() for a in ("auto", "sdpa"))
-    assert by_pair.overhead - whole.overhead == pytest.approx(28 * 128 * speed.PAIR_OVERHEAD)
+    assert by_pair.overhead - whole.overhead == pytest.approx((1 - speed.HIDDEN) * 28 * 128 * speed.PAIR_OVERHEAD)
+
+
+def test_small_products_wait_for_their_kernels() -> None:
+    spec = a_spec(gpusPerNode=1, training={"precision": "bf16"})
+    found = speed.estimate(small(), spec, PAIRS, hardware.GPUS["h100"])
+    everything = found.micro_batches * 2 * speed.LAYER_OVERHEAD
+    assert found.overhead == pytest.approx(everything, rel=1e-3)
 
 
 def test_twice_the_ranks_take_half_the_time() -> None:
