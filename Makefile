@@ -44,6 +44,11 @@ pictures: $(VENV)/.ready ## make the pictures of the README from a real run of t
 bench-methods: $(VENV)/.ready ## one epoch of every method on small real data, as a table; BENCH="--help" tells more
 	@$(TIED) $(BIN)/python -m benchmarks.methods $(BENCH)
 
+.PHONY: bench-diagnosis
+bench-diagnosis: $(VENV)/.ready ## planted pathologies must be named first, healthy runs left alone; BENCH="--only plants --seeds 0" (60 runs, 25 min)
+	@$(TIED) $(BIN)/python examples/quickstart/make_model.py
+	@$(TIED) $(BIN)/python -m benchmarks.diagnosis $(BENCH)
+
 .PHONY: bench-trl
 bench-trl: $(VENV)/.ready ## this trainer and TRL on the same pairs, in turns: speed, memory, losses, where the time goes (40 min)
 	@$(TIED) $(BIN)/python -m benchmarks.against_trl $(BENCH)

@@ -40,6 +40,8 @@ def test_no_generated_file_is_outdated() -> None:
 
 def test_a_changed_file_is_found_and_mended(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / generate.CHART, tmp_path / generate.CHART)
+    (tmp_path / "docs").mkdir()
+    shutil.copy(REPOSITORY / generate.DIAGNOSIS, tmp_path / generate.DIAGNOSIS)
     for path, text in generate.files(tmp_path).items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(text, encoding="utf-8")

@@ -94,6 +94,9 @@ WARNINGS: dict[str, str] = {
     "NoDiagnosis": "The rules could not look at the run.",
 }
 
+# Of these, what prepare finds: everything before the first of the trainer's.
+OF_PREPARE: frozenset[str] = frozenset(list(WARNINGS)[: list(WARNINGS).index("FirstStepLoss")]) | {"Dataset"}
+
 OTHER = "Other"
 _KNOWN = frozenset(Code) | WARNINGS.keys()
 

@@ -1,11 +1,13 @@
-"""Restarts of the train phase of `dpo run`, decided by the operator's restart policy on a status in memory."""
+"""How the train phase of `dpo run` ended, what it found, and restarts, decided by the operator's restart policy on a status in memory."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from dpo_operator.api import conditions, exitcodes
+from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.failurepolicy import FailurePolicy
 from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import Termination
@@ -138,3 +140,14 @@ def _logged_step(work: Path) -> int:
         if isinstance(step, int):
             return step
     return 0
+
+
+def say_findings(work: Path, say: Callable[[str], None]) -> None:
+    """Say what diagnosis.json has about the run's learning, worst first; nothing without one."""
+    try:
+        found = json.loads((work / "diagnosis.json").read_text(encoding="utf-8"))["findings"]
+        findings = [Finding.model_validate(each) for each in found]
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # a phase that ended before the first look
+    for finding in findings:
+        say(f"{finding.severity}: {finding.code}: {finding.sentence}")

@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from dpo_operator.api import exitcodes, names
 from dpo_operator.api.rules import resuming
 from dpo_operator.api.types import DPOJob, DPOJobSpec
-from dpo_operator.cli.attempts import Ending, TrainAttempts
+from dpo_operator.cli.attempts import Ending, TrainAttempts, say_findings
 from dpo_operator.cli.mirroring import LocalMirror
 from dpo_operator.cli.parent import signal_at_parents_end
 
@@ -81,6 +81,7 @@ class LocalRun:
                 self.say(f"{phase}:")
                 code = self._train() if phase == "train" else self._one_process(phase)
                 if code != exitcodes.ExitCode.OK:
+                    say_findings(self.work, self.say)
                     return code
             subprocess.run(
                 self._command(show),
@@ -88,6 +89,7 @@ class LocalRun:
                 check=False,
                 preexec_fn=signal_at_parents_end(signal.SIGTERM),
             )
+            say_findings(self.work, self.say)
             return exitcodes.ExitCode.OK
         finally:
             for number, handler in previous.items():

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import exitcodes, names
-from dpo_operator.api.diagnosis import Finding, worst_first
+from dpo_operator.api.diagnosis import OF_PREPARE, Finding, worst_first
 from dpo_operator.api.reports import Metrics, Progress, Termination
 from dpo_operator.api.status import Attempts, DPOJobStatus, FinalMetrics, Restart, State
 from dpo_operator.api.statusparts.findings import FindingStatus
@@ -202,7 +202,7 @@ def _checkpoint(folder: Path) -> CheckpointStatus | None:
 
 
 def _findings(folder: Path, said: list[Said]) -> list[FindingStatus]:
-    """Those of diagnosis.json, else of the newest words of training with any; and those of prepare."""
+    """Those of diagnosis.json, else of the newest words of each phase with any."""
     found: dict[names.Phase, list[FindingStatus]] = {}
     for each in said:
         phase, progress = each.words.phase, each.words.progress
@@ -210,10 +210,12 @@ def _findings(folder: Path, said: list[Said]) -> list[FindingStatus]:
             found[phase] = [as_status(finding, phase) for finding in progress.findings]
     document = _json(folder / "diagnosis.json")
     if isinstance(document, dict) and isinstance(document.get("findings"), list):
-        found["train"] = []
+        found = {}
         for raw in document["findings"]:
             with contextlib.suppress(ValidationError):
-                found["train"].append(as_status(Finding.model_validate(raw), "train"))
+                finding = Finding.model_validate(raw)
+                phase = "prepare" if finding.code in OF_PREPARE else "train"
+                found.setdefault(phase, []).append(as_status(finding, phase))
     return worst_first([finding for each in found.values() for finding in each])
 
 

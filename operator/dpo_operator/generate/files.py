@@ -21,13 +21,14 @@ from dpo_operator.generate.dashboards import dashboard_queries, fleet, job
 REPOSITORY = Path(__file__).resolve().parents[3]
 CRD_FILE = Path("crds/dpo-operator.dev_dpojobs.yaml")
 CHART = Path("charts/dpo-operator")
+DIAGNOSIS = Path("docs/diagnosis.md")
 NOTICE = "Made by `python -m dpo_operator.generate`; changes belong in operator/dpo_operator/"
 
 
 def files(root: Path = REPOSITORY) -> dict[Path, str]:
     """Text of every generated file by its path from the repository's root.
 
-    root: where the chart's values, which the chart's README lists, are read.
+    root: where the chart's values, which the chart's README lists, and the page with the table of limits are read.
     """
     chart = root / CHART
     values = yaml.safe_load((chart / "values.yaml").read_text(encoding="utf-8"))
@@ -40,6 +41,7 @@ def files(root: Path = REPOSITORY) -> dict[Path, str]:
         CHART / "dashboards" / "dpo-operator.json": json.dumps(fleet.dashboard(), indent=2) + "\n",
         CHART / "environment.json": json.dumps(VARIABLES, indent=1) + "\n",
         CHART / "README.md": reference.with_values_table(readme, schema, values),
+        DIAGNOSIS: reference.with_thresholds_table((root / DIAGNOSIS).read_text(encoding="utf-8")),
         Path("docs/reference/dpojob.md"): reference.dpojob_page(),
         Path("docs/reference/environment.md"): reference.environment_page(),
         Path("docs/reference/exit-codes.md"): reference.exit_codes_page(),

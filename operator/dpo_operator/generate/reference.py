@@ -9,6 +9,7 @@ from dpo_operator.api.environment import VARIABLES
 from dpo_operator.api.exitcodes import TABLE, UNKNOWN, ExitCode
 from dpo_operator.api.pods import RESERVED_ENV_TEXT
 from dpo_operator.api.rules import spec as rules
+from dpo_operator.api.rules.thresholds import THRESHOLDS
 from dpo_operator.generate import crd
 from dpo_operator.generate.dashboards.catalogue import catalogue
 
@@ -17,6 +18,8 @@ Json = dict[str, Any]
 MADE = "<!-- Made by `python -m dpo_operator.generate`. -->\n"
 VALUES_BEGIN = "<!-- values:begin"
 VALUES_END = "<!-- values:end -->"
+THRESHOLDS_BEGIN = "<!-- thresholds:begin"
+THRESHOLDS_END = "<!-- thresholds:end -->"
 
 CLASSES = {
     "configuration": "The job can't work as written: it fails at once.",
@@ -106,6 +109,26 @@ def metrics_page() -> str:
         parts += [text, _table(("Name", "Type", "Labels", "Meaning"), rows)]
     parts.append("Both export `process_*`, the CPU, memory and files of their process, too.\n")
     return "\n".join(parts)
+
+
+def with_thresholds_table(page: str) -> str:
+    """docs/diagnosis.md with its table of limits replaced. Raises ValueError when the page lacks the markers."""
+    head, begin, rest = page.partition(THRESHOLDS_BEGIN)
+    marker, _, tail = rest.partition("\n")
+    _, end, foot = tail.partition(THRESHOLDS_END)
+    if not begin or not end:
+        raise ValueError(f"docs/diagnosis.md lacks {THRESHOLDS_BEGIN} or {THRESHOLDS_END}")
+    rows = (
+        (
+            f"`{name}`",
+            f"`{limit.code}`",
+            f"{limit.default:g}{f' {limit.unit}' if limit.unit else ''}",
+            limit.meaning,
+            limit.basis,
+        )
+        for name, limit in THRESHOLDS.items()
+    )
+    return f"{head}{begin}{marker}\n{_table(('Name', 'Code', 'Default', 'Of what', 'Basis'), rows)}{end}{foot}"
 
 
 def with_values_table(readme: str, schema: Json, values: Json) -> str:

@@ -12,10 +12,11 @@ import yaml
 from typer.testing import CliRunner
 
 from dpo_operator.api import exitcodes, names
+from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.failurepolicy import FailurePolicy
 from dpo_operator.api.reports import Termination
-from dpo_operator.cli.attempts import Ending, TrainAttempts
+from dpo_operator.cli.attempts import Ending, TrainAttempts, say_findings
 from dpo_operator.cli.main import app
 
 pytestmark = pytest.mark.unit
@@ -188,3 +189,20 @@ def test_metrics_that_cannot_be_read_count_as_no_step(tmp_path: Path, left: str)
     (tmp_path / "metrics.jsonl").write_bytes(left.encode("latin-1"))
     (tmp_path / "termination-train-1-0.json").write_bytes(b"\xff" + os.urandom(8))
     assert Ending.read(tmp_path, "train", 1, 137) == Ending("train", 1, 137)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"findings": [{"code": "x"}]}', '{"findings": 3}'])
+def test_no_finding_is_said_of_a_file_of_another_kind(tmp_path: Path, text: str):
+    said: list[str] = []
+    say_findings(tmp_path, said.append)
+    (tmp_path / "diagnosis.json").write_text(text)
+    say_findings(tmp_path, said.append)
+    assert said == []
+
+
+def test_findings_are_said_in_their_sentence(tmp_path: Path):
+    said: list[str] = []
+    finding = Finding(code="FlatLoss", severity="Unhealthy", step=8, cause="Flat.", suggestion="Try more.")
+    (tmp_path / "diagnosis.json").write_text(json.dumps({"findings": [finding.model_dump(mode="json")]}))
+    say_findings(tmp_path, said.append)
+    assert said == ["Unhealthy: FlatLoss: Flat. Try more."]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpo_trainer.data.formats import Pair
+from dpo_trainer.diagnosis.refusals import refuses
 
 MOST = 20_000
 # Of a long answer, only so many characters are looked at, from either end.
@@ -27,13 +28,6 @@ _MARKS = {
 _LIST = re.compile(r"(?m)^\s*(?:[-*•]|\d+[.)])\s")
 _DIGITS = re.compile(r"\d")
 _WORD = re.compile(r"\S+")
-_REFUSAL = re.compile(
-    r"\b(?:i (?:can ?not|can't|won't|will not|am unable|am not able|must decline|must refuse)|i'm (?:unable|not able|sorry,? but)|as an ai\b|"
-    r"i(?: a|')m sorry, (?:but )?i|i apologi[sz]e, but|i do not feel comfortable|i don't feel comfortable|against my (?:guidelines|programming))",
-    re.IGNORECASE,
-)
-# Where a refusal stands, if there is one.
-_BEGINNING = 200
 # Words that no two of these languages share.
 _LANGUAGES: Mapping[str, frozenset[str]] = {
     "English": frozenset(["the", "and", "is", "you", "that", "with", "for", "are", "this", "have"]),
@@ -45,11 +39,6 @@ _SCRIPTS = (
     ("Cyrillic", re.compile("[\u0400-\u04ff]")), ("Chinese", re.compile("[\u4e00-\u9fff]")), ("Japanese", re.compile("[\u3040-\u30ff]")),
     ("Korean", re.compile("[\uac00-\ud7af]")), ("Arabic", re.compile("[\u0600-\u06ff]")), ("Devanagari", re.compile("[\u0900-\u097f]")),
 )  # fmt: skip
-
-
-def refuses(text: str) -> bool:
-    """Whether an answer refuses in the usual English words, as XSTest (arXiv 2308.01263) and OR-Bench (2405.20947) match them."""
-    return _REFUSAL.search(text[:_BEGINNING].replace("\u2019", "'")) is not None
 
 
 def language(text: str) -> str:

@@ -49,8 +49,8 @@ RULES: dict[Code, Rule] = {
 FIRST_STEP = frozenset({"FirstStepLoss", "FirstStepMargin"})
 _GENERATIONS = frozenset({Code.GIBBERISH, Code.VERBOSITY, Code.OVER_REFUSING, Code.REFERENCE_DRIFT})
 
-# What each finding explains. An explained one is silent, unless it is worse than what explains it. Two exceptions are in the
-# rules: Gibberish leaves broken samples to LikelihoodDisplacement where the answers are nearly alike, and endless ones to
+# What each finding explains. An explained one is silent, unless it is worse than what explains it. Three exceptions are in
+# the rules: Gibberish and Verbosity leave samples that repeat a mark to Shortcut where that mark is what chosen answers share; Gibberish leaves broken samples to LikelihoodDisplacement where the answers are nearly alike, and endless ones to
 # Verbosity where the data teach length and the text is sound.
 EXPLAINS: dict[Code, frozenset[str]] = {
     Code.WRONG_REFERENCE: FIRST_STEP

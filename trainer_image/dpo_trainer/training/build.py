@@ -139,8 +139,6 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     checkpoints = open_checkpoints(spec, work, train, digests, attempt, ranks, trust, telemetry)
     restored = resume(checkpoints, state, engine, telemetry)
     begin_telemetry(spec, plan, total_steps, restored, trust, telemetry)
-    diagnosing = Diagnosing(spec, work, ranks, telemetry, total_steps=total_steps)
-    diagnosing.begin(restored.step if restored else 0)
     begin_training()
     # The first heartbeat ends the operator's start time-out, so heartbeats start here.
     engine.module.after_each_pass(telemetry.alive)
@@ -162,7 +160,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         samples=samples_of(spec, work, engine, ranks, evaluation, total_steps, restored.step if restored else 0),
         pace=Pace(engine.world),
         nonfinite=NonFinitePolicy(training.non_finite, checkpoints.skipped(restored)),
-        diagnosing=diagnosing,
+        diagnosing=Diagnosing(spec, work, ranks, telemetry, total_steps, resumed_step=restored.step if restored else 0),
         telemetry=telemetry,
         # A failed background save ends the run as a signal does: at a step that all ranks agree on.
         stop=StopWhen(stop, lambda: checkpoints.failed),

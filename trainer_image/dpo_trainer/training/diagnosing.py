@@ -1,10 +1,11 @@
 """The rules' way into the training: rank 0 looks at the run's record, and every rank learns whether a finding ends the run."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpo_operator.api.diagnosis import Finding
+from dpo_operator.api.diagnosis import OF_PREPARE, Finding
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.diagnosis.history import Diagnosis
@@ -24,16 +25,21 @@ class Diagnosing:
     """Looks at the files of a run on rank 0, so that what it states can be stated again from them. diagnosis.json is continued."""
 
     def __init__(
-        self, spec: DPOJobSpec, work: WorkDir, ranks: Ranks, telemetry: Telemetry, *, total_steps: int
+        self,
+        spec: DPOJobSpec,
+        work: WorkDir,
+        ranks: Ranks,
+        telemetry: Telemetry,
+        total_steps: int,
+        *,
+        resumed_step: int,
     ) -> None:
+        """Read what earlier attempts stated, up to the step that the run resumes from. Telemetry has begun."""
         self._spec, self._work, self._ranks, self._telemetry = spec, work, ranks, telemetry
         self._total_steps = total_steps
         self._diagnosis = Diagnosis()
         self._metrics, self._samples = _Tail(work.metrics), _Tail(work.samples)
-
-    def begin(self, resumed_step: int) -> None:
-        """Read what earlier attempts stated, up to the step that the run resumes from. On every rank."""
-        if self._ranks.rank == 0:
+        if ranks.rank == 0:
             self._guarded(lambda: self._read(resumed_step))
 
     def rewind(self, step: int) -> None:
@@ -63,7 +69,7 @@ class Diagnosing:
 
     def _read(self, resumed_step: int) -> None:
         self._diagnosis = Diagnosis.read(self._work).cut(resumed_step)
-        self._telemetry.diagnosed(self._diagnosis.step, self._diagnosis.findings)
+        self._tell(())
 
     def _state(self, step: int) -> None:
         path, before = self._work.data_report, self._diagnosis
@@ -81,8 +87,13 @@ class Diagnosing:
         # Of a code that was given before, the words of then stay.
         warnings = {finding.key: finding for finding in (*self._telemetry.warnings, *before.warnings)}
         self._diagnosis, new = before.at(step, diagnose(record, warnings.values()))
-        self._telemetry.diagnosed(step, self._diagnosis.findings, new)
+        self._tell(new)
         self._diagnosis.write(self._work)
+
+    def _tell(self, new: Sequence[Finding]) -> None:
+        # What prepare found was told by prepare.
+        holding = [finding for finding in self._diagnosis.findings if finding.code not in OF_PREPARE]
+        self._telemetry.diagnosed(self._diagnosis.step, holding, new)
 
     def _guarded(self, work: Any) -> None:
         try:

@@ -65,12 +65,12 @@ THRESHOLDS: dict[str, Threshold] = {
     ),
     "templateStandsOut": Threshold(
         Code.TEMPLATE_OR_BOUNDARY, 1.25, "",
-        "How many times as surprising as the rest the first tokens are.",
-        "measured: 1.5 to 4 under wrong templates",
+        "How many times as surprising as the rest the first tokens are, of chosen or of rejected answers.",
+        "measured: 1.3 to 4 under wrong templates",
     ),
-    "templatePairs": Threshold(
+    "surprisePairs": Threshold(
         Code.TEMPLATE_OR_BOUNDARY, 64.0, "pairs",
-        "Fewer pairs give no statement about their first tokens.",
+        "Fewer pairs give no statement about how much they surprise the model, whatever the rule.",
         "a median over fewer is noise",
     ),
     "swappedMirror": Threshold(

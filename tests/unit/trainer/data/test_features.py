@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpo_trainer.data.features import Features, language, refuses
+from dpo_trainer.data.features import Features, language
 from dpo_trainer.data.formats.pairs import ChatPair, Message, TextPair
 
 pytestmark = pytest.mark.unit
@@ -25,7 +25,7 @@ def features(chosen: str, rejected: str, pairs: int = 40) -> Features:
         ("- one {n}\n- two", "- one {n}\nand two", "list marks", "More list marks"),
         ("as {n} 77 says", "as {n} so says", "digits", "More digits"),
         ("Well word{n} here", "Word{n} here now", "first word", "“Well” as the first word of the chosen answer"),
-        ("I can't help with word{n} here", "word{n} is what helps you here now", "refusal", "More refusals"),
+        ("I can't help with word{n}", "word{n} is what helps you here now", "refusal", "More refusals"),
         (
             "der Hund und die Katze {n}",
             "the dog and the cats you have {n}",
@@ -50,21 +50,6 @@ def test_refusals_are_counted_by_side_in_pairs_and_single_answers():
     found.add(ChatPair((Message("user", "?"),), Message("assistant", "I\u2019m sorry, but I can't."), None))
     found.add(ChatPair((Message("user", "?"),), Message("assistant", "Yes."), Message("assistant", "No.")))
     assert found.described() == {"pairs": 1, "rules": [], "refusals": {"chosen": 0.5, "rejected": 0.0}}
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["I cannot help with that.", "As an AI language model, I …", "I'm sorry, but I won't.", "I apologize, but no."],
-)
-def test_usual_words_refuse(text: str):
-    assert refuses(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["You can't miss it.", "Sorry for the wait! Here it is.", "I can help. " + "x" * 300 + " I cannot", ""]
-)
-def test_other_words_do_not(text: str):
-    assert not refuses(text)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ ILL: dict[str, tuple[Code, str, str, RunRecord]] = {
     "wrong template": (
         Code.TEMPLATE_OR_BOUNDARY, "Unhealthy", "data.train",
         record(start=START | {"surprise/first4_chosen": 3.6, "surprise/first4_rejected": 3.6, "surprise/rest_chosen": 2.4,
-                              "surprise/rest_rejected": 2.4, "token_accuracy/chosen": 0.4, "token_accuracy/rejected": 0.4},
+                              "surprise/rest_rejected": 3.2, "token_accuracy/chosen": 0.4, "token_accuracy/rejected": 0.4},
                evals=evals(samples__greedy__repeated_4grams=0.46, samples__greedy__tokens=73.0)),
     ),
     "labels swapped in train alone": (
@@ -155,8 +155,13 @@ ILL: dict[str, tuple[Code, str, str, RunRecord]] = {
         Code.SHORTCUT, "Warning", "data.train",
         record(data=record().data | {"features": {"train": {"pairs": 640, "rules": [{"feature": "punctuation", "detail": "More exclamation marks", "accuracy": 1.0}]}}}),
     ),
+    "a mark that the policy repeats": (
+        Code.SHORTCUT, "Unhealthy", "data.train",
+        record(data=record().data | {"features": {"train": {"pairs": 640, "rules": [{"feature": "punctuation", "detail": "More exclamation marks", "accuracy": 1.0}]}}},
+               evals=evals(**ENDLESS)),
+    ),
     "refusals in usual words": (Code.OVER_REFUSING, "Unhealthy", "data.mixture", refusing()),
-    "refusals in words of their own": (Code.OVER_REFUSING, "Unhealthy", "data.mixture", opening("That is not for me to say.", "Bread needs a warm oven.")),
+    "refusals in words of their own": (Code.OVER_REFUSING, "Warning", "data.mixture", opening("That is not for me to say.", "Bread needs a warm oven.")),
     "too many epochs": (
         Code.OVERFITTING, "Warning", "training.epochs",
         record(spec(training={"epochs": 10.0}), evals=[evaluation(10, loss=0.4), evaluation(20, loss=0.35), evaluation(30, loss=0.45), evaluation(40, loss=0.55)]),
@@ -199,6 +204,10 @@ HEALTHY: dict[str, RunRecord] = {
     ),
     "an opening that the data have": opening("Thank you for asking! Keep it simple.", "Thank you for asking! Use clean tools."),
     "another end of an opening that the data have": opening("Thank you so much, I", "Thank you for asking! Use clean tools."),
+    "an opening of the reference at temperature 1": record(
+        samples=[{"step": 40, "prompt": str(n), "policy": "What a silly question. No.", "reference": "I do not care. No.",
+                  "reference_t1": "What a silly question. Yes.", "chosen": "Of course, happy to help!"} for n in range(32)],
+    ),
     "adapter dropout at the first step": record(
         spec(adapter={"type": "lora", "dropout": 0.1}), train=[training()[0] | {"logratio_abs_per_token": 0.05, "loss": 0.71}, *training()[1:]]
     ),

@@ -532,3 +532,26 @@ def test_a_background_commit_is_no_heartbeat(tmp_path: Path):
     recorded = [CheckpointRecord(step=4, attempt=1, digest=CHECKPOINT.digest)]
     assert news.progress == before.model_copy(update={"checkpoint": CHECKPOINT, "recorded": recorded})
     news.close()
+
+
+def test_a_warning_is_a_finding_until_another_explains_it(tmp_path: Path):
+    news, _ = telemetry(tmp_path)
+    news.warning("FirstStepLoss", "expected 0.69, found 0.9", once=True)
+    news.warning("NotPacked", "slower")
+    news.warning("NotPacked", "slower, still")
+    assert [(f.code, f.severity, f.cause) for f in news.progress.findings] == [
+        ("FirstStepLoss", "Warning", "expected 0.69, found 0.9"), ("NotPacked", "Info", "slower"),
+    ]  # fmt: skip
+    assert samples(news)["dpo_finding{code=FirstStepLoss}{severity=Warning}"] == 1
+    news.diagnosed(1, [Finding(code="WrongReference", severity="Unhealthy", cause="Another model.")])
+    assert [f.code for f in news.progress.findings] == ["WrongReference", "NotPacked"]
+    assert "dpo_finding{code=FirstStepLoss}{severity=Warning}" not in samples(news)
+    assert samples(news)["dpo_finding{code=WrongReference}{severity=Unhealthy}"] == 1
+
+
+def test_new_findings_are_logged_once_in_their_sentence(tmp_path: Path):
+    news, shown = telemetry(tmp_path)
+    flat = Finding(code="FlatLoss", severity="Unhealthy", cause="Flat.", suggestion="Try more.")
+    news.diagnosed(2, [flat], [flat])
+    news.diagnosed(4, [flat], [])
+    assert shown.getvalue().count("Unhealthy: FlatLoss: Flat. Try more.") == 1

@@ -3,7 +3,7 @@
 from dpo_operator.api.diagnosis import Code, Finding
 from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, mean, number
-from dpo_trainer.diagnosis.rules import displacement, verbosity
+from dpo_trainer.diagnosis.rules import displacement, shortcut, verbosity
 from dpo_trainer.diagnosis.rules.generations import Generations, chosen_tokens, generations, surprising
 from dpo_trainer.diagnosis.saying import finding, instead, other_rate, percent
 
@@ -18,7 +18,7 @@ _NOTHING, _SOMETHING = 2.0, 6.0
 
 def check(record: RunRecord, limits: Limits) -> Finding | None:
     """State that the policy writes broken text. Answers that are only endless, and displacement by similar answers, have rules of their own."""
-    if displacement.by_similar_answers(record, limits):
+    if displacement.by_similar_answers(record, limits) or shortcut.breaks_samples(record, limits):
         return None
     found = generations(record, limits)
     said = _from_samples(record, found, limits) if found is not None else None

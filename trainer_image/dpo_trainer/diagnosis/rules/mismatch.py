@@ -10,7 +10,7 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
     """Note that the data were written by something else than the model; they may still teach it."""
     surprise, limit = number(record.start, "surprise/rest_chosen"), limits["mismatchSurprise"]
     pairs = number(record.start, "surprise/pairs") or 0
-    if surprise is None or surprise < limit or pairs < limits["templatePairs"]:
+    if surprise is None or surprise < limit or pairs < limits["surprisePairs"]:
         return None
     return finding(
         Code.DISTRIBUTION_MISMATCH, "Info", 0,

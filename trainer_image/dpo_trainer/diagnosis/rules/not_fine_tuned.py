@@ -15,15 +15,16 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
         number(start, f"surprise/{part}_{side}") for part in ("first4", "rest") for side in ("chosen", "rejected")
     ]
     known = [side for side in sides if side is not None]
-    if known:
+    if known and (number(start, "surprise/pairs") or 0) >= limits["surprisePairs"]:
         accuracy, least = max(known), min((s for s in surprises if s is not None), default=0.0)
         lost = accuracy < limits["notTunedAccuracyAlone"]
         surprised = accuracy < limits["notTunedAccuracy"] and least >= limits["notTunedSurprise"]
         if lost or surprised:
+            more = f", and they surprise it {least:.2g} times as much as its own text" if surprised else ""
             return finding(
                 Code.NOT_THE_FINE_TUNED_MODEL, "Unhealthy", 0,
-                f"Before training the model would write {percent(accuracy)} of the answers' tokens itself, and they surprise it "
-                f"{least:.2g} times as much as its own text: it was not fine-tuned on this kind of text.",
+                f"Before training the model would write {percent(accuracy)} of the answers' tokens itself{more}: "
+                "it was not fine-tuned on this kind of text.",
                 [("token_accuracy/chosen", sides[0], limits["notTunedAccuracy"]), ("token_accuracy/rejected", sides[1], limits["notTunedAccuracy"]),
                  ("surprise/rest_chosen", surprises[2], limits["notTunedSurprise"]), ("nll_per_token/chosen", number(start, "nll_per_token/chosen"), None)],
                 "model.name", f"Fine-tune on the chosen answers first, or set model.name to the fine-tuned model instead of {record.spec.model.name[-60:]}.",

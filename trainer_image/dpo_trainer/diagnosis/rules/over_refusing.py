@@ -55,7 +55,8 @@ def _taught(record: RunRecord) -> str:
 
 def _by_opening(record: RunRecord, found: Generations, limits: Limits) -> Finding | None:
     openings = {
-        side: [_opening(line.get(side)) for line in record.samples] for side in ("policy", "reference", "chosen")
+        side: [_opening(line.get(side)) for line in record.samples]
+        for side in ("policy", "reference", "reference_t1", "chosen")
     }
     said = Counter(filter(None, openings["policy"]))
     if len(record.samples) < limits["samplePrompts"] or not said:
@@ -63,19 +64,18 @@ def _by_opening(record: RunRecord, found: Generations, limits: Limits) -> Findin
     top, times = said.most_common(1)[0]
     share, usual = (
         times / len(record.samples),
-        max(openings[side].count(top) / len(record.samples) for side in ("reference", "chosen")),
+        max(openings[side].count(top) / len(record.samples) for side in ("reference", "reference_t1", "chosen")),
     )
     if share < limits["refusingOpening"] or usual > limits["refusingOpeningData"] or not any(openings["chosen"]):
         return None
     # Another beginning of a sentence that they have, too, is the same kind of answer.
     begun = " ".join(top.split()[:_BEGINNING])
-    if sum(text.startswith(begun) for side in ("reference", "chosen") for text in openings[side]) > 2 * limits[
-        "refusingOpeningData"
-    ] * len(record.samples):
+    if sum(
+        text.startswith(begun) for side in ("reference", "reference_t1", "chosen") for text in openings[side]
+    ) > 2 * limits["refusingOpeningData"] * len(record.samples):
         return None
-    severity: Severity = "Unhealthy" if share >= _HALF else "Warning"
     return finding(
-        Code.OVER_REFUSING, severity, record.step,
+        Code.OVER_REFUSING, "Warning", record.step,
         f"{percent(share)} of the policy's answers begin “{top[:60]}”, as {percent(usual)} of the chosen and the reference's answers to the same prompts do: "
         "it gives one answer to everything, as a refusal in its own words.",
         [("samples/opening", share, limits["refusingOpening"]), ("data/opening", usual, limits["refusingOpeningData"])],

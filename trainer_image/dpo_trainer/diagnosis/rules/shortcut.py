@@ -6,6 +6,7 @@ from typing import Any
 from dpo_operator.api.diagnosis import Code, Finding, Severity
 from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, number
+from dpo_trainer.diagnosis.rules.generations import generations, surprising
 from dpo_trainer.diagnosis.saying import finding, percent
 
 # Marks of style. A word or a length may be the preference itself; length that does harm is Verbosity.
@@ -23,6 +24,8 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
         return None
     kind, detail = str(best["feature"]), str(best["detail"])
     severity: Severity = "Warning" if kind in _STYLE else "Info"
+    if breaks_samples(record, limits):
+        severity = "Unhealthy"
     return finding(
         Code.SHORTCUT, severity, record.step,
         f"{detail} alone ({kind}) tells chosen from rejected in {percent(accuracy)} of the training pairs; the model is right in {percent(held)}, and may have "
@@ -30,6 +33,16 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
         [(f"{kind} rule", accuracy, limits["shortcutExplains"]), ("rewards/accuracies", held, limits["shortcutAccuracy"])],
         "data.train", "Add pairs in which the better answer lacks this mark, or take the mark out of both answers.",
     )  # fmt: skip
+
+
+def breaks_samples(record: RunRecord, limits: Limits) -> bool:
+    """Whether a mark of style is all that chosen answers share, and the policy's samples repeat themselves or do not end, in words that it is sure of."""
+    best, found = best_feature(record), generations(record, limits)
+    if best is None or found is None or best["feature"] not in _STYLE or surprising(found, limits):
+        return False
+    repeats = (found.change("greedy/repeated_4grams") or 0.0) >= limits["gibberishRepeated"]
+    endless = -(found.change("greedy/ended") or 0.0) >= limits["verbosityEnded"]
+    return (number(best, "accuracy") or 0.0) >= limits["shortcutExplains"] and (repeats or endless)
 
 
 def best_feature(record: RunRecord) -> Mapping[str, Any] | None:

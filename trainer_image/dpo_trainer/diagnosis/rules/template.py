@@ -13,9 +13,9 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
     rest = [number(start, f"surprise/rest_{side}") for side in ("chosen", "rejected")]
     pairs = number(start, "surprise/pairs") or 0
     limit, out = limits["templateSurprise"], limits["templateStandsOut"]
-    if pairs < limits["templatePairs"] or any(value is None or value < limit for value in first):
+    if pairs < limits["surprisePairs"] or any(value is None or value < limit for value in first):
         return None
-    if any(a is not None and b is not None and a < out * b for a, b in zip(first, rest, strict=True)):
+    if all(a is not None and b is not None and a < out * b for a, b in zip(first, rest, strict=True)):
         return None
     own = record.spec.model.chat_template is not None
     return finding(

@@ -4,6 +4,7 @@ from dpo_operator.api.diagnosis import Code, Finding, Severity
 from dpo_operator.api.method import MethodName
 from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, number
+from dpo_trainer.diagnosis.rules import shortcut
 from dpo_trainer.diagnosis.rules.generations import chosen_tokens, fits_the_cap, generations, surprising
 from dpo_trainer.diagnosis.saying import finding, percent
 
@@ -14,7 +15,7 @@ _LONGER, _RATIO = 0.65, 1.2
 def check(record: RunRecord, limits: Limits) -> Finding | None:
     """State that answers grow: without an end (Unhealthy), beyond the chosen ones (Warning), or to their length (Info)."""
     found = generations(record, limits)
-    if found is None:
+    if found is None or (shortcut.breaks_samples(record, limits) and not teaches_length(record)):
         return None
     growth = [found.ratio(f"{kind}/tokens") for kind in ("greedy", "t1")]
     least = min((value for value in growth if value is not None), default=0.0)

@@ -1,28 +1,14 @@
 """What sampled answers show without a look at the model: length, end, repetition, refusals, openings. Pure functions."""
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dpo_trainer.diagnosis.refusals import refuses
+
 # Words of an opening.
 OPENING = 4
 _GRAM = 4
-# An answer that refuses says so in its first words.
-_BEGINNING = 160
-
-# The usual words of English refusals, as XSTest (2308.01263) and OR-Bench (2405.20947) find them. Verbs keep "I can't wait" out.
-_DOES = (
-    "help|assist|provide|do|fulfil+|comply|answer|support|create|write|give|engage|participate|discuss|recommend|generate|offer|share|"
-    "respond|continue|condone|encourage|promote|advise|offer|tell|explain|in good conscience|be able"
-)
-REFUSAL = re.compile(
-    r"\b(?:i|we) (?:can(?:no|')t|can not|won't|will not|must not|could(?: not|n't)) (?:\w+ )?(?:" + _DOES + r")\b"
-    r"|\b(?:i am|i'm|we are|we're) (?:\w+ )?(?:unable|not able|not comfortable|not allowed|not programmed|not going) to\b"
-    r"|\bsorry,? (?:but )?(?:i|we|this|that)\b|\bsorry, but\b|\bi (?:must|have to) (?:\w+ )?(?:decline|refuse)\b"
-    r"|\bi apologi[sz]e,? (?:but|for not|i)\b|\bas an? (?:ai|artificial intelligence|(?:large )?language model)\b"
-    r"|\b(?:is|it's|would be) (?:not appropriate|inappropriate|unethical|illegal) (?:for me )?to\b"
-)
 
 
 @dataclass(frozen=True)
@@ -59,11 +45,6 @@ def repeated_4grams(ids: Sequence[int]) -> float:
     """Share of the runs of four tokens that came before in the same answer; 0 in an answer without two such runs."""
     grams = [tuple(ids[i : i + _GRAM]) for i in range(len(ids) - _GRAM + 1)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def refuses(text: str) -> bool:
-    """Whether an answer begins with the usual words of a refusal, in English."""
-    return REFUSAL.search(" ".join(text[:_BEGINNING].lower().replace("’", "'").split())) is not None
 
 
 def top_opening(texts: Sequence[str]) -> tuple[str, int]:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from dpo_trainer.training.sampling.answers import Answer, figures, refuses, repeated_4grams, top_opening
+from dpo_trainer.diagnosis.refusals import refuses
+from dpo_trainer.training.sampling.answers import Answer, figures, repeated_4grams, top_opening
 
 pytestmark = pytest.mark.unit
 
