@@ -126,6 +126,7 @@ class Answers:
     now: tuple[str, ...]
     before: tuple[str, ...]
     now_at_1: tuple[str, ...]
+    before_at_1: tuple[str, ...]
     chosen: tuple[str, ...]
 
     @classmethod
@@ -136,7 +137,13 @@ class Answers:
         newest, first = ([line for line in lines if line["step"] == step] for step in (last, 0))
         rows = [json.loads(line) for line in (data / "train.jsonl").read_text(encoding="utf-8").splitlines()]
         chosen = tuple(row["chosen"] for row in rows if isinstance(row["chosen"], str))
-        return cls(_texts(newest, "policy"), _texts(first, "policy"), _texts(newest, "policy_t1"), chosen)
+        return cls(
+            _texts(newest, "policy"),
+            _texts(first, "policy"),
+            _texts(newest, "policy_t1"),
+            _texts(first, "policy_t1"),
+            chosen,
+        )
 
     def unsound(self) -> tuple[bool, str]:
         """Greedy answers that the grammar does not write."""
@@ -155,7 +162,7 @@ class Answers:
         return share <= 0.1, f"{share:.0%} of the reference's begin as the data"
 
     def curt(self) -> tuple[bool, str]:
-        """Fewer answers are kind than before."""
+        """At most half as many answers are kind as before."""
         return self._kindness(lambda now, before: now <= before / 2)
 
     def no_kinder(self) -> tuple[bool, str]:
@@ -163,8 +170,8 @@ class Answers:
         return self._kindness(lambda now, before: now <= max(0.75, before + 0.25))
 
     def _kindness(self, ill: Callable[[float, float], bool]) -> tuple[bool, str]:
-        now, before = (_share(texts, _is_kind) for texts in (self.now, self.before))
-        return ill(now, before), f"kind {before:.0%} → {now:.0%}"
+        now, before = (_share(texts, _is_kind) for texts in (self.now_at_1, self.before_at_1))
+        return ill(now, before), f"kind at T 1 {before:.0%} → {now:.0%}"
 
     def unchanged(self) -> tuple[bool, str]:
         """The policy answers as the reference did."""

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from dpo_operator.api import names
-from dpo_operator.api.diagnosis import Code
+from dpo_operator.api.diagnosis import Code, Finding
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import Progress, Termination
 from dpo_operator.cli.local import _locked
@@ -46,13 +46,21 @@ def folder(tmp_path: Path) -> Path:
 
 
 def ends(
-    run: Path, phase: names.Phase, code: int, message: str = "", *, attempt: int = 1, rank: int = 0, time: int = 0
+    run: Path,
+    phase: names.Phase,
+    code: int,
+    message: str = "",
+    *,
+    attempt: int = 1,
+    rank: int = 0,
+    time: int = 0,
+    findings: tuple[Finding, ...] = (),
 ) -> None:
     """A process leaves its last words."""
     outcome: Any = {0: "Succeeded", ExitCode.SIGTERM: "Stopped"}.get(code, "Failed")
     words = Termination(
         phase=phase, attempt=attempt, outcome=outcome, exit_code=code, message=message, rank=rank,
-        progress=Progress(phase=phase, attempt=attempt, step=4),
+        progress=Progress(phase=phase, attempt=attempt, step=4, findings=findings),
     )  # fmt: skip
     path = run / f"termination-{phase}-{attempt}-{rank}.json"
     path.write_text(words.to_text())
@@ -98,10 +106,15 @@ def test_a_finished_run_says_whether_it_learned(folder: Path) -> None:
     ends(folder, "export", 0, time=2)
     assert said(str(folder)).output.startswith(f"The run in {folder} is complete and healthy.")
     finding = a_finding(Code.GIBBERISH)
-    (folder / "diagnosis.json").write_text(json.dumps({"version": 1, "findings": [finding.model_dump(mode="json")]}))
+    few = Finding(code="FewTrainingPairs", severity="Warning", cause="8 pairs are few.")
+    ends(folder, "prepare", 0, findings=(few,))
+    listed = [each.model_dump(mode="json") for each in (finding, few)]
+    (folder / "diagnosis.json").write_text(json.dumps({"version": 1, "findings": listed}))
     text = said(str(folder)).output
     assert text.startswith(f"The run in {folder} is complete, but not healthy: Gibberish.")
     assert finding.sentence in text
+    assert text.count("FewTrainingPairs (Warning, in the data): 8 pairs are few.") == 1
+    assert text.count("8 pairs are few.") == 1
     document = json.loads(said(str(folder), "-o", "json").output)
     assert (document["kind"], document["findings"][0]["code"]) == ("ill", "Gibberish")
 

@@ -82,10 +82,11 @@ def whole_run(folder: Path, words: str = "plain") -> WorkDir:
     lines = [{"step": step, "prompt": words, "policy": f"{words} {step}", "chosen": words} for step in (0, 5, 10)]
     work.samples.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     (folder / "data").mkdir()
-    work.data_report.write_text(json.dumps({"findings": []}))
+    few = Finding(code="FewTrainingPairs", severity="Warning", cause="8 pairs are few.").model_dump(mode="json")
+    work.data_report.write_text(json.dumps({"findings": [few]}))
     work.data_report.with_suffix(".txt").write_text(f"8 pairs {words}", encoding="utf-8")
     found = FINDING.model_copy(update={"suggestion": words[:250]})
-    (folder / "diagnosis.json").write_text(json.dumps({"version": 1, "findings": [found.model_dump(mode="json")]}))
+    (folder / "diagnosis.json").write_text(json.dumps({"version": 1, "findings": [found.model_dump(mode="json"), few]}))
     failed = termination.build_termination(
         "train", 1, 70, message=words, progress=Progress(phase="train", attempt=1, step=4)
     )
@@ -111,6 +112,7 @@ def test_the_page_shows_everything_of_a_run(tmp_path: Path) -> None:
         'from_pretrained("export/merged")', "storageUri: s3://bucket/out/merged", "gpusPerNode: 4",
     ):  # fmt: skip
         assert words in text, words
+    assert text.count("8 pairs are few.") == 1
     assert text.index("Reward margin") < text.index("Reward accuracy")
 
 

@@ -44,7 +44,8 @@ def findings(work: WorkDir) -> list[Finding]:
             found.append(Finding.model_validate(each))
         except ValidationError:
             continue
-    return worst_first(found)
+    # diagnosis.json begins with what prepare found.
+    return worst_first({(each.code, each.sentence): each for each in found}.values())
 
 
 def charts(run: Run) -> list[Chart]:

@@ -24,7 +24,9 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
         return None
     now, start = average(train[-size:]), record.start_loss
     loss, drift = number(now, "loss"), number(now, "logratio_abs_per_token")
-    gradient, update = number(now, "grad_norm"), number(now, "update_ratio")
+    gradient = number(now, "grad_norm")
+    # The largest one: at the end of a schedule every update is small.
+    update = max((u for line in train if (u := number(line, "update_ratio")) is not None), default=None)
     if loss is None or start is None:
         return None
     if record.spec.method.needs_reference:
