@@ -3,7 +3,6 @@
 Both are small JSON documents. Times are seconds since the epoch (UTC); log-probabilities and rewards are in nats.
 """
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -98,7 +97,7 @@ def margin_note(margin: float | None, margin_se: float | None) -> str:
 
 def accuracy_text(accuracy: float | None, margin: float | None, margin_se: float | None) -> str | None:
     """An accuracy for people, with the note of margin_note; None without one."""
-    if accuracy is None or not math.isfinite(accuracy):
+    if accuracy is None or not 0 <= accuracy <= 1:
         return None
     note = margin_note(margin, margin_se)
     return f"{accuracy:.2f} ({note})" if note else f"{accuracy:.2f}"

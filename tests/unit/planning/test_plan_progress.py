@@ -4,7 +4,7 @@ import json
 from datetime import timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -164,6 +164,7 @@ READINGS = st.fixed_dictionaries(
 
 
 @settings(max_examples=500)
+@example({"phase": "train", "attempt": 1, "train": {"reward_accuracy": 1e61, "reward_margin": 1.0}})
 @given(READINGS)
 def test_whatever_a_pod_says_is_refused_or_can_be_written(said):
     """A tenant's pod that sends absurd numbers must not keep its job from being looked after, suspended or ended."""
