@@ -199,6 +199,9 @@ HEALTHY: dict[str, RunRecord] = {
         train=[line | {"initial_loss": None, "loss": 1.4, "update_ratio": None if line["step"] % 10 else 2e-3 * (40 - line["step"]) / 40} for line in training()],
         evals=[evaluation(at, rewards__margins=-0.3 + at / 40, loss=1.4) for at in (10, 20, 30, 40)],
     ),
+    "both answers of a base model falling, samples sound": record(
+        evals=[evaluation(at, logratio_per_token__chosen=-0.56, logratio_per_token__rejected=-1.6) for at in (10, 20, 30, 40)]
+    ),
     "hard data of people": record(
         train=training(last={"loss": 0.675, "rewards/margins": 0.09, "rewards/accuracies": 0.58, "margins_std": 0.3, "logratio_abs_per_token": 0.05}),
         evals=[evaluation(at, loss=0.68, rewards__margins=0.09, rewards__accuracies=0.565, logratio_per_token__rejected=-0.05) for at in (10, 20, 30, 40)],
