@@ -12,7 +12,7 @@ from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.metrics_file import read_metrics
 from tests.numerics.jobs import a_job, some_pairs, train_on_rank
-from tests.numerics.ranks import on_ranks
+from tests.numerics.ranks import RankFailed, on_ranks
 from tests.unit.trainer.tiny import tiny_model
 
 pytestmark = pytest.mark.numerics
@@ -166,15 +166,20 @@ def test_a_resumed_run_has_each_answer_once(sampled: tuple[WorkDir, dict[str, An
             assert mine[key] == pytest.approx(other[key], rel=1e-4)
 
 
-@pytest.mark.parametrize("why", ["no tokenizer", "no room", "generation refused"])
-def test_errors_of_sampling_end_the_samples_and_not_the_run(prepared: WorkDir, tmp_path: Path, why: str):
+@pytest.mark.parametrize(
+    ("why", "world_size"),
+    [("no tokenizer", 1), ("no room", 1), ("generation refused", 1), ("generation refused", 2)],
+)
+def test_errors_of_sampling_end_the_samples_and_not_the_run(
+    prepared: WorkDir, tmp_path: Path, why: str, world_size: int
+):
     work = a_copy(prepared, tmp_path / "run")
     if why == "no tokenizer":
         (work.model / "tokenizer.json").unlink()
     document = a_sampling_job(steps=2)
     if why == "no room":
         document["spec"]["evaluation"]["sampleTokens"] = 48
-    ranks = on_ranks(1, refusing if why == "generation refused" else train_on_rank, document, work.root)
+    ranks = on_ranks(world_size, refusing if why == "generation refused" else train_on_rank, document, work.root)
 
     assert ranks[0]["status"] == "Succeeded"
     assert ranks[0]["warnings"] == ["NoSamples"]
@@ -190,6 +195,29 @@ def refusing(document: dict[str, Any], root: Path) -> dict[str, Any]:
         raise NotImplementedError("this cache")
 
     LlamaForCausalLM.generate = refuse
+    return train_on_rank(document, root)
+
+
+def test_an_error_of_one_rank_ends_the_attempt(prepared: WorkDir, tmp_path: Path):
+    """The other one is in the middle of a collective, where no agreement is asked for."""
+    work = a_copy(prepared, tmp_path / "run")
+    with pytest.raises(RankFailed, match="this prompt"):
+        on_ranks(2, refusing_alone, a_sampling_job(steps=2), work.root, timeout=120, patience=1)
+
+
+def refusing_alone(document: dict[str, Any], root: Path) -> dict[str, Any]:
+    """One rank of a run in which rank 1 can't answer the second of its requests."""
+    from dpo_trainer.training.sampling import samples
+
+    generate, asked = samples.generate, []
+
+    def refuse(*args: Any, **settings: Any) -> Any:
+        asked.append(args)
+        if os.environ["RANK"] == "1" and len(asked) == 2:
+            raise ValueError("this prompt")
+        return generate(*args, **settings)
+
+    samples.generate = refuse
     return train_on_rank(document, root)
 
 

@@ -59,7 +59,7 @@ class _Found(NamedTuple):
 class Samples:
     """Answers to the first distinct prompts of the evaluation pairs, written to samples.jsonl by rank 0.
 
-    An error is logged once and ends the samples, not the run.
+    What the tokenizer or the model can't do is logged once and ends the samples, not the run.
     """
 
     def __init__(
@@ -85,6 +85,7 @@ class Samples:
         self._scores = self._draws and is_new
         self._told = False
         self._decoder: _Decoder | None = None
+        self._can_generate = False
         self._file: MetricsFile | None = None
         self._reference: dict[str, Line] = {}  # lines of step 0 by prompt
 
@@ -95,12 +96,12 @@ class Samples:
 
         should_stop: asked after each batch, the same answer on every rank; nothing is written then, and None returned.
         Returns figures of the answers, docs/metrics.md; none when they would take too much of the run's time.
+        Raises what generation raises on one of several ranks, where the same answer was possible on all of them before.
         """
         if not self._count or not self._is_time(step, telemetry):
             return {}
         telemetry.activity("sampling answers")
-        problem, stopped = "", False
-        found: dict[int, _Found] = {}
+        problem = ""
         try:
             self._decoder = self._decoder or self._open()
         except _CAN_NOT as error:
@@ -109,12 +110,16 @@ class Samples:
             return {}
         assert self._decoder is not None
         began = time.monotonic()
-        try:
-            found, stopped = self._generate(self._decoder, step, should_stop)
-        except _CAN_NOT as error:
-            problem = f"the model can't generate: {_said(error)}"
-        if not self._agreed(problem, telemetry):
-            return {}
+        if not self._can_generate:
+            try:
+                self._generate_one(self._decoder)
+            except _CAN_NOT as error:
+                problem = f"the model can't generate: {_said(error)}"
+            self._can_generate = self._agreed(problem, telemetry)
+            if not self._can_generate:
+                return {}
+        # An error of one rank alone ends the attempt: the others are in a collective, and not where ranks agree.
+        found, stopped = self._generate(self._decoder, step, should_stop)
         if stopped:
             return None
         answers = {int(number): _Found(*one) for part in self._ranks.gather(found) for number, one in part.items()}
@@ -163,6 +168,15 @@ class Samples:
                 "found none; lower it"
             )
         return _Decoder(tokenizer, tuple(dict.fromkeys(end)), tuple(pairs))
+
+    def _generate_one(self, decoder: _Decoder) -> None:
+        """Two tokens for the first prompt, on every rank alike: what a model can't do it can't do on any of them. Collective."""
+        self._engine.train(False)
+        try:
+            by = numbers(self._seed, 0, [0], 2) if self._draws else None
+            generate(self._engine, [decoder.pairs[0].prompt.tolist()], tokens=2, end=decoder.end, drawn_by=by)
+        finally:
+            self._engine.train(True)
 
     def _generate(
         self, decoder: _Decoder, step: int, should_stop: Callable[[], bool]
