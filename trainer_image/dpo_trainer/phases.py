@@ -129,10 +129,11 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
     cache = os.environ.get(names.ENV_CACHE_DIR)
     inputs = Inputs(_claims(), hub_token(), Cache(Path(cache)) if cache else None, progress, access)
     found = prepare.run(job, work, inputs)
-    if os.environ.get(names.ENV_RESTORE) == "1" and job.spec.checkpoint.mirror is not None:
+    restore = os.environ.get(names.ENV_RESTORE)
+    if restore and job.spec.checkpoint.mirror is not None:
         from dpo_trainer.mirror import phase as mirror
 
-        mirror.fetch(job, work, progress)
+        mirror.fetch(job, work, names.Restore(restore), progress)
     if job.spec.adapter.type is not AdapterType.NONE:
         _check_adapter(job, work, telemetry, progress)
     _warn_of_data(work, telemetry)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any, Literal
 
 GROUP = "dpo-operator.dev"
@@ -82,7 +83,7 @@ ENV_RECORDED_CHECKPOINTS = "DPO_RECORDED_CHECKPOINTS"
 ENV_CREDENTIALS_DIR = "DPO_CREDENTIALS_DIR"
 ENV_CA_FILE = "DPO_CA_FILE"
 ENV_MIRROR_CREDENTIALS_DIR = "DPO_MIRROR_CREDENTIALS_DIR"
-# Of a prepare that fetches the newest checkpoint from checkpoint.mirror: "1".
+# Of a prepare that looks into checkpoint.mirror for the newest checkpoint: a Restore.
 ENV_RESTORE = "DPO_RESTORE"
 # Of a pod that has the identity of a ServiceAccount in a cloud: "1".
 ENV_IDENTITY = "DPO_IDENTITY"
@@ -154,3 +155,11 @@ def child_job_name(job: str, phase: PodKind, attempt: int) -> str:
 def master_address(job: str, attempt: int) -> str:
     """DNS name of the rank-0 pod, resolved through the namespace's search path."""
     return f"{child_job_name(job, 'train', attempt)}-0.{service_name(job)}"
+
+
+class Restore(StrEnum):
+    """Whose checkpoints prepare fetches from a mirror. OTHERS: a local run's of the same name, too. NOTHING: it only looks whose the mirror is."""
+
+    OWN = "1"
+    OTHERS = "others"
+    NOTHING = "nothing"

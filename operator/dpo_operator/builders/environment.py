@@ -50,7 +50,7 @@ def build_environment(
     if has_identity(job, phase):
         common[names.ENV_IDENTITY] = "1"
     if phase == "prepare":
-        restore = {} if recorded is None else {names.ENV_RESTORE: "1", **_records(recorded)}
+        restore = {} if recorded is None else {names.ENV_RESTORE: names.Restore.OWN.value, **_records(recorded)}
         return _variables(common | _prepare(job) | restore)
     if phase == "mirror":
         return _variables(common | _records(recorded))

@@ -41,6 +41,7 @@ class LocalRun:
 
     claims: folder whose subfolders stand for the claims of pvc:// sources.
     say: prints a line for the user. fresh: the run starts over, also when a mirror has checkpoints of an earlier one.
+    restore: go on from the mirror of another work folder, which is this run's from then on. uid: of a new folder's run; None for a new one.
     """
 
     job: DPOJob
@@ -49,6 +50,8 @@ class LocalRun:
     metrics_port: int
     say: Callable[[str], None]
     fresh: bool = False
+    restore: bool = False
+    uid: str | None = None
     _stopping: bool = False
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     _mirror: LocalMirror | None = None
@@ -79,7 +82,8 @@ class LocalRun:
         try:
             for phase in phases:
                 self.say(f"{phase}:")
-                code = self._train() if phase == "train" else self._one_process(phase)
+                # A preview needs no checkpoint.
+                code = self._train() if phase == "train" else self._one_process(phase, mirror="train" in phases)
                 if code != exitcodes.ExitCode.OK:
                     say_findings(self.work, self.say)
                     return code
@@ -114,15 +118,18 @@ class LocalRun:
                 f"{self.work} is not empty and is not a folder of `dpo run`; name a new or empty folder with --work-dir"
             )
         else:
-            document["metadata"]["uid"] = str(uuid.uuid4())
+            document["metadata"]["uid"] = self.uid or str(uuid.uuid4())
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(document, indent=1))
         temporary.replace(path)
 
-    def _one_process(self, phase: names.Phase) -> int:
+    def _one_process(self, phase: names.Phase, *, mirror: bool) -> int:
+        """Run prepare or export. mirror: whether prepare looks into the mirror where there is no checkpoint yet."""
         environment = self._environment(1)
-        if phase == "prepare" and not self.fresh and not (self.work / "checkpoints" / "attempt").exists():
-            environment[names.ENV_RESTORE] = "1"
+        begun = (self.work / "checkpoints" / "attempt").exists()
+        if mirror and phase == "prepare" and (self.restore or not begun):
+            how = names.Restore.NOTHING if self.fresh else names.Restore.OTHERS if self.restore else names.Restore.OWN
+            environment[names.ENV_RESTORE] = how
         ending = self._run_all([(self._command(phase), environment)], phase, attempt=1)
         if ending.code != exitcodes.ExitCode.OK:
             self.say(str(ending))
@@ -278,18 +285,19 @@ def _document(job: DPOJob) -> dict[str, Any]:
     return job.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def remove(work: Path) -> None:
-    """Delete a work folder that `dpo run` made; refuse any other folder, and one in use."""
+def remove(work: Path) -> str | None:
+    """Delete a work folder that `dpo run` made; refuse any other folder, and one in use. Returns the UID of its run, which owns its mirror."""
     if not work.exists():
-        return
+        return None
     try:
         if work.is_dir() and not any(work.iterdir()):
-            return
+            return None
         if not (work / "job.json").is_file():
             raise LocalRunError(f"{work} is not a folder of `dpo run` (it has no job.json); nothing was removed")
-        _job_of(work)
+        uid = _job_of(work)["metadata"].get("uid")
         with _locked(work):
             shutil.rmtree(work)
+        return uid if isinstance(uid, str) else None
     except OSError as error:
         raise LocalRunError(f"{work} can't be removed: {error}") from error
 

@@ -32,6 +32,12 @@ JobFile = Annotated[Path, typer.Argument(help="File with a DPOJob.", exists=True
 
 WorkFolder = Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/<name>.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: remove what an earlier run left there.")]
+Restore = Annotated[
+    bool,
+    typer.Option(
+        "--restore", help="Go on from the mirror of a lost work folder; the mirror is this run's from then on."
+    ),
+]
 Claims = Annotated[Path, typer.Option(help="Folder that stands for the claims of pvc:// sources.")]
 MetricsPort = Annotated[int, typer.Option(min=0, max=65535, help="Port of /metrics and /status; 0 takes a free one.")]
 
@@ -41,6 +47,7 @@ def run(
     file: JobFile,
     work_dir: WorkFolder = None,
     fresh: Fresh = False,
+    restore: Restore = False,
     claims: Claims = Path("claims"),
     metrics_port: MetricsPort = names.METRICS_PORT,
     allow_env: AllowEnv = None,
@@ -51,7 +58,7 @@ def run(
     """
     job = read_job(file, allowed(allow_env))
     warn(job, claims)
-    _run(job, local.LocalRun.run, work_dir, fresh, claims, metrics_port)
+    _run(job, local.LocalRun.run, work_dir, fresh, claims, metrics_port, restore=restore)
 
 
 @app.command()
@@ -73,13 +80,23 @@ def _run(
     fresh: bool,
     claims: Path,
     metrics_port: int,
+    *,
+    restore: bool = False,
 ) -> None:
     work = (work_dir or Path("runs") / job.metadata.name).resolve()
     try:
-        if fresh:
-            local.remove(work)
+        if fresh and restore:
+            raise local.LocalRunError("--fresh starts over and --restore goes on: give one of them")
+        uid = local.remove(work) if fresh else None
         here = local.LocalRun(
-            job, work, claims.resolve(), metrics_port, lambda line: console.print(escape(line), soft_wrap=True), fresh
+            job,
+            work,
+            claims.resolve(),
+            metrics_port,
+            lambda line: console.print(escape(line), soft_wrap=True),
+            fresh,
+            restore,
+            uid,
         )
         code = what(here)
     except local.LocalRunError as error:

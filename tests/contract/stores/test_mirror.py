@@ -16,16 +16,20 @@ import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_operator.api import access as api
+from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import CheckpointRecord, RecordedCheckpoints
 from dpo_operator.api.training import Checkpoint
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.manifest import MANIFEST, File, Manifest, read_manifest
 from dpo_trainer.checkpoint.trust import Owner, Trust
+from dpo_trainer.diagnosis.history import Diagnosis
+from dpo_trainer.mirror import run_files
 from dpo_trainer.mirror.place import NOTE, Place
 from dpo_trainer.mirror.restore import restore
 from dpo_trainer.mirror.save import save
 from dpo_trainer.runtime.errors import TrainerError
+from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.sources.access import Access
 from dpo_trainer.sources.remote_folder import open_folder
 from tests import tied
@@ -44,6 +48,8 @@ import json, sys
 from pathlib import Path
 from dpo_operator.api import access as api
 from dpo_operator.api.training import Checkpoint
+from dpo_trainer.diagnosis.history import Diagnosis
+from dpo_trainer.mirror import run_files
 from dpo_trainer.mirror.place import Place
 from dpo_trainer.mirror.save import save
 from dpo_trainer.sources.access import Access
@@ -199,6 +205,28 @@ def test_a_folder_of_somebody_else_is_left_alone(server: Server, tmp_path: Path)
         assert names(server, to) == there
 
 
+def test_a_local_run_takes_over_the_mirror_of_its_namesake(server: Server, tmp_path: Path) -> None:
+    server.bucket("local")
+    root, to = tmp_path / "checkpoints", "s3://local/run"
+    a_checkpoint(root, 1)
+    for theirs in ("local/mine", "local/mine/uid-1"):  # the first is what earlier versions noted
+        shutil.rmtree(server.folder / "local" / "run", ignore_errors=True)
+        save(place(server.url, to, theirs), root, Checkpoint(), None, lambda _: None)
+        own, stranger = place(server.url, to, "local/mine/uid-2"), place(server.url, to, "local/mine2/uid-2")
+        with pytest.raises(TrainerError, match=r"another work folder.*--restore"):
+            own.look()
+        assert stranger.of_namesake() == stranger
+        with pytest.raises(TrainerError, match="not of this job's mirror"):
+            stranger.look()
+        assert own.of_namesake().owner == theirs
+        own.take_over()
+        assert whole(server, to) == [1]
+        assert own.of_namesake() == own
+        own.look()
+        with pytest.raises(TrainerError, match="another work folder"):
+            save(place(server.url, to, theirs), root, Checkpoint(), None, lambda _: None)
+
+
 def test_only_recorded_checkpoints_are_copied(server: Server, tmp_path: Path) -> None:
     server.bucket("recorded")
     root = tmp_path / "checkpoints"
@@ -318,6 +346,33 @@ def test_a_fetch_takes_only_the_jobs_own(server: Server, tmp_path: Path) -> None
     assert not layout.committed(tmp_path / "other")
 
 
+def test_a_runs_figures_come_back_up_to_the_checkpoint(server: Server, tmp_path: Path) -> None:
+    server.bucket("figures")
+    old, new = WorkDir(tmp_path / "old"), WorkDir(tmp_path / "new")
+    lines = [json.dumps({"step": step, "loss": 0.5 / step}) for step in (1, 2, 3)]
+    for work in (old, new):
+        work.root.mkdir()
+    old.metrics.write_text("\n".join([*lines, '{"step": 1, "lo']))
+    (tmp_path / "secret").write_text('{"step": 1}')
+    old.samples.symlink_to(tmp_path / "secret")
+    early, late = (Finding(code=code, severity="Info", step=step, cause="x") for code, step in (("A", 1), ("B", 3)))
+    Diagnosis().at(1, [early])[0].at(3, [early, late])[0].write(old)
+    said: list[str] = []
+    run_files.save(place(server.url, "s3://figures/run"), old, said.append)
+    assert len(said) == 1
+    assert names(server, "s3://figures/run") == {"metrics.jsonl", "diagnosis.json"}
+    mirror = place(server.url, "s3://figures/run")
+    mirror.take_over()
+    run_files.restore(mirror, new, 2, lambda *_: None)
+    assert new.metrics.read_text().splitlines() == lines[:2]
+    assert [finding.code for finding in Diagnosis.read(new).findings] == ["A"]
+    assert not new.samples.exists()
+    # What the volume has is left as it is.
+    new.metrics.write_text("")
+    run_files.restore(mirror, new, 3, lambda *_: None)
+    assert new.metrics.read_text() == ""
+
+
 def a_job(server: Server, root: Path) -> Path:
     model = tiny_model(root / "model")
     # The same model with all of its weights.
@@ -341,15 +396,15 @@ def a_job(server: Server, root: Path) -> Path:
     return path
 
 
-def dpo_run(job: Path, phases: Phases) -> None:
+def dpo_run(job: Path, phases: Phases, *options: str, code: int = 0) -> None:
     done = subprocess.run(
-        [Path(sys.executable).with_name("dpo"), "run", job, "--work-dir", phases.work, "--metrics-port", "0"],
+        [Path(sys.executable).with_name("dpo"), "run", job, "--work-dir", phases.work, "--metrics-port", "0", *options],
         env={**os.environ, **KEYS},
         capture_output=True,
         text=True,
     )
     phases.output += done.stdout + done.stderr
-    assert done.returncode == 0, phases.output
+    assert done.returncode == code, phases.output
 
 
 def losses(phases: Phases) -> dict[int, float]:
@@ -370,8 +425,12 @@ def test_a_lost_work_folder_is_had_back_from_the_mirror(server: Server, phases: 
                 obstore.delete(bucket, f"mirrored/{name}")
     assert whole(server, "s3://runs/mirrored") == [1, 2]
     shutil.rmtree(phases.work)
-    dpo_run(job, phases)
-    assert losses(phases) == {step: undisturbed[step] for step in (3, 4)}
+    # It might be another person's run of this name.
+    dpo_run(job, phases, code=ExitCode.INVALID_CONFIGURATION)
+    assert "dpo run --restore" in phases.output
+    dpo_run(job, phases, "--restore")
+    # The figures of the steps before came back, too, and those of lost steps did not.
+    assert losses(phases) == undisturbed
     assert (phases.work / "export" / "model.safetensors").read_bytes() == weights
     assert whole(server, "s3://runs/mirrored") == [1, 2, 3, 4]
     assert phases.leaks() == []

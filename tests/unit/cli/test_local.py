@@ -105,6 +105,22 @@ def test_preview_prepares_and_shows_tokens_and_mask(
     assert (work / "prepared.json").is_file()
 
 
+def test_the_mirror_belongs_to_one_work_folder(job: Path, tmp_path: Path):
+    """A preview leaves it alone: nothing answers here. A run that starts over keeps the UID that owns it."""
+    document, work = yaml.safe_load(job.read_text()), tmp_path / "work"
+    document["spec"] |= {
+        "access": {"s3": {"endpoint": "http://127.0.0.1:1"}},
+        "checkpoint": {"mirror": {"to": "s3://checkpoints/run"}},
+    }
+    job.write_text(yaml.safe_dump(document))
+    assert dpo("preview", job, "--work-dir", work).exit_code == 0
+    before = json.loads((work / "job.json").read_text())["metadata"]["uid"]
+    assert dpo("preview", job, "--work-dir", work, "--fresh").exit_code == 0
+    assert json.loads((work / "job.json").read_text())["metadata"]["uid"] == before
+    refused(dpo("run", job, "--work-dir", work, "--fresh", "--restore"), "--fresh", "--restore")
+    assert (work / "prepared.json").is_file()
+
+
 def asked(answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": "Ask"}, {"role": "assistant", "content": answer}]
 

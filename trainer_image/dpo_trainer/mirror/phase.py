@@ -12,6 +12,7 @@ from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.identity import identity
 from dpo_trainer.checkpoint.trust import Owner, Trust, trust_from_environment
 from dpo_trainer.data.dataset import PairDataset
+from dpo_trainer.mirror import run_files
 from dpo_trainer.mirror.place import Place, owner_of
 from dpo_trainer.mirror.restore import restore
 from dpo_trainer.mirror.save import save
@@ -43,20 +44,28 @@ def run(job_file: Path, work: WorkDir) -> int:
     return report.exit_code
 
 
-def fetch(job: DPOJob, work: WorkDir, progress: Callable[[str, float], None]) -> None:
+def fetch(job: DPOJob, work: WorkDir, how: names.Restore, progress: Callable[[str, float], None]) -> None:
     """Fetch the newest checkpoint of the mirror onto a volume that has none, where model and data are prepared.
 
-    Raises as restore does, and TrainerError INPUT_NOT_FOUND when the operator asks for it and there is none.
+    how: what may be fetched; with NOTHING it is only seen that the mirror is the job's own, or is not begun.
+    Raises as restore does, and TrainerError INPUT_NOT_FOUND when the operator or `dpo run --restore` asks for it and there is none.
     """
     spec = job.spec
     trust = trust_from_environment(required=spec.checkpoint.require_recorded_digest)
     data = PairDataset.open(work.train_data).digest
     owner = Owner(identity(spec, dataset=data, **input_digests(spec, work)), trust)
     place = _place(job, trust)
-    found = restore(place, work.checkpoints, owner, progress)
+    if how == names.Restore.NOTHING:
+        place.look()
+        return
+    source = place.of_namesake() if how == names.Restore.OTHERS else place
+    found = restore(source, work.checkpoints, owner, progress)
+    if source != place:
+        place.take_over()
     if found is not None:
+        run_files.restore(place, work, found.step, progress)
         progress(f"the mirror's checkpoint of step {found.step} is on the volume", 1.0)
-    elif trust is not None:
+    elif trust is not None or how == names.Restore.OTHERS:
         raise input_not_found(
             f"{place.folder.url}: expected a checkpoint of this job, which had begun, found none. Restore one there, or create the job again to train "
             "from the start."
@@ -65,7 +74,10 @@ def fetch(job: DPOJob, work: WorkDir, progress: Callable[[str, float], None]) ->
 
 def _copy(job: DPOJob, work: WorkDir) -> CheckpointRef:
     trust = trust_from_environment(required=True)
-    return save(_place(job, trust), work.checkpoints, job.spec.checkpoint, trust, _say)
+    place = _place(job, trust)
+    copied = save(place, work.checkpoints, job.spec.checkpoint, trust, _say)
+    run_files.save(place, work, _say)
+    return copied
 
 
 def _place(job: DPOJob, trust: Trust | None) -> Place:

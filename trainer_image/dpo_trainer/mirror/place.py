@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.layout import folder_name
@@ -16,12 +16,14 @@ from dpo_trainer.sources.stores import Stored
 
 # Says whose the folder is, from before its first checkpoint on.
 NOTE = "dpo_mirror.json"
+# A run without a cluster, as owner.
+_LOCAL = "local/"
 _FILE = re.compile(r"step-(\d{8,12})/[^/]+")
 
 
 def owner_of(job: DPOJob, trust: Trust | None) -> str:
-    """Who a mirror belongs to: a DPOJob by its UID; without a cluster a run by its name, since a lost work folder takes its UID with it."""
-    return f"local/{job.metadata.name}" if trust is None else job.metadata.uid
+    """Who a mirror belongs to: a DPOJob by its UID; without a cluster a run by its name and the UID that its work folder keeps."""
+    return f"{_LOCAL}{job.metadata.name}/{job.metadata.uid}" if trust is None else job.metadata.uid
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,16 @@ class Place:
         there = self.folder.there()
         return self._own(there) if there else there
 
+    def of_namesake(self) -> "Place":
+        """The folder as its owner has it, where that is a local run of the same name, whose work folder was lost. Otherwise as it is."""
+        there = self.folder.there()
+        owner = self.folder.note(there[NOTE], NOTE).get("owner") if NOTE in there else None
+        return replace(self, owner=owner) if self._is_namesake(owner) else self
+
+    def take_over(self) -> None:
+        """Note that the folder is this owner's from now on."""
+        self.folder.write(NOTE, as_note({"owner": self.owner}))
+
     def manifest(self, there: Mapping[str, Stored], step: int) -> bytes:
         """Content of a checkpoint's manifest. Raises BadCheckpoint, and TrainerError of the store."""
         name = f"{folder_name(step)}/{MANIFEST}"
@@ -53,9 +65,23 @@ class Place:
         return self.folder.store.part(there[name], 0, there[name].size, self.folder.label(name))
 
     def _own(self, there: dict[str, Stored]) -> dict[str, Stored]:
-        if NOTE not in there or self.folder.note(there[NOTE], NOTE).get("owner") != self.owner:
+        owner = self.folder.note(there[NOTE], NOTE).get("owner") if NOTE in there else None
+        if owner != self.owner:
+            if self._is_namesake(owner):
+                raise self._another_run()
             raise self._not_ours(there)
         return {name: found for name, found in there.items() if name != NOTE}
+
+    def _is_namesake(self, owner: object) -> bool:
+        """Whether an owner is a local run of the same name. Earlier versions noted the name alone."""
+        name = self.owner.rpartition("/")[0]
+        return name.startswith(_LOCAL) and isinstance(owner, str) and (owner == name or owner.startswith(f"{name}/"))
+
+    def _another_run(self) -> TrainerError:
+        return invalid_configuration(
+            f"spec.checkpoint.mirror.to: {self.folder.url} is the mirror of a run of this name in another work folder. If that folder is lost, go on "
+            "from the mirror with `dpo run --restore`; otherwise name a new folder, or empty this one"
+        )
 
     def _not_ours(self, there: Mapping[str, Stored]) -> TrainerError:
         names = ", ".join(json.dumps(name)[1:-1] for name in sorted(there)[:3])

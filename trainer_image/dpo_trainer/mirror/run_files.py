@@ -1,0 +1,56 @@
+"""The run's figures, sample answers and diagnosis beside its checkpoints in the mirror: a run that is restored knows how it began."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from dpo_trainer.checkpoint.plain_files import read_plain
+from dpo_trainer.diagnosis.history import Diagnosis
+from dpo_trainer.mirror.place import Place
+from dpo_trainer.runtime.files import commit
+from dpo_trainer.runtime.workdir import WorkDir
+from dpo_trainer.telemetry.metrics_file import parse_lines
+
+# A larger file stays on the volume alone; metrics.jsonl of 100,000 steps is about as large.
+_MOST_BYTES = 256 << 20
+
+
+def save(place: Place, work: WorkDir, progress: Callable[[str], None]) -> None:
+    """Copy them as they are now. One that can't be read is said and left out: no checkpoint depends on it. Raises TrainerError of the store."""
+    for path in _files(work):
+        try:
+            content = read_plain(path, limit=_MOST_BYTES)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            progress(f"{path.name} is not copied to the mirror: {error.strerror}")
+            continue
+        place.folder.write(path.name, content)
+
+
+def restore(place: Place, work: WorkDir, step: int, progress: Callable[[str, float], None]) -> None:
+    """Fetch those that the volume lacks, without what was written after the step that the run resumes from. Raises TrainerError of the store, OSError."""
+    there = place.look()
+    for path in _files(work):
+        found = there.get(path.name)
+        if found is None or not found.size or path.exists():
+            continue
+        if found.size > _MOST_BYTES:
+            progress(
+                f"{path.name} of the mirror is not fetched: expected at most {_MOST_BYTES} bytes, found {found.size}",
+                1.0,
+            )
+            continue
+        content = place.folder.store.part(found, 0, found.size, place.folder.label(path.name))
+        commit(path, content if path == work.diagnosis else _cut(content, step))
+        if path == work.diagnosis:
+            Diagnosis.read(work).cut(step).write(work)
+
+
+def _files(work: WorkDir) -> tuple[Path, Path, Path]:
+    return work.metrics, work.samples, work.diagnosis
+
+
+def _cut(content: bytes, step: int) -> bytes:
+    """The whole lines of steps up to this one."""
+    lines = content.decode("utf-8", errors="replace").splitlines()
+    return "".join(f"{raw}\n" for raw in lines if any(line["step"] <= step for line in parse_lines(raw))).encode()
