@@ -9,8 +9,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, S
 from dpo_operator.api.base import ApiModel
 from dpo_operator.api.text import shown
 
-# Findings in /status, in the termination message and in the job's status.
+# Findings of one phase: in /status, in the termination message and in the job's status.
 MAX_FINDINGS = 5
+# Findings of all phases in the job's status.
+MOST_FINDINGS = 2 * MAX_FINDINGS
 
 Severity = Literal["Info", "Warning", "Unhealthy"]
 """Info: worth knowing. Warning: look at it. Unhealthy: the result is most likely of no use."""

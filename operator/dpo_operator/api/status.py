@@ -11,7 +11,7 @@ from typing import Any, Literal, TypedDict
 from pydantic import Field, model_validator
 
 from dpo_operator.api.conditions import TYPES, Condition, StatusModel, Time
-from dpo_operator.api.diagnosis import MAX_FINDINGS
+from dpo_operator.api.diagnosis import MAX_FINDINGS, MOST_FINDINGS
 from dpo_operator.api.names import ANNOTATION_RETRY, Phase
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord
 from dpo_operator.api.statusparts.findings import AnnouncedFindings, FindingStatus
@@ -244,9 +244,9 @@ class DPOJobStatus(StatusModel):
     final_metrics: FinalMetrics | None = Field(default=None, description="Values at the end of training.")
     findings: list[FindingStatus] = Field(
         default=[],
-        max_length=2 * MAX_FINDINGS,
-        description=f"What is found about the job's learning and its data now, worst first; at most {MAX_FINDINGS} of prepare and as many "
-        "of training.",
+        max_length=MOST_FINDINGS,
+        description=f"What is found about the job's learning and its data now, worst first; at most {MAX_FINDINGS} of a phase, and "
+        f"{MOST_FINDINGS} of all.",
     )
     announced_findings: AnnouncedFindings | None = Field(
         default=None, description="Findings that have had their event in the newest attempt that has any."

@@ -7,7 +7,7 @@ event for each known code and one for all others.
 from collections.abc import Iterable, Sequence
 
 from dpo_operator.api import conditions as c
-from dpo_operator.api.diagnosis import MAX_FINDINGS, Figure, Finding, label, worst_first
+from dpo_operator.api.diagnosis import MAX_FINDINGS, MOST_FINDINGS, Figure, Finding, label, worst_first
 from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import Progress
 from dpo_operator.api.status import DPOJobStatus
@@ -33,7 +33,7 @@ def with_findings(
     told = {(finding.code, finding.message) for finding in others}
     found = _found(read, status.phase, [known for known in status.findings if known.phase == status.phase])
     found = [finding for finding in found if (finding.code, finding.message) not in told]
-    findings = worst_first([*others, *found])
+    findings = worst_first([*others, *found])[:MOST_FINDINGS]
     if findings != status.findings:
         status = changed(status, findings=findings)
     status = _with_health(job, status, at, looked=status.phase == "train" and bool(read.diagnosed_step))

@@ -194,7 +194,7 @@ def refusing(document: dict[str, Any], root: Path) -> dict[str, Any]:
 
 
 def test_an_error_of_one_rank_amid_the_others_answers_ends_them_all(prepared: WorkDir, tmp_path: Path):
-    with pytest.raises(RankFailed, match="sample answers at step 0: a prompt of its own. If that comes again, set"):
+    with pytest.raises(RankFailed, match=r"sample answers at step 0: a prompt of its own\. If that comes again, set"):
         on_ranks(2, failing_alone, a_sampling_job(steps=2), a_copy(prepared, tmp_path / "run").root, patience=0)
 
 

@@ -4,8 +4,13 @@ from typing import Any
 
 import pytest
 
-from dpo_operator.api.rules.resuming import NEUTRAL_CHECKPOINT, NEUTRAL_TRAINING, changed
-from dpo_operator.api.training import Checkpoint, Training
+from dpo_operator.api.rules.resuming import (
+    NEUTRAL_CHECKPOINT,
+    NEUTRAL_EVALUATION,
+    NEUTRAL_TRAINING,
+    changed,
+)
+from dpo_operator.api.training import Checkpoint, Evaluation, Training
 
 pytestmark = pytest.mark.unit
 
@@ -20,6 +25,7 @@ BEFORE: dict[str, Any] = {
         {"nodes": 1}, {"gpusPerNode": 4}, {"suspend": True}, {"pod": {"env": []}}, {"failurePolicy": {"maxRestarts": 1}},
         {"checkpoint": {"everySteps": 1, "keepLast": 1, "keepBest": 0, "async": False, "volume": {"size": "1Gi"}}},
         {"checkpoint": {}}, {"training": {"seed": 7, "microBatchTokens": 64, "offload": "cpu", "logEverySteps": 3}},
+        {"evaluation": {"samples": 4, "sampleTokens": 8}}, {"diagnosis": {"stopOn": ["Gibberish"]}},
     ],
 )  # fmt: skip
 def test_what_decides_no_number_may_change(now: dict[str, Any]):
@@ -33,7 +39,7 @@ def test_what_decides_no_number_may_change(now: dict[str, Any]):
         ({"training": {"packing": False, "globalBatchSize": 4}}, ["spec.training.globalBatchSize", "spec.training.seed"]),
         ({"model": {"name": "n"}, "nodes": 1}, ["spec.model"]),
         ({"checkpoint": {"requireRecordedDigest": True}}, ["spec.checkpoint.requireRecordedDigest"]),
-        ({"evaluation": {"everySteps": 3}}, ["spec.evaluation"]),
+        ({"evaluation": {"everySteps": 3, "samples": 4}}, ["spec.evaluation.everySteps"]),
     ],
 )  # fmt: skip
 def test_what_decides_them_may_not(now: dict[str, Any], paths: list[str]):
@@ -41,5 +47,6 @@ def test_what_decides_them_may_not(now: dict[str, Any], paths: list[str]):
 
 
 def test_the_names_are_those_of_settings():
-    for model, settings in ((Training, NEUTRAL_TRAINING), (Checkpoint, NEUTRAL_CHECKPOINT)):
+    parts = ((Training, NEUTRAL_TRAINING), (Checkpoint, NEUTRAL_CHECKPOINT), (Evaluation, NEUTRAL_EVALUATION))
+    for model, settings in parts:
         assert settings <= model.model_json_schema(by_alias=True)["properties"].keys()

@@ -10,6 +10,7 @@ from dpo_operator.api.names import ANNOTATION_RETRY
 from dpo_operator.api.reports import MAX_TERMINATION_BYTES, CheckpointRecord, Progress, Termination
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.planning.actions import Plan
+from dpo_operator.planning.findings import as_status
 from tests.unit.planning.build import a_child, a_job, a_pod, a_status, a_view, decide, ended, termination_text
 
 pytestmark = pytest.mark.unit
@@ -174,6 +175,22 @@ def test_a_finished_job_keeps_its_findings():
     assert complete.state == "Complete"
     assert [f.code for f in complete.findings] == ["FlatLoss", "Verbosity"]
     assert health(complete) == ("False", "FlatLoss", FLAT.sentence)
+
+
+def test_findings_of_all_phases_fit_into_the_status():
+    """The API server refuses a status with more, and the job would never end."""
+    kept = [
+        as_status(LONG.model_copy(update={"code": f"C{n}"}), phase)
+        for phase in ("prepare", "train")
+        for n in range(MAX_FINDINGS)
+    ]
+    status = a_status("export", findings=kept)
+    worse = Finding(code="NotPacked", severity="Unhealthy", cause="Of export.")
+    last = report(worse, phase="export", looked=None)
+    text = termination_text(0, phase="export", progress=last.model_dump(mode="json"))
+    done = decide(status, a_view(a_child("export", complete=True), ended(0, 0, phase="export", text=text))).status
+    assert done.state == "Complete"
+    assert DPOJobStatus.model_validate(done.to_dict()).findings[0].code == "NotPacked"
 
 
 def stopped() -> Plan:

@@ -13,11 +13,14 @@ NEUTRAL_TRAINING = frozenset(
 # And of spec.checkpoint. The volume is one of a cluster alone, and several nodes ask for another one.
 NEUTRAL_CHECKPOINT = frozenset({"everySteps", "keepLast", "keepBest", "async", "volume", "mirror"})
 
+# And of spec.evaluation: samples draw from no generator that training uses, and an earlier version wrote other defaults into job.json.
+NEUTRAL_EVALUATION = frozenset({"samples", "sampleTokens"})
+
 # Parts of spec that change nothing of the result. Over another number of ranks sums are made in another order.
 _NEUTRAL_PARTS = frozenset(
     {
         "nodes", "gpusPerNode", "failurePolicy", "pod", "access", "queue", "suspend", "activeDeadlineSeconds", "ttlSecondsAfterFinished",
-        "cleanPodPolicy", "managedBy", "cache",
+        "cleanPodPolicy", "managedBy", "cache", "diagnosis",
     }
 )  # fmt: skip
 
@@ -25,7 +28,8 @@ _NEUTRAL_PARTS = frozenset(
 def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Paths of the changed settings that forbid resuming.
 
-    before, now: specs as JSON, without what is at its default. Of training and checkpoint each setting is named, else the part.
+    before, now: specs as JSON, without what is at its default. Of training, checkpoint and evaluation each setting is
+    named, else the part.
     """
     left, right = _decisive(before), _decisive(now)
     return sorted(path for path in left.keys() | right.keys() if left.get(path) != right.get(path))
@@ -33,7 +37,7 @@ def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _decisive(spec: dict[str, Any]) -> dict[str, Any]:
     """What a run can't change, by path."""
-    neutral = {"training": NEUTRAL_TRAINING, "checkpoint": NEUTRAL_CHECKPOINT}
+    neutral = {"training": NEUTRAL_TRAINING, "checkpoint": NEUTRAL_CHECKPOINT, "evaluation": NEUTRAL_EVALUATION}
     found: dict[str, Any] = {}
     for part, value in spec.items():
         if part in neutral and isinstance(value, dict):

@@ -171,7 +171,7 @@ THRESHOLDS: dict[str, Threshold] = {
     ),
     "displacementHeavy": Threshold(
         Code.LIKELIHOOD_DISPLACEMENT, 0.3, "nats a token",
-        "The same fall, from which the result is most likely of no use (answers nearly alike), or it is a Warning (others).",
+        "The same fall, from which the result is most likely of no use where answers are nearly alike; elsewhere it is a Warning if samples broke, too.",
         "measured: 0.65 with answers that differ in a word",
     ),
     "displacementRatio": Threshold(

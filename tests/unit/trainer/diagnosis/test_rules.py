@@ -41,7 +41,12 @@ FLAT = {
     "logratio_per_token/chosen": 0.0, "grad_norm": 0.65, "update_ratio": 1e-5,
 }  # fmt: skip
 STILL = [evaluation(at, loss=0.693, rewards__margins=0.001, rewards__accuracies=0.96) for at in (10, 20)]
-BEGINNING = {"surprise/first4_chosen": 9.1, "surprise/first4_rejected": 9.0, "surprise/rest_chosen": 2.2, "surprise/rest_rejected": 2.1}
+BEGINNING = {
+    "surprise/first4_chosen": 9.1,
+    "surprise/first4_rejected": 9.0,
+    "surprise/rest_chosen": 2.2,
+    "surprise/rest_rejected": 2.1,
+}
 SURE = {"rewards/margins": 18.0, "grad_norm": 0.006}
 
 
@@ -60,11 +65,18 @@ def free(begin: float, end: float, *, update: float) -> list[dict[str, Any]]:
 
 def held(begin: float, end: float) -> list[dict[str, Any]]:
     """Evaluations of it."""
-    return [evaluation(at, loss=begin + (at - 10) / 30 * (end - begin), rewards__margins=-0.3) for at in (10, 20, 30, 40)]
+    return [
+        evaluation(at, loss=begin + (at - 10) / 30 * (end - begin), rewards__margins=-0.3) for at in (10, 20, 30, 40)
+    ]
 
 
 def swapped(**figures: Any) -> RunRecord:
-    mirror = {"rewards__margins": -0.84, "loss": 1.227, "rewards__accuracies": 0.06, "logratio_per_token__chosen": -0.04}
+    mirror = {
+        "rewards__margins": -0.84,
+        "loss": 1.227,
+        "rewards__accuracies": 0.06,
+        "logratio_per_token__chosen": -0.04,
+    }
     return record(evals=[evaluation(at, **mirror | figures) for at in (10, 20, 30, 40)])
 
 
@@ -259,6 +271,9 @@ HEALTHY: dict[str, RunRecord] = {
     "refusals that the data ask for, with held-out pairs of the training data": record(
         spec(data={"train": {"source": "train.jsonl"}, "evalFraction": 0.1}), evals=evals(samples__greedy__refusals=0.6, samples__t1__refusals=0.5),
         data=record().data | {"features": {"train": {"pairs": 640, "refusals": {"chosen": 0.6, "rejected": 0.0}}}},
+    ),
+    "both answers of a base model falling, samples sound": record(
+        evals=[evaluation(at, logratio_per_token__chosen=-0.56, logratio_per_token__rejected=-1.6) for at in (10, 20, 30, 40)]
     ),
     "hard data of people": record(
         train=training(last={"loss": 0.675, "rewards/margins": 0.09, "rewards/accuracies": 0.58, "margins_std": 0.3, "logratio_abs_per_token": 0.05}),

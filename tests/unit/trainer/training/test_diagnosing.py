@@ -24,7 +24,9 @@ def answers(step: int, policy: str) -> list[dict[str, Any]]:
 
 def test_samples_of_lost_steps_are_not_looked_at_after_a_restart(tmp_path: Path):
     work = WorkDir(tmp_path)
-    evaluations = [{f"eval_{key}" if key not in ("step", "epoch") else key: value for key, value in evaluation(20).items()}]
+    evaluations = [
+        {f"eval_{key}" if key not in ("step", "epoch") else key: value for key, value in evaluation(20).items()}
+    ]
     work.metrics.write_text("".join(json.dumps(line) + "\n" for line in [*training(20), *evaluations]))
     work.data_report.parent.mkdir(parents=True)
     work.data_report.write_text(json.dumps(DATA))

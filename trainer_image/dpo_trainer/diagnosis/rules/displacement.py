@@ -21,11 +21,13 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
         number(last, "logratio_per_token/rejected") or 0.0,
     )
     heavy = chosen <= -limits["displacementHeavy"]
+    found = generations(record, limits)
+    broken = found is not None and surprising(found, limits)
     severity: Severity = "Info"
     if alike:
-        found = generations(record, limits)
-        severity = "Unhealthy" if heavy or (found is not None and surprising(found, limits)) else "Warning"
-    elif heavy and chosen <= 2 * limits["displacementRatio"] * rejected:
+        severity = "Unhealthy" if heavy or broken else "Warning"
+    elif heavy and broken:
+        # Without harm to the samples it is usual that both fall (docs/methods).
         severity = "Warning"
     share = record.split("train").get("near_identical")
     why = (

@@ -51,7 +51,12 @@ def _columns(record: RunRecord) -> str:
 def _mirrors(look: _Look, limits: Limits) -> bool:
     errors = limits["swappedErrors"]
     clear = look.train >= errors * look.train_error and look.train > 0
-    return clear and look.held <= -errors * look.held_error and look.held <= -limits["swappedMirror"] * look.train and look.rise >= limits["swappedLoss"]
+    return (
+        clear
+        and look.held <= -errors * look.held_error
+        and look.held <= -limits["swappedMirror"] * look.train
+        and look.rise >= limits["swappedLoss"]
+    )
 
 
 def _look(record: RunRecord, index: int) -> _Look | None:

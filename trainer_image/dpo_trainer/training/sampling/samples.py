@@ -217,9 +217,7 @@ class Samples:
         if not drawn:
             return [_Found(ids) for ids in greedy]
         scores = self._under_reference(prompts, drawn) if self._scores else [None] * len(asked)
-        return [
-            _Found(ids, draw.ids, draw.logp, score) for ids, draw, score in zip(greedy, drawn, scores, strict=True)
-        ]
+        return [_Found(ids, draw.ids, draw.logp, score) for ids, draw, score in zip(greedy, drawn, scores, strict=True)]
 
     def _under_reference(self, prompts: Sequence[Ids], drawn: Sequence[Drawn]) -> list[float]:
         """Log-probs of drawn answers under the policy before its first update, nats. Collective."""
