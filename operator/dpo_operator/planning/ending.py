@@ -27,7 +27,8 @@ def after_finish(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment) 
     after = next_check(seen.pods, lingering=job.spec.clean_pod_policy != "None")
     doubts = [left for child in seen.jobs if not child.deleting and (left := _seconds_in_doubt(child, seen))]
     after = min((each for each in (after, *doubts) if each is not None), default=None)
-    return Plan(status, (*_cleanup(job, status, seen), *_removals_on_lost_nodes(status, seen)), requeue_after=after)
+    lost = removals_on_lost_nodes(seen.pods, status, seen)
+    return Plan(status, (*_cleanup(job, status, seen), *lost), requeue_after=after)
 
 
 def being_deleted(job: DPOJob, status: DPOJobStatus, seen: Observed) -> Plan:
@@ -35,17 +36,18 @@ def being_deleted(job: DPOJob, status: DPOJobStatus, seen: Observed) -> Plan:
     if ORPHANING in job.metadata.finalizers:
         return Plan(status)
     jobs = tuple(Delete("Job", child.name, child.uid) for child in (*seen.jobs, *seen.mirrors) if not child.deleting)
-    return Plan(status, (*jobs, *_removals_on_lost_nodes(status, seen)), requeue_after=next_check(seen.pods))
+    pods = (*seen.pods, *seen.mirror_pods)
+    return Plan(status, (*jobs, *removals_on_lost_nodes(pods, status, seen)), requeue_after=next_check(pods))
 
 
 def last_removals(pods: Sequence[ChildPod]) -> tuple[Action, ...]:
     """Force deletions for terminating pods of a job that no longer exists."""
-    return _removals_on_lost_nodes(DPOJobStatus(), Observed(pods=tuple(pods)))
+    return removals_on_lost_nodes(pods, DPOJobStatus(), Observed(pods=tuple(pods)))
 
 
-def _removals_on_lost_nodes(status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
+def removals_on_lost_nodes(pods: Sequence[ChildPod], status: DPOJobStatus, seen: Observed) -> tuple[Action, ...]:
     """Force-delete terminating pods on lost nodes; otherwise they block deletion of the claim and the namespace."""
-    return removals(Stale((), tuple(pod for pod in seen.pods if pod.deleting)), status, seen)
+    return removals(Stale((), tuple(pod for pod in pods if pod.deleting)), status, seen)
 
 
 def next_check(pods: Sequence[ChildPod], *, lingering: bool = False) -> float | None:

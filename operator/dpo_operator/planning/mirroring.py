@@ -3,6 +3,7 @@
 A copy never decides anything about the training: its failure is a condition and an event, and the next checkpoint brings the next copy.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from dpo_operator.api import conditions as c
@@ -15,7 +16,7 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.job import pod_count
 from dpo_operator.builders.mirror import build_mirror_job
 from dpo_operator.builders.pod import TrainerImage
-from dpo_operator.planning import recorded, restarts, transitions
+from dpo_operator.planning import ending, recorded, restarts, transitions
 from dpo_operator.planning.actions import Create, Delete, Event, Plan
 from dpo_operator.planning.objects import ChildJob, ChildPod
 from dpo_operator.planning.observed import Observed
@@ -27,20 +28,67 @@ MANY_CHECKPOINTS = 5
 
 
 def with_mirror(decision: Plan, job: DPOJob, seen: Observed, at: Moment, image: TrainerImage) -> Plan:
-    """The plan with what copies reported, and the next copy when there is a checkpoint that none was begun for."""
+    """The plan with what copies reported, and the next copy when there is a checkpoint that none was begun for.
+
+    job: at the size of the attempt that runs, whose ConfigMap a copy mounts.
+    """
     if job.spec.checkpoint.mirror is None:
         return decision
-    status, to = decision.status, job.spec.checkpoint.mirror.to
+    to = job.spec.checkpoint.mirror.to
+    decision = _off_lost_nodes(decision, seen)
     ended = [child for child in seen.mirrors if child.finished]
     for child in ended:
+        if child.deleting and decision.status.mirror is not None and child.attempt <= decision.status.mirror.ended:
+            continue  # it was stopped, or noted before
         pod = next((pod for pod in seen.mirror_pods if pod.attempt == child.attempt and pod.ended), None)
-        status, events = _with_result(status, to, child, pod, at)
-        decision = replace(decision, events=(*decision.events, *events))
+        status, events = _with_result(decision.status, to, child, pod, at)
+        decision = replace(decision, status=status, events=(*decision.events, *events))
     removals = tuple(Delete("Job", child.name, child.uid) for child in ended if not child.deleting)
-    decision = replace(decision, status=status, actions=(*decision.actions, *removals))
+    decision = replace(decision, actions=(*decision.actions, *removals))
+    if running := [child for child in seen.mirrors if not child.finished and not child.deleting]:
+        stopped = _stopped(decision, job, seen, running, at)
+        return _behind(decision, job, at) if stopped is None else stopped
     if seen.mirrors:
-        return _behind(decision, job, at)
+        return decision
     return _next_copy(_without_job(decision, to, seen, at), job, seen, at, image)
+
+
+def _off_lost_nodes(decision: Plan, seen: Observed) -> Plan:
+    """The plan with force deletions for terminating pods of copies on lost nodes: they would keep the volume attached there."""
+    going = tuple(pod for pod in seen.mirror_pods if pod.deleting)
+    if not going:
+        return decision
+    actions = (*decision.actions, *ending.removals_on_lost_nodes(going, decision.status, seen))
+    waits = [each for each in (decision.requeue_after, ending.next_check(going)) if each is not None]
+    return replace(decision, actions=actions, requeue_after=min(waits))
+
+
+def _stopped(decision: Plan, job: DPOJob, seen: Observed, running: Sequence[ChildJob], at: Moment) -> Plan | None:
+    """The plan with the end of copies that are in the way, or that never start; None when they may go on.
+
+    A volume of one node must be free for the next attempt, which may get another node; the next copy continues this one. A copy that has no node
+    when the job ends gets none any more: it is bound to the node of the job's pods.
+    """
+    status = decision.status
+    if status.is_final:
+        placed = {pod.attempt for pod in seen.mirror_pods if pod.placed}
+        late = [child for child in running if child.attempt not in placed]
+        if job.spec.nodes > 1 or not late:
+            return None
+        to = job.spec.checkpoint.mirror.to if job.spec.checkpoint.mirror is not None else ""
+        status, events = _failed(
+            status, to, late[-1].attempt, c.MIRROR_FAILED, "the job ended before its pod had a node.", at
+        )
+        decision = replace(decision, events=(*decision.events, *events))
+    else:
+        shared = seen.claim is not None and "ReadWriteMany" in seen.claim.access_modes
+        if shared or transitions.holds(status, c.RUNNING):
+            return None
+        late = list(running)
+        mirror = (status.mirror or MirrorStatus()).model_copy(update={"ended": late[-1].attempt, "tried": ""})
+        status = changed(status, mirror=mirror)
+    removals = tuple(Delete("Job", child.name, child.uid) for child in late)
+    return replace(decision, status=status, actions=(*decision.actions, *removals))
 
 
 def _without_job(decision: Plan, to: str, seen: Observed, at: Moment) -> Plan:
@@ -96,9 +144,12 @@ def _failed(
     """The status with a copy that failed, and a warning when the copy before it did not fail so."""
     mirror = (status.mirror or MirrorStatus()).model_copy(update={"ended": number})
     has = f"has step {mirror.checkpoint.step}" if mirror.checkpoint is not None else "has no checkpoint yet"
-    message = (
-        f"Copy {number} to {to} failed: {why} The mirror {has}. The next checkpoint is tried again; training goes on."
+    goes_on = (
+        "The job has ended, so that no other copy follows."
+        if status.is_final
+        else "The next checkpoint is tried again; training goes on."
     )
+    message = f"Copy {number} to {to} failed: {why} The mirror {has}. {goes_on}"
     known = c.find(status.conditions, c.MIRRORED)
     status = transitions.mark(changed(status, mirror=mirror), at, c.MIRRORED, False, reason, message)
     if known is not None and (known.status, known.reason) == ("False", reason):
@@ -119,13 +170,13 @@ def _failure(child: ChildJob, pod: ChildPod | None, report: MirrorReport | None)
 
 
 def _behind(decision: Plan, job: DPOJob, at: Moment) -> Plan:
-    """The plan with a warning when a copy runs and training is many checkpoints ahead of the mirror."""
+    """The plan with a warning when a copy runs and training is many checkpoints ahead of the mirror, unless the last copy failed: that says more."""
     status = decision.status
     copied = status.mirror.checkpoint.step if status.mirror is not None and status.mirror.checkpoint is not None else 0
     newest = status.checkpoint.step if status.checkpoint is not None else 0
     condition = c.find(status.conditions, c.MIRRORED)
     if newest - copied < MANY_CHECKPOINTS * job.spec.checkpoint.every_steps or (
-        condition is not None and condition.status == "False" and condition.reason == c.MIRROR_BEHIND
+        condition is not None and condition.status == "False" and condition.reason != c.MIRROR_PENDING
     ):
         return decision
     message = (

@@ -90,7 +90,8 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
         status = recorded.with_reported_checkpoints(status, seen)
         status, told = findings.with_findings(job, status, seen, at)
     decision = volumes.with_volume(_decide(job, status, seen, at, settings), job, status, seen, at)
-    decision = mirroring.with_mirror(decision, job, seen, at, settings.image)
+    running = resizing.as_running(job, decision.status, seen)
+    decision = mirroring.with_mirror(decision, running, seen, at, settings.image)
     decision = replace(decision, events=(*told, *decision.events))
     due = _next_deadline(job, decision.status, at)
     if due is not None:

@@ -130,6 +130,7 @@ WELL: dict[str, Callable[[], Series]] = {
     "a finding worth knowing": lambda: found("ReferenceDrift", "Info"),
     "a warning that has no alert": lambda: found("NoisyLabels", "Warning"),
     "a finding of a job that ended long ago": lambda: found("Gibberish", since=10, ends=-HOUR - 10),
+    "saturated long ago": lambda: found("Saturated", "Info", since=10, ends=-HOUR - 10),
     "loading": lambda: of_operator({0: status(state="Pending"), 60: status()}, 70),
 }
 
@@ -144,7 +145,7 @@ ILL: dict[str, tuple[list[str], Callable[[], Series]]] = {
     "found: displacement": (["DPOJobLikelihoodDisplacement"], lambda: found("LikelihoodDisplacement", "Warning")),
     "found: verbosity": (["DPOJobVerbosity"], lambda: found("Verbosity", "Warning")),
     "found: overfitting": (["DPOJobOverfitting"], lambda: found("Overfitting", "Warning")),
-    "found: saturated": (["DPOJobSaturated"], lambda: found("Saturated", "Warning")),
+    "found: saturated": (["DPOJobSaturated"], lambda: found("Saturated", "Info")),
     "found: swapped": (["DPOJobUnhealthy"], lambda: found("SwappedLabels")),
     "NaN": (["DPOJobNonFinite"], lambda: run("healthy") | with_nan("healthy")),
     "a rank that is stopped": (["DPOJobHang"], lambda: goes_on("hang")),

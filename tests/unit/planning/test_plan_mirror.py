@@ -12,8 +12,10 @@ from dpo_operator.api.reports import CheckpointRecord, RecordedCheckpoints
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.statusparts.stored import CheckpointStatus, MirrorStatus
 from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.config import config_name
+from dpo_operator.planning import ending
 from dpo_operator.planning.actions import Create, Delete, Plan
-from dpo_operator.planning.objects import ChildJob, ChildPod
+from dpo_operator.planning.objects import ChildJob, ChildPod, Size
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.plan import plan
 from tests.unit.planning.build import NOON, SETTINGS, a_child, a_claim, a_job, a_pod, a_status, a_view, condition, ended
@@ -157,6 +159,97 @@ def test_a_mirror_that_falls_behind_is_told_once() -> None:
     assert [event.reason for event in result.events] == [c.MIRROR_BEHIND]
     assert not decide(result.status, view(a_copy(2))).events
     assert not decide(trained(250, "b", mirror=status.mirror), view(a_copy(2))).events
+
+
+def test_a_failure_is_not_hidden_by_a_mirror_that_is_behind() -> None:
+    mirror = MirrorStatus(copies=2, ended=1, tried="a" * 64, checkpoint=at_step(50))
+    status = trained(350, "b", mirror=mirror)
+    denied = a_report(ExitCode.ACCESS_DENIED, "access was refused.", number=2)
+    status = decide(status, view(a_copy(2, failed=True), denied)).status
+    going = decide(status, view(a_copy(2, failed=True, deleting=True), denied))
+    assert (condition(going.status, c.MIRRORED), going.events) == (("False", "AccessDenied"), ())
+    begun = decide(decide(going.status, view()).status, view(a_copy(3)))
+    assert (condition(begun.status, c.MIRRORED), begun.events) == (("False", "AccessDenied"), ())
+
+
+def a_view_of_one(*mirror: ChildJob | ChildPod, **fields: Any) -> Observed:
+    """What is seen of a job of one node on a volume that one node may attach, without pods of the attempt."""
+    jobs = tuple(child for child in mirror if isinstance(child, ChildJob))
+    pods = tuple(pod for pod in mirror if isinstance(pod, ChildPod))
+    claim = a_claim(access_modes=("ReadWriteOnce",))
+    return a_view(*fields.pop("own", ()), claim=claim, mirrors=jobs, mirror_pods=pods, guards=(), **fields)
+
+
+def deleted(result: Plan) -> list[str]:
+    return [action.name for action in result.actions if isinstance(action, Delete) and "mirror" in action.name]
+
+
+ONE = a_job(nodes=1, checkpoint={"mirror": {"to": TO}})
+A_COPYS_POD = a_pod(0, "mirror", 1)
+
+
+def test_a_copy_leaves_the_volume_to_the_next_attempt() -> None:
+    """It holds a volume of one node on the node of the attempt that ended; the next copy continues it."""
+    status = trained(mirror=MirrorStatus(copies=1, tried="a" * 64))
+    copy = (a_copy(), A_COPYS_POD)
+    assert not deleted(decide(status, a_view_of_one(*copy, own=(a_child(), a_pod(0))), ONE))
+    result = decide(status, a_view_of_one(*copy, own=(a_child(), ended(0, 137))), ONE)
+    assert result.status.attempt == 2
+    assert deleted(result) == ["pairs-mirror-1"]
+    assert not [event for event in result.events if event.reason.startswith("Mirror")]
+    # Its end is no failure, and the same checkpoint is copied beside the next attempt.
+    going = (a_copy(deleting=True, failed=True), ended(0, 143, phase="mirror", deleting=True))
+    after = decide(result.status, a_view_of_one(*going), ONE)
+    assert (deleted(after), c.find(after.status.conditions, c.MIRRORED)) == ([], None)
+    again = decide(result.status, a_view_of_one(own=(a_child(attempt=2), a_pod(0, attempt=2))), ONE)
+    assert [job["metadata"]["name"] for job in copies(again)] == ["pairs-mirror-2"]
+    suspended = a_job(nodes=1, checkpoint={"mirror": {"to": TO}}, suspend=True)
+    assert deleted(decide(status, a_view_of_one(*copy, own=(a_child(), a_pod(0))), suspended)) == ["pairs-mirror-1"]
+    # A volume of many nodes is in nobody's way.
+    assert not deleted(decide(status, view(*copy), a_job(checkpoint={"mirror": {"to": TO}}, suspend=True)))
+
+
+def test_a_copy_without_a_node_ends_with_the_job() -> None:
+    done = trained(mirror=MirrorStatus(copies=1, tried="a" * 64), completion_time=NOON)
+    complete = c.with_condition(done.conditions, c.COMPLETE, True, c.EXPORTED, "", now=NOON, generation=1)
+    done = done.model_copy(update={"conditions": list(complete), "state": "Complete"})
+    for pods in ((), (a_pod(0, "mirror", 1, pod_phase="Pending", node="", ready=False),)):
+        result = decide(done, a_view_of_one(a_copy(), *pods), ONE)
+        assert deleted(result) == ["pairs-mirror-1"]
+        (event,) = result.events
+        assert event.reason == c.MIRROR_FAILED
+        assert "no other copy follows" in event.message
+    # One that runs may end, and one whose pod may still get any node starts.
+    assert not deleted(decide(done, a_view_of_one(a_copy(), A_COPYS_POD), ONE))
+    assert not deleted(decide(done, view(a_copy()), JOB))
+    failed = decide(done, a_view_of_one(a_copy(failed=True), a_report(ExitCode.ACCESS_DENIED, "refused.")), ONE)
+    assert "training goes on" not in failed.events[0].message
+
+
+def test_a_refused_resize_leaves_copies_to_the_size_that_runs() -> None:
+    own = (a_child(size=Size(1, 1)), a_pod(0))
+    wanted = a_job(nodes=2, checkpoint={"mirror": {"to": TO}})
+    result = decide(trained(), a_view_of_one(own=own), wanted)
+    assert condition(result.status, c.RESIZED) == ("False", c.RESIZE_REFUSED)
+    (job,) = copies(result)
+    volumes = job["spec"]["template"]["spec"]["volumes"]
+    assert config_name(ONE) in {volume["configMap"]["name"] for volume in volumes if "configMap" in volume}
+
+
+@pytest.mark.parametrize("state", ["running", "done", "deleted"])
+def test_a_copys_pod_on_a_lost_node_is_removed_by_force(state: str) -> None:
+    pod = a_pod(0, "mirror", 1, deleting=True, deleting_seconds=11, disruption="DeletionByTaintManager", ready=False)
+    status = trained(mirror=MirrorStatus(copies=1, tried="a" * 64))
+    job = JOB
+    if state == "done":
+        status = status.model_copy(update={"state": "Complete"})
+    if state == "deleted":
+        metadata = {"deletionTimestamp": "2026-01-01T12:00:00Z", "finalizers": ["example.org/keep"]}
+        job = a_job(checkpoint={"mirror": {"to": TO}}, metadata=metadata)
+    result = decide(status, view(a_copy(deleting=True), pod), job)
+    assert Delete("Pod", pod.name, pod.uid, 0) in result.actions
+    assert result.requeue_after is not None
+    assert result.requeue_after <= ending.MIN_DELAY_SECONDS
 
 
 def lost(status: DPOJobStatus, **fields: Any) -> Plan:
