@@ -12,7 +12,7 @@ from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.metrics_file import read_metrics
 from tests.numerics.jobs import a_job, some_pairs, train_on_rank
-from tests.numerics.ranks import on_ranks
+from tests.numerics.ranks import RankFailed, on_ranks
 from tests.unit.trainer.tiny import tiny_model
 
 pytestmark = pytest.mark.numerics
@@ -174,9 +174,9 @@ def test_errors_of_sampling_end_the_samples_and_not_the_run(prepared: WorkDir, t
     document = a_sampling_job(steps=2)
     if why == "no room":
         document["spec"]["evaluation"]["sampleTokens"] = 48
-    ranks = on_ranks(1, refusing if why == "generation refused" else train_on_rank, document, work.root)
+    ranks = on_ranks(2, refusing if why == "generation refused" else train_on_rank, document, work.root)
 
-    assert ranks[0]["status"] == "Succeeded"
+    assert [rank["status"] for rank in ranks] == ["Succeeded"] * 2
     assert ranks[0]["warnings"] == ["NoSamples"]
     assert len(ranks[0]["evals"]) == 1
     assert not work.samples.exists()
@@ -190,6 +190,26 @@ def refusing(document: dict[str, Any], root: Path) -> dict[str, Any]:
         raise NotImplementedError("this cache")
 
     LlamaForCausalLM.generate = refuse
+    return train_on_rank(document, root)
+
+
+def test_an_error_of_one_rank_amid_the_others_answers_ends_them_all(prepared: WorkDir, tmp_path: Path):
+    with pytest.raises(RankFailed, match=r"sample answers at step 0: a prompt of its own\. If that comes again, set"):
+        on_ranks(2, failing_alone, a_sampling_job(steps=2), a_copy(prepared, tmp_path / "run").root, patience=0)
+
+
+def failing_alone(document: dict[str, Any], root: Path) -> dict[str, Any]:
+    """One rank of a run in which rank 1 can't answer its own prompt."""
+    from dpo_trainer.training.sampling import samples
+
+    generate = samples.generate
+
+    def failing(*args: Any, **settings: Any) -> Any:
+        if os.environ["RANK"] == "1" and settings["tokens"] == TOKENS:
+            raise ValueError("a prompt of its own")
+        return generate(*args, **settings)
+
+    samples.generate = failing
     return train_on_rank(document, root)
 
 
