@@ -57,7 +57,7 @@ def _source(case: Case) -> Lines:
         "Check that the hub or store can be reached from the pods: spec.access has proxy, endpoints and certificates."
     ]
     if not case.local:
-        lines.append("A NetworkPolicy may be in the way; the chart's values networkPolicy.* say what pods may reach.")
+        lines.append("A NetworkPolicy may be in the way; the chart's values network.* say what pods may reach.")
     return [*lines, *retry(case)]
 
 
