@@ -38,6 +38,7 @@ CHANGES: dict[str, Any] = {
     "checkpoint.keepBest": 9,
     "checkpoint.requireRecordedDigest": True,
     "checkpoint.async": False,
+    "checkpoint.mirror": {"to": "s3://bucket/other"},
     "checkpoint.volume.claimName": "other",
     "checkpoint.volume.storageClassName": "other",
     "checkpoint.volume.accessMode": "ReadWriteOnce",
@@ -52,6 +53,7 @@ ALLOWED: dict[str, Any] = {
     "ttlSecondsAfterFinished": 60,
     "failurePolicy": {"maxRestarts": 9},
     "cleanPodPolicy": "All",
+    "diagnosis": {"stopOn": ["Gibberish"]},
     "nodes": 3,
     "gpusPerNode": 2,
 }

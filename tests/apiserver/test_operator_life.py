@@ -171,6 +171,7 @@ def test_findings_are_told_once_and_stay(hands: Hands, alive: OperatorProcess) -
         ("FewTrainingPairs", "prepare", "train: only 20 pairs"),
     ]
     assert status["findings"][0]["figures"] == ["eval_rewards/margins 0.001 (limit 0.006)"]
+    wait_until("event", lambda: "StoppedByDiagnosis" in hands.events("flat"))
     events = hands.events("flat")
     assert [events.count(code) for code in ("FewTrainingPairs", "FlatLoss", "StoppedByDiagnosis")] == [1, 1, 1]
     assert len([code for code in events if code.startswith("Made")]) == 1

@@ -90,6 +90,7 @@ WARNINGS: dict[str, str] = {
     "WholeLogits": "Log-probs need the logits of every token, which takes memory.",
     "NotPacked": "Pairs are trained in padded rows, which is slower.",
     "NoFlexAttention": "Packed pairs use a slower attention.",
+    "NoVarlenAttention": "Packed pairs go through SDPA, pair by pair, which is slower.",
     "NoSamples": "No sample answers are written.",
     "NoMetrics": "The trainer's port could not be opened.",
     "NoReport": "The report could not be written.",

@@ -135,7 +135,10 @@ class Training(ApiModel):
     )
     non_finite: NonFinite = Field(default=NonFinite(), description="What a NaN or an infinity does to the run.")
     log_every_steps: StrictInt = Field(
-        default=1, ge=1, le=1_000_000, description="Steps between two lines of the log and of metrics.jsonl."
+        default=1,
+        ge=1,
+        le=1_000_000,
+        description="Steps between two lines of the log and of metrics.jsonl. The first and the last step always have one.",
     )
 
 

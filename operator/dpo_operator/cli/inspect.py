@@ -22,12 +22,14 @@ from dpo_operator.api import exitcodes
 from dpo_operator.api.status import FINAL_STATES, State
 from dpo_operator.cli import clustercase, joblogs, localcase, statusview
 from dpo_operator.cli.completion import job_names
-from dpo_operator.cli.kubectl import RESOURCE, ClusterError, Kubectl
+from dpo_operator.cli.kubectl import RESOURCE, ClusterError, Kubectl, NoAnswerError, Patience
 from dpo_operator.explain.case import Event, status_of
 from dpo_operator.explain.why import why as explained
 
 app = typer.Typer()
 WATCH_SECONDS = 2.0
+# Exit status of `status --watch` when the cluster gives no answer: 1 is a job that failed, and 2 a wrong option.
+UNKNOWN = 3
 errors = Console(stderr=True, highlight=False)
 
 
@@ -46,13 +48,18 @@ Output = Annotated[Form | None, typer.Option("--output", "-o", help="Print for p
 
 
 @contextmanager
-def no_traceback() -> Iterator[None]:
-    """Errors of the cluster as one line, with exit status 1."""
+def no_traceback(code: int = 1) -> Iterator[None]:
+    """Errors of the cluster as one line, with an exit status."""
     try:
         yield
     except ClusterError as error:
         errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(code) from error
+
+
+def _note(line: str) -> None:
+    """Print what is not of the answer."""
+    errors.print(escape(line), soft_wrap=True)
 
 
 def show(document: Any, form: Form) -> None:
@@ -129,7 +136,12 @@ def list_jobs(
 def status(
     name: Name,
     watch: Annotated[
-        bool, typer.Option("--watch", "-w", help="Until the job ends; exits with 1 if it fails. Sparklines begin now.")
+        bool,
+        typer.Option(
+            "--watch",
+            "-w",
+            help=f"Until the job ends; exits with 1 if it fails, {UNKNOWN} if the cluster can't be asked.",
+        ),
     ] = False,
     namespace: Namespace = None,
     context: Context = None,
@@ -138,7 +150,7 @@ def status(
 ) -> None:
     """Show a DPOJob: progress, time left, figures, health, checkpoint and model."""
     kubectl = Kubectl(namespace, context, kubeconfig)
-    with no_traceback():
+    with no_traceback(UNKNOWN if watch else 1):
         job = kubectl.job(name)
         if output is not None:
             show(job, output)
@@ -151,9 +163,16 @@ def status(
 def _watch(kubectl: Kubectl, name: str) -> State | None:
     """Show a job until it ends: a table that is drawn anew on a terminal, else the lines that changed. Its last state."""
     history, console, before = statusview.History(), Console(highlight=False), dict[str, str]()
+    patience = Patience(_note)
     with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
         while True:
-            job = kubectl.job(name)
+            try:
+                job = kubectl.job(name)
+            except NoAnswerError as error:
+                patience.failed(error)
+                time.sleep(WATCH_SECONDS)
+                continue
+            patience.answered()
             found = status_of(job)
             history.add(found)
             rows = statusview.details(job, datetime.now(UTC), history)
@@ -190,7 +209,7 @@ def logs(
             follow=follow,
             previous=previous,
             say=lambda line: print(line, flush=True),
-            note=lambda line: errors.print(escape(line), soft_wrap=True),
+            note=_note,
         )
 
 

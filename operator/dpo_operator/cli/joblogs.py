@@ -1,6 +1,7 @@
 """Logs of all ranks of a job, each line with its pod, over all attempts that follow."""
 
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -9,7 +10,7 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.status import FINAL_STATES, DPOJobStatus
 from dpo_operator.api.text import REPLACEMENT
-from dpo_operator.cli.kubectl import ClusterError, Kubectl, meaning, not_started
+from dpo_operator.cli.kubectl import ClusterError, Kubectl, NoAnswerError, Patience, not_started, refused
 from dpo_operator.explain.case import Pod, status_of
 
 WAIT_SECONDS = 2.0
@@ -23,31 +24,39 @@ def show(kubectl: Kubectl, name: str, *, follow: bool, previous: bool, say: Say,
     """
     shown: set[tuple[str, int]] = set()
     since: dict[tuple[str, int], str] = {}
-    told = ""
+    headed: set[tuple[str, int]] = set()
+    told, patience = "", Patience(note)
     while True:
-        job = kubectl.job(name)
-        status = status_of(job)
-        ended = not follow or previous or status.state in FINAL_STATES
-        which = _attempt(status, previous)
-        if which not in shown:
-            pods = _pods(kubectl, job, *which)
-            started = [pod for pod in pods if pod.pod_phase != "Pending"]
-            if started and (ended or len(started) == len(pods)):
-                if which not in since:
-                    note(f"{which[0]}, attempt {which[1]}:")
-                _stream(kubectl, job, which, started, say, follow=follow, since=since.get(which))
-                since[which] = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-                # A stream that breaks is taken up again where it broke.
-                if ended or not any(_runs(pod) for pod in _pods(kubectl, job, *which)):
-                    shown.add(which)
-                continue
-            if ended:
-                raise ClusterError(_why_none(name, status, which))
-            if (why := status.message or "no operator has looked at the job yet") != told:
-                note(f"waiting: {why}")
-                told = why
-        elif ended:
-            return
+        try:
+            job = kubectl.job(name)
+            status = status_of(job)
+            ended = not follow or previous or status.state in FINAL_STATES
+            which = _attempt(status, previous)
+            if which not in shown:
+                pods = _pods(kubectl, job, *which)
+                started = [pod for pod in pods if pod.pod_phase != "Pending"]
+                if started and (ended or len(started) == len(pods)):
+                    if which not in headed:
+                        note(f"{which[0]}, attempt {which[1]}:")
+                        headed.add(which)
+                    _stream(kubectl, job, which, started, say, follow=follow, since=since.get(which))
+                    patience.answered()
+                    since[which] = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+                    # A stream that breaks is taken up again where it broke.
+                    if ended or not any(_runs(pod) for pod in _pods(kubectl, job, *which)):
+                        shown.add(which)
+                    continue
+                if ended:
+                    raise ClusterError(_why_none(name, status, which))
+                if (why := status.message or "no operator has looked at the job yet") != told:
+                    note(f"waiting: {why}")
+                    told = why
+            elif ended:
+                return
+        except NoAnswerError as error:
+            patience.failed(error)
+        else:
+            patience.answered()
         time.sleep(WAIT_SECONDS)
 
 
@@ -103,23 +112,24 @@ def _stream(
     arguments += ["--follow"] if follow else []
     arguments += [f"--since-time={since}"] if since is not None else []
     argv = kubectl.argv(*arguments)
-    try:
-        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace")
-    except OSError as error:
-        raise not_started(error) from error
-    assert process.stdout is not None
-    assert process.stderr is not None
-    some = False
-    try:
-        for line in process.stdout:
-            some = True
-            say(_line(line.rstrip("\n"), prefix))
-        said = process.stderr.read()
-        if process.wait() != 0 and not some:
-            raise ClusterError(meaning(said))
-    finally:
-        process.kill()
-        process.wait()
+    # Not a pipe: kubectl would stop at a full one, which nobody reads while there are logs.
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        try:
+            process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=said, text=True, errors="replace")
+        except OSError as error:
+            raise not_started(error) from error
+        assert process.stdout is not None
+        some = False
+        try:
+            for line in process.stdout:
+                some = True
+                say(_line(line.rstrip("\n"), prefix))
+            if process.wait() != 0 and not some:
+                said.seek(0)
+                raise refused(said.read(), process.returncode)
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _line(line: str, prefix: dict[str, str]) -> str:

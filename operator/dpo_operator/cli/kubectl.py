@@ -3,7 +3,7 @@
 import json
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,10 @@ from dpo_operator.api.text import shown
 RESOURCE = f"{names.PLURAL}.{names.GROUP}"
 # Of one request that is not a watch.
 ANSWER_SECONDS = 30
+# Requests in a row that may fail while a command follows a job: a minute if each fails at once, as while an API server restarts.
+FAILED_IN_A_ROW = 30
+# What kubectl says of a request that fails again, whenever it is sent.
+_LASTING = ("(NotFound)", "(Forbidden)", "(Unauthorized)")
 # What kubectl says, and what that means for a user; the first that matches is added to kubectl's own words.
 _MEANINGS = (
     ("localhost:8080", "no cluster is configured: set KUBECONFIG, or name a file with --kubeconfig"),
@@ -35,6 +39,30 @@ _MEANINGS = (
 
 class ClusterError(Exception):
     """A command that can't be carried out. The message is for the user."""
+
+
+class NoAnswerError(ClusterError):
+    """The cluster gave no answer to a request, and may give one soon."""
+
+
+class Patience:
+    """Of a command that follows a job: it outlives a network or an API server that is away for a while."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        """note: prints a line for the user."""
+        self._note, self._left = note, 0
+
+    def answered(self) -> None:
+        """The cluster has answered. Before the first answer no failure is borne: the command or the kubeconfig may be wrong."""
+        self._left = FAILED_IN_A_ROW
+
+    def failed(self, error: NoAnswerError) -> None:
+        """A request has failed. Raises the error when too many in a row did."""
+        if self._left == 0:
+            raise error
+        if self._left == FAILED_IN_A_ROW:
+            self._note(f"no answer, asking again: {error}")
+        self._left -= 1
 
 
 @dataclass(frozen=True)
@@ -65,7 +93,7 @@ class Kubectl:
         except OSError as error:
             raise not_started(error) from error
         if done.returncode != 0:
-            raise ClusterError(meaning(done.stderr) or f"kubectl ended with {done.returncode}")
+            raise refused(done.stderr, done.returncode)
         return done.stdout
 
     def get(self, *arguments: str) -> dict[str, Any]:
@@ -89,6 +117,12 @@ class Kubectl:
 def not_started(error: OSError) -> ClusterError:
     """kubectl itself is missing."""
     return ClusterError(f"kubectl can't be started: {error.strerror}; install it and put it on the PATH")
+
+
+def refused(said: str, code: int) -> ClusterError:
+    """What a kubectl that failed with these words and this exit status means."""
+    kind = ClusterError if any(words in said for words in _LASTING) else NoAnswerError
+    return kind(meaning(said) or f"kubectl ended with {code}")
 
 
 def meaning(said: str) -> str:

@@ -57,7 +57,7 @@ def _source(case: Case) -> Lines:
         "Check that the hub or store can be reached from the pods: spec.access has proxy, endpoints and certificates."
     ]
     if not case.local:
-        lines.append("A NetworkPolicy may be in the way; the chart's values networkPolicy.* say what pods may reach.")
+        lines.append("A NetworkPolicy may be in the way; the chart's values network.* say what pods may reach.")
     return [*lines, *retry(case)]
 
 
@@ -197,8 +197,16 @@ def _diagnosis(case: Case) -> Lines:
         for finding in case.status.findings[:2]
         if finding.setting
     ]
-    keep = "The last checkpoint is saved; to train on from it anyway, its state can be exported: dpo export CHECKPOINT --to FOLDER"
-    return [*lines, anew(case, "spec.diagnosis.stopOn", "Or take the finding off the list"), keep]
+    held = {finding.code for finding in case.status.findings if finding.severity == "Unhealthy"}
+    stop_on = case.spec.diagnosis.stop_on if case.spec and held else ()
+    left = [code for code in stop_on if code not in held]
+    off = "change spec.diagnosis.stopOn in the job file" if case.local else case.patch(diagnosis={"stopOn": left})
+    return [
+        *lines,
+        f"Or take the finding off the list, and train on from the last checkpoint: {off}",
+        *retry(case),
+        "The state as it is can be exported: dpo export CHECKPOINT --to FOLDER",
+    ]
 
 
 def _deadline(case: Case) -> Lines:

@@ -166,22 +166,17 @@ def test_a_resumed_run_has_each_answer_once(sampled: tuple[WorkDir, dict[str, An
             assert mine[key] == pytest.approx(other[key], rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("why", "world_size"),
-    [("no tokenizer", 1), ("no room", 1), ("generation refused", 1), ("generation refused", 2)],
-)
-def test_errors_of_sampling_end_the_samples_and_not_the_run(
-    prepared: WorkDir, tmp_path: Path, why: str, world_size: int
-):
+@pytest.mark.parametrize("why", ["no tokenizer", "no room", "generation refused"])
+def test_errors_of_sampling_end_the_samples_and_not_the_run(prepared: WorkDir, tmp_path: Path, why: str):
     work = a_copy(prepared, tmp_path / "run")
     if why == "no tokenizer":
         (work.model / "tokenizer.json").unlink()
     document = a_sampling_job(steps=2)
     if why == "no room":
         document["spec"]["evaluation"]["sampleTokens"] = 48
-    ranks = on_ranks(world_size, refusing if why == "generation refused" else train_on_rank, document, work.root)
+    ranks = on_ranks(2, refusing if why == "generation refused" else train_on_rank, document, work.root)
 
-    assert ranks[0]["status"] == "Succeeded"
+    assert [rank["status"] for rank in ranks] == ["Succeeded"] * 2
     assert ranks[0]["warnings"] == ["NoSamples"]
     assert len(ranks[0]["evals"]) == 1
     assert not work.samples.exists()
@@ -198,26 +193,23 @@ def refusing(document: dict[str, Any], root: Path) -> dict[str, Any]:
     return train_on_rank(document, root)
 
 
-def test_an_error_of_one_rank_ends_the_attempt(prepared: WorkDir, tmp_path: Path):
-    """The other one is in the middle of a collective, where no agreement is asked for."""
-    work = a_copy(prepared, tmp_path / "run")
-    with pytest.raises(RankFailed, match="this prompt"):
-        on_ranks(2, refusing_alone, a_sampling_job(steps=2), work.root, timeout=120, patience=1)
+def test_an_error_of_one_rank_amid_the_others_answers_ends_them_all(prepared: WorkDir, tmp_path: Path):
+    with pytest.raises(RankFailed, match=r"sample answers at step 0: a prompt of its own\. If that comes again, set"):
+        on_ranks(2, failing_alone, a_sampling_job(steps=2), a_copy(prepared, tmp_path / "run").root, patience=0)
 
 
-def refusing_alone(document: dict[str, Any], root: Path) -> dict[str, Any]:
-    """One rank of a run in which rank 1 can't answer the second of its requests."""
+def failing_alone(document: dict[str, Any], root: Path) -> dict[str, Any]:
+    """One rank of a run in which rank 1 can't answer its own prompt."""
     from dpo_trainer.training.sampling import samples
 
-    generate, asked = samples.generate, []
+    generate = samples.generate
 
-    def refuse(*args: Any, **settings: Any) -> Any:
-        asked.append(args)
-        if os.environ["RANK"] == "1" and len(asked) == 2:
-            raise ValueError("this prompt")
+    def failing(*args: Any, **settings: Any) -> Any:
+        if os.environ["RANK"] == "1" and settings["tokens"] == TOKENS:
+            raise ValueError("a prompt of its own")
         return generate(*args, **settings)
 
-    samples.generate = refuse
+    samples.generate = failing
     return train_on_rank(document, root)
 
 

@@ -37,9 +37,9 @@ class FakeKubectl:
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
         monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
 
-    def answer(self, start: str, document: Any) -> None:
-        """What a command prints: text, or an object as JSON."""
-        self._set(start, (0, document if isinstance(document, str) else json.dumps(document), ""))
+    def answer(self, start: str, document: Any, warnings: str = "") -> None:
+        """What a command prints: text, or an object as JSON. warnings: on its standard error."""
+        self._set(start, (0, document if isinstance(document, str) else json.dumps(document), warnings))
 
     def refuse(self, start: str, words: str) -> None:
         """A command fails with these words."""

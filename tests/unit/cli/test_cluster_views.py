@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from dpo_operator.api import names
 from dpo_operator.api.diagnosis import Code
-from dpo_operator.cli import inspect, joblogs
+from dpo_operator.cli import inspect, joblogs, kubectl
 from dpo_operator.cli.main import app
 from dpo_operator.cli.statusview import History, sparkline
 from dpo_operator.planning.findings import as_status
@@ -118,6 +118,37 @@ def test_watching_a_job_that_fails_fails(cluster: FakeKubectl) -> None:
     assert said("status", "pairs", "-w").exit_code == 1
 
 
+TIMED_OUT = "Unable to connect to the server: net/http: request canceled (Client.Timeout exceeded)"
+
+
+def test_watching_outlives_an_api_server_that_is_away(cluster: FakeKubectl, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.answer(JOB, raw_job())
+    naps(
+        monkeypatch,
+        lambda: cluster.refuse(JOB, TIMED_OUT),
+        lambda: None,
+        lambda: cluster.answer(JOB, raw_job("Complete", step=100)),
+    )
+    done = said("status", "pairs", "-w")
+    assert done.exit_code == 0
+    assert done.stderr.count("no answer, asking again") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "looks"), [(TIMED_OUT, 3), ('Error from server (NotFound): dpojobs "pairs" not found', 1)]
+)
+def test_a_watch_without_an_answer_is_no_failed_job(
+    cluster: FakeKubectl, monkeypatch: pytest.MonkeyPatch, words: str, looks: int
+) -> None:
+    monkeypatch.setattr(kubectl, "FAILED_IN_A_ROW", 2)
+    cluster.answer(JOB, raw_job())
+    naps(monkeypatch, lambda: cluster.refuse(JOB, words), *[lambda: None] * (looks - 1))
+    assert said("status", "pairs", "-w").exit_code == inspect.UNKNOWN
+    # Before the first answer none is waited for.
+    assert said("status", "pairs", "-w").exit_code == inspect.UNKNOWN
+    assert said("logs", "pairs", "-f").exit_code == 1
+
+
 def test_a_sparkline_shows_the_course() -> None:
     assert sparkline([1.0]) == ""
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
@@ -170,11 +201,26 @@ def test_logs_are_followed_over_a_restart_to_the_end(cluster: FakeKubectl, monke
     def runs() -> None:
         has_logs(cluster, 2, "[pod/pairs-train-2-0-x7k2p/trainer] done\n", raw_pod(0, attempt=2, phase="Succeeded"))
 
-    naps(monkeypatch, restarts, runs, lambda: cluster.answer(JOB, raw_job("Complete", attempts=second)))
+    def is_away() -> None:
+        cluster.refuse(JOB, TIMED_OUT)
+
+    naps(
+        monkeypatch, is_away, restarts, runs, is_away, lambda: cluster.answer(JOB, raw_job("Complete", attempts=second))
+    )
     done = said("logs", "pairs", "-f")
     assert done.exit_code == 0
     assert done.stdout.splitlines() == ["train 0 | crash", "train 0 | done"]
-    assert done.stderr.splitlines() == ["train, attempt 1:", "waiting: Its pods are starting.", "train, attempt 2:"]
+    told = [line for line in done.stderr.splitlines() if not line.startswith("no answer, asking again")]
+    assert told == ["train, attempt 1:", "waiting: Its pods are starting.", "train, attempt 2:"]
+    assert len(done.stderr.splitlines()) == len(told) + 2
+
+
+def test_a_log_does_not_stop_at_many_warnings(cluster: FakeKubectl) -> None:
+    cluster.answer(JOB, raw_job("Complete"))
+    has_logs(cluster, 1, "", raw_pod(0, phase="Succeeded"))
+    selector, _ = pods_of(1)
+    cluster.answer(f"logs --selector={selector}", "[pod/pairs-train-1-0-x7k2p/trainer] done\n", "W: slow\n" * 20_000)
+    assert said("logs", "pairs").stdout == "train 0 | done\n"
 
 
 def test_logs_that_are_gone_are_said_to_be(cluster: FakeKubectl) -> None:

@@ -397,7 +397,8 @@ PHASES: dict[ExitCode, names.Phase] = dict.fromkeys(
 
 def exits(code: ExitCode) -> Case:
     phase = PHASES.get(code, "train")
-    found = fails(ended(0, code, WORDS[code], phase=phase), job=a_job(nodes=1), phase=phase)
+    job = a_job(nodes=1, diagnosis={"stopOn": ["Gibberish", "FlatLoss"]})
+    found = fails(ended(0, code, WORDS[code], phase=phase), job=job, phase=phase)
     if code is not ExitCode.STOPPED_BY_DIAGNOSIS:
         return found
     status = found.status.model_copy(update={"findings": [as_status(a_finding(Code.GIBBERISH), "train")]})

@@ -9,7 +9,7 @@ import pytest
 from dpo_operator.api import conditions as c
 from dpo_operator.api.diagnosis import Code
 from dpo_operator.api.rules.spec import IMMUTABLE_FIELDS
-from dpo_operator.explain.case import Case
+from dpo_operator.explain.case import Case, Place
 from dpo_operator.explain.endings import ENDINGS, EXHAUSTED
 from dpo_operator.explain.waits import WAITS
 from dpo_operator.explain.why import why
@@ -92,6 +92,16 @@ def test_a_finding_is_told_in_its_own_sentence_with_its_figures(code: Code) -> N
         assert "eval_rewards/margins -0.84 (limit -0.2), eval_loss 1.227" in text
         assert f"spec.{finding.setting} in the job file" in text
         assert code in text.splitlines()[0]
+
+
+def test_after_a_stop_by_diagnosis_the_list_may_change() -> None:
+    case = SITUATIONS["exit code 81"]()
+    assert """'{"spec":{"diagnosis":{"stopOn":["FlatLoss"]}}}'""" in why(case).text()
+    assert "kubectl dpo retry pairs" in why(case).text()
+    here = replace(case, place=Place(cluster="", folder="runs/pairs"))
+    (line,) = [line for line in why(here).do if "spec.diagnosis.stopOn" in line]
+    assert "--fresh" not in line
+    assert any("dpo run FILE" in line and "--fresh" not in line for line in why(here).do)
 
 
 def test_accuracy_is_never_shown_without_the_margin() -> None:

@@ -12,8 +12,9 @@ from dpo_operator.api.types import DPOJobSpec
 Line = Mapping[str, Any]
 L = TypeVar("L", bound=Line)
 _EVAL = "eval_"
-# Of a long run's training lines, the first and the newest are kept: rules look at no others.
-_FIRST, _NEWEST = 200, 1000
+# Of a long run's training lines, the first, the newest, and the last of the first epoch are kept: rules look at no others.
+_FIRST, _NEWEST, _UNSEEN = 200, 1000, 500
+_ROUNDING = 1e-9
 # Into how many parts the training lines of a run without evaluation are averaged.
 _PARTS = 10
 
@@ -101,11 +102,9 @@ class RunRecord:
 
     @property
     def start_loss(self) -> float | None:
-        """Loss before the first update: by definition with a reference, else that of the first logged step."""
-        if not self.train:
-            return None
-        known = number(self.train[0], "initial_loss")
-        return known if known is not None else number(self.train[0], "loss")
+        """Loss before the first update: by definition with a reference, else that of step 1; None where that line is missing."""
+        known = number(self.train[0], "initial_loss") if self.train else None
+        return known if known is not None or self.first is None else number(self.first, "loss")
 
     @property
     def starts_level(self) -> bool:
@@ -134,7 +133,7 @@ class RunRecord:
         taken: list[Line] = []
         left = pairs
         for line in reversed(self.train):
-            if (number(line, "epoch") or 0.0) > epochs + 1e-9:
+            if (number(line, "epoch") or 0.0) > epochs + _ROUNDING:
                 continue
             if left <= 0:
                 break
@@ -163,7 +162,8 @@ def thinned(lines: list[L]) -> list[L]:
     if len(lines) <= _FIRST + _NEWEST:
         return lines
     train = [place for place, line in enumerate(lines) if not is_evaluation(line)]
-    dropped = set(train[_FIRST:-_NEWEST])
+    unseen = [place for place in train if (number(lines[place], "epoch") or 0.0) <= 1.0 + _ROUNDING]
+    dropped = set(train[_FIRST:-_NEWEST]) - set(unseen[-_UNSEEN:])
     return [line for place, line in enumerate(lines) if place not in dropped]
 
 

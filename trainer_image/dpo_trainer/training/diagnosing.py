@@ -1,6 +1,7 @@
 """The rules' way into the training: rank 0 looks at the run's record, and every rank learns whether a finding ends the run."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ class Diagnosing:
             self._spec,
             self._metrics.lines,
             total_steps=self._total_steps,
-            samples=self._samples.lines,
+            # After a restart the file has later lines until the first new ones are written.
+            samples=[line for line in self._samples.lines if line["step"] <= step],
             data=json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {},
         )
         # Of a code that was given before, the words of then stay.
@@ -103,16 +105,19 @@ class Diagnosing:
 
 
 class _Tail:
-    """A growing JSON Lines file, of which only what is new is read."""
+    """A growing JSON Lines file, of which only what is new is read; all of it again once it was replaced, as by a shorter one."""
 
     def __init__(self, path: Path) -> None:
         self.lines: list[Line] = []
-        self._path, self._at = path, 0
+        self._path, self._at, self._inode = path, 0, 0
 
     def read(self) -> None:
         """Add the lines that were finished since. No file means no lines. Raises OSError."""
         try:
             with self._path.open("rb") as file:
+                found = os.fstat(file.fileno())
+                if found.st_ino != self._inode or found.st_size < self._at:
+                    self.lines, self._at, self._inode = [], 0, found.st_ino
                 file.seek(self._at)
                 new = file.read()
         except FileNotFoundError:

@@ -175,7 +175,8 @@ class Milestones:
         return self.run.spec.diagnosis.enabled and self._is_logged(step) and wanted
 
     def _is_logged(self, step: int) -> bool:
-        return step % self.run.spec.training.log_every_steps == 0 or step == self.run.total_steps
+        # The first step's figures were taken before any weight changed: what comes later is compared with them.
+        return step in (1, self.run.total_steps) or step % self.run.spec.training.log_every_steps == 0
 
     def _evaluate(self, step: int) -> tuple[dict[str, float] | None, bool]:
         """Metrics of the evaluation pairs and of the sample answers, and whether a stop came in between.

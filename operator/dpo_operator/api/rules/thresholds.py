@@ -25,12 +25,13 @@ class Threshold:
 THRESHOLDS: dict[str, Threshold] = {
     "wrongReferenceLogRatio": Threshold(
         Code.WRONG_REFERENCE, 0.02, "nats a token",
-        "Mean log-ratio, without its sign, of the first step, where policy and reference are the same model. Ten times as much with adapter dropout.",
-        "0 by definition; rounding in bf16 stays below 0.01",
+        "Mean log-ratio, without its sign, of the first step, where policy and reference are the same model. Ten times as much with adapter dropout; "
+        "more, by √(25 ÷ tokens), where the median answer has fewer than 25.",
+        "0 by definition; bf16 rounds a whole answer by about 0.1 √tokens",
     ),
     "wrongReferenceLoss": Threshold(
         Code.WRONG_REFERENCE, 0.02, "",
-        "Distance of the first loss from the one that the method starts at, as a share of it, or in nats below 1.",
+        "Distance of the first loss from the one that the method starts at, as a share of it, or in nats below 1, where the log-ratio is more than rounding.",
         "0 by definition; the same as the start-up check in bf16",
     ),
     "wrongReferenceOther": Threshold(
@@ -68,6 +69,16 @@ THRESHOLDS: dict[str, Threshold] = {
         "How many times as surprising as the rest the first tokens are, of chosen or of rejected answers.",
         "measured: 1.3 to 4 under wrong templates",
     ),
+    "templateAccuracy": Threshold(
+        Code.TEMPLATE_OR_BOUNDARY, 0.45, "",
+        "Share of the answers' tokens that the model would have written itself, below which, together with templateNll, the template is most likely wrong; else it is a Warning at most.",
+        "measured: 0.39 to 0.41 under ChatML. Chat models guess about half of other writers' tokens",
+    ),
+    "templateNll": Threshold(
+        Code.TEMPLATE_OR_BOUNDARY, 3.5, "nats a token",
+        "Negative log-likelihood of chosen and rejected answers, together with templateAccuracy.",
+        "measured: 4.4 and 4.6 under ChatML, 0.3 under the right template. Other writers' answers cost chat models 1 to 2.5",
+    ),
     "surprisePairs": Threshold(
         Code.TEMPLATE_OR_BOUNDARY, 64.0, "pairs",
         "Fewer pairs give no statement about how much they surprise the model, whatever the rule.",
@@ -80,7 +91,7 @@ THRESHOLDS: dict[str, Threshold] = {
     ),
     "swappedErrors": Threshold(
         Code.SWAPPED_LABELS, 5.0, "standard errors",
-        "How far above 0 the training margin, and below 0 the held-out one, are.",
+        "How far above 0 the training margin, and below 0 the held-out one, are. At least 16 evaluation pairs.",
         "chance gives 5 once in a million",
     ),
     "swappedLoss": Threshold(
@@ -115,7 +126,7 @@ THRESHOLDS: dict[str, Threshold] = {
     ),
     "flatLoss": Threshold(
         Code.FLAT_LOSS, 0.005, "",
-        "Distance of the loss from its start, as a share of it.",
+        "Distance of the loss from its start, as a share of it; without a reference, of the held-out loss from that of the first evaluation.",
         "measured: 0.001 at a rate 200 times too small, 0.5 in healthy runs",
     ),
     "flatLogRatio": Threshold(

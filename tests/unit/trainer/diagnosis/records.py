@@ -88,9 +88,10 @@ def record(
     """The healthy run, with what is given in place of its own parts. step: how far it is."""
     lines = training() if train is None else train
     held = [evaluation(at) for at in (10, 20, 30, 40)] if evals is None else evals
-    before = {"step": 0, "epoch": 0.0} | (START if start is None else start)
+    figures = START if start is None else start
+    before = [{"step": 0, "epoch": 0.0} | figures] if figures else []
     written = [
-        *({(key if key in ("step", "epoch") else f"eval_{key}"): value for key, value in line.items()} for line in (before, *held)),
+        *({(key if key in ("step", "epoch") else f"eval_{key}"): value for key, value in line.items()} for line in (*before, *held)),
         *lines,
     ]  # fmt: skip
     return RunRecord.of(

@@ -41,12 +41,51 @@ FLAT = {
     "logratio_per_token/chosen": 0.0, "grad_norm": 0.65, "update_ratio": 1e-5,
 }  # fmt: skip
 STILL = [evaluation(at, loss=0.693, rewards__margins=0.001, rewards__accuracies=0.96) for at in (10, 20)]
+BEGINNING = {
+    "surprise/first4_chosen": 9.1,
+    "surprise/first4_rejected": 9.0,
+    "surprise/rest_chosen": 2.2,
+    "surprise/rest_rejected": 2.1,
+}
 SURE = {"rewards/margins": 18.0, "grad_norm": 0.006}
 
 
 def flat(steps: int = 40, **other: float) -> list[dict[str, Any]]:
     """Lines of a training that stays where it began."""
     return [line | FLAT | other for line in training(steps)]
+
+
+def free(begin: float, end: float, *, update: float) -> list[dict[str, Any]]:
+    """Lines of a training without a reference, whose loss goes evenly from one value to another."""
+    lines = training()
+    for line in lines:
+        line |= {"initial_loss": None, "loss": begin + (line["step"] - 1) / 39 * (end - begin), "update_ratio": update}
+    return lines
+
+
+def held(begin: float, end: float) -> list[dict[str, Any]]:
+    """Evaluations of it."""
+    return [
+        evaluation(at, loss=begin + (at - 10) / 30 * (end - begin), rewards__margins=-0.3) for at in (10, 20, 30, 40)
+    ]
+
+
+def swapped(**figures: Any) -> RunRecord:
+    mirror = {
+        "rewards__margins": -0.84,
+        "loss": 1.227,
+        "rewards__accuracies": 0.06,
+        "logratio_per_token__chosen": -0.04,
+    }
+    return record(evals=[evaluation(at, **mirror | figures) for at in (10, 20, 30, 40)])
+
+
+def first(tokens: int, beta: float = 0.1, **figures: float) -> RunRecord:
+    """A run with answers of so many tokens, and other figures of its first step."""
+    length = {side: {"p50": tokens, "p95": tokens, "max": tokens} for side in ("chosen", "rejected")}
+    lines = training()
+    lines[0] |= figures
+    return record(spec(method={"name": "dpo", "beta": beta}), train=lines, data=with_split(length=length))
 
 
 def refusing(**figures: Any) -> RunRecord:
@@ -102,9 +141,14 @@ ILL: dict[str, tuple[Code, str, str, RunRecord]] = {
     "wrong template": (
         Code.TEMPLATE_OR_BOUNDARY, "Unhealthy", "data.train",
         record(start=START | {"surprise/first4_chosen": 3.6, "surprise/first4_rejected": 3.6, "surprise/rest_chosen": 2.4,
-                              "surprise/rest_rejected": 3.2, "token_accuracy/chosen": 0.4, "token_accuracy/rejected": 0.4},
+                              "surprise/rest_rejected": 3.2, "token_accuracy/chosen": 0.41, "token_accuracy/rejected": 0.39,
+                              "nll_per_token/chosen": 4.4, "nll_per_token/rejected": 4.6},
                evals=evals(samples__greedy__repeated_4grams=0.46, samples__greedy__tokens=73.0)),
     ),
+    "a template under which the model goes in circles": (
+        Code.TEMPLATE_OR_BOUNDARY, "Unhealthy", "data.train", record(start=START | BEGINNING | {"samples/greedy/repeated_4grams": 0.4}),
+    ),
+    "a wrong beginning of answers in the model's language": (Code.TEMPLATE_OR_BOUNDARY, "Warning", "data.train", record(start=START | BEGINNING)),
     "labels swapped in train alone": (
         Code.SWAPPED_LABELS, "Unhealthy", "data.train.columns",
         record(evals=evals(rewards__margins=-0.84, loss=1.227, rewards__accuracies=0.06, logratio_per_token__chosen=-0.44, logratio_per_token__rejected=-0.03)),
@@ -131,6 +175,9 @@ ILL: dict[str, tuple[Code, str, str, RunRecord]] = {
     "adapters that no layer uses": (
         Code.FLAT_LOSS, "Unhealthy", "adapter.targetModules",
         record(spec(adapter={"type": "lora"}), train=[line | {"loss": 0.693, "grad_norm": 0.0, "logratio_abs_per_token": 0.0} for line in training()], evals=STILL, step=20),
+    ),
+    "a rate a hundred times too small, without a reference": (
+        Code.FLAT_LOSS, "Unhealthy", "training.learningRate", record(spec(method={"name": "simpo"}), train=free(1.4, 1.32, update=1e-6), evals=held(1.38, 1.38)),
     ),
     "an epsilon that outweighs the gradients": (
         Code.FLAT_LOSS, "Unhealthy", "training.adamEpsilon",
@@ -198,6 +245,32 @@ HEALTHY: dict[str, RunRecord] = {
         spec(method={"name": "orpo"}),
         train=[line | {"initial_loss": None, "loss": 1.4, "update_ratio": None if line["step"] % 10 else 2e-3 * (40 - line["step"]) / 40} for line in training()],
         evals=[evaluation(at, rewards__margins=-0.3 + at / 40, loss=1.4) for at in (10, 20, 30, 40)],
+    ),
+    "small updates that lower the loss all the same": record(
+        spec(method={"name": "simpo"}), train=free(1.4, 1.3, update=1e-6), evals=held(1.38, 1.3)
+    ),
+    "the same without any evaluation": record(
+        spec(method={"name": "simpo"}, data={"train": {"source": "a"}}), train=free(1.4, 1.3, update=1e-6), evals=[], start={}
+    ),
+    "a mirror of one evaluation pair, whose error is not known": swapped(pairs=1, rewards__margins_se=None),
+    "a mirror of few evaluation pairs": swapped(pairs=12),
+    "a mirror without an error": swapped(rewards__margins_se=None),
+    "one-word answers in bf16": first(1, logratio_abs_per_token=0.05),
+    "a large beta, which makes much of rounding": first(5, 5.0, logratio_abs_per_token=0.03, loss=0.76),
+    "other writers' answers to a chat model, which it is rarely sure of": record(
+        start=START | {"surprise/first4_chosen": 6.0, "surprise/first4_rejected": 5.5, "surprise/rest_chosen": 3.4, "surprise/rest_rejected": 3.6,
+                       "token_accuracy/chosen": 0.5, "token_accuracy/rejected": 0.52, "nll_per_token/chosen": 1.9, "nll_per_token/rejected": 1.8},
+    ),
+    "an opening after the reference's answers were lost": record(
+        samples=[{"step": 40, "prompt": str(n), "policy": "What a fine question! Yes.", "reference": None, "chosen": "Of course, happy to help!"} for n in range(32)],
+    ),
+    "a loss that was already low when its record began": record(
+        spec(method={"name": "simpo"}), train=[line for line in free(0.9, 0.3, update=2e-3) if line["step"] > 20],
+        evals=[evaluation(30, loss=0.4), evaluation(40, loss=0.4)], start={},
+    ),
+    "refusals that the data ask for, with held-out pairs of the training data": record(
+        spec(data={"train": {"source": "train.jsonl"}, "evalFraction": 0.1}), evals=evals(samples__greedy__refusals=0.6, samples__t1__refusals=0.5),
+        data=record().data | {"features": {"train": {"pairs": 640, "refusals": {"chosen": 0.6, "rejected": 0.0}}}},
     ),
     "both answers of a base model falling, samples sound": record(
         evals=[evaluation(at, logratio_per_token__chosen=-0.56, logratio_per_token__rejected=-1.6) for at in (10, 20, 30, 40)]
@@ -337,3 +410,29 @@ def test_a_long_run_is_looked_at_by_its_beginning_and_its_end():
     kept = thinned(lines)
     assert len(kept) == 1201
     assert [kept[0]["step"], kept[200]["step"], kept[-2]["step"]] == [1, 4001, 5000]
+
+
+def test_labels_of_the_first_epoch_are_looked_at_to_the_end():
+    lines = [line | {"step": step, "epoch": step / 2000, "loss": 0.69} for step, line in enumerate(training() * 125, 1)]
+    lines = [line | {"rewards/margins": 0.0 if line["step"] <= 200 else 1.0} for line in lines]
+    kept = thinned(lines)
+    newest = RunRecord.of(spec(), kept, total_steps=5000).latest(500, epochs=1.0)
+    assert (newest[-1]["step"], newest[0]["step"], len(kept)) == (2000, 1969, 1700)
+    assert thinned(kept) == kept
+
+
+def test_the_start_is_not_known_once_the_first_lines_are_lost():
+    lost = [line for line in free(0.9, 0.3, update=2e-3) if line["step"] > 20]
+    assert record(spec(method={"name": "simpo"}), train=lost).start_loss is None
+    assert record(spec(method={"name": "simpo"}), train=free(0.9, 0.3, update=2e-3)).start_loss == 0.9
+    assert record(train=lost[:1] + training()[21:]).start_loss is None
+    assert record().start_loss == 0.693147
+
+
+@pytest.mark.parametrize(("tokens", "drift"), [(1, 0.2), (100, 0.03)])
+def test_more_than_rounding_is_another_reference(tokens: int, drift: float):
+    assert diagnose(first(tokens, logratio_abs_per_token=drift))[0].code == Code.WRONG_REFERENCE
+
+
+def test_a_loss_beyond_rounding_is_another_reference():
+    assert diagnose(first(400, logratio_abs_per_token=0.01, loss=0.8))[0].code == Code.WRONG_REFERENCE

@@ -2,16 +2,23 @@
 
 import math
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import torch
 
+from dpo_operator.api.diagnosis import label
 from dpo_operator.api.method import Method
 from dpo_operator.api.reports import CheckpointRef
+from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.checkpoint.loading import Restored
+from dpo_trainer.engine.engine import Engine
 from dpo_trainer.losses.objective import Objective
+from dpo_trainer.model.attention import kernels
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
-from dpo_trainer.training.startup_checks import check_first_step, log_restored
+from dpo_trainer.training.startup_checks import _kernel, check_first_step, log_restored
 from tests.unit.trainer.checkpoints import loop_state
 
 pytestmark = pytest.mark.unit
@@ -48,6 +55,21 @@ def test_a_rollback_warns_of_its_checkpoint_as_a_resume_does(telemetry: Telemetr
     assert heard.warnings == []
     log_restored(Restored(ref, loop_state(5), {}, refused=("step-7: x", "step-6: y"), doubt="step-5: z"), telemetry)
     assert heard.warnings == ["CheckpointRefused", "CheckpointRefused", "CheckpointNotRecorded"]
+
+
+@pytest.mark.parametrize(("wanted", "code"), [("flex", "NoFlexAttention"), ("varlen", "NoVarlenAttention")])
+def test_a_kernel_that_is_missing_has_a_code(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch, wanted: str, code: str
+):
+    # Without a GPU no kernel is asked for.
+    monkeypatch.setattr(kernels, "preferred", lambda *_: wanted)
+    world = SimpleNamespace(device=torch.device("cuda"))
+    module = SimpleNamespace(kernel_problem=lambda *_: "no kernel")
+    engine = cast(Engine, SimpleNamespace(world=world, module=module, any_rank=bool))
+    spec = DPOJobSpec.model_validate({"model": {"name": "org/m"}, "data": {"train": {"source": "org/d"}}})
+    heard = Heard(telemetry)
+    assert _kernel(engine, spec, telemetry) == "sdpa"
+    assert [label(each) for each in heard.warnings] == [code]
 
 
 def test_a_margin_other_than_0_is_warned_of(telemetry: Telemetry):

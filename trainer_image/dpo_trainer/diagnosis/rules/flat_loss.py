@@ -34,11 +34,11 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
         still = record.starts_level or record.spec.model.reference is not None
         if not still or drift is None or not _still(record, loss, start, drift, limits):
             return None
-    elif not (
-        (gradient is not None and gradient < _NO_GRADIENT)
-        or (update is not None and update * record.total_steps < _MOVES / 20)
-    ):
-        return None
+    else:
+        tiny = update is not None and update * record.total_steps < _MOVES / 20
+        none = gradient is not None and gradient < _NO_GRADIENT
+        if not (tiny or none) or not _level(record, loss, start, limits):
+            return None
     setting, why, suggestion = _cause(record, drift, gradient, update)
     moved = "" if drift is None else f", and the policy moved {short(round_(drift, 1))} nats a token"
     return finding(
@@ -55,6 +55,14 @@ def _still(record: RunRecord, loss: float, start: float, drift: float, limits: L
         # The drift is that to another model: only the loss can tell, and only when it does not move at all.
         return abs(loss - start) < 0.1 * limits["flatLoss"] * abs(start)
     return abs(loss - start) < limits["flatLoss"] * abs(start) and drift < limits["flatLogRatio"]
+
+
+def _level(record: RunRecord, loss: float, start: float, limits: Limits) -> bool:
+    """Whether the loss stays, without a reference: on the same held-out pairs where there are two evaluations, which other pairs can't hide."""
+    held = [value for line in record.evals if (value := number(line, "loss")) is not None]
+    if len(held) > 1:
+        start, loss = held[0], held[-1]
+    return abs(loss - start) < limits["flatLoss"] * abs(start)
 
 
 def _larger_side(line: Line) -> float | None:

@@ -29,7 +29,9 @@ def _by_words(record: RunRecord, found: Generations, limits: Limits) -> Finding 
     # Greedy and at temperature 1: two answers to a prompt.
     count = 2 * found.prompts
     error = math.sqrt(max(now * (1 - now), before * (1 - before), 0.01) / count)
-    asked = max(before, number(record.features("eval").get("refusals") or {}, "chosen") or 0.0)
+    # Held-out pairs that were taken from the training pairs are counted among those.
+    data = record.features("eval") or record.features("train")
+    asked = max(before, number(data.get("refusals") or {}, "chosen") or 0.0)
     limit = asked + limits["refusingErrors"] * error
     if now < limit:
         return None
@@ -59,7 +61,8 @@ def _by_opening(record: RunRecord, found: Generations, limits: Limits) -> Findin
         for side in ("policy", "reference", "reference_t1", "chosen")
     }
     said = Counter(filter(None, openings["policy"]))
-    if len(record.samples) < limits["samplePrompts"] or not said:
+    compared = any(line.get("reference") is not None for line in record.samples)
+    if len(record.samples) < limits["samplePrompts"] or not said or not compared:
         return None
     top, times = said.most_common(1)[0]
     share, usual = (

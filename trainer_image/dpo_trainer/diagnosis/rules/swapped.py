@@ -1,6 +1,5 @@
 """SwappedLabels: the held-out margin mirrors the training margin."""
 
-import math
 from dataclasses import dataclass
 
 from dpo_operator.api.diagnosis import Code, Finding
@@ -8,8 +7,8 @@ from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, average, error_of, mean, number
 from dpo_trainer.diagnosis.saying import finding
 
-# Training pairs around an evaluation whose margin is compared with it.
-_PAIRS = 64
+# Training pairs around an evaluation whose margin is compared with it, and fewest evaluation pairs whose margin says something.
+_PAIRS, _HELD = 64, 16
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
         return None
     last = looks[-1]
     before = looks[0] is not None and len(looks) == 2 and _mirrors(looks[0], limits)
-    clear = last.held <= -2 * limits["swappedMirror"] * last.train and math.isfinite(last.held_error)
+    clear = last.held <= -2 * limits["swappedMirror"] * last.train
     if not before and not clear:
         return None
     return finding(
@@ -52,9 +51,12 @@ def _columns(record: RunRecord) -> str:
 def _mirrors(look: _Look, limits: Limits) -> bool:
     errors = limits["swappedErrors"]
     clear = look.train >= errors * look.train_error and look.train > 0
-    if math.isfinite(look.held_error):
-        clear = clear and look.held <= -errors * look.held_error
-    return clear and look.held <= -limits["swappedMirror"] * look.train and look.rise >= limits["swappedLoss"]
+    return (
+        clear
+        and look.held <= -errors * look.held_error
+        and look.held <= -limits["swappedMirror"] * look.train
+        and look.rise >= limits["swappedLoss"]
+    )
 
 
 def _look(record: RunRecord, index: int) -> _Look | None:
@@ -64,7 +66,8 @@ def _look(record: RunRecord, index: int) -> _Look | None:
     taken = RunRecord(record.spec, tuple(near)).latest(_PAIRS)
     margin = mean(taken, "rewards/margins")
     held, loss, start = number(line, "rewards/margins"), number(line, "loss"), record.start_loss
-    if margin is None or held is None or loss is None or start is None:
+    held_error, pairs = error_of(line, "rewards/margins"), number(line, "pairs") or 0
+    if margin is None or held is None or loss is None or start is None or held_error is None or pairs < _HELD:
         return None
     begin = held_begin = 0.0
     if not record.starts_level:
@@ -75,12 +78,11 @@ def _look(record: RunRecord, index: int) -> _Look | None:
         early = average([row for row in record.train if row["step"] <= max(1, first["step"] // 4)] or record.train[:1])
         begin, held_begin = number(early, "rewards/margins") or 0.0, number(first, "rewards/margins") or 0.0
         start = number(first, "loss") or start
-    held_error = error_of(line, "rewards/margins")
     return _Look(
         margin.value - begin,
         margin.error,
         held - held_begin,
-        math.inf if held_error is None else held_error,
+        held_error,
         (loss - start) / max(1.0, abs(start)),
         loss,
     )

@@ -1,5 +1,7 @@
 """WrongReference: before the first update, policy and reference are one model, so that log-ratios are 0."""
 
+import math
+
 from dpo_operator.api.diagnosis import Code, Finding
 from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import Line, RunRecord, number
@@ -7,6 +9,8 @@ from dpo_trainer.diagnosis.saying import finding
 
 # Dropout in adapters moves the policy of the first step a little.
 _DROPOUT = 10.0
+# Tokens from which rounding is within the limit. It grows with the square root of an answer's length, so it is larger a token in shorter ones.
+_LONG = 25.0
 
 
 def check(record: RunRecord, limits: Limits) -> Finding | None:
@@ -28,10 +32,15 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
         )  # fmt: skip
     factor = _DROPOUT if record.spec.adapter.dropout > 0 else 1.0
     loss, known = number(first, "loss"), number(first, "initial_loss")
-    moved, far = factor * limits["wrongReferenceLogRatio"], factor * limits["wrongReferenceLoss"]
+    usual, far = factor * limits["wrongReferenceLogRatio"], factor * limits["wrongReferenceLoss"]
+    rounding = usual * math.sqrt(_LONG / (_tokens(record) or _LONG))
+    moved = max(usual, rounding)
     off = None if loss is None or known is None else abs(loss - known) / max(1.0, abs(known))
-    if (drift is None or drift < moved) and (off is None or off < far):
-        return None
+    if drift is None or drift < moved:
+        # A large beta makes much of rounding, too.
+        more = drift is None or _tokens(record) is None or drift >= rounding
+        if off is None or off < far or not more:
+            return None
     return finding(
         Code.WRONG_REFERENCE, "Unhealthy", 1,
         f"Before the first update the loss is {loss or 0:.4g} and not {known or 0:.4g}, and policy and reference differ by "
@@ -42,6 +51,13 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
         if not record.spec.adapter.dropout
         else f"Try adapter.dropout 0 instead of {record.spec.adapter.dropout:g}.",
     )  # fmt: skip
+
+
+def _tokens(record: RunRecord) -> float | None:
+    """Median tokens of the training answers, chosen or rejected, whichever is less; None where prepare left none."""
+    lengths = record.split("train").get("length", {})
+    known = [number(lengths.get(side, {}), "p50") for side in ("chosen", "rejected")]
+    return min((tokens for tokens in known if tokens), default=None)
 
 
 def _drift(line: Line) -> float | None:

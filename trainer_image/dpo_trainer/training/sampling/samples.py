@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.model import AdapterType
 from dpo_operator.api.training import Budget
 from dpo_operator.api.types import DPOJobSpec
@@ -37,6 +38,10 @@ from dpo_trainer.training.sampling.sampling_time import SHARE, SamplingTime
 # What a model or a tokenizer raises that can't do this. Never RuntimeError: that is how a lost peer shows.
 _CAN_NOT = (TrainerError, OSError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
 
+_NO_GENERATION = "the model can't generate"
+# Tokens of the answer with which generation is tried.
+_TRIED = 2
+
 
 @dataclass(frozen=True)
 class _Decoder:
@@ -59,7 +64,8 @@ class _Found(NamedTuple):
 class Samples:
     """Answers to the first distinct prompts of the evaluation pairs, written to samples.jsonl by rank 0.
 
-    What the tokenizer or the model can't do is logged once and ends the samples, not the run.
+    An error is logged once and ends the samples, not the run. It ends the attempt when one of several ranks has it amid the others'
+    collectives, where they would wait for this one until their time-out.
     """
 
     def __init__(
@@ -85,7 +91,6 @@ class Samples:
         self._scores = self._draws and is_new
         self._told = False
         self._decoder: _Decoder | None = None
-        self._can_generate = False
         self._file: MetricsFile | None = None
         self._reference: dict[str, Line] = {}  # lines of step 0 by prompt
 
@@ -96,30 +101,24 @@ class Samples:
 
         should_stop: asked after each batch, the same answer on every rank; nothing is written then, and None returned.
         Returns figures of the answers, docs/metrics.md; none when they would take too much of the run's time.
-        Raises what generation raises on one of several ranks, where the same answer was possible on all of them before.
         """
         if not self._count or not self._is_time(step, telemetry):
             return {}
         telemetry.activity("sampling answers")
-        problem = ""
-        try:
-            self._decoder = self._decoder or self._open()
-        except _CAN_NOT as error:
-            problem = _said(error)
-        if not self._agreed(problem, telemetry):
+        if self._decoder is None and not self._begin(telemetry):
             return {}
         assert self._decoder is not None
-        began = time.monotonic()
-        if not self._can_generate:
-            try:
-                self._generate_one(self._decoder)
-            except _CAN_NOT as error:
-                problem = f"the model can't generate: {_said(error)}"
-            self._can_generate = self._agreed(problem, telemetry)
-            if not self._can_generate:
-                return {}
-        # An error of one rank alone ends the attempt: the others are in a collective, and not where ranks agree.
-        found, stopped = self._generate(self._decoder, step, should_stop)
+        began, problem, stopped = time.monotonic(), "", False
+        found: dict[int, _Found] = {}
+        try:
+            found, stopped = self._generate(self._decoder, step, should_stop)
+        except _CAN_NOT as error:
+            if self._ranks.world_size > 1:
+                text = f"sample answers at step {step}: {_said(error)}. If that comes again, set evaluation.samples 0"
+                raise TrainerError(ExitCode.INTERNAL_ERROR, text) from error
+            problem = f"{_NO_GENERATION}: {_said(error)}"
+        if not self._agreed(problem, telemetry):
+            return {}
         if stopped:
             return None
         answers = {int(number): _Found(*one) for part in self._ranks.gather(found) for number, one in part.items()}
@@ -129,6 +128,25 @@ class Samples:
         except TrainerError as error:
             self._agreed(_said(error), telemetry)
             return {}
+
+    def _begin(self, telemetry: Telemetry) -> bool:
+        """Open, and try the first prompt on every rank: what a model can't do shows on all of them at once. Collective."""
+        problem = ""
+        try:
+            self._decoder = self._open()
+        except _CAN_NOT as error:
+            problem = _said(error)
+        if not self._agreed(problem, telemetry):
+            return False
+        assert self._decoder is not None
+        self._engine.train(False)
+        try:
+            self._answer(self._decoder, 0, [0], tokens=_TRIED)
+        except _CAN_NOT as error:
+            problem = f"{_NO_GENERATION}: {_said(error)}"
+        finally:
+            self._engine.train(True)
+        return self._agreed(problem, telemetry)
 
     def _is_time(self, step: int, telemetry: Telemetry) -> bool:
         """Whether there is time for answers, as rank 0 has it. Collective."""
@@ -169,15 +187,6 @@ class Samples:
             )
         return _Decoder(tokenizer, tuple(dict.fromkeys(end)), tuple(pairs))
 
-    def _generate_one(self, decoder: _Decoder) -> None:
-        """Two tokens for the first prompt, on every rank alike: what a model can't do it can't do on any of them. Collective."""
-        self._engine.train(False)
-        try:
-            by = numbers(self._seed, 0, [0], 2) if self._draws else None
-            generate(self._engine, [decoder.pairs[0].prompt.tolist()], tokens=2, end=decoder.end, drawn_by=by)
-        finally:
-            self._engine.train(True)
-
     def _generate(
         self, decoder: _Decoder, step: int, should_stop: Callable[[], bool]
     ) -> tuple[dict[int, _Found], bool]:
@@ -192,19 +201,23 @@ class Samples:
             for group in shares(everything, rank=world.rank, world_size=world.world_size, size=size):
                 # A rank that has no prompt left answers the first one again, to take part in the collectives.
                 asked = group.tolist() or [0]
-                prompts = [decoder.pairs[number].prompt.tolist() for number in asked]
-                by = numbers(self._seed, step, asked, self._tokens) if self._draws else None
-                greedy, drawn = generate(engine, prompts, tokens=self._tokens, end=decoder.end, drawn_by=by)
-                scores = self._under_reference(prompts, drawn) if self._scores else [None] * len(asked)
-                for place, number in enumerate(group.tolist()):
-                    found[number] = _Found(greedy[place])
-                    if drawn:
-                        found[number] = _Found(greedy[place], drawn[place].ids, drawn[place].logp, scores[place])
+                answers = self._answer(decoder, step, asked, tokens=self._tokens)
+                found |= dict(zip(group.tolist(), answers, strict=False))
                 if should_stop():
                     return {}, True
         finally:
             engine.train(True)
         return found, False
+
+    def _answer(self, decoder: _Decoder, step: int, asked: list[int], *, tokens: int) -> list[_Found]:
+        """Answers to some prompts, by their numbers. Collective. tokens: the most of an answer."""
+        prompts = [decoder.pairs[number].prompt.tolist() for number in asked]
+        by = numbers(self._seed, step, asked, tokens) if self._draws else None
+        greedy, drawn = generate(self._engine, prompts, tokens=tokens, end=decoder.end, drawn_by=by)
+        if not drawn:
+            return [_Found(ids) for ids in greedy]
+        scores = self._under_reference(prompts, drawn) if self._scores else [None] * len(asked)
+        return [_Found(ids, draw.ids, draw.logp, score) for ids, draw, score in zip(greedy, drawn, scores, strict=True)]
 
     def _under_reference(self, prompts: Sequence[Ids], drawn: Sequence[Drawn]) -> list[float]:
         """Log-probs of drawn answers under the policy before its first update, nats. Collective."""
