@@ -40,8 +40,7 @@ class LocalRun:
     """One job in one work folder. A repeated run resumes.
 
     claims: folder whose subfolders stand for the claims of pvc:// sources.
-    say: prints a line for the user. fresh: the run starts over, also when a mirror has checkpoints of an earlier one.
-    restore: go on from the mirror of another work folder, which is this run's from then on. uid: of a new folder's run; None for a new one.
+    say: prints a line for the user. restore: what a run without checkpoints takes from its mirror. uid: of the run in a new folder.
     """
 
     job: DPOJob
@@ -49,8 +48,7 @@ class LocalRun:
     claims: Path
     metrics_port: int
     say: Callable[[str], None]
-    fresh: bool = False
-    restore: bool = False
+    restore: names.Restore = names.Restore.OWN
     uid: str | None = None
     _stopping: bool = False
     _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -126,10 +124,9 @@ class LocalRun:
     def _one_process(self, phase: names.Phase, *, mirror: bool) -> int:
         """Run prepare or export. mirror: whether prepare looks into the mirror where there is no checkpoint yet."""
         environment = self._environment(1)
-        begun = (self.work / "checkpoints" / "attempt").exists()
-        if mirror and phase == "prepare" and (self.restore or not begun):
-            how = names.Restore.NOTHING if self.fresh else names.Restore.OTHERS if self.restore else names.Restore.OWN
-            environment[names.ENV_RESTORE] = how
+        begun = (self.work / "checkpoints" / "attempt").exists() and self.restore != names.Restore.OTHERS
+        if mirror and phase == "prepare" and not begun:
+            environment[names.ENV_RESTORE] = self.restore
         ending = self._run_all([(self._command(phase), environment)], phase, attempt=1)
         if ending.code != exitcodes.ExitCode.OK:
             self.say(str(ending))

@@ -88,14 +88,14 @@ def _run(
         if fresh and restore:
             raise local.LocalRunError("--fresh starts over and --restore goes on: give one of them")
         uid = local.remove(work) if fresh else None
+        how = names.Restore.NOTHING if fresh else names.Restore.OTHERS if restore else names.Restore.OWN
         here = local.LocalRun(
             job,
             work,
             claims.resolve(),
             metrics_port,
             lambda line: console.print(escape(line), soft_wrap=True),
-            fresh,
-            restore,
+            how,
             uid,
         )
         code = what(here)

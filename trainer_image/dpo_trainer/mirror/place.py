@@ -51,7 +51,7 @@ class Place:
         """The folder as its owner has it, where that is a local run of the same name, whose work folder was lost. Otherwise as it is."""
         there = self.folder.there()
         owner = self.folder.note(there[NOTE], NOTE).get("owner") if NOTE in there else None
-        return replace(self, owner=owner) if self._is_namesake(owner) else self
+        return replace(self, owner=str(owner)) if self._is_namesake(owner) else self
 
     def take_over(self) -> None:
         """Note that the folder is this owner's from now on."""
