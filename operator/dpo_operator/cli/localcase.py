@@ -70,7 +70,7 @@ def read_case(folder: Path) -> Case:
 
 def _status(folder: Path, said: list[Said], busy: bool, now: datetime) -> DPOJobStatus:
     """The folder's state in the operator's terms."""
-    newest = said[-1].words if said else None
+    newest = _telling(said)
     phase = _phase(folder, newest, busy)
     fence = folder / "checkpoints" / "attempt"
     attempt = max(_integer(_text(fence)), newest.attempt if newest and newest.phase == phase else 0, 1)
@@ -92,6 +92,12 @@ def _status(folder: Path, said: list[Said], busy: bool, now: datetime) -> DPOJob
     saved = f" The newest checkpoint has step {status.checkpoint.step}." if status.checkpoint else ""
     why = "It was stopped." if newest is not None and not killed else f"Its {phase} was killed, or did not begin."
     return status.model_copy(update={"state": State.SUSPENDED, "message": f"{why}{saved}"})
+
+
+def _telling(said: list[Said]) -> Termination | None:
+    """The newest words that say where the run is. `dpo preview` prepares a run again, at any time: beside words of later phases that says nothing."""
+    later = [each for each in said if each.words.phase != "prepare" or each.words.outcome != "Succeeded"]
+    return (later or said)[-1].words if said else None
 
 
 _WORKING: dict[names.Phase, State] = {"prepare": State.PREPARING, "train": State.TRAINING, "export": State.EXPORTING}

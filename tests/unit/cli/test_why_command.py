@@ -77,6 +77,16 @@ def test_a_failed_run_says_which_rank_and_what_to_do(folder: Path) -> None:
     assert "kubectl" not in text
 
 
+def test_a_preview_changes_nothing_of_where_a_run_is(folder: Path) -> None:
+    ends(folder, "train", ExitCode.NON_FINITE, "The loss was NaN", time=1)
+    ends(folder, "prepare", 0, time=2)
+    assert "has failed" in said(str(folder)).output
+    ends(folder, "train", 0, time=3)
+    ends(folder, "export", 0, time=4)
+    ends(folder, "prepare", 0, time=5)
+    assert "is complete" in said(str(folder)).output
+
+
 def test_earlier_attempts_are_what_was_tried(folder: Path) -> None:
     ends(folder, "train", ExitCode.INTERNAL_ERROR, "CUDA error", time=1)
     ends(folder, "train", ExitCode.VOLUME_ERROR, "no space left on device", attempt=2, time=2)
