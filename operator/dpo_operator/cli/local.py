@@ -80,7 +80,6 @@ class LocalRun:
         try:
             for phase in phases:
                 self.say(f"{phase}:")
-                # A preview needs no checkpoint.
                 code = self._train() if phase == "train" else self._one_process(phase, mirror="train" in phases)
                 if code != exitcodes.ExitCode.OK:
                     say_findings(self.work, self.say)
@@ -122,7 +121,7 @@ class LocalRun:
         temporary.replace(path)
 
     def _one_process(self, phase: names.Phase, *, mirror: bool) -> int:
-        """Run prepare or export. mirror: whether prepare looks into the mirror where there is no checkpoint yet."""
+        """Run prepare or export. mirror: whether prepare looks into the mirror where there is no checkpoint yet; a preview needs none."""
         environment = self._environment(1)
         begun = (self.work / "checkpoints" / "attempt").exists() and self.restore != names.Restore.OTHERS
         if mirror and phase == "prepare" and not begun:
@@ -284,10 +283,8 @@ def _document(job: DPOJob) -> dict[str, Any]:
 
 def remove(work: Path) -> str | None:
     """Delete a work folder that `dpo run` made; refuse any other folder, and one in use. Returns the UID of its run, which owns its mirror."""
-    if not work.exists():
-        return None
     try:
-        if work.is_dir() and not any(work.iterdir()):
+        if not work.exists() or (work.is_dir() and not any(work.iterdir())):
             return None
         if not (work / "job.json").is_file():
             raise LocalRunError(f"{work} is not a folder of `dpo run` (it has no job.json); nothing was removed")
