@@ -169,7 +169,7 @@ class Evaluation(ApiModel):
         ge=0,
         le=256,
         description="Number of prompts that policy and reference answer for samples.jsonl, at the start, at the end and at as many "
-        "evaluations as take 3% of the time. Diagnosis needs 32. 0 turns it off.",
+        "evaluations as take 3% of the time. Diagnosis needs 16. 0 turns it off.",
     )
     sample_tokens: StrictInt = Field(default=64, ge=1, le=8192, description="Most tokens of each such answer.")
 
