@@ -105,8 +105,8 @@ ABORTS = frozenset({134, 139})
 
 
 def echo(code: int) -> int:
-    """How likely a rank's failure only follows from another rank's: 0 its own, 1 aborted, 2 lost a peer. The least of a gang is its cause."""
-    return 2 if info(code).failure_class == "secondary" else int(code in ABORTS)
+    """How likely a rank's end only follows from another rank's: 0 its own, 1 aborted or stopped, 2 lost a peer. The least of a gang is its cause."""
+    return 2 if info(code).failure_class == "secondary" else int(code in ABORTS or code == ExitCode.SIGTERM)
 
 
 def info(code: int) -> ExitCodeInfo:

@@ -78,7 +78,7 @@ class Failure:
     """Why an attempt ended.
 
     reason: a member of REASONS. exit_code: of the container, None without one.
-    distance: rank among causes, OWN, STOPPED, ABORTED or SECONDARY; the smallest wins.
+    distance: rank among causes, OWN, STOPPED or SECONDARY; the smallest wins, and of equal ones the earliest.
     finished_at: RFC 3339 by the node's clock. step: finished optimizer steps.
     """
 
@@ -91,8 +91,9 @@ class Failure:
     exit_code: int | None = None
 
 
-# Distances, from cause to consequence: own failure, stopped by SIGTERM, aborted, lost a peer.
-OWN, STOPPED, ABORTED, SECONDARY = 0, 1, 2, 3
+# Distances, from cause to consequence: own failure, stopped by SIGTERM or aborted, lost a peer. Kubernetes stops the peers of a rank
+# that crashed, and NCCL aborts the peers of a rank that was stopped.
+OWN, STOPPED, SECONDARY = 0, 1, 2
 
 
 def root_cause(job: ChildJob | None, pods: Sequence[ChildPod], desired: int) -> Failure | None:
@@ -105,7 +106,8 @@ def root_cause(job: ChildJob | None, pods: Sequence[ChildPod], desired: int) -> 
     if found:
         first = min(found, key=lambda f: (f.distance, f.finished_at))
         first = replace(first, step=max(f.step for f in found))
-        return _gang_incomplete(first, pods, desired) if first.distance >= ABORTED else first
+        may_follow = first.distance == SECONDARY or first.exit_code in exitcodes.ABORTS
+        return _gang_incomplete(first, pods, desired) if may_follow else first
     if job is not None and job.failed:
         # A trainer that fails leaves a failed pod. Without one, the pod was deleted from outside.
         message = f"Job {job.name} failed and no failed pod is left: {quoted(job.failure_message) if job.failure_message else 'no message'}"
@@ -207,12 +209,12 @@ def _exit_failure(pod: ChildPod, end: Exit) -> Failure:
         failure_class, distance = "counted", SECONDARY
     elif _stop_was_expected(pod, end) or (end.code == ExitCode.SIGKILL and _grace_ran_out(pod)):
         failure_class, distance = "infrastructure", STOPPED
-    elif exitcodes.echo(end.code):
-        # With NCCL a rank that lost a peer is aborted. The abort counts only when no other failure explains it.
-        distance = ABORTED
     elif end.code == ExitCode.SIGTERM:
         # SIGTERM without a deletion and without a save is counted, so that it can't repeat forever.
         failure_class = "counted"
+    elif end.code in exitcodes.ABORTS:
+        # With NCCL a rank that lost a peer is aborted. The abort counts only when no failure before it explains it.
+        distance = STOPPED
     termination = end.termination
     # The launcher sees only that its child was killed; the container's reason OOMKilled is more precise.
     reported = termination.message if termination and reason != OOM_KILLED else ""

@@ -109,6 +109,11 @@ def test_an_abort_is_blamed_only_when_nothing_else_failed(code):
     alone = root_cause(a_child(), [aborted, ended(0, 75, at="10:00:00")], 2)
     assert (alone.reason, alone.exit_code, alone.failure_class) == ("ProcessFailed", code, "counted")
     assert not is_settled(alone, a_child(), [aborted, a_pod(0)])
+    # Kubernetes stops the peers of a rank that crashed, and NCCL aborts the peers of one that was stopped: the first is the cause.
+    stopped = replace(ended(0, 143, at="11:00:05"), deleting=True)
+    assert root_cause(a_child(), [aborted, stopped], 2).exit_code == code
+    earlier = replace(ended(0, 143, at="10:59:55"), deleting=True)
+    assert root_cause(a_child(), [aborted, earlier], 2).failure_class == "infrastructure"
     gone = root_cause(a_child(), [aborted], 2)
     assert (gone.reason, gone.failure_class) == ("GangIncomplete", "infrastructure")
 
