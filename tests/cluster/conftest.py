@@ -44,7 +44,7 @@ def spec() -> dict[str, Any]:
             "precision": "fp32",
             "gradientCheckpointing": False,
         },
-        "evaluation": {"everySteps": 8},
+        "evaluation": {"everySteps": 8, "samples": 4, "sampleTokens": 16},
         "checkpoint": {"everySteps": 4, "volume": {"size": "1Gi", "retention": "Delete"}},
         "nodes": 2,
         "gpusPerNode": 1,
