@@ -148,7 +148,7 @@ def run(case: Case, seed: int, folder: Path) -> None:
 
 def _stop_after(argv: list[str], step: int, folder: Path, log: Any) -> None:
     """Ctrl-C once a checkpoint of the step is there."""
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True) as first:
+    with tied.popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True) as first:
         while first.poll() is None and not (folder / "work" / "checkpoints" / f"step-{step:08}").is_dir():
             time.sleep(0.2)
         first.terminate()
