@@ -191,12 +191,12 @@ def test_a_mirror_keeps_what_the_volume_keeps(server: Server, tmp_path: Path) ->
 
 
 def test_a_folder_of_somebody_else_is_left_alone(server: Server, tmp_path: Path) -> None:
-    bucket = server.bucket("taken")
+    bucket = server.bucket("occupied")
     root = tmp_path / "checkpoints"
     a_checkpoint(root, 1)
     obstore.put(bucket, "data/precious.txt", b"keep")
-    save(place(server.url, "s3://taken/theirs", "uid-2"), root, Checkpoint(), None, lambda _: None)
-    for to in ("s3://taken/data", "s3://taken/theirs"):
+    save(place(server.url, "s3://occupied/theirs", "uid-2"), root, Checkpoint(), None, lambda _: None)
+    for to in ("s3://occupied/data", "s3://occupied/theirs"):
         there = names(server, to)
         for use in (copy, fetch):
             with pytest.raises(TrainerError, match="not of this job's mirror") as failure:
