@@ -127,8 +127,8 @@ def plain_training(document: dict[str, Any], model: Path, data: PairDataset, tot
         nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": torch.float32}
         options["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, **nf4)
     policy = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, **options)
-    # Evaluation would repack a 4-bit base for this CPU.
-    policy.train()
+    # Without dropout, as the trainer; a 4-bit base, which evaluation would repack for this CPU, has none.
+    policy.train(spec.adapter.type == "qlora")
     if spec.adapter.type != "none":
         from dpo_trainer.model.adapters import add_lora
 

@@ -82,7 +82,8 @@ def test_a_resumed_run_has_the_curve_of_one_without_a_stop(run: tuple[Path, Path
         for then in expected["lines"]
     ]
     found = [{key: now[key] for key in then} for now, then in zip(curve(work), lines, strict=True)]
-    if expected["machine"] == machine():
+    # Since then adapters' matrices are whole on each rank, so that their gradients are summed in another order.
+    if expected["machine"] == machine() and fixture.name == "full":
         assert found == lines
         assert exported(work) == expected["export"]
         return
