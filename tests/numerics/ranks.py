@@ -28,7 +28,7 @@ class RankFailed(AssertionError):
 
 
 def on_ranks(
-    world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 300, patience: float | None = None
+    world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 600, patience: float | None = None
 ) -> list[Any]:
     """Call function(*args) on every rank of a world; what each returned, by rank.
 
