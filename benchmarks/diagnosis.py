@@ -1,24 +1,26 @@
 """Does diagnosis name what is planted, and is it silent about healthy runs? `make bench-diagnosis`, or `python -m benchmarks.diagnosis`.
 
 Each run is `dpo run` on the quickstart's model with data of the quickstart's kind, another draw for each seed. A plant counts only when
-it is ill: by its own samples, of which this file knows what they should be. benchmarks/README.md has the last table.
+it shows in its own samples, of which this file knows what they should be. benchmarks/README.md has the last table.
 """
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.diagnosis_data import Answers, Rows, kind, write
+from benchmarks.diagnosis_data import Answers, Maker, Rows, kind, write
+from benchmarks.methods import LORA
 from dpo_operator.api.diagnosis import Code
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.diagnosis.judge import diagnose
@@ -38,54 +40,49 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-Ill = Callable[[Answers], tuple[bool, str]]
+Shows = Callable[[Answers], tuple[bool, str]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A run. codes: any of these must come first; none for a healthy one. ill: whether its answers show the plant, and in what figure."""
+    """A run. codes: any of these must come first; none for a healthy one. shows: whether its answers show the plant, and in what figure.
+
+    spec: what its spec differs in.
+    """
 
     name: str
-    rows: Rows = kind
-    spec: Callable[[int], dict[str, Any]] = lambda _: {}
+    rows: Maker = kind
+    spec: dict[str, Any] = field(default_factory=dict, hash=False)
     codes: tuple[Code, ...] = ()
-    ill: Ill = lambda _: (True, "")
+    shows: Shows = lambda _: (True, "")
     stopped_at: int = 0
 
 
-def _training(**training: Any) -> Callable[[int], dict[str, Any]]:
-    return lambda _: {"training": training}
-
-
-def _spec(**parts: Any) -> Callable[[int], dict[str, Any]]:
-    return lambda _: parts
-
-
 PLANTS = (
-    Case("wrong chat template", Rows.messages, _spec(model={"chatTemplate": CHATML}), (Code.TEMPLATE_OR_BOUNDARY,), Answers.unsound),
-    Case("text of another language", Rows.shifted, codes=(Code.NOT_THE_FINE_TUNED_MODEL,), ill=Answers.not_of_the_data),
-    Case("labels swapped in train", Rows.swapped, codes=(Code.SWAPPED_LABELS,), ill=Answers.curt),
-    Case("rate 1e-2", spec=_training(learningRate=1e-2), codes=(Code.GIBBERISH,), ill=Answers.unsound),
-    Case("rate 5e-7", spec=_training(learningRate=5e-7), codes=(Code.FLAT_LOSS,), ill=Answers.unchanged),
-    Case("half of the labels random", Rows.half_random, codes=(Code.NOISY_LABELS,), ill=Answers.no_kinder),
-    Case("chosen only longer", Rows.only_longer, codes=(Code.VERBOSITY,), ill=Answers.longer),
-    Case("one word changed, rate 1e-3", Rows.one_word, _training(learningRate=1e-3), (Code.LIKELIHOOD_DISPLACEMENT,), Answers.unsound_at_1),
-    Case("rate 1e-3, beta 0.01", spec=lambda _: {"training": {"learningRate": 1e-3}, "method": {"name": "dpo", "beta": 0.01}},
-         codes=(Code.GIBBERISH, Code.REFERENCE_DRIFT), ill=Answers.unsound_at_1),
-    Case("a mark ends every chosen answer", Rows.marked, _training(learningRate=3e-4), (Code.SHORTCUT,), Answers.marked),
+    Case("wrong chat template", Rows.messages, {"model": {"chatTemplate": CHATML}}, (Code.TEMPLATE_OR_BOUNDARY,), Answers.unsound),
+    Case("text of another language", Rows.shifted, codes=(Code.NOT_THE_FINE_TUNED_MODEL,), shows=Answers.not_of_the_data),
+    Case("labels swapped in train", Rows.swapped, codes=(Code.SWAPPED_LABELS,), shows=Answers.curt),
+    Case("rate 1e-2", spec={"training": {"learningRate": 1e-2}}, codes=(Code.GIBBERISH,), shows=Answers.unsound),
+    Case("rate 5e-7", spec={"training": {"learningRate": 5e-7}}, codes=(Code.FLAT_LOSS,), shows=Answers.unchanged),
+    Case("half of the labels random", Rows.half_random, codes=(Code.NOISY_LABELS,), shows=Answers.no_kinder),
+    Case("chosen only longer", Rows.only_longer, codes=(Code.VERBOSITY,), shows=Answers.longer),
+    Case("one word changed, rate 1e-3", Rows.one_word, {"training": {"learningRate": 1e-3}}, (Code.LIKELIHOOD_DISPLACEMENT,),
+         Answers.unsound_at_1),
+    Case("rate 1e-3, beta 0.01", spec={"training": {"learningRate": 1e-3}, "method": {"name": "dpo", "beta": 0.01}},
+         codes=(Code.GIBBERISH, Code.REFERENCE_DRIFT), shows=Answers.unsound_at_1),
+    Case("a mark ends every chosen answer", Rows.marked, {"training": {"learningRate": 3e-4}}, (Code.SHORTCUT,), Answers.marked),
 )  # fmt: skip
-LORA = {"type": "lora", "rank": 8, "alpha": 16, "targetModules": ["all-linear"]}
 HEALTHY = (
     Case("dpo"),
-    Case("simpo", spec=_spec(method={"name": "simpo"})),
-    Case("orpo", spec=_spec(method={"name": "orpo"})),
-    Case("kto", spec=_spec(method={"name": "kto"})),
-    Case("LoRA", spec=_spec(adapter=LORA, training={"learningRate": 1e-3})),
+    Case("simpo", spec={"method": {"name": "simpo"}}),
+    Case("orpo", spec={"method": {"name": "orpo"}}),
+    Case("kto", spec={"method": {"name": "kto"}}),
+    Case("LoRA", spec={"adapter": LORA, "training": {"learningRate": 1e-3}}),
     Case("24 evaluation pairs", Rows.small_evaluation),
     Case("resumed after step 20", stopped_at=20),
     Case("chosen rightly shorter", Rows.rightly_shorter),
     Case("10% of the labels wrong", Rows.a_tenth_wrong),
-    Case("beta 0.5", spec=_spec(method={"name": "dpo", "beta": 0.5})),
+    Case("beta 0.5", spec={"method": {"name": "dpo", "beta": 0.5}}),
     Case("swapped in train and evaluation", Rows.swapped_everywhere),
 )
 
@@ -96,7 +93,7 @@ class Result:
 
     case: Case
     seed: int
-    ill: bool
+    shown: bool
     evidence: str
     first: str
     step: int | None
@@ -110,7 +107,7 @@ class Result:
 
 def job(case: Case, seed: int, data: Path) -> dict[str, Any]:
     """The DPOJob of a case."""
-    own = case.spec(seed)
+    own = case.spec
     training = {
         "epochs": 1.0, "learningRate": 1e-4, "globalBatchSize": 16, "microBatchSize": 8, "precision": "fp32",
         "gradientCheckpointing": False, "seed": seed,
@@ -147,7 +144,7 @@ def run(case: Case, seed: int, folder: Path) -> None:
 
 
 def _stop_after(argv: list[str], step: int, folder: Path, log: Any) -> None:
-    """Ctrl-C once a checkpoint of the step is there."""
+    """Run it until a checkpoint of the step is there, and end it with SIGTERM."""
     with tied.popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True) as first:
         while first.poll() is None and not (folder / "work" / "checkpoints" / f"step-{step:08}").is_dir():
             time.sleep(0.2)
@@ -159,12 +156,12 @@ def judged(case: Case, seed: int, folder: Path, *, again: bool) -> Result:
     """What a finished run said. again: by today's rules, from its files, as the run would have looked at them."""
     work = WorkDir(folder / "work")
     found = _again(work) if again else json.loads(work.diagnosis.read_text(encoding="utf-8"))
-    ill, evidence = case.ill(Answers.read(work, folder / "data"))
+    shown, evidence = case.shows(Answers.read(work, folder / "data"))
     steps = [one["finding"]["step"] for one in found["history"] if one["finding"]["code"] in case.codes]
     rules = [finding for finding in found["findings"] if finding["code"] in set(Code) or finding["severity"] != "Info"]
     stated = {(one["finding"]["severity"], one["finding"]["code"], one["finding"]["step"]) for one in found["history"]}
     above = tuple(f"{code} ({severity}, step {step})" for severity, code, step in sorted(stated) if severity != "Info")
-    return Result(case, seed, ill, evidence, rules[0]["code"] if rules else "", min(steps, default=None), above)
+    return Result(case, seed, shown, evidence, rules[0]["code"] if rules else "", min(steps, default=None), above)
 
 
 def _again(work: WorkDir) -> dict[str, Any]:
@@ -197,14 +194,14 @@ def passed(results: Sequence[Result], console: Console) -> bool:
     fine, steps = True, []
     for case in dict.fromkeys(result.case for result in plants):
         of_case = [result for result in plants if result.case is case]
-        named = sum(result.is_named and result.ill for result in of_case)
+        named = sum(result.is_named and result.shown for result in of_case)
         fine &= named >= NAMED * len(of_case)
         steps += [STEPS if result.step is None else result.step for result in of_case]
         table.add_row(
             case.name,
             " or ".join(case.codes),
             f"{named} of {len(of_case)}" + "".join(f"; {r.first or 'nothing'}" for r in of_case if not r.is_named),
-            "; ".join(f"{'' if r.ill else 'NOT ILL: '}{r.evidence}" for r in of_case),
+            "; ".join(f"{'' if r.shown else 'NOT SHOWN: '}{r.evidence}" for r in of_case),
             ", ".join("–" if r.step is None else str(r.step) for r in of_case),
         )
     if plants:
@@ -273,8 +270,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fresh(folder: Path) -> None:
-    import shutil
-
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "data").mkdir(parents=True)
 

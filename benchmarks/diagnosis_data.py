@@ -67,7 +67,7 @@ class Rows:
 
     @staticmethod
     def half_random(rng: random.Random, split: str, number: int) -> Row:
-        """Half of the training labels are thrown dice: as many right as wrong."""
+        """Half of the training labels are random: as many right as wrong."""
         row = kind(rng, split, number)
         return _turned(row) if split == "train" and rng.random() < 0.5 else row
 
@@ -169,9 +169,9 @@ class Answers:
         """Hardly more answers are kind than before, where training should make all so."""
         return self._kindness(lambda now, before: now <= max(0.75, before + 0.25))
 
-    def _kindness(self, ill: Callable[[float, float], bool]) -> tuple[bool, str]:
+    def _kindness(self, holds: Callable[[float, float], bool]) -> tuple[bool, str]:
         now, before = (_share(texts, _is_kind) for texts in (self.now_at_1, self.before_at_1))
-        return ill(now, before), f"kind at T 1 {before:.0%} → {now:.0%}"
+        return holds(now, before), f"kind at T 1 {before:.0%} → {now:.0%}"
 
     def unchanged(self) -> tuple[bool, str]:
         """The policy answers as the reference did."""
