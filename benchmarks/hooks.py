@@ -18,8 +18,9 @@ def measure(layers: int, times: int, adapter: bool) -> dict[str, float]:
     """Least processor time of a forward and backward pass over two pairs: "hooks" and "without", seconds."""
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
+    from benchmarks.gpu.jobs import make_model
+    from benchmarks.methods import LORA
     from dpo_operator.api.types import DPOJob
     from dpo_trainer.batches.batch import collate
     from dpo_trainer.distributed.world import join_world
@@ -30,13 +31,9 @@ def measure(layers: int, times: int, adapter: bool) -> dict[str, float]:
     torch.set_num_threads(1)
     document: dict[str, Any] = a_job(precision="bf16")
     if adapter:
-        document["spec"]["adapter"] = {"type": "lora", "rank": 8, "alpha": 16, "targetModules": ["all-linear"]}
+        document["spec"]["adapter"] = LORA
     with tempfile.TemporaryDirectory() as folder:
-        config = LlamaConfig(
-            vocab_size=VOCABULARY, hidden_size=HIDDEN, intermediate_size=3 * HIDDEN, num_hidden_layers=layers,
-            num_attention_heads=4, num_key_value_heads=2,
-        )  # fmt: skip
-        LlamaForCausalLM(config).save_pretrained(folder)
+        make_model(Path(folder), hidden=HIDDEN, layers=layers, heads=4, inner=3 * HIDDEN, vocabulary=VOCABULARY)
         remove = Zero3Internals.remove_module_hooks
         Zero3Internals.remove_module_hooks = lambda self: None  # type: ignore[method-assign]
         engine = Engine(DPOJob.model_validate(document).spec, Path(folder), join_world("cpu"))
