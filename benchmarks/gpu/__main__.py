@@ -18,6 +18,7 @@ from rich.table import Table
 
 from benchmarks.gpu.checks import Setting
 from benchmarks.gpu.parts import PARTS
+from tests import tied
 
 
 def run_here(name: str, setting: Setting) -> None:
@@ -30,21 +31,11 @@ def run_here(name: str, setting: Setting) -> None:
 
 def run_apart(name: str, setting: Setting, seconds: float) -> list[dict[str, Any]]:
     """Run a part in a process of its own; its findings, and one that failed when it did not end well."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu",
-        name,
-        "--here",
-        "--device",
-        setting.device,
-        "--folder",
-        setting.folder,
-    ]
-    command += ["--tiny"] if setting.tiny else []
+    where = ["--device", setting.device, "--folder", setting.folder, *(["--tiny"] if setting.tiny else [])]
+    command = [sys.executable, "-m", "benchmarks.gpu", name, "--here", *where]
     error = ""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
+        done = tied.run(command, capture_output=True, text=True, timeout=seconds, check=False)
         output = done.stdout
         if done.returncode:
             error = (done.stderr.strip().splitlines() or ["no message"])[-1]

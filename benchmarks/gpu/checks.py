@@ -2,11 +2,14 @@
 
 import json
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from dpo_operator.cli.parent import request_signal
 
 # Lengths of prompt, chosen and rejected answer in tokens: of HH-RLHF pairs, every so many of the first 2,000.
 LENGTHS = (
@@ -74,7 +77,9 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     This process must not have used a GPU before. Raises RuntimeError with the traceback when the function fails.
     """
     reading, writing = os.pipe()
+    parent = os.getpid()
     if (child := os.fork()) == 0:
+        request_signal(signal.SIGKILL, parent)  # a part that is out of time leaves no process on the GPU
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
         try:
             text = json.dumps([True, function(*arguments)])

@@ -16,17 +16,18 @@ def prepare(work: WorkDir) -> None:
         make_model(work.model, hidden=64, layers=4, heads=4, inner=128, vocabulary=VOCABULARY)
 
 
-def pairs(vocabulary: int, *, scale: int = 1, times: int = 1) -> Any:
-    """Random tokens in pairs of real lengths, divided by scale."""
+def pairs(vocabulary: int, *, scale: int = 1, count: int = len(LENGTHS)) -> Any:
+    """Random tokens in pairs of real lengths, divided by scale. count: how many at least."""
     import numpy as np
 
     from dpo_trainer.data.dataset import PairDataset, TokenPair
 
     rng = np.random.default_rng(0)
 
-    def tokens(count: int) -> Any:
-        return rng.integers(3, vocabulary, max(1, count // scale)).astype(np.int32)
+    def tokens(length: int) -> Any:
+        return rng.integers(3, vocabulary, max(1, length // scale)).astype(np.int32)
 
+    times = -(-count // len(LENGTHS))
     return PairDataset.from_pairs(
         TokenPair(*(tokens(length) for length in lengths), row) for row, lengths in enumerate(LENGTHS * times)
     )

@@ -33,7 +33,6 @@ def attention(setting: Setting) -> Iterator[Check]:
     """Each kernel against SDPA in float32, forward and backward, with and without a window; and its time for rows of new lengths."""
     import torch
 
-    from dpo_trainer.batches.sequences import Span, sequences_of
     from dpo_trainer.model.attention import kernels
 
     device = torch.device(setting.device)
@@ -48,30 +47,29 @@ def attention(setting: Setting) -> Iterator[Check]:
                 error = kernels.difference(kernel, shape, device, dtype)
                 name = f"{kernel} {heads}/{keys}×{size}{' windowed' if window else ''}, difference"
                 yield Check("attention", name, error, 1e-2 if setting.device == "cuda" else 1e-5)
-            shape, times = kernels.HeadShape(heads, keys, size, size, None), []
-            for turn in range(3 if setting.tiny else 20):
-                spans, at = [], 0
-                for prompt, chosen, rejected in LENGTHS[: 3 + turn % 4]:
-                    parts = (prompt + turn, chosen + turn % 5, rejected)
-                    spans.append(Span(at, *parts))
-                    at += sum(parts)
-                inputs = [
-                    torch.randn(1, count, at, size, device=device, dtype=dtype, requires_grad=True)
-                    for count in (heads, keys, keys)
-                ]
-                sequences = sequences_of(tuple(spans)).to(device)
-                call = kernels.call_of(kernel, shape, tuple(spans), sequences)
-                times.append(seconds_of(setting.device, _both(call, inputs)))
-            yield Check(
-                "attention",
-                f"{kernel} {heads}/{keys}×{size}, ms a row of new lengths",
-                1000 * sorted(times)[len(times) // 2],
-            )
+            shape = kernels.HeadShape(heads, keys, size, size, None)
+            times = [_seconds_of_row(kernel, shape, turn, device, dtype) for turn in range(3 if setting.tiny else 20)]
+            name = f"{kernel} {heads}/{keys}×{size}, ms a row of new lengths"
+            yield Check("attention", name, 1000 * sorted(times)[len(times) // 2])
 
 
-def _both(call: Callable[..., Any], inputs: list[Any]) -> Callable[[], Any]:
-    """A forward and a backward pass."""
-    return lambda: call(*inputs).float().sum().backward()
+def _seconds_of_row(kernel: Any, shape: Any, turn: int, device: Any, dtype: Any) -> float:
+    """Time of a kernel, forward and backward, on a packed row whose lengths no other turn has."""
+    import torch
+
+    from dpo_trainer.batches.sequences import Span, sequences_of
+    from dpo_trainer.model.attention import kernels
+
+    spans, at = [], 0
+    for prompt, chosen, rejected in LENGTHS[: 3 + turn % 4]:
+        spans.append(Span(at, prompt + turn, chosen + turn % 5, rejected))
+        at += sum(spans[-1][1:])
+    inputs = [
+        torch.randn(1, count, at, shape.size, device=device, dtype=dtype, requires_grad=True)
+        for count in (shape.heads, shape.key_value_heads, shape.key_value_heads)
+    ]
+    call = kernels.call_of(kernel, shape, tuple(spans), sequences_of(tuple(spans)).to(device))
+    return seconds_of(device.type, lambda: call(*inputs).float().sum().backward())
 
 
 def head(setting: Setting) -> Iterator[Check]:

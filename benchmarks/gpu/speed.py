@@ -52,7 +52,7 @@ def _ours(setting: Setting, name: str, batch: int, steps: int, training: dict[st
     from dpo_trainer.training.step import forward_backward
 
     document = a_job(setting.device, steps, precision=setting.precision, globalBatchSize=batch, **training)
-    spec, data = DPOJob.model_validate(document).spec, pairs(SHAPES[name][4], times=-(-batch // 16))
+    spec, data = DPOJob.model_validate(document).spec, pairs(SHAPES[name][4], count=batch)
     folder = model_of(setting, name)
     world = join_world(setting.device)
     engine = Engine(spec, folder, world)
@@ -132,7 +132,7 @@ def _trl(setting: Setting, name: str, batch: int, steps: int, size: int) -> floa
             ends.append(time.monotonic())
 
     vocabulary = SHAPES[name][4]
-    data = pairs(vocabulary, times=-(-batch // 16) * (WARM + steps))
+    data = pairs(vocabulary, count=batch * (WARM + steps))
     rows = [
         {"prompt_ids": p.prompt.tolist(), "chosen_ids": p.chosen.tolist(), "rejected_ids": p.rejected.tolist()}
         for p in (data[i] for i in range(len(data)))
