@@ -49,7 +49,7 @@ class OutputHead:
             vars(self._layer)["forward"] = self._layer_forward
 
     def __call__(self, output: Any, rows: Tensor, targets: Tensor, every: int) -> tuple[Tensor, Tensor]:
-        """Log-probs of the targets, float32 [rows], nats, and predictions of every so manieth row, see token_logps.
+        """Log-probs of the targets, float32 [rows], nats, and predictions of rows 0, every, 2*every and so on, see token_logps.
 
         output: the transformer's, a Hugging Face ModelOutput. rows: [rows, hidden], its hidden states at some positions.
         targets: int64 [rows].
@@ -210,7 +210,7 @@ class _TokenLogps(torch.autograd.Function):
 
 
 def stride(rows: int) -> int:
-    """Which rows of a pass are sampled, when not all are: each so manieth, from the first one on."""
+    """Distance between the rows of a pass that are sampled, where not all are. The first row always is."""
     return max(1, -(-rows // _SAMPLED_ROWS))
 
 

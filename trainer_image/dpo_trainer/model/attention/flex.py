@@ -45,7 +45,6 @@ def flex(
 def _flex_attention(device: str) -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Rows have a length of their own in each micro-batch.
     return flex_attention if device == "cpu" else _compiled(flex_attention)
 
 
@@ -59,8 +58,9 @@ def _create_block_mask(device: str) -> Any:
 def _compiled(function: Any) -> Any:
     import torch._dynamo.config as dynamo
 
-    # After too many compilations dynamo would go on without the compiler: FlexAttention then makes the scores of the whole row.
+    # After too many compilations dynamo would continue without the compiler, and FlexAttention make the scores of the whole row.
     dynamo.fail_on_recompile_limit_hit = True
+    # Dynamic: each micro-batch has a row of another length.
     return torch.compile(function, dynamic=True)
 
 
