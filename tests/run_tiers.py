@@ -1,7 +1,7 @@
 """Run the tiers of the tests with all their set-up: `make test`, or `python -m tests.run_tiers unit numerics`.
 
 Three lanes run side by side. The tiers of an API server and of a cluster wait most of their time and check what happens
-within seconds: they go first wherever they want a processor. The numerics and the small tests take what those leave.
+within seconds: they get a processor whenever they need one. The numerics and the small tests take what those leave.
 Kubernetes' binaries and the images take minutes to build the first time, at a low priority, too; the lanes wait for them
 where they need them. docs/development/testing.md says what each tier takes.
 """
@@ -25,7 +25,7 @@ from tests.scratch import scratch_folder
 REPOSITORY = Path(__file__).resolve().parents[1]
 TIERS = ("unit", "numerics", "contract", "apiserver", "cluster")
 NEED_THE_RIG = ("contract", "apiserver", "cluster")
-# Tests of what happens within seconds: whatever else runs meanwhile has a lower priority. They are not beside each other.
+# Tests of what happens within seconds: whatever else runs meanwhile has a lower priority. The two run one after the other.
 GO_FIRST = ("apiserver", "cluster")
 LOW = 15
 # Whole files of tests in several processes. A test of the numerics waits for its ranks, and one of the API server for

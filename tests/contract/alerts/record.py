@@ -1,4 +1,4 @@
-"""Record what trainer pods export in real runs of the quickstart, well and ill: what the alerts' tests read.
+"""Record what trainer pods export in real runs of the quickstart, healthy and broken: what the alerts' tests read.
 
     .venv/bin/python -m tests.contract.alerts.record [NAME...]
 

@@ -1,4 +1,4 @@
-"""Each alert fires on a recorded ill run and no other does; on healthy ones none. promtool tests the rules that the chart ships."""
+"""Each alert fires on a recorded broken run and no other does; on healthy ones none. promtool tests the rules that the chart ships."""
 
 import json
 from collections.abc import Callable
@@ -62,7 +62,7 @@ def run(name: str) -> Series:
 
 
 def goes_on(name: str, ticks: int | None = None) -> Series:
-    """A recording, or its beginning, that ends while the run is ill."""
+    """A recording, or its beginning, that ends while the run is broken."""
     pod = {key: values[:ticks] for key, values in of_pod(recorded(name)).items()}
     return pod | of_operator({0: status()}, length(pod))
 
@@ -81,7 +81,7 @@ def slowed(name: str, times: int) -> Series:
 
 
 def with_gpu(name: str) -> Series:
-    """What a pod with a GPU exports besides; the recordings were made on processors."""
+    """What a pod with a GPU exports in addition; the recordings were made on processors."""
     return of_pod({'dpo_train_gpu_memory_peak_bytes{local_rank="0"}': [2.0**36] * length(recorded(name))})
 
 
@@ -173,7 +173,7 @@ ILL: dict[str, tuple[list[str], Callable[[], Series]]] = {
 
 
 JOB = {"namespace": TENANT, "dpojob": NAME}
-# Minute, labels, summary and description of an ill run's alert.
+# Minute, labels, summary and description of a broken run's alert.
 SAID: dict[str, tuple[int, dict[str, str], str, str]] = {
     "flat": (
         11,
@@ -233,7 +233,7 @@ def test_no_alert_fires_on_what_is_well(name: str, verdicts: dict[str, str]) -> 
 
 
 @pytest.mark.parametrize("name", ILL)
-def test_exactly_its_alert_fires_on_what_is_ill(name: str, verdicts: dict[str, str]) -> None:
+def test_exactly_its_alert_fires_on_a_broken_run(name: str, verdicts: dict[str, str]) -> None:
     assert verdicts[name] == ""
 
 

@@ -168,7 +168,7 @@ def test_a_mirror_keeps_what_the_volume_keeps(server: Server, tmp_path: Path) ->
         a_checkpoint(root, step, selection=selection)
     assert copy(server, to, root, keepLast=1, keepBest=1) == 3
     assert whole(server, to) == [1, 3]
-    # The volume is another one, and what the mirror has counts on.
+    # The volume is another one, and what the mirror has still counts.
     shutil.rmtree(root)
     a_checkpoint(root, 4, selection=0.7)
     assert copy(server, to, root, keepLast=2, keepBest=1) == 4
@@ -246,7 +246,7 @@ def test_only_recorded_checkpoints_are_copied(server: Server, tmp_path: Path) ->
     assert whole(server, "s3://recorded/run") == [1]
 
 
-def test_a_refused_copy_is_told_and_the_next_one_continues(server: Server, tmp_path: Path) -> None:
+def test_a_refused_copy_is_reported_and_the_next_one_continues(server: Server, tmp_path: Path) -> None:
     server.bucket("refused")
     root, to = tmp_path / "checkpoints", "s3://refused/run"
     a_checkpoint(root, 1)
@@ -412,7 +412,7 @@ def losses(phases: Phases) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
-def test_a_lost_work_folder_is_had_back_from_the_mirror(server: Server, phases: Phases, tmp_path: Path) -> None:
+def test_a_lost_work_folder_is_restored_from_the_mirror(server: Server, phases: Phases, tmp_path: Path) -> None:
     bucket, job = server.bucket("runs"), a_job(server, tmp_path)
     dpo_run(job, phases)
     assert whole(server, "s3://runs/mirrored") == [1, 2, 3, 4]

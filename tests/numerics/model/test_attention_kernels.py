@@ -92,7 +92,7 @@ def inputs(name: str, dtype: str) -> tuple[Any, Any, list[Any], Any, Any]:
 
 
 def by_mask(spans: Any, query: Any, key: Any, value: Any, window: int | None) -> Any:
-    """Packed attention by one mask of the whole row: who sees whom is said token by token."""
+    """Packed attention by one mask of the whole row: it states for each token what it attends to."""
     import torch
 
     tokens = [

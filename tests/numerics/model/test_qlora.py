@@ -46,7 +46,7 @@ def held(document: dict[str, Any], model: Path) -> dict[str, int]:
 
 
 def exported(document: dict[str, Any], root: Path) -> list[str]:
-    """Exports; what an export says of its comparisons, and the largest difference of merged weights from the base's."""
+    """Export a run's model; what the export reported."""
     from dpo_trainer.export import phase
 
     work, said = WorkDir(root), []
@@ -88,8 +88,6 @@ def test_two_ranks_hold_the_base_whole_and_resume(work: WorkDir, tmp_path: Path)
         assert report["packed"] == 0
         # q, k, v, o, gate, up and down of two layers.
         assert report["four_bit"] == 2 * (32 * (32 + 16 + 16 + 32) + 3 * 32 * 48)
-        ratio = report["four_bit_bytes"] / (2 * report["four_bit"])
-        print(f"4-bit base: {ratio:.2f} of bf16")
         assert report["trainable"] < report["total"] / 2
     straight = on_ranks(2, train, document, tmp_path / "straight")[0]
     on_ranks(2, train, document, tmp_path / "broken", 1, (1, 9))
@@ -119,6 +117,5 @@ def bytes_of_a_wide_base(folder: Path) -> tuple[float, float]:
 
 def test_the_base_takes_a_third_of_bf16(tmp_path: Path):
     [(layers, whole)] = on_ranks(1, bytes_of_a_wide_base, tmp_path / "model")
-    print(f"4-bit layers {layers:.3f} of bf16, the whole base {whole:.3f}")
     assert layers < 0.27
     assert whole <= 0.35

@@ -1,4 +1,4 @@
-"""Diagnosis in whole runs on two ranks: what it states, what it ends, and that a restart goes on with it."""
+"""Diagnosis in whole runs on two ranks: what it states, what it ends, and that a restart continues it."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def test_a_finding_ends_the_run_on_all_ranks_after_a_save(prepared: Path, tmp_pa
     again, _ = on_ranks(2, train_rank, a_flat_job(stopOn=["FlatLoss"]), root, 2)
     assert (again["code"], again["step"], again["text"]) == (first["code"], stopped, first["text"])
 
-    # Without stopOn it goes on, and the finding keeps its first step.
+    # Without stopOn the run continues, and the finding keeps its first step.
     whole, _ = on_ranks(2, train_rank, a_flat_job(), root, 3)
     assert (whole["code"], whole["step"], flat(root)["step"]) == (0, 10, stopped)
     assert [line["step"] for line in read_metrics(root / "metrics.jsonl") if "loss" in line] == list(range(1, 11))
