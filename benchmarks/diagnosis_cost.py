@@ -6,7 +6,6 @@ the same run's time less that of one with a single step. Ends with status 1 when
 """
 
 import argparse
-import os
 import resource
 import shutil
 import statistics
@@ -18,14 +17,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.methods import DATASETS, ROWS, document
+from benchmarks.methods import DATASETS, ROWS, add_inputs, document
 from benchmarks.runs import Dataset, Failed, prepare, train
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.metrics_file import read_metrics
 from dpo_trainer.training.sampling.sampling_time import SHARE
 from tests.scratch import scratch_folder
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 WITHOUT = {"diagnosis": {"enabled": False}}
 
 
@@ -69,14 +67,13 @@ def table(start: float, with_: Sequence[float], without: Sequence[float], sets: 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 0 when the cost is within the promised share."""
     parser = argparse.ArgumentParser(prog="benchmarks.diagnosis_cost", description=__doc__)
-    shared = Path(os.environ.get("DPO_SHARED", REPOSITORY.parent / "shared"))
-    parser.add_argument("--data", type=Path, default=shared / "data", help="folder that holds polite_rude")
-    parser.add_argument("--model", type=Path, default=shared / "models" / "stories260K", help="Hugging Face folder")
+    dataset = DATASETS[0]
+    add_inputs(parser, [dataset.name])
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps of 16 pairs")
     parser.add_argument("--every", type=int, default=50, help="steps between evaluations")
     parser.add_argument("--times", type=int, default=3, help="runs of each kind")
     given = parser.parse_args(argv)
-    dataset, out = DATASETS[0], Console(width=100, highlight=False)
+    out = Console(width=100, highlight=False)
     data = dataset.paired(given.data / dataset.name, None)
     found: dict[bool, list[float]] = {True: [], False: []}
     try:

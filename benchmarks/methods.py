@@ -188,15 +188,20 @@ def table(lines: Sequence[dict[str, Any]]) -> Table:
     return made
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line. Ends with status 2 and a sentence when model or data are not there."""
-    parser = argparse.ArgumentParser(prog="benchmarks.methods", description=__doc__)
+def add_inputs(parser: argparse.ArgumentParser, datasets: Sequence[str]) -> None:
+    """Flags that name the data and the model; without them both are looked for in a folder beside the checkout."""
     shared = Path(os.environ.get("DPO_SHARED", REPOSITORY.parent / "shared"))
-    datasets, methods = [d.name for d in DATASETS], [row.name for row in ROWS]
     parser.add_argument(
         "--data", type=Path, default=shared / "data", help=f"folder that holds {' and '.join(datasets)}"
     )
     parser.add_argument("--model", type=Path, default=shared / "models" / "stories260K", help="Hugging Face folder")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line. Ends with status 2 and a sentence when model or data are not there."""
+    parser = argparse.ArgumentParser(prog="benchmarks.methods", description=__doc__)
+    datasets, methods = [d.name for d in DATASETS], [row.name for row in ROWS]
+    add_inputs(parser, datasets)
     parser.add_argument("--datasets", nargs="+", choices=datasets, default=datasets)
     parser.add_argument(
         "--methods", nargs="+", choices=methods, default=methods, metavar="METHOD", help=", ".join(methods)
