@@ -22,7 +22,10 @@ def is_8bit(optimizer: Any) -> bool:
 
 
 def get_moment(state: dict[str, Any], kind: str, start: int, end: int) -> Tensor:
-    """Elements start to end of a moment: float32, on the state's device. kind: exp_avg or exp_avg_sq."""
+    """Elements start to end of a moment, of any Adam: float32, on the state's device. kind: exp_avg or exp_avg_sq."""
+    if kind in state:  # not bitsandbytes'
+        plain: Tensor = state[kind][start:end]
+        return plain
     number = _NUMBERS[kind]
     codes: Tensor = state[f"state{number}"][start:end]
     if codes.dtype == torch.float32:

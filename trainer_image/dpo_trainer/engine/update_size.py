@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dpo_trainer.distributed.zero3_internals import Zero3Internals
-from dpo_trainer.engine.eightbit import get_moment, is_8bit
+from dpo_trainer.engine.eightbit import get_moment
 
 # Elements that are looked at together: a whole partition would need its memory a few times more.
 _CHUNK = 1 << 22
@@ -29,15 +29,8 @@ def update_squares(zero: Zero3Internals) -> Tensor:
         for start in range(0, flat.numel(), _CHUNK):
             end = min(start + _CHUNK, flat.numel())
             weights = flat.detach()[start:end]
-            mean, square = (_moment(adam, state, kind, start, end) for kind in ("exp_avg", "exp_avg_sq"))
+            mean, square = (get_moment(state, kind, start, end) for kind in ("exp_avg", "exp_avg_sq"))
             change = mean / (1 - first**count) / ((square / (1 - second**count)).sqrt() + group["eps"])
             change = rate * (change + decay * weights) / (1 - rate * decay)
             found += torch.stack([change.double().square().sum(), weights.double().square().sum()]).cpu()
     return found
-
-
-def _moment(adam: Any, state: dict[str, Any], kind: str, start: int, end: int) -> Tensor:
-    if is_8bit(adam):
-        return get_moment(state, kind, start, end)
-    moment: Tensor = state[kind][start:end]
-    return moment

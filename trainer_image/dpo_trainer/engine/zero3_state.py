@@ -104,11 +104,7 @@ class Zero3State:
             flat = self._zero.master_weights[index]
             if kind == "fp32":
                 return flat.detach()[offset : offset + numel]
-            adam = self._zero.inner_optimizer
-            if is_8bit(adam):
-                return get_moment(adam.state[flat], kind, offset, offset + numel)
-            moment: Tensor = adam.state[flat][kind]
-            return moment[offset : offset + numel]
+            return get_moment(self._zero.inner_optimizer.state[flat], kind, offset, offset + numel)
 
         return read
 
