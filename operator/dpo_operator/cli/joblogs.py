@@ -25,7 +25,7 @@ def show(kubectl: Kubectl, name: str, *, follow: bool, previous: bool, say: Say,
     shown: set[tuple[str, int]] = set()
     since: dict[tuple[str, int], str] = {}
     headed: set[tuple[str, int]] = set()
-    told, patience = "", Patience(note)
+    noted, patience = "", Patience(note)
     while True:
         try:
             job = kubectl.job(name)
@@ -48,9 +48,9 @@ def show(kubectl: Kubectl, name: str, *, follow: bool, previous: bool, say: Say,
                     continue
                 if ended:
                     raise ClusterError(_why_none(name, status, which))
-                if (why := status.message or "no operator has looked at the job yet") != told:
+                if (why := status.message or "no operator has looked at the job yet") != noted:
                     note(f"waiting: {why}")
-                    told = why
+                    noted = why
             elif ended:
                 return
         except NoAnswerError as error:

@@ -53,7 +53,7 @@ class Patience:
         self._note, self._left = note, 0
 
     def answered(self) -> None:
-        """The cluster has answered. Before the first answer no failure is borne: the command or the kubeconfig may be wrong."""
+        """The cluster has answered. Before the first answer any failure ends the command, since the command or the kubeconfig may be wrong."""
         self._left = FAILED_IN_A_ROW
 
     def failed(self, error: NoAnswerError) -> None:

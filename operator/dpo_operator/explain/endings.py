@@ -19,7 +19,7 @@ class Ending:
 
 
 def retry(case: Case, first: str = "When that is done") -> Lines:
-    """How a failed job goes on from its last checkpoint; one that restarts does so by itself."""
+    """How a failed job continues from its last checkpoint; one that restarts does so by itself."""
     if not case.failed:
         return []
     return [f"{first}, continue from the last checkpoint: {'dpo run FILE' if case.local else case.dpo('retry')}"]

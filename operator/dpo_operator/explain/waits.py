@@ -1,4 +1,4 @@
-"""What each reason of Running=False means while a job waits: when it goes on, and what the user can do."""
+"""What each reason of Running=False means while a job waits: when it continues, and what the user can do."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Lines = list[str]
 
 @dataclass(frozen=True)
 class Wait:
-    """A reason. says: what follows "is pending:". next: when it goes on. do: what the user can do."""
+    """A reason. says: what follows "is pending:". next: when it continues. do: what the user can do."""
 
     says: str
     next: Callable[[Case], str]
