@@ -25,10 +25,13 @@ CREDENTIALS: dict[str, tuple[str, ...]] = {
 # Of these, the ones that only name an account: messages may show them.
 PUBLIC_CREDENTIALS = ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_TENANT_ID", "AZURE_CLIENT_ID")
 # Fields that name such a Secret.
-HUB_URL = "hf://"
 CREDENTIALS_FIELD = "spec.access.credentialsSecretRef"
 PUSH_CREDENTIALS_FIELD = "spec.export.push.credentialsSecretRef"
 MIRROR_CREDENTIALS_FIELD = "spec.checkpoint.mirror.credentialsSecretRef"
+
+HUB_URL = "hf://"
+# Folder in an object store that is written to; a pattern without its anchors.
+STORE_FOLDER = r"(s3|gs|az|abfs)://[A-Za-z0-9][A-Za-z0-9._-]*/[^\x00-\x20\x7f-\xa0]+"
 
 
 class SecretRef(ApiModel):

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import Field, StrictBool, StringConstraints
 
 from dpo_operator.api import names
-from dpo_operator.api.access import HUB_URL
+from dpo_operator.api.access import CREDENTIALS_FIELD, HUB_URL, MIRROR_CREDENTIALS_FIELD, PUSH_CREDENTIALS_FIELD
 from dpo_operator.api.base import ApiModel
 from dpo_operator.api.environment import VARIABLES
 from dpo_operator.api.types import DPOJobSpec
@@ -127,13 +127,13 @@ def _secrets(spec: DPOJobSpec) -> Iterator[tuple[str, str]]:
     if (token := spec.model.token_secret_ref) is not None:
         yield "spec.model.tokenSecretRef", token.name
     if (credentials := spec.way_out.credentials_secret_ref) is not None:
-        yield "spec.access.credentialsSecretRef", credentials.name
+        yield CREDENTIALS_FIELD, credentials.name
     push = spec.export.push
     if push is not None and push.credentials_secret_ref is not None:
-        yield "spec.export.push.credentialsSecretRef", push.credentials_secret_ref.name
+        yield PUSH_CREDENTIALS_FIELD, push.credentials_secret_ref.name
     mirror = spec.checkpoint.mirror
     if mirror is not None and mirror.credentials_secret_ref is not None:
-        yield "spec.checkpoint.mirror.credentialsSecretRef", mirror.credentials_secret_ref.name
+        yield MIRROR_CREDENTIALS_FIELD, mirror.credentials_secret_ref.name
     wandb = spec.tracking.wandb
     if wandb is not None and wandb.api_key_secret_ref is not None:
         yield "spec.tracking.wandb.apiKeySecretRef", wandb.api_key_secret_ref.name

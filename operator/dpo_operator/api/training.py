@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt
 
-from dpo_operator.api.access import SecretRef
+from dpo_operator.api.access import STORE_FOLDER, SecretRef
 from dpo_operator.api.base import ApiModel, SecretKeyRef
 from dpo_operator.api.pods import Volume
 
@@ -194,7 +194,7 @@ class Mirror(ApiModel):
     to: str = Field(
         min_length=1,
         max_length=512,
-        pattern=r"^(s3|gs|az|abfs)://[A-Za-z0-9][A-Za-z0-9._-]*/[^\x00-\x20\x7f-\xa0]+$",
+        pattern=f"^{STORE_FOLDER}$",
         description="Folder in an object store, s3://bucket/path, gs://bucket/path or az://container/path. It must be new, empty, or this job's mirror. "
         "Endpoint, region, proxy and certificates are those of access.",
     )
@@ -211,7 +211,7 @@ class Push(ApiModel):
     to: str = Field(
         min_length=1,
         max_length=512,
-        pattern=r"^((s3|gs|az|abfs)://[A-Za-z0-9][A-Za-z0-9._-]*/[^\x00-\x20\x7f-\xa0]+|hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)$",
+        pattern=f"^({STORE_FOLDER}|hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)$",
         description="Folder in an object store, s3://bucket/path, gs://bucket/path or az://container/path, or a hub repository, hf://org/name, which is "
         "created if it is missing. It must be new, empty, or an earlier push of this job. Endpoint, region, proxy and certificates are those of access.",
     )

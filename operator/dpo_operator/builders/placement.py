@@ -37,7 +37,7 @@ def placement(job: DPOJob) -> dict[str, Any]:
 
 
 def beside_the_job(job: DPOJob) -> dict[str, Any]:
-    """Part of the spec of a pod that mounts the volume while others of the job do: a volume of one node is only there to be had."""
+    """Part of the spec of a pod that mounts the volume while others of the job do: a volume of one node can be mounted on that node alone."""
     if job.spec.nodes > 1:
         return {}
     others = {"key": names.LABEL_PHASE, "operator": "In", "values": ["train", "export"]}

@@ -1,4 +1,4 @@
-"""Job files for commands: read and checked, or the problems printed."""
+"""What commands share: job files, read and checked, and what is printed beside an answer."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +17,7 @@ from dpo_operator.cli import jobfile, modelsource
 
 console = Console(stderr=True, highlight=False)
 
+JobFile = Annotated[Path, typer.Argument(help="File with a DPOJob.", exists=True, dir_okay=False)]
 AllowEnv = Annotated[
     list[str] | None,
     typer.Option(
@@ -25,12 +26,22 @@ AllowEnv = Annotated[
 ]
 
 
+def say(text: str) -> None:
+    """Print what is not part of the answer. text: without markup."""
+    console.print(escape(text), soft_wrap=True)
+
+
+def say_error(text: str) -> None:
+    """Print what a command could not do. text: without markup."""
+    console.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True)
+
+
 def allowed(env: list[str] | None) -> Allow:
     """What `--allow-env` says. Raises typer.Exit for what is no name."""
     try:
         return Allow(env=tuple(env or ()))
     except ValidationError as error:
-        console.print(f"[red]error:[/red] --allow-env: {escape('; '.join(sentences(error)))}", soft_wrap=True)
+        say_error(f"--allow-env: {'; '.join(sentences(error))}")
         raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
 
 
@@ -40,7 +51,7 @@ def read_job(path: Path, allow: Allow) -> DPOJob:
         return jobfile.read(path, allow)
     except jobfile.JobFileError as error:
         for line in str(error).splitlines():
-            console.print(f"[red]error:[/red] {escape(line)}", soft_wrap=True)
+            say_error(line)
         raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
 
 

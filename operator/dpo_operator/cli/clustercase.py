@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,9 +22,7 @@ def read_case(kubectl: Kubectl, name: str) -> Case:
     What else can't be read is left out and named in the case.
     """
     job = kubectl.job(name)
-    metadata, status = job["metadata"], job.get("status") or {}
-    namespace = str(metadata.get("namespace", "default"))
-    here = Kubectl(namespace, kubectl.context, kubectl.kubeconfig)
+    status, here = job.get("status") or {}, kubectl.in_namespace_of(job)
     unread: list[str] = []
 
     def attempt(what: str, read: Callable[[], list[Raw]]) -> list[Raw]:
@@ -33,10 +32,10 @@ def read_case(kubectl: Kubectl, name: str) -> Case:
             unread.append(f"{what} could not be read: {error}")
             return []
 
-    pods = attempt("Its pods", lambda: here.items("pods", *of_job(str(metadata.get("uid", "")))))
+    pods = attempt("Its pods", lambda: here.items("pods", of_job(job)))
     events = attempt("Its events", lambda: _events(here, name, status, pods))
-    others, everywhere = _others(kubectl, here) if _waits_for_turn(status) else ([], False)
-    options = [option for option in kubectl.options if not option.startswith("--namespace")]
+    others, everywhere = _others(here) if _waits_for_turn(status) else ([], False)
+    options = replace(kubectl, namespace=None).options
     place = Place(cluster=" ".join(["kubectl", *options]), options="".join(f" {option}" for option in options))
     return Case.from_raw(
         job, now=datetime.now(UTC), place=place, pods=pods, events=events, others=others, others_known=everywhere,
@@ -64,14 +63,13 @@ def _events(kubectl: Kubectl, name: str, status: Raw, pods: list[Raw]) -> list[R
 def all_events(kubectl: Kubectl, name: str) -> list[Raw]:
     """Events about a job, its Jobs and its pods, also about those that are gone. Raises ClusterError."""
     job = kubectl.job(name)
-    here = Kubectl(str(job["metadata"].get("namespace", "default")), kubectl.context, kubectl.kubeconfig)
-    uids = {job["metadata"].get("uid")}
+    uid = job["metadata"].get("uid")
     mine = re.compile(rf"{re.escape(name)}-({'|'.join(names.PHASES)})-\d+(-\d+-\w+)?")
     found = []
-    for each in here.items("events"):
+    for each in kubectl.in_namespace_of(job).items("events"):
         about = each.get("involvedObject") or {}
         child = about.get("kind") in ("Pod", "Job") and mine.fullmatch(str(about.get("name", "")))
-        if about.get("uid") in uids or child:
+        if about.get("uid") == uid or child:
             found.append(each)
     return found
 
@@ -81,9 +79,9 @@ def _waits_for_turn(status: Raw) -> bool:
     return running.get("reason") == c.QUEUED
 
 
-def _others(kubectl: Kubectl, here: Kubectl) -> tuple[list[Raw], bool]:
+def _others(here: Kubectl) -> tuple[list[Raw], bool]:
     """The DPOJobs of all namespaces, or of this one where the others can't be read, and which of the two it was."""
     try:
-        return Kubectl(None, kubectl.context, kubectl.kubeconfig).items(RESOURCE, "--all-namespaces"), True
+        return replace(here, namespace=None).items(RESOURCE, "--all-namespaces"), True
     except ClusterError:
         return here.items(RESOURCE), False

@@ -21,6 +21,7 @@ from rich.text import Text
 from dpo_operator.api import exitcodes
 from dpo_operator.api.status import FINAL_STATES, State
 from dpo_operator.cli import clustercase, joblogs, localcase, statusview
+from dpo_operator.cli.checked import say, say_error
 from dpo_operator.cli.completion import job_names
 from dpo_operator.cli.kubectl import RESOURCE, ClusterError, Kubectl, NoAnswerError, Patience
 from dpo_operator.explain.case import Event, status_of
@@ -30,7 +31,6 @@ app = typer.Typer()
 WATCH_SECONDS = 2.0
 # Exit status of `status --watch` when the cluster gives no answer: 1 is a job that failed, and 2 a wrong option.
 UNKNOWN = 3
-errors = Console(stderr=True, highlight=False)
 
 
 class Form(StrEnum):
@@ -53,13 +53,8 @@ def no_traceback(code: int = 1) -> Iterator[None]:
     try:
         yield
     except ClusterError as error:
-        errors.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        say_error(str(error))
         raise typer.Exit(code) from error
-
-
-def _note(line: str) -> None:
-    """Print what is not of the answer."""
-    errors.print(escape(line), soft_wrap=True)
 
 
 def show(document: Any, form: Form) -> None:
@@ -87,10 +82,9 @@ def why(
     if not in_cluster and localcase.is_run(folder):
         case = localcase.read_case(folder)
     elif not in_cluster and ("/" in job or folder.is_dir()):
-        errors.print(
-            f"[red]error:[/red] {escape(job)} is not the work folder of a run, such as runs/quickstart: it has none of "
-            f"{', '.join(localcase.MARKS)}. For a DPOJob of that name in a cluster: kubectl dpo why NAME",
-            soft_wrap=True,
+        say_error(
+            f"{job} is not the work folder of a run, such as runs/quickstart: it has none of "
+            f"{', '.join(localcase.MARKS)}. For a DPOJob of that name in a cluster: kubectl dpo why NAME"
         )
         raise typer.Exit(exitcodes.ExitCode.INPUT_NOT_FOUND)
     else:
@@ -125,9 +119,7 @@ def list_jobs(
         return
     jobs = found.get("items") or []
     if not jobs:
-        errors.print(
-            "There are no DPOJobs." if everywhere else "There are no DPOJobs here; -A looks in all namespaces."
-        )
+        say("There are no DPOJobs." if everywhere else "There are no DPOJobs here; -A looks in all namespaces.")
         return
     print(statusview.listing(jobs, datetime.now(UTC), namespaces=everywhere))
 
@@ -161,10 +153,10 @@ def status(
 
 
 def _watch(kubectl: Kubectl, name: str) -> State | None:
-    """Show a job until it ends: a table that is drawn anew on a terminal, else the lines that changed. Its last state."""
-    history, console, before = statusview.History(), Console(highlight=False), dict[str, str]()
-    patience = Patience(_note)
-    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
+    """Show a job until it ends: a table in place on a terminal, else the lines that changed. Its last state."""
+    history, terminal, before = statusview.History(), Console(highlight=False), dict[str, str]()
+    patience = Patience(say)
+    with Live(console=terminal, auto_refresh=False) if terminal.is_terminal else nullcontext() as live:
         while True:
             try:
                 job = kubectl.job(name)
@@ -209,7 +201,7 @@ def logs(
             follow=follow,
             previous=previous,
             say=lambda line: print(line, flush=True),
-            note=_note,
+            note=say,
         )
 
 
@@ -230,7 +222,7 @@ def events(
     now = datetime.now(UTC)
     read = sorted((Event.from_raw(each) for each in found), key=lambda event: event.last or now)
     if not read:
-        errors.print("No events: Kubernetes keeps them for an hour.")
+        say("No events: Kubernetes keeps them for an hour.")
         return
     rows = [
         (

@@ -10,7 +10,7 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.status import FINAL_STATES, DPOJobStatus
 from dpo_operator.api.text import REPLACEMENT
-from dpo_operator.cli.kubectl import ClusterError, Kubectl, NoAnswerError, Patience, not_started, refused
+from dpo_operator.cli.kubectl import ClusterError, Kubectl, NoAnswerError, Patience, not_started, of_job, refused
 from dpo_operator.explain.case import Pod, status_of
 
 WAIT_SECONDS = 2.0
@@ -25,7 +25,7 @@ def show(kubectl: Kubectl, name: str, *, follow: bool, previous: bool, say: Say,
     shown: set[tuple[str, int]] = set()
     since: dict[tuple[str, int], str] = {}
     headed: set[tuple[str, int]] = set()
-    told, patience = "", Patience(note)
+    noted, patience = "", Patience(note)
     while True:
         try:
             job = kubectl.job(name)
@@ -33,7 +33,7 @@ def show(kubectl: Kubectl, name: str, *, follow: bool, previous: bool, say: Say,
             ended = not follow or previous or status.state in FINAL_STATES
             which = _attempt(status, previous)
             if which not in shown:
-                pods = _pods(kubectl, job, *which)
+                pods = _pods(kubectl, job, which)
                 started = [pod for pod in pods if pod.pod_phase != "Pending"]
                 if started and (ended or len(started) == len(pods)):
                     if which not in headed:
@@ -42,15 +42,15 @@ def show(kubectl: Kubectl, name: str, *, follow: bool, previous: bool, say: Say,
                     _stream(kubectl, job, which, started, say, follow=follow, since=since.get(which))
                     patience.answered()
                     since[which] = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-                    # A stream that breaks is taken up again where it broke.
-                    if ended or not any(_runs(pod) for pod in _pods(kubectl, job, *which)):
+                    # A stream that breaks is read on from where it broke.
+                    if ended or not any(_runs(pod) for pod in _pods(kubectl, job, which)):
                         shown.add(which)
                     continue
                 if ended:
                     raise ClusterError(_why_none(name, status, which))
-                if (why := status.message or "no operator has looked at the job yet") != told:
+                if (why := status.message or "no operator has looked at the job yet") != noted:
                     note(f"waiting: {why}")
-                    told = why
+                    noted = why
             elif ended:
                 return
         except NoAnswerError as error:
@@ -79,13 +79,8 @@ def _why_none(name: str, status: DPOJobStatus, which: tuple[str, int]) -> str:
     )
 
 
-def _selector(job: dict[str, Any], phase: str, attempt: int) -> str:
-    uid = job["metadata"].get("uid", "")
-    return f"{names.LABEL_UID}={uid},{names.LABEL_PHASE}={phase},{names.LABEL_ATTEMPT}={attempt}"
-
-
-def _pods(kubectl: Kubectl, job: dict[str, Any], phase: str, attempt: int) -> list[Pod]:
-    raw = kubectl.items("pods", f"--selector={_selector(job, phase, attempt)}")
+def _pods(kubectl: Kubectl, job: dict[str, Any], which: tuple[str, int]) -> list[Pod]:
+    raw = kubectl.items("pods", of_job(job, which))
     return sorted((Pod.from_raw(each) for each in raw), key=lambda pod: pod.index)
 
 
@@ -106,7 +101,7 @@ def _stream(
     """Print the logs of the pods of an attempt. Raises ClusterError if kubectl ends with an error before the first line."""
     prefix = {pod.name: f"{pod.phase} {pod.index} | " for pod in pods}
     arguments = [
-        "logs", f"--selector={_selector(job, *which)}", f"--container={names.CONTAINER}", "--prefix", "--tail=-1",
+        "logs", of_job(job, which), f"--container={names.CONTAINER}", "--prefix", "--tail=-1",
         f"--max-log-requests={max(len(pods), 1)}",
     ]  # fmt: skip
     arguments += ["--follow"] if follow else []

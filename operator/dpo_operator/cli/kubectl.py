@@ -3,8 +3,8 @@
 import json
 import re
 import subprocess
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dpo_operator.api import names
@@ -53,7 +53,7 @@ class Patience:
         self._note, self._left = note, 0
 
     def answered(self) -> None:
-        """The cluster has answered. Before the first answer no failure is borne: the command or the kubeconfig may be wrong."""
+        """The cluster has answered. Before the first answer any failure ends the command, since the command or the kubeconfig may be wrong."""
         self._left = FAILED_IN_A_ROW
 
     def failed(self, error: NoAnswerError) -> None:
@@ -72,6 +72,10 @@ class Kubectl:
     namespace: str | None = None
     context: str | None = None
     kubeconfig: str | None = None
+
+    def in_namespace_of(self, job: dict[str, Any]) -> "Kubectl":
+        """The same in a job's namespace."""
+        return replace(self, namespace=str(job["metadata"].get("namespace", "default")))
 
     @property
     def options(self) -> list[str]:
@@ -140,9 +144,12 @@ def valid_name(name: str) -> str:
     return name
 
 
-def of_job(uid: str) -> Sequence[str]:
-    """Arguments that select the children of a job."""
-    return (f"--selector={names.LABEL_UID}={uid}",)
+def of_job(job: dict[str, Any], attempt: tuple[str, int] | None = None) -> str:
+    """The argument that selects the children of a job. attempt: phase and number, for those of one attempt."""
+    labels = [f"{names.LABEL_UID}={job['metadata'].get('uid', '')}"]
+    if attempt is not None:
+        labels += [f"{names.LABEL_PHASE}={attempt[0]}", f"{names.LABEL_ATTEMPT}={attempt[1]}"]
+    return f"--selector={','.join(labels)}"
 
 
 def _object(text: str) -> dict[str, Any]:

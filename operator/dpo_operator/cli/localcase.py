@@ -95,7 +95,7 @@ def _status(folder: Path, said: list[Said], busy: bool, now: datetime) -> DPOJob
 
 
 def _telling(said: list[Said]) -> Termination | None:
-    """The newest words that say where the run is. `dpo preview` prepares a run again, at any time: beside words of later phases that says nothing."""
+    """The newest words that say where the run is. `dpo preview` prepares a run again, at any time: words of later phases say more."""
     later = [each for each in said if each.words.phase != "prepare" or each.words.outcome != "Succeeded"]
     return (later or said)[-1].words if said else None
 

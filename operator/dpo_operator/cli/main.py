@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 
 from dpo_operator.api import exitcodes, names
 from dpo_operator.api.allow import refusals
@@ -20,15 +19,12 @@ from dpo_operator.api.models import hardware
 from dpo_operator.api.quantity import to_bytes
 from dpo_operator.api.types import DPOJob
 from dpo_operator.cli import inspect, local, modelsource, planview, steer
-from dpo_operator.cli.checked import AllowEnv, allowed, console, read_job, warn
+from dpo_operator.cli.checked import AllowEnv, JobFile, allowed, console, read_job, say, say_error, warn
 from dpo_operator.cli.parent import signal_at_parents_end
 from dpo_operator.sizing import proposal
 from dpo_operator.sizing.work import Pairs
 
 app = typer.Typer(no_args_is_help=True, help="Align a language model on your own GPUs.")
-
-JobFile = Annotated[Path, typer.Argument(help="File with a DPOJob.", exists=True, dir_okay=False)]
-
 
 WorkFolder = Annotated[Path | None, typer.Option(help="Where everything goes. Default: runs/<name>.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over: remove what an earlier run left there.")]
@@ -94,13 +90,13 @@ def _run(
             work,
             claims.resolve(),
             metrics_port,
-            lambda line: console.print(escape(line), soft_wrap=True),
+            say,
             how,
             uid,
         )
         code = what(here)
     except local.LocalRunError as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        say_error(str(error))
         raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
     raise typer.Exit(code)
 
@@ -124,7 +120,7 @@ def validate(
     allow = allowed(allow_env)
     job = read_job(file, allow)
     for line in refusals(job.spec, allow, image=""):
-        console.print(f"note: {escape(line)}", soft_wrap=True)
+        say(f"note: {line}")
     warn(job, claims)
     console.print(f"{file}: {names.KIND} {job.metadata.name} is valid")
     if data:
@@ -160,7 +156,7 @@ def plan(
         found = modelsource.find(job, config=model_config, work=work_dir, claims=claims)
         reference = modelsource.find_reference(job, work=work_dir, claims=claims)
     except (modelsource.ModelSourceError, ValueError) as error:
-        console.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        say_error(str(error))
         raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
     report = found.report
     pairs = Pairs.of(job.spec, report.tokens if report else None, report.train_pairs if report else None)

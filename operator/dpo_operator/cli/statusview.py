@@ -16,7 +16,7 @@ Rows = list[tuple[str, str]]
 _BARS = "▁▂▃▄▅▆▇█"
 SPARKLINE = 40
 BAR = 30
-# Longest words of a stranger in a table, characters.
+# Longest text from a pod in a table, characters.
 MAX_WORDS = 300
 
 

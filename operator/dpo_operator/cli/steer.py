@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from dpo_operator.cli import cluster
-from dpo_operator.cli.checked import AllowEnv, allowed, read_job, warn
-from dpo_operator.cli.inspect import Context, Kubeconfig, Name, Namespace, errors, no_traceback
+from dpo_operator.cli.checked import AllowEnv, JobFile, allowed, read_job, say, warn
+from dpo_operator.cli.inspect import Context, Kubeconfig, Name, Namespace, no_traceback
 from dpo_operator.cli.kubectl import Kubectl
 
 app = typer.Typer()
@@ -17,7 +15,7 @@ app = typer.Typer()
 
 @app.command()
 def submit(
-    file: Annotated[Path, typer.Argument(help="File with a DPOJob.", exists=True, dir_okay=False)],
+    file: JobFile,
     namespace: Namespace = None,
     context: Context = None,
     kubeconfig: Kubeconfig = None,
@@ -28,7 +26,7 @@ def submit(
     warn(job, Path("claims"))
     _done(lambda kubectl: cluster.submit(kubectl, file), namespace, context, kubeconfig)
     where = f" -n {namespace}" if namespace else ""
-    errors.print(f"Watch it: kubectl dpo status {job.metadata.name}{where} -w", soft_wrap=True)
+    say(f"Watch it: kubectl dpo status {job.metadata.name}{where} -w")
 
 
 @app.command()
@@ -57,4 +55,4 @@ def delete(name: Name, namespace: Namespace = None, context: Context = None, kub
 
 def _done(what: Callable[[Kubectl], str], namespace: str | None, context: str | None, kubeconfig: str | None) -> None:
     with no_traceback():
-        errors.print(escape(what(Kubectl(namespace, context, kubeconfig))), soft_wrap=True)
+        say(what(Kubectl(namespace, context, kubeconfig)))

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
+from dpo_operator.api.quantity import duration
 from dpo_operator.api.reports import Termination
 from dpo_operator.api.status import DPOJobStatus, State
 from dpo_operator.api.text import shown
@@ -202,6 +203,10 @@ class Case:
     def seconds_since(self, time: datetime | None) -> float:
         """Seconds from a time until now; 0 for none."""
         return max(0.0, (self.now - time).total_seconds()) if time is not None else 0.0
+
+    def until(self, time: datetime) -> str:
+        """A time to come, for people: when it is, and in how long."""
+        return f"at {time:%H:%M:%S} UTC, in {duration((time - self.now).total_seconds())}"
 
     def kubectl(self, words: str) -> str:
         """A command for the cluster, in the job's namespace."""

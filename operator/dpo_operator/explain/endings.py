@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
 from dpo_operator.explain.case import Case
-from dpo_operator.explain.waits import Lines, anew
+from dpo_operator.explain.learning import suggestion
+from dpo_operator.explain.waits import Lines, fewer_nodes, in_job_file
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Ending:
 
 
 def retry(case: Case, first: str = "When that is done") -> Lines:
-    """How a failed job goes on from its last checkpoint; one that restarts does so by itself."""
+    """How a failed job continues from its last checkpoint; one that restarts does so by itself."""
     if not case.failed:
         return []
     return [f"{first}, continue from the last checkpoint: {'dpo run FILE' if case.local else case.dpo('retry')}"]
@@ -32,7 +33,7 @@ def logs(case: Case) -> str:
 
 
 def _job(case: Case) -> Lines:
-    return [anew(case, "", "Change the setting that the words above name")]
+    return [in_job_file(case, "", "Change the setting that the words above name")]
 
 
 def _data(case: Case) -> Lines:
@@ -40,13 +41,15 @@ def _data(case: Case) -> Lines:
     return [
         f"See which rows were left out and why: data/dropped.jsonl and data/report.txt in {folder}.",
         "Check the data on your machine: dpo preview FILE",
-        anew(case, "spec.data.train.columns, spec.data.filters", "Name the right columns, or filter the bad rows"),
+        in_job_file(
+            case, "spec.data.train.columns, spec.data.filters", "Name the right columns, or filter the bad rows"
+        ),
     ]
 
 
 def _input(case: Case) -> Lines:
     return [
-        anew(
+        in_job_file(
             case, "spec.model.name, spec.data.train.source", "Check the spelling, revision and split, and correct them"
         )
     ]
@@ -87,7 +90,7 @@ def _not_finite(case: Case) -> Lines:
     now = f" (now {rate:g})" if rate is not None else ""
     lower = f"Lower it to a third{now}" if rate is None else f"Lower the rate to {rate / 3:.1g}{now}"
     return [
-        anew(case, "spec.training.learningRate", lower),
+        in_job_file(case, "spec.training.learningRate", lower),
         "With precision fp16 use bf16, and look for broken rows in data/report.txt.",
     ]
 
@@ -98,7 +101,7 @@ def _denied(case: Case) -> Lines:
     ]
     token = case.spec.model.token_secret_ref if case.spec else None
     if token is None:
-        return [*lines, anew(case, "spec.model.tokenSecretRef", "A gated model needs a token")]
+        return [*lines, in_job_file(case, "spec.model.tokenSecretRef", "A gated model needs a token")]
     if not case.local:
         lines.append(
             f"Look at the Secret: {case.kubectl(f'describe secret {token.name}')} (it needs the key {token.key})"
@@ -113,20 +116,24 @@ def _export(case: Case) -> Lines:
     ]
 
 
+def _nodes(case: Case) -> str:
+    """Nodes on which a container failed, as arguments of a command."""
+    return " ".join(sorted({pod.node for pod in case.pods if pod.node and pod.exit_code}) or ["NODE"])
+
+
 def _no_gpu(case: Case) -> Lines:
     if case.local:
-        return ["Check the driver: nvidia-smi", anew(case, "spec.gpusPerNode", "Or run without GPUs, with 0")]
-    nodes = sorted({pod.node for pod in case.pods if pod.node and pod.exit_code}) or ["NODE"]
+        return ["Check the driver: nvidia-smi", in_job_file(case, "spec.gpusPerNode", "Or run without GPUs, with 0")]
     return [
-        f"Have the driver of the node looked at, and keep pods away from it until then: {case.place.cluster} cordon {' '.join(nodes)}",
+        f"Have the driver of the node looked at, and keep pods away from it until then: {case.place.cluster} cordon {_nodes(case)}",
         *retry(case),
     ]
 
 
 def _memory(case: Case) -> Lines:
     return [
-        anew(case, "spec.pod.resources.limits.memory", "Give the pods more memory"),
-        anew(case, "spec.training.microBatchSize or spec.data.maxLength", "Or lower what is in memory at once"),
+        in_job_file(case, "spec.pod.resources.limits.memory", "Give the pods more memory"),
+        in_job_file(case, "spec.training.microBatchSize or spec.data.maxLength", "Or lower what is in memory at once"),
         "See what it needs: dpo plan FILE",
     ]
 
@@ -143,7 +150,7 @@ def _killed(case: Case) -> Lines:
 def _own_limits(case: Case) -> Lines:
     return [
         "If the node was short of memory or disk, nothing needs to be done.",
-        anew(case, "spec.pod.resources", "If the pod used more than its own limit, raise that"),
+        in_job_file(case, "spec.pod.resources", "If the pod used more than its own limit, raise that"),
     ]
 
 
@@ -152,12 +159,15 @@ def _nothing(_case: Case) -> Lines:
 
 
 def _node(case: Case) -> Lines:
-    nodes = sorted({pod.node for pod in case.pods if pod.node and pod.exit_code}) or ["NODE"]
-    return [f"If it happens again, have the node looked at: {case.place.cluster} describe node {' '.join(nodes)}"]
+    return [f"If it happens again, have the node looked at: {case.place.cluster} describe node {_nodes(case)}"]
+
+
+def _room(case: Case) -> str:
+    return f"See what nodes have left: {case.place.cluster} describe nodes"
 
 
 def _resources(case: Case) -> Lines:
-    return [*_node(case), f"See what nodes have left: {case.place.cluster} describe nodes"]
+    return [*_node(case), _room(case)]
 
 
 def _hang(case: Case) -> Lines:
@@ -183,20 +193,11 @@ def _outsider(case: Case) -> Lines:
 
 
 def _gang(case: Case) -> Lines:
-    lines = [f"See what nodes have left: {case.place.cluster} describe nodes"]
-    if case.spec is not None and case.spec.nodes > 1:
-        lines.append(
-            f"Ask for fewer nodes, spec.nodes (now {case.spec.nodes}): {case.patch(nodes=case.spec.nodes - 1)}"
-        )
-    return lines
+    return [_room(case), *fewer_nodes(case)]
 
 
 def _diagnosis(case: Case) -> Lines:
-    lines = [
-        anew(case, f"spec.{finding.setting.removeprefix('spec.')}", f"Do what {finding.code} suggests")
-        for finding in case.status.findings[:2]
-        if finding.setting
-    ]
+    lines = [line for finding in case.status.findings[:2] for line in suggestion(case, finding)]
     held = {finding.code for finding in case.status.findings if finding.severity == "Unhealthy"}
     stop_on = case.spec.diagnosis.stop_on if case.spec and held else ()
     left = [code for code in stop_on if code not in held]
@@ -229,7 +230,7 @@ def _claim_lost(case: Case) -> Lines:
 def _allowed(case: Case) -> Lines:
     return [
         "Ask the administrator for what is named above: the chart's values allow.*",
-        anew(case, "", "Or do without it"),
+        in_job_file(case, "", "Or do without it"),
     ]
 
 

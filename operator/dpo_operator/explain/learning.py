@@ -3,7 +3,7 @@
 from dpo_operator.api.status import FinalMetrics, ProgressStatus
 from dpo_operator.api.statusparts.findings import FindingStatus
 from dpo_operator.explain.case import Case
-from dpo_operator.explain.waits import Lines, anew
+from dpo_operator.explain.waits import Lines, in_job_file
 
 
 def worst(case: Case) -> FindingStatus | None:
@@ -33,10 +33,15 @@ def _finding(finding: FindingStatus) -> Lines:
 def suggestions(case: Case) -> Lines:
     """The field to change for the worst finding."""
     bad = worst(case)
-    if bad is None or not bad.setting:
+    return [] if bad is None else suggestion(case, bad)
+
+
+def suggestion(case: Case, finding: FindingStatus) -> Lines:
+    """The field to change for a finding; nothing where it names none."""
+    if not finding.setting:
         return []
-    field = bad.setting if bad.setting.startswith("spec.") else f"spec.{bad.setting}"
-    return [anew(case, field, f"Do what {bad.code} suggests")]
+    field = f"spec.{finding.setting.removeprefix('spec.')}"
+    return [in_job_file(case, field, f"Do what {finding.code} suggests")]
 
 
 def figures(case: Case) -> Lines:

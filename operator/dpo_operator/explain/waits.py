@@ -1,4 +1,4 @@
-"""What each reason of Running=False means while a job waits: when it goes on, and what the user can do."""
+"""What each reason of Running=False means while a job waits: when it continues, and what the user can do."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ Lines = list[str]
 
 @dataclass(frozen=True)
 class Wait:
-    """A reason. says: what follows "is pending:". next: when it goes on. do: what the user can do."""
+    """A reason. says: what follows "is pending:". next: when it continues. do: what the user can do."""
 
     says: str
     next: Callable[[Case], str]
@@ -43,12 +43,18 @@ def _describe(case: Case) -> str:
     return f"See Kubernetes' own words: {case.kubectl(f'describe job {child}')}"
 
 
-def anew(case: Case, field: str, what: str) -> str:
+def in_job_file(case: Case, field: str, what: str) -> str:
     """How a field that can't change in a job's life is changed. field: its path there, "" if `what` names it."""
     where = f"{field} in the job file" if field else "in the job file"
     if case.local:
         return f"{what}: {where}; then dpo run FILE --fresh"
     return f"{what}: {where}, with another name for the job, because it can't change in this one; then kubectl dpo submit FILE"
+
+
+def fewer_nodes(case: Case, what: str = "Ask for fewer nodes") -> Lines:
+    """How a job of several nodes is made smaller; nothing for one of a single node."""
+    nodes = case.spec.nodes if case.spec is not None else 1
+    return [f"{what}, spec.nodes (now {nodes}): {case.patch(nodes=nodes - 1)}"] if nodes > 1 else []
 
 
 def _image(case: Case) -> Lines:
@@ -72,8 +78,7 @@ def _unschedulable(case: Case) -> Lines:
             f"Free or add nodes: {spec.nodes} pod{'s' if spec.nodes > 1 else ''} with {each} each. What nodes have: "
             f"{case.place.cluster} describe nodes"
         )
-        if spec.nodes > 1:
-            lines.append(f"Ask for fewer nodes, spec.nodes (now {spec.nodes}): {case.patch(nodes=spec.nodes - 1)}")
+        lines += fewer_nodes(case)
     elif spec is not None:
         lines.append(f"Free or add nodes that fit the pod. What nodes have: {case.place.cluster} describe nodes")
     if spec is not None and (spec.pod.node_selector or spec.pod.tolerations):
@@ -85,8 +90,7 @@ def _gang_next(case: Case) -> str:
     """Until when a gang keeps its nodes, or when it asks again."""
     placement, policy = case.status.placement_wait, case.spec.failure_policy if case.spec else None
     if placement is not None and placement.not_before and placement.not_before > case.now:
-        left = duration((placement.not_before - case.now).total_seconds())
-        return f"It asks for nodes again at {placement.not_before:%H:%M:%S} UTC, in {left}. This is no restart."
+        return f"It asks for nodes again {case.until(placement.not_before)}. This is no restart."
     text = "It goes on at once when a node has room; this is no restart."
     if policy is not None and case.spec is not None and case.spec.nodes > 1 and case.status.phase == "train":
         limit = duration(policy.gang_timeout_seconds)
@@ -123,8 +127,8 @@ def _queue_do(case: Case) -> Lines:
 
 def _quota(case: Case) -> Lines:
     lines = [f"See what is used: {case.kubectl('describe resourcequota')}"]
-    if case.spec is not None and case.spec.nodes > 1 and case.status.phase == "train":
-        lines.append(f"Ask for less, spec.nodes (now {case.spec.nodes}): {case.patch(nodes=case.spec.nodes - 1)}")
+    if case.status.phase == "train":
+        lines += fewer_nodes(case, "Ask for less")
     return [*lines, "End other jobs of the namespace, or ask its administrator for a larger quota."]
 
 
@@ -160,7 +164,7 @@ def _priority(case: Case) -> Lines:
     return [
         f"Those that exist: {case.place.cluster} get priorityclass",
         f"Have {name or 'the class'} made, or:",
-        anew(case, "spec.pod.priorityClassName", "Name one that exists"),
+        in_job_file(case, "spec.pod.priorityClassName", "Name one that exists"),
     ]
 
 
@@ -185,8 +189,7 @@ def _backing_off(case: Case) -> str:
     before = case.status.not_before
     if before is None or before <= case.now:
         return f"Attempt {case.status.attempt} starts now."
-    left = duration((before - case.now).total_seconds())
-    return f"Attempt {case.status.attempt} starts at {before:%H:%M:%S} UTC, in {left}."
+    return f"Attempt {case.status.attempt} starts {case.until(before)}."
 
 
 _KUBELET = _by_itself("by the kubelet, at most 5 min apart")
@@ -228,7 +231,7 @@ WAITS: dict[str, Wait] = {
     c.VOLUME_UNSUITABLE: Wait(
         "its claim can't be used as the job needs it.",
         _CLAIMS,
-        lambda case: [*_claim(case), anew(case, "spec.checkpoint.volume", "Or use another claim")],
+        lambda case: [*_claim(case), in_job_file(case, "spec.checkpoint.volume", "Or use another claim")],
     ),
     c.NAME_CONFLICT: Wait("an object of its name belongs to somebody else.", _CLAIMS, _conflict),
     c.NOT_ALLOWED: Wait("the administrator does not allow what it asks for.", _CLAIMS, _administrator),

@@ -130,7 +130,7 @@ def _next_attempt(case: Case) -> str:
     )
     when = "as soon as the pods of the last one are gone"
     if status.not_before is not None and status.not_before > case.now:
-        when = f"at {status.not_before:%H:%M:%S} UTC, in {duration((status.not_before - case.now).total_seconds())}"
+        when = case.until(status.not_before)
     return f"Attempt {status.attempt} starts {when}, {start}. Nothing needs to be done for that."
 
 
@@ -149,9 +149,8 @@ def _failed(case: Case) -> Explanation:
             f"If it only needs more tries: {case.patch(failurePolicy={'maxRestarts': more})}; then {case.dpo('retry')}"
         )
     next_ = ["Nothing happens by itself: a failed job stays as it is, and so do its checkpoints."]
-    if spec is not None and spec.ttl_seconds_after_finished is not None and status.completion_time is not None:
-        left = spec.ttl_seconds_after_finished - case.seconds_since(status.completion_time)
-        next_.append(f"It is deleted in {duration(left)} (ttlSecondsAfterFinished).")
+    if left := _deleted_in(case):
+        next_.append(f"It is deleted {left}.")
     known = message
     return Explanation(
         "failed",
@@ -167,6 +166,14 @@ def _failed(case: Case) -> Explanation:
         tuple(next_),
         tuple(lines),
     )
+
+
+def _deleted_in(case: Case) -> str:
+    """When a job that has ended is deleted, in words; empty where it is kept."""
+    ttl, ended = case.spec.ttl_seconds_after_finished if case.spec else None, case.status.completion_time
+    if ttl is None or ended is None:
+        return ""
+    return f"in {duration(ttl - case.seconds_since(ended))} (ttlSecondsAfterFinished)"
 
 
 def _root(case: Case, message: str) -> str:
@@ -210,15 +217,12 @@ def _complete(case: Case) -> Explanation:
         headline = f"is complete, with a warning: {bad.code}"
         verdict = f"Look at {bad.code} before you use the model."
     result = f"dpo report {case.place.folder}" if case.local else case.dpo("status")
-    next_ = ["Nothing more: the job is at its end."]
-    if spec is not None and spec.ttl_seconds_after_finished is not None and status.completion_time is not None:
-        left = spec.ttl_seconds_after_finished - case.seconds_since(status.completion_time)
-        next_ = [f"The DPOJob is deleted in {duration(left)} (ttlSecondsAfterFinished)."]
+    left = _deleted_in(case)
     return Explanation(
         "ill" if ill else "finished",
         f"{who(case)} {headline}.",
         (status.message, *figures(case), verdict, *finding_lines(case), *notes(case)),
         tuple(tried(case)) if status.restarts else (),
-        tuple(next_),
+        (f"The DPOJob is deleted {left}." if left else "Nothing more: the job is at its end.",),
         (*suggestions(case), f"See the result: {result}"),
     )

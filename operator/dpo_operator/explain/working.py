@@ -10,7 +10,7 @@ from dpo_operator.explain.history import NAMES, notes, supporting_events, tried
 from dpo_operator.explain.learning import figures, finding_lines, suggestions, worst
 from dpo_operator.explain.waits import Lines
 
-# Nothing new from rank 0 for this long is worth a word, seconds.
+# Nothing new from rank 0 for this long is worth a line, seconds.
 QUIET_SECONDS = 120.0
 
 

@@ -113,11 +113,6 @@ def metrics_page() -> str:
 
 def with_thresholds_table(page: str) -> str:
     """docs/diagnosis.md with its table of limits replaced. Raises ValueError when the page lacks the markers."""
-    head, begin, rest = page.partition(THRESHOLDS_BEGIN)
-    marker, _, tail = rest.partition("\n")
-    _, end, foot = tail.partition(THRESHOLDS_END)
-    if not begin or not end:
-        raise ValueError(f"docs/diagnosis.md lacks {THRESHOLDS_BEGIN} or {THRESHOLDS_END}")
     rows = (
         (
             f"`{name}`",
@@ -128,7 +123,8 @@ def with_thresholds_table(page: str) -> str:
         )
         for name, limit in THRESHOLDS.items()
     )
-    return f"{head}{begin}{marker}\n{_table(('Name', 'Code', 'Default', 'Of what', 'Basis'), rows)}{end}{foot}"
+    table = _table(("Name", "Code", "Default", "Of what", "Basis"), rows)
+    return _with_table("docs/diagnosis.md", page, THRESHOLDS_BEGIN, THRESHOLDS_END, table)
 
 
 def with_values_table(readme: str, schema: Json, values: Json) -> str:
@@ -136,13 +132,19 @@ def with_values_table(readme: str, schema: Json, values: Json) -> str:
 
     Raises ValueError when the README lacks the markers of the table.
     """
-    head, begin, rest = readme.partition(VALUES_BEGIN)
-    marker, _, tail = rest.partition("\n")
-    _, end, foot = tail.partition(VALUES_END)
-    if not begin or not end:
-        raise ValueError(f"the chart's README lacks {VALUES_BEGIN} or {VALUES_END}")
     rows = [(f"`{path}`", _default(default), text) for path, default, text in _values("", schema, values)]
-    return f"{head}{begin}{marker}\n{_table(('Value', 'Default', 'Meaning'), rows)}{end}{foot}"
+    table = _table(("Value", "Default", "Meaning"), rows)
+    return _with_table("the chart's README", readme, VALUES_BEGIN, VALUES_END, table)
+
+
+def _with_table(name: str, page: str, begin: str, end: str, table: str) -> str:
+    """A page with what is between its markers replaced. name: of the page. Raises ValueError when it lacks the markers."""
+    head, found_begin, rest = page.partition(begin)
+    marker, _, tail = rest.partition("\n")
+    _, found_end, foot = tail.partition(end)
+    if not found_begin or not found_end:
+        raise ValueError(f"{name} lacks {begin} or {end}")
+    return f"{head}{begin}{marker}\n{table}{end}{foot}"
 
 
 def _values(path: str, schema: Json, values: Any) -> Iterator[tuple[str, Any, str]]:

@@ -1,6 +1,6 @@
 """Types of a plan: the actions, events and status that planning returns."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from dpo_operator.api.status import DPOJobStatus
@@ -123,3 +123,8 @@ class Plan:
     actions: tuple[Action, ...] = ()
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None
+
+    def within(self, seconds: float | None) -> "Plan":
+        """The plan with the next pass after so many seconds at most; None is no limit."""
+        due = [each for each in (self.requeue_after, seconds) if each is not None]
+        return replace(self, requeue_after=min(due, default=None))

@@ -30,9 +30,9 @@ def with_findings(
         return status, ()
     others = [known for known in status.findings if known.phase != status.phase]
     # Training repeats what prepare found.
-    told = {(finding.code, finding.message) for finding in others}
+    known_of_others = {_key(finding) for finding in others}
     found = _found(read, status.phase, [known for known in status.findings if known.phase == status.phase])
-    found = [finding for finding in found if (finding.code, finding.message) not in told]
+    found = [finding for finding in found if _key(finding) not in known_of_others]
     findings = worst_first([*others, *found])[:MOST_FINDINGS]
     if findings != status.findings:
         status = changed(status, findings=findings)
@@ -61,15 +61,13 @@ def _report(status: DPOJobStatus, seen: Observed) -> Progress | None:
 def _found(read: Progress, phase: Phase, known: Sequence[FindingStatus]) -> list[FindingStatus]:
     """What a report says. A termination message has little room: figures and findings that it left out are taken from what is known."""
     found = [as_status(finding, phase) for finding in read.findings]
-    with_figures = {(finding.code, finding.message): finding.figures for finding in known}
+    with_figures = {_key(finding): finding.figures for finding in known}
     found = [
-        finding
-        if finding.figures
-        else finding.model_copy(update={"figures": with_figures.get((finding.code, finding.message), [])})
+        finding if finding.figures else finding.model_copy(update={"figures": with_figures.get(_key(finding), [])})
         for finding in found
     ]
-    said = {(finding.code, finding.message) for finding in found}
-    kept = [finding for finding in known if (finding.code, finding.message) not in said][: read.findings_left_out]
+    said = {_key(finding) for finding in found}
+    kept = [finding for finding in known if _key(finding) not in said][: read.findings_left_out]
     if read.diagnosed_step is None:
         # Warnings alone: the rules have not looked in this attempt.
         codes = {finding.code for finding in found}
@@ -88,6 +86,11 @@ def as_status(finding: Finding, phase: Phase) -> FindingStatus:
         setting=finding.setting,
         figures=[_figure(figure) for figure in finding.figures],
     )
+
+
+def _key(finding: FindingStatus) -> tuple[str, str]:
+    """The same for findings that are one."""
+    return finding.code, finding.message
 
 
 def _figure(figure: Figure) -> str:
@@ -115,14 +118,14 @@ def _without_health(status: DPOJobStatus) -> DPOJobStatus:
 
 def _announced(status: DPOJobStatus, found: Iterable[FindingStatus]) -> tuple[DPOJobStatus, tuple[Event, ...]]:
     assert status.phase is not None
-    told = status.announced_findings
-    if told is None or (told.phase, told.attempt) != (status.phase, status.attempt):
-        told = AnnouncedFindings(phase=status.phase, attempt=status.attempt)
-    codes, events = list(told.codes), []
+    announced = status.announced_findings
+    if announced is None or (announced.phase, announced.attempt) != (status.phase, status.attempt):
+        announced = AnnouncedFindings(phase=status.phase, attempt=status.attempt)
+    codes, events = list(announced.codes), []
     for finding in found:
         if (code := label(finding.code)) not in codes:
             codes.append(code)
             events.append(Event("Normal" if finding.severity == "Info" else "Warning", finding.code, finding.message))
     if not events:
         return status, ()
-    return changed(status, announced_findings=told.model_copy(update={"codes": codes})), tuple(events)
+    return changed(status, announced_findings=announced.model_copy(update={"codes": codes})), tuple(events)

@@ -6,7 +6,6 @@ node in time, which frees the nodes that it held.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 from enum import Enum
 
@@ -223,10 +222,7 @@ def placed(status: DPOJobStatus, pods: Sequence[ChildPod], desired: int) -> DPOJ
 
 def with_time_left(decision: Plan, left: float) -> Plan:
     """The plan, requeued no later than the placement time-out."""
-    if left == float("inf"):
-        return decision
-    after = decision.requeue_after
-    return replace(decision, requeue_after=left if after is None else min(after, left))
+    return decision if left == float("inf") else decision.within(left)
 
 
 def backoff_seconds(uid: str, timeouts: int) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dpo_operator.api import conditions as c
+from dpo_operator.api import names
 from dpo_operator.api.exitcodes import info
 from dpo_operator.api.reports import MirrorReport, RecordedCheckpoints
 from dpo_operator.api.status import DPOJobStatus
@@ -16,7 +17,7 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.job import pod_count
 from dpo_operator.builders.mirror import build_mirror_job
 from dpo_operator.builders.pod import TrainerImage
-from dpo_operator.planning import ending, recorded, restarts, transitions
+from dpo_operator.planning import ending, recorded, resizing, restarts, transitions
 from dpo_operator.planning.actions import Create, Delete, Event, Plan
 from dpo_operator.planning.objects import ChildJob, ChildPod
 from dpo_operator.planning.observed import Observed
@@ -30,11 +31,12 @@ MANY_CHECKPOINTS = 5
 def with_mirror(decision: Plan, job: DPOJob, seen: Observed, at: Moment, image: TrainerImage) -> Plan:
     """The plan with what copies reported, and the next copy when there is a checkpoint that none was begun for.
 
-    job: at the size of the attempt that runs, whose ConfigMap a copy mounts.
+    job: at the size of its spec. A copy mounts the ConfigMap of the attempt that runs, whose size may be another one.
     """
     if job.spec.checkpoint.mirror is None:
         return decision
     to = job.spec.checkpoint.mirror.to
+    job = resizing.as_running(job, decision.status, seen)
     decision = _off_lost_nodes(decision, seen)
     ended = [child for child in seen.mirrors if child.finished]
     for child in ended:
@@ -46,7 +48,7 @@ def with_mirror(decision: Plan, job: DPOJob, seen: Observed, at: Moment, image: 
     removals = tuple(Delete("Job", child.name, child.uid) for child in ended if not child.deleting)
     decision = replace(decision, actions=(*decision.actions, *removals))
     if running := [child for child in seen.mirrors if not child.finished and not child.deleting]:
-        stopped = _stopped(decision, job, seen, running, at)
+        stopped = _stopped(decision, job, to, seen, running, at)
         return _behind(decision, job, at) if stopped is None else stopped
     if seen.mirrors:
         return decision
@@ -59,11 +61,12 @@ def _off_lost_nodes(decision: Plan, seen: Observed) -> Plan:
     if not going:
         return decision
     actions = (*decision.actions, *ending.removals_on_lost_nodes(going, decision.status, seen))
-    waits = [each for each in (decision.requeue_after, ending.next_check(going)) if each is not None]
-    return replace(decision, actions=actions, requeue_after=min(waits))
+    return replace(decision, actions=actions).within(ending.next_check(going))
 
 
-def _stopped(decision: Plan, job: DPOJob, seen: Observed, running: Sequence[ChildJob], at: Moment) -> Plan | None:
+def _stopped(
+    decision: Plan, job: DPOJob, to: str, seen: Observed, running: Sequence[ChildJob], at: Moment
+) -> Plan | None:
     """The plan with the end of copies that are in the way, or that never start; None when they may go on.
 
     A volume of one node must be free for the next attempt, which may get another node; the next copy continues this one. A copy that has no node
@@ -75,7 +78,6 @@ def _stopped(decision: Plan, job: DPOJob, seen: Observed, running: Sequence[Chil
         late = [child for child in running if child.attempt not in placed]
         if job.spec.nodes > 1 or not late:
             return None
-        to = job.spec.checkpoint.mirror.to if job.spec.checkpoint.mirror is not None else ""
         status, events = _failed(
             status, to, late[-1].attempt, c.MIRROR_FAILED, "the job ended before its pod had a node.", at
         )
@@ -181,7 +183,7 @@ def _behind(decision: Plan, job: DPOJob, at: Moment) -> Plan:
         return decision
     message = (
         f"The newest checkpoint is of step {newest}, and the mirror has step {copied}: copying takes longer than {MANY_CHECKPOINTS} checkpoints. See "
-        f"the pods with the label dpo-operator.dev/phase=mirror; raise checkpoint.everySteps in the next job if the store is slow."
+        f"the pods with the label {names.LABEL_PHASE}=mirror; raise checkpoint.everySteps in the next job if the store is slow."
     )
     status = transitions.mark(status, at, c.MIRRORED, False, c.MIRROR_BEHIND, message)
     return replace(decision, status=status, events=(*decision.events, Event("Warning", c.MIRROR_BEHIND, message)))

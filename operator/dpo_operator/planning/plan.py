@@ -85,19 +85,15 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
     if job.metadata.deletion_timestamp is not None:
         return ending.being_deleted(job, status, seen)
     at = Moment(now.replace(microsecond=0), job.metadata.generation)
-    told: tuple[Event, ...] = ()
+    found: tuple[Event, ...] = ()
     if not status.is_final:
         status = recorded.with_reported_checkpoints(status, seen)
-        status, told = findings.with_findings(job, status, seen, at)
+        status, found = findings.with_findings(job, status, seen, at)
     decision = volumes.with_volume(_decide(job, status, seen, at, settings), job, status, seen, at)
-    running = resizing.as_running(job, decision.status, seen)
-    decision = mirroring.with_mirror(decision, running, seen, at, settings.image)
-    decision = replace(decision, events=(*told, *decision.events))
-    due = _next_deadline(job, decision.status, at)
-    if due is not None:
-        sooner = due if decision.requeue_after is None else min(due, decision.requeue_after)
-        decision = replace(decision, requeue_after=sooner)
-    return replace(decision, status=transitions.settled(decision.status, at, status))
+    decision = mirroring.with_mirror(decision, job, seen, at, settings.image)
+    decision = decision.within(_next_deadline(job, decision.status, at))
+    settled = transitions.settled(decision.status, at, status)
+    return replace(decision, status=settled, events=(*found, *decision.events))
 
 
 def _decide(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:

@@ -17,7 +17,7 @@ from dpo_operator.cli.main import app
 from dpo_operator.cli.statusview import History, sparkline
 from dpo_operator.planning.findings import as_status
 from tests.unit.cli.fakekubectl import FakeKubectl
-from tests.unit.explain.situations import a_finding, raw_pod
+from tests.unit.explain.cases import a_finding, raw_pod
 from tests.unit.planning.build import UID, a_child, a_job, a_pod, a_reading, a_status, a_view, decide
 from tests.unit.planning.test_words_of_strangers import EVIL
 

@@ -17,7 +17,7 @@ from dpo_operator.cli.local import _locked
 from dpo_operator.cli.main import app
 from dpo_operator.planning.objects import ChildPod
 from tests.unit.cli.fakekubectl import FakeKubectl
-from tests.unit.explain.situations import a_finding, raw_pod, unscheduled
+from tests.unit.explain.cases import a_finding, raw_pod, unscheduled
 from tests.unit.planning.build import UID, a_child, a_job, a_status, a_view, decide
 
 pytestmark = pytest.mark.unit

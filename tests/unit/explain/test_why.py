@@ -15,8 +15,10 @@ from dpo_operator.explain.waits import WAITS
 from dpo_operator.explain.why import why
 from dpo_operator.planning import failures
 from dpo_operator.planning.transitions import Moment, mark
-from tests.unit.explain.situations import GOLDEN, SITUATIONS, a_finding, completes, runs, waits
-from tests.unit.explain.situations import raw_pod as pod_of
+from tests.unit.explain.cases import a_finding, waits
+from tests.unit.explain.cases import raw_pod as pod_of
+from tests.unit.explain.running import completes, runs
+from tests.unit.explain.situations import GOLDEN, SITUATIONS
 from tests.unit.planning.build import NOON
 from tests.unit.planning.test_words_of_strangers import EVIL, INVISIBLE
 

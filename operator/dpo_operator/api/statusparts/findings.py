@@ -1,4 +1,4 @@
-"""Findings in a job's status, and which of them have been told."""
+"""Findings in a job's status, and which of them have had their event."""
 
 from pydantic import Field
 
