@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from dpo_operator.api import conditions, exitcodes
-from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.failurepolicy import FailurePolicy
 from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import Termination
 from dpo_operator.api.status import Attempts, DPOJobStatus
 from dpo_operator.api.text import shown
+from dpo_operator.cli.localcase import diagnosed
 from dpo_operator.planning import failures, restarts
 from dpo_operator.planning.failures import Failure
 from dpo_operator.planning.objects import ChildPod, Exit
@@ -144,10 +144,6 @@ def _logged_step(work: Path) -> int:
 
 def say_findings(work: Path, say: Callable[[str], None]) -> None:
     """Say what diagnosis.json has about the run's learning, worst first; nothing without one."""
-    try:
-        found = json.loads((work / "diagnosis.json").read_text(encoding="utf-8"))["findings"]
-        findings = [Finding.model_validate(each) for each in found]
-    except (OSError, ValueError, LookupError, TypeError):
-        return  # a phase that ended before the first look
-    for finding in findings:
+    # There is none when a phase ended before the first look.
+    for finding in diagnosed(work) or ():
         say(f"{finding.severity}: {finding.code}: {finding.sentence}")

@@ -16,14 +16,14 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api import exitcodes, names
 from dpo_operator.api.diagnosis import OF_PREPARE, Finding, worst_first
 from dpo_operator.api.reports import Metrics, Progress, Termination
-from dpo_operator.api.status import Attempts, DPOJobStatus, FinalMetrics, Restart, State
+from dpo_operator.api.status import Attempts, DPOJobStatus, Restart, State
 from dpo_operator.api.statusparts.findings import FindingStatus
 from dpo_operator.api.statusparts.stored import CheckpointStatus
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.explain.case import Case, Place
 from dpo_operator.planning.findings import as_status
-from dpo_operator.planning.progress import progress_status, with_dataset
+from dpo_operator.planning.progress import final_metrics, progress_status, with_dataset
 
 # Files that a work folder has at least one of.
 MARKS = ("job.json", "metrics.jsonl", "prepared.json")
@@ -119,14 +119,9 @@ def _phase(folder: Path, newest: Termination | None, busy: bool) -> names.Phase:
 
 
 def _finished(status: DPOJobStatus, folder: Path) -> DPOJobStatus:
-    progress = status.progress
-    final = None
-    if progress is not None:
-        shared = set(FinalMetrics.model_fields) & set(type(progress).model_fields)
-        final = FinalMetrics(**progress.model_dump(include=shared))
     update = {
         "state": State.COMPLETE,
-        "final_metrics": final,
+        "final_metrics": None if status.progress is None else final_metrics(status.progress),
         "message": f"The run is complete; the model is in {folder / 'export'}.",
     }
     return status.model_copy(update=update)
@@ -209,20 +204,27 @@ def _checkpoint(folder: Path) -> CheckpointStatus | None:
 
 def _findings(folder: Path, said: list[Said]) -> list[FindingStatus]:
     """Those of diagnosis.json, else of the newest words of each phase with any."""
-    found: dict[names.Phase, list[FindingStatus]] = {}
-    for each in said:
-        phase, progress = each.words.phase, each.words.progress
-        if progress is not None and progress.findings:
-            found[phase] = [as_status(finding, phase) for finding in progress.findings]
+    written = diagnosed(folder)
+    if written is not None:
+        return worst_first([as_status(each, "prepare" if each.code in OF_PREPARE else "train") for each in written])
+    newest = {
+        each.words.phase: each.words.progress.findings
+        for each in said
+        if each.words.progress and each.words.progress.findings
+    }
+    return worst_first([as_status(finding, phase) for phase, findings in newest.items() for finding in findings])
+
+
+def diagnosed(folder: Path) -> list[Finding] | None:
+    """What diagnosis.json says about a run's learning, in its order; None without one that can be read."""
     document = _json(folder / "diagnosis.json")
-    if isinstance(document, dict) and isinstance(document.get("findings"), list):
-        found = {}
-        for raw in document["findings"]:
-            with contextlib.suppress(ValidationError):
-                finding = Finding.model_validate(raw)
-                phase = "prepare" if finding.code in OF_PREPARE else "train"
-                found.setdefault(phase, []).append(as_status(finding, phase))
-    return worst_first([finding for each in found.values() for finding in each])
+    if not isinstance(document, dict) or not isinstance(document.get("findings"), list):
+        return None
+    findings = []
+    for raw in document["findings"]:
+        with contextlib.suppress(ValidationError):
+            findings.append(Finding.model_validate(raw))
+    return findings
 
 
 def _terminations(folder: Path) -> Iterator[Said]:

@@ -143,7 +143,11 @@ def with_final_metrics(status: DPOJobStatus, ending: str = "") -> DPOJobStatus:
     """
     if status.phase != "train" or status.progress is None:
         return status
-    shared = set(FinalMetrics.model_fields) & set(ProgressStatus.model_fields)
-    values = status.progress.model_dump(include=shared)
     ending = ending or f"Training finished after {status.progress.step} steps."
-    return changed(status, final_metrics=FinalMetrics(**values, ending=ending[:512]))
+    return changed(status, final_metrics=final_metrics(status.progress, ending))
+
+
+def final_metrics(progress: ProgressStatus, ending: str = "") -> FinalMetrics:
+    """The newest values as the final ones. ending: see with_final_metrics."""
+    shared = set(FinalMetrics.model_fields) & set(ProgressStatus.model_fields)
+    return FinalMetrics(**progress.model_dump(include=shared), ending=ending[:512])
