@@ -141,9 +141,10 @@ class Telemetry:
         shared = self._shared
         if self.rank == 0:
             self._records = Records.open(Start(self._work, self._job, resumed_step))
-            if (known := initial_loss(read_metrics(self._work.metrics))) is not None:
+            earlier = read_metrics(self._work.metrics)
+            if (known := initial_loss(earlier)) is not None:
                 shared.initial_loss.set(known)
-            shared.values("eval", first_figures(read_metrics(self._work.metrics)))
+            shared.values("eval", first_figures(earlier))
         shared.max_steps.set(max_steps)
         shared.step.set(resumed_step)
         shared.epoch.set(resumed_epoch)
