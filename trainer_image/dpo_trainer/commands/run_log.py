@@ -1,5 +1,6 @@
 """Summary of a run, from the files in its work folder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpo_operator.api.reports import Termination
@@ -43,6 +44,16 @@ class Run:
     def seconds(self) -> float:
         """Time in optimizer steps."""
         return sum(line.get("step_seconds") or 0.0 for line in self.train)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of the logged steps. Counted, not steps times globalBatchSize: a last step may have fewer."""
+        return sum(line.get("pairs") or 0 for line in self.train)
+
+
+def points_of(lines: Sequence[Line], key: str) -> list[tuple[int, float]]:
+    """Step and value of a metric in the lines that have it."""
+    return [(line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
 
 
 def read_run(work: WorkDir) -> Run:
