@@ -103,7 +103,7 @@ class Telemetry:
         self._show.line(text)
 
     def reading(self, activity: str) -> None:
-        """Sign of life before anything is finished: a change of activity that is not shown. The start time-out goes on."""
+        """Sign of life before anything is finished: a change of activity that is not shown. The start time-out keeps running."""
         self._tracker.update(activity=activity)
 
     def alive(self, activity: str | None = None) -> None:
@@ -280,8 +280,9 @@ class Telemetry:
             self._warnings.line(f"Warning: {code}: {text}")
         if self.rank == 0:
             self._findings.warn(finding or as_finding(code, text, self.progress.step))
-            self._tracker.findings(self._findings.holding())
-            self._shared.findings(self._findings.holding())
+            holding = self._findings.holding()
+            self._tracker.findings(holding)
+            self._shared.findings(holding)
 
     @property
     def warnings(self) -> list[Finding]:
@@ -294,8 +295,9 @@ class Telemetry:
             if finding.code in CODES:
                 self._warnings.line(f"{finding.severity}: {finding.code}: {finding.sentence}")
         self._findings.stated = list(findings)
-        self._tracker.diagnosed(step, self._findings.holding())
-        self._shared.findings(self._findings.holding())
+        holding = self._findings.holding()
+        self._tracker.diagnosed(step, holding)
+        self._shared.findings(holding)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
