@@ -246,7 +246,7 @@ def test_only_recorded_checkpoints_are_copied(server: Server, tmp_path: Path) ->
     assert whole(server, "s3://recorded/run") == [1]
 
 
-def test_a_refused_copy_is_told_and_the_next_one_continues(server: Server, tmp_path: Path) -> None:
+def test_a_refused_copy_is_reported_and_the_next_one_continues(server: Server, tmp_path: Path) -> None:
     server.bucket("refused")
     root, to = tmp_path / "checkpoints", "s3://refused/run"
     a_checkpoint(root, 1)
