@@ -150,6 +150,8 @@ def test_findings_are_told_once_and_stay(hands: Hands, alive: OperatorProcess) -
         ]
         rank.progress |= {"diagnosed_step": 37, "findings": [FLAT, *made_up]}
         wait_until("health", lambda: hands.condition("flat", "Healthy") == ("False", "FlatLoss"))
+        # An event is written after the status that announces it.
+        wait_until("events", lambda: {"FlatLoss", "Made0"} <= set(hands.events("flat")))
         alive.kill()
         rank.progress |= {"step": 50, "diagnosed_step": 50, "findings": [FLAT]}
         alive.start()

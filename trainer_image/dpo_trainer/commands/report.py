@@ -89,7 +89,7 @@ def write_page(run: Run, work: WorkDir, job: DPOJob | None = None) -> None:
     """Write report.html. job: as for write. Raises ImportError without jinja2."""
     work.report.mkdir(parents=True, exist_ok=True)
     titles = [title.replace("\n", ", ") for title, _, _ in _columns(run)]
-    facts = [f"{name}: {text}" for name, text in _facts(run, work) if name in _SUMMARY]
+    facts = [f"{name}: {text.rstrip('.')}" for name, text in _facts(run, work) if name in _SUMMARY]
     whole = page(run, work, job, titles, _rows(run), "; ".join(facts))
     commit(work.report / PAGE, whole.encode("utf-8", errors="replace"))
 
