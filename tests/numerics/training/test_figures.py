@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from dpo_trainer.data.dataset import PairDataset
+from dpo_trainer.diagnosis.record import is_evaluation
 from dpo_trainer.runtime.workdir import WorkDir
-from dpo_trainer.telemetry.metrics_file import Line, kind, read_metrics
+from dpo_trainer.telemetry.metrics_file import Line, read_metrics
 from tests.numerics.jobs import train_on_rank
 from tests.numerics.ranks import on_ranks
 from tests.numerics.training.test_samples import LORA, TOKENS, a_copy, a_model, a_sampling_job, pairs
@@ -59,7 +60,7 @@ def runs(prepared: WorkDir, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 
 def lines(work: WorkDir) -> dict[tuple[str, int], Line]:
-    return {(kind(line), line["step"]): line for line in read_metrics(work.metrics)}
+    return {("eval" if is_evaluation(line) else "train", line["step"]): line for line in read_metrics(work.metrics)}
 
 
 def test_surprise_is_that_of_plain_logits(runs: dict[str, WorkDir], prepared: WorkDir):

@@ -148,10 +148,8 @@ def _facts(run: Run, work: WorkDir) -> list[tuple[str, str]]:
     facts = [
         ("training time", f"{duration(run.seconds)} in {len(run.train)} logged step{'s' if len(run.train) > 1 else ''}")
     ]
-    # Counted, not steps times globalBatchSize: a last step may have fewer pairs.
-    pairs = sum(line.get("pairs") or 0 for line in run.train)
-    if run.seconds > 0 and pairs:
-        facts[0] = (facts[0][0], f"{facts[0][1]}, {pairs / run.seconds:.3g} pairs/s")
+    if run.seconds > 0 and run.pairs:
+        facts[0] = (facts[0][0], f"{facts[0][1]}, {run.pairs / run.seconds:.3g} pairs/s")
     if run.ending:
         facts.append(("ending", run.ending))
     if run.best is not None:

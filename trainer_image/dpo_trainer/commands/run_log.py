@@ -1,5 +1,6 @@
 """Summary of a run, from the files in its work folder."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpo_operator.api.reports import Termination
@@ -8,7 +9,7 @@ from dpo_trainer.checkpoint.loop_state import LoopState
 from dpo_trainer.checkpoint.manifest import read_manifest
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.runtime.workdir import WorkDir
-from dpo_trainer.telemetry.metrics_file import Line, initial_loss, kind, read_metrics
+from dpo_trainer.telemetry.metrics_file import Line, initial_loss, read_metrics, training_and_evaluations
 from dpo_trainer.telemetry.selection import METRICS
 
 
@@ -44,6 +45,16 @@ class Run:
         """Time in optimizer steps."""
         return sum(line.get("step_seconds") or 0.0 for line in self.train)
 
+    @property
+    def pairs(self) -> int:
+        """Pairs of the logged steps. Counted, not steps times globalBatchSize: a last step may have fewer."""
+        return sum(line.get("pairs") or 0 for line in self.train)
+
+
+def points_of(lines: Sequence[Line], key: str) -> list[tuple[int, float]]:
+    """Step and value of a metric in the lines that have it."""
+    return [(line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
+
 
 def read_run(work: WorkDir) -> Run:
     """Collect the metrics, the samples, the loop state of the newest checkpoint, and the restarts.
@@ -56,22 +67,18 @@ def read_run(work: WorkDir) -> Run:
         termination = Termination.from_text(path.read_text(encoding="utf-8"))
         if termination and termination.progress and termination.progress.resumed_from_step:
             restarts.add(termination.progress.resumed_from_step)
-    by_kind: dict[str, list[Line]] = {"train": [], "eval": []}
-    for line in lines:
-        # The figures before the first update are no evaluation.
-        if line["step"] or kind(line) == "train":
-            by_kind[kind(line)].append(line)
-    last = by_kind["train"][-1]["step"] if by_kind["train"] else 0
+    train, evaluations = training_and_evaluations(lines)
+    last = train[-1]["step"] if train else 0
     loop = _loop(work)
     return Run(
-        by_kind["train"],
-        by_kind["eval"],
+        train,
+        evaluations,
         # A finished run that is started again resumes at its last step and does nothing more.
         tuple(sorted(step for step in restarts if step < last)),
         start=initial_loss(lines),
         ending=loop.finished if loop else "",
         early=loop is not None and bool(loop.finished) and loop.step < loop.total_steps,
-        best=_best(by_kind["eval"], loop),
+        best=_best(evaluations, loop),
         samples=tuple(read_metrics(work.samples)),
     )
 

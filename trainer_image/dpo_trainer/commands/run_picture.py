@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dpo_trainer.commands.run_log import Run
+from dpo_trainer.commands.run_log import Run, points_of
 from dpo_trainer.telemetry.metrics_file import Line
 
 PICTURE = "report.png"
@@ -69,7 +69,7 @@ def _accuracy(axis: Any, run: Run) -> None:
     _split(axis, run, "rewards/accuracies", "Reward accuracy")
     axis.set_ylim(-0.03, 1.03)
     axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-    if baseline := _points(run.evaluations, "eval_length_baseline_accuracy"):
+    if baseline := points_of(run.evaluations, "eval_length_baseline_accuracy"):
         axis.axhline(baseline[-1][1], color=_QUIET, linewidth=0.8, linestyle=":", label="by length alone")
 
 
@@ -78,7 +78,7 @@ def _lengths(axis: Any, run: Run) -> None:
     for key, colour, label in (("reference", _QUIET, "sampled, reference"), ("policy", _TRAIN, "sampled, policy")):
         _dots(axis, run.evaluations, f"eval_generation_tokens/{key}", colour, label)
     for key, colour in (("chosen", _BEST), ("rejected", _EVAL)):
-        if points := _points(run.train, f"response_tokens/{key}"):
+        if points := points_of(run.train, f"response_tokens/{key}"):
             mean = sum(value for _, value in points) / len(points)
             axis.axhline(mean, color=colour, linewidth=1, linestyle="--", label=f"data, {key}")
     axis.set_ylim(bottom=0)
@@ -115,7 +115,7 @@ def _marks(axis: Any, run: Run, *, named: bool) -> None:
 
 def _curve(axis: Any, lines: Sequence[Line], key: str, colour: str, label: str) -> None:
     """Every step faintly, and over it a running mean when there are enough steps to need one."""
-    points = _points(lines, key)
+    points = points_of(lines, key)
     if not points:
         return
     steps, values = zip(*points, strict=True)
@@ -128,17 +128,13 @@ def _curve(axis: Any, lines: Sequence[Line], key: str, colour: str, label: str) 
 
 
 def _dots(axis: Any, lines: Sequence[Line], key: str, colour: str, label: str) -> None:
-    points = _points(lines, key)
+    points = points_of(lines, key)
     if points:
         steps, values = zip(*points, strict=True)
         axis.plot(
             steps, values, color=colour, linewidth=1, linestyle=":", marker="o", markersize=4.5,
             markeredgecolor="white", label=label, zorder=3,
         )  # fmt: skip
-
-
-def _points(lines: Sequence[Line], key: str) -> list[tuple[int, float]]:
-    return [(line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
 
 
 def _smooth(values: Sequence[float], window: int) -> list[float]:

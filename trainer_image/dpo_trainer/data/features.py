@@ -27,7 +27,6 @@ _MARKS = {
 }
 _LIST = re.compile(r"(?m)^\s*(?:[-*•]|\d+[.)])\s")
 _DIGITS = re.compile(r"\d")
-_WORD = re.compile(r"\S+")
 # Words that no two of these languages share.
 _LANGUAGES: Mapping[str, frozenset[str]] = {
     "English": frozenset(["the", "and", "is", "you", "that", "with", "for", "are", "this", "have"]),

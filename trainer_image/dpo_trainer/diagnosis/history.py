@@ -63,8 +63,8 @@ class Diagnosis(BaseModel):
     def at(self, step: int, holding: Iterable[Finding]) -> tuple["Diagnosis", list[Finding]]:
         """The record after a look at a step, and the findings that are new or became worse. holding: what holds there.
 
-        A finding that goes on keeps its first step and its words, so that the same sentence is everywhere; it is stated anew, with
-        its first step, when its severity changes.
+        A finding that still holds keeps its first step and its words, so that the same sentence is everywhere. When its severity changes
+        it is stated again, with its first step.
         """
         now = {finding.key: finding for finding in reversed(list(holding))}
         history: list[Stated] = []

@@ -146,6 +146,10 @@ class RunRecord:
         found = self.data.get("splits", {}).get(name)
         return found if isinstance(found, Mapping) else {}
 
+    def usual_tokens(self, side: str) -> float | None:
+        """Median tokens of the training answers of a side: chosen, rejected; None where prepare left none."""
+        return number(self.split("train").get("length", {}).get(side, {}), "p50") or None
+
     def features(self, name: str) -> Mapping[str, Any]:
         """Features of the answers' text: train, eval; empty where prepare left none."""
         found = (self.data.get("features") or {}).get(name)
@@ -233,11 +237,22 @@ def _spread(line: Line, prefix: str) -> float | None:
     return None
 
 
-def error_of(line: Line, key: str) -> float | None:
-    """Standard error of an evaluation's figure; None where it was not measured."""
-    if (known := number(line, f"{key}_se")) is not None:
+def error_of(line: Line, key: str, *, prefix: str = "") -> float | None:
+    """Standard error of a mean: as measured, or, of the margin, by the pairs' deviation; None where neither is known.
+
+    prefix: of the keys, such as eval_.
+    """
+    if (known := number(line, f"{prefix}{key}_se")) is not None:
         return known
-    spread, pairs = number(line, "margins_std"), number(line, "pairs")
-    if key == "rewards/margins" and spread is not None and pairs:
+    spread, pairs = number(line, f"{prefix}margins_std"), number(line, f"{prefix}pairs")
+    if key == "rewards/margins" and spread is not None and pairs is not None and pairs > 1:
         return spread / math.sqrt(pairs)
     return None
+
+
+def drift_of(line: Line) -> float | None:
+    """Mean log-ratio a token without its sign, nats, or the larger of the two sides' means; None where neither was measured."""
+    if (whole := number(line, "logratio_abs_per_token")) is not None:
+        return whole
+    sides = [number(line, f"logratio_per_token/{side}") for side in ("chosen", "rejected")]
+    return max((abs(side) for side in sides if side is not None), default=None)

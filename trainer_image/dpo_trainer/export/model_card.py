@@ -12,7 +12,7 @@ from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.model.adapters import FROZEN, TRAINED
 from dpo_trainer.runtime.versions import own_version
 from dpo_trainer.runtime.workdir import WorkDir
-from dpo_trainer.telemetry.metrics_file import Line, kind, read_metrics
+from dpo_trainer.telemetry.metrics_file import Line, read_metrics, training_and_evaluations
 
 _ROWS = (
     ("loss", "loss"),
@@ -212,8 +212,7 @@ def _usage(model: Model, adapter: bool) -> str:
 
 
 def _results(lines: list[Line]) -> str:
-    train = [line for line in lines if kind(line) == "train"]
-    evaluations = [line for line in lines if kind(line) == "eval" and line["step"]]
+    train, evaluations = training_and_evaluations(lines)
     columns: list[tuple[str, str, Line]] = []
     if train:
         columns.append((f"train, step {train[0]['step']}", "", train[0]))

@@ -17,14 +17,12 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.model import AdapterType
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.checkpoint.full import FullCheckpoint, open_best, open_newest, require_any
-from dpo_trainer.checkpoint.identity import identity
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.checkpoint.trust import Owner, Trust
-from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.export.check import check_probe, check_weights, load_exported, make_probe
 from dpo_trainer.export.files import MERGED, copy_small_files, write_adapter, write_merged, write_model
 from dpo_trainer.export.model_card import ExportedFolder, model_card
-from dpo_trainer.prepare.record import input_digests
+from dpo_trainer.prepare.record import checkpoint_owner
 from dpo_trainer.pretrained import adapters
 from dpo_trainer.runtime.errors import TrainerError, input_not_found, invalid_configuration, volume_error
 from dpo_trainer.runtime.files import remove, sha256, sync_folder
@@ -46,7 +44,7 @@ def run(job: DPOJob, work: WorkDir, *, progress: Progress, trust: Trust | None =
     """
     _quiet()
     require_any(work.checkpoints)
-    checkpoint, why = _choose(job.spec, work.checkpoints, _owner(job.spec, work, trust), progress)
+    checkpoint, why = _choose(job.spec, work.checkpoints, checkpoint_owner(job.spec, work, trust), progress)
     if _is_done(work.export, job, checkpoint):
         progress("already exported")
     else:
@@ -67,15 +65,10 @@ def export_one(job: DPOJob, work: WorkDir, folder: Path, target: Path, *, progre
         )
     progress("checking the checkpoint")
     try:
-        checkpoint = FullCheckpoint(folder.parent, folder, _owner(job.spec, work, None))
+        checkpoint = FullCheckpoint(folder.parent, folder, checkpoint_owner(job.spec, work, None))
     except BadCheckpoint as error:
         raise volume_error(f"{folder} can't be exported: {error}") from error
     _export(job, work, checkpoint, "chosen by hand", target, progress)
-
-
-def _owner(spec: DPOJobSpec, work: WorkDir, trust: Trust | None) -> Owner:
-    data = PairDataset.open(work.train_data).digest
-    return Owner(identity(spec, dataset=data, **input_digests(spec, work)), trust)
 
 
 def _export(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, why: str, target: Path, progress: Progress) -> None:

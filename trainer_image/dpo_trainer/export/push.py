@@ -38,11 +38,7 @@ def push(settings: Push, uid: str, folder: Path, access: Access, progress: Progr
     url = target.url
     digest, files = contents(folder)
     mine = {"uid": uid, "digest": digest}
-    there = target.there()
-    if not there:
-        # Others may find the folder empty too: the store lets one of them begin.
-        target.create(BEGUN, as_note({**mine, "files": sorted(files)}))
-        there = target.there()
+    there = target.begin(BEGUN, {**mine, "files": sorted(files)})
     markers = _markers(target, there, uid)
     done = markers.get(WHOLE, {}).items() >= mine.items()
     if done and all(_is_there(target, there, folder, name, files[name]) for name in files):

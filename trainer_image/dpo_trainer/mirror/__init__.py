@@ -1,4 +1,4 @@
-"""Checkpoints in an object store, beside the volume: copied there while training goes on, and fetched when the volume was lost.
+"""Checkpoints in an object store, beside the volume: copied there during training, and fetched when the volume was lost.
 
 place    the folder in the store: whose it is, and which checkpoints in it are whole
 save     from the volume to the store, with the retention of the volume

@@ -9,14 +9,12 @@ from dpo_operator.api import access as api
 from dpo_operator.api import exitcodes, names
 from dpo_operator.api.reports import CheckpointRef, MirrorReport
 from dpo_operator.api.types import DPOJob
-from dpo_trainer.checkpoint.identity import identity
-from dpo_trainer.checkpoint.trust import Owner, Trust, trust_from_environment
-from dpo_trainer.data.dataset import PairDataset
+from dpo_trainer.checkpoint.trust import Trust, trust_from_environment
 from dpo_trainer.mirror import run_files
 from dpo_trainer.mirror.place import Place, owner_of
 from dpo_trainer.mirror.restore import restore
 from dpo_trainer.mirror.save import save
-from dpo_trainer.prepare.record import input_digests
+from dpo_trainer.prepare.record import checkpoint_owner
 from dpo_trainer.runtime.errors import input_not_found, invalid_configuration
 from dpo_trainer.runtime.job import mirror_credentials_folder, read_job, secrets, stop_by_exception
 from dpo_trainer.runtime.termination import classify, redact, termination_log
@@ -52,14 +50,12 @@ def fetch(job: DPOJob, work: WorkDir, how: names.Restore, progress: Callable[[st
     """
     spec = job.spec
     trust = trust_from_environment(required=spec.checkpoint.require_recorded_digest)
-    data = PairDataset.open(work.train_data).digest
-    owner = Owner(identity(spec, dataset=data, **input_digests(spec, work)), trust)
     place = _place(job, trust)
     if how == names.Restore.NOTHING:
         place.look()
         return
     source = place.of_namesake() if how == names.Restore.OTHERS else place
-    found = restore(source, work.checkpoints, owner, progress)
+    found = restore(source, work.checkpoints, checkpoint_owner(spec, work, trust), progress)
     if source != place:
         place.take_over()
     if found is not None:

@@ -35,12 +35,7 @@ class Place:
 
     def take(self) -> dict[str, Stored]:
         """Objects of the folder by name, which is the owner's from now on. Raises TrainerError, INVALID_CONFIGURATION when it is somebody else's."""
-        there = self.folder.there()
-        if not there:
-            # Others may find the folder empty too: the store lets one of them begin.
-            self.folder.create(NOTE, as_note({"owner": self.owner}))
-            there = self.folder.there()
-        return self._own(there)
+        return self._own(self.folder.begin(NOTE, {"owner": self.owner}))
 
     def look(self) -> dict[str, Stored]:
         """Objects of the folder by name; none when there is no such folder. Raises as take does."""

@@ -15,7 +15,7 @@ _MOST_BYTES = 256 << 20
 
 
 def save(place: Place, work: WorkDir, progress: Callable[[str], None]) -> None:
-    """Copy them as they are now. One that can't be read is said and left out: no checkpoint depends on it. Raises TrainerError of the store."""
+    """Copy them as they are now. One that can't be read is reported and left out: no checkpoint depends on it. Raises TrainerError of the store."""
     for path in _files(work):
         try:
             content = read_plain(path, limit=_MOST_BYTES)

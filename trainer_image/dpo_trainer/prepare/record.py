@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, SkipV
 
 from dpo_operator.api.reports import DatasetReport
 from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer.checkpoint.identity import identity
 from dpo_trainer.checkpoint.layout import committed
+from dpo_trainer.checkpoint.trust import Owner, Trust
 from dpo_trainer.data import mixture
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.pretrained.digest import model_digest
@@ -278,6 +280,12 @@ def input_digests(spec: DPOJobSpec, work: WorkDir) -> dict[str, str]:
         known = made.reference_model.weights if made and made.reference_model else None
         found["reference"] = model_digest(work.reference_model, known)
     return found
+
+
+def checkpoint_owner(spec: DPOJobSpec, work: WorkDir, trust: Trust | None) -> Owner:
+    """The job that a checkpoint must belong to, by its settings and by what is prepared. trust: see Owner."""
+    data = PairDataset.open(work.train_data).digest
+    return Owner(identity(spec, dataset=data, **input_digests(spec, work)), trust)
 
 
 def _stored_hash(work: WorkDir) -> Any:

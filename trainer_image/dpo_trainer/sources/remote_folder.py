@@ -73,9 +73,12 @@ class RemoteFolder:
         noted = {} if digest is None else {_DIGEST: digest}
         self.store.put(self.key(name), iter([content]), len(content), noted, self.label(name))
 
-    def create(self, name: str, content: bytes) -> None:
-        """Write a small object, unless there is one of this name already."""
-        self.store.create(self.key(name), content, self.label(name))
+    def begin(self, name: str, note: dict[str, Any]) -> dict[str, Stored]:
+        """Objects of the folder, as `there`. An empty one gets this note first; of several processes, the store lets one of them write it."""
+        if not (there := self.there()):
+            self.store.create(self.key(name), as_note(note), self.label(name))
+            there = self.there()
+        return there
 
     def note(self, found: Stored, name: str) -> dict[str, Any]:
         """A small object's content, a JSON object; empty for anything else."""

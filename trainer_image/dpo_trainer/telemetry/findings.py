@@ -1,11 +1,11 @@
-"""Findings that hold in this process: what the rules stated, and the warnings, which take the same way."""
+"""Findings that hold in this process: what the rules stated, and the warnings, which are reported in the same way."""
 
 from collections.abc import Mapping
 
 from dpo_operator.api.diagnosis import Finding, Severity, worst_first
 from dpo_trainer.diagnosis.judge import without_explained
 
-# Of the warnings that prepare and the trainer give; the others are worth knowing and no more.
+# Of the warnings that prepare and the trainer give; the others are an Info.
 SEVERITY: Mapping[str, Severity] = {
     "FirstStepLoss": "Warning",
     "FirstStepMargin": "Warning",

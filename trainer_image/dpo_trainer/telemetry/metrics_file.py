@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+from dpo_trainer.diagnosis.record import is_evaluation
 from dpo_trainer.telemetry.output import Output, Record, Start
 
 Line = dict[str, Any]
@@ -36,26 +37,27 @@ def parse_lines(text: str) -> list[Line]:
     return lines
 
 
-def kind(line: Mapping[str, Any]) -> str:
-    """eval for the result of an evaluation, else train."""
-    return "eval" if any(key.startswith("eval_") for key in line) else "train"
+def training_and_evaluations(lines: list[Line]) -> tuple[list[Line], list[Line]]:
+    """Lines of steps, and lines of evaluations. The figures before the first update, at step 0, are neither."""
+    train = [line for line in lines if not is_evaluation(line)]
+    return train, [line for line in lines if is_evaluation(line) and line["step"]]
 
 
 def initial_loss(lines: list[Line]) -> float | None:
     """Loss at which the run started because the policy was the reference; None for methods without a reference."""
-    found = next((line for line in lines if kind(line) == "train"), {}).get(INITIAL_LOSS)
+    found = next((line for line in lines if not is_evaluation(line)), {}).get(INITIAL_LOSS)
     return found if isinstance(found, int | float) else None
 
 
 def first_figures(lines: list[Line]) -> dict[str, float]:
     """Surprise before the first update, by keys without eval_; empty where it was not measured."""
-    line = next((line for line in lines if line["step"] == 0 and kind(line) == "eval"), {})
+    line = next((line for line in lines if line["step"] == 0 and is_evaluation(line)), {})
     found = {key.removeprefix("eval_"): value for key, value in line.items() if isinstance(value, int | float)}
     return {key: float(value) for key, value in found.items() if key.startswith("surprise/")}
 
 
 def _kind_and_step(line: Mapping[str, Any]) -> Hashable:
-    return kind(line), line["step"]
+    return is_evaluation(line), line["step"]
 
 
 class MetricsFile:

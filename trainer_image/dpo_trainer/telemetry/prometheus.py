@@ -131,7 +131,7 @@ _SPLITS: dict[str, _Values] = {"train": _BOTH | _TRAIN, "eval": _BOTH | _EVAL}
 _FINDING = (
     "1 for each finding about the run's learning that holds now; diagnosis.json in the work folder has their words."
 )
-# Figures of one source of a mixture: the key goes on with its name, such as mixture[0], and one of these.
+# Figures of one source of a mixture: after the key come its name, such as mixture[0], and one of these.
 _SOURCE_KEY = "source/"
 _OF_SOURCES = {
     "accuracies": ("source_reward_accuracy_ratio", "Reward accuracy of the pairs of one source of data.mixture."),

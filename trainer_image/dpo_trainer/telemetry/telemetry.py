@@ -103,7 +103,7 @@ class Telemetry:
         self._show.line(text)
 
     def reading(self, activity: str) -> None:
-        """Sign of life before anything is finished: a change of activity that is not shown. The start time-out goes on."""
+        """Sign of life before anything is finished: a change of activity that is not shown. The start time-out keeps running."""
         self._tracker.update(activity=activity)
 
     def alive(self, activity: str | None = None) -> None:
@@ -141,9 +141,10 @@ class Telemetry:
         shared = self._shared
         if self.rank == 0:
             self._records = Records.open(Start(self._work, self._job, resumed_step))
-            if (known := initial_loss(read_metrics(self._work.metrics))) is not None:
+            earlier = read_metrics(self._work.metrics)
+            if (known := initial_loss(earlier)) is not None:
                 shared.initial_loss.set(known)
-            shared.values("eval", first_figures(read_metrics(self._work.metrics)))
+            shared.values("eval", first_figures(earlier))
         shared.max_steps.set(max_steps)
         shared.step.set(resumed_step)
         shared.epoch.set(resumed_epoch)
@@ -279,8 +280,9 @@ class Telemetry:
             self._warnings.line(f"Warning: {code}: {text}")
         if self.rank == 0:
             self._findings.warn(finding or as_finding(code, text, self.progress.step))
-            self._tracker.findings(self._findings.holding())
-            self._shared.findings(self._findings.holding())
+            holding = self._findings.holding()
+            self._tracker.findings(holding)
+            self._shared.findings(holding)
 
     @property
     def warnings(self) -> list[Finding]:
@@ -293,8 +295,9 @@ class Telemetry:
             if finding.code in CODES:
                 self._warnings.line(f"{finding.severity}: {finding.code}: {finding.sentence}")
         self._findings.stated = list(findings)
-        self._tracker.diagnosed(step, self._findings.holding())
-        self._shared.findings(self._findings.holding())
+        holding = self._findings.holding()
+        self._tracker.diagnosed(step, holding)
+        self._shared.findings(holding)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:

@@ -87,6 +87,11 @@ def _set_sources(splits: Collection[Examples], sources: Mapping[str, dict[str, i
         examples.sources = sources.get(examples.name, {})
 
 
+def _is_measured(work: WorkDir, ranks: Ranks) -> bool:
+    """Whether an earlier attempt has the figures of the policy before its first update. Collective."""
+    return ranks.run_on_rank_zero(lambda: bool(first_figures(read_metrics(work.metrics))))
+
+
 def _looked_at(surprise: Surprise | None, ranks: Ranks, look: Callable[[Surprise], None]) -> dict[str, float]:
     """Figures of the policy before its first update, {} when they are not needed. look: measures in passes of its own. Collective."""
     if surprise is None:
@@ -123,8 +128,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     owner = Owner(identity(spec, dataset=train.data.digest, **digests), trust)
     before = ranks.run_on_rank_zero(lambda: newest_parameters(work.checkpoints, owner))
     engine = load_engine(spec, work.model, world, train, ranks, telemetry, before=before)
-    is_known = ranks.run_on_rank_zero(lambda: bool(first_figures(read_metrics(work.metrics))))
-    surprise = Surprise() if spec.diagnosis.enabled and not before and not is_known else None
+    surprise = Surprise() if spec.diagnosis.enabled and not before and not _is_measured(work, ranks) else None
     throughput = Throughput.of(spec, work.model, engine.module.layout, engine.world)
     if objective.needs_reference and spec.model.reference is None:
         layout = engine.module.layout

@@ -86,14 +86,14 @@ class Diagnosing:
             samples=[line for line in self._samples.lines if line["step"] <= step],
             data=json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {},
         )
-        # Of a code that was given before, the words of then stay.
+        # A warning that was given before keeps its first words.
         warnings = {finding.key: finding for finding in (*self._telemetry.warnings, *before.warnings)}
         self._diagnosis, new = before.at(step, diagnose(record, warnings.values()))
         self._tell(new)
         self._diagnosis.write(self._work)
 
     def _tell(self, new: Sequence[Finding]) -> None:
-        # What prepare found was told by prepare.
+        # Prepare has reported what it found.
         holding = [finding for finding in self._diagnosis.findings if finding.code not in OF_PREPARE]
         self._telemetry.diagnosed(self._diagnosis.step, holding, new)
 

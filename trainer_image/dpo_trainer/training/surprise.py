@@ -1,8 +1,8 @@
 """How much the data's answers surprise the policy before its first update.
 
 The surprise of some tokens is their negative log-likelihood over the entropy of the distributions that predict them. It is 1 for what a
-model writes itself at temperature 1, whatever the model. The first tokens of an answer tell of the chat template and of the place where
-prompt and answer meet, the rest of the language.
+model writes itself at temperature 1, whatever the model. The first tokens of an answer show whether the chat template, and the place
+where prompt and answer meet, are the model's; the rest shows whether the language is.
 """
 
 import math

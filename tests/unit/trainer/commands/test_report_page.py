@@ -124,7 +124,7 @@ def test_what_strangers_wrote_is_text(tmp_path: Path) -> None:
     assert not {"\x1b", "\u202e"} & set("".join(evil.words))
 
 
-def test_the_page_asks_nobody_for_anything(tmp_path: Path) -> None:
+def test_the_page_makes_no_requests(tmp_path: Path) -> None:
     text = page_of(whole_run(tmp_path))
     found = Page(text)
     assert not {tag for tag, _ in found.tags} & {

@@ -1,4 +1,4 @@
-"""diagnosis.json: first steps and words stay, what ended is remembered, and a restart goes on at its step."""
+"""diagnosis.json: first steps and words stay, what ended is remembered, and a restart continues at its step."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_a_finding_that_goes_on_keeps_its_first_step_and_words():
     assert (new, codes(second), second.findings[0].cause) == ([], [("Overfitting", 10)], "Overfitting at 10.")
 
 
-def test_a_finding_that_becomes_worse_is_stated_anew_with_its_first_step():
+def test_a_finding_that_becomes_worse_is_stated_again_with_its_first_step():
     first, _ = Diagnosis().at(10, [said(Code.VERBOSITY, 10)])
     second, new = first.at(20, [said(Code.VERBOSITY, 20, "Unhealthy")])
     assert [(f.severity, f.step, f.cause) for f in new] == [("Unhealthy", 10, "Verbosity at 20.")]
@@ -78,7 +78,7 @@ def test_the_file_has_the_sentences_and_reads_back(tmp_path: Path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"version": 2, "findings": []}', '{"version": 1, "step": "x"}'])
-def test_a_file_of_another_kind_is_begun_anew(tmp_path: Path, text: str):
+def test_a_file_of_another_kind_counts_as_none(tmp_path: Path, text: str):
     work = WorkDir(tmp_path)
     work.diagnosis.write_text(text)
     assert Diagnosis.read(work) == Diagnosis()

@@ -1,1 +1,1 @@
-"""The report of a run as one HTML file, which asks nobody for anything."""
+"""The report of a run as one HTML file, which makes no requests."""

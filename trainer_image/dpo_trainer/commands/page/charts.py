@@ -1,7 +1,7 @@
 """Curves as points of an SVG picture; colours are the page's, so that it is readable in dark and in light."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Points = Sequence[tuple[float, float]]
@@ -108,10 +108,9 @@ def ticks(low: float, high: float) -> list[float]:
     return [float(f"{number * size:.12g}") for number in range(first, last + 1)]
 
 
-def _apart(step: int, steps: Sequence[int], x_of: object) -> bool:
+def _apart(step: int, steps: Sequence[int], x_of: Callable[[float], float]) -> bool:
     """Whether a text between the first and the last has room."""
-    assert callable(x_of)
-    return bool(x_of(step) - x_of(steps[0]) > 40 and x_of(steps[-1]) - x_of(step) > 40)
+    return x_of(step) - x_of(steps[0]) > 40 and x_of(steps[-1]) - x_of(step) > 40
 
 
 def _thinned(points: Points) -> Points:

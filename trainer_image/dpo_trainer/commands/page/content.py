@@ -15,7 +15,7 @@ from dpo_operator.api.diagnosis import Finding, worst_first
 from dpo_operator.api.reports import PushReport, Termination
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.commands.page.charts import Chart, Series, chart
-from dpo_trainer.commands.run_log import Run
+from dpo_trainer.commands.run_log import Run, points_of
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.metrics_file import Line
 
@@ -37,7 +37,7 @@ class Sample:
 
 def findings(work: WorkDir) -> list[Finding]:
     """Of the figures and of the data, worst first; what can't be read is left out."""
-    raw = [*_listed(_json(work.root / "diagnosis.json")), *_listed(_json(work.data_report))]
+    raw = [*_listed(_json(work.diagnosis)), *_listed(_json(work.data_report))]
     found = []
     for each in raw:
         try:
@@ -92,8 +92,7 @@ def _sides(run: Run, key: str) -> list[Series]:
 
 
 def _series(lines: Sequence[Line], key: str, label: str, style: str, *, dots: bool = False) -> Series:
-    points = [(float(line["step"]), float(line[key])) for line in lines if isinstance(line.get(key), int | float)]
-    return Series(label, style, points, dots)
+    return Series(label, style, points_of(lines, key), dots)
 
 
 def by_length(run: Run) -> list[tuple[str, str]]:
@@ -148,9 +147,8 @@ def cost(run: Run, work: WorkDir, job: DPOJob | None) -> list[tuple[str, str]]:
     used = [line[_MFU] for line in run.train if isinstance(line.get(_MFU), int | float)]
     if used:
         rows.append(("model FLOPs utilization", f"{sum(used) / len(used):.1%}"))
-    pairs = sum(line.get("pairs") or 0 for line in run.train)
-    if pairs and run.seconds:
-        rows.append(("pairs per second", f"{pairs / run.seconds:.3g}"))
+    if run.pairs and run.seconds:
+        rows.append(("pairs per second", f"{run.pairs / run.seconds:.3g}"))
     return rows
 
 

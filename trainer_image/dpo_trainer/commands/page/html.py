@@ -42,7 +42,7 @@ def page(
 
 def _no_findings(work: WorkDir, job: DPOJob | None) -> str:
     if job is not None and not job.spec.diagnosis.enabled:
-        return "spec.diagnosis.enabled is false, so nobody looked at the learning."
-    if not (work.root / "diagnosis.json").is_file():
+        return "spec.diagnosis.enabled is false, so the rules did not look at this run."
+    if not work.diagnosis.is_file():
         return "The rules have not looked at this run."
     return "No finding speaks against the learning of this run."

@@ -1,9 +1,9 @@
-"""FlatLoss: nothing is learned. The cause is told by the gradient, the size of the updates, and the data."""
+"""FlatLoss: nothing is learned. The gradient, the size of the updates and the data show the cause."""
 
 from dpo_operator.api.diagnosis import Code, Finding
 from dpo_operator.api.model import AdapterType
 from dpo_operator.api.rules.thresholds import Limits
-from dpo_trainer.diagnosis.record import Line, RunRecord, average, number
+from dpo_trainer.diagnosis.record import RunRecord, average, drift_of, number
 from dpo_trainer.diagnosis.saying import finding, other_rate, percent, round_, short
 
 # Gradients below this, and updates below this share of the weights, are none.
@@ -23,14 +23,13 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
     if len(train) < _FEWEST or record.done < limits["flatShare"] or record.step < record.warmup_steps + size:
         return None
     now, start = average(train[-size:]), record.start_loss
-    loss, drift = number(now, "loss"), number(now, "logratio_abs_per_token")
+    loss, drift = number(now, "loss"), drift_of(now)
     gradient = number(now, "grad_norm")
     # The largest one: at the end of a schedule every update is small.
     update = max((u for line in train if (u := number(line, "update_ratio")) is not None), default=None)
     if loss is None or start is None:
         return None
     if record.spec.method.needs_reference:
-        drift = drift if drift is not None else _larger_side(now)
         still = record.starts_level or record.spec.model.reference is not None
         if not still or drift is None or not _still(record, loss, start, drift, limits):
             return None
@@ -63,11 +62,6 @@ def _level(record: RunRecord, loss: float, start: float, limits: Limits) -> bool
     if len(held) > 1:
         start, loss = held[0], held[-1]
     return abs(loss - start) < limits["flatLoss"] * abs(start)
-
-
-def _larger_side(line: Line) -> float | None:
-    sides = [number(line, f"logratio_per_token/{side}") for side in ("chosen", "rejected")]
-    return max((abs(side) for side in sides if side is not None), default=None)
 
 
 def _cause(

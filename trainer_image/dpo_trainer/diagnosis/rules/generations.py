@@ -61,9 +61,3 @@ def fits_the_cap(record: RunRecord) -> bool:
         if length:
             return bool(length.get("p95", 0) <= record.spec.evaluation.sample_tokens)
     return False
-
-
-def chosen_tokens(record: RunRecord) -> float | None:
-    """Median tokens of the training pairs' chosen answers; None where prepare left none."""
-    length = record.split("train").get("length", {}).get("chosen", {})
-    return number(length, "p50") or None

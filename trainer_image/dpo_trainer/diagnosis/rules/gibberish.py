@@ -4,7 +4,7 @@ from dpo_operator.api.diagnosis import Code, Finding
 from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, mean, number
 from dpo_trainer.diagnosis.rules import displacement, shortcut, verbosity
-from dpo_trainer.diagnosis.rules.generations import Generations, chosen_tokens, generations, surprising
+from dpo_trainer.diagnosis.rules.generations import Generations, generations, surprising
 from dpo_trainer.diagnosis.saying import finding, instead, other_rate, percent
 
 _LEAST_BETA, _USUAL_BETA = 0.05, 0.1
@@ -54,7 +54,7 @@ def _from_samples(record: RunRecord, found: Generations, limits: Limits) -> str 
             f"{percent(found.reference('greedy/repeated_4grams') or 0)} in the reference's: it goes in circles."
         )
     tokens = [found.value(f"{kind}/tokens") for kind in ("greedy", "t1")]
-    usual = chosen_tokens(record)
+    usual = record.usual_tokens("chosen")
     before = found.reference("greedy/tokens")
     short = all(value is not None and value <= _NOTHING for value in tokens)
     if short and usual is not None and usual >= _SOMETHING and before is not None and before >= _SOMETHING:

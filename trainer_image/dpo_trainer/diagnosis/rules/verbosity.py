@@ -5,7 +5,7 @@ from dpo_operator.api.method import MethodName
 from dpo_operator.api.rules.thresholds import Limits
 from dpo_trainer.diagnosis.record import RunRecord, number
 from dpo_trainer.diagnosis.rules import shortcut
-from dpo_trainer.diagnosis.rules.generations import chosen_tokens, fits_the_cap, generations, surprising
+from dpo_trainer.diagnosis.rules.generations import fits_the_cap, generations, surprising
 from dpo_trainer.diagnosis.saying import finding, percent
 
 # Chosen answers that are longer in this share of the pairs, or as a whole by this ratio, teach length.
@@ -21,7 +21,7 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
     least = min((value for value in growth if value is not None), default=0.0)
     if None in growth or least < limits["verbosityGrowth"]:
         return None
-    tokens, usual = found.value("greedy/tokens") or 0.0, chosen_tokens(record)
+    tokens, usual = found.value("greedy/tokens") or 0.0, record.usual_tokens("chosen")
     fall = -(found.change("greedy/ended") or 0.0)
     endless = fall >= limits["verbosityEnded"] and fits_the_cap(record)
     severity: Severity = "Info"
@@ -50,10 +50,8 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
 
 def teaches_length(record: RunRecord) -> bool:
     """Whether the chosen answers are the longer ones."""
-    train = record.split("train")
-    lengths = train.get("length", {})
-    chosen, rejected = (number(lengths.get(side, {}), "p50") or 0.0 for side in ("chosen", "rejected"))
-    return bool((train.get("chosen_longer") or 0) > _LONGER and chosen >= _RATIO * rejected)
+    chosen, rejected = (record.usual_tokens(side) or 0.0 for side in ("chosen", "rejected"))
+    return bool((record.split("train").get("chosen_longer") or 0) > _LONGER and chosen >= _RATIO * rejected)
 
 
 def is_only_endless(record: RunRecord, limits: Limits) -> bool:

@@ -4,7 +4,7 @@ import math
 
 from dpo_operator.api.diagnosis import Code, Finding
 from dpo_operator.api.rules.thresholds import Limits
-from dpo_trainer.diagnosis.record import Line, RunRecord, number
+from dpo_trainer.diagnosis.record import RunRecord, drift_of, number
 from dpo_trainer.diagnosis.saying import finding
 
 # Dropout in adapters moves the policy of the first step a little.
@@ -18,7 +18,7 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
     first = record.first
     if first is None or not record.spec.method.needs_reference:
         return None
-    drift = _drift(first)
+    drift = drift_of(first)
     if (other := record.spec.model.reference) is not None:
         limit = limits["wrongReferenceOther"]
         if drift is None or drift < limit:
@@ -55,15 +55,5 @@ def check(record: RunRecord, limits: Limits) -> Finding | None:
 
 def _tokens(record: RunRecord) -> float | None:
     """Median tokens of the training answers, chosen or rejected, whichever is less; None where prepare left none."""
-    lengths = record.split("train").get("length", {})
-    known = [number(lengths.get(side, {}), "p50") for side in ("chosen", "rejected")]
-    return min((tokens for tokens in known if tokens), default=None)
-
-
-def _drift(line: Line) -> float | None:
-    """Mean log-ratio a token without its sign, or the larger of the two sides'."""
-    if (whole := number(line, "logratio_abs_per_token")) is not None:
-        return whole
-    sides = [number(line, f"logratio_per_token/{side}") for side in ("chosen", "rejected")]
-    known = [abs(side) for side in sides if side is not None]
-    return max(known) if known else None
+    known = [record.usual_tokens(side) for side in ("chosen", "rejected")]
+    return min((tokens for tokens in known if tokens is not None), default=None)

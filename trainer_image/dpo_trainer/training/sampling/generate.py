@@ -1,7 +1,7 @@
 """Answers of the policy to some prompts: the most likely token again and again, and draws at temperature 1, in one pass.
 
 Nothing else decides (no repetition penalty, whatever the model's generation_config.json says), and no random number of torch's
-generators is used: draws have numbers of their own, so that training goes on as if there had been none.
+generators is used: draws have numbers of their own, so that training continues as if there had been none.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,7 +55,7 @@ def generate(
     ids = torch.zeros(copies * len(prompts), longest, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate([*prompts] * copies):
-        # Padded on the left: each answer goes on where its prompt ends.
+        # Padded on the left: each answer begins where its prompt ends.
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
     # What is drawn is made the most likely token, so that greedy decoding takes it.
@@ -70,7 +70,7 @@ def generate(
     model, device = causal_lm_of(engine.module.model), engine.world.device
     draw = None if drawn_by is None else _Draw(drawn_by.to(device), first=longest)
     with _settings_replaced(model, greedy):
-        # synced_gpus: all ranks go on until the last one's answer is finished, because each token gathers the weights.
+        # synced_gpus: all ranks continue until the last one's answer is finished, because each token gathers the weights.
         whole = model.generate(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),

@@ -89,7 +89,7 @@ class Samples:
         # The policy before its first update is still there, under a new adapter.
         is_new = spec.adapter.type is not AdapterType.NONE and (start is None or start.train != "same")
         self._scores = self._draws and is_new
-        self._told = False
+        self._noted = False
         self._decoder: _Decoder | None = None
         self._file: MetricsFile | None = None
         self._reference: dict[str, Line] = {}  # lines of step 0 by prompt
@@ -151,8 +151,8 @@ class Samples:
     def _is_time(self, step: int, telemetry: Telemetry) -> bool:
         """Whether there is time for answers, as rank 0 has it. Collective."""
         allowed = self._ranks.run_on_rank_zero(lambda: self._time.allows(step))
-        if not allowed and not self._told:
-            self._told = True
+        if not allowed and not self._noted:
+            self._noted = True
             telemetry.activity(
                 f"no sample answers at step {step}: the last ones took {self._time.last:.0f} s, and all of them may take {SHARE:.0%} of "
                 "the run's time; there are fewer of them, and again at the end"

@@ -17,7 +17,7 @@ class SamplingTime:
     def __init__(
         self, total_steps: int, every: int, *, resumed_step: int, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """every: steps between evaluations. Training goes on now, after resumed_step. clock: seconds."""
+        """every: steps between evaluations. Training continues now, after resumed_step. clock: seconds."""
         self._total, self._every, self._from = total_steps, every, resumed_step
         self._clock, self._began = clock, clock()
         self._spent, self._last = 0.0, 0.0
