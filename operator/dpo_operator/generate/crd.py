@@ -97,6 +97,7 @@ _REWRITTEN = frozenset(
 )
 
 IMMUTABLE_MESSAGE = "can't change once the DPOJob exists; make another DPOJob"
+ROUNDS_MESSAGE = "can only grow once the DPOJob exists: rounds that were trained stay"
 GROWING_MESSAGE = "can only grow once the DPOJob exists: a volume can't shrink"
 
 
@@ -139,6 +140,7 @@ def spec_schema() -> Schema:
         *(_validation(rule.cel, rule.message, f".{rule.field}") for rule in rules.SPEC_RULES),
         *(_immutable(field, present=_is_always_there(schema, field)) for field in rules.IMMUTABLE_FIELDS),
         _growing(rules.VOLUME_SIZE),
+        *_rounds(schema),
     ]
     return schema
 
@@ -228,6 +230,24 @@ def _growing(field: str) -> Schema:
     """A transition rule: a quantity may become larger."""
     rule = f"quantity(self.{field}).compareTo(quantity(oldSelf.{field})) >= 0"
     return _validation(rule, GROWING_MESSAGE, f".{field}")
+
+
+def _rounds(schema: Schema) -> list[Schema]:
+    """Transition rules of a part that may be absent: neither added nor taken away; the rounds may grow, all else stays."""
+    part = schema["properties"]["iterative"]
+    same = []
+    for field in rules.IMMUTABLE_OF_ROUNDS:
+        now, before = f"self.iterative.{field}", f"oldSelf.iterative.{field}"
+        always = _is_always_there(part, field)
+        same.append(
+            f"{now} == {before}" if always else f"has({now}) == has({before}) && (!has({now}) || {now} == {before})"
+        )
+    both = "has(self.iterative) == has(oldSelf.iterative)"
+    grows = f"!has(self.iterative) || !has(oldSelf.iterative) || self.{rules.ROUNDS} >= oldSelf.{rules.ROUNDS}"
+    return [
+        _validation(f"{both} && (!has(self.iterative) || ({' && '.join(same)}))", IMMUTABLE_MESSAGE, ".iterative"),
+        _validation(grows, ROUNDS_MESSAGE, f".{rules.ROUNDS}"),
+    ]
 
 
 def _node(schema: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dpo_operator.api import conditions, names
-from dpo_operator.api.environment import VARIABLES
+from dpo_operator.api.allowed.environment import VARIABLES
 from dpo_operator.api.exitcodes import TABLE, UNKNOWN, ExitCode
 from dpo_operator.api.pods import RESERVED_ENV_TEXT
 from dpo_operator.api.rules import spec as rules
@@ -45,7 +45,8 @@ def dpojob_page() -> str:
         "## What may change\n",
         f"These fields {crd.IMMUTABLE_MESSAGE.replace('; make another DPOJob', ', because they decide what is computed')}: "
         + ", ".join(f"`{field}`" for field in rules.IMMUTABLE_FIELDS)
-        + ". All others may change at any time.\n",
+        + f". So do those of `spec.iterative`, which can't be added or removed either; `spec.{rules.ROUNDS}` {crd.ROUNDS_MESSAGE}. "
+        "All others may change at any time.\n",
         *_sections("status", status),
         "## Conditions\n",
         "Types: " + ", ".join(f"`{kind}`" for kind in conditions.TYPES) + ".\n",
