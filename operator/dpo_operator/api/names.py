@@ -59,7 +59,7 @@ JOB_FILE = "/etc/dpo/job.json"
 WORK_DIR = "/work"
 TOKEN_FILE = "/etc/dpo-token/token"  # noqa: S105 - a path, not a secret
 WANDB_KEY_FILE = "/etc/dpo-wandb/key"
-# In the judge's pod alone: the API key of iterative.judge.endpoint.
+# In the judge's pod alone: the key of the endpoint that judges.
 JUDGE_KEY_FILE = "/etc/dpo-judge/key"
 # A file for each key of the Secret, and the certificates to trust.
 CREDENTIALS_DIR = "/etc/dpo-credentials"
