@@ -12,7 +12,7 @@ import yaml
 from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob, DPOJobSpec
-from dpo_operator.generate import crd
+from dpo_operator.generate import crd, validations
 from tests.apiserver.client import Requests
 from tests.apiserver.mutants import COMPLETE, ROUNDS, a_job
 from tests.cluster.rig.control_plane import ControlPlane
@@ -89,7 +89,7 @@ def test_what_decides_the_result_can_not_change(stored: Requests, field: str) ->
     answer = stored.merge("a-job", {"spec": nested(field, CHANGES[field])})
     assert not answer.accepted
     assert f"spec.{field}: Invalid value" in answer.message
-    assert crd.IMMUTABLE_MESSAGE in answer.message
+    assert validations.IMMUTABLE_MESSAGE in answer.message
 
 
 @pytest.mark.parametrize("field", sorted(ALLOWED))
@@ -103,7 +103,7 @@ def test_a_volume_may_grow(stored: Requests, size: str, accepted: bool) -> None:
     answer = stored.merge("a-job", {"spec": nested(rules.VOLUME_SIZE, size)})
     assert answer.accepted == accepted, answer.message
     assert accepted or f"spec.{rules.VOLUME_SIZE}: Invalid value" in answer.message
-    assert accepted or crd.GROWING_MESSAGE in answer.message
+    assert accepted or validations.GROWING_MESSAGE in answer.message
 
 
 def test_rounds_may_grow_and_nothing_else_of_them(dpojobs: Requests) -> None:
@@ -115,7 +115,7 @@ def test_rounds_may_grow_and_nothing_else_of_them(dpojobs: Requests) -> None:
     ):  # fmt: skip
         answer = dpojobs.merge("rounds", {"spec": {"iterative": change}})
         assert answer.accepted == accepted, (change, answer.message)
-        assert accepted or crd.IMMUTABLE_MESSAGE in answer.message or crd.ROUNDS_MESSAGE in answer.message
+        assert accepted or validations.IMMUTABLE_MESSAGE in answer.message or crd.ROUNDS_MESSAGE in answer.message
     dpojobs.delete("rounds")
     assert dpojobs.create(a_job("rounds")).accepted
     answer = dpojobs.merge("rounds", {"spec": {"iterative": ROUNDS}})
