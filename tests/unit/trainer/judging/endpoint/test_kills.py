@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dpo_trainer.judging import by_scores
 from tests.judgeserver import JudgeServer, serving
 from tests.unit.trainer.judging.endpoint.asking import quality, questions
 
@@ -70,10 +71,8 @@ def test_a_kill_repeats_calls_in_flight_and_a_stop_none(tmp_path: Path) -> None:
         calls = server.calls
         again = begin(server, tmp_path).communicate()[0]
         assert server.calls == calls
-    asked = questions(COUNT, answers=3)
-    best = [max(range(3), key=lambda number: quality(one.answers[number])) for one in asked]
-    worst = [min(range(3), key=lambda number: quality(one.answers[number])) for one in asked]
-    assert json.loads(said) == json.loads(again) == [list(pair) for pair in zip(best, worst, strict=True)]
+    right = [by_scores(one, map(quality, one.answers)) for one in questions(COUNT, answers=3)]
+    assert json.loads(said) == json.loads(again) == [[one.best, one.worst] for one in right]
     # What the file says is what the server saw.
     text = (tmp_path / "judge" / "journal.jsonl").read_text()
     assert sum('"call"' in line for line in text.splitlines()) >= server.calls
