@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from threading import Lock
+from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 from dpo_trainer.checkpoint import layout, plain_files
@@ -30,28 +30,31 @@ def verify_shards(
 ) -> None:
     """Read every byte of the shards of some ranks, several at a time. kinds: the tensors that each must have of every parameter (KINDS).
 
-    alive: see verify; called by one thread at a time.
+    alive: see verify; called in the caller's thread.
     Raises BadCheckpoint of the first bad shard, and OSError when the volume as a whole does not respond.
     """
-    one_at_a_time = Lock()
-
-    def locked() -> None:
-        with one_at_a_time:
-            alive()
+    # One entry for each part that was read, and at the end of each shard.
+    read: SimpleQueue[bool] = SimpleQueue()
 
     def check(rank: int) -> None:
-        name = layout.shard_name(rank)
-        verify(folder, name, manifest.files[name], locked)
-        _check_slices(folder / name, manifest, rank, kinds)
+        try:
+            name = layout.shard_name(rank)
+            verify(folder, name, manifest.files[name], lambda: read.put(False))
+            _check_slices(folder / name, manifest, rank, kinds)
+        finally:
+            read.put(True)
 
     # Reading and hashing release the interpreter lock, so the threads use several cores.
     with ThreadPoolExecutor(READERS) as pool:
-        checks = [pool.submit(check, rank) for rank in sorted(ranks)]
-        try:
-            for one in checks:
-                one.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        left = [pool.submit(check, rank) for rank in sorted(ranks)]
+        ended = 0
+        while ended < len(left):
+            if read.get():
+                ended += 1
+            else:
+                alive()
+        for one in left:
+            one.result()
 
 
 def usable_costs(found: Iterable[tuple[int, Path]], refused: Collection[int]) -> dict[int, float | None]:
