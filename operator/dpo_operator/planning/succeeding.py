@@ -18,10 +18,10 @@ from dpo_operator.planning.transitions import Moment
 def succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Moment, gpu_memory: float | None) -> Plan:
     """Keep what the phase reported, and decide on the next one. gpu_memory: bytes of a GPU, None if not configured."""
     assert status.phase is not None
+    done = Step(status.phase, status.round)
     termination = next((p.exit.termination for p in pods if p.succeeded and p.index == 0 and p.exit), None)
     status = progress.with_termination(status, termination, at.now)
     status = rounds.with_reports(job.spec, status, termination)
-    done = Step(status.phase, status.round)
     step = following(job.spec, done, rounds.end_of(status))
     if step is None:
         status = transitions.completed(status, at, rounds.why_ended(status))

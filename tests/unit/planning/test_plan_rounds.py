@@ -124,7 +124,7 @@ def test_a_judge_that_is_configured_wrong_fails_the_job() -> None:
     assert "401" in status.message
 
 
-def test_a_round_ends_with_one_recorded_checkpoint_and_begins_its_steps_anew() -> None:
+def test_a_round_ends_with_one_recorded_checkpoint() -> None:
     known = [CheckpointRecord(step=step, attempt=2, digest="ab" * 32) for step in (10, 20, 30)]
     status = in_round("export", recorded_checkpoints=known, furthest_step=30)
     decision = succeeded(status, rounds(3), export_path="rounds/0002/export")
