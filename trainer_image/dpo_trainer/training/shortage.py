@@ -42,7 +42,7 @@ class Shortage:
         """As earlier attempts left it, the same on every rank. Collective."""
         file = work.root / "shortage.json"
         found = ranks.run_on_rank_zero(lambda: _read(file))
-        return cls(file, min(found["evaluation"], MOST_HALVINGS), found["samples"])
+        return cls(file, min(found["evaluation"], MOST_HALVINGS), bool(found["samples"]))
 
     def budget(self, wanted: Budget) -> Budget:
         """The part of an evaluation's budget that is used. A single longer pair still goes through alone."""
