@@ -17,7 +17,7 @@ from dpo_operator.api import exitcodes, names
 from dpo_operator.api.diagnosis import OF_PREPARE, Finding, worst_first
 from dpo_operator.api.iterative import MAX_ROUND_HISTORY
 from dpo_operator.api.phases import LAST, Step, following
-from dpo_operator.api.reports import Metrics, Progress, RoundReport, Termination
+from dpo_operator.api.reports import Metrics, Progress, RoundReport, RoundsEnd, Termination
 from dpo_operator.api.status import Attempts, DPOJobStatus, Restart, State
 from dpo_operator.api.statusparts.findings import FindingStatus
 from dpo_operator.api.statusparts.rounds import RoundStatus
@@ -124,10 +124,10 @@ def _step(folder: Path, spec: DPOJobSpec | None, newest: Termination | None) -> 
         return Step("train") if (folder / "prepared.json").is_file() and not number else Step("prepare")
     if newest.outcome != "Succeeded" or _is_the_end(newest):
         return Step(newest.phase, number)
-    ended = next((each.ended for each in _rounds(folder) if each.round == number), "")
+    known: dict[int, RoundsEnd] = {each.round: each.ended for each in _rounds(folder)}
     if spec is None:
         return Step("train") if newest.phase == "prepare" else LAST
-    return following(spec, Step(newest.phase, number), ended or "") or LAST
+    return following(spec, Step(newest.phase, number), known.get(number, "")) or LAST
 
 
 def _is_the_end(newest: Termination) -> bool:
