@@ -35,6 +35,7 @@ from dpo_trainer.prepare.model import (
 from dpo_trainer.prepare.originals import ADAPTER, MODEL, REFERENCE, edited
 from dpo_trainer.prepare.pairs import Pairs, download_folder, read_data, report_sources
 from dpo_trainer.pretrained.adapters import FOLDER as ADAPTER_FOLDER
+from dpo_trainer.pretrained.checks import context_length
 from dpo_trainer.pretrained.files import TOKENIZER_FILES
 from dpo_trainer.runtime import volume_errors
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration, volume_error
@@ -79,7 +80,7 @@ def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> Datas
     reference = None
     if spec.model.reference is not None:
         reference = fetch_reference(spec.model.reference, model, work.root / "reference-model.partial", inputs)
-    pairs = read_data(spec, work, tokenizer, inputs)
+    pairs = read_data(spec, work, tokenizer, inputs, context_length(model.config))
     for name, dataset in pairs.datasets().items():
         for staged in (model, reference):
             if staged is not None:
@@ -118,6 +119,7 @@ def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> Datas
             else {},
         },
         prepared_by=record.prepared_by(),
+        prompts=pairs.prompts.record if pairs.prompts is not None else None,
     ).write(work)
     shutil.rmtree(download_folder(work), ignore_errors=True)
     return report
@@ -133,7 +135,10 @@ def _describe(spec: DPOJobSpec, work: WorkDir, pairs: Pairs) -> dict[str, Any]:
 
 
 def _write_tokens(work: WorkDir, pairs: Pairs) -> None:
-    shutil.rmtree(work.eval_data, ignore_errors=True)
+    for folder in (work.eval_data, work.prompts):
+        shutil.rmtree(folder, ignore_errors=True)
+    if pairs.prompts is not None:
+        pairs.prompts.made.save(work.prompts)
     pairs.mixed.train.save(work.train_data)
     if pairs.mixed.evaluation is not None:
         pairs.mixed.evaluation.save(work.eval_data)
