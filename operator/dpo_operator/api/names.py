@@ -56,6 +56,8 @@ JOB_FILE = "/etc/dpo/job.json"
 WORK_DIR = "/work"
 TOKEN_FILE = "/etc/dpo-token/token"  # noqa: S105 - a path, not a secret
 WANDB_KEY_FILE = "/etc/dpo-wandb/key"
+# In the judge's pod alone: the key of the endpoint that judges.
+JUDGE_KEY_FILE = "/etc/dpo-judge/key"
 # A file for each key of the Secret, and the certificates to trust.
 CREDENTIALS_DIR = "/etc/dpo-credentials"
 # In a prepare pod that restores: the same for the Secret of checkpoint.mirror, where it has its own.
@@ -90,6 +92,7 @@ ENV_IDENTITY = "DPO_IDENTITY"
 # Of a training pod with GPUs that are not nvidia.com/gpu: their resource.
 ENV_GPU_RESOURCE = "DPO_GPU_RESOURCE"
 ENV_WANDB_KEY_FILE = "DPO_WANDB_KEY_FILE"
+ENV_JUDGE_KEY_FILE = "DPO_JUDGE_KEY_FILE"
 
 # Extended resource of the GPUs, and those that jobs may name for it without the administrator's leave.
 GPU = "nvidia.com/gpu"

@@ -86,6 +86,15 @@ def hub_token() -> str | None:
     return token or credentials().get("HF_TOKEN")
 
 
+def judge_key() -> str | None:
+    """The API key of the endpoint that judges; None without one."""
+    try:
+        key = Path(os.environ.get(names.ENV_JUDGE_KEY_FILE, names.JUDGE_KEY_FILE)).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    return key or None
+
+
 def credentials_folder() -> Path:
     """Where the keys of object stores are mounted, a file for each."""
     return Path(os.environ.get(names.ENV_CREDENTIALS_DIR, names.CREDENTIALS_DIR))
@@ -116,5 +125,4 @@ def secrets() -> list[str]:
     # A shorter value is no key, and messages without it could not be read.
     mounted = [*credentials().items(), *credentials(mirror_credentials_folder()).items()]
     keys = [value for name, value in mounted if name not in PUBLIC_CREDENTIALS and len(value) >= 8]
-    token = hub_token()
-    return [*keys, token] if token else keys
+    return [*keys, *(key for key in (hub_token(), judge_key()) if key)]

@@ -119,6 +119,16 @@ class WorkDir:
         return self.root / "reference-model"
 
     @property
+    def judge(self) -> Path:
+        """What an endpoint's judgements cost and said, over all rounds."""
+        return self.root / "judge"
+
+    @property
+    def judge_model(self) -> Path:
+        """Hugging Face folder of the reward model that judges; absent without one."""
+        return self.root / "judge-model"
+
+    @property
     def checkpoints(self) -> Path:
         """Committed checkpoints, one folder each."""
         return self.own / "checkpoints"

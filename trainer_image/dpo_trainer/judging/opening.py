@@ -1,0 +1,42 @@
+"""The judge that spec.iterative.judge asks for."""
+
+from dpo_operator.api.data import Template
+from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.iterative import Judge as Settings
+from dpo_trainer.judging import builtin
+from dpo_trainer.judging.contract import Judge
+from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
+from dpo_trainer.runtime.stop import StopRequest
+from dpo_trainer.runtime.workdir import WorkDir
+from dpo_trainer.sources.access import Access
+
+
+def check_settings(settings: Settings) -> None:
+    """Raise TrainerError INVALID_CONFIGURATION for settings that no judge can work with: for prepare, before anything is generated."""
+    parts = {"rewardModel": settings.reward_model, "endpoint": settings.endpoint, "builtin": settings.builtin}
+    if [name for name, part in parts.items() if part is not None] != [settings.type]:
+        raise invalid_configuration(
+            f"spec.iterative.judge: type is {settings.type}, so {settings.type} must be set and the others left out"
+        )
+    if settings.builtin is not None:
+        builtin.check(settings.builtin)
+
+
+def open_judge(
+    settings: Settings,
+    work: WorkDir,
+    *,
+    access: Access | None = None,
+    template: Template | None = None,
+    stop: StopRequest | None = None,
+) -> Judge:
+    """Open the judge of a job.
+
+    work: of the job, not of a round: what was paid for once is good for all rounds. access: proxy and certificates of an endpoint.
+    template: spec.data.template, for a reward model. stop: polled by judges whose calls cost something.
+    Raises TrainerError.
+    """
+    check_settings(settings)
+    if settings.builtin is not None:
+        return builtin.BuiltinJudge(settings.builtin)
+    raise TrainerError(ExitCode.UNSUPPORTED, f"spec.iterative.judge: {settings.type} is not implemented")
