@@ -11,9 +11,10 @@ import numpy as np
 from dpo_operator.api.data import Columns
 from dpo_trainer.data.dataset import TokenIds
 from dpo_trainer.data.formats import Format, Pair, Rejection, detect, normalize
-from dpo_trainer.data.formats.compose import Field, compose
+from dpo_trainer.data.formats.chats import conversation, is_chat
+from dpo_trainer.data.formats.compose import Field, compose, find_prompt
 from dpo_trainer.data.formats.pairs import ChatPair, Message, Reason, TextPair, Unusable
-from dpo_trainer.data.formats.values import kind, lookup
+from dpo_trainer.data.formats.values import kind, lookup, messages_of
 from dpo_trainer.data.prompts import Prompt
 from dpo_trainer.data.rows import Rows
 from dpo_trainer.data.tally import Tally
@@ -115,19 +116,29 @@ def _asking(row: Any, row_format: Format | None, columns: Columns) -> Pair | Rej
         if row_format is not None:
             found = normalize(row, row_format, columns)
         else:
-            found = compose(row, columns, Field(_ANSWER, "answer"), None)
+            found = compose(_unanswered(row, columns), columns, Field(_ANSWER, "answer"), None)
     except Unusable as unusable:
         return unusable.rejection
     if isinstance(found, Rejection):
         return found
     if isinstance(found, TextPair):
         return TextPair(found.prompt, _ANSWER, None)
-    prompt = found.prompt
-    while prompt and prompt[-1].role == "assistant":
-        prompt = prompt[:-1]
-    if not prompt:
-        return Rejection(Reason.EMPTY_PROMPT, "the messages hold no question")
-    return ChatPair(prompt, Message("assistant", _ANSWER), None, tools=found.tools)
+    return ChatPair(found.prompt, Message("assistant", _ANSWER), None, tools=found.tools)
+
+
+def _unanswered(row: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
+    """A row whose chat ends with its last question. Raises Unusable."""
+    asked = find_prompt(row, columns)
+    if asked is None or not is_chat(asked.value):
+        return row
+    turns = conversation(asked.value, asked.name, "user")
+    end = len(turns)
+    while end and turns[end - 1].role == "assistant":
+        end -= 1
+    if not end:
+        raise Unusable(Reason.EMPTY_PROMPT, f"{asked.name}: the messages hold no question")
+    value = messages_of(asked.value)
+    return {**row, asked.name: (value if isinstance(value, list) else [value])[:end]}
 
 
 def _shown(pair: Pair) -> str | list[dict[str, Any]]:
@@ -143,4 +154,3 @@ def _shown(pair: Pair) -> str | list[dict[str, Any]]:
 def _expected(row: Any, column: str | None) -> str | None:
     value = lookup(row, column) if column is not None and isinstance(row, Mapping) else None
     return None if value is None else str(value)
-

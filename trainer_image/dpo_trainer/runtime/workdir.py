@@ -32,6 +32,11 @@ class WorkDir:
         return replace(self, leg=f"rounds/{number:04d}" if number else "")
 
     @property
+    def number(self) -> int:
+        """Of the round; 0 for a job without rounds, and for what all rounds have in common."""
+        return int(self.leg.rpartition("/")[2] or 0)
+
+    @property
     def own(self) -> Path:
         """Folder of the leg; the root without one."""
         return self.root / self.leg
