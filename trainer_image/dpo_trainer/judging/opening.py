@@ -1,11 +1,13 @@
 """The judge that spec.iterative.judge asks for."""
 
+from dpo_operator.api import names
 from dpo_operator.api.data import Template
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.iterative import Judge as Settings
 from dpo_trainer.judging import builtin
 from dpo_trainer.judging.contract import Judge
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
+from dpo_trainer.runtime.job import judge_key
 from dpo_trainer.runtime.stop import StopRequest
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.sources.access import Access
@@ -39,4 +41,15 @@ def open_judge(
     check_settings(settings)
     if settings.builtin is not None:
         return builtin.BuiltinJudge(settings.builtin)
+    if settings.endpoint is not None:
+        from dpo_trainer.judging.endpoint.judge import EndpointJudge
+
+        key = judge_key()
+        if key is None and (secret := settings.endpoint.api_key_secret_ref) is not None:
+            raise invalid_configuration(
+                f"spec.iterative.judge.endpoint.apiKeySecretRef: expected a key in {secret.key} of Secret {secret.name}, found none; without a "
+                f"cluster, name a file with the key in {names.ENV_JUDGE_KEY_FILE}"
+            )
+        (access or Access()).apply(work.root / ".cache")
+        return EndpointJudge(settings.endpoint, settings.budget, work, key, stop or StopRequest())
     raise TrainerError(ExitCode.UNSUPPORTED, f"spec.iterative.judge: {settings.type} is not implemented")
