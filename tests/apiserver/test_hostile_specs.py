@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from dpo_operator.api import names
-from dpo_operator.api.allow import Allow, refusals
+from dpo_operator.api.allowed.allow import Allow, refusals
 from dpo_operator.api.types import DPOJobSpec
 from tests.apiserver import harmless, hostile
 from tests.apiserver.client import Answer, Requests

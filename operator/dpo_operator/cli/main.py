@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from dpo_operator.api import exitcodes, names
-from dpo_operator.api.allow import refusals
+from dpo_operator.api.allowed.allow import refusals
 from dpo_operator.api.models import hardware
 from dpo_operator.api.quantity import to_bytes
 from dpo_operator.api.types import DPOJob

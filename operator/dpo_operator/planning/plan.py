@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
-from dpo_operator.api.allow import DEFAULT_ALLOW, Allow
-from dpo_operator.api.allow import refusals as not_allowed
+from dpo_operator.api.allowed.allow import DEFAULT_ALLOW, Allow
+from dpo_operator.api.allowed.allow import refusals as not_allowed
 from dpo_operator.api.status import ActiveJob, DPOJobStatus, Workers
 from dpo_operator.api.statusparts.stored import VolumeStatus
 from dpo_operator.api.text import quoted

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dpo_operator.api.allow import DEFAULT_ALLOW, Allow, refusals
-from dpo_operator.api.environment import VARIABLES
+from dpo_operator.api.allowed.allow import DEFAULT_ALLOW, Allow, refusals
+from dpo_operator.api.allowed.environment import VARIABLES
 from dpo_operator.api.pods import RESERVED_ENV
 from dpo_operator.api.types import DPOJobSpec
 

@@ -12,8 +12,8 @@ from pydantic import Field, StrictBool, StringConstraints
 
 from dpo_operator.api import names
 from dpo_operator.api.access import CREDENTIALS_FIELD, HUB_URL, MIRROR_CREDENTIALS_FIELD, PUSH_CREDENTIALS_FIELD
+from dpo_operator.api.allowed.environment import VARIABLES
 from dpo_operator.api.base import ApiModel
-from dpo_operator.api.environment import VARIABLES
 from dpo_operator.api.types import DPOJobSpec
 
 # An exact name, or the beginning of names before a "*". A quote or a backslash fits in no name.
