@@ -140,7 +140,11 @@ class PromptSet:
         folder.mkdir(parents=True, exist_ok=True)
         meta = folder / "meta.json"
         meta.unlink(missing_ok=True)
-        arrays = {"tokens.npy": self._tokens, "offsets.npy": self._offsets, "order.npy": self._order}
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "tokens.npy": self._tokens,
+            "offsets.npy": self._offsets,
+            "order.npy": self._order,
+        }
         for name, values in arrays.items():
             with (folder / name).open("wb") as file:
                 np.save(file, values, allow_pickle=False)

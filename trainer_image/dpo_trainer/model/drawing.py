@@ -8,10 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 Ids = list[int]
+Prompt = Sequence[int] | npt.NDArray[np.int64]
 
 
 def draw(scores: Tensor, by: Tensor, *, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -60,7 +63,7 @@ class Draw:
         return scores
 
 
-def padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def padded(prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
     """Ids and attention mask of prompts, int64 [prompts, longest]. Padded on the left: each answer begins where its prompt ends."""
     longest = max(map(len, prompts))
     ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
@@ -73,7 +76,7 @@ def padded(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 def decode(
     model: Any,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt],
     *,
     tokens: int,
     end: tuple[int, ...],

@@ -55,8 +55,15 @@ def run(
     return _Judging(spec, work, telemetry, judge, decode, observe).run()
 
 
-def run_phase(spec: DPOJobSpec, work: WorkDir, telemetry: Telemetry, access: Access, stop: StopRequest) -> Verdict:
-    """Open the judge that the job asks for, and judge a round. access: to an endpoint. stop: polled between its calls.
+def run_phase(
+    spec: DPOJobSpec,
+    work: WorkDir,
+    telemetry: Telemetry,
+    access: Access,
+    stop: StopRequest,
+    observe: Callable[[str], None] = lambda _: None,
+) -> Verdict:
+    """Open the judge that the job asks for, and judge a round. access: to an endpoint. stop: polled between its calls. observe: see run.
 
     Raises as run does, and Stopped.
     """
@@ -69,7 +76,7 @@ def run_phase(spec: DPOJobSpec, work: WorkDir, telemetry: Telemetry, access: Acc
 
     judge = open_judge(spec.iterative.judge, work.round(0), access=access, template=spec.data.template, stop=stop)
     try:
-        return run(spec, work, telemetry, judge, decode)
+        return run(spec, work, telemetry, judge, decode, observe)
     finally:
         judge.close()
 

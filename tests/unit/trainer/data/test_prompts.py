@@ -32,7 +32,7 @@ def test_the_seed_alone_decides_the_shares():
 
 
 def test_too_few_prompts_are_refused_unless_they_may_be_reused():
-    with pytest.raises(TrainerError, match="20 prompts for each of 2 rounds and 4 for the win rates.*found 30"):
+    with pytest.raises(TrainerError, match=r"20 prompts for each of 2 rounds and 4 for the win rates.*found 30"):
         PromptSet.of(some(30), Shares(2, 20, 4, reuse=False), seed=0)
     made = PromptSet.of(some(30), Shares(2, 20, 4, reuse=True), seed=0)
     first, second = (made.of_round(r, reuse=True) for r in (1, 2))
