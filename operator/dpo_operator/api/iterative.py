@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints
 
-from dpo_operator.api.access import HttpUrl
+from dpo_operator.api.access import ServerUrl
 from dpo_operator.api.base import ApiModel, LabelKey, LabelValue, ObjectName, SecretKeyRef, Source
 from dpo_operator.api.data import ColumnName
 
@@ -99,7 +99,7 @@ class AllowTo(ApiModel):
 class Endpoint(ApiModel):
     """A server with OpenAI's chat completions API that compares or scores answers."""
 
-    url: HttpUrl = Field(description="Base URL, such as http://judge.team.svc:8000/v1.")
+    url: ServerUrl = Field(description="Base URL, such as http://judge.team.svc:8000/v1.")
     model: Text = Field(description="Name of the model in requests.")
     api_key_secret_ref: SecretKeyRef | None = Field(
         default=None, description="Secret with the API key. Only the judge's pod gets it."

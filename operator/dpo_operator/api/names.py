@@ -131,8 +131,8 @@ def budget_name(job: str) -> str:
 
 
 def policy_name(job: str, phase: Phase) -> str:
-    """NetworkPolicy of the prepare pod, or of the ranks and the export pod."""
-    return f"{job}-prepare" if phase == "prepare" else f"{job}-train"
+    """NetworkPolicy of a phase's pods; the ranks and the export pod share one."""
+    return f"{job}-train" if phase == "export" else f"{job}-{phase}"
 
 
 def mirror_policy_name(job: str) -> str:

@@ -119,7 +119,7 @@ def validate(
     """
     allow = allowed(allow_env)
     job = read_job(file, allow)
-    for line in refusals(job.spec, allow, image=""):
+    for line in refusals(job.spec, allow, image="", namespace=job.metadata.namespace):
         say(f"note: {line}")
     warn(job, claims)
     console.print(f"{file}: {names.KIND} {job.metadata.name} is valid")
