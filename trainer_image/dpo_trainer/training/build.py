@@ -155,6 +155,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     state = engine.state()
     checkpoints = open_checkpoints(spec, work, train, digests, attempt, ranks, trust, telemetry)
     restored = resume(checkpoints, state, engine, telemetry)
+    step = restored.step if restored else 0
     begin_telemetry(spec, plan, total_steps, restored, trust, telemetry)
     begin_training()
     # The first heartbeat ends the operator's start time-out, so heartbeats start here.
@@ -175,17 +176,11 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         restored=restored,
         first=first,
         is_level=spec.model.reference is None and beginning.is_level,
-        samples=samples_of(spec, work, engine, ranks, evaluation, total_steps, restored.step if restored else 0),
+        samples=samples_of(spec, work, engine, ranks, evaluation, total_steps, step),
         pace=Pace(engine.world),
         nonfinite=NonFinitePolicy(training.non_finite, checkpoints.skipped(restored)),
         diagnosing=Diagnosing(
-            spec,
-            work,
-            ranks,
-            telemetry,
-            total_steps,
-            resumed_step=restored.step if restored else 0,
-            moved=not beginning.is_level,
+            spec, work, ranks, telemetry, total_steps, resumed_step=step, moved=not beginning.is_level
         ),
         telemetry=telemetry,
         # A failed background save ends the run as a signal does: at a step that all ranks agree on.
