@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from dpo_operator.api import names
 from dpo_operator.api.reports import Termination
 from dpo_operator.api.types import DPOJob
+from tests import tied
 from tests.numerics.ranks import on_ranks
 
 KIND = ["happy", "smiled", "love", "friend", "fun", "good", "nice", "kind", "hug", "play", "laughed", "best", "great"]
@@ -89,7 +89,7 @@ class Job:
         self.attempt += 1
         phase = arguments[-1]
         variables = {"PET_NNODES": "1", "PET_NPROC_PER_NODE": str(processes), "PET_NODE_RANK": "0"}
-        done = subprocess.run(
+        done = tied.run(
             [
                 sys.executable,
                 "-m",

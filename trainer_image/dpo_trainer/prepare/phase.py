@@ -19,6 +19,7 @@ from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.data.report import build
 from dpo_trainer.data.tokens.truncation import Limits
+from dpo_trainer.judging import check_settings
 from dpo_trainer.prepare import record
 from dpo_trainer.prepare.inputs import Inputs
 from dpo_trainer.prepare.model import (
@@ -56,6 +57,8 @@ def run(job: DPOJob, work: WorkDir, inputs: Inputs) -> DatasetReport:
     """
     with _known_errors(work.root):
         work.root.mkdir(parents=True, exist_ok=True)
+        if job.spec.iterative is not None:
+            check_settings(job.spec.iterative.judge)
         key = record.spec_hash(job.spec)
         inputs.progress("looking for earlier work", 0.0)
         report = record.finished(work, key)
