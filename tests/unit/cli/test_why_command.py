@@ -13,7 +13,7 @@ from dpo_operator.api import names
 from dpo_operator.api.diagnosis import Code, Finding
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import Progress, Termination
-from dpo_operator.cli.local import _locked
+from dpo_operator.cli.localfolder import locked
 from dpo_operator.cli.main import app
 from dpo_operator.planning.objects import ChildPod
 from tests.unit.cli.fakekubectl import FakeKubectl
@@ -105,7 +105,7 @@ def test_a_run_that_is_killed_left_no_words(folder: Path) -> None:
 
 
 def test_a_run_at_work_is_told_by_its_lock(folder: Path) -> None:
-    with _locked(folder):
+    with locked(folder):
         text = said(str(folder)).output
     assert "is running the training" in text
     assert "Training: loss 0.6300, margin 0.1000, accuracy 0.75." in text
