@@ -34,6 +34,7 @@ def document(job: Job, found: Found) -> dict[str, Any]:
             "seconds": time.seconds, "tokens_per_second": time.tokens / time.seconds,
             "pairs_per_second": job.spec.training.global_batch_size / time.seconds,
         },
+        "sampling": asdict(job.sampling()),
         "stored": {name: round(size) for name, size in asdict(job.stored()).items()},
         "too_many_gpus": too_many_gpus(job) or None,
         "smallest_change": None if job.fits() else _option(smallest_change(job)),
@@ -143,6 +144,10 @@ def _time(job: Job) -> Table:
     if once:
         steps = spec.training.max_steps or once * spec.training.epochs
         table.add_row("whole run, without evaluations", _duration(steps * time.seconds + once * time.reference))
+    sampled = job.sampling()
+    if sampled.seconds:
+        name = "sample answers, each time" if sampled.whole else f"sample answers of {sampled.tokens} tokens, each time"
+        table.add_row(name, f"{sampled.seconds:,.3g} s", style="dim")
     peak = job.device.peak(spec.training.precision)
     table.caption = f"assuming {job.device.mfu:.0%} of {peak / 1e12:,.3g} TFLOP/s ({spec.training.precision})"
     return table

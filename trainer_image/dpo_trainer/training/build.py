@@ -32,6 +32,7 @@ from dpo_trainer.training.pace import Pace
 from dpo_trainer.training.reference import References, progress
 from dpo_trainer.training.sampling import Samples, SamplingTime
 from dpo_trainer.training.schedule import learning_rate, warmup_steps
+from dpo_trainer.training.shortage import Shortage
 from dpo_trainer.training.startup_checks import check_logits_path, choose_layout, log_partitions, log_restored
 from dpo_trainer.training.surprise import Surprise, measure
 
@@ -62,6 +63,7 @@ class Run:
     first: dict[str, float]
     is_level: bool
     samples: Samples
+    shortage: Shortage
     pace: Pace
     nonfinite: NonFinitePolicy
     diagnosing: Diagnosing
@@ -152,6 +154,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     after_each = progress("surprise at the data", ranks, telemetry, stop)
     first = _looked_at(surprise, ranks, lambda look: measure(look, engine, train, spec.eval_batch, seen, after_each))
 
+    shortage = Shortage.read(work, ranks)
     state = engine.state()
     checkpoints = open_checkpoints(spec, work, train, digests, attempt, ranks, trust, telemetry)
     restored = resume(checkpoints, state, engine, telemetry)
@@ -176,7 +179,8 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         restored=restored,
         first=first,
         is_level=spec.model.reference is None and beginning.is_level,
-        samples=samples_of(spec, work, engine, ranks, evaluation, total_steps, step),
+        samples=samples_of(spec, work, engine, ranks, evaluation, total_steps, step, shortage),
+        shortage=shortage,
         pace=Pace(engine.world),
         nonfinite=NonFinitePolicy(training.non_finite, checkpoints.skipped(restored)),
         diagnosing=Diagnosing(
@@ -196,6 +200,7 @@ def samples_of(
     evaluation: Examples | None,
     total_steps: int,
     resumed_step: int,
+    shortage: Shortage,
 ) -> Samples:
     """Answers to prompts of the evaluation data, from the step that the run resumes from."""
     return Samples(
@@ -206,6 +211,7 @@ def samples_of(
         evaluation.data if evaluation is not None else None,
         budget=spec.eval_batch,
         time=SamplingTime(total_steps, spec.eval_every_steps, resumed_step=resumed_step),
+        shortage=shortage,
         resumed_step=resumed_step,
     )
 

@@ -37,18 +37,24 @@ def numbers(seed: int, step: int, prompts: Sequence[int], tokens: int) -> Tensor
 
 
 def generate(
-    engine: Engine, prompts: Sequence[Ids], *, tokens: int, end: tuple[int, ...], drawn_by: Tensor | None
+    engine: Engine,
+    prompts: Sequence[Ids],
+    *,
+    tokens: int,
+    end: tuple[int, ...],
+    drawn_by: Tensor | None,
+    alone: bool = False,
 ) -> tuple[list[Ids], list[Drawn]]:
-    """Greedy answers to all prompts, and draws: token ids of each answer, with the id that ended it. Collective.
+    """Greedy answers to all prompts, and draws: token ids of each answer, with the id that ended it. Collective unless alone.
 
     prompts: token ids, at least one prompt on every rank; each rank may have its own, and other numbers of them. tokens: the most of an
-        answer. end: ids that end one. drawn_by: see numbers; None for no draws.
+        answer. end: ids that end one. drawn_by: see numbers; None for no draws. alone: this rank has all weights, see Engine.whole_weights.
     The engine must be in evaluation mode; the model is left as it was.
     """
     copies = 1 if drawn_by is None else 2
     model, device = causal_lm_of(engine.module.model), engine.world.device
     processor = None if drawn_by is None else Draw(drawn_by.to(device), first=max(map(len, prompts)))
-    synced = engine.world.world_size > 1
+    synced = engine.world.world_size > 1 and not alone
     answers = decode(
         model, [*prompts] * copies, tokens=tokens, end=end, device=device, processor=processor, synced=synced
     )
