@@ -9,6 +9,7 @@ import torch
 from dpo_trainer.data.dataset import TokenIds
 from dpo_trainer.model.drawing import Draw, decode
 from dpo_trainer.rounds.units import Answer, Sampling
+from dpo_trainer.runtime.termination import is_out_of_memory
 
 # Second half of the key of the generator; the first is the job's seed.
 _ANSWERS = 0x616E7377657273
@@ -62,8 +63,8 @@ class Answering:
             )
             try:
                 made = self._generate(asked, by, sampling)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error) or len(some) == 1:
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or len(some) == 1:
                     raise
                 self.batch = max(1, len(some) // 2)
                 if self._device.type == "cuda":
@@ -130,7 +131,3 @@ def answer_logps(
             found[i] = predicted.gather(1, ids[row, first:last, None]).double().sum().item()
         alive()
     return found
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

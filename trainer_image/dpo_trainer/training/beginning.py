@@ -8,13 +8,25 @@ import torch
 
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.checkpoint.loading import Loader
+from dpo_trainer.checkpoint.trust import Trust
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.engine.engine import Engine
-from dpo_trainer.rounds.start import Start, check_generator, checked_pairs, generator_logps
+from dpo_trainer.rounds.start import Start, check_generator, checked_pairs, generator_logps, start_of
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.training.examples import Examples
 from dpo_trainer.training.passes import logps_table
+
+
+def start_at(
+    spec: DPOJobSpec, work: WorkDir, trust: Trust | None, telemetry: Telemetry
+) -> tuple[Start | None, Trust | None]:
+    """Where a round's training starts, None for the initial model, and the records of checkpoints that are the training's own."""
+    start = start_of(spec, work, trust)
+    if start is None:
+        return None, trust
+    telemetry.stands_on(start.record)
+    return start, start.trust_of_round(trust)
 
 
 class Beginning:

@@ -18,12 +18,11 @@ from dpo_trainer.engine.engine import Engine
 from dpo_trainer.engine.loss_scale import LossScale
 from dpo_trainer.losses.objective import Objective
 from dpo_trainer.prepare.record import input_digests
-from dpo_trainer.rounds.start import start_of
 from dpo_trainer.runtime.stop import StopRequest, StopWhen
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.metrics_file import first_figures, read_metrics
-from dpo_trainer.training.beginning import Beginning
+from dpo_trainer.training.beginning import Beginning, start_at
 from dpo_trainer.training.diagnosing import Diagnosing
 from dpo_trainer.training.examples import Examples, open_examples, read_sources
 from dpo_trainer.training.flops import Throughput
@@ -131,10 +130,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         _set_sources(splits, ranks.run_on_rank_zero(lambda: read_sources(spec, work)))
     if objective.needs_reference and spec.model.reference is not None:
         add_other_reference(spec, work, splits, world, ranks, digests["reference"], telemetry, stop)
-    start = start_of(spec, work, trust)
-    if start is not None:
-        telemetry.stands_on(start.record)
-        trust = start.trust_of_round(trust)
+    start, trust = start_at(spec, work, trust, telemetry)
     owner = Owner(identity(spec, dataset=train.data.digest, **digests), trust)
     before = ranks.run_on_rank_zero(lambda: newest_parameters(work.checkpoints, owner))
     engine = load_engine(spec, work.model, world, train, ranks, telemetry, before=before)

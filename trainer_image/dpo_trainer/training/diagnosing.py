@@ -86,7 +86,8 @@ class Diagnosing:
             total_steps=self._total_steps,
             # After a restart the file has later lines until the first new ones are written.
             samples=[line for line in self._samples.lines if line["step"] <= step],
-            data=json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {},
+            # The report is of data.train, and a round trains on pairs of its own.
+            data=json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not self._work.number else {},
             moved=self._moved,
         )
         # A warning that was given before keeps its first words.
