@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from dpo_operator.api import conditions as c
-from dpo_operator.api.quantity import duration
+from dpo_operator.api.quantity import duration, hours
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.text import shown
 from dpo_operator.explain.case import status_of, time_of
@@ -125,6 +125,7 @@ def details(job: Raw, now: datetime, history: History | None = None) -> Rows:
     rows.append(
         ("restarts", f"{status.restarts}, {status.counted_restarts} of them counted" if status.restarts else "")
     )
+    rows.append(("used", _used(status, now)))
     if status.checkpoint is not None:
         rows.append(("checkpoint", f"step {status.checkpoint.step}, {age(status.checkpoint.time, now)} ago"))
     if status.straggler is not None:
@@ -137,6 +138,18 @@ def details(job: Raw, now: datetime, history: History | None = None) -> Rows:
         rows.append(("pushed to", shown(status.export.pushed.to, MAX_WORDS) if status.export.pushed else ""))
     rows.append(("age", age(time_of(job["metadata"].get("creationTimestamp")), now)))
     return [(name, value) for name, value in rows if value]
+
+
+def _used(status: DPOJobStatus, now: datetime) -> str:
+    """GPU time up to now, and tokens; empty where nothing is known."""
+    usage, tokens = status.usage, status.progress.tokens if status.progress is not None else None
+    parts = []
+    if usage is not None:
+        running = (now - usage.since).total_seconds() * usage.gpus if usage.since is not None else 0
+        parts.append(f"{hours(usage.gpu_seconds + max(0, int(running)))} GPU-hours")
+    if tokens is not None:
+        parts.append(f"{tokens:,} tokens trained on")
+    return ", ".join(parts)
 
 
 def as_text(rows: Rows) -> str:
