@@ -10,7 +10,7 @@ from dpo_trainer.runtime.devices import OLDEST_DRIVER, cuda_of_torch
 
 pytestmark = pytest.mark.unit
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 DOCKERFILE = (ROOT / "trainer_image" / "Dockerfile").read_text().replace("\\\n", " ")
 
 
