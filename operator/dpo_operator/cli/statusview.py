@@ -10,6 +10,7 @@ from dpo_operator.api.quantity import duration, hours
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.text import shown
 from dpo_operator.explain.case import status_of, time_of
+from dpo_operator.explain.rounds import round_figures
 
 Raw = dict[str, Any]
 Rows = list[tuple[str, str]]
@@ -103,6 +104,8 @@ def details(job: Raw, now: datetime, history: History | None = None) -> Rows:
         ),
         ("state", str(status.state or "not looked at by an operator yet")),
         ("message", shown(status.message, MAX_WORDS)),
+        ("round", str(status.round or "")),
+        *((f"  round {each.round}", round_figures(each)) for each in status.rounds),
     ]
     if progress is not None:
         done = f"step {progress.step}" + (f" of {progress.max_steps}" if progress.max_steps else "")
