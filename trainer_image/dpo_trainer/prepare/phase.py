@@ -19,6 +19,7 @@ from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.data.report import build
 from dpo_trainer.data.tokens.truncation import Limits
+from dpo_trainer.judging import check_settings
 from dpo_trainer.prepare import record
 from dpo_trainer.prepare.inputs import Inputs
 from dpo_trainer.prepare.model import (
@@ -35,6 +36,7 @@ from dpo_trainer.prepare.model import (
 from dpo_trainer.prepare.originals import ADAPTER, MODEL, REFERENCE, edited
 from dpo_trainer.prepare.pairs import Pairs, download_folder, read_data, report_sources
 from dpo_trainer.pretrained.adapters import FOLDER as ADAPTER_FOLDER
+from dpo_trainer.pretrained.checks import context_length
 from dpo_trainer.pretrained.files import TOKENIZER_FILES
 from dpo_trainer.runtime import volume_errors
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration, volume_error
@@ -55,6 +57,8 @@ def run(job: DPOJob, work: WorkDir, inputs: Inputs) -> DatasetReport:
     """
     with _known_errors(work.root):
         work.root.mkdir(parents=True, exist_ok=True)
+        if job.spec.iterative is not None:
+            check_settings(job.spec.iterative.judge)
         key = record.spec_hash(job.spec)
         inputs.progress("looking for earlier work", 0.0)
         report = record.finished(work, key)
@@ -79,7 +83,7 @@ def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> Datas
     reference = None
     if spec.model.reference is not None:
         reference = fetch_reference(spec.model.reference, model, work.root / "reference-model.partial", inputs)
-    pairs = read_data(spec, work, tokenizer, inputs)
+    pairs = read_data(spec, work, tokenizer, inputs, context_length(model.config))
     for name, dataset in pairs.datasets().items():
         for staged in (model, reference):
             if staged is not None:
@@ -118,6 +122,7 @@ def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> Datas
             else {},
         },
         prepared_by=record.prepared_by(),
+        prompts=pairs.prompts.record if pairs.prompts is not None else None,
     ).write(work)
     shutil.rmtree(download_folder(work), ignore_errors=True)
     return report
@@ -133,7 +138,10 @@ def _describe(spec: DPOJobSpec, work: WorkDir, pairs: Pairs) -> dict[str, Any]:
 
 
 def _write_tokens(work: WorkDir, pairs: Pairs) -> None:
-    shutil.rmtree(work.eval_data, ignore_errors=True)
+    for folder in (work.eval_data, work.prompts):
+        shutil.rmtree(folder, ignore_errors=True)
+    if pairs.prompts is not None:
+        pairs.prompts.made.save(work.prompts)
     pairs.mixed.train.save(work.train_data)
     if pairs.mixed.evaluation is not None:
         pairs.mixed.evaluation.save(work.eval_data)
