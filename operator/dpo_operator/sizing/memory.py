@@ -99,6 +99,11 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs, reference: Model
         "weights": size * total / world,
         **({"4-bit base": FOUR_BIT_BYTES * four_bit} if four_bit else {}),
         "gathered weights": size * min(total, LIVE + shape.largest_matrix) if world > 1 else 0,
+        **(
+            {"weights, the node's copy": size * total / spec.gpus_per_node}
+            if spec.training.hierarchical_partition
+            else {}
+        ),
         # They stay whole on every rank.
         **({"adapters": size * trained} if world > 1 and spec.adapter.type is not AdapterType.NONE else {}),
         **({} if offloaded else training),
