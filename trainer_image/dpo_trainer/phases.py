@@ -179,7 +179,7 @@ def _check_adapter(job: DPOJob, work: WorkDir, telemetry: Telemetry, progress: C
     from dpo_trainer.pretrained import adapters
 
     with Untrusted("making the model's modules from config.json"):
-        bare = bare_model(work.model)
+        bare = bare_model(work.model, classifier=job.spec.method.trains_reward_model)
         if (start := job.spec.model.adapter) is None or start.train == "new":
             progress(str(resolve(bare, job.spec.adapter)), 1.0)
         if start is not None:

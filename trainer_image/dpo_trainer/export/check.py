@@ -14,7 +14,8 @@ from dpo_trainer.checkpoint.loop_state import Precision, Probe
 from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.model import quantized
 from dpo_trainer.model.adapters import load_adapters
-from dpo_trainer.model.load import DTYPES
+from dpo_trainer.model.load import DTYPES, load_whole
+from dpo_trainer.pretrained.reward import HEAD
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.workdir import WorkDir
 
@@ -24,27 +25,22 @@ from dpo_trainer.runtime.workdir import WorkDir
 _EXACT, _ROUNDED = (1e-4, 1e-5), (0.1, 2e-2)
 
 
-def load_exported(base: Path, folder: Path, precision: str, *, four_bit: bool = False) -> nn.Module:
+def load_exported(
+    base: Path, folder: Path, precision: str, *, four_bit: bool = False, classifier: bool = False
+) -> nn.Module:
     """Load an export as a user would, in the training's precision, on the CPU. base: the base model of an adapter.
 
-    four_bit: load the base in 4 bits, as qlora trained on it.
+    four_bit: load the base in 4 bits, as qlora trained on it. classifier: a reward model was exported.
     Raises TrainerError BAD_EXPORT when weights are missing; transformers would initialize them randomly.
     """
-    from transformers import AutoModelForCausalLM
-
     is_adapter = (folder / "adapter_config.json").is_file()
     options = quantized.loading_options(DTYPES[precision], torch.device("cpu")) if four_bit else {}
     model: nn.Module
-    model, info = AutoModelForCausalLM.from_pretrained(
-        base if is_adapter else folder,
-        dtype=DTYPES[precision],
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-        **options,
-    )
-    if missing := sorted(info["missing_keys"]):
-        raise TrainerError(ExitCode.BAD_EXPORT, f"The export failed: no weights were written for {missing[0]}.")
+    source = base if is_adapter else folder
+    model, missing = load_whole(source, DTYPES[precision], classifier=classifier, **options)
+    # The head is in the adapter's file.
+    if missing := missing - ({f"{HEAD}.weight"} if is_adapter and classifier else set()):
+        raise TrainerError(ExitCode.BAD_EXPORT, f"The export failed: no weights were written for {min(missing)}.")
     quantized.keep_unpacked(model)
     if is_adapter:
         model = load_adapters(model, folder)
@@ -104,12 +100,16 @@ def make_probe(model: nn.Module, work: WorkDir, precision: Precision, pairs: int
 
 
 def answer_logps(model: nn.Module, pair: TokenPair) -> Tensor:
-    """Log-probs of a pair's two answers, without packing: float64 [2], nats."""
+    """Log-probs of a pair's two answers, without packing: float64 [2], nats; of a reward model the answers' rewards."""
     sums = []
     for answer in (pair.chosen, pair.rejected):
         ids = torch.from_numpy(np.concatenate([pair.prompt, answer]).astype(np.int64)[None])
         with torch.no_grad():
-            logits = model(input_ids=ids).logits[0, len(pair.prompt) - 1 : -1].float()
+            whole = model(input_ids=ids).logits[0]
+        if whole.dim() == 1:
+            sums.append(whole[0].double())
+            continue
+        logits = whole[len(pair.prompt) - 1 : -1].float()
         targets = ids[0, len(pair.prompt) :, None]
         sums.append(logits.log_softmax(-1).gather(1, targets).double().sum())
     return torch.stack(sums)

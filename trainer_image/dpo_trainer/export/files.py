@@ -12,7 +12,7 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.full import FullCheckpoint
 from dpo_trainer.model.adapters import FROZEN, TRAINED, add_adapters, load_adapters
-from dpo_trainer.model.load import bare_model
+from dpo_trainer.model.load import bare_model, load_whole
 from dpo_trainer.pretrained import adapters
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.libraries import import_peft
@@ -24,11 +24,11 @@ _OWN_FILES = ("config.json", "README.md")
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".onnx")
 
 
-def write_model(base: Path, checkpoint: FullCheckpoint, folder: Path) -> dict[str, torch.dtype]:
-    """Write all weights in the model's own dtype; returns the dtype of each trained parameter."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
+def write_model(
+    base: Path, checkpoint: FullCheckpoint, folder: Path, *, classifier: bool = False
+) -> dict[str, torch.dtype]:
+    """Write all weights in the model's own dtype; returns the dtype of each trained parameter. classifier: write a reward model."""
+    model = load_whole(base, "auto", classifier=classifier)[0]
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name in checkpoint.manifest.parameters:
@@ -72,18 +72,17 @@ def write_adapter(job: DPOJob, base: Path, checkpoint: FullCheckpoint, folder: P
 
 def _peft_name(name: str) -> str:
     """A parameter's name in an adapter file: without the adapter's own, and DoRA's magnitude without its module."""
-    return name.replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector").replace(".default.", ".")
+    name = name.replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector")
+    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
 
 
-def write_merged(base: Path, folder: Path) -> torch.dtype:
+def write_merged(base: Path, folder: Path, *, classifier: bool = False) -> torch.dtype:
     """Merge the adapter in folder, with the one that it stands on, into the model; writes folder/merged in the base's own dtype and returns that dtype.
 
     Raises TrainerError BAD_EXPORT when that changes no weight, and what PEFT raises for layers that it can't merge.
     """
     peft = import_peft()
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
+    model: Any = load_whole(base, "auto", classifier=classifier)[0]
     dtype: torch.dtype = model.dtype
     # The adapter stays in float32, so the sum is rounded once.
     model = load_adapters(model, folder)
@@ -111,7 +110,8 @@ def write_merged(base: Path, folder: Path) -> torch.dtype:
 
 def _peft_config(job: DPOJob, base: Path, checkpoint: FullCheckpoint) -> dict[str, Any]:
     """adapter_config.json, from the same code that made the adapters, on a model without weights."""
-    wrapped: Any = add_adapters(bare_model(base), job.spec, base, checkpoint.manifest.parameters)
+    bare = bare_model(base, classifier=job.spec.method.trains_reward_model)
+    wrapped: Any = add_adapters(bare, job.spec, base, checkpoint.manifest.parameters)
     config: dict[str, Any] = wrapped.peft_config[TRAINED].to_dict()
     config.update(base_model_name_or_path=job.spec.model.name, revision=job.spec.model.revision, inference_mode=True)
     return {key: _plain(value) for key, value in config.items()}

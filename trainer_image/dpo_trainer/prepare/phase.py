@@ -34,6 +34,7 @@ from dpo_trainer.prepare.model import (
 )
 from dpo_trainer.prepare.originals import ADAPTER, MODEL, REFERENCE, edited
 from dpo_trainer.prepare.pairs import Pairs, download_folder, read_data, report_sources
+from dpo_trainer.pretrained import reward
 from dpo_trainer.pretrained.adapters import FOLDER as ADAPTER_FOLDER
 from dpo_trainer.pretrained.files import TOKENIZER_FILES
 from dpo_trainer.runtime import volume_errors
@@ -73,6 +74,8 @@ def run(job: DPOJob, work: WorkDir, inputs: Inputs) -> DatasetReport:
 def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> DatasetReport:
     work.prepared.unlink(missing_ok=True)
     model = fetch_config(spec.model, work.root / "model.partial", inputs)
+    if spec.method.trains_reward_model:
+        reward.check_has_classifier(model.config, model.label)
     adapter = model.adapter
     own_template = adapter.found.template if adapter is not None else None
     tokenizer, template = load_pair_tokenizer(model, spec.model.chat_template or own_template, spec.data)

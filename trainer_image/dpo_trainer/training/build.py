@@ -128,7 +128,8 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     owner = Owner(identity(spec, dataset=train.data.digest, **digests), trust)
     before = ranks.run_on_rank_zero(lambda: newest_parameters(work.checkpoints, owner))
     engine = load_engine(spec, work.model, world, train, ranks, telemetry, before=before)
-    surprise = Surprise() if spec.diagnosis.enabled and not before and not _is_measured(work, ranks) else None
+    looks = spec.diagnosis.enabled and objective.predicts_tokens and not before
+    surprise = Surprise() if looks and not _is_measured(work, ranks) else None
     throughput = Throughput.of(spec, work.model, engine.module.layout, engine.world)
     if objective.needs_reference and spec.model.reference is None:
         layout = engine.module.layout
@@ -161,7 +162,16 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         state=state,
         restored=restored,
         first=first,
-        samples=samples_of(spec, work, engine, ranks, evaluation, total_steps, restored.step if restored else 0),
+        # A reward model answers nothing.
+        samples=samples_of(
+            spec,
+            work,
+            engine,
+            ranks,
+            evaluation if objective.predicts_tokens else None,
+            total_steps,
+            restored.step if restored else 0,
+        ),
         pace=Pace(engine.world),
         nonfinite=NonFinitePolicy(training.non_finite, checkpoints.skipped(restored)),
         diagnosing=Diagnosing(spec, work, ranks, telemetry, total_steps, resumed_step=restored.step if restored else 0),
