@@ -77,7 +77,10 @@ class RewardModel(Scorer):
     def _by_the_model(self, batch: MicroBatch) -> Tensor:
         classifier, length = self._parts[0], batch.input_ids.shape[1]
         rewards = []
-        for end in batch.ends.flatten().tolist():
+        for end, tokens in zip(batch.ends.flatten().tolist(), batch.answer_tokens.flatten().tolist(), strict=True):
+            if not tokens:
+                rewards.append(torch.zeros((), device=batch.input_ids.device))
+                continue
             row = batch.input_ids[end // length, : end % length + 1]
             rewards.append(classifier(input_ids=row[None], use_cache=False).logits.flatten()[0])
         return torch.stack(rewards)

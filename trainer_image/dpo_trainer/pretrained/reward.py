@@ -7,14 +7,10 @@ from typing import Any, Final
 from dpo_trainer.pretrained import checks
 from dpo_trainer.runtime.errors import invalid_configuration
 
-# The last layer of transformers' classifiers on decoders, and those of classifiers on encoders.
+# The last layer of transformers' classifiers on decoders, which scores the last token's state.
 HEAD: Final = "score"
-_HEADS: Final = (
-    f"{HEAD}.weight",
-    "classifier.weight",
-    "classifier.out_proj.weight",
-    "classification_head.out_proj.weight",
-)
+# Those of classifiers on encoders, which read a text as a whole.
+_ENCODERS: Final = ("classifier.weight", "classifier.out_proj.weight", "classification_head.out_proj.weight")
 
 
 def check_has_classifier(config: Mapping[str, Any], label: str) -> None:
@@ -46,17 +42,20 @@ def check_head(weights: checks.Weights, label: str) -> None:
 
     Raises TrainerError INVALID_CONFIGURATION.
     """
-    heads = {name: weights.shapes[name] for name in _HEADS if name in weights.shapes}
-    if not heads:
+    shape = weights.shapes.get(f"{HEAD}.weight")
+    if shape is None and (found := [name for name in _ENCODERS if name in weights.shapes]):
         raise invalid_configuration(
-            f"{label}: the weights have no trained head (none of {', '.join(_HEADS)}), and a random one would judge at random; use a trained "
-            "reward model"
+            f"{label}: expected a reward model on a decoder, whose head is {HEAD}.weight, found {found[0]}, that of a classifier on an encoder; "
+            "use another reward model"
         )
-    for name, shape in heads.items():
-        if shape[0] != 1:
-            raise invalid_configuration(
-                f"{label}: {name} has {shape[0]} outputs, and a reward is one number; use a reward model with one output"
-            )
+    if shape is None:
+        raise invalid_configuration(
+            f"{label}: the weights have no trained head ({HEAD}.weight), and a random one would judge at random; use a trained reward model"
+        )
+    if shape[0] != 1:
+        raise invalid_configuration(
+            f"{label}: {HEAD}.weight has {shape[0]} outputs, and a reward is one number; use a reward model with one output"
+        )
 
 
 def _classifiers() -> dict[str, str]:
