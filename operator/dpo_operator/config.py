@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ValidationError
 
-from dpo_operator.api.allow import DEFAULT_ALLOW, Allow
+from dpo_operator.api.allowed.allow import DEFAULT_ALLOW, Allow
 from dpo_operator.api.base import ApiModel
 from dpo_operator.api.quantity import to_bytes
 from dpo_operator.api.text import sentences

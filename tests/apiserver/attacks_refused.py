@@ -60,6 +60,14 @@ def _wandb() -> Json:
     return {"wandb": {"project": "p", "mode": "online", "apiKeySecretRef": {"name": SECRET}}}
 
 
+VICTIM_PODS = {"namespace": VICTIMS, "podLabels": {"app": "database"}, "port": 5432}
+
+
+def _judged(**fields: Any) -> dict[str, Any]:
+    endpoint = {"url": "http://judge.example/v1", "model": "m", **fields}
+    return {"judge": {"type": "endpoint", "endpoint": endpoint}}
+
+
 def _administrators() -> list[Refused]:
     """What only the administrator may allow."""
     key = {"key": "node-role.kubernetes.io/control-plane", "operator": "Exists"}
@@ -95,6 +103,7 @@ def _administrators() -> list[Refused]:
             pod={"resourceClaims": [{"name": "a", "resourceClaimTemplateName": "all"}]},
         ),
         _job("runtime", "allow.runtimeClasses", pod={"runtimeClassName": "privileged"}),
+        _job("judge among others' pods", "allow.judgeNamespaces", iterative=_judged(allowTo=VICTIM_PODS)),
         Refused(
             "node's network by server-side apply", "t1", "allow.hostNetwork", f"{path(LAB, 'dpojobs', 'applied')}?fieldManager=x",
             a_dpojob("applied", LAB, pod={"network": {"hostNetwork": True}}), "PATCH", APPLY,
@@ -108,6 +117,9 @@ def _of_others() -> list[Refused]:
     return [
         _job("Secret as hub token", NOT_YOURS, model=_model(tokenSecretRef={"name": SECRET})),
         _job("Secret as wandb key", NOT_YOURS, tracking=_wandb()),
+        _job("Secret as a judge's key", NOT_YOURS, iterative=_judged(apiKeySecretRef={"name": SECRET})),
+        _job("claim as prompts", NOT_YOURS, iterative=_judged() | {"prompts": {"source": pvc}}),
+        _job("claim as reward model", NOT_YOURS, iterative={"judge": {"type": "rewardModel", "rewardModel": {"name": pvc}}}),
         _job("Secret for pulling", NOT_YOURS, pod={"imagePullSecrets": [SECRET]}),
         _job("claim as model", NOT_YOURS, model=_model(name=pvc)),
         _job("claim as data", NOT_YOURS, data=_train(pvc)),

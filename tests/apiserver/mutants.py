@@ -221,6 +221,42 @@ LOSS_OF = {
 }
 
 
+# Rounds exclude the best checkpoint, which the complete job exports. Each judge excludes the others.
+ROUNDS: dict[str, Any] = {
+    "rounds": 2,
+    "prompts": {"source": "pvc://prompts/p.jsonl", "split": "train", "config": "c", "revision": "v1", "column": "p", "limit": 1000},
+    "promptsPerRound": 100,
+    "mixOffline": 0.5,
+    "reference": "initial",
+    "generation": {"samplesPerPrompt": 8, "temperature": 0.7, "topP": 0.9, "maxNewTokens": 64, "unitPrompts": 8, "microBatchSize": 4},
+    "judge": {"type": "builtin", "builtin": {"name": "distinctWords", "words": ["kind"], "badWords": ["rude"]}},
+    "pairs": {"select": "smallestGap", "minGap": 0.5, "maxLengthRatio": 2, "lengthPenalty": 0.01, "minPairs": 0.2},
+    "winRate": {"prompts": 50},
+}  # fmt: skip
+JUDGES: dict[str, Any] = {
+    "rewardModel": {"name": "org/judge", "revision": "v1", "maxLength": 512, "microBatchSize": 4, "gpus": 1},
+    "endpoint": {
+        "url": "http://judge.team.svc:8000/v1", "model": "judge", "apiKeySecretRef": {"name": "judge", "key": "key"}, "mode": "score",
+        "rubric": "concise", "maxTokens": 64, "concurrency": 2, "timeoutSeconds": 30, "retries": 2, "maxUnparsable": 0.1,
+        "allowTo": {"namespace": "team", "podLabels": {"app": "judge"}, "port": 8000},
+    },
+    "builtin": {"name": "length", "tokens": 20},
+}  # fmt: skip
+# What other builtin judges need.
+BUILTIN_OF = {
+    "pattern": {"name": "regex", "pattern": "a+"},
+    "answerColumn": {"name": "exactMatch", "answerColumn": "a"},
+}
+
+
+def _with_rounds(job: dict[str, Any], path: tuple[str | int, ...]) -> None:
+    del job["spec"]["earlyStopping"], job["spec"]["export"]["checkpoint"]
+    job["spec"]["iterative"] = rounds = copy.deepcopy(ROUNDS)
+    kind = str(path[2]) if len(path) > 2 and path[2] in JUDGES else "endpoint" if "budget" in path else "builtin"
+    if path[1:2] == ("judge",) and "words" not in path and "badWords" not in path:
+        rounds["judge"] = {"type": kind, kind: copy.deepcopy(BUILTIN_OF.get(str(path[-1]), JUDGES[kind]))}
+
+
 def _base(path: tuple[str | int, ...]) -> dict[str, Any]:
     """A complete valid job in which the field may be set, as far as there is one."""
     job = copy.deepcopy(COMPLETE)
@@ -230,6 +266,8 @@ def _base(path: tuple[str | int, ...]) -> dict[str, Any]:
     if path == ("pod", "serviceAccountName"):
         del job["spec"]["access"]
         job["spec"]["pod"]["serviceAccountName"] = "reader"
+    if path[0] == "iterative":
+        _with_rounds(job, path)
     return job
 
 

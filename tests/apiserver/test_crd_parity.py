@@ -13,7 +13,7 @@ from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.data.formats import Rejection, detect, normalize
 from tests.apiserver.client import Answer, Requests
-from tests.apiserver.mutants import COMPLETE, a_job, mutants
+from tests.apiserver.mutants import COMPLETE, JUDGES, a_job, mutants
 from tests.unit.trainer.data.formats import layouts
 
 pytestmark = pytest.mark.apiserver
@@ -197,12 +197,80 @@ def resources() -> Iterator[dict[str, Any]]:
         yield {"queue": {"kind": "Volcano", "priorityClass": name}}
 
 
+def rounds() -> Iterator[dict[str, Any]]:
+    """Judges with what they need and with what is another's, and what rounds exclude."""
+    least = {"judge": {"type": "builtin", "builtin": JUDGES["builtin"]}}
+    for kind, given in itertools.product(
+        JUDGES, itertools.chain.from_iterable(itertools.combinations(JUDGES, n) for n in range(4))
+    ):
+        yield {"iterative": {"judge": {"type": kind} | {name: JUDGES[name] for name in given}}}
+    for kind, budget in itertools.product(JUDGES, ({}, {"calls": 1}, {"tokens": 1}, {"onExhausted": "fail"})):
+        yield {"iterative": {"judge": {"type": kind, kind: JUDGES[kind], "budget": budget}}}
+    own: tuple[dict[str, Any], ...] = (
+        *(
+            {},
+            {"words": ["a"]},
+            {"badWords": ["a"]},
+            {"words": []},
+            {"tokens": 5},
+            {"pattern": "a"},
+            {"answerColumn": "a"},
+        ),
+        *({"words": ["é" * 256] * 64}, {"words": ["é" * 256] * 64, "badWords": ["a"]}),
+    )
+    for name, fields in itertools.product(("distinctWords", "length", "regex", "exactMatch"), own):
+        yield {"iterative": {"judge": {"type": "builtin", "builtin": {"name": name, **fields}}}}
+    selections: tuple[dict[str, Any], ...] = (
+        {}, {"minGap": 0}, {"minGap": 0.1}, {"lengthPenalty": 0.1}, {"select": "smallestGap"}, {"select": "bestRandom"}
+    )  # fmt: skip
+    for mode, both, pairs in itertools.product((None, "pairwise", "score"), (None, False, True), selections):
+        endpoint = {"url": "http://j/v1", "model": "m", "mode": mode, "bothOrders": both}
+        yield {"iterative": {"judge": {"type": "endpoint", "endpoint": endpoint}, "pairs": pairs}}
+    for pairs in selections:
+        yield {"iterative": least | {"pairs": pairs}}
+    for tokens, length in itertools.product((1, 15, 16, 17), (8, 16)):
+        yield {
+            "iterative": least | {"generation": {"maxNewTokens": tokens}},
+            "data": {"train": {"source": "t"}, "maxLength": length},
+        }
+    for count, each, limit, compared, again in itertools.product(
+        (1, 3), (None, 10), (None, 29, 30, 35), (0, 5), (False, True)
+    ):
+        prompts = {"source": "p", "limit": limit}
+        yield {
+            "iterative": least
+            | {
+                "rounds": count,
+                "promptsPerRound": each,
+                "prompts": prompts,
+                "winRate": {"prompts": compared},
+                "reusePrompts": again,
+            }
+        }
+    yield {"iterative": least | {"promptsPerRound": 10, "rounds": 3}}
+    for name, plus, other, reference in itertools.product(
+        ("dpo", "kto", "orpo", "simpo"), ((), ("orpo",), ("ipo",)), (None, {"name": "r"}), ("initial", "previous")
+    ):
+        yield {
+            "iterative": least | {"reference": reference},
+            "method": {"name": name, "plus": [{"name": n} for n in plus]},
+            "model": {"name": "m", "reference": other},
+        }
+    for stopping, kept in itertools.product((None, {}), (None, "last", "best")):
+        data = {"train": {"source": "t"}, "evalFraction": 0.1}
+        yield {"iterative": least, "data": data, "earlyStopping": stopping, "export": {"checkpoint": kept}}
+    for source in ("org/name", "s3://b/k", "http://x", "pvc://c/../x", "hf://org/name", "hf://datasets/org/name"):
+        yield {"iterative": least | {"prompts": {"source": source}}}
+        yield {"iterative": {"judge": {"type": "rewardModel", "rewardModel": {"name": source}}}}
+
+
 def combinations() -> Iterator[dict[str, Any]]:
     """Settings that the rules are about, in all their combinations within a rule's reach."""
     yield from losses()
     yield from data_and_tracking()
     yield from failure_policies()
     yield from placement()
+    yield from rounds()
     for held_out, fraction, stopping in itertools.product((None, {"source": "x"}), (None, 0, 0.1), (None, {})):
         yield {
             "data": {"train": {"source": "t"}, "eval": held_out, "evalFraction": fraction},

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from dpo_operator.api import names
-from dpo_operator.api.allow import Allow, refusals
+from dpo_operator.api.allowed.allow import Allow, refusals
 from dpo_operator.api.types import DPOJobSpec
 from tests.apiserver import harmless, hostile
 from tests.apiserver.client import Answer, Requests
@@ -18,6 +18,9 @@ from tests.apiserver.operator_process import OperatorProcess, running
 from tests.cluster.rig.control_plane import ControlPlane
 
 pytestmark = pytest.mark.apiserver
+
+# Phases of a job without rounds.
+PLAIN: tuple[names.Phase, ...] = ("prepare", "train", "export")
 
 SPACE = "hostile"
 # As by default, and names for an environment that is as large as fits.
@@ -83,7 +86,7 @@ def test_what_is_accepted_is_harmless(hands: Hands, operator: OperatorProcess) -
         # A status that is brought along is dropped.
         assert "status" not in answer.body
         jobs[f"h-{i}"] = attempt.id
-    for phase in names.PHASES:
+    for phase in PLAIN:
         run_phase(hands, list(jobs), phase)
     for name, what in jobs.items():
         job = wait_until(f"end of {what}", lambda name=name: ended(hands, name))
@@ -98,7 +101,7 @@ def denied(attempt: Hostile) -> list[str]:
     """What the operator says on behalf of the administrator."""
     spec = {key: value for key, value in attempt.job("x", SPACE)["spec"].items() if key in DPOJobSpec.model_fields}
     try:
-        return refusals(DPOJobSpec.model_validate(spec), ALLOW, "")
+        return refusals(DPOJobSpec.model_validate(spec), ALLOW, "", "default")
     except ValidationError:
         return []  # unknown fields, which the API server drops
 
@@ -157,7 +160,7 @@ def test_names_that_are_made_of_each_other_do_not_collide(hands: Hands, operator
         answer = create(hands, Hostile(name), name)
         assert answer.accepted, answer.message
         made[name] = answer.body["metadata"]["uid"]
-    for phase in names.PHASES:
+    for phase in PLAIN:
         run_phase(hands, jobs, phase)
     for name in jobs:
         wait_until(f"end of {name}", lambda name=name: ended(hands, name))

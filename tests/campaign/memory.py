@@ -24,7 +24,7 @@ from yarl import URL
 
 from dpo_operator import controller
 from dpo_operator.api import names
-from dpo_operator.api.allow import Allow
+from dpo_operator.api.allowed.allow import Allow
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.config import Config, Election
 from dpo_operator.kopf_settings import SILENT_WATCH_SECONDS, WATCH_SECONDS, Backoffs

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dpo_operator.api import names
-from dpo_operator.api.allow import Allow
+from dpo_operator.api.allowed.allow import Allow
 from dpo_operator.builders.networks import Networks
 from dpo_operator.builders.queue import Schedulers
 from dpo_operator.config import Config

@@ -1,6 +1,7 @@
 """How prepare, and an export that pushes, reach object stores and hubs: keys, endpoints, proxy and certificates. Ranks reach none."""
 
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import Field, StringConstraints
 
@@ -9,6 +10,16 @@ from dpo_operator.api.base import ApiModel, DataKey, ObjectName
 # No user and password: they belong in a Secret.
 HttpUrl = Annotated[
     str, StringConstraints(pattern=r"^https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._~/-]*)?$", min_length=1, max_length=512)
+]
+# The same with a host that is one, and a port from 1 to 65535.
+_PORT = r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+ServerUrl = Annotated[
+    str,
+    StringConstraints(
+        pattern=rf"^https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:{_PORT})?(/[A-Za-z0-9._~/-]*)?$",
+        min_length=1,
+        max_length=512,
+    ),
 ]
 
 # Keys that a Secret with credentials may have, by what reads them. They are the names of the variables that each store's own tools read;
@@ -122,3 +133,12 @@ class Access(ApiModel):
 def hub_repository(address: str) -> str | None:
     """Repository that hf://org/name names, org/name; None for an address elsewhere."""
     return address.removeprefix(HUB_URL) if address.startswith(HUB_URL) else None
+
+
+def url_port(url: str) -> int | None:
+    """Port that an http or https URL names or implies; None for one that is no port."""
+    found = urlsplit(url)
+    try:
+        return found.port or (443 if found.scheme == "https" else 80)
+    except ValueError:
+        return None

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints
 
-from dpo_operator.api.access import HttpUrl
+from dpo_operator.api.access import ServerUrl
 from dpo_operator.api.base import ApiModel, LabelKey, LabelValue, ObjectName, SecretKeyRef, Source
 from dpo_operator.api.data import ColumnName
 
@@ -50,7 +50,7 @@ class Generation(ApiModel):
 
     engine: Literal["transformers", "vllm"] = Field(
         default="transformers",
-        description="transformers: in the trainer's image, on GPUs and CPUs. vllm: faster; needs pod.generateImage.",
+        description="transformers: in the trainer's image, on GPUs and CPUs. vllm: not implemented yet.",
     )
     samples_per_prompt: StrictInt = Field(
         default=4, ge=2, le=64, description="Answers to each prompt. 8 costs twice and finds wider pairs."
@@ -99,7 +99,7 @@ class AllowTo(ApiModel):
 class Endpoint(ApiModel):
     """A server with OpenAI's chat completions API that compares or scores answers."""
 
-    url: HttpUrl = Field(description="Base URL, such as http://judge.team.svc:8000/v1.")
+    url: ServerUrl = Field(description="Base URL, such as http://judge.team.svc:8000/v1.")
     model: Text = Field(description="Name of the model in requests.")
     api_key_secret_ref: SecretKeyRef | None = Field(
         default=None, description="Secret with the API key. Only the judge's pod gets it."
@@ -249,3 +249,10 @@ class Iterative(ApiModel):
         default=True,
         description="End the rounds and export the policy before when a round's win rate against it is below 0.5 by two standard errors.",
     )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What prepare reads for the rounds: the prompts and the reward model, as far as they are given."""
+        model = self.judge.reward_model
+        given = (self.prompts.source if self.prompts is not None else None, model.name if model is not None else None)
+        return tuple(source for source in given if source is not None)

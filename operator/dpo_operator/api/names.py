@@ -12,16 +12,19 @@ KIND = "DPOJob"
 API_VERSION = f"{GROUP}/{VERSION}"
 MANAGER = f"{GROUP}/dpo-operator"
 
-Phase = Literal["prepare", "train", "export"]
-PHASES: tuple[Phase, ...] = ("prepare", "train", "export")
+# In their order; generate and judge are of jobs with rounds (spec.iterative).
+Phase = Literal["prepare", "generate", "judge", "train", "export"]
+PHASES: tuple[Phase, ...] = ("prepare", "generate", "judge", "train", "export")
 # Kinds of pods: those of the phases, and those that copy checkpoints to a mirror beside them.
-PodKind = Literal["prepare", "train", "export", "mirror"]
+PodKind = Literal["prepare", "generate", "judge", "train", "export", "mirror"]
 
 # Labels of every child object. Selection is by UID, so that a later job of the same name adopts nothing.
 LABEL_JOB = f"{GROUP}/job"
 LABEL_UID = f"{GROUP}/job-uid"
 LABEL_PHASE = f"{GROUP}/phase"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+# Of a phase of a round: its number, from 1.
+LABEL_ROUND = f"{GROUP}/round"
 # On a claim, by its owner: DPOJobs of its namespace may use it.
 LABEL_ALLOW_USE = f"{GROUP}/allow-use"
 LABEL_PART_OF = "app.kubernetes.io/part-of"
@@ -46,8 +49,8 @@ CONTAINER = "trainer"
 # Kubernetes' own label and annotation that tell a pod of an Indexed Job its rank.
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 
-# A pod's host name is "<job>-train-<attempt>-<index>" and must be a DNS label of at most 63 characters:
-# 44 + len("-train-") + 6 digits of attempt + "-" + 5 digits of index.
+# A pod's host name is "<job>-generate-<attempt>-<index>" and must be a DNS label of at most 63 characters:
+# 44 + len("-generate-") + 4 digits of attempt + "-" + 4 digits of index; "-train-" leaves 7 digits of attempt.
 MAX_JOB_NAME = 44
 JOB_NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
@@ -76,6 +79,8 @@ ENV_JOB_FILE = "DPO_JOB_FILE"
 ENV_JOB_FILE_SHA256 = "DPO_JOB_FILE_SHA256"
 ENV_WORK_DIR = "DPO_WORK_DIR"
 ENV_ATTEMPT = "DPO_ATTEMPT"
+# Number of the round that a phase is of, from 1; 0 or absent: of none.
+ENV_ROUND = "DPO_ROUND"
 ENV_METRICS_PORT = "DPO_METRICS_PORT"
 ENV_TERMINATION_LOG = "DPO_TERMINATION_LOG"
 ENV_CLAIMS_DIR = "DPO_CLAIMS_DIR"
@@ -126,8 +131,8 @@ def budget_name(job: str) -> str:
 
 
 def policy_name(job: str, phase: Phase) -> str:
-    """NetworkPolicy of the prepare pod, or of the ranks and the export pod."""
-    return f"{job}-prepare" if phase == "prepare" else f"{job}-train"
+    """NetworkPolicy of a phase's pods; the ranks and the export pod share one."""
+    return f"{job}-train" if phase == "export" else f"{job}-{phase}"
 
 
 def mirror_policy_name(job: str) -> str:

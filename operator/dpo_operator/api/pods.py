@@ -53,7 +53,7 @@ class Toleration(ApiModel):
     )
 
 
-# Variables that no job may set, whatever the administrator allows (api/allow.py), in groups: those that decide which code a process loads or which program it starts, then
+# Variables that no job may set, whatever the administrator allows (api/allowed/allow.py), in groups: those that decide which code a process loads or which program it starts, then
 # those that the operator sets. They are read by the interpreter, glibc, compilers, torch and Triton, NCCL, UCX, MPI, matplotlib,
 # wandb and the clients of object stores. A folder for temporary or cached files is among them, because compiled code is loaded
 # from there. Libraries read *_PROXY in any case. The container runtime's variables could request devices of other pods.

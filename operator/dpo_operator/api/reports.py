@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from dpo_operator.api.diagnosis import MAX_FINDINGS, Finding
+from dpo_operator.api.iterative import MAX_ROUNDS
 from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.names import Phase
 from dpo_operator.api.text import Words, shown
@@ -25,6 +26,8 @@ MAX_MIRROR_MESSAGE = 800
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Number = Annotated[int, Field(ge=1, le=2**53)]
 Amount = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Value = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
 # The year 9999, seconds since the epoch.
 LATEST = 253_402_300_799
 
@@ -118,6 +121,54 @@ class VolumeReport(_Report):
     checkpoint: int | None = Field(default=None, ge=0, le=2**63 - 1, description="Size of the newest checkpoint.")
 
 
+# Why no further round is trained: too few pairs, a policy worse than the one before, or a judge's budget that is spent.
+RoundsEnd = Literal["", "Saturated", "RoundsWorse", "BudgetSpent"]
+
+
+class RoundReport(_Report):
+    """Figures of a round. The win rates are known when the next round's judge has compared the policy that this round trained.
+
+    round: from 1; one more than the rounds where policies are only compared.
+    """
+
+    round: int = Field(ge=1, le=MAX_ROUNDS + 1)
+    prompts: Count = Field(default=0, description="Prompts that were answered.")
+    answers: Count = Field(default=0, description="Answers to them.")
+    ended_share: Share | None = Field(default=None, description="Share of the answers that the model ended itself.")
+    judged: Count = Field(default=0, description="Prompts whose answers were judged.")
+    ties: Count = Field(default=0, description="Judged prompts without a better answer.")
+    pairs: Count = Field(default=0, description="Pairs that the round trains on.")
+    left_out: dict[Annotated[Words, Field(max_length=64)], Count] = Field(
+        default_factory=dict, max_length=16, description="Prompts without a pair, by reason."
+    )
+    judge_calls: Count = Field(default=0, description="Requests to the judge's endpoint.")
+    judge_cached: Count = Field(default=0, description="Verdicts that were known from before.")
+    judge_tokens: Count = Field(default=0, description="Tokens of the requests and verdicts.")
+    order_agreement: Share | None = Field(
+        default=None, description="Share of the comparisons with the same verdict in both orders."
+    )
+    longer_wins: Share | None = Field(default=None, description="Share of the verdicts for the longer answer.")
+    score_mean: Value | None = Field(default=None, description="Mean score of the answers.")
+    score_best: Value | None = Field(default=None, description="Mean score of the best answer to each prompt.")
+    gap_median: Value | None = Field(default=None, description="Median gap between chosen and rejected answers.")
+    generation_tokens: Count = Field(default=0, description="Tokens of the answers.")
+    kl_to_initial: Value | None = Field(
+        default=None, description="KL of the policy that answered from the initial one, nats an answer."
+    )
+    own_nll: Value | None = Field(
+        default=None, description="Negative log-likelihood of its answers under itself, nats a token."
+    )
+    win_rate_previous: Share | None = Field(
+        default=None, description="Share of prompts on which the trained policy beats the one before, ties half."
+    )
+    win_rate_initial: Share | None = Field(default=None, description="The same against the initial policy.")
+    win_rate_error: Amount | None = Field(default=None, description="Standard error of win_rate_previous.")
+    win_rate_length_controlled: Share | None = Field(
+        default=None, description="win_rate_initial as it would be with answers of equal lengths."
+    )
+    ended: RoundsEnd = Field(default="", description="Why no further round is trained.")
+
+
 class Progress(_Report):
     """Body of GET /status on every trainer pod; rank 0's is the one that counts."""
 
@@ -155,6 +206,7 @@ class Progress(_Report):
         description="What is found about the run's learning or its data now, worst first.",
     )
     findings_left_out: Count = Field(default=0, description="More that hold now and found no room here.")
+    round: RoundReport | None = Field(default=None, description="The round that the phase is of, so far.")
 
 
 class TokenReport(_Report):
@@ -231,9 +283,15 @@ class Termination(_Report):
     )
 
     pushed: PushReport | None = None
+    round: RoundReport | None = Field(default=None, description="The round that the phase was of.")
+    compared: RoundReport | None = Field(
+        default=None, description="From a judge: the round before, complete with its win rates."
+    )
 
     def to_text(self) -> str:
-        """JSON of at most 4,096 bytes: long messages are cut first, then figures of findings, then the least of the findings."""
+        """JSON of at most 4,096 bytes: a round stands once; long messages are cut, then figures of findings, then the least of the findings."""
+        if self.round is not None and self.progress is not None and self.progress.round is not None:
+            return self.model_copy(update={"progress": self.progress.model_copy(update={"round": None})}).to_text()
         text = self.model_dump_json(exclude_none=True)
         excess = len(text.encode()) - MAX_TERMINATION_BYTES
         if excess <= 0:

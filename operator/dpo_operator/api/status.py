@@ -12,10 +12,12 @@ from pydantic import Field, model_validator
 
 from dpo_operator.api.conditions import TYPES, Condition, StatusModel, Time
 from dpo_operator.api.diagnosis import MAX_FINDINGS, MOST_FINDINGS
+from dpo_operator.api.iterative import MAX_ROUND_HISTORY
 from dpo_operator.api.names import ANNOTATION_RETRY, Phase
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord
 from dpo_operator.api.statusparts.findings import AnnouncedFindings, FindingStatus
 from dpo_operator.api.statusparts.renames import with_current_names
+from dpo_operator.api.statusparts.rounds import RoundStatus
 from dpo_operator.api.statusparts.stored import CheckpointStatus, ExportStatus, MirrorStatus, VolumeStatus
 
 MAX_HISTORY = 10
@@ -31,6 +33,8 @@ class State(StrEnum):
 
     PENDING = "Pending"
     PREPARING = "Preparing"
+    GENERATING = "Generating"
+    JUDGING = "Judging"
     TRAINING = "Training"
     EXPORTING = "Exporting"
     RESTARTING = "Restarting"
@@ -46,8 +50,10 @@ class Attempts(StatusModel):
     """Number of the current attempt of each phase; 0 before its first."""
 
     prepare: int = Field(default=0, ge=0, description="Attempts of prepare.")
-    train: int = Field(default=0, ge=0, description="Attempts of training.")
-    export: int = Field(default=0, ge=0, description="Attempts of the export.")
+    generate: int = Field(default=0, ge=0, description="Attempts of generating answers, over all rounds.")
+    judge: int = Field(default=0, ge=0, description="Attempts of judging them, over all rounds.")
+    train: int = Field(default=0, ge=0, description="Attempts of training, over all rounds.")
+    export: int = Field(default=0, ge=0, description="Attempts of the export, over all rounds.")
 
     def of(self, phase: Phase) -> int:
         """Number of a phase's current attempt."""
@@ -172,6 +178,10 @@ class DPOJobStatus(StatusModel):
     observed_generation: int = Field(default=0, ge=0, description="metadata.generation that was acted on.")
     state: State | None = Field(default=None, description="One word for the whole job.")
     phase: Phase | None = Field(default=None, description="Current phase, or the last one.")
+    round: int = Field(default=0, ge=0, description="Round of the phase, from 1; 0 for phases of the whole job.")
+    rounds: list[RoundStatus] = Field(
+        default=[], max_length=MAX_ROUND_HISTORY, description="Newest rounds with figures, newest last."
+    )
     message: str = Field(default="", description="What the job does or waits for, or why it failed.")
     attempts: Attempts = Field(default=Attempts(), description="Number of the current attempt of each phase.")
     active_job: ActiveJob | None = Field(default=None, description="Job of the current attempt.")
@@ -278,6 +288,8 @@ class StatusFields(TypedDict, total=False):
     observed_generation: int
     state: State | None
     phase: Phase | None
+    round: int
+    rounds: list[RoundStatus]
     message: str
     attempts: Attempts
     active_job: ActiveJob | None

@@ -15,6 +15,7 @@ from dpo_operator.api.base import ApiModel
 from dpo_operator.api.data import Data
 from dpo_operator.api.diagnosis import Diagnosis
 from dpo_operator.api.failurepolicy import FailurePolicy
+from dpo_operator.api.iterative import Iterative
 from dpo_operator.api.method import Method
 from dpo_operator.api.model import Adapter, AdapterType, Model
 from dpo_operator.api.pods import Cache, Pod
@@ -31,6 +32,10 @@ class DPOJobSpec(ApiModel):
     adapter: Adapter = Field(default=Adapter(), description="Low-rank adapters.")
     training: Training = Field(default=Training(), description="Optimization.")
     evaluation: Evaluation = Field(default=Evaluation(), description="Evaluation on held-out pairs.")
+    iterative: Iterative | None = Field(
+        default=None,
+        description="Rounds on fresh answers of the policy: generate, judge, train, again. Default: train once, on data.train.",
+    )
     early_stopping: EarlyStopping | None = Field(
         default=None, description="Stop when the evaluation no longer improves."
     )

@@ -1,7 +1,9 @@
 """Which pods reach object stores and hubs, and with whose keys. Ranks never do: what they need is on the volume."""
 
+from dpo_operator.api import names
 from dpo_operator.api.access import hub_repository
 from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.shape import endpoint_of
 
 
 def pushes(job: DPOJob) -> bool:
@@ -40,3 +42,9 @@ def credentials_of(job: DPOJob, phase: str) -> str | None:
 def has_identity(job: DPOJob, phase: str) -> bool:
     """Whether a phase's pod has the identity of a ServiceAccount in a cloud."""
     return job.spec.pod.service_account_name is not None and reaches_sources(job, phase)
+
+
+def trusts_bundle(job: DPOJob, phase: names.PodKind) -> bool:
+    """Whether a pod gets the certificates of access.caBundleRef: those that reach stores and hubs, and a judge that asks an endpoint."""
+    reaches = reaches_sources(job, phase) or endpoint_of(job, phase) is not None
+    return job.spec.way_out.ca_bundle_ref is not None and reaches

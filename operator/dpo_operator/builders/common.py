@@ -8,8 +8,10 @@ from dpo_operator.api.types import DPOJob
 Manifest = dict[str, Any]
 
 
-def build_labels(job: DPOJob, phase: names.PodKind | None = None, attempt: int | None = None) -> dict[str, str]:
-    """Labels of a child; phase and attempt where it belongs to one."""
+def build_labels(
+    job: DPOJob, phase: names.PodKind | None = None, attempt: int | None = None, round_number: int = 0
+) -> dict[str, str]:
+    """Labels of a child; phase, attempt and round where it belongs to one."""
     labels = {
         names.LABEL_NAME: "dpojob",
         names.LABEL_PART_OF: names.PART_OF,
@@ -21,6 +23,8 @@ def build_labels(job: DPOJob, phase: names.PodKind | None = None, attempt: int |
         labels[names.LABEL_PHASE] = phase
     if attempt is not None:
         labels[names.LABEL_ATTEMPT] = str(attempt)
+    if round_number:
+        labels[names.LABEL_ROUND] = str(round_number)
     return labels
 
 
@@ -45,13 +49,19 @@ def build_owner_reference(job: DPOJob) -> dict[str, Any]:
 
 
 def build_metadata(
-    job: DPOJob, name: str, *, phase: names.PodKind | None = None, attempt: int | None = None, owned: bool = True
+    job: DPOJob,
+    name: str,
+    *,
+    phase: names.PodKind | None = None,
+    attempt: int | None = None,
+    round_number: int = 0,
+    owned: bool = True,
 ) -> dict[str, Any]:
     """metadata of a child."""
     metadata: dict[str, Any] = {
         "name": name,
         "namespace": job.metadata.namespace,
-        "labels": build_labels(job, phase, attempt),
+        "labels": build_labels(job, phase, attempt, round_number),
     }
     if owned:
         metadata["ownerReferences"] = [build_owner_reference(job)]

@@ -8,6 +8,7 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.access import has_identity, pushes_to_hub
 from dpo_operator.builders.config import job_file_digest
 from dpo_operator.builders.ports import ports_of
+from dpo_operator.builders.shape import gpus_of, judge_key
 
 # An emptyDir; the root file system is read-only.
 TEMPORARY = "/tmp"  # noqa: S108
@@ -23,12 +24,16 @@ def _variables(pairs: dict[str, str]) -> list[dict[str, Any]]:
 
 
 def build_environment(
-    job: DPOJob, phase: names.PodKind, attempt: int, recorded: RecordedCheckpoints | None = None
+    job: DPOJob,
+    phase: names.PodKind,
+    attempt: int,
+    recorded: RecordedCheckpoints | None = None,
+    round_number: int = 0,
 ) -> list[dict[str, Any]]:
     """Environment of one phase's container. Settings in the job file are not repeated.
 
     recorded: the checkpoints that it may use; a prepare that has any fetches the newest from the mirror. They are here because the job file is
-    one for all attempts.
+    one for all attempts. round_number: of the phase; 0 for none.
     """
     common = {
         names.ENV_JOB_FILE: names.JOB_FILE,
@@ -41,7 +46,9 @@ def build_environment(
         # HOME is for caches of libraries.
         "HOME": TEMPORARY,
     }
-    gpu = job.spec.pod.gpu_resource if phase == "train" and job.spec.gpus_per_node > 0 else None
+    if round_number:
+        common[names.ENV_ROUND] = str(round_number)
+    gpu = job.spec.pod.gpu_resource if gpus_of(job, phase) else None
     if gpu is None or gpu in names.OTHER_GPUS:
         # Without this, an image could ask a container runtime for all GPUs of the node, including those of other pods.
         common["NVIDIA_VISIBLE_DEVICES"] = "void"
@@ -60,8 +67,12 @@ def build_environment(
         if pushes_to_hub(job):
             del offline["HF_HUB_OFFLINE"]
         return _variables(common | offline)
+    if phase == "judge":
+        key = {names.ENV_JUDGE_KEY_FILE: names.JUDGE_KEY_FILE} if judge_key(job, phase) is not None else {}
+        return _variables(common | offline | key)
+    others = _rendezvous(job, attempt) if phase == "train" else _processes(job)
     return [
-        *_variables(common | offline | _rendezvous(job, attempt)),
+        *_variables(common | offline | others),
         {
             "name": "PET_NODE_RANK",
             "valueFrom": {"fieldRef": {"fieldPath": f"metadata.labels['{names.COMPLETION_INDEX}']"}},
@@ -92,13 +103,17 @@ def _rendezvous(job: DPOJob, attempt: int) -> dict[str, str]:
     # A single node needs no DNS.
     master = names.master_address(job.metadata.name, attempt) if job.spec.nodes > 1 else "127.0.0.1"
     return {
-        "PET_NNODES": str(job.spec.nodes),
-        "PET_NPROC_PER_NODE": str(job.spec.processes_per_node),
+        **_processes(job),
         "PET_MASTER_ADDR": master,
         "PET_MASTER_PORT": str(ports_of(job).master),
         "PET_MAX_RESTARTS": "0",
         **_interface(job.spec.pod.network.interface),
     }
+
+
+def _processes(job: DPOJob) -> dict[str, str]:
+    """How many processes there are in all; PET_NODE_RANK tells a pod which of them are its own."""
+    return {"PET_NNODES": str(job.spec.nodes), "PET_NPROC_PER_NODE": str(job.spec.processes_per_node)}
 
 
 def _interface(name: str | None) -> dict[str, str]:

@@ -3,15 +3,18 @@
 Unlike the Service and the ConfigMap, these follow the settings that they were made from, and a hand that changed them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from dpo_operator.api import names
+from dpo_operator.api.access import url_port
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.access import has_identity, pushes
 from dpo_operator.builders.common import Manifest, build_metadata, rank_labels
 from dpo_operator.builders.networks import CLOSED, NAMESPACE_NAME, Networks
 from dpo_operator.builders.ports import ports_of
 from dpo_operator.builders.queue import build_pod_group
+from dpo_operator.builders.shape import SIZED, endpoint_of
 
 # Private ranges where DNS servers may be: Service IPs, node-local caches (link-local), nodes. Metadata endpoints are also
 # link-local, but on another port.
@@ -25,13 +28,12 @@ DNS_PORTS = (53, 5353)
 
 def build_guards(job: DPOJob, phase: names.Phase, networks: Networks = CLOSED) -> tuple[Manifest, ...]:
     """Guards of a phase's pods. networks: the administrator's choices."""
-    guards = [build_budget(job)] if phase == "train" else []
+    guards = [build_budget(job)] if phase in SIZED else []
     if phase != "export":
         # Already in prepare, so that a missing queue CRD is reported before the download.
         guards.append(build_pod_group(job))
     if job.spec.pod.network.isolate or not networks.unisolated:
-        build_policy = build_prepare_policy if phase == "prepare" else build_rank_policy
-        guards.append(build_policy(job, networks))
+        guards.append(_POLICIES[phase](job, networks))
         if phase == "export" and pushes(job):
             guards.append(build_push_policy(job, networks))
         if phase != "prepare" and job.spec.checkpoint.mirror is not None:
@@ -40,7 +42,7 @@ def build_guards(job: DPOJob, phase: names.Phase, networks: Networks = CLOSED) -
 
 
 def build_budget(job: DPOJob) -> Manifest | None:
-    """PodDisruptionBudget: one rank at a time can be evicted, or none. None if a single pod may be evicted.
+    """PodDisruptionBudget: one rank, or one pod that generates, at a time can be evicted, or none. None if a single pod may be evicted.
 
     minAvailable is a number, since pods of a Job have no scale that a share could be of. A pod that is not ready yet holds
     no state, and delays no drain.
@@ -63,7 +65,7 @@ def _budget(job: DPOJob, least: int) -> Manifest:
         "metadata": build_metadata(job, names.budget_name(job.metadata.name), phase="train"),
         "spec": {
             "minAvailable": least,
-            "selector": {"matchLabels": rank_labels(job)},
+            "selector": {"matchLabels": rank_labels(job)} if job.spec.iterative is None else _of_phases(job, *SIZED),
             "unhealthyPodEvictionPolicy": "IfHealthyBudget" if refuses else "AlwaysAllow",
         },
     }
@@ -78,11 +80,10 @@ def build_rank_policy(job: DPOJob, networks: Networks) -> Manifest:
         if wandb is not None and wandb.mode == "online"
         else []
     )
-    selected = {"key": names.LABEL_PHASE, "operator": "In", "values": ["train", "export"]}
     return _policy(
         job,
         names.policy_name(job.metadata.name, "train"),
-        {"matchLabels": {names.LABEL_UID: job.metadata.uid}, "matchExpressions": [selected]},
+        _of_phases(job, "train", "export"),
         ingress=[{"from": own}, _metrics(job, "train", networks.metrics_namespaces)],
         egress=[{"to": own}, _dns(), *online],
     )
@@ -90,24 +91,73 @@ def build_rank_policy(job: DPOJob, networks: Networks) -> Manifest:
 
 def build_prepare_policy(job: DPOJob, networks: Networks) -> Manifest:
     """Downloads come from the internet, and from what the administrator opened."""
-    selected = {"matchLabels": {names.LABEL_UID: job.metadata.uid, names.LABEL_PHASE: "prepare"}}
+    selected = _of_phase(job, "prepare")
     ingress = [_metrics(job, "prepare", networks.metrics_namespaces)]
     egress = [{"to": networks.outside()}, _dns(), *_identity(job, "prepare", networks)]
     return _policy(job, names.policy_name(job.metadata.name, "prepare"), selected, ingress=ingress, egress=egress)
 
 
+def build_generate_policy(job: DPOJob, networks: Networks) -> Manifest:
+    """Pods that generate reach nothing, not even one another: what they need is on the volume."""
+    ingress = [_metrics(job, "generate", networks.metrics_namespaces)]
+    name = names.policy_name(job.metadata.name, "generate")
+    return _policy(job, name, _of_phase(job, "generate"), ingress=ingress, egress=[])
+
+
+def build_judge_policy(job: DPOJob, networks: Networks) -> Manifest:
+    """A judge reaches the pods that allowTo names, or else its endpoint's port on the internet and in what the administrator opened.
+
+    A judge without an endpoint reaches nothing.
+    """
+    endpoint, proxy = endpoint_of(job, "judge"), job.spec.way_out.proxy
+    egress: list[dict[str, Any]] = []
+    if endpoint is not None:
+        egress.append(_dns())
+        urls = [endpoint.url, *([proxy.url] if proxy is not None else [])]
+        if (pods := endpoint.allow_to) is not None:
+            peer = {
+                "namespaceSelector": {"matchLabels": {NAMESPACE_NAME: pods.namespace}},
+                "podSelector": {"matchLabels": dict(pods.pod_labels)},
+            }
+            egress.append({"to": [peer], "ports": [{"protocol": "TCP", "port": pods.port}]})
+            urls = urls[1:]
+        if ports := sorted({port for url in urls if (port := url_port(url)) is not None}):
+            egress.append({"to": networks.outside(), "ports": [{"protocol": "TCP", "port": port} for port in ports]})
+    ingress = [_metrics(job, "judge", networks.metrics_namespaces)]
+    name = names.policy_name(job.metadata.name, "judge")
+    return _policy(job, name, _of_phase(job, "judge"), ingress=ingress, egress=egress)
+
+
 def build_push_policy(job: DPOJob, networks: Networks) -> Manifest:
     """An export that is pushed reaches what prepare does. Policies add up, so this one only opens."""
-    selected = {"matchLabels": {names.LABEL_UID: job.metadata.uid, names.LABEL_PHASE: "export"}}
+    selected = _of_phase(job, "export")
     egress = [{"to": networks.outside()}, *_identity(job, "export", networks)]
     return _policy(job, names.push_policy_name(job.metadata.name), selected, ingress=[], egress=egress)
 
 
 def build_mirror_policy(job: DPOJob, networks: Networks) -> Manifest:
     """Pods that copy checkpoints reach what prepare does, and nobody reaches them."""
-    selected = {"matchLabels": {names.LABEL_UID: job.metadata.uid, names.LABEL_PHASE: "mirror"}}
+    selected = _of_phase(job, "mirror")
     egress = [{"to": networks.outside()}, _dns(), *_identity(job, "mirror", networks)]
     return _policy(job, names.mirror_policy_name(job.metadata.name), selected, ingress=[], egress=egress)
+
+
+_POLICIES: dict[names.Phase, Callable[[DPOJob, Networks], Manifest]] = {
+    "prepare": build_prepare_policy,
+    "generate": build_generate_policy,
+    "judge": build_judge_policy,
+    "train": build_rank_policy,
+    "export": build_rank_policy,
+}
+
+
+def _of_phase(job: DPOJob, phase: names.PodKind) -> dict[str, Any]:
+    return {"matchLabels": {names.LABEL_UID: job.metadata.uid, names.LABEL_PHASE: phase}}
+
+
+def _of_phases(job: DPOJob, *phases: names.PodKind) -> dict[str, Any]:
+    selected = {"key": names.LABEL_PHASE, "operator": "In", "values": list(phases)}
+    return {"matchLabels": {names.LABEL_UID: job.metadata.uid}, "matchExpressions": [selected]}
 
 
 def _policy(job: DPOJob, name: str, selected: dict[str, Any], *, ingress: list[Any], egress: list[Any]) -> Manifest:

@@ -8,16 +8,12 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.builders import queue
 from dpo_operator.builders.common import Manifest, build_metadata
 from dpo_operator.builders.pod import TrainerImage, build_pod_template
-
-
-def pod_count(job: DPOJob, phase: names.Phase) -> int:
-    """Pods that a phase runs at the same time."""
-    return job.spec.nodes if phase == "train" else 1
+from dpo_operator.builders.shape import SIZED, pod_count
 
 
 def takes_turns(job: DPOJob, phase: names.Phase) -> bool:
-    """Whether the operator decides when a phase's pods are placed: a phase of several pods that no external queue manages."""
-    return job.spec.queue is None and pod_count(job, phase) > 1
+    """Whether the operator decides when a phase's pods are placed: a gang of several pods that no external queue manages."""
+    return job.spec.queue is None and phase == "train" and pod_count(job, phase) > 1
 
 
 def build_child_job(
@@ -27,8 +23,9 @@ def build_child_job(
     image: TrainerImage,
     recorded: RecordedCheckpoints | None = None,
     schedulers: queue.Schedulers = queue.DEFAULT_SCHEDULERS,
+    round_number: int = 0,
 ) -> Manifest:
-    """Job of one attempt. recorded: the checkpoints that it may use; None for prepare. schedulers: for jobs with a queue.
+    """Job of one attempt. recorded: the checkpoints that it may use; None for prepare. schedulers: for jobs with a queue. round_number: 0 for none.
 
     backoffLimit 0 and podReplacementPolicy Failed: Kubernetes never replaces a single rank; the operator makes the
     next attempt with all of them.
@@ -40,15 +37,15 @@ def build_child_job(
         "completions": pod_count(job, phase),
         "completionMode": "Indexed",
         "suspend": takes_turns(job, phase) or queue.is_created_suspended(job, phase),
-        "template": build_pod_template(job, phase, attempt, image, recorded),
+        "template": build_pod_template(job, phase, attempt, image, recorded, round_number),
     }
     name = names.child_job_name(job.metadata.name, phase, attempt)
     manifest: Manifest = {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": build_metadata(job, name, phase=phase, attempt=attempt),
+        "metadata": build_metadata(job, name, phase=phase, attempt=attempt, round_number=round_number),
         "spec": spec,
     }
-    if phase == "train":
+    if phase in SIZED:
         manifest["metadata"]["annotations"] = {names.ANNOTATION_SIZE: f"{job.spec.nodes}x{job.spec.gpus_per_node}"}
     return queue.in_queue(job, phase, manifest, schedulers)

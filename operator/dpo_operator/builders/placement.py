@@ -11,14 +11,20 @@ HOSTNAME = "kubernetes.io/hostname"
 PREFERENCE = 100
 
 
-def placement(job: DPOJob) -> dict[str, Any]:
-    """Part of a training pod's spec."""
-    pod = job.spec.pod
-    spec: dict[str, Any] = {"subdomain": names.service_name(job.metadata.name)}
+def node_choice(job: DPOJob) -> dict[str, Any]:
+    """Part of the spec of a pod that computes: of training, generation, and a judge with a GPU."""
+    pod, spec = job.spec.pod, dict[str, Any]()
     if pod.node_selector:
         spec["nodeSelector"] = dict(pod.node_selector)
     if pod.runtime_class_name is not None:
         spec["runtimeClassName"] = pod.runtime_class_name
+    return spec
+
+
+def placement(job: DPOJob) -> dict[str, Any]:
+    """Part of a training pod's spec: its name in DNS, and how the gang's pods are spread."""
+    pod = job.spec.pod
+    spec: dict[str, Any] = {"subdomain": names.service_name(job.metadata.name)}
     if job.spec.nodes > 1:
         spec["affinity"] = {"podAntiAffinity": _terms(_term(job, HOSTNAME), required=True)}
     topology = pod.topology

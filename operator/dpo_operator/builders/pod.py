@@ -1,4 +1,4 @@
-"""Pod templates of the three phases. They pass the restricted Pod Security level."""
+"""Pod templates of the phases. They pass the restricted Pod Security level."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +8,19 @@ from dpo_operator.api.base import SecretKeyRef
 from dpo_operator.api.pods import ResourceList
 from dpo_operator.api.reports import RecordedCheckpoints
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.access import credentials_of, has_identity, mirror_credentials, reaches_sources
+from dpo_operator.builders.access import (
+    credentials_of,
+    has_identity,
+    mirror_credentials,
+    reaches_sources,
+    trusts_bundle,
+)
 from dpo_operator.builders.common import build_labels
 from dpo_operator.builders.config import JOB_FILE_KEY, config_name
 from dpo_operator.builders.environment import TEMPORARY, build_environment
-from dpo_operator.builders.placement import beside_the_job, placement
+from dpo_operator.builders.placement import beside_the_job, node_choice, placement
 from dpo_operator.builders.ports import container_ports
+from dpo_operator.builders.shape import SIZED, endpoint_of, gpus_of, judge_key
 from dpo_operator.builders.volume import claim_name, source_claims
 
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - NCCL looks for it there
@@ -25,11 +32,20 @@ MEMORY_REQUEST = "1Gi"
 PREPARE_MEMORY_LIMIT = "32Gi"
 # How long a pod stays on a node that stopped answering; Kubernetes' own default is 300.
 LOST_NODE_SECONDS = 10
+# What a judge's pod has to write down answers after the last of them came.
+DRAIN_SECONDS = 10
 
 # By which Azure's webhook knows pods that ask for an identity; others ignore it.
 AZURE_IDENTITY = "azure.workload.identity/use"
 
-COMMANDS: dict[names.PodKind, str] = {"prepare": "prepare", "train": "launch", "export": "export", "mirror": "mirror"}
+COMMANDS: dict[names.PodKind, tuple[str, ...]] = {
+    "prepare": ("prepare",),
+    "generate": ("launch", "--phase", "generate"),
+    "judge": ("judge",),
+    "train": ("launch",),
+    "export": ("export",),
+    "mirror": ("mirror",),
+}
 
 
 @dataclass(frozen=True)
@@ -41,15 +57,23 @@ class TrainerImage:
 
 
 def build_pod_template(
-    job: DPOJob, phase: names.PodKind, attempt: int, image: TrainerImage, recorded: RecordedCheckpoints | None = None
+    job: DPOJob,
+    phase: names.PodKind,
+    attempt: int,
+    image: TrainerImage,
+    recorded: RecordedCheckpoints | None = None,
+    round_number: int = 0,
 ) -> dict[str, Any]:
-    """Template of one phase's pods, or of one that copies checkpoints. recorded: the checkpoints that they may use; None for a first prepare."""
+    """Template of one phase's pods, or of one that copies checkpoints. recorded: the checkpoints that they may use; None for a first prepare.
+
+    round_number: of the phase; 0 for none.
+    """
     pod = job.spec.pod
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": pod.termination_grace_period_seconds,
+        "terminationGracePeriodSeconds": _grace_seconds(job, phase),
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": TRAINER_UID,
@@ -59,7 +83,9 @@ def build_pod_template(
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(job, phase, attempt, image, recorded)],
+        "containers": [
+            _container(job, phase, image, build_environment(job, phase, attempt, recorded, round_number), recorded)
+        ],
         "volumes": _volumes(job, phase, recorded),
         "tolerations": _tolerations(job, phase),
     }
@@ -68,13 +94,15 @@ def build_pod_template(
     if pod.priority_class_name is not None:
         spec["priorityClassName"] = pod.priority_class_name
     # What the operator sets wins; the rules let no job name it, either.
-    labels = dict(pod.labels) | build_labels(job, phase, attempt)
+    labels = dict(pod.labels) | build_labels(job, phase, attempt, round_number)
     if has_identity(job, phase):
         # Its identity in a cloud comes from that cloud's webhook or metadata service; the API server's token is not mounted.
         spec["serviceAccountName"] = pod.service_account_name
         labels[AZURE_IDENTITY] = "true"
     if phase == "mirror":
         spec |= beside_the_job(job)
+    if gpus_of(job, phase) or phase in SIZED:
+        spec |= node_choice(job)
     if phase == "train":
         spec |= placement(job)
         if pod.resource_claims:
@@ -89,8 +117,18 @@ def build_pod_template(
     return {"metadata": metadata, "spec": spec}
 
 
+def _grace_seconds(job: DPOJob, phase: names.PodKind) -> int:
+    """What the job gives; for a judge at least what the requests in flight take, whose answers would be paid for again."""
+    seconds, endpoint = job.spec.pod.termination_grace_period_seconds, endpoint_of(job, phase)
+    return seconds if endpoint is None else max(seconds, endpoint.timeout_seconds + DRAIN_SECONDS)
+
+
 def _container(
-    job: DPOJob, phase: names.PodKind, attempt: int, image: TrainerImage, recorded: RecordedCheckpoints | None
+    job: DPOJob,
+    phase: names.PodKind,
+    image: TrainerImage,
+    environment: list[dict[str, Any]],
+    recorded: RecordedCheckpoints | None,
 ) -> dict[str, Any]:
     mounts: list[dict[str, Any]] = [
         {"name": "work", "mountPath": names.WORK_DIR, "subPath": job.metadata.uid},
@@ -113,19 +151,20 @@ def _container(
             mounts.append({"name": "token", "mountPath": names.TOKEN_FILE.rpartition("/")[0], "readOnly": True})
     if _mirror_keys(job, phase, recorded) is not None:
         mounts.append({"name": "mirror", "mountPath": names.MIRROR_CREDENTIALS_DIR, "readOnly": True})
-    if reaches_sources(job, phase):
-        if credentials_of(job, phase) is not None:
-            mounts.append({"name": "credentials", "mountPath": names.CREDENTIALS_DIR, "readOnly": True})
-        if job.spec.way_out.ca_bundle_ref is not None:
-            mounts.append({"name": "ca", "mountPath": names.CA_FILE.rpartition("/")[0], "readOnly": True})
+    if reaches_sources(job, phase) and credentials_of(job, phase) is not None:
+        mounts.append({"name": "credentials", "mountPath": names.CREDENTIALS_DIR, "readOnly": True})
+    if trusts_bundle(job, phase):
+        mounts.append({"name": "ca", "mountPath": names.CA_FILE.rpartition("/")[0], "readOnly": True})
+    if judge_key(job, phase) is not None:
+        mounts.append({"name": "judge", "mountPath": names.JUDGE_KEY_FILE.rpartition("/")[0], "readOnly": True})
     if phase == "train" and _wandb_key(job) is not None:
         mounts.append({"name": "wandb", "mountPath": names.WANDB_KEY_FILE.rpartition("/")[0], "readOnly": True})
     return {
         "name": names.CONTAINER,
         "image": job.spec.pod.image or image.name,
         "imagePullPolicy": job.spec.pod.image_pull_policy or image.pull_policy,
-        "command": ["python", "-m", "dpo_trainer", COMMANDS[phase]],
-        "env": build_environment(job, phase, attempt, recorded),
+        "command": ["python", "-m", "dpo_trainer", *COMMANDS[phase]],
+        "env": environment,
         "ports": container_ports(job, phase),
         "resources": _resources(job, phase),
         "volumeMounts": mounts,
@@ -142,15 +181,15 @@ def _container(
 
 
 def _resources(job: DPOJob, phase: names.PodKind) -> dict[str, Any]:
-    wanted: ResourceList = job.spec.pod.resources if phase == "train" else job.spec.pod.prepare_resources
+    wanted: ResourceList = job.spec.pod.resources if phase in SIZED else job.spec.pod.prepare_resources
     requests, limits = dict(wanted.requests), dict(wanted.limits)
     if "memory" not in requests | limits:
         requests["memory"] = MEMORY_REQUEST
         if phase == "prepare":
             limits["memory"] = PREPARE_MEMORY_LIMIT
-    if phase == "train" and job.spec.gpus_per_node > 0:
+    if gpus := gpus_of(job, phase):
         gpu = job.spec.pod.gpu_resource
-        requests[gpu] = limits[gpu] = str(job.spec.gpus_per_node)
+        requests[gpu] = limits[gpu] = str(gpus)
     if phase == "train" and (rdma := job.spec.pod.network.rdma_resource) is not None:
         requests[rdma] = limits[rdma] = "1"
     claims = [{"name": claim.name} for claim in job.spec.pod.resource_claims] if phase == "train" else []
@@ -177,8 +216,9 @@ def _volumes(job: DPOJob, phase: names.PodKind, recorded: RecordedCheckpoints | 
         volumes.append(_secret_file("wandb", key, names.WANDB_KEY_FILE))
     if (keys := _mirror_keys(job, phase, recorded)) is not None:
         volumes.append({"name": "mirror", "secret": {"secretName": keys, "defaultMode": 0o440}})
-    if reaches_sources(job, phase):
-        volumes += _access_volumes(job, phase)
+    if (key := judge_key(job, phase)) is not None:
+        volumes.append(_secret_file("judge", key, names.JUDGE_KEY_FILE))
+    volumes += _access_volumes(job, phase)
     if phase != "prepare":
         return volumes
     # readOnly here, and not only in the container: else the kubelet gives every file of a foreign claim the group fsGroup.
@@ -196,9 +236,11 @@ def _volumes(job: DPOJob, phase: names.PodKind, recorded: RecordedCheckpoints | 
 
 def _access_volumes(job: DPOJob, phase: names.PodKind) -> list[dict[str, Any]]:
     volumes: list[dict[str, Any]] = []
-    if (secret := credentials_of(job, phase)) is not None:
+    secret = credentials_of(job, phase) if reaches_sources(job, phase) else None
+    if secret is not None:
         volumes.append({"name": "credentials", "secret": {"secretName": secret, "defaultMode": 0o440}})
-    if (bundle := job.spec.way_out.ca_bundle_ref) is not None:
+    bundle = job.spec.way_out.ca_bundle_ref
+    if bundle is not None and trusts_bundle(job, phase):
         item = {"key": bundle.key, "path": names.CA_FILE.rpartition("/")[2]}
         volumes.append({"name": "ca", "configMap": {"name": bundle.name, "items": [item]}})
     return volumes
@@ -243,9 +285,9 @@ def _tolerations(job: DPOJob, phase: names.PodKind) -> list[dict[str, Any]]:
         }
         for taint in ("not-ready", "unreachable")
     ]
-    # The job's tolerations are for every phase, since all nodes may have a taint; the toleration of GPUs only where the ranks are.
+    # The job's tolerations are for every phase, since all nodes may have a taint; the toleration of GPUs only where GPUs are used.
     own = [t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in job.spec.pod.tolerations]
-    on_gpu_nodes = phase == "train" or (phase == "mirror" and job.spec.nodes == 1)
+    on_gpu_nodes = phase in SIZED or gpus_of(job, phase) > 0 or (phase == "mirror" and job.spec.nodes == 1)
     keys = dict.fromkeys((names.GPU, job.spec.pod.gpu_resource)) if on_gpu_nodes else ()
     gpu = [{"key": key, "operator": "Exists"} for key in keys]
     return [*lost_node, *gpu, *own]

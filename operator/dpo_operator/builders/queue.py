@@ -1,6 +1,7 @@
 """Labels, PodGroups and schedulerName for Kueue, Volcano, scheduler-plugins and KAI.
 
-Prepare and export are not queued: they hold no GPU, and a job that waited twice would keep its place in no queue.
+What holds GPUs is queued: training, generation, and a judge with a GPU where the queue makes no PodGroup, which is of all the nodes.
+Prepare and export are not: a job that waited twice would keep its place in no queue.
 """
 
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.common import Manifest, build_metadata
+from dpo_operator.builders.shape import SIZED, gpus_of, pod_count
 
 KUEUE_QUEUE = "kueue.x-k8s.io/queue-name"
 KUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
@@ -36,15 +38,21 @@ class Schedulers:
 DEFAULT_SCHEDULERS = Schedulers()
 
 
+def is_queued(job: DPOJob, phase: names.Phase) -> bool:
+    """Whether a queue decides when a phase's pods start."""
+    queue = job.spec.queue
+    return queue is not None and (phase in SIZED or (gpus_of(job, phase) > 0 and queue.kind not in POD_GROUPS))
+
+
 def is_created_suspended(job: DPOJob, phase: names.Phase) -> bool:
     """Whether a phase's Job is created suspended, so that a queue resumes it."""
-    return phase == "train" and job.spec.queue is not None and job.spec.queue.kind == "Kueue"
+    return is_queued(job, phase) and job.spec.queue is not None and job.spec.queue.kind == "Kueue"
 
 
 def in_queue(job: DPOJob, phase: names.Phase, child: Manifest, schedulers: Schedulers) -> Manifest:
     """A phase's Job, with the queue's labels, annotations and schedulerName."""
     queue = job.spec.queue
-    if queue is None or phase != "train":
+    if queue is None or not is_queued(job, phase):
         return child
     template = child["spec"]["template"]
     group = names.pod_group_name(job.metadata.name)
@@ -53,7 +61,7 @@ def in_queue(job: DPOJob, phase: names.Phase, child: Manifest, schedulers: Sched
             child["metadata"]["labels"][KUEUE_QUEUE] = queue.name
             if queue.priority_class is not None:
                 child["metadata"]["labels"][KUEUE_PRIORITY] = queue.priority_class
-            if queue.topology is not None:
+            if queue.topology is not None and phase == "train":
                 template["metadata"]["annotations"][KUEUE_TOPOLOGY[queue.topology.required]] = queue.topology.pack_by
         case "Volcano":
             template["spec"]["schedulerName"] = schedulers.volcano
@@ -64,7 +72,7 @@ def in_queue(job: DPOJob, phase: names.Phase, child: Manifest, schedulers: Sched
         case "KAI":
             # KAI makes the PodGroup itself, from what the Job and its pods say.
             template["spec"]["schedulerName"] = schedulers.kai
-            child["metadata"]["annotations"][KAI_GANG] = str(job.spec.nodes)
+            child["metadata"].setdefault("annotations", {})[KAI_GANG] = str(pod_count(job, phase))
             for labels in (child["metadata"]["labels"], template["metadata"]["labels"]):
                 labels[KAI_QUEUE] = queue.name
     return child

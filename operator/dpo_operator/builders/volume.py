@@ -13,8 +13,10 @@ def claim_name(job: DPOJob) -> str:
 
 
 def source_claims(job: DPOJob) -> list[str]:
-    """Claims that the model and the data are read from (pvc://claim/path), each once, in a fixed order."""
-    sources = [*(source for _, source, _ in job.spec.model.sources), *(data.source for data in job.spec.data.datasets)]
+    """Claims that models and data are read from (pvc://claim/path), each once, in a fixed order."""
+    spec = job.spec
+    rounds = spec.iterative.sources if spec.iterative is not None else ()
+    sources = [*(source for _, source, _ in spec.model.sources), *(data.source for data in spec.data.datasets), *rounds]
     claims = [s.removeprefix("pvc://").partition("/")[0] for s in sources if s.startswith("pvc://")]
     return list(dict.fromkeys(claims))
 

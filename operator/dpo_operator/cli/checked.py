@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from dpo_operator.api import exitcodes
-from dpo_operator.api.allow import Allow
+from dpo_operator.api.allowed.allow import Allow
 from dpo_operator.api.rules.advice import advice
 from dpo_operator.api.text import sentences
 from dpo_operator.api.types import DPOJob

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from dpo_operator.api import names
-from dpo_operator.api.allow import DEFAULT_ALLOW, Allow, refused_variables
+from dpo_operator.api.allowed.allow import DEFAULT_ALLOW, Allow, refused_variables
 from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.rules import support
 from dpo_operator.api.text import sentences

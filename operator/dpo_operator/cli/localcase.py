@@ -100,7 +100,13 @@ def _telling(said: list[Said]) -> Termination | None:
     return (later or said)[-1].words if said else None
 
 
-_WORKING: dict[names.Phase, State] = {"prepare": State.PREPARING, "train": State.TRAINING, "export": State.EXPORTING}
+_WORKING: dict[names.Phase, State] = {
+    "prepare": State.PREPARING,
+    "generate": State.GENERATING,
+    "judge": State.JUDGING,
+    "train": State.TRAINING,
+    "export": State.EXPORTING,
+}
 
 
 def _counted(history: list[Restart]) -> dict[str, Any]:

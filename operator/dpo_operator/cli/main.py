@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from dpo_operator.api import exitcodes, names
-from dpo_operator.api.allow import refusals
+from dpo_operator.api.allowed.allow import refusals
 from dpo_operator.api.models import hardware
 from dpo_operator.api.quantity import to_bytes
 from dpo_operator.api.types import DPOJob
@@ -119,7 +119,7 @@ def validate(
     """
     allow = allowed(allow_env)
     job = read_job(file, allow)
-    for line in refusals(job.spec, allow, image=""):
+    for line in refusals(job.spec, allow, image="", namespace=job.metadata.namespace):
         say(f"note: {line}")
     warn(job, claims)
     console.print(f"{file}: {names.KIND} {job.metadata.name} is valid")

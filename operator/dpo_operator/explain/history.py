@@ -4,6 +4,7 @@ import re
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import exitcodes
+from dpo_operator.api.names import Phase
 from dpo_operator.api.quantity import duration
 from dpo_operator.api.text import quoted
 from dpo_operator.explain.case import Case, Event, Pod
@@ -15,7 +16,13 @@ SHOWN_EVENTS = 3
 MAX_WORDS = 400
 # Older events are about something else.
 RECENT_SECONDS = 3600.0
-NAMES = {"prepare": "the preparation", "train": "the training", "export": "the export"}
+NAMES: dict[Phase, str] = {
+    "prepare": "the preparation",
+    "generate": "the generation of answers",
+    "judge": "the judging",
+    "train": "the training",
+    "export": "the export",
+}
 # Conditions leave the names of single pods out.
 _RANDOM_NAME = re.compile(r'pods "[^"]*"')
 _COUNTING = {"Counted": "counted", "Uncounted": "not counted", "Planned": "planned"}

@@ -14,6 +14,7 @@ from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.statusparts.renames import RENAMED, Rename
 from dpo_operator.api.types import DPOJobSpec
+from dpo_operator.generate.validations import transitions, validation
 
 Schema = dict[str, Any]
 
@@ -96,9 +97,6 @@ _REWRITTEN = frozenset(
     }
 )
 
-IMMUTABLE_MESSAGE = "can't change once the DPOJob exists; make another DPOJob"
-GROWING_MESSAGE = "can only grow once the DPOJob exists: a volume can't shrink"
-
 
 def crd() -> Schema:
     """The whole CustomResourceDefinition, ready for YAML."""
@@ -136,9 +134,8 @@ def spec_schema() -> Schema:
     """Structural schema of `spec`, with the rules over several fields."""
     schema = structural(DPOJobSpec.model_json_schema(by_alias=True))
     schema["x-kubernetes-validations"] = [
-        *(_validation(rule.cel, rule.message, f".{rule.field}") for rule in rules.SPEC_RULES),
-        *(_immutable(field, present=_is_always_there(schema, field)) for field in rules.IMMUTABLE_FIELDS),
-        _growing(rules.VOLUME_SIZE),
+        *(validation(rule.cel, rule.message, f".{rule.field}") for rule in rules.SPEC_RULES),
+        *transitions(schema),
     ]
     return schema
 
@@ -198,36 +195,6 @@ def _root_schema() -> Schema:
             }
         ],
     }
-
-
-def _validation(rule: str, message: str, path: str) -> Schema:
-    return {"rule": rule, "message": message, "fieldPath": path}
-
-
-def _is_always_there(schema: Schema, field: str) -> bool:
-    """Whether each part of a dotted field is required or has a default."""
-    for part in field.split("."):
-        if part not in schema.get("required", ()) and "default" not in schema["properties"][part]:
-            return False
-        schema = schema["properties"][part]
-    return True
-
-
-def _immutable(field: str, *, present: bool) -> Schema:
-    """A transition rule; a field that is added or taken away has changed too.
-
-    present: it can't be. Every look at a field costs the API server at each write of the status, too.
-    """
-    same = f"self.{field} == oldSelf.{field}"
-    if not present:
-        same = f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || {same})"
-    return _validation(same, IMMUTABLE_MESSAGE, f".{field}")
-
-
-def _growing(field: str) -> Schema:
-    """A transition rule: a quantity may become larger."""
-    rule = f"quantity(self.{field}).compareTo(quantity(oldSelf.{field})) >= 0"
-    return _validation(rule, GROWING_MESSAGE, f".{field}")
 
 
 def _node(schema: Mapping[str, Any], defs: Mapping[str, Any], path: str) -> Schema:

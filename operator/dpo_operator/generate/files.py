@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from dpo_operator.api.environment import VARIABLES
+from dpo_operator.api.allowed.environment import VARIABLES
 from dpo_operator.generate import crd, reference
 from dpo_operator.generate.dashboards import dashboard_queries, fleet, job
 

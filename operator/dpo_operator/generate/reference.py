@@ -5,12 +5,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dpo_operator.api import conditions, names
-from dpo_operator.api.environment import VARIABLES
+from dpo_operator.api.allowed.environment import VARIABLES
 from dpo_operator.api.exitcodes import TABLE, UNKNOWN, ExitCode
 from dpo_operator.api.pods import RESERVED_ENV_TEXT
 from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.rules.thresholds import THRESHOLDS
-from dpo_operator.generate import crd
+from dpo_operator.generate import crd, validations
 from dpo_operator.generate.dashboards.catalogue import catalogue
 
 Json = dict[str, Any]
@@ -43,9 +43,10 @@ def dpojob_page() -> str:
         "## Rules over several fields\n",
         _table(("Field", "Rule"), ((f"`spec.{rule.field}`", rule.message) for rule in rules.SPEC_RULES)),
         "## What may change\n",
-        f"These fields {crd.IMMUTABLE_MESSAGE.replace('; make another DPOJob', ', because they decide what is computed')}: "
+        f"These fields {validations.IMMUTABLE_MESSAGE.replace('; make another DPOJob', ', because they decide what is computed')}: "
         + ", ".join(f"`{field}`" for field in rules.IMMUTABLE_FIELDS)
-        + ". All others may change at any time.\n",
+        + f". So do those of `spec.iterative`, which can't be added or removed either; `spec.{rules.ROUNDS}` {validations.ROUNDS_MESSAGE}. "
+        "All others may change at any time.\n",
         *_sections("status", status),
         "## Conditions\n",
         "Types: " + ", ".join(f"`{kind}`" for kind in conditions.TYPES) + ".\n",

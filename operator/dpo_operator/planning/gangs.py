@@ -14,7 +14,8 @@ from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus, PlacementWait, Workers
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.job import pod_count, takes_turns
+from dpo_operator.builders.job import takes_turns
+from dpo_operator.builders.shape import pod_count
 from dpo_operator.planning import certainty, failures, refusals, restarts, transitions
 from dpo_operator.planning.actions import Event, Plan, SuspendJob
 from dpo_operator.planning.objects import ChildJob, ChildPod

@@ -14,9 +14,9 @@ from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.statusparts.stored import MirrorStatus
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.job import pod_count
 from dpo_operator.builders.mirror import build_mirror_job
 from dpo_operator.builders.pod import TrainerImage
+from dpo_operator.builders.shape import pod_count
 from dpo_operator.planning import ending, recorded, resizing, restarts, transitions
 from dpo_operator.planning.actions import Create, Delete, Event, Plan
 from dpo_operator.planning.objects import ChildJob, ChildPod

@@ -6,18 +6,19 @@ from datetime import datetime, timedelta
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
-from dpo_operator.api.allow import DEFAULT_ALLOW, Allow
-from dpo_operator.api.allow import refusals as not_allowed
+from dpo_operator.api.allowed.allow import DEFAULT_ALLOW, Allow
+from dpo_operator.api.allowed.allow import refusals as not_allowed
 from dpo_operator.api.status import ActiveJob, DPOJobStatus, Workers
 from dpo_operator.api.statusparts.stored import VolumeStatus
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import build_config_map
-from dpo_operator.builders.job import build_child_job, pod_count
+from dpo_operator.builders.job import build_child_job
 from dpo_operator.builders.networks import CLOSED, Networks
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.builders.queue import DEFAULT_SCHEDULERS, Schedulers
 from dpo_operator.builders.service import build_service
+from dpo_operator.builders.shape import pod_count
 from dpo_operator.builders.volume import build_claim
 from dpo_operator.planning import (
     certainty,
@@ -70,7 +71,7 @@ class Settings:
 
     def refused(self, job: DPOJob) -> Problems | None:
         """What the job asks for and the administrator does not allow."""
-        found = not_allowed(job.spec, self.allow, self.image.name)
+        found = not_allowed(job.spec, self.allow, self.image.name, job.metadata.namespace)
         return Problems(c.NOT_ALLOWED, tuple(found)) if found else None
 
 

@@ -58,6 +58,8 @@ def settled(status: DPOJobStatus, at: Moment, before: DPOJobStatus | None = None
 
 _WORKING: dict[names.Phase, State] = {
     "prepare": State.PREPARING,
+    "generate": State.GENERATING,
+    "judge": State.JUDGING,
     "train": State.TRAINING,
     "export": State.EXPORTING,
 }

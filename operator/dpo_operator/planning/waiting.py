@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
-from dpo_operator.api.allow import Allow
+from dpo_operator.api.allowed.allow import Allow
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob

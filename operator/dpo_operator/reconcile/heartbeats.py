@@ -9,8 +9,8 @@ from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import Progress
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.job import pod_count
 from dpo_operator.builders.ports import ports_of
+from dpo_operator.builders.shape import pod_count
 from dpo_operator.planning.actions import Event
 from dpo_operator.planning.hangs import SILENT_SECONDS, silent_event
 from dpo_operator.planning.objects import ChildPod

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from dpo_operator.api import conditions as c
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.job import pod_count
+from dpo_operator.builders.shape import pod_count
 from dpo_operator.kube.client import Client
 from dpo_operator.planning.actions import Event
 from dpo_operator.planning.announcing import REPEAT_SECONDS, obstacle_event

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from dpo_operator.api.allow import DEFAULT_ALLOW, Allow, refusals
-from dpo_operator.api.environment import VARIABLES
+from dpo_operator.api.allowed.allow import DEFAULT_ALLOW, Allow, refusals
+from dpo_operator.api.allowed.environment import VARIABLES
 from dpo_operator.api.pods import RESERVED_ENV
 from dpo_operator.api.types import DPOJobSpec
 
@@ -18,7 +18,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 def fields(allow: dict[str, Any] | None = None, **parts: Any) -> list[str]:
     """The fields that are refused."""
     spec = {"model": {"name": "org/model"}, "data": {"train": {"source": "org/pairs"}}} | parts
-    found = refusals(DPOJobSpec.model_validate(spec), Allow.model_validate(allow or {}), IMAGE)
+    found = refusals(DPOJobSpec.model_validate(spec), Allow.model_validate(allow or {}), IMAGE, "team")
     return [line.split(":")[0] for line in found]
 
 
@@ -27,6 +27,13 @@ def test_a_plain_job_may_run() -> None:
 
 
 # What a job asks for, the field that is named, and the value of the chart that allows it.
+def judged_in(namespace: str) -> dict[str, Any]:
+    """Rounds whose judge is in a namespace."""
+    allow_to = {"namespace": namespace, "podLabels": {"app": "judge"}, "port": 80}
+    endpoint = {"url": "http://judge/v1", "model": "m", "apiKeySecretRef": {"name": "key"}, "allowTo": allow_to}
+    return {"iterative": {"judge": {"type": "endpoint", "endpoint": endpoint}}}
+
+
 CASES: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     ({"pod": {"env": [{"name": "WANDB_BASE_URL"}]}}, "spec.pod.env", {"env": ["WANDB_BASE_URL"]}),
     ({"pod": {"env": [{"name": "WANDB_MODE"}]}}, "spec.pod.env", {"env": ["WANDB_*"]}),
@@ -65,6 +72,7 @@ CASES: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {"resourceClaimTemplates": ["imex-*"]},
     ),
     ({"pod": {"serviceAccountName": "reader"}}, "spec.pod.serviceAccountName", {"serviceAccounts": ["reader"]}),
+    (judged_in("judges"), "spec.iterative.judge.endpoint.allowTo.namespace", {"judgeNamespaces": ["judge*"]}),
 ]
 
 
@@ -84,7 +92,7 @@ def test_a_refusal_names_what_was_found_and_the_chart_value() -> None:
             "pod": {"env": [{"name": "SSL_CERT_FILE"}], "priorityClassName": "high"},
         }
     )
-    variable, priority = refusals(spec, DEFAULT_ALLOW, IMAGE)
+    variable, priority = refusals(spec, DEFAULT_ALLOW, IMAGE, "team")
     assert "SSL_CERT_FILE" in variable
     assert "allow.env" in variable
     assert "high" in priority
@@ -182,3 +190,8 @@ def test_every_variable_that_is_allowed_only_tunes(name: str) -> None:
 def test_a_pattern_that_would_surprise_is_no_setting(allow: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Allow.model_validate(allow)
+
+
+def test_a_judge_of_the_job_s_own_namespace_needs_nobodys_leave() -> None:
+    assert fields(**judged_in("team")) == []
+    assert fields({"secrets": ["other"]}, **judged_in("team")) == ["spec.iterative.judge.endpoint.apiKeySecretRef"]

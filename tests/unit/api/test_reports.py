@@ -1,8 +1,19 @@
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from dpo_operator.api.reports import MAX_TERMINATION_BYTES, CheckpointRef, DatasetReport, Progress, Termination
+from dpo_operator.api.reports import (
+    MAX_TERMINATION_BYTES,
+    CheckpointRef,
+    DatasetReport,
+    Progress,
+    RoundReport,
+    Termination,
+)
+from dpo_operator.api.statusparts.rounds import RoundStatus
 
 pytestmark = pytest.mark.unit
 
@@ -67,3 +78,48 @@ def test_foreign_text_is_not_ours(text: str | None) -> None:
 )
 def test_text_that_json_parsers_differ_about_is_not_ours(text: str) -> None:
     assert Termination.from_text(text) is None
+
+
+A_ROUND: dict[str, Any] = {
+    "round": 20, "prompts": 20_000, "answers": 80_000, "ended_share": 0.97123, "judged": 19_990, "ties": 1234, "pairs": 15_000,
+    "left_out": dict.fromkeys(("tie", "gap", "length", "unfinished", "identical", "not_judged"), 12_345), "judge_calls": 120_000,
+    "judge_cached": 12, "judge_tokens": 123_456_789, "order_agreement": 0.81234, "longer_wins": 0.56789, "score_mean": -1.23456,
+    "score_best": 2.34567, "gap_median": 1.11111, "generation_tokens": 40_960_000, "kl_to_initial": 12.3456, "own_nll": 1.23456,
+    "win_rate_previous": 0.54321, "win_rate_initial": 0.65432, "win_rate_error": 0.03535, "win_rate_length_controlled": 0.61111,
+}  # fmt: skip
+
+
+def test_a_judge_s_rounds_and_their_message_fit_a_termination() -> None:
+    """A round stands once, so that the message keeps its beginning."""
+    report = RoundReport(**A_ROUND, ended="RoundsWorse")
+    said = words("the cause. " + "x" * 9000).model_copy(update={"phase": "judge", "round": report, "compared": report})
+    assert said.progress is not None
+    said = said.model_copy(update={"progress": said.progress.model_copy(update={"round": report})})
+    text = said.to_text()
+    back = Termination.from_text(text)
+    assert len(text.encode()) <= MAX_TERMINATION_BYTES
+    assert back is not None
+    assert (back.round, back.compared, back.progress and back.progress.round) == (report, report, None)
+    assert back.message.startswith("the cause.")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"win_rate_previous": 1.5}, {"kl_to_initial": float("nan")}, {"pairs": -1}, {"round": 0}, {"round": 22}, {"ended": "Happily"}],
+)  # fmt: skip
+def test_a_round_with_impossible_figures_is_not_ours(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        RoundReport(**A_ROUND | wrong)
+
+
+def test_a_round_in_the_status_is_small_and_has_every_figure() -> None:
+    status = RoundStatus.of(RoundReport(**A_ROUND, ended="Saturated"))
+    assert (status.win_rate_previous, status.kl_to_initial, status.pairs, status.ended) == (
+        "0.5432",
+        "12.35",
+        15_000,
+        "Saturated",
+    )
+    assert RoundReport.model_fields.keys() - RoundStatus.model_fields.keys() == {"left_out"}
+    extreme = RoundStatus.of(RoundReport(round=1, score_mean=-1e12, own_nll=-1.23456e-11))
+    assert RoundStatus.model_validate(extreme.model_dump()) == extreme

@@ -46,6 +46,15 @@ def test_what_decides_them_may_not(now: dict[str, Any], paths: list[str]):
     assert changed(BEFORE, BEFORE | now) == paths
 
 
+def test_rounds_may_grow_and_nothing_else_of_them():
+    judge = {"type": "builtin", "builtin": {"name": "length", "tokens": 5}}
+    begun = BEFORE | {"iterative": {"judge": judge}}
+    assert changed(begun, begun | {"iterative": {"judge": judge, "rounds": 4}}) == []
+    assert changed(begun, begun | {"iterative": {"judge": judge, "rounds": 2}}) == ["spec.iterative.rounds"]
+    assert changed(begun, begun | {"iterative": {"judge": judge, "mixOffline": 0.5}}) == ["spec.iterative.mixOffline"]
+    assert changed(BEFORE, begun) == changed(begun, BEFORE) == ["spec.iterative.judge"]
+
+
 def test_the_names_are_those_of_settings():
     parts = ((Training, NEUTRAL_TRAINING), (Checkpoint, NEUTRAL_CHECKPOINT), (Evaluation, NEUTRAL_EVALUATION))
     for model, settings in parts:

@@ -10,6 +10,8 @@ from dpo_operator.api.types import DPOJob
 
 pytestmark = pytest.mark.unit
 
+LENGTH = {"judge": {"type": "builtin", "builtin": {"name": "length", "tokens": 5}}}
+
 
 def job(name: str = "helpful", **spec: Any) -> DPOJob:
     base = {"model": {"name": "org/model"}, "data": {"train": {"source": "org/pairs"}}}
@@ -47,8 +49,8 @@ def test_names_that_do_not_fit_a_host_name_are_refused(name: str) -> None:
 def test_the_longest_name_fits_a_host_name() -> None:
     name = "a" * names.MAX_JOB_NAME
     assert job(name=name).metadata.name == name
-    host = f"{names.child_job_name(name, 'train', 999_999)}-99999"
-    assert len(host) == 63
+    for phase in names.PHASES:
+        assert len(f"{names.child_job_name(name, phase, 9_999)}-1023") <= 63
 
 
 @pytest.mark.parametrize(
@@ -226,6 +228,8 @@ def test_network_tuning_is_allowed(name: str) -> None:
         ({"training": {"optimizer": "adamw-8bit", "offload": "cpu"}}, "spec.training.offload"),
         ({"training": {"precision": "fp16", "device": "cpu"}}, "spec.training.precision"),
         ({"training": {"precision": "fp16"}, "gpusPerNode": 0}, "spec.training.precision"),
+        ({"iterative": LENGTH | {"generation": {"engine": "vllm"}}}, "spec.iterative.generation.engine"),
+        ({"iterative": LENGTH, "checkpoint": {"mirror": {"to": "s3://b/k"}}}, "spec.checkpoint.mirror"),
     ],
 )
 def test_what_is_not_implemented_is_said(spec: dict[str, Any], field: str) -> None:
@@ -237,6 +241,7 @@ def test_what_is_not_implemented_is_said(spec: dict[str, Any], field: str) -> No
 @pytest.mark.parametrize(
     "spec",
     [
+        {"iterative": LENGTH},
         {"training": {"precision": "fp16"}},
         {"training": {"optimizer": "adamw-8bit"}},
         {"training": {"offload": "cpu", "device": "cpu"}, "gpusPerNode": 0},

@@ -170,9 +170,9 @@ def test_user_environment_is_taken_literally(value):
     assert shown.replace("$$", "$") == value
 
 
-def test_user_environment_reaches_training_alone():
+def test_user_environment_reaches_training_and_generation():
     spec = {"pod": {"env": [{"name": "NCCL_DEBUG", "value": "INFO"}]}}
-    assert [phase for phase in names.PHASES if "NCCL_DEBUG" in env_of(phase, **spec)] == ["train"]
+    assert [phase for phase in names.PHASES if "NCCL_DEBUG" in env_of(phase, **spec)] == ["generate", "train"]
 
 
 def test_the_key_of_a_tracker_is_a_file_and_in_training_alone():

@@ -6,7 +6,14 @@ from ipaddress import ip_network
 import pytest
 
 from dpo_operator.api import names
-from dpo_operator.builders.guards import build_budget, build_guards, build_prepare_policy, build_rank_policy
+from dpo_operator.builders.guards import (
+    build_budget,
+    build_generate_policy,
+    build_guards,
+    build_judge_policy,
+    build_prepare_policy,
+    build_rank_policy,
+)
 from dpo_operator.builders.job import build_child_job
 from dpo_operator.builders.networks import CLOSED, Networks
 from dpo_operator.builders.pod import TrainerImage
@@ -22,6 +29,14 @@ OPERATORS = Networks(metrics_namespaces=("dpo-system", "prometheus"))
 
 def labels_of(phase, job):
     return build_child_job(job, phase, 1, TrainerImage("t:1"))["spec"]["template"]["metadata"]["labels"]
+
+
+OPENED = Networks(open=("10.1.0.0/16",))
+
+
+def with_endpoint(**fields):
+    """Rounds whose judge is behind an endpoint."""
+    return {"judge": {"type": "endpoint", "endpoint": {"url": "https://judge.example/v1", "model": "m", **fields}}}
 
 
 def selects(selector, labels):
@@ -45,11 +60,18 @@ def test_drains_take_one_rank_at_a_time_or_none(nodes, evictions, least):
     assert budget["spec"]["minAvailable"] == least
     assert "maxUnavailable" not in budget["spec"]
     assert [phase for phase in names.PHASES if selects(budget["spec"]["selector"], labels_of(phase, job))] == ["train"]
+    rounds = a_job(nodes=nodes, pod={"evictions": evictions}, iterative=with_endpoint())
+    both = build_budget(rounds)["spec"]
+    assert [phase for phase in names.PHASES if selects(both["selector"], labels_of(phase, rounds))] == [
+        "generate",
+        "train",
+    ]
 
 
 def test_each_phase_has_one_policy():
     job = a_job()
-    policies = [build_prepare_policy(job, CLOSED), build_rank_policy(job, CLOSED)]
+    builders = (build_prepare_policy, build_generate_policy, build_judge_policy, build_rank_policy)
+    policies = [build_policy(job, CLOSED) for build_policy in builders]
     for phase in names.PHASES:
         assert sum(selects(p["spec"]["podSelector"], labels_of(phase, job)) for p in policies) == 1
     other = a_job(metadata={"uid": "another"})
@@ -81,6 +103,30 @@ def test_ranks_reach_nothing_outside():
     assert dns["to"][0] == {"namespaceSelector": {}}
     # 100.64.0.0/10 is shared by providers' networks, and no more global than the private ones.
     assert not any(ip_network(to["ipBlock"]["cidr"]).is_global for to in dns["to"][1:])
+
+
+def test_who_generates_reaches_nothing():
+    assert build_generate_policy(a_job(iterative=with_endpoint()), OPERATORS)["spec"]["egress"] == []
+    (scrape,) = build_generate_policy(a_job(iterative=with_endpoint()), OPERATORS)["spec"]["ingress"]
+    assert scrape["ports"] == [{"protocol": "TCP", "port": 9400}]
+
+
+def test_a_judge_reaches_its_endpoint_alone():
+    def egress(job):
+        return build_judge_policy(job, OPENED)["spec"]["egress"]
+
+    dns, public = egress(a_job(iterative=with_endpoint()))
+    assert public == {"to": OPENED.outside(), "ports": [{"protocol": "TCP", "port": 443}]}
+    assert {port["port"] for port in dns["ports"]} == {53, 5353}
+    allow_to = {"namespace": "judges", "podLabels": {"app": "judge"}, "port": 8000}
+    _, inside = egress(a_job(iterative=with_endpoint(url="http://judge.judges.svc:80/v1", allowTo=allow_to)))
+    (peer,) = inside["to"]
+    assert peer["namespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "judges"}}
+    assert peer["podSelector"] == {"matchLabels": {"app": "judge"}}
+    assert inside["ports"] == [{"protocol": "TCP", "port": 8000}]
+    proxied = a_job(iterative=with_endpoint(), access={"proxy": {"url": "http://proxy.example:3128"}})
+    assert egress(proxied)[1]["ports"] == [{"protocol": "TCP", "port": 443}, {"protocol": "TCP", "port": 3128}]
+    assert egress(a_job(iterative={"judge": {"type": "rewardModel", "rewardModel": {"name": "org/m"}}})) == []
 
 
 def test_a_tracker_online_needs_https():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_operator.api.allow import Allow
+from dpo_operator.api.allowed.allow import Allow
 from dpo_operator.cli.jobfile import JobFileError, read
 
 pytestmark = pytest.mark.unit

@@ -36,7 +36,7 @@ COUNTING = {"counted": "Counted", "infrastructure": "Uncounted", "planned": "Pla
 # Words for people. They may change; reasons, which programs read, may not.
 WORDS = ("message", "ending", "activity")
 # What earlier versions did not have.
-NEWER = ("earlierJobs", "claimTokens", "findings", "accuracy", "evalAccuracy")
+NEWER = ("earlierJobs", "claimTokens", "findings", "accuracy", "evalAccuracy", "round", "rounds", "generate", "judge")
 
 
 def renamed(status: dict[str, Any]) -> dict[str, Any]:
@@ -51,6 +51,13 @@ def renamed(status: dict[str, Any]) -> dict[str, Any]:
             for restart in history
         ]
     return current
+
+
+def without_newer(value: Any) -> Any:
+    """Without the fields that earlier versions did not have, as long as they say nothing."""
+    if isinstance(value, dict):
+        return {key: without_newer(part) for key, part in value.items() if part or key not in NEWER}
+    return value
 
 
 def without_words(value: Any) -> Any:
@@ -94,7 +101,7 @@ def aborted(record: dict[str, Any]) -> bool:
 def test_the_fixtures_show_every_state_and_much_else():
     statuses = [DPOJobStatus.model_validate(record["status"]) for record in RECORDS]
     assert len({json.dumps(record["status"], sort_keys=True) for record in RECORDS}) >= 30
-    assert {status.state for status in statuses} == {None, *State}
+    assert {status.state for status in statuses} == {None, *State} - {State.GENERATING, State.JUDGING}
     assert {status.phase for status in statuses} == {None, "prepare", "train", "export"}
     fields = {key for record in RECORDS for key, value in record["status"].items() if value}
     known = {field.alias for field in DPOJobStatus.model_fields.values()}
@@ -108,7 +115,7 @@ def test_the_fixtures_show_every_state_and_much_else():
 def test_no_field_is_lost(number: int):
     for status in (RECORDS[number]["status"], RECORDS[number]["answer"]["status"]):
         read = DPOJobStatus.model_validate(status).to_dict()
-        assert {key: value for key, value in read.items() if value or key not in NEWER} == renamed(status)
+        assert without_newer(read) == without_newer(renamed(status))
 
 
 @pytest.mark.parametrize("number", range(len(RECORDS)))
@@ -133,7 +140,7 @@ def test_the_same_is_decided(number: int):
 @pytest.mark.parametrize("number", range(len(RECORDS)))
 def test_the_job_ends_as_it_would_have(number: int):
     then = RECORDS[number]["ending"]
-    assert ending(*parsed(RECORDS[number])) == (None if then is None else renamed(then))
+    assert without_newer(ending(*parsed(RECORDS[number]))) == (None if then is None else renamed(then))
 
 
 def test_most_of_the_jobs_get_to_their_end():

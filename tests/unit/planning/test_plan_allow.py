@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from dpo_operator.api import conditions as c
-from dpo_operator.api.allow import Allow
+from dpo_operator.api.allowed.allow import Allow
 from dpo_operator.api.status import DPOJobStatus, State
 from dpo_operator.planning.objects import Claim
 from dpo_operator.planning.plan import plan

@@ -21,7 +21,7 @@ ODD_URL = "^pvc://[^/]{254}|::"
 PARENT_FOLDER = "/[.][.](/|$)"
 NUMBER = "[-+]?([0-9]+([.][0-9]*)?|[.][0-9]+)([eE][-+]?[0-9]{1,3})?"
 
-_URL_MESSAGE = (
+URL_MESSAGE = (
     "a URL must be pvc://claim/path with a claim of the job's namespace and no '..', s3://bucket/path, gs://bucket/path, az://container/path, "
     "hf://org/name for a model or hf://datasets/org/name for data, without '::'"
 )
@@ -33,11 +33,13 @@ def _readable_cel(source: str, on_hub: str) -> str:
     return f"(!{source}.contains('://') || (!{source}.matches('{ODD_URL}') && ({stores} || {others})))"
 
 
-def _model_cel(source: str) -> str:
+def model_cel(source: str) -> str:
+    """CEL of readable_model. source: expression of it."""
     return _readable_cel(source, f"({source}.matches('{HUB_MODEL}') && !{source}.matches('{NO_MODEL}'))")
 
 
-def _data_cel(source: str) -> str:
+def data_cel(source: str) -> str:
+    """CEL of readable_data. source: expression of it."""
     return _readable_cel(source, f"{source}.matches('{HUB_DATASET}')")
 
 
@@ -48,11 +50,13 @@ def _readable(source: str, on_hub: object) -> bool:
     return "://" not in source or bool(known and not re.search(ODD_URL, source))
 
 
-def _readable_model(source: str) -> bool:
+def readable_model(source: str) -> bool:
+    """Whether the source of a model is no URL, or one that prepare can read."""
     return _readable(source, re.search(HUB_MODEL, source) and not re.search(NO_MODEL, source))
 
 
-def _readable_data(source: str) -> bool:
+def readable_data(source: str) -> bool:
+    """Whether the source of data is no URL, or one that prepare can read."""
     return _readable(source, re.search(HUB_DATASET, source))
 
 
@@ -96,21 +100,21 @@ def _meaningful(condition: Condition) -> bool:
 
 
 DATA_RULES: tuple[Rule, ...] = (
-    Rule("model.name", _model_cel("self.model.name"), lambda s: _readable_model(s.model.name), _URL_MESSAGE),
+    Rule("model.name", model_cel("self.model.name"), lambda s: readable_model(s.model.name), URL_MESSAGE),
     Rule(
         "model.adapter.name",
-        f"!has(self.model.adapter) || {_model_cel('self.model.adapter.name')}",
-        lambda s: s.model.adapter is None or _readable_model(s.model.adapter.name),
-        _URL_MESSAGE,
+        f"!has(self.model.adapter) || {model_cel('self.model.adapter.name')}",
+        lambda s: s.model.adapter is None or readable_model(s.model.adapter.name),
+        URL_MESSAGE,
     ),
     Rule(
         "model.reference.name",
-        f"!has(self.model.reference) || {_model_cel('self.model.reference.name')}",
-        lambda s: s.model.reference is None or _readable_model(s.model.reference.name),
-        _URL_MESSAGE,
+        f"!has(self.model.reference) || {model_cel('self.model.reference.name')}",
+        lambda s: s.model.reference is None or readable_model(s.model.reference.name),
+        URL_MESSAGE,
     ),
     *_of_each_dataset(
-        "source", lambda at: _data_cel(f"{at}.source"), lambda _, data: _readable_data(data.source), _URL_MESSAGE
+        "source", lambda at: data_cel(f"{at}.source"), lambda _, data: readable_data(data.source), URL_MESSAGE
     ),
     *_of_each_dataset(
         "format",

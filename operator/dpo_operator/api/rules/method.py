@@ -11,7 +11,7 @@ FREE = tuple(sorted(REFERENCE_FREE))
 ROBUST = (MethodName.DPO, MethodName.LD_DPO, MethodName.LN_DPO)
 
 
-def _names(methods: tuple[MethodName, ...]) -> str:
+def names_cel(methods: tuple[MethodName, ...]) -> str:
     """A CEL list."""
     return "[" + ", ".join(f"'{method.value}'" for method in methods) + "]"
 
@@ -42,20 +42,20 @@ def _only_for(setting: str, read: Callable[[Loss], object], *methods: MethodName
 METHOD_RULES: tuple[Rule, ...] = (
     Rule(
         "model.reference",
-        f"!has(self.model.reference) || !(self.method.name in {_names(FREE)}) || "
-        f"self.method.plus.exists(loss, !(loss.name in {_names(FREE)}))",
+        f"!has(self.model.reference) || !(self.method.name in {names_cel(FREE)}) || "
+        f"self.method.plus.exists(loss, !(loss.name in {names_cel(FREE)}))",
         lambda s: s.model.reference is None or s.method.needs_reference,
         "must be left out when no loss compares with a reference, as with orpo, simpo and reward-model",
     ),
     *_of_each_loss(
         "labelSmoothing",
-        f"(LOSS.labelSmoothing == 0.0 || LOSS.name in {_names(SMOOTHED)})",
+        f"(LOSS.labelSmoothing == 0.0 || LOSS.name in {names_cel(SMOOTHED)})",
         lambda loss: loss.label_smoothing == 0 or loss.name in SMOOTHED,
         "must be 0 unless the loss's name is dpo, ld-dpo, ln-dpo or simpo",
     ),
     *_of_each_loss(
         "robust",
-        f"(!LOSS.robust || (LOSS.name in {_names(ROBUST)} && LOSS.labelSmoothing > 0.0))",
+        f"(!LOSS.robust || (LOSS.name in {names_cel(ROBUST)} && LOSS.labelSmoothing > 0.0))",
         lambda loss: not loss.robust or (loss.name in ROBUST and loss.label_smoothing > 0),
         "needs the name dpo, ld-dpo or ln-dpo, and labelSmoothing above 0",
     ),

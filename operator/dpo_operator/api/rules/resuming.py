@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from dpo_operator.api.iterative import Iterative
+
 # Settings of spec.training that change speed, memory or the log, and not the result.
 NEUTRAL_TRAINING = frozenset(
     {
@@ -25,19 +27,35 @@ _NEUTRAL_PARTS = frozenset(
 )  # fmt: skip
 
 
+# May grow.
+ROUNDS = "spec.iterative.rounds"
+
+
 def changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """Paths of the changed settings that forbid resuming.
 
-    before, now: specs as JSON, without what is at its default. Of training, checkpoint and evaluation each setting is
-    named, else the part.
+    before, now: specs as JSON, without what is at its default. Of training, checkpoint, evaluation and iterative each
+    setting is named, else the part.
     """
     left, right = _decisive(before), _decisive(now)
-    return sorted(path for path in left.keys() | right.keys() if left.get(path) != right.get(path))
+    return sorted(
+        path
+        for path in left.keys() | right.keys()
+        if left.get(path) != right.get(path) and not _grew(path, left, right)
+    )
+
+
+def _grew(path: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether only more rounds were asked for: those that were trained stay."""
+    default = Iterative.model_fields["rounds"].default
+    return path == ROUNDS and before.get(path, default) <= now.get(path, default)
 
 
 def _decisive(spec: dict[str, Any]) -> dict[str, Any]:
     """What a run can't change, by path."""
-    neutral = {"training": NEUTRAL_TRAINING, "checkpoint": NEUTRAL_CHECKPOINT, "evaluation": NEUTRAL_EVALUATION}
+    neutral = {
+        "training": NEUTRAL_TRAINING, "checkpoint": NEUTRAL_CHECKPOINT, "evaluation": NEUTRAL_EVALUATION, "iterative": frozenset[str]()
+    }  # fmt: skip
     found: dict[str, Any] = {}
     for part, value in spec.items():
         if part in neutral and isinstance(value, dict):

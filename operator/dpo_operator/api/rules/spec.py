@@ -12,9 +12,11 @@ from pydantic import BaseModel
 
 from dpo_operator.api import names
 from dpo_operator.api.access import hub_repository
+from dpo_operator.api.iterative import Iterative
 from dpo_operator.api.model import Adapter, AdapterType
 from dpo_operator.api.pods import RESERVED_ENV, RESERVED_ENV_TEXT, Toleration, Volume
 from dpo_operator.api.rules.data import DATA_RULES
+from dpo_operator.api.rules.iterative import ITERATIVE_RULES
 from dpo_operator.api.rules.method import METHOD_RULES
 from dpo_operator.api.rules.pods import POD_RULES
 from dpo_operator.api.rules.rule import Rule
@@ -89,6 +91,7 @@ FAILURE_RULES: tuple[Rule, ...] = (
 SPEC_RULES: tuple[Rule, ...] = (
     *DATA_RULES,
     *METHOD_RULES,
+    *ITERATIVE_RULES,
     *POD_RULES,
     *FAILURE_RULES,
     *SIZE_RULES,
@@ -229,7 +232,7 @@ SPEC_RULES: tuple[Rule, ...] = (
 )
 
 # What may change while a job exists steers the operator alone, or the size of the gang, which resumes from the last
-# checkpoint. All else decides what is computed. The volume's size has a rule of its own: it may grow.
+# checkpoint. All else decides what is computed. The volume's size and the number of rounds have rules of their own: they may grow.
 IMMUTABLE_FIELDS: tuple[str, ...] = (
     "model",
     "data",
@@ -249,6 +252,9 @@ IMMUTABLE_FIELDS: tuple[str, ...] = (
     "managedBy",
 )
 VOLUME_SIZE = "checkpoint.volume.size"
+# Within a part that may be absent, but neither added nor taken away.
+ROUNDS = "iterative.rounds"
+IMMUTABLE_OF_ROUNDS = _aliases(Iterative, except_="rounds")
 
 
 NAME_PATTERN = names.JOB_NAME_PATTERN

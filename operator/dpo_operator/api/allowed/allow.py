@@ -12,8 +12,8 @@ from pydantic import Field, StrictBool, StringConstraints
 
 from dpo_operator.api import names
 from dpo_operator.api.access import CREDENTIALS_FIELD, HUB_URL, MIRROR_CREDENTIALS_FIELD, PUSH_CREDENTIALS_FIELD
+from dpo_operator.api.allowed.environment import VARIABLES
 from dpo_operator.api.base import ApiModel
-from dpo_operator.api.environment import VARIABLES
 from dpo_operator.api.types import DPOJobSpec
 
 # An exact name, or the beginning of names before a "*". A quote or a backslash fits in no name.
@@ -50,6 +50,7 @@ class Allow(ApiModel):
     pod_labels: tuple[Pattern, ...] = ()
     gpu_resources: tuple[Pattern, ...] = ()
     resource_claim_templates: tuple[Pattern, ...] = ()
+    judge_namespaces: tuple[Pattern, ...] = ()
     host_network: StrictBool = Field(default=False)
     unisolated: StrictBool = Field(default=False)
     unlabelled_claims: StrictBool = Field(default=False)
@@ -59,10 +60,11 @@ class Allow(ApiModel):
 DEFAULT_ALLOW = Allow()
 
 
-def refusals(spec: DPOJobSpec, allow: Allow, image: str) -> list[str]:
+def refusals(spec: DPOJobSpec, allow: Allow, image: str, namespace: str) -> list[str]:
     """Sentences, one for each thing that the administrator does not allow; empty when the job may run.
 
-    image: the operator's trainer image, which is always allowed. Claims are checked when they are read.
+    image: the operator's trainer image, which is always allowed. namespace: of the job, whose pods its judge may reach. Claims are checked
+    when they are read.
     """
     pod, allowed_here = spec.pod, "this cluster allows it only when the chart's value"
     found = [*refused_variables(spec, allow)]
@@ -93,6 +95,10 @@ def refusals(spec: DPOJobSpec, allow: Allow, image: str) -> list[str]:
     found += _unlisted("spec.pod.labels", pod.labels, allow.pod_labels, "podLabels")
     accounts = [pod.service_account_name] if pod.service_account_name is not None else []
     found += _unlisted("spec.pod.serviceAccountName", accounts, allow.service_accounts, "serviceAccounts")
+    asked = [name for name in _judge_namespaces(spec) if name != namespace]
+    found += _unlisted(
+        "spec.iterative.judge.endpoint.allowTo.namespace", asked, allow.judge_namespaces, "judgeNamespaces"
+    )
     for field, name in _secrets(spec):
         found += _unlisted(field, [name], allow.secrets, "secrets")
     return found + ([] if allow.branches else list(_branches(spec)))
@@ -137,11 +143,25 @@ def _secrets(spec: DPOJobSpec) -> Iterator[tuple[str, str]]:
     wandb = spec.tracking.wandb
     if wandb is not None and wandb.api_key_secret_ref is not None:
         yield "spec.tracking.wandb.apiKeySecretRef", wandb.api_key_secret_ref.name
+    endpoint = spec.iterative.judge.endpoint if spec.iterative is not None else None
+    if endpoint is not None and endpoint.api_key_secret_ref is not None:
+        yield "spec.iterative.judge.endpoint.apiKeySecretRef", endpoint.api_key_secret_ref.name
+
+
+def _judge_namespaces(spec: DPOJobSpec) -> Iterator[str]:
+    """Namespace whose pods the judge's pod wants to reach."""
+    endpoint = spec.iterative.judge.endpoint if spec.iterative is not None else None
+    if endpoint is not None and endpoint.allow_to is not None:
+        yield endpoint.allow_to.namespace
 
 
 def _branches(spec: DPOJobSpec) -> Iterator[str]:
     sources = [*spec.model.sources]
     sources += [("spec.data: revision", dataset.source, dataset.revision) for dataset in spec.data.datasets]
+    if spec.iterative is not None:
+        prompts, model = spec.iterative.prompts, spec.iterative.judge.reward_model
+        sources += [] if prompts is None else [("spec.iterative.prompts.revision", prompts.source, prompts.revision)]
+        sources += [] if model is None else [("spec.iterative.judge.rewardModel.revision", model.name, model.revision)]
     for field, source, revision in sources:
         on_hub = source.startswith(HUB_URL) or not NO_HUB.search(source)
         if on_hub and not COMMIT.search(revision or "") and not COMMIT_IN_URL.search(source):

@@ -1,0 +1,1 @@
+"""What jobs may ask for: the variables that all may set, and what the administrator allows besides."""

@@ -1,0 +1,49 @@
+"""Which phase follows which: one function for the operator and `dpo run`.
+
+A job without rounds: prepare, train, export. With `spec.iterative`: prepare; generate, judge, train and export for each round; with
+iterative.evaluateLast a generate and a judge that compare the last policy; then the export of the job, whose round is 0.
+"""
+
+from dataclasses import dataclass
+
+from dpo_operator.api.names import Phase
+from dpo_operator.api.reports import RoundsEnd
+from dpo_operator.api.types import DPOJobSpec
+
+
+@dataclass(frozen=True)
+class Step:
+    """A phase of a round. round: from 1; 0 for phases of the whole job, and in jobs without rounds."""
+
+    phase: Phase
+    round: int = 0
+
+
+FIRST = Step("prepare")
+LAST = Step("export")
+
+
+def following(spec: DPOJobSpec, done: Step, end: RoundsEnd = "") -> Step | None:
+    """What follows a step that succeeded; None at the end of the job.
+
+    end: why no further round is trained, as the report of this round says. With BudgetSpent this round is trained still, on what was judged.
+    """
+    if done == LAST:
+        return None
+    if spec.iterative is None:
+        return Step("train") if done == FIRST else LAST
+    rounds = spec.iterative.rounds
+    match done.phase:
+        case "prepare":
+            return Step("generate", 1)
+        case "generate":
+            return Step("judge", done.round)
+        case "judge":
+            # The judge after the last round only compares.
+            ends = end not in ("", "BudgetSpent") or done.round > rounds
+            return LAST if ends else Step("train", done.round)
+        case "train":
+            return Step("export", done.round)
+        case "export":
+            compares = spec.iterative.evaluate_last and spec.iterative.win_rate.prompts > 0
+            return Step("generate", done.round + 1) if not end and (done.round < rounds or compares) else LAST
