@@ -33,7 +33,7 @@ def _only_for(setting: str, read: Callable[[Loss], object], *methods: MethodName
     """An optional setting that some losses have."""
     return _of_each_loss(
         setting,
-        f"(!has(LOSS.{setting}) || LOSS.name in {_names(methods)})",
+        f"(!has(LOSS.{setting}) || LOSS.name in {names_cel(methods)})",
         lambda loss: read(loss) is None or loss.name in methods,
         f"must be left out unless the loss's name is {' or '.join(method.value for method in methods)}",
     )

@@ -172,7 +172,7 @@ def test_a_reward_models_margin_is_taken_from_the_difference():
     expected = [math.log1p(math.exp(0.5 - difference)) for difference in MARGINS["reward-model"]]
     objective = a_method("reward-model", margin=0.5)
     assert loss_of(objective, some_logps(reference=None, reference_head=None)) == pytest.approx(expected, rel=1e-12)
-    assert not (objective.needs_reference or objective.starts_level or objective.predicts_tokens)
+    assert [objective.needs_reference, objective.starts_level, objective.predicts_tokens] == [False] * 3
 
 
 def test_orpo_is_built_on_likelihood():

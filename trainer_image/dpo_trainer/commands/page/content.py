@@ -182,7 +182,11 @@ def loading(work: WorkDir) -> list[tuple[str, str]]:
 
 def class_of(folder: Path) -> str:
     """The class of transformers that loads an exported folder: of a language model, or of a reward model."""
-    found = [file.read_text(encoding="utf-8") for name in ("config.json", "adapter_config.json") if (file := folder / name).is_file()]
+    found = [
+        file.read_text(encoding="utf-8")
+        for name in ("config.json", "adapter_config.json")
+        if (file := folder / name).is_file()
+    ]
     is_reward_model = any("ForSequenceClassification" in text or '"SEQ_CLS"' in text for text in found)
     return "AutoModelForSequenceClassification" if is_reward_model else "AutoModelForCausalLM"
 
