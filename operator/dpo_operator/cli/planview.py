@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_operator.api.model import AdapterType
-from dpo_operator.api.quantity import gibibytes
+from dpo_operator.api.quantity import gibibytes, to_bytes
 from dpo_operator.cli.modelsource import Found
 from dpo_operator.sizing.proposal import Job, Option, fastest, lines, smallest_change, too_many_gpus
 from dpo_operator.sizing.trained import adapted, trained_parameters
@@ -34,6 +34,7 @@ def document(job: Job, found: Found) -> dict[str, Any]:
             "seconds": time.seconds, "tokens_per_second": time.tokens / time.seconds,
             "pairs_per_second": job.spec.training.global_batch_size / time.seconds,
         },
+        "stored": {name: round(size) for name, size in asdict(job.stored()).items()},
         "too_many_gpus": too_many_gpus(job) or None,
         "smallest_change": None if job.fits() else _option(smallest_change(job)),
         "fastest": _option(fastest(job)),
@@ -108,6 +109,11 @@ def _memory(job: Job) -> Table:
             table.add_row(f"in {name}", gibibytes(memory.total(name)), style="dim")
     if memory.host:
         table.add_row("host's memory, each rank", gibibytes(sum(memory.host.values())), style="dim")
+    stored = job.stored()
+    table.add_section()
+    table.add_row("a checkpoint, all ranks", gibibytes(stored.checkpoint * job.spec.world_size), style="dim")
+    table.add_row("the export, on the volume", gibibytes(stored.export), style="dim")
+    table.add_row("memory of the export's pod", gibibytes(stored.memory), style="dim")
     return table
 
 
@@ -146,6 +152,13 @@ def _proposals(job: Job) -> list[Text]:
     made: list[Text] = []
     if warning := too_many_gpus(job):
         made.append(Text(f"\n{warning}"))
+    most = job.spec.pod.prepare_resources.limits.get("memory")
+    if most is not None and (needed := job.stored().memory) > to_bytes(most):
+        made.append(
+            Text(
+                f"\nThe export is predicted to need {gibibytes(needed)}, and spec.pod.prepareResources.limits.memory is {most}."
+            )
+        )
     if not job.fits():
         change = smallest_change(job)
         if change is None:

@@ -144,11 +144,14 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs, reference: Model
         "master weights, before they are shared": 4 * share if shared else 0,
         "allocator": FRAGMENTED * files,
     }
-    # The file is mapped while its tensors are copied, first whole and then as this rank's part.
+    # Files are mapped while tensors are copied: by each rank its own parts, or all by one rank, which then has a part of them.
+    alone = not four_bit and not shape.joins_experts
     phases["loading"] = {
         "Python and libraries": float(CPU_RUNTIME_WHILE_LOADING),
-        "weight files": files,
-        "weights": size * (shape.parameters - four_bit) * (1 + 1 / world) + FOUR_BIT_BYTES * four_bit,
+        "weight files": files / world if alone else files,
+        "weights": size
+        * ((shape.parameters - four_bit) * ((0 if alone else 1) + 1 / world) + (shape.largest_matrix if alone else 0))
+        + FOUR_BIT_BYTES * four_bit,
     }
     return Memory(lasting, phases)
 

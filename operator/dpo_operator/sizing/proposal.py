@@ -9,7 +9,7 @@ from dpo_operator.api.model import AdapterType
 from dpo_operator.api.models.hardware import Device
 from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.types import DPOJobSpec
-from dpo_operator.sizing import memory, speed
+from dpo_operator.sizing import export, memory, speed
 from dpo_operator.sizing.work import Pairs, layout_of
 
 # Larger micro-batches are not proposed: they save nothing more.
@@ -56,6 +56,10 @@ class Job:
     def time(self) -> speed.StepTime:
         """Predicted time of a step."""
         return speed.estimate(self.shape, self.spec, self.pairs, self.device, node_link=self.node_link)
+
+    def stored(self) -> export.Stored:
+        """Predicted bytes of checkpoint and export, and of the export's process."""
+        return export.estimate(self.shape, self.spec, self.pairs)
 
     def fits(self, share: float = 1.0) -> bool:
         """Whether the largest phase is within a share of the limit; true without one."""

@@ -111,6 +111,31 @@ def test_a_second_run_keeps_the_export_and_replaces_a_damaged_one(work: tuple[di
     assert weights.read_bytes() == content
 
 
+def test_a_model_larger_than_memory_gives_the_same_export(work: tuple[dict[str, Any], WorkDir]):
+    document, folder_ = work
+    _export(document, folder_)
+    expected = _tensors(folder_.export)
+    shutil.rmtree(folder_.export)
+
+    [found] = on_ranks(1, _export_as_large, document, folder_.root)
+
+    assert _tensors(folder_.export) == expected
+    whole = "adapter" not in document["spec"]
+    assert (len(list(folder_.export.glob("*.safetensors"))) > 1) == whole
+    # The shortest two of the probe's pairs were compared in one pass, and no weight of the base stayed in memory.
+    assert (found["pairs"], found["passes"]) == (2, 1)
+    assert found["in memory"] == 0
+    tolerance = 1e-4 if document["spec"]["training"]["precision"] == "fp32" else 0.3
+    assert found["difference"] < tolerance
+
+
+def _tensors(folder_: Path) -> dict[str, list[Any]]:
+    """Every number of a folder's weight files, by name."""
+    from safetensors.torch import load_file
+
+    return {name: tensor.tolist() for file in folder_.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
 def test_a_policy_with_other_log_probs_is_refused(work: tuple[dict[str, Any], WorkDir]):
     document, folder_ = work
 
@@ -209,6 +234,32 @@ def _export_there(document: dict[str, Any], root: Path) -> str:
         raise TrainerError(
             error.exit_code, f"{error} (exit code {int(error.exit_code)} of {error.exit_code.name})"
         ) from error
+
+
+def _export_as_large(document: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Export as if the model were too large for memory and for one file; what was in memory of it."""
+    from dpo_trainer.export import check, files
+
+    found: dict[str, Any] = {"passes": 0}
+    check.LARGE, files._SHARD_SIZE = 0, 20_000
+    together, compare = check.answers_together, check.check_probe
+
+    def answers_together(model: Any, pairs: Any) -> Any:
+        found["passes"] += 1
+        found["pairs"] = len(pairs)
+        return together(model, pairs)
+
+    def check_probe(model: Any, *rest: Any) -> float:
+        found["difference"] = compare(model, *rest)
+        found["in memory"] = sum(p.numel() for p in model.parameters() if not p.is_meta)
+        return found["difference"]
+
+    check.answers_together = answers_together
+    from dpo_trainer.export import phase
+
+    phase.check_probe = check_probe
+    _export_there(document, root)
+    return found
 
 
 def _compare(document: dict[str, Any], root: Path) -> tuple[list[float], list[float], list[float]]:

@@ -34,13 +34,16 @@ class FullCheckpoint:
         """State of the training loop."""
         return self.manifest.state
 
-    def tensor(self, name: str) -> Tensor:
-        """A trained parameter, float32, in its own shape. Raises BadCheckpoint when slices are missing."""
+    def tensor(self, name: str, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A trained parameter in its own shape, rounded to a dtype. Raises BadCheckpoint when slices are missing."""
         parameter = self.manifest.parameters[name]
         parts = [part for shard in self._shards if (part := shard.get(f"fp32/{name}")) is not None]
-        flat = torch.cat(parts) if parts else torch.zeros(0)
-        if flat.numel() != parameter.numel:
-            raise BadCheckpoint(f"{name}: expected {parameter.numel} elements, found {flat.numel()}")
+        if (found := sum(part.numel() for part in parts)) != parameter.numel:
+            raise BadCheckpoint(f"{name}: expected {parameter.numel} elements, found {found}")
+        flat, start = torch.empty(parameter.numel, dtype=dtype), 0
+        for part in parts:
+            flat[start : start + part.numel()] = part
+            start += part.numel()
         return flat.reshape(parameter.shape)
 
 

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from dpo_trainer.checkpoint.plain_files import BadCheckpoint, open_plain, unread
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.files import create
 
-_NAMES = {torch.float32: "F32", torch.uint8: "U8"}
+_NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint8: "U8"}
 _HEADER_ALIGNMENT = 8
 # safetensors has no type annotations.
 _open: Callable[..., Any] = safe_open
@@ -36,13 +36,14 @@ _UNSYNCED_BYTES = 1 << 30
 class Entry:
     """A tensor to write, read lazily.
 
-    read: returns the tensor, one-dimensional, with numel elements of dtype (float32 or uint8), on any device.
+    read: returns the tensor with numel elements of dtype (of _NAMES), on any device. shape: as the file names it; None: one dimension.
     """
 
     name: str
     dtype: torch.dtype
     numel: int
     read: Callable[[], Tensor]
+    shape: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:
@@ -50,20 +51,25 @@ class Entry:
         return self.numel * self.dtype.itemsize
 
 
-def file_size(entries: Sequence[Entry]) -> int:
-    """Size of a shard's file, bytes."""
-    return len(_header(entries)) + sum(entry.size for entry in entries)
+def file_size(entries: Sequence[Entry], metadata: Mapping[str, str] | None = None) -> int:
+    """Size of a shard's file, bytes. metadata: see write_shard."""
+    return len(header_bytes(entries, metadata)) + sum(entry.size for entry in entries)
 
 
 def write_shard(
-    path: Path, entries: Sequence[Entry], observe: Callable[[str], None], alive: Callable[[], None] = lambda: None
+    path: Path,
+    entries: Sequence[Entry],
+    observe: Callable[[str], None] = lambda _: None,
+    alive: Callable[[], None] = lambda: None,
+    metadata: Mapping[str, str] | None = None,
 ) -> File:
-    """Write and fsync a shard; returns its size and digest.
+    """Write and fsync a shard; returns its size and digest. One tensor at a time is in memory.
 
     observe: called with "shard-opened", "shard-half", "shard-written" and "shard-synced" at these points. alive: called after each tensor.
+    metadata: the file's own, of the safetensors format.
     Raises TrainerError NON_FINITE when a number is NaN or infinite, FileExistsError, OSError.
     """
-    digest, size, synced, header = hashlib.sha256(), 0, 0, _header(entries)
+    digest, size, synced, header = hashlib.sha256(), 0, 0, header_bytes(entries, metadata)
     half = sum(entry.size for entry in entries) // 2
     with create(path) as file, ThreadPoolExecutor(1) as pool:
         observe("shard-opened")
@@ -119,12 +125,14 @@ class ShardReader:
         return whole
 
 
-def _header(entries: Sequence[Entry]) -> bytes:
-    table, offset = {}, 0
+def header_bytes(entries: Sequence[Entry], metadata: Mapping[str, str] | None = None) -> bytes:
+    """What a file of these tensors begins with; their bytes follow one after another."""
+    table: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
     for entry in entries:
         table[entry.name] = {
             "dtype": _NAMES[entry.dtype],
-            "shape": [entry.numel],
+            "shape": [entry.numel] if entry.shape is None else [*entry.shape],
             "data_offsets": [offset, offset + entry.size],
         }
         offset += entry.size
@@ -141,7 +149,7 @@ def _parts(header: bytes, entries: Sequence[Entry]) -> Iterable[memoryview]:
             raise ValueError(
                 f"{entry.name}: expected {entry.numel} of {entry.dtype}, found {tensor.shape} {tensor.dtype}"
             )
-        tensor = tensor.cpu().contiguous()
+        tensor = tensor.cpu().contiguous().reshape(-1)
         # One pass over memory, a fraction of the digest's time. Gradients were finite; this is the last guard.
         if (
             tensor.dtype == torch.float32

@@ -3,8 +3,10 @@
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 from dpo_trainer.checkpoint import layout, plain_files
@@ -13,6 +15,9 @@ from dpo_trainer.checkpoint.manifest import File, Manifest, read_manifest
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint, open_plain, unreadable
 from dpo_trainer.checkpoint.slices import KINDS, partition
 from dpo_trainer.runtime import safetensors_header
+
+# Shards that are read at a time.
+READERS = 8
 
 
 def verify_shards(
@@ -23,14 +28,33 @@ def verify_shards(
     kinds: Iterable[str],
     alive: Callable[[], None] = lambda: None,
 ) -> None:
-    """Read every byte of the shards of some ranks. kinds: the tensors that each must have of every parameter (KINDS). alive: see verify.
+    """Read every byte of the shards of some ranks, several at a time. kinds: the tensors that each must have of every parameter (KINDS).
 
-    Raises BadCheckpoint, and OSError when the volume as a whole does not respond.
+    alive: see verify; called in the caller's thread.
+    Raises BadCheckpoint of the first bad shard, and OSError when the volume as a whole does not respond.
     """
-    for rank in sorted(ranks):
-        name = layout.shard_name(rank)
-        verify(folder, name, manifest.files[name], alive)
-        _check_slices(folder / name, manifest, rank, kinds)
+    # One entry for each part that was read, and at the end of each shard.
+    read: SimpleQueue[bool] = SimpleQueue()
+
+    def check(rank: int) -> None:
+        try:
+            name = layout.shard_name(rank)
+            verify(folder, name, manifest.files[name], lambda: read.put(False))
+            _check_slices(folder / name, manifest, rank, kinds)
+        finally:
+            read.put(True)
+
+    # Reading and hashing release the interpreter lock, so the threads use several cores.
+    with ThreadPoolExecutor(READERS) as pool:
+        left = [pool.submit(check, rank) for rank in sorted(ranks)]
+        ended = 0
+        while ended < len(left):
+            if read.get():
+                ended += 1
+            else:
+                alive()
+        for one in left:
+            one.result()
 
 
 def usable_costs(found: Iterable[tuple[int, Path]], refused: Collection[int]) -> dict[int, float | None]:

@@ -24,9 +24,9 @@ from dpo_trainer.distributed.zero3_internals import (
     import_deepspeed,
     is_persistent,
     local_partition,
-    reporting_loads,
     whole_numel,
 )
+from dpo_trainer.engine.loading import own_slices
 from dpo_trainer.engine.loss_scale import LossScale
 from dpo_trainer.engine.memory import release_free
 from dpo_trainer.engine.optimizer import make_optimizer
@@ -93,7 +93,7 @@ class Engine:
 
         trained: false for a reference model, of which nothing but the weights is in memory; only log-probs are asked of it.
         before: names of the parameters in a checkpoint of the run, see targets.resolve.
-        alive: called while the weights are read, with the number of modules whose weights are there.
+        alive: called while the weights are read, with the number of weights that are there.
         """
         deepspeed = import_deepspeed()
         self.world = world
@@ -115,7 +115,7 @@ class Engine:
             return HfDeepSpeedConfig(self.config)
 
         torch.manual_seed(spec.training.seed)
-        with reporting_loads(alive):
+        with own_slices(model_folder, alive):
             model = load_model(spec, model_folder, zero3=partitioned_loading, before=before, device=world.device)
         policy = RewardModel(model) if spec.method.trains_reward_model else Policy(model)
         if spec.adapter.type is AdapterType.QLORA:

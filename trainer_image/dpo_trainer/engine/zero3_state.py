@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dpo_trainer.checkpoint.engine_state import ReadSlice
 from dpo_trainer.checkpoint.manifest import Parameter
 from dpo_trainer.checkpoint.shard import Entry
-from dpo_trainer.checkpoint.slices import KINDS, partition
+from dpo_trainer.checkpoint.slices import KINDS, partition, slices_of
 from dpo_trainer.distributed.zero3_internals import Zero3Internals, local_partition, whole_numel, whole_shape
 from dpo_trainer.engine.eightbit import get_moment, is_8bit, set_moment
 
@@ -48,14 +48,14 @@ class Zero3State:
     def entries(self) -> list[Entry]:
         """This rank's slices to write, named kind/parameter. Empty slices are left out."""
         fresh = self.adam_step() == 0
-        made = []
-        for kind in KINDS:
-            for name, p in self._trained.items():
-                start, end = partition(whole_numel(p), self._rank, self._world_size)
-                if end > start:
-                    read = self._reader(p, kind, end - start, zeros=fresh and kind != "fp32")
-                    made.append(Entry(f"{kind}/{name}", torch.float32, end - start, read))
-        return made
+        numels = {name: whole_numel(p) for name, p in self._trained.items()}
+        parts = slices_of(numels, self._rank, self._world_size)
+        return [
+            Entry(f"{kind}/{name}", torch.float32, end - start,
+                  self._reader(self._trained[name], kind, end - start, zeros=fresh and kind != "fp32"))
+            for kind in KINDS
+            for name, (start, end) in parts.items()
+        ]  # fmt: skip
 
     def restore(self, read: ReadSlice, adam_step: int) -> None:
         """Set this rank's slices, and the weights that the forward pass uses. Collective.

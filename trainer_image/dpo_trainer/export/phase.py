@@ -24,6 +24,7 @@ from dpo_trainer.export.files import MERGED, copy_small_files, write_adapter, wr
 from dpo_trainer.export.model_card import ExportedFolder, model_card
 from dpo_trainer.prepare.record import checkpoint_owner
 from dpo_trainer.pretrained import adapters
+from dpo_trainer.pretrained.files import sha256_of
 from dpo_trainer.runtime.errors import TrainerError, input_not_found, invalid_configuration, volume_error
 from dpo_trainer.runtime.files import remove, sha256, sync_folder
 from dpo_trainer.runtime.termination import classify
@@ -206,7 +207,7 @@ def _is_done(folder: Path, job: DPOJob, checkpoint: FullCheckpoint) -> bool:
             and document["spec"]["export"] == _plain_spec(job)["export"]
             # An export whose merge failed has the adapter alone.
             and (MERGED in document) == job.spec.export.merge
-            and all(sha256(folder / name) == digest for name, digest in document["files"].items())
+            and sha256_of(folder, document["files"]) == document["files"]
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
@@ -229,9 +230,9 @@ def _write_provenance(
         "identity": checkpoint.manifest.identity,
         "probe": {**probe, "largest_difference_nats": parts[""].difference},
         "versions": {**checkpoint.manifest.versions, "dpo-operator": own_version()},
-        "files": {
-            path.relative_to(folder).as_posix(): sha256(path) for path in _files(folder) if path.name != PROVENANCE
-        },
+        "files": sha256_of(
+            folder, [path.relative_to(folder).as_posix() for path in _files(folder) if path.name != PROVENANCE]
+        ),
     }
     if MERGED in parts:
         document["merged"] = {"largest_difference_nats": parts[MERGED].difference}

@@ -1,17 +1,18 @@
 """Adapters: a new one, one that the policy starts from, or a new one on top of that."""
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dpo_operator.api.model import Adapter
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.model.targets import Targets, refuse_shared_output, resolve, shortest
+from dpo_trainer.model.weight_files import WeightFiles
 from dpo_trainer.pretrained import adapters
 from dpo_trainer.pretrained.adapters import AdapterFiles
 from dpo_trainer.pretrained.reward import HEAD
@@ -158,7 +159,10 @@ def without_trained(model: Any) -> Iterator[None]:
 
 
 def load_adapters(base: Any, folder: Path) -> Any:
-    """A plain model with the adapters of an exported folder on it, as a user would load them."""
+    """A plain model with the adapters of an exported folder on it, as a user would load them.
+
+    On a model without memory for its weights the adapters have none either: PEFT makes them where the weights are.
+    """
     peft = import_peft()
     options = {"autocast_adapter_dtype": False, "torch_device": "cpu"}
     if not (folder / FROZEN).is_dir():
@@ -167,3 +171,24 @@ def load_adapters(base: Any, folder: Path) -> Any:
     model.load_adapter(folder, TRAINED, **options)
     model.base_model.set_adapter([FROZEN, TRAINED])
     return model
+
+
+def stored_name(name: str) -> str:
+    """A trained parameter's name in an adapter file: without the adapter's own, and DoRA's magnitude without its module."""
+    name = name.replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector")
+    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
+
+
+def adapter_reader(base: Callable[[str], Tensor], folder: Path) -> Callable[[str], Tensor]:
+    """Tensors of a model with the adapters of an exported folder, by PEFT's names, from the files. base: those of the plain model."""
+    parts = {TRAINED: WeightFiles(folder, adapters.WEIGHTS)}
+    if (folder / FROZEN).is_dir():
+        parts[FROZEN] = WeightFiles(folder / FROZEN, adapters.WEIGHTS)
+
+    def read(name: str) -> Tensor:
+        for adapter, files in parts.items():
+            if f".{adapter}." in name:
+                return files.tensor(name.replace(f".{adapter}.", "."))
+        return base(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
+
+    return read

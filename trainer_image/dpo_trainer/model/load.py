@@ -159,15 +159,21 @@ def _clear(head: nn.Module) -> None:
         nn.init.zeros_(weight)
 
 
-def bare_model(folder: Path, *, classifier: bool = False) -> Any:
-    """The Hugging Face model of a folder without memory for its weights, which are not read. Raises what transformers raises."""
+def bare_model(folder: Path, dtype: torch.dtype | None = None, *, runs: bool = False, classifier: bool = False) -> Any:
+    """The Hugging Face model of a folder without memory for its weights, which are not read. Raises what transformers raises.
+
+    dtype: None for the one that config.json names. runs: with what the model computes for itself, such as rotary frequencies, so that it can
+        run once it has weights. classifier: the reward model that is made of it.
+    """
+    from accelerate import init_empty_weights
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if classifier:
         as_classifier(config)
-    with torch.device("meta"):
-        return auto_class(classifier=classifier).from_config(config, trust_remote_code=False)
+    options = {} if dtype is None else {"dtype": dtype}
+    with init_empty_weights(include_buffers=False) if runs else torch.device("meta"):
+        return auto_class(classifier=classifier).from_config(config, trust_remote_code=False, **options)
 
 
 def turn_off_dropout(config: Any) -> None:

@@ -218,8 +218,8 @@ def load_engine(
     activity = "loading the model" if trained else "loading the reference model"
     telemetry.activity(activity)
 
-    def alive(modules: int) -> None:
-        telemetry.reading(f"{activity}: weights of {modules} modules")
+    def alive(weights: int) -> None:
+        telemetry.reading(f"{activity}: {weights} weights")
 
     engine = Engine(spec, folder, world, trained=trained, before=before, alive=alive)
     log_partitions(engine, ranks, telemetry)

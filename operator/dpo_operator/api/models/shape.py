@@ -104,3 +104,8 @@ class ModelShape(BaseModel):
     def layer(self) -> int:
         """Elements of one layer, the mean of all."""
         return math.ceil(sum(m.parameters for m in self.matrices) / self.layers)
+
+    @property
+    def joins_experts(self) -> bool:
+        """Whether experts, which weight files name one by one, are one tensor in memory."""
+        return any(not matrix.adaptable and matrix.reads != "router" for matrix in self.matrices)

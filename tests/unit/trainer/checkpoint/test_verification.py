@@ -3,14 +3,16 @@
 import hashlib
 import json
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_trainer.checkpoint import layout
+from dpo_trainer.checkpoint import layout, verification
 from dpo_trainer.checkpoint.manifest import File, read_manifest
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint
 from dpo_trainer.checkpoint.verification import kinds_of, verify_shards
@@ -49,3 +51,25 @@ def test_an_intact_checkpoint_is_verified_and_missing_moments_are_found(tmp_path
     verify_shards(folder, manifest, [0], kinds=["fp32"])
     with pytest.raises(BadCheckpoint, match="has no tensor exp_avg/w"):
         verify_shards(folder, manifest, [0], kinds=kinds_of(manifest))
+
+
+def test_shards_are_read_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = a_checkpoint(tmp_path, 3)
+    second = folder / layout.shard_name(1)
+    second.write_bytes((folder / layout.shard_name(0)).read_bytes())
+    manifest, _ = read_manifest(folder)
+    files = {layout.shard_name(rank): manifest.files[layout.shard_name(0)] for rank in range(2)}
+    # All of the one parameter is on rank 0, so the second shard needs nothing.
+    both = manifest.model_copy(update={"files": files, "world_size": 1})
+    together = threading.Barrier(2, timeout=60)
+    verify = verification.verify
+
+    def wait_and_verify(*arguments: Any) -> None:
+        together.wait()  # broken when one shard is read after the other
+        verify(*arguments)
+
+    monkeypatch.setattr(verification, "verify", wait_and_verify)
+    verify_shards(folder, both, [0, 1], kinds=["fp32"])
+    second.write_bytes(b"")
+    with pytest.raises(BadCheckpoint, match=r"rank-00001\.safetensors: expected \d+ bytes, found 0"):
+        verify_shards(folder, both, [0, 1], kinds=["fp32"])
