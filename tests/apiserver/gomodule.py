@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from tests import tied
-from tests.cluster.rig.binaries import require_go
+from tests.cluster.rig.gotoolchain import go
 from tests.cluster.rig.layout import cache_root, locked
 from tests.cluster.rig.shell import step
 
@@ -21,8 +21,7 @@ SCHEDULER_PLUGINS = ("sigs.k8s.io/scheduler-plugins", "v0.32.7")
 @cache
 def folder(module: str, version: str) -> Path:
     """Where the module's files are, downloaded once."""
-    require_go(module)
-    command = ["go", "mod", "download", "-json", f"{module}@{version}"]
+    command = [str(go()), "mod", "download", "-json", f"{module}@{version}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True, cwd="/")
     return Path(json.loads(done.stdout)["Dir"])
 
@@ -52,7 +51,7 @@ def _built(name: str, module: str, version: str) -> Path:
                 "nice",
                 "-n",
                 "10",
-                "go",
+                str(go()),
                 "build",
                 "-trimpath",
                 "-buildvcs=false",

@@ -132,7 +132,7 @@ class Hands:
 
     def run_phase(self, job: str, phase: str, attempt: int = 1, **said: Any) -> None:
         """Start all pods of an attempt, and end them with success."""
-        pods = self.pods(job, phase, attempt, 2 if phase == "train" else 1)
+        pods = self.pods(job, phase, attempt, 2 if phase in ("generate", "train") else 1)
         for pod in pods:
             self.start(pod)
         wait_until(f"{job} to run", lambda: self.condition(job, "Running")[0] == "True")

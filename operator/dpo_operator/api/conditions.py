@@ -79,6 +79,7 @@ PREDICTED_NOT_TO_FIT = "PredictedNotToFit"
 HEARTBEAT_SILENT = "HeartbeatSilent"
 STRAGGLER = "Straggler"
 OPERATOR_ERROR = "OperatorError"
+ROUNDS_ENDED = "RoundsEnded"
 
 # Reasons of normal operation.
 PREPARING = "Preparing"

@@ -92,6 +92,8 @@ WARNINGS: dict[str, str] = {
     "NoFlexAttention": "Packed pairs use a slower attention.",
     "NoVarlenAttention": "Packed pairs go through SDPA, pair by pair, which is slower.",
     "NoSamples": "No sample answers are written.",
+    "ShortSamples": "Sample answers are cut short, because each token gathers the model's weights.",
+    "NoEvaluation": "An evaluation was left out, because it ran out of memory.",
     "NoMetrics": "The trainer's port could not be opened.",
     "NoReport": "The report could not be written.",
     "NoDiagnosis": "The rules could not look at the run.",

@@ -115,6 +115,11 @@ def job_of(raw: Mapping[str, Any]) -> str | None:
     return name if len(name) <= MAX_JOB_NAME and re.fullmatch(JOB_NAME_PATTERN, name) else None
 
 
+def round_folder(number: int) -> str:
+    """Folder of a round in the job's folder on the volume; empty for 0, which is no round."""
+    return f"rounds/{number:04d}" if number else ""
+
+
 def config_name(job: str, digest: str) -> str:
     """ConfigMap with a job file. digest: of the file; different specs get different names."""
     return f"{job}-config-{digest[:10]}"

@@ -37,3 +37,9 @@ def duration(seconds: float) -> str:
             rest = (total % size) // units[i + 1][1] if i + 1 < len(units) else 0
             return f"{total // size}{unit}" + (f"{rest}{units[i + 1][0]}" if rest else "")
     return "0s"
+
+
+def hours(seconds: float) -> str:
+    """Seconds as hours for people, such as 0.025, 12.3 and 1290."""
+    value = seconds / 3600
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.3f}"

@@ -185,6 +185,9 @@ class Progress(_Report):
     )
     eta_seconds: Amount | None = None
     pairs_per_second: Amount | None = None
+    tokens: Count | None = Field(
+        default=None, description="Tokens of prompts and answers trained on, of all attempts' steps that count."
+    )
     train: Metrics = Metrics()
     eval: Metrics = Metrics()
     checkpoint: CheckpointRef | None = None

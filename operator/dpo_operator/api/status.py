@@ -19,6 +19,7 @@ from dpo_operator.api.statusparts.findings import AnnouncedFindings, FindingStat
 from dpo_operator.api.statusparts.renames import with_current_names
 from dpo_operator.api.statusparts.rounds import RoundStatus
 from dpo_operator.api.statusparts.stored import CheckpointStatus, ExportStatus, MirrorStatus, VolumeStatus
+from dpo_operator.api.statusparts.usage import UsageStatus
 
 MAX_HISTORY = 10
 MAX_HISTORY_MESSAGE = 512
@@ -91,6 +92,7 @@ class ProgressStatus(StatusModel):
     eta: str | None = Field(default=None, description="Time left, such as 1h12m.")
     eta_seconds: int | None = Field(default=None, ge=0, description="Time left, seconds.")
     pairs_per_second: str | None = Field(default=None, description="Throughput of all ranks.")
+    tokens: int | None = Field(default=None, ge=0, description="Tokens of prompts and answers trained on so far.")
     loss: str | None = Field(default=None, description="Training loss of the newest logged step, nats.")
     reward_margin: str | None = Field(default=None, description="Mean reward of chosen minus rejected answers, nats.")
     reward_margin_se: str | None = Field(default=None, description="Standard error of rewardMargin, nats.")
@@ -252,6 +254,7 @@ class DPOJobStatus(StatusModel):
     )
     export: ExportStatus | None = Field(default=None, description="The trained model.")
     final_metrics: FinalMetrics | None = Field(default=None, description="Values at the end of training.")
+    usage: UsageStatus | None = Field(default=None, description="GPU time that the job has used.")
     findings: list[FindingStatus] = Field(
         default=[],
         max_length=MOST_FINDINGS,
@@ -319,5 +322,6 @@ class StatusFields(TypedDict, total=False):
     last_handled_retry: str
     export: ExportStatus | None
     final_metrics: FinalMetrics | None
+    usage: UsageStatus | None
     findings: list[FindingStatus]
     announced_findings: AnnouncedFindings | None

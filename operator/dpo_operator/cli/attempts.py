@@ -1,4 +1,4 @@
-"""How the train phase of `dpo run` ended, what it found, and restarts, decided by the operator's restart policy on a status in memory."""
+"""How a phase of `dpo run` ended, what it found, and restarts, decided by the operator's restart policy on a status in memory."""
 
 import json
 from collections.abc import Callable
@@ -44,15 +44,15 @@ class Ending:
         return f"{self.phase} ended with {row.reason} (exit code {self.code}){meaning}"
 
     @classmethod
-    def read(cls, work: Path, phase: Phase, attempt: int, code: int) -> "Ending":
-        """The ending with this exit code, completed from what the trainer left in its work folder."""
+    def read(cls, work: Path, phase: Phase, attempt: int, code: int, leg: str = "") -> "Ending":
+        """The ending with this exit code, completed from what the trainer left in its work folder. leg: folder of the round in it."""
         paths = sorted(work.glob(f"termination-{phase}-{attempt}-*.json"))
         found = [(text, words) for text in map(_text, paths) if (words := Termination.from_text(text)) is not None]
         own = [(text, words) for text, words in found if words.exit_code == code]
         text, termination = max(own, key=lambda each: bool(each[1].message), default=("", None))
         steps = [words.progress.step for _, words in found if words.progress]
         # A process that was killed leaves no message.
-        steps += [_logged_step(work)] if phase == "train" else []
+        steps += [_logged_step(work / leg)] if phase == "train" else []
         reported = termination is not None and bool(termination.message)
         return cls(phase, attempt, code, reported, text, max(steps, default=0))
 
@@ -69,17 +69,17 @@ class Decision:
     wait_seconds: float | None
 
 
-class TrainAttempts:
-    """Attempts of the train phase in one `dpo run`. first: number of the first one."""
+class PhaseAttempts:
+    """Attempts of a phase in one `dpo run`. first: number of the first one."""
 
-    def __init__(self, policy: FailurePolicy, first: int) -> None:
+    def __init__(self, policy: FailurePolicy, phase: Phase, first: int) -> None:
         self._policy = policy
-        self._status = DPOJobStatus(phase="train", attempts=Attempts(prepare=1, train=first))
+        self._status = DPOJobStatus(phase=phase, attempts=Attempts().model_copy(update={phase: first}))
 
     @property
     def current(self) -> int:
         """Number of the current attempt."""
-        return self._status.attempts.train
+        return self._status.attempt
 
     def after_failure(self, ending: Ending) -> Decision:
         """Count a failure and decide whether there is another attempt, which is then the current one."""

@@ -64,8 +64,10 @@ def _attempt(status: DPOJobStatus, previous: bool) -> tuple[str, int]:
     """Phase and number of the attempt that is asked for."""
     phase: names.Phase = status.phase or "prepare"
     number = status.attempts.of(phase) - (1 if previous else 0)
-    if number < 1 and previous and (index := names.PHASES.index(phase)) > 0:
-        phase = names.PHASES[index - 1]
+    if number < 1 and previous:
+        # Jobs without rounds have no attempt of generate and judge.
+        earlier = [each for each in names.PHASES[: names.PHASES.index(phase)] if status.attempts.of(each)]
+        phase = earlier[-1] if earlier else phase
         number = status.attempts.of(phase)
     return phase, max(number, 1)
 

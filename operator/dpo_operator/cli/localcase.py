@@ -15,9 +15,12 @@ from pydantic import ValidationError
 from dpo_operator.api import conditions as c
 from dpo_operator.api import exitcodes, names
 from dpo_operator.api.diagnosis import OF_PREPARE, Finding, worst_first
-from dpo_operator.api.reports import Metrics, Progress, Termination
+from dpo_operator.api.iterative import MAX_ROUND_HISTORY
+from dpo_operator.api.phases import LAST, Step, following
+from dpo_operator.api.reports import Metrics, Progress, RoundReport, RoundsEnd, Termination
 from dpo_operator.api.status import Attempts, DPOJobStatus, Restart, State
 from dpo_operator.api.statusparts.findings import FindingStatus
+from dpo_operator.api.statusparts.rounds import RoundStatus
 from dpo_operator.api.statusparts.stored import CheckpointStatus
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJobSpec
@@ -55,8 +58,8 @@ def read_case(folder: Path) -> Case:
     spec = _spec(job.get("spec"))
     busy = _is_busy(folder)
     said = sorted(_terminations(folder), key=lambda each: each.time)
-    status = _status(folder, said, busy, now)
-    status = status.model_copy(update={"findings": _findings(folder, said)})
+    status = _status(folder, spec, said, busy, now)
+    status = status.model_copy(update={"findings": _findings(folder, folder / names.round_folder(status.round), said)})
     return Case(
         name=str((job.get("metadata") or {}).get("name") or folder.name),
         namespace="",
@@ -68,16 +71,15 @@ def read_case(folder: Path) -> Case:
     )
 
 
-def _status(folder: Path, said: list[Said], busy: bool, now: datetime) -> DPOJobStatus:
+def _status(folder: Path, spec: DPOJobSpec | None, said: list[Said], busy: bool, now: datetime) -> DPOJobStatus:
     """The folder's state in the operator's terms."""
     newest = _telling(said)
-    phase = _phase(folder, newest, busy)
-    fence = folder / "checkpoints" / "attempt"
-    attempt = max(_integer(_text(fence)), newest.attempt if newest and newest.phase == phase else 0, 1)
-    status = DPOJobStatus(phase=phase, attempts=Attempts(**{phase: attempt}))
-    status = status.model_copy(
-        update={"progress": _progress(folder, phase, attempt, now), "checkpoint": _checkpoint(folder)}
-    )
+    step = _step(folder, spec, newest)
+    phase, leg = step.phase, folder / names.round_folder(step.round)
+    fence = _integer(_text(leg / "checkpoints" / "attempt")) if phase == "train" or not step.round else 0
+    attempt = max(fence, newest.attempt if newest and newest.phase == phase else 0, 1)
+    status = DPOJobStatus(phase=phase, round=step.round, rounds=_rounds(folder), attempts=Attempts(**{phase: attempt}))
+    status = status.model_copy(update={"progress": _progress(leg, phase, attempt, now), "checkpoint": _checkpoint(leg)})
     for each in said:
         status = with_dataset(status, each.words.dataset)
     killed = newest is None or newest.phase != phase or newest.attempt < attempt
@@ -85,12 +87,13 @@ def _status(folder: Path, said: list[Said], busy: bool, now: datetime) -> DPOJob
     status = status.model_copy(update={"restart_history": history, "restarts": len(history), **_counted(history)})
     if busy:
         return status.model_copy(update={"state": _WORKING[phase]})
-    if newest is not None and newest.phase == "export" and newest.outcome == "Succeeded":
+    if newest is not None and _is_the_end(newest):
         return _finished(status, folder)
     if newest is not None and not killed and newest.outcome == "Failed":
         return _failed(status, _primary(said, newest), now)
     saved = f" The newest checkpoint has step {status.checkpoint.step}." if status.checkpoint else ""
-    why = "It was stopped." if newest is not None and not killed else f"Its {phase} was killed, or did not begin."
+    what = f"{phase} of round {step.round}" if step.round else phase
+    why = "It was stopped." if newest is not None and not killed else f"Its {what} was killed, or did not begin."
     return status.model_copy(update={"state": State.SUSPENDED, "message": f"{why}{saved}"})
 
 
@@ -114,14 +117,43 @@ def _counted(history: list[Restart]) -> dict[str, Any]:
     return {"counted_restarts": len(counted), "counted_restart_times": [int(each.time.timestamp()) for each in counted]}
 
 
-def _phase(folder: Path, newest: Termination | None, busy: bool) -> names.Phase:
-    """The phase that is at work, failed, or was the last."""
+def _step(folder: Path, spec: DPOJobSpec | None, newest: Termination | None) -> Step:
+    """The phase that is at work, failed, or was the last, and its round."""
+    number = _round(folder, newest) if spec is not None and spec.iterative is not None else 0
     if newest is None:
-        return "train" if (folder / "prepared.json").is_file() else "prepare"
-    if newest.outcome != "Succeeded" or newest.phase == "export":
-        return newest.phase
-    following: names.Phase = "train" if newest.phase == "prepare" else "export"
-    return following
+        return Step("train") if (folder / "prepared.json").is_file() and not number else Step("prepare")
+    if newest.outcome != "Succeeded" or _is_the_end(newest):
+        return Step(newest.phase, number)
+    known: dict[int, RoundsEnd] = {each.round: each.ended for each in _rounds(folder)}
+    if spec is None:
+        return Step("train") if newest.phase == "prepare" else LAST
+    return following(spec, Step(newest.phase, number), known.get(number, "")) or LAST
+
+
+def _is_the_end(newest: Termination) -> bool:
+    """Whether the job's own export is done: that of a round is in the round's folder."""
+    of_round = (newest.export_path or "").startswith("rounds/")
+    return newest.phase == "export" and newest.outcome == "Succeeded" and not of_round
+
+
+def _round(folder: Path, newest: Termination | None) -> int:
+    """Round of the newest words; 0 for those of the whole job."""
+    if newest is None or newest.phase == "prepare" or _is_the_end(newest):
+        return 0
+    if newest.round is not None:
+        return newest.round.round
+    found = [_integer(path.name) for path in folder.glob("rounds/????") if path.is_dir()]
+    if newest.export_path is not None:
+        return _integer(Path(newest.export_path).parent.name)
+    return max(found, default=1)
+
+
+def _rounds(folder: Path) -> list[RoundStatus]:
+    found = []
+    for path in sorted(folder.glob("rounds/????/round.json"))[-MAX_ROUND_HISTORY:]:
+        with contextlib.suppress(ValidationError):
+            found.append(RoundStatus.of(RoundReport.model_validate_json(_text(path))))
+    return found
 
 
 def _finished(status: DPOJobStatus, folder: Path) -> DPOJobStatus:
@@ -208,9 +240,10 @@ def _checkpoint(folder: Path) -> CheckpointStatus | None:
     return CheckpointStatus(step=step, path=newest.parent.name, digest="", attempt=0, time=time)
 
 
-def _findings(folder: Path, said: list[Said]) -> list[FindingStatus]:
-    """Those of diagnosis.json, else of the newest words of each phase with any."""
-    written = diagnosed(folder)
+def _findings(folder: Path, leg: Path, said: list[Said]) -> list[FindingStatus]:
+    """Those of diagnosis.json, of the round before that of the job, else of the newest words of each phase with any."""
+    written = diagnosed(leg)
+    written = diagnosed(folder) if written is None else written
     if written is not None:
         return worst_first([as_status(each, "prepare" if each.code in OF_PREPARE else "train") for each in written])
     newest = {

@@ -18,7 +18,7 @@ from dpo_operator.api.allowed.allow import refusals
 from dpo_operator.api.models import hardware
 from dpo_operator.api.quantity import to_bytes
 from dpo_operator.api.types import DPOJob
-from dpo_operator.cli import inspect, local, modelsource, planview, steer
+from dpo_operator.cli import inspect, local, localfolder, modelsource, planview, steer
 from dpo_operator.cli.checked import AllowEnv, JobFile, allowed, console, read_job, say, say_error, warn
 from dpo_operator.cli.parent import signal_at_parents_end
 from dpo_operator.sizing import proposal
@@ -82,8 +82,8 @@ def _run(
     work = (work_dir or Path("runs") / job.metadata.name).resolve()
     try:
         if fresh and restore:
-            raise local.LocalRunError("--fresh starts over and --restore goes on: give one of them")
-        uid = local.remove(work) if fresh else None
+            raise localfolder.LocalRunError("--fresh starts over and --restore goes on: give one of them")
+        uid = localfolder.remove(work) if fresh else None
         how = names.Restore.NOTHING if fresh else names.Restore.OTHERS if restore else names.Restore.OWN
         here = local.LocalRun(
             job,
@@ -95,7 +95,7 @@ def _run(
             uid,
         )
         code = what(here)
-    except local.LocalRunError as error:
+    except localfolder.LocalRunError as error:
         say_error(str(error))
         raise typer.Exit(exitcodes.ExitCode.INVALID_CONFIGURATION) from error
     raise typer.Exit(code)

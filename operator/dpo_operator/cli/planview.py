@@ -34,7 +34,9 @@ def document(job: Job, found: Found) -> dict[str, Any]:
             "seconds": time.seconds, "tokens_per_second": time.tokens / time.seconds,
             "pairs_per_second": job.spec.training.global_batch_size / time.seconds,
         },
+        "sampling": asdict(job.sampling()),
         "stored": {name: round(size) for name, size in asdict(job.stored()).items()},
+        "rounds": None if (rounds := job.cost_of_rounds()) is None else asdict(rounds),
         "too_many_gpus": too_many_gpus(job) or None,
         "smallest_change": None if job.fits() else _option(smallest_change(job)),
         "fastest": _option(fastest(job)),
@@ -49,7 +51,7 @@ def _option(option: Option | None) -> dict[str, Any] | None:
 
 def show(job: Job, found: Found, console: Console) -> None:
     """Print the tables and the proposals. Text is not wrapped: it holds paths, and lines to paste."""
-    for part in (_head(job, found), _memory(job), _time(job), *_proposals(job)):
+    for part in (_head(job, found), _memory(job), _time(job), *_rounds(job), *_proposals(job)):
         console.print(part, soft_wrap=isinstance(part, Text))
 
 
@@ -143,9 +145,30 @@ def _time(job: Job) -> Table:
     if once:
         steps = spec.training.max_steps or once * spec.training.epochs
         table.add_row("whole run, without evaluations", _duration(steps * time.seconds + once * time.reference))
+    sampled = job.sampling()
+    if sampled.seconds:
+        name = "sample answers, each time" if sampled.whole else f"sample answers of {sampled.tokens} tokens, each time"
+        table.add_row(name, f"{sampled.seconds:,.3g} s", style="dim")
     peak = job.device.peak(spec.training.precision)
     table.caption = f"assuming {job.device.mfu:.0%} of {peak / 1e12:,.3g} TFLOP/s ({spec.training.precision})"
     return table
+
+
+def _rounds(job: Job) -> list[Table]:
+    """What rounds cost, as a table; none without rounds."""
+    cost = job.cost_of_rounds()
+    if cost is None:
+        return []
+    table = Table(title=f"{cost.rounds} rounds, at most", title_justify="left", min_width=60, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("prompts of a round", "1,000 assumed" if cost.prompts is None else f"{cost.prompts:,}")
+    table.add_row("answers of the policies", f"{cost.answers:,}")
+    table.add_row("their tokens, if all are as long as they may be", _count(cost.tokens))
+    if cost.calls is not None:
+        table.add_row("requests to the judge, without retries", f"{cost.calls:,}")
+    table.add_row("room on the volume, besides the job's export", gibibytes(cost.disk))
+    return [table]
 
 
 def _proposals(job: Job) -> list[Text]:

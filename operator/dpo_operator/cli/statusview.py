@@ -6,10 +6,11 @@ from datetime import datetime
 from typing import Any
 
 from dpo_operator.api import conditions as c
-from dpo_operator.api.quantity import duration
+from dpo_operator.api.quantity import duration, hours
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.text import shown
 from dpo_operator.explain.case import status_of, time_of
+from dpo_operator.explain.rounds import round_figures
 
 Raw = dict[str, Any]
 Rows = list[tuple[str, str]]
@@ -103,6 +104,8 @@ def details(job: Raw, now: datetime, history: History | None = None) -> Rows:
         ),
         ("state", str(status.state or "not looked at by an operator yet")),
         ("message", shown(status.message, MAX_WORDS)),
+        ("round", str(status.round or "")),
+        *((f"  round {each.round}", round_figures(each)) for each in status.rounds),
     ]
     if progress is not None:
         done = f"step {progress.step}" + (f" of {progress.max_steps}" if progress.max_steps else "")
@@ -125,6 +128,7 @@ def details(job: Raw, now: datetime, history: History | None = None) -> Rows:
     rows.append(
         ("restarts", f"{status.restarts}, {status.counted_restarts} of them counted" if status.restarts else "")
     )
+    rows.append(("used", _used(status, now)))
     if status.checkpoint is not None:
         rows.append(("checkpoint", f"step {status.checkpoint.step}, {age(status.checkpoint.time, now)} ago"))
     if status.straggler is not None:
@@ -137,6 +141,18 @@ def details(job: Raw, now: datetime, history: History | None = None) -> Rows:
         rows.append(("pushed to", shown(status.export.pushed.to, MAX_WORDS) if status.export.pushed else ""))
     rows.append(("age", age(time_of(job["metadata"].get("creationTimestamp")), now)))
     return [(name, value) for name, value in rows if value]
+
+
+def _used(status: DPOJobStatus, now: datetime) -> str:
+    """GPU time up to now, and tokens; empty where nothing is known."""
+    usage, tokens = status.usage, status.progress.tokens if status.progress is not None else None
+    parts = []
+    if usage is not None:
+        running = (now - usage.since).total_seconds() * usage.gpus if usage.since is not None else 0
+        parts.append(f"{hours(usage.gpu_seconds + max(0, int(running)))} GPU-hours")
+    if tokens is not None:
+        parts.append(f"{tokens:,} tokens trained on")
+    return ", ".join(parts)
 
 
 def as_text(rows: Rows) -> str:

@@ -33,7 +33,8 @@ def tried(case: Case, known: str = "") -> Lines:
     status = case.status
     if status.phase is None:
         return []
-    lines = [f"Attempt {status.attempt} of {NAMES[status.phase]}. {_restarts(case)}"]
+    of_round = f", in round {status.round}" if status.round else ""
+    lines = [f"Attempt {status.attempt} of {NAMES[status.phase]}{of_round}. {_restarts(case)}"]
     newest = status.restart_history[-SHOWN_RESTARTS:]
     for each in newest:
         at = f" after step {each.step}" if each.phase == "train" else ""

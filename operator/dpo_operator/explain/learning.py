@@ -57,7 +57,7 @@ def figures(case: Case) -> Lines:
         steps += "".join(
             f", {text}" for text in (progress.percent, progress.activity and f"at: {progress.activity}") if text
         )
-    lines = [f"Progress: {steps}."] if case.status.phase != "prepare" else []
+    lines = [f"Progress: {steps}."] if case.status.phase in ("train", "export") else []
     accuracy = (progress.accuracy, progress.eval_accuracy) if progress is not None else (None, None)
     for name, values in (
         ("Training", (found.loss, found.reward_margin, accuracy[0] or found.reward_accuracy)),

@@ -72,7 +72,7 @@ def _image(case: Case) -> Lines:
 
 def _unschedulable(case: Case) -> Lines:
     spec, lines = case.spec, Lines()
-    if spec is not None and case.status.phase == "train" and spec.gpus_per_node:
+    if spec is not None and case.status.phase in ("generate", "train") and spec.gpus_per_node:
         each = f"{spec.gpus_per_node} {spec.pod.gpu_resource or names.GPU}"
         lines.append(
             f"Free or add nodes: {spec.nodes} pod{'s' if spec.nodes > 1 else ''} with {each} each. What nodes have: "
@@ -127,13 +127,16 @@ def _queue_do(case: Case) -> Lines:
 
 def _quota(case: Case) -> Lines:
     lines = [f"See what is used: {case.kubectl('describe resourcequota')}"]
-    if case.status.phase == "train":
+    if case.status.phase in ("generate", "train"):
         lines += fewer_nodes(case, "Ask for less")
     return [*lines, "End other jobs of the namespace, or ask its administrator for a larger quota."]
 
 
 def _secret(case: Case) -> Lines:
     token = case.spec.model.token_secret_ref if case.spec else None
+    if case.status.phase == "judge" and case.spec is not None and case.spec.iterative is not None:
+        endpoint = case.spec.iterative.judge.endpoint
+        token = endpoint.api_key_secret_ref if endpoint is not None else None
     make = (
         [f"Make it: {case.kubectl(f'create secret generic {token.name} --from-literal={token.key}=TOKEN')}"]
         if token is not None

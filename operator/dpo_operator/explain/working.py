@@ -8,6 +8,7 @@ from dpo_operator.explain.case import Case
 from dpo_operator.explain.explanation import Explanation, Kind, who
 from dpo_operator.explain.history import NAMES, notes, supporting_events, tried
 from dpo_operator.explain.learning import figures, finding_lines, suggestions, worst
+from dpo_operator.explain.rounds import round_lines
 from dpo_operator.explain.waits import Lines
 
 # Nothing new from rank 0 for this long is worth a line, seconds.
@@ -17,7 +18,7 @@ QUIET_SECONDS = 120.0
 def working(case: Case) -> Explanation:
     """What runs now: whether it learns, is slow or is silent, and until when."""
     status, bad = case.status, worst(case)
-    phase = NAMES[status.phase or "train"]
+    phase = NAMES[status.phase or "train"] + (f" of round {status.round}" if status.round else "")
     progress = status.progress
     quiet = case.seconds_since(progress.updated_time) if progress is not None else 0.0
     kind: Kind = "working"
@@ -49,7 +50,7 @@ def working(case: Case) -> Explanation:
     return Explanation(
         kind,
         f"{headline}.",
-        (*figures(case), *cause, *supporting_events(case, known), *notes(case)),
+        (*figures(case), *round_lines(status), *cause, *supporting_events(case, known), *notes(case)),
         tuple(tried(case)),
         tuple(_next_of_work(case)),
         tuple(do),
@@ -89,9 +90,16 @@ def _next_of_work(case: Case) -> Lines:
     elif status.phase is not None:
         following = {
             "prepare": "Training starts when the model and the data are ready.",
+            "generate": "Then the answers are judged.",
+            "judge": "Then the round is trained on the pairs, unless the judge ends the rounds.",
             "train": "Then the model is exported and checked.",
+            "export": "The job is complete when the export was checked.",
         }
-        lines.append(following.get(status.phase, "The job is complete when the export was checked."))
+        if status.phase == "prepare" and spec is not None and spec.iterative is not None:
+            following["prepare"] = "Round 1 starts when the model and the prompts are ready."
+        if status.round and status.phase == "export":
+            following["export"] = "Then the next round begins, or the last policy is compared."
+        lines.append(following[status.phase])
     if spec is not None and status.phase == "train" and not case.local:
         policy = spec.failure_policy
         lines.append(

@@ -26,6 +26,7 @@ CATEGORIES = ("all",)
 # Name, type, path and description of each column of `kubectl get dpojobs`.
 COLUMNS: tuple[tuple[str, str, str, str], ...] = (
     ("State", "string", ".status.state", "What the job is doing."),
+    ("Round", "integer", ".status.round", "Round of the phase, with spec.iterative; in wide output (-o wide)."),
     ("Step", "integer", ".status.progress.step", "Finished optimizer steps."),
     ("Progress", "string", ".status.progress.percent", "Share of the steps that are finished."),
     ("ETA", "string", ".status.progress.eta", "Time left at the present speed."),
@@ -51,6 +52,9 @@ COLUMNS: tuple[tuple[str, str, str, str], ...] = (
     ("Restarts", "integer", ".status.restarts", "Restarts of any kind."),
     ("Age", "date", ".metadata.creationTimestamp", "Time since the DPOJob was made."),
 )
+
+# Columns that only -o wide shows.
+WIDE = frozenset({"Round"})
 
 # Keywords that mean the same in both, or that Kubernetes adds.
 _KEPT = frozenset(
@@ -107,7 +111,9 @@ def crd() -> Schema:
         "schema": {"openAPIV3Schema": _root_schema()},
         "subresources": {"status": {}},
         "additionalPrinterColumns": [
-            {"name": name, "type": kind, "jsonPath": path, "description": text} for name, kind, path, text in COLUMNS
+            {"name": name, "type": kind, "jsonPath": path, "description": text}
+            | ({"priority": 1} if name in WIDE else {})
+            for name, kind, path, text in COLUMNS
         ],
     }
     return {

@@ -17,7 +17,9 @@ from prometheus_client.registry import Collector
 
 from dpo_operator.api.diagnosis import label
 from dpo_operator.api.status import DPOJobStatus, Restart, State
+from dpo_operator.metrics import rounds
 from dpo_operator.metrics.process import ProcessMetrics
+from dpo_operator.metrics.usage import usage_families
 from dpo_operator.planning.failures import REASONS
 from dpo_operator.queueing.key import Key
 
@@ -196,12 +198,15 @@ class JobFamilies(Collector):
             ("dpojob_final_reward_accuracy_ratio", "reward_accuracy"),
         ):
             yield _family(name, "Value at the end of training.", (), _finals(jobs, attribute))
+        yield from usage_families(LABELS, [(labels, shown.status) for labels, shown in jobs])
         text = "A rank that is much slower than the others now: how many times as long it takes for the same work."
         yield _family("dpojob_straggler_ratio", text, ("rank",), _stragglers(jobs))
         text = "1 for a finding about a job's learning or its data that holds now; codes that the operator does not know are Other."
         yield _family("dpojob_finding", text, ("code", "severity"), _findings(jobs))
         text = "The sentence of each such finding, for people: the text of alerts and annotations."
         yield _family("dpojob_finding_info", text, ("code", "severity", "message"), _sentences(jobs))
+        for family in rounds.families([(labels, r.status) for labels, r in jobs]):
+            yield _family(*family)
         restarts = CounterMetricFamily(
             "dpojob_restarts", "Restarts of a job since the operator knows it.", labels=(*LABELS, "reason")
         )

@@ -19,7 +19,7 @@ SILENT_SECONDS = 30.0
 def hang(status: DPOJobStatus, heartbeat: Heartbeat, pods: Sequence[ChildPod], timeout: float) -> Failure | None:
     """Failure if no step or part of a step finished within the timeout, seconds; else None.
 
-    prepare and export report no steps, and a download may take hours: there only a process that does not answer is hung.
+    The other phases report no steps, and a download or a judge may take hours: there only a process that does not answer is hung.
     """
     stalled = heartbeat.stalled_seconds
     hung = [_place(pod) for pod in pods if pod.index in heartbeat.hung]

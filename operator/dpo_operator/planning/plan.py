@@ -10,7 +10,6 @@ from dpo_operator.api.allowed.allow import DEFAULT_ALLOW, Allow
 from dpo_operator.api.allowed.allow import refusals as not_allowed
 from dpo_operator.api.status import ActiveJob, DPOJobStatus, Workers
 from dpo_operator.api.statusparts.stored import VolumeStatus
-from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import build_config_map
 from dpo_operator.builders.job import build_child_job
@@ -37,12 +36,13 @@ from dpo_operator.planning import (
     restarts,
     retrying,
     stragglers,
+    succeeding,
     transitions,
+    usage,
     volumes,
     waiting,
 )
 from dpo_operator.planning.actions import Create, Event, Plan
-from dpo_operator.planning.fit import predicted_not_to_fit
 from dpo_operator.planning.objects import ChildJob, ChildPod
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.stale import find_stale, removals, stray_removals
@@ -94,6 +94,7 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
     decision = mirroring.with_mirror(decision, job, seen, at, settings.image)
     decision = decision.within(_next_deadline(job, decision.status, at))
     settled = transitions.settled(decision.status, at, status)
+    settled = usage.with_usage(settled, resizing.as_running(job, status, seen), status, at.now)
     return replace(decision, status=settled, events=(*found, *decision.events))
 
 
@@ -133,7 +134,7 @@ def _advance(requested: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment
     child, pods = seen.job_of(status.phase, status.attempt), seen.pods_of(status.phase, status.attempt)
     desired = pod_count(job, status.phase)
     if (child is not None and child.complete) or _all_succeeded(pods, desired):
-        return _succeed(job, status, pods, at, settings)
+        return succeeding.succeed(job, status, pods, at, settings.gpu_memory)
     # Pods that end while their Job is suspended were stopped by the suspension, not by a failure.
     suspended_job = child is not None and child.suspended and not child.failed
     if not suspended_job and (failure := failures.root_cause(child, pods, desired)):
@@ -164,7 +165,8 @@ def _advance(requested: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment
     else:
         decision = _monitor(job, monitored, seen, child, pods, at, settings)
     if status.active_job is None:
-        created = Event("Normal", "Created", f"Job {child.name} runs the {status.phase} phase.")
+        of_round = f" of round {status.round}" if status.round else ""
+        created = Event("Normal", "Created", f"Job {child.name} runs the {status.phase} phase{of_round}.")
         decision = replace(decision, events=(created, *decision.events))
     if refused:
         # The ConfigMap that was observed is for the requested size; the running attempt uses another, so don't create this one.
@@ -217,33 +219,6 @@ def _all_succeeded(pods: Sequence[ChildPod], desired: int) -> bool:
     return len({pod.index for pod in pods if pod.succeeded}) >= desired
 
 
-def _succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Moment, settings: Settings) -> Plan:
-    """The phase is done: keep what it reported, and decide on the next one."""
-    termination = next((p.exit.termination for p in pods if p.succeeded and p.index == 0 and p.exit), None)
-    status = progress.with_termination(status, termination, at.now)
-    if status.phase == "prepare":
-        found = status.dataset
-        message = f"{found.train_pairs} training and {found.eval_pairs} evaluation pairs." if found else "Prepared."
-        status = transitions.mark(
-            transitions.next_phase(status, "train", at), at, c.PREPARED, True, c.PREPARE_SUCCEEDED, message
-        )
-        # Once per job: the inputs of the estimate are immutable.
-        warning = predicted_not_to_fit(job.spec, termination.dataset if termination else None, settings.gpu_memory)
-        events = (Event("Normal", c.PREPARED, message), *((warning,) if warning else ()))
-        return Plan(status, events=events, requeue_after=0)
-    if status.phase == "train":
-        said = termination is not None and bool(termination.message)
-        ending = status.final_metrics.ending if status.final_metrics else "Training finished."
-        message = f"The trainer reports: {quoted(ending)}" if said else ending
-        status = transitions.next_phase(status, "export", at)
-        if job.spec.export.push is not None:
-            then = f"The model is copied to {job.spec.export.push.to} when its export was verified."
-            status = transitions.mark(status, at, c.PUSHED, False, c.PUSH_PENDING, then)
-        return Plan(status, events=(Event("Normal", "Trained", message),), requeue_after=0)
-    status = transitions.completed(status, at)
-    return Plan(status, events=(Event("Normal", c.COMPLETE, status.message),), requeue_after=0)
-
-
 def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, settings: Settings) -> Plan:
     """Create what the current attempt lacks: first the objects that its pods mount, then the Job."""
     phase = status.phase
@@ -272,7 +247,7 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
         # Two attempts at once would write to the same volume.
         return Plan(status, requeue_after=doubt)
     recorded_now = recorded.for_current_attempt(status)
-    child = build_child_job(job, phase, status.attempt, settings.image, recorded_now, settings.schedulers)
+    child = build_child_job(job, phase, status.attempt, settings.image, recorded_now, settings.schedulers, status.round)
     return Plan(status, (Create(child),), requeue_after=WAIT_SECONDS)
 
 

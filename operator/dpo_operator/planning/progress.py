@@ -39,6 +39,7 @@ def progress_status(read: Progress, now: datetime) -> ProgressStatus:
         eta=duration(read.eta_seconds) if read.eta_seconds is not None else None,
         eta_seconds=round(read.eta_seconds) if read.eta_seconds is not None else None,
         pairs_per_second=number(read.pairs_per_second),
+        tokens=read.tokens,
         **_metrics(train),
         accuracy=_accuracy(train),
         **{f"eval_{name}": value for name, value in _metrics(evaluation).items() if f"eval_{name}" in _FIELDS},

@@ -27,14 +27,19 @@ def with_reported_checkpoints(status: DPOJobStatus, seen: Observed) -> DPOJobSta
 
 
 def for_current_attempt(status: DPOJobStatus) -> RecordedCheckpoints | None:
-    """Recorded checkpoints passed to the pods of the current attempt; None for a prepare before training, which reads no checkpoint.
+    """Recorded checkpoints passed to the pods of the current attempt; None for those that read no checkpoint, such as a prepare before training.
 
     A prepare after training has begun fetches one of them from the mirror.
     """
-    if status.phase is None or (status.phase == "prepare" and not status.attempts.train):
+    if status.phase in (None, "generate", "judge") or (status.phase == "prepare" and not status.attempts.train):
         return None
     current = 1 if status.phase == "train" else 0
     return RecordedCheckpoints(last_attempt=max(0, status.attempts.train - current), checkpoints=known(status))
+
+
+def of_the_last_round(status: DPOJobStatus) -> DPOJobStatus:
+    """A round is over: its last checkpoint is what the next one starts from, and no other is used again."""
+    return _recording(status, sorted(status.recorded_checkpoints, key=lambda record: record.age)[-1:])
 
 
 def known(status: DPOJobStatus) -> tuple[CheckpointRecord, ...]:

@@ -1,4 +1,4 @@
-"""Resizing nodes or gpusPerNode of an existing job: training resumes from its last checkpoint at the new size."""
+"""Resizing nodes or gpusPerNode of an existing job: training resumes from its last checkpoint at the new size, generation with the next unit."""
 
 from dataclasses import replace
 
@@ -6,6 +6,7 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.text import shown
 from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.shape import SIZED
 from dpo_operator.planning import restarts, transitions, waiting
 from dpo_operator.planning.actions import Event, Plan
 from dpo_operator.planning.objects import ChildJob, Size
@@ -22,7 +23,7 @@ def wanted_size(job: DPOJob) -> Size:
 def is_due(job: DPOJob, child: ChildJob | None) -> bool:
     """Whether the attempt was made in another size than the spec's. Jobs of earlier versions without a known size are never resized."""
     return (
-        child is not None and child.phase == "train" and child.size is not None and child.size.differs(wanted_size(job))
+        child is not None and child.phase in SIZED and child.size is not None and child.size.differs(wanted_size(job))
     )
 
 
@@ -49,7 +50,8 @@ def refusal(job: DPOJob, status: DPOJobStatus, seen: Observed) -> str:
 
 def resize(status: DPOJobStatus, job: DPOJob, child: ChildJob, at: Moment) -> Plan:
     """Start an attempt at the new size. The current pods get their full grace period to save."""
-    message = f"Training resumes in size {wanted_size(job)} (nodes x GPUs of each) instead of {child.size}."
+    what = "Generation" if child.phase == "generate" else "Training"
+    message = f"{what} resumes in size {wanted_size(job)} (nodes x GPUs of each) instead of {child.size}."
     status = transitions.mark(status, at, c.RESIZED, True, c.RESIZED, message)
     return restarts.planned(status, c.RESIZED, message, at)
 

@@ -6,6 +6,7 @@ from typing import Unpack
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
+from dpo_operator.api.phases import Step
 from dpo_operator.api.status import MAX_EARLIER_JOBS, DPOJobStatus, State, StatusFields
 from dpo_operator.api.text import quoted, shown
 
@@ -95,18 +96,22 @@ def accepted(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
     return mark(status, at, c.RUNNING, False, c.PENDING, message)
 
 
-def next_phase(status: DPOJobStatus, phase: names.Phase, at: Moment) -> DPOJobStatus:
+def next_phase(status: DPOJobStatus, step: Step, at: Moment) -> DPOJobStatus:
     """A phase succeeded; start the first attempt of the next one."""
-    message = f"The {phase} phase is about to start."
+    phase = step.phase
+    message = f"The {phase} phase{f' of round {step.round}' if step.round else ''} is about to start."
     status = changed(
         status,
         phase=phase,
+        round=step.round,
         attempts=status.attempts.next(phase),
         active_job=None,
         not_before=None,
         restarts_without_progress=0,
         # Attempts of each phase count from 1: what prepare reported must not pass for a reading of training.
         progress=None if phase == "train" else status.progress,
+        # Each round counts its steps from 0.
+        furthest_step=0 if phase == "train" else status.furthest_step,
         straggler=None,
         message=message,
     )
@@ -115,8 +120,8 @@ def next_phase(status: DPOJobStatus, phase: names.Phase, at: Moment) -> DPOJobSt
     return mark(status, at, c.RUNNING, False, c.PENDING, message)
 
 
-def completed(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
-    """All phases succeeded."""
+def completed(status: DPOJobStatus, at: Moment, more: str = "") -> DPOJobStatus:
+    """All phases succeeded. more: a sentence for the message."""
     where = (
         f"{status.export.path} in folder {status.volume.folder} of claim {status.volume.claim_name}"
         if (status.export and status.volume)
@@ -130,6 +135,7 @@ def completed(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
         status = mark(status, at, c.PUSHED, True, c.COPIED, copied)
     if status.final_metrics and status.final_metrics.ending:
         message = f"{message} The trainer reported: {quoted(status.final_metrics.ending)}"
+    message = f"{message} {more}" if more else message
     status = changed(_ended(status, at), message=message)
     return mark(status, at, c.COMPLETE, True, c.EXPORTED, message)
 
@@ -221,6 +227,7 @@ def running(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
     if holds(status, c.RESTARTING):
         status = mark(status, at, c.RESTARTING, False, c.RESTARTED, f"Attempt {status.attempt} runs.")
     if not holds(status, c.RUNNING):
-        message = f"All pods of {status.phase} attempt {status.attempt} run."
+        of_round = f" (round {status.round})" if status.round else ""
+        message = f"All pods of {status.phase} attempt {status.attempt}{of_round} run."
         status = mark(changed(status, message=message), at, c.RUNNING, True, c.PODS_RUNNING, message)
     return status

@@ -10,6 +10,7 @@ from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.access import credentials_of, reaches_sources
 from dpo_operator.builders.config import config_name
+from dpo_operator.builders.shape import judge_key
 from dpo_operator.builders.volume import claim_name, input_claims
 from dpo_operator.planning import refusals
 from dpo_operator.planning.actions import RetryPodCreation
@@ -186,5 +187,7 @@ def _starting(job: DPOJob, child: str, pods: Sequence[ChildPod], desired: int) -
         needs = f"; Secret {token.name} must exist and have the key {token.key}" if token else ""
         if reaches_sources(job, pod.phase) and (keys := credentials_of(job, pod.phase)):
             needs += f"; Secret {keys} must exist"
+        if pod.phase == "judge" and (key := judge_key(job, "judge")):
+            needs += f"; Secret {key.name} must exist and have the key {key.key}"
         return f"{message} If this persists ({why}{needs}): kubectl -n {namespace} describe pod {pod.name}"
     return message

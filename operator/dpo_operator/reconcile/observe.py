@@ -12,6 +12,7 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.config import config_name, is_config_map
 from dpo_operator.builders.guards import build_guards, build_open_budget
 from dpo_operator.builders.service import build_service, leads_alike
+from dpo_operator.builders.shape import SIZED
 from dpo_operator.builders.volume import claim_name, input_claims
 from dpo_operator.kube.client import ApiError, Client, resource_of
 from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Guard, Support, owner_uid
@@ -108,7 +109,7 @@ async def observe_inputs(client: Client, job: DPOJob) -> dict[str, Claim | None]
 
 async def observe_guards(client: Client, job: DPOJob, phase: names.Phase) -> tuple[Guard, ...]:
     """The guards of a phase that exist."""
-    wanted = [*build_guards(job, phase), *([build_open_budget(job)] if phase == "train" else [])]
+    wanted = [*build_guards(job, phase), *([build_open_budget(job)] if phase in SIZED else [])]
     wanted = list({(guard["kind"], guard["metadata"]["name"]): guard for guard in wanted}.values())
     namespace = job.metadata.namespace
     found = await asyncio.gather(*(_guard(client, guard, namespace) for guard in wanted))

@@ -9,7 +9,7 @@ from dpo_operator.api.model import AdapterType
 from dpo_operator.api.models.hardware import Device
 from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.types import DPOJobSpec
-from dpo_operator.sizing import export, memory, speed
+from dpo_operator.sizing import export, memory, rounds, sampling, speed
 from dpo_operator.sizing.work import Pairs, layout_of
 
 # Larger micro-batches are not proposed: they save nothing more.
@@ -60,6 +60,16 @@ class Job:
     def stored(self) -> export.Stored:
         """Predicted bytes of checkpoint and export, and of the export's process."""
         return export.estimate(self.shape, self.spec, self.pairs)
+
+    def cost_of_rounds(self) -> rounds.RoundsCost | None:
+        """What its rounds cost; None without rounds."""
+        return rounds.estimate(self.spec, self.stored(), self.pairs.count)
+
+    def sampling(self) -> sampling.Sampling:
+        """Predicted time of the sample answers of one evaluation."""
+        return sampling.estimate(
+            self.shape, self.spec, self.pairs, self.device, self.memory(), node_link=self.node_link
+        )
 
     def fits(self, share: float = 1.0) -> bool:
         """Whether the largest phase is within a share of the limit; true without one."""

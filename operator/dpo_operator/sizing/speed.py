@@ -74,10 +74,7 @@ def estimate(
     rate = device.rate(precision) * _slower(shape, spec)
     body_seconds, head_seconds = share * body / rate, share * head / rate
     sent = _bytes_sent(shape, spec) * count
-    link = device.link
-    if spec.nodes > 1:
-        link = min(link, max(1, spec.gpus_per_node) * node_link * (NODE_SHARE if spec.gpus_per_node else 1))
-    sending = sent * (world - 1) / world / link if world > 1 else 0.0
+    sending = receiving(sent, spec, device, node_link)
     # On GPUs weights are fetched ahead while layers compute.
     hidden = HIDDEN * (body_seconds + head_seconds) if spec.gpus_per_node else 0.0
     forward = share * sum(_forward(shape, work))
@@ -87,6 +84,14 @@ def estimate(
         reference=forward / rate if spec.method.needs_reference else 0.0,
         micro_batches=count, tokens=batch / work.pairs * work.tokens, flops=world * share * (body + head),
     )  # fmt: skip
+
+
+def receiving(size: float, spec: DPOJobSpec, device: Device, node_link: float) -> float:
+    """Seconds in which each rank gets from the others what all have together. size: bytes of all of it."""
+    link, world = device.link, spec.world_size
+    if spec.nodes > 1:
+        link = min(link, max(1, spec.gpus_per_node) * node_link * (NODE_SHARE if spec.gpus_per_node else 1))
+    return size * (world - 1) / world / link if world > 1 else 0.0
 
 
 def _slower(shape: ModelShape, spec: DPOJobSpec) -> float:

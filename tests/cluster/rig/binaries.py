@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.cluster.rig.gotoolchain import go
 from tests.cluster.rig.layout import GO_MODULES, cache_root, locked
 from tests.cluster.rig.shell import RigError, run_logged, step
 
@@ -116,19 +117,12 @@ def ensure(module: Module) -> Path:
     return module.folder
 
 
-def require_go(what: str) -> None:
-    """Debian's own Go is too old for Kubernetes, so this one command is not installed here."""
-    if not shutil.which("go"):
-        raise RigError(f"building {what} needs Go (https://go.dev/dl) with its `go` command on PATH")
-
-
 def build(module: Module) -> None:
-    require_go(module.name)
     discard_interrupted(module.name)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{module.name}-", dir=cache_root()))
     log = cache_root() / "logs" / f"build-{module.name}.log"
     flags = [*BUILD_FLAGS, "-tags", module.tags, "-ldflags", module.ldflags, "-o", f"{unfinished}/"]
-    run_logged(["go", "build", *flags, module.package], log, cwd=module.source, env=BUILD_ENVIRONMENT)
+    run_logged([str(go()), "build", *flags, module.package], log, cwd=module.source, env=BUILD_ENVIRONMENT)
     if missing := [name for name in module.binaries if not (unfinished / name).is_file()]:
         raise RigError(f"building {module.name} left no {', '.join(missing)}; see {log}")
     unfinished.chmod(0o755)

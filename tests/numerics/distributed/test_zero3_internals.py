@@ -21,7 +21,11 @@ OPTIMIZER = {
     "_overflow_clean_up", "_reassign_or_swap_out_partitioned_parameters", "parameter_offload",
 }  # fmt: skip
 PARAMETER = {"ds_shape", "ds_numel", "ds_tensor", "ds_persist", "ds_status"}
-OFFLOAD = {"_remove_module_hooks"}
+OFFLOAD = {
+    "_remove_module_hooks", "setup_zero_stage3_hooks", "forward_hooks", "backward_hooks", "partition_all_parameters",
+    "get_param_coordinator",
+}  # fmt: skip
+COORDINATOR = {"is_invalid_trace", "_invalidate_trace"}
 MODULE = {"__compatible_ops__", "_torch_reduce_scatter_fn", "MuonWithAuxAdam"}
 # Other objects have attributes of these names, too.
 COMMON = {"optimizer", "loss_scale"}
@@ -40,6 +44,7 @@ def missing_names(document: dict[str, Any], model: Path) -> list[str]:
     owners: list[tuple[Any, set[str]]] = [
         (engine.deepspeed.optimizer, OPTIMIZER),
         (engine.deepspeed.optimizer.parameter_offload, OFFLOAD),
+        (engine.deepspeed.optimizer.parameter_offload.get_param_coordinator(), COORDINATOR),
         (next(engine.module.parameters()), PARAMETER),
         (deepspeed.ops, {"__compatible_ops__"}),
         (deepspeed.runtime.comm.coalesced_collectives, {"_torch_reduce_scatter_fn"}),
@@ -65,7 +70,7 @@ def test_the_pinned_deepspeed_has_every_internal_name_that_is_used(tmp_path: Pat
 def test_deepspeeds_internal_names_are_used_in_one_module():
     inside = Path(zero3_internals.__file__)
     text = inside.read_text()
-    names = OPTIMIZER | PARAMETER | OFFLOAD | MODULE
+    names = OPTIMIZER | PARAMETER | OFFLOAD | COORDINATOR | MODULE
     assert {name for name in names if not re.search(rf"\b{name}\b", text)} == set()
     assert set(re.findall(r"\bds_\w+", text)) == PARAMETER
     assert set(re.findall(r"\b_zero\.(\w+)", text)) == OPTIMIZER

@@ -193,20 +193,64 @@ def refusing(document: dict[str, Any], root: Path) -> dict[str, Any]:
     return train_on_rank(document, root)
 
 
-def test_an_error_of_one_rank_amid_the_others_answers_ends_them_all(prepared: WorkDir, tmp_path: Path):
-    with pytest.raises(RankFailed, match=r"sample answers at step 0: a prompt of its own\. If that comes again, set"):
-        on_ranks(2, failing_alone, a_sampling_job(steps=2), a_copy(prepared, tmp_path / "run").root, patience=0)
+@pytest.mark.parametrize("why", ["a prompt of its own", "memory"])
+def test_an_error_of_one_rank_ends_the_samples_of_all(
+    sampled: tuple[WorkDir, dict[str, Any]], prepared: WorkDir, tmp_path: Path, why: str
+):
+    work = a_copy(prepared, tmp_path / "run")
+    ranks = on_ranks(2, failing_alone, a_sampling_job(), work.root, why)
+
+    assert [rank["status"] for rank in ranks] == ["Succeeded"] * 2
+    assert ranks[0]["warnings"] == ["NoSamples"]
+    assert {line["step"] for line in read_metrics(work.samples)} == {0}
+    assert_same_steps(sampled[1], ranks[0] | {"warnings": []})
 
 
-def failing_alone(document: dict[str, Any], root: Path) -> dict[str, Any]:
-    """One rank of a run in which rank 1 can't answer its own prompt."""
+@pytest.mark.parametrize("why", ["a prompt of its own", "memory"])
+def test_without_room_for_the_whole_model_it_ends_the_attempt(prepared: WorkDir, tmp_path: Path, why: str):
+    work, document = a_copy(prepared, tmp_path / "run"), a_sampling_job(steps=2)
+    text = "DefaultCPUAllocator" if why == "memory" else why
+    with pytest.raises(RankFailed, match=rf"sample answers at step 2: .*{text}.*If that comes again, set"):
+        on_ranks(2, failing_alone, document, work.root, why, 0, patience=0)
+    if why == "memory":
+        # The next attempt does without.
+        ranks = on_ranks(2, train_on_rank, document, work.root, 2)
+        assert (ranks[0]["status"], ranks[0]["warnings"]) == ("Succeeded", ["NoSamples"])
+        assert len(ranks[0]["evals"]) == 1
+
+
+def test_without_room_for_the_whole_model_answers_are_short(
+    sampled: tuple[WorkDir, dict[str, Any]], prepared: WorkDir, tmp_path: Path
+):
+    work = a_copy(prepared, tmp_path / "run")
+    ranks = on_ranks(2, failing_alone, a_sampling_job(), work.root, "", 0)
+
+    assert set(ranks[0]["warnings"]) == {"ShortSamples"}
+    assert_same_steps(sampled[1], ranks[0] | {"warnings": []})
+    short, whole = read_metrics(work.samples), read_metrics(sampled[0].samples)
+    assert max(line["policy_tokens"] for line in short) == 3 < max(line["policy_tokens"] for line in whole)
+    assert all(long["policy"].startswith(line["policy"]) for line, long in zip(short[:3], whole[:3], strict=True))
+
+
+def failing_alone(document: dict[str, Any], root: Path, why: str, room: int | None = None) -> dict[str, Any]:
+    """One rank of a run in which rank 1 can't answer a prompt after the first step. room: bytes that are free for the whole model."""
+    import torch
+
+    from dpo_trainer.engine import engine
     from dpo_trainer.training.sampling import samples
 
-    generate = samples.generate
+    generate, calls = samples.generate, 0
+    samples.FEW = 3
+    if room is not None:
+        engine.available = lambda _: room
 
     def failing(*args: Any, **settings: Any) -> Any:
-        if os.environ["RANK"] == "1" and settings["tokens"] == TOKENS:
-            raise ValueError("a prompt of its own")
+        nonlocal calls
+        calls += settings["tokens"] > 2  # not the first try
+        if why and os.environ["RANK"] == "1" and calls == 3:
+            if why == "memory":
+                torch.empty(1 << 60, dtype=torch.uint8)
+            raise ValueError(why)
         return generate(*args, **settings)
 
     samples.generate = failing

@@ -16,7 +16,7 @@ from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.failurepolicy import FailurePolicy
 from dpo_operator.api.reports import Termination
-from dpo_operator.cli.attempts import Ending, TrainAttempts, say_findings
+from dpo_operator.cli.attempts import Ending, PhaseAttempts, say_findings
 from dpo_operator.cli.main import app
 
 pytestmark = pytest.mark.unit
@@ -150,7 +150,7 @@ def test_exit_codes_that_never_restart(folder: Folder, code: ExitCode):
 
 @pytest.mark.parametrize("code", [*exitcodes.TABLE, 139])
 def test_each_exit_code_restarts_as_its_class_says(code: int):
-    decision = TrainAttempts(FailurePolicy(), 1).after_failure(Ending("train", 1, code, step=1))
+    decision = PhaseAttempts(FailurePolicy(), "train", 1).after_failure(Ending("train", 1, code, step=1))
     ends = exitcodes.info(code).failure_class == "configuration" or code == ExitCode.NO_ACCELERATOR
     assert decision.wait_seconds == (None if ends else 10 if code == ExitCode.SOURCE_UNAVAILABLE else 0)
     assert decision.reason == exitcodes.info(code).reason
@@ -158,7 +158,7 @@ def test_each_exit_code_restarts_as_its_class_says(code: int):
 
 def test_a_saved_stop_that_the_user_did_not_ask_for_is_not_counted():
     stopped = Termination(phase="train", attempt=1, outcome="Stopped", exit_code=143).to_text()
-    attempts = TrainAttempts(FailurePolicy(max_restarts=0), 1)
+    attempts = PhaseAttempts(FailurePolicy(max_restarts=0), "train", 1)
     saved = attempts.after_failure(Ending("train", 1, 143, text=stopped, step=1))
     assert (saved.wait_seconds, saved.message) == (0, "this does not count against failurePolicy.maxRestarts")
     assert attempts.after_failure(Ending("train", 2, 143, step=2)).reason == "MaxRestartsExceeded"

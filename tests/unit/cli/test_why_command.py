@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 from dpo_operator.api import names
 from dpo_operator.api.diagnosis import Code, Finding
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.reports import Progress, Termination
-from dpo_operator.cli.local import _locked
+from dpo_operator.api.reports import Progress, RoundReport, Termination
+from dpo_operator.cli.localfolder import locked
 from dpo_operator.cli.main import app
 from dpo_operator.planning.objects import ChildPod
 from tests.unit.cli.fakekubectl import FakeKubectl
@@ -55,12 +55,13 @@ def ends(
     rank: int = 0,
     time: int = 0,
     findings: tuple[Finding, ...] = (),
+    **more: Any,
 ) -> None:
     """A process leaves its last words."""
     outcome: Any = {0: "Succeeded", ExitCode.SIGTERM: "Stopped"}.get(code, "Failed")
     words = Termination(
         phase=phase, attempt=attempt, outcome=outcome, exit_code=code, message=message, rank=rank,
-        progress=Progress(phase=phase, attempt=attempt, step=4, findings=findings),
+        progress=Progress(phase=phase, attempt=attempt, step=4, findings=findings), **more,
     )  # fmt: skip
     path = run / f"termination-{phase}-{attempt}-{rank}.json"
     path.write_text(words.to_text())
@@ -105,7 +106,7 @@ def test_a_run_that_is_killed_left_no_words(folder: Path) -> None:
 
 
 def test_a_run_at_work_is_told_by_its_lock(folder: Path) -> None:
-    with _locked(folder):
+    with locked(folder):
         text = said(str(folder)).output
     assert "is running the training" in text
     assert "Training: loss 0.6300, margin 0.1000, accuracy 0.75." in text
@@ -204,3 +205,36 @@ def test_the_plugin_always_asks_the_cluster(
     assert "The run in pairs" in said("pairs").output
     monkeypatch.setattr(sys, "argv", ["/usr/bin/kubectl-dpo"])
     assert "pairs (namespace default)" in said("pairs").output
+
+
+@pytest.fixture
+def rounds(folder: Path) -> Path:
+    """A run in the training of its second round."""
+    judge = {"type": "builtin", "builtin": {"name": "length", "tokens": 5}}
+    (folder / "job.json").write_text(a_job(iterative={"judge": judge}).model_dump_json(by_alias=True))
+    for number in (1, 2):
+        leg = folder / "rounds" / f"000{number}"
+        (leg / "checkpoints" / "step-00000009").mkdir(parents=True)
+        (leg / "checkpoints" / "step-00000009" / "manifest.json").write_text("{}")
+        (leg / "round.json").write_text(json.dumps({"round": number, "prompts": 100, "pairs": 10 * number}))
+    ends(folder, "export", 0, export_path="rounds/0001/export", time=1)
+    ends(folder, "judge", 0, attempt=2, round=RoundReport(round=2), time=2)
+    return folder
+
+
+def test_a_run_with_rounds_says_in_which_it_is(rounds: Path) -> None:
+    text = said(str(rounds)).output
+    assert "Its train of round 2 was killed, or did not begin. The newest checkpoint has step 9." in text
+    with locked(rounds):
+        text = said(str(rounds)).output
+    assert "is running the training of round 2" in text
+    assert "Round 1: 10 pairs of 100 prompts." in text
+    assert "Round 2: 20 pairs of 100 prompts." in text
+
+
+def test_the_export_of_a_round_is_not_the_end(rounds: Path) -> None:
+    ends(rounds, "export", 0, attempt=2, export_path="rounds/0002/export", time=5)
+    with locked(rounds):
+        assert "is running the generation of answers of round 3" in said(str(rounds)).output
+    ends(rounds, "export", 0, export_path="export", time=6)
+    assert "is complete" in said(str(rounds)).output

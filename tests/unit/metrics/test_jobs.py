@@ -5,6 +5,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.status import State
+from dpo_operator.api.statusparts.rounds import RoundStatus
 from dpo_operator.metrics import jobs as jobs_module
 from dpo_operator.metrics.jobs import JobMetrics
 from dpo_operator.queueing.key import Key
@@ -41,6 +42,21 @@ def test_state_is_one_of_all_and_progress_a_ratio():
     assert value(metrics, "dpojob_workers", state="started") == 2
     assert value(metrics, "dpojob_status_condition", condition="Running", status="True") == 1
     assert value(metrics, "dpojob_info", model="org/model") == 1
+
+
+def test_rounds_are_series_by_their_number():
+    metrics = JobMetrics()
+    metrics.update(KEY, RAW, a_status())
+    assert not any(name.startswith("dpojob_round") for name, *_ in scrape(metrics))
+    known = [
+        RoundStatus(round=1, pairs=60, win_rate_previous="0.625", win_rate_initial="0.625"),
+        RoundStatus(round=2, pairs=50, kl_to_initial="3.5"),
+    ]
+    metrics.update(KEY, RAW, a_status("judge", round=2, rounds=known))
+    assert value(metrics, "dpojob_round", dpojob="pairs") == 2
+    assert value(metrics, "dpojob_round_pairs", round="1") == 60
+    assert value(metrics, "dpojob_round_kl_nats") == 3.5
+    assert value(metrics, "dpojob_round_win_rate_ratio", against="previous", round="1") == 0.625
 
 
 def test_restarts_are_counted_once_by_reason():

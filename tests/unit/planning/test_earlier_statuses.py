@@ -36,7 +36,18 @@ COUNTING = {"counted": "Counted", "infrastructure": "Uncounted", "planned": "Pla
 # Words for people. They may change; reasons, which programs read, may not.
 WORDS = ("message", "ending", "activity")
 # What earlier versions did not have.
-NEWER = ("earlierJobs", "claimTokens", "findings", "accuracy", "evalAccuracy", "round", "rounds", "generate", "judge")
+NEWER = (
+    "usage",
+    "earlierJobs",
+    "claimTokens",
+    "findings",
+    "accuracy",
+    "evalAccuracy",
+    "round",
+    "rounds",
+    "generate",
+    "judge",
+)
 
 
 def renamed(status: dict[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,12 @@ It holds what decisions depend on and no more; the real API server and real kube
 
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any
 
+from dpo_operator.api import names
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.types import DPOJob
+from dpo_operator.builders.shape import SIZED
 from dpo_operator.planning import certainty
 from dpo_operator.planning.actions import Action, Create, Delete, Patch, SuspendJob
 from dpo_operator.planning.objects import ChildJob, ChildPod, Claim, Exit, Support
@@ -23,7 +26,10 @@ LIES = ("no Jobs", "no pods", "no claim", "old Jobs", "old pods")
 
 @dataclass
 class World:
-    """One DPOJob in its cluster. steps: optimizer steps that are committed on the volume."""
+    """One DPOJob in its cluster. steps: optimizer steps that are committed on the volume. ends: why a round's judge ends the rounds.
+
+    begun: phases that have begun. steps_made: these phases and their rounds, as far as this cluster has seen them begin.
+    """
 
     job: DPOJob = field(default_factory=a_job)
     status: DPOJobStatus = field(default_factory=DPOJobStatus)
@@ -37,9 +43,15 @@ class World:
     suspensions: int = 0
     jobs_suspended: int = 0
     suspensions_of_jobs: int = 0
+    begun: int = 0
+    steps_made: list[tuple[str, int]] = field(default_factory=list)
+    ends: dict[int, str] = field(default_factory=dict)
     since: dict[Fact, datetime] = field(default_factory=dict)
     before: Observed = field(default_factory=Observed)
     lied: bool = False
+
+    def __post_init__(self) -> None:
+        self.begun = sum(self.status.attempts.of(phase) > 0 for phase in names.PHASES)
 
     # The operator
 
@@ -120,18 +132,21 @@ class World:
     def check_counters(self, new: DPOJobStatus) -> None:
         """No attempt is skipped and none comes twice: each is a phase's first, a restart or a suspension."""
         old = self.status
-        started = sum(1 for phase in ("prepare", "train", "export") if new.attempts.of(phase) > 0)
-        total = new.attempts.prepare + new.attempts.train + new.attempts.export
-        before = old.attempts.prepare + old.attempts.train + old.attempts.export
+        same = (new.phase, new.round) == (old.phase, old.round)
+        if new.phase is not None and not same:
+            self.begun += 1
+            self.steps_made.append((new.phase, new.round))
+        total = sum(new.attempts.of(phase) for phase in names.PHASES)
+        before = sum(old.attempts.of(phase) for phase in names.PHASES)
         assert 0 <= total - before <= 1
-        if self.job.spec.suspend and total > before and new.restarts == old.restarts and new.phase == old.phase:
+        if self.job.spec.suspend and total > before and new.restarts == old.restarts and same:
             self.suspensions += int(old.phase is not None)
-        elif total > before and new.restarts == old.restarts and new.phase == old.phase:
+        elif total > before and new.restarts == old.restarts and same:
             # Somebody suspended the Job of a phase that ran.
             assert self.jobs_suspended > self.suspensions_of_jobs
             self.suspensions_of_jobs += 1
             self.suspensions += 1
-        assert total == started + new.restarts + self.suspensions
+        assert total == self.begun + new.restarts + self.suspensions
         assert not (old.is_final and new != old)
 
     # Kubernetes
@@ -148,7 +163,7 @@ class World:
                 for pod in own:
                     self.stop(pod.name)
                 continue
-            desired = 2 if job.phase == "train" else 1
+            desired = 2 if job.phase in SIZED else 1
             if len([pod for pod in own if pod.succeeded]) == desired:
                 self.jobs[name] = replace(job, complete=True)
             elif not job.finished and not job.suspended:
@@ -205,7 +220,18 @@ class World:
             self.steps += 1
         elif len(train) == 2 or (running and not train):
             for pod in running:
-                self.end(pod.name, 0, termination_text(0, phase=pod.phase, attempt=pod.attempt))
+                self.end(
+                    pod.name, 0, termination_text(0, phase=pod.phase, attempt=pod.attempt, **self.report(pod.phase))
+                )
+
+    def report(self, phase: str) -> dict[str, Any]:
+        """What a judge says of its round, and of the win rate of the round before."""
+        number = self.status.round
+        if phase != "judge":
+            return {}
+        now = {"round": number, "prompts": 100, "pairs": 60, "ended": self.ends.get(number, "")}
+        before = {"compared": {"round": number - 1, "pairs": 60, "win_rate_previous": 0.625}} if number > 1 else {}
+        return {"round": now} | before
 
     # Faults
 

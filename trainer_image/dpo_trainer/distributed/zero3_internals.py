@@ -143,6 +143,29 @@ class Zero3Internals:
         """
         self._zero.parameter_offload._remove_module_hooks()
 
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Within this context every rank has all weights, and modules run without collectives. Collective."""
+        import deepspeed
+
+        if self._alone:
+            yield
+            return
+        offload = self._zero.parameter_offload
+        # Some may be whole now, and which is not the same at each time.
+        offload.partition_all_parameters()
+        offload._remove_module_hooks()
+        offload.forward_hooks, offload.backward_hooks = [], []
+        try:
+            with deepspeed.zero.GatheredParameters(self._parameters):
+                yield
+        finally:
+            # The order in which weights were needed is learnt anew: it may have changed.
+            coordinator = offload.get_param_coordinator()
+            if not coordinator.is_invalid_trace():
+                coordinator._invalidate_trace()
+            offload.setup_zero_stage3_hooks()
+
     def alias_equal_tensors(self) -> None:
         """Let tensors that are always equal share their memory. DeepSpeed keeps copies of them.
 

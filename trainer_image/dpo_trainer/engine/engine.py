@@ -7,6 +7,7 @@ import gc
 import logging
 import math
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from dpo_trainer.distributed.zero3_internals import (
 )
 from dpo_trainer.engine.loading import own_slices
 from dpo_trainer.engine.loss_scale import LossScale
-from dpo_trainer.engine.memory import release_free
+from dpo_trainer.engine.memory import available, release_free
 from dpo_trainer.engine.optimizer import make_optimizer
 from dpo_trainer.engine.update_size import update_squares
 from dpo_trainer.engine.zero3_state import Zero3State
@@ -42,6 +43,9 @@ from dpo_trainer.model.reward import RewardModel
 from dpo_trainer.runtime.errors import invalid_configuration
 
 log = logging.getLogger(__name__)
+
+# What must be free to gather all weights, in relation to their size.
+_ROOM = 1.25
 
 
 @dataclass(frozen=True)
@@ -168,6 +172,16 @@ class Engine:
     def state(self) -> Zero3State:
         """The trained weights and the optimizer state, for checkpoints. Parameter names are those of the Hugging Face or PEFT model."""
         return Zero3State(self.zero, self.module.model, rank=self.world.rank, world_size=self.world.world_size)
+
+    def can_hold_whole_weights(self) -> bool:
+        """Whether every rank has memory for all weights in addition to what it has now, and for answers. Collective."""
+        whole = sum(whole_numel(p) * local_partition(p).element_size() for p in self.module.parameters())
+        needed = _ROOM * whole if self.world.world_size > 1 else 0
+        return not self.any_rank(needed > available(self.world.device))
+
+    def whole_weights(self) -> AbstractContextManager[None]:
+        """Within this context every rank has all weights, and scores and answers without the others. Collective."""
+        return self.zero.whole_weights()
 
     def train(self, mode: bool) -> None:
         """Switch adapter dropout and activation checkpointing on or off."""

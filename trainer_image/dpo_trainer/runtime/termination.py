@@ -40,6 +40,8 @@ _PEER_LOST_TEXTS = (
     "nccl communicator was aborted",
     "watchdog caught collective operation timeout",
 )
+# What torch's allocator on CPUs says, in a plain RuntimeError.
+_CPU_MEMORY = "DefaultCPUAllocator: can't allocate memory"
 _PEER_LOST_TYPES = ("DistNetworkError", "DistStoreError", "DistBackendError")
 
 
@@ -61,9 +63,9 @@ def classify(error: BaseException) -> tuple[ExitCode, str]:
     if isinstance(error, OSError) and _is_of_volume(error):
         where = f" at {error.filename}" if error.filename else ""
         return ExitCode.VOLUME_ERROR, f"The volume failed{where}: {error.strerror}"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or _CPU_MEMORY in str(error):
         return ExitCode.INTERNAL_ERROR, "Out of memory: give the pod more memory, or lower data.maxLength."
-    if _is_cuda_out_of_memory(error):
+    if is_out_of_memory(error):
         return ExitCode.INTERNAL_ERROR, (
             f"Out of GPU memory: {first_line(error, 500)} Lower training.microBatchSize or data.maxLength, turn "
             "training.gradientCheckpointing on, use an adapter, or use more GPUs."
@@ -154,7 +156,10 @@ def _is_of_volume(error: OSError) -> bool:
     return kind in _VOLUME or (kind is Kind.GONE and bool(error.filename))
 
 
-def _is_cuda_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the memory of the GPU or of this process was too small for what was asked of it."""
+    if isinstance(error, MemoryError) or _CPU_MEMORY in str(error):
+        return True
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(error, torch.OutOfMemoryError)
 

@@ -87,6 +87,8 @@ class ProgressTracker:
             fields["slowest"] = slowest
         if metrics is not None:
             fields["train"] = summary(metrics, self.progress.train)
+            if "num_tokens" in metrics:
+                fields["tokens"] = int(metrics["num_tokens"])
         self.update(**fields)
 
     def evaluation(self, metrics: Mapping[str, float]) -> None:

@@ -30,6 +30,7 @@ from dpo_trainer.training.pace import Pace
 from dpo_trainer.training.reference import References, progress
 from dpo_trainer.training.sampling import Samples, SamplingTime
 from dpo_trainer.training.schedule import learning_rate, warmup_steps
+from dpo_trainer.training.shortage import Shortage
 from dpo_trainer.training.startup_checks import check_logits_path, choose_layout, log_partitions, log_restored
 from dpo_trainer.training.surprise import Surprise, measure
 
@@ -58,6 +59,7 @@ class Run:
     restored: Restored | None
     first: dict[str, float]
     samples: Samples
+    shortage: Shortage
     pace: Pace
     nonfinite: NonFinitePolicy
     diagnosing: Diagnosing
@@ -140,6 +142,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     after_each = progress("surprise at the data", ranks, telemetry, stop)
     first = _looked_at(surprise, ranks, lambda look: measure(look, engine, train, spec.eval_batch, seen, after_each))
 
+    shortage = Shortage.read(work, ranks)
     state = engine.state()
     checkpoints = open_checkpoints(spec, work, train, digests, attempt, ranks, trust, telemetry)
     restored = resume(checkpoints, state, engine, telemetry)
@@ -162,16 +165,10 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         state=state,
         restored=restored,
         first=first,
-        # A reward model answers nothing.
         samples=samples_of(
-            spec,
-            work,
-            engine,
-            ranks,
-            evaluation if objective.predicts_tokens else None,
-            total_steps,
-            restored.step if restored else 0,
+            spec, work, engine, ranks, evaluation, total_steps, restored.step if restored else 0, shortage
         ),
+        shortage=shortage,
         pace=Pace(engine.world),
         nonfinite=NonFinitePolicy(training.non_finite, checkpoints.skipped(restored)),
         diagnosing=Diagnosing(spec, work, ranks, telemetry, total_steps, resumed_step=restored.step if restored else 0),
@@ -189,16 +186,19 @@ def samples_of(
     evaluation: Examples | None,
     total_steps: int,
     resumed_step: int,
+    shortage: Shortage,
 ) -> Samples:
-    """Answers to prompts of the evaluation data, from the step that the run resumes from."""
+    """Answers to prompts of the evaluation data, from the step that the run resumes from; a reward model answers nothing."""
+    answers = evaluation is not None and not spec.method.trains_reward_model
     return Samples(
         engine,
         ranks,
         work,
         spec,
-        evaluation.data if evaluation is not None else None,
+        evaluation.data if evaluation is not None and answers else None,
         budget=spec.eval_batch,
         time=SamplingTime(total_steps, spec.eval_every_steps, resumed_step=resumed_step),
+        shortage=shortage,
         resumed_step=resumed_step,
     )
 

@@ -114,7 +114,8 @@ class Milestones:
             improved, stale = verdict.improved and spec.checkpoint.keep_best > 0, verdict.stop
 
         finished = ""
-        if step == run.total_steps and (evaluated is not None or run.evaluation is None):
+        # Without figures the run has ended too, when there are none to be had: no data, or no memory for an evaluation.
+        if step == run.total_steps and (evaluated is not None or run.evaluation is None or not stopping):
             finished = self.trained(step)
         elif stale:
             assert spec.early_stopping is not None
@@ -181,20 +182,27 @@ class Milestones:
     def _evaluate(self, step: int) -> tuple[dict[str, float] | None, bool]:
         """Metrics of the evaluation pairs and of the sample answers, and whether a stop came in between.
 
-        A stop during the evaluation returns None; during sampling, the metrics of the evaluation.
+        A stop during the evaluation returns None; during sampling, the metrics of the evaluation. None without a stop: it did not fit into memory.
         """
-        run = self.run
-        assert run.evaluation is not None
+        run, examples = self.run, self.run.evaluation
+        assert examples is not None
         run.telemetry.activity("evaluating")
         with run.telemetry.timed("eval"):
-            evaluated = evaluate(
-                run.engine,
-                run.evaluation,
-                run.objective,
-                budget=run.spec.eval_batch,
-                diagnosed=run.spec.diagnosis.enabled,
-                should_stop=self.should_stop,
+            evaluated, fitted = run.shortage.within(
+                run.spec.eval_batch,
+                lambda budget: evaluate(
+                    run.engine,
+                    examples,
+                    run.objective,
+                    budget=budget,
+                    diagnosed=run.spec.diagnosis.enabled,
+                    should_stop=self.should_stop,
+                ),
+                world_size=run.engine.world.world_size,
+                telemetry=run.telemetry,
             )
+            if not fitted:
+                return None, False
             answered = None if evaluated is None else run.samples.take(step, run.telemetry, self.should_stop)
         if evaluated is None or answered is None:
             return evaluated, True

@@ -52,6 +52,20 @@ def _jobs() -> Row:
                 stack=True,
             ),
             Panel(
+                "GPU-hours",
+                "GPU time of the jobs that are known, over all attempts, from the moment when all pods of one run until they end.",
+                (
+                    Query(
+                        f"sum by (namespace, dpojob) (max by (namespace, dpojob) (dpojob_gpu_seconds_total{{{OPERATOR}}})"
+                        f" + max by (namespace, dpojob) (dpojob_running_gpus{{{OPERATOR}}}) * (time() - max by (namespace, dpojob) "
+                        f"(dpojob_running_since_timestamp_seconds{{{OPERATOR}}}))"
+                        f" or max by (namespace, dpojob) (dpojob_gpu_seconds_total{{{OPERATOR}}})) / 3600",
+                        "{{namespace}}/{{dpojob}}",
+                    ),
+                ),
+                minimum=0,
+            ),
+            Panel(
                 "Restarts by reason",
                 "Restarts of the last hour. Many of one reason on different jobs point at a node, a network or a storage.",
                 (

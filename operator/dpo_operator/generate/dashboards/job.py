@@ -1,6 +1,6 @@
 """The dashboard of one DPOJob: does it run, does it learn, is it fast."""
 
-from dpo_operator.generate.dashboards import learning
+from dpo_operator.generate.dashboards import learning, rounds
 from dpo_operator.generate.dashboards.panels import (
     Annotation,
     Json,
@@ -37,6 +37,7 @@ def dashboard() -> Json:
             learning.drift(),
             learning.length(),
             learning.method(),
+            rounds.row(),
             _optimizer(),
             _speed(),
         ],

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_trainer.batches.sampler import StepPlan, epoch_order
-from dpo_trainer.training.sampling.samples import shares
+from dpo_trainer.training.sampling.prompts import shares
 
 pytestmark = pytest.mark.unit
 

@@ -41,12 +41,18 @@ def numbers(seed: int, step: int, prompts: Sequence[int], tokens: int) -> Tensor
 
 
 def generate(
-    engine: Engine, prompts: Sequence[Ids], *, tokens: int, end: tuple[int, ...], drawn_by: Tensor | None
+    engine: Engine,
+    prompts: Sequence[Ids],
+    *,
+    tokens: int,
+    end: tuple[int, ...],
+    drawn_by: Tensor | None,
+    alone: bool = False,
 ) -> tuple[list[Ids], list[Drawn]]:
-    """Greedy answers to all prompts, and draws: token ids of each answer, with the id that ended it. Collective.
+    """Greedy answers to all prompts, and draws: token ids of each answer, with the id that ended it. Collective unless alone.
 
     prompts: token ids, at least one prompt on every rank; each rank may have its own, and other numbers of them. tokens: the most of an
-        answer. end: ids that end one. drawn_by: see numbers; None for no draws.
+        answer. end: ids that end one. drawn_by: see numbers; None for no draws. alone: this rank has all weights, see Engine.whole_weights.
     The engine must be in evaluation mode; the model is left as it was.
     """
     from transformers import GenerationConfig
@@ -76,7 +82,7 @@ def generate(
             attention_mask=mask.to(device),
             generation_config=greedy,
             logits_processor=[draw] if draw else None,
-            synced_gpus=engine.world.world_size > 1,
+            synced_gpus=engine.world.world_size > 1 and not alone,
         )
     answers = [_until_end(row, end) for row in whole[:, longest:].tolist()]
     if draw is None:

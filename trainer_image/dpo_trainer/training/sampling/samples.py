@@ -6,7 +6,8 @@ the weights do; answers at temperature 1 show what greedy decoding hides, a poli
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,29 +19,34 @@ from dpo_operator.api.model import AdapterType
 from dpo_operator.api.training import Budget
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches.batch import collate
-from dpo_trainer.batches.sampler import Indices
 from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.data.tokens.tokenization import load_tokenizer
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.engine.engine import Engine
+from dpo_trainer.engine.memory import free_cached
 from dpo_trainer.model.adapters import without_trained
 from dpo_trainer.model.load import causal_lm_of
 from dpo_trainer.pretrained.checks import end_tokens
 from dpo_trainer.pretrained.files import read_json
 from dpo_trainer.runtime.errors import TrainerError, first_line
+from dpo_trainer.runtime.termination import is_out_of_memory
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.metrics_file import Line, MetricsFile, read_metrics
 from dpo_trainer.training.sampling.answers import Answer, figures
 from dpo_trainer.training.sampling.generate import Drawn, Ids, generate, numbers
+from dpo_trainer.training.sampling.prompts import first_prompts, shares
 from dpo_trainer.training.sampling.sampling_time import SHARE, SamplingTime
+from dpo_trainer.training.shortage import Shortage
 
-# What a model or a tokenizer raises that can't do this. Never RuntimeError: that is how a lost peer shows.
+# What a model or a tokenizer raises that can't do this. Never RuntimeError but for a lack of memory: that is how a lost peer shows.
 _CAN_NOT = (TrainerError, OSError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError)
 
 _NO_GENERATION = "the model can't generate"
 # Tokens of the answer with which generation is tried.
 _TRIED = 2
+# Most tokens of an answer where each one takes a gather of all weights.
+FEW = 32
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,7 @@ class Samples:
         *,
         budget: Budget,
         time: SamplingTime,
+        shortage: Shortage,
         resumed_step: int,
     ) -> None:
         """data: the evaluation pairs. budget: of one batch on one rank. time: says when. resumed_step: later lines are cut."""
@@ -90,6 +97,7 @@ class Samples:
         is_new = spec.adapter.type is not AdapterType.NONE and (start is None or start.train != "same")
         self._scores = self._draws and is_new
         self._noted = False
+        self._shortage, self._alone = shortage, False
         self._decoder: _Decoder | None = None
         self._file: MetricsFile | None = None
         self._reference: dict[str, Line] = {}  # lines of step 0 by prompt
@@ -108,15 +116,9 @@ class Samples:
         if self._decoder is None and not self._begin(telemetry):
             return {}
         assert self._decoder is not None
-        began, problem, stopped = time.monotonic(), "", False
-        found: dict[int, _Found] = {}
-        try:
-            found, stopped = self._generate(self._decoder, step, should_stop)
-        except _CAN_NOT as error:
-            if self._ranks.world_size > 1:
-                text = f"sample answers at step {step}: {_said(error)}. If that comes again, set evaluation.samples 0"
-                raise TrainerError(ExitCode.INTERNAL_ERROR, text) from error
-            problem = f"{_NO_GENERATION}: {_said(error)}"
+        began = time.monotonic()
+        with self._weights(telemetry) as tokens:
+            found, problem, stopped = self._generate(self._decoder, step, tokens, should_stop)
         if not self._agreed(problem, telemetry):
             return {}
         if stopped:
@@ -131,7 +133,7 @@ class Samples:
 
     def _begin(self, telemetry: Telemetry) -> bool:
         """Open, and try the first prompt on every rank: what a model can't do shows on all of them at once. Collective."""
-        problem = ""
+        problem = "an earlier attempt ran out of memory in them" if self._shortage.samples else ""
         try:
             self._decoder = self._open()
         except _CAN_NOT as error:
@@ -141,12 +143,31 @@ class Samples:
         assert self._decoder is not None
         self._engine.train(False)
         try:
-            self._answer(self._decoder, 0, [0], tokens=_TRIED)
-        except _CAN_NOT as error:
+            with self._weights(telemetry):
+                self._answer(self._decoder, 0, [0], tokens=_TRIED)
+        except Exception as error:
+            if not _can_not(error):
+                raise
             problem = f"{_NO_GENERATION}: {_said(error)}"
         finally:
             self._engine.train(True)
         return self._agreed(problem, telemetry)
+
+    @contextmanager
+    def _weights(self, telemetry: Telemetry) -> Iterator[int]:
+        """Within this context every rank has all weights, if they fit; yields the most tokens of an answer. Collective."""
+        self._alone = self._engine.can_hold_whole_weights()
+        if self._alone:
+            with self._engine.whole_weights():
+                yield self._tokens
+            return
+        if self._tokens > FEW:
+            text = (
+                f"the whole model does not fit beside what each rank holds, so each token gathers it from all ranks; answers have at most {FEW} tokens "
+                f"and not evaluation.sampleTokens {self._tokens}"
+            )
+            telemetry.warning("ShortSamples", text, once=True)
+        yield min(self._tokens, FEW)
 
     def _is_time(self, step: int, telemetry: Telemetry) -> bool:
         """Whether there is time for answers, as rank 0 has it. Collective."""
@@ -179,7 +200,7 @@ class Samples:
             end.append(tokenizer.eos_token_id)
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or math.inf
         assert self._data is not None
-        pairs = _first_prompts(self._data, self._count, longest=positions - self._tokens)
+        pairs = first_prompts(self._data, self._count, longest=positions - self._tokens)
         if not pairs:
             raise ValueError(
                 f"expected a prompt that leaves room for evaluation.sampleTokens = {self._tokens} tokens in the model's {positions}, "
@@ -188,12 +209,15 @@ class Samples:
         return _Decoder(tokenizer, tuple(dict.fromkeys(end)), tuple(pairs))
 
     def _generate(
-        self, decoder: _Decoder, step: int, should_stop: Callable[[], bool]
-    ) -> tuple[dict[int, _Found], bool]:
-        """This rank's share of the answers by number of the prompt, and whether to stop. Collective."""
-        engine, found = self._engine, dict[int, _Found]()
+        self, decoder: _Decoder, step: int, tokens: int, should_stop: Callable[[], bool]
+    ) -> tuple[dict[int, _Found], str, bool]:
+        """This rank's share of the answers by number of the prompt, what kept it from them, and whether to stop. Collective.
+
+        Raises TrainerError where other ranks take part in each token and would wait for this one.
+        """
+        engine, found, problem = self._engine, dict[int, _Found](), ""
         world, longest = engine.world, max(len(pair.prompt) for pair in decoder.pairs)
-        rows = (2 if self._draws else 1) * (longest + self._tokens)
+        rows = (2 if self._draws else 1) * (longest + tokens)
         size = min(self._budget.pairs or len(decoder.pairs), max(1, self._budget.tokens // rows))
         everything = np.arange(len(decoder.pairs), dtype=np.int64)
         engine.train(False)
@@ -201,19 +225,35 @@ class Samples:
             for group in shares(everything, rank=world.rank, world_size=world.world_size, size=size):
                 # A rank that has no prompt left answers the first one again, to take part in the collectives.
                 asked = group.tolist() or [0]
-                answers = self._answer(decoder, step, asked, tokens=self._tokens)
-                found |= dict(zip(group.tolist(), answers, strict=False))
+                try:
+                    answers = [] if problem else self._answer(decoder, step, asked, tokens=tokens)
+                    found |= dict(zip(group.tolist(), answers, strict=False))
+                except Exception as error:
+                    problem = self._problem(error, step)
                 if should_stop():
-                    return {}, True
+                    return {}, problem, True
         finally:
             engine.train(True)
-        return found, False
+        if problem:
+            free_cached()
+        return found, problem, False
+
+    def _problem(self, error: Exception, step: int) -> str:
+        """What kept this rank from answers, where it does so alone; the others go on. Raises the error, or TrainerError."""
+        if not _can_not(error):
+            raise error
+        if not self._alone:
+            if is_out_of_memory(error):
+                self._shortage.ran_out("samples")
+            text = f"sample answers at step {step}: {_said(error)}. If that comes again, set evaluation.samples 0"
+            raise TrainerError(ExitCode.INTERNAL_ERROR, text) from error
+        return _said(error) if is_out_of_memory(error) else f"{_NO_GENERATION}: {_said(error)}"
 
     def _answer(self, decoder: _Decoder, step: int, asked: list[int], *, tokens: int) -> list[_Found]:
         """Answers to some prompts, by their numbers. Collective. tokens: the most of an answer."""
         prompts = [decoder.pairs[number].prompt.tolist() for number in asked]
         by = numbers(self._seed, step, asked, tokens) if self._draws else None
-        greedy, drawn = generate(self._engine, prompts, tokens=tokens, end=decoder.end, drawn_by=by)
+        greedy, drawn = generate(self._engine, prompts, tokens=tokens, end=decoder.end, drawn_by=by, alone=self._alone)
         if not drawn:
             return [_Found(ids) for ids in greedy]
         scores = self._under_reference(prompts, drawn) if self._scores else [None] * len(asked)
@@ -289,32 +329,13 @@ class Samples:
         return found
 
 
-def _first_prompts(data: PairDataset, count: int, *, longest: float) -> list[TokenPair]:
-    """The first pairs with a prompt of their own that is not too long."""
-    found: dict[bytes, TokenPair] = {}
-    for index in range(len(data)):
-        if len(found) == count:
-            break
-        pair = data[index]
-        if len(pair.prompt) <= longest:
-            found.setdefault(pair.prompt.tobytes(), pair)
-    return list(found.values())
-
-
 def _key(line: Line) -> tuple[int, str]:
     return line["step"], str(line.get("prompt"))
 
 
+def _can_not(error: Exception) -> bool:
+    return isinstance(error, _CAN_NOT) or is_out_of_memory(error)
+
+
 def _said(error: Exception) -> str:
     return first_line(error) or type(error).__name__
-
-
-def shares(indices: Indices, *, rank: int, world_size: int, size: int) -> list[Indices]:
-    """One rank's share of some prompts, in groups of at most `size`.
-
-    Every rank gets a list of the same length, because ZeRO-3's gathers are collective: a rank with fewer groups gets
-    empty ones at the end, for which the caller runs a dummy.
-    """
-    mine = indices[rank::world_size]
-    groups = math.ceil(math.ceil(len(indices) / world_size) / size)
-    return [mine[i * size : (i + 1) * size] for i in range(groups)]

@@ -1,0 +1,60 @@
+"""What follows a phase that succeeded: its reports are kept, and the next phase begins, or the job is complete."""
+
+from collections.abc import Sequence
+
+from dpo_operator.api import conditions as c
+from dpo_operator.api.phases import LAST, Step, following
+from dpo_operator.api.reports import Termination
+from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.text import quoted
+from dpo_operator.api.types import DPOJob
+from dpo_operator.planning import progress, recorded, rounds, transitions
+from dpo_operator.planning.actions import Event, Plan
+from dpo_operator.planning.fit import predicted_not_to_fit
+from dpo_operator.planning.objects import ChildPod
+from dpo_operator.planning.transitions import Moment
+
+
+def succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Moment, gpu_memory: float | None) -> Plan:
+    """Keep what the phase reported, and decide on the next one. gpu_memory: bytes of a GPU, None if not configured."""
+    assert status.phase is not None
+    done = Step(status.phase, status.round)
+    termination = next((p.exit.termination for p in pods if p.succeeded and p.index == 0 and p.exit), None)
+    status = progress.with_termination(status, termination, at.now)
+    status = rounds.with_reports(job.spec, status, termination)
+    step = following(job.spec, done, rounds.end_of(status))
+    if step is None:
+        status = transitions.completed(status, at, rounds.why_ended(status))
+        return Plan(status, events=(Event("Normal", c.COMPLETE, status.message),), requeue_after=0)
+    if done.phase == "export":
+        status = recorded.of_the_last_round(status)
+    events = _events(job, status, termination, gpu_memory)
+    status = transitions.next_phase(status, step, at)
+    if done.phase == "prepare":
+        status = transitions.mark(status, at, c.PREPARED, True, c.PREPARE_SUCCEEDED, _prepared(status))
+    if step == LAST and job.spec.export.push is not None:
+        then = f"The model is copied to {job.spec.export.push.to} when its export was verified."
+        status = transitions.mark(status, at, c.PUSHED, False, c.PUSH_PENDING, then)
+    return Plan(status, events=events, requeue_after=0)
+
+
+def _events(
+    job: DPOJob, status: DPOJobStatus, termination: Termination | None, gpu_memory: float | None
+) -> tuple[Event, ...]:
+    """What the phase that succeeded has done."""
+    match status.phase:
+        case "prepare":
+            # Once per job: the inputs of the estimate are immutable.
+            warning = predicted_not_to_fit(job.spec, termination.dataset if termination else None, gpu_memory)
+            return (Event("Normal", c.PREPARED, _prepared(status)), *((warning,) if warning else ()))
+        case "train":
+            said = termination is not None and bool(termination.message)
+            ending = status.final_metrics.ending if status.final_metrics else "Training finished."
+            return (Event("Normal", "Trained", f"The trainer reports: {quoted(ending)}" if said else ending),)
+        case _:
+            return rounds.events(status)
+
+
+def _prepared(status: DPOJobStatus) -> str:
+    found = status.dataset
+    return f"{found.train_pairs} training and {found.eval_pairs} evaluation pairs." if found else "Prepared."
