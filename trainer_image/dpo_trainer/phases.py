@@ -20,6 +20,7 @@ from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.diagnosis.history import Diagnosis
 from dpo_trainer.distributed import rendezvous
+from dpo_trainer.runtime.devices import cuda_of_torch, driver_problem, has_gpu
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.files import commit
 from dpo_trainer.runtime.job import (
@@ -192,6 +193,9 @@ def _check_adapter(job: DPOJob, work: WorkDir, telemetry: Telemetry, progress: C
 def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
     stop_by_exception()
     telemetry.activity("starting")
+    if job.spec.training.device != "cpu" and has_gpu(os.environ) and (problem := driver_problem(cuda_of_torch())):
+        # Every node with that driver says so at once, so that no rank waits for the others or loads anything.
+        raise TrainerError(ExitCode.DRIVER_TOO_OLD, problem)
     telemetry.serve()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         say = telemetry.activity if os.environ.get("LOCAL_RANK", "0") == "0" else lambda _: None

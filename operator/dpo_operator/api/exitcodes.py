@@ -31,6 +31,7 @@ class ExitCode(IntEnum):
     BAD_EXPORT = 79
     NO_ACCELERATOR = 80
     STOPPED_BY_DIAGNOSIS = 81
+    DRIVER_TOO_OLD = 82
     SIGKILL = 137
     SIGTERM = 143
 
@@ -87,6 +88,9 @@ TABLE: dict[ExitCode, ExitCodeInfo] = {
         "StoppedByDiagnosis",
         "configuration",
         "A finding of diagnosis.stopOn ended the training; the state was saved first.",
+    ),
+    ExitCode.DRIVER_TOO_OLD: ExitCodeInfo(
+        "DriverTooOld", "configuration", "A node's NVIDIA driver is older than the trainer's CUDA needs."
     ),
     ExitCode.SIGKILL: ExitCodeInfo("Killed", "counted", "Killed by SIGKILL: out of memory, or by the node."),
     ExitCode.SIGTERM: ExitCodeInfo(

@@ -130,6 +130,17 @@ def _no_gpu(case: Case) -> Lines:
     ]
 
 
+def _old_driver(case: Case) -> Lines:
+    if case.local:
+        return ["Update the driver, or install torch for an older CUDA", "See what there is: nvidia-smi"]
+    return [
+        "Have the driver of the nodes updated, or build the trainer's image for an older CUDA: docs/install.md",
+        in_job_file(
+            case, "spec.pod.image or spec.pod.nodeSelector", "Or name another image, or nodes with a newer driver"
+        ),
+    ]
+
+
 def _memory(case: Case) -> Lines:
     return [
         in_job_file(case, "spec.pod.resources.limits.memory", "Give the pods more memory"),
@@ -248,6 +259,7 @@ ENDINGS: dict[str, Ending] = {
     "InvalidConfiguration": Ending("its settings do not fit the model, the data or each other", _job),
     "BadExport": Ending("the exported weights did not reproduce the trained model", _export),
     "NoAccelerator": Ending("a container had GPUs that CUDA could not use", _no_gpu),
+    "DriverTooOld": Ending("a node's driver is too old for the image's CUDA", _old_driver),
     "StoppedByDiagnosis": Ending("a finding of spec.diagnosis.stopOn ended the training", _diagnosis),
     "Killed": Ending("a process was killed, by the node or for want of memory", _killed),
     "Terminated": Ending("a process was asked to stop by somebody else", _nothing),

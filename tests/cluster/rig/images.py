@@ -58,6 +58,7 @@ class Recipe:
 
     name: str
     dockerfile: str
+    arguments: tuple[tuple[str, str], ...] = ()
 
     @property
     def file(self) -> Path:
@@ -68,7 +69,11 @@ class Recipe:
         return self.name.partition(":")[0]
 
 
-RECIPES = (Recipe("dpo-operator:dev", "Dockerfile"), Recipe("dpo-trainer:dev", "trainer_image/Dockerfile"))
+RECIPES = (
+    Recipe("dpo-operator:dev", "Dockerfile"),
+    # Without a compiler, which is for GPUs alone: Debian's packages may be out of reach while an image is built here.
+    Recipe("dpo-trainer:dev", "trainer_image/Dockerfile", (("DEBIAN_PACKAGES", ""),)),
+)
 
 
 def folder() -> Path:
@@ -98,7 +103,7 @@ def ensure_test() -> Image:
 
 def ensure_built(recipe: Recipe) -> Image:
     """The image of a Dockerfile, built if any of its inputs has changed."""
-    arguments = {"PYTHON_IMAGE": base_image.reference()}
+    arguments = {"PYTHON_IMAGE": base_image.reference(), **dict(recipe.arguments)}
 
     def make() -> tuple[Image, Sequence[str]]:
         base_image.ensure()

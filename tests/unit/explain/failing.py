@@ -117,6 +117,7 @@ WORDS = {
     ExitCode.BAD_EXPORT: "The exported weights give log-probs that differ by 0.4 nats from those of the policy",
     ExitCode.NO_ACCELERATOR: "The container has 8 GPUs, and CUDA says: no NVIDIA driver",
     ExitCode.STOPPED_BY_DIAGNOSIS: "Gibberish is in diagnosis.stopOn; the state was saved at step 40",
+    ExitCode.DRIVER_TOO_OLD: "expected an NVIDIA driver from 580.65.06 on, which this image's torch for CUDA 13.2 needs, found 535.161.07 on this node",
     ExitCode.SIGKILL: "",
     ExitCode.SIGTERM: "",
 }
