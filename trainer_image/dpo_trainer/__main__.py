@@ -1,4 +1,4 @@
-"""`python -m dpo_trainer prepare|launch|train|export|mirror|report|preview|look`: one phase of one job, and its exit code.
+"""`python -m dpo_trainer prepare|launch|generate|judge|train|export|mirror|report|preview|look`: one phase of one job, and its exit code.
 
 `checkpoints` and `export-checkpoint` are in commands/checkpoints.py.
 
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from dpo_operator.api import names
 from dpo_trainer.commands import checkpoints
@@ -18,11 +19,12 @@ from dpo_trainer.commands import checkpoints
 
 @dataclass(frozen=True)
 class Arguments:
-    """The command line, with the environment's defaults."""
+    """The command line, with the environment's defaults. phase: that launch starts."""
 
     command: str
     job_file: Path
     work_dir: Path
+    phase: Literal["train", "generate"] = "train"
 
 
 def parse(argv: Sequence[str]) -> Arguments:
@@ -30,8 +32,8 @@ def parse(argv: Sequence[str]) -> Arguments:
     parser = argparse.ArgumentParser(prog="dpo-trainer", description="Phases of a DPOJob.")
     parser.add_argument(
         "command",
-        choices=("prepare", "launch", "train", "export", "mirror", "report", "preview", "look"),
-        help="launch starts one `train` for each local rank; mirror copies new checkpoints to checkpoint.mirror; other commands run that phase",
+        choices=("prepare", "launch", "generate", "judge", "train", "export", "mirror", "report", "preview", "look"),
+        help="launch starts one process of a phase for each local rank; mirror copies new checkpoints to checkpoint.mirror; other commands run that phase",
     )
     parser.add_argument(
         "--job-file",
@@ -45,8 +47,13 @@ def parse(argv: Sequence[str]) -> Arguments:
         default=Path(os.environ.get(names.ENV_WORK_DIR, names.WORK_DIR)),
         help=f"the job's folder (default: ${names.ENV_WORK_DIR}, {names.WORK_DIR})",
     )
+    parser.add_argument(
+        "--phase", choices=("train", "generate"), default="train", help="what launch starts (default: train)"
+    )
     given = parser.parse_args(argv)
-    return Arguments(given.command, given.job_file, given.work_dir)
+    if given.command != "launch" and given.phase != "train":
+        parser.error("--phase is for launch")
+    return Arguments(given.command, given.job_file, given.work_dir, given.phase)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "launch":
         from dpo_trainer.launch import launcher
 
-        return launcher.run(arguments.job_file, arguments.work_dir)
+        return launcher.run(arguments.job_file, arguments.work_dir, phase=arguments.phase)
     if arguments.command == "mirror":
         from dpo_trainer.mirror import phase as mirror
         from dpo_trainer.runtime.workdir import WorkDir

@@ -27,6 +27,7 @@ from dpo_trainer.runtime.job import (
     attempt_from_environment,
     hub_token,
     read_job,
+    round_from_environment,
     secrets,
     stop_by_exception,
     stop_on_request,
@@ -51,7 +52,7 @@ _LOCAL = (("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
 
 
 def run(command: str, job_file: Path, work_dir: Path) -> int:
-    """Run prepare, train, export, report, preview or look. Raises nothing: whatever ends it becomes an exit code and a message."""
+    """Run a phase, or report, preview or look. Raises nothing: whatever ends it becomes an exit code and a message."""
     work = WorkDir(work_dir)
     if command in ("report", "preview", "look"):
         return _show(command, work, job_file)
@@ -62,6 +63,7 @@ def run(command: str, job_file: Path, work_dir: Path) -> int:
     attempt = 1
     try:
         attempt = attempt_from_environment()
+        work = work.round(round_from_environment())
         job = read_job(job_file, begun=phase != "prepare", digest=os.environ.get(names.ENV_JOB_FILE_SHA256))
         telemetry = Telemetry(
             phase,
@@ -72,7 +74,7 @@ def run(command: str, job_file: Path, work_dir: Path) -> int:
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
             checkpoints=CheckpointFolder(work.checkpoints),
         )
-        termination = {"prepare": _prepare, "train": _train, "export": _export}[phase](job, work, telemetry, attempt)
+        termination = _PHASES[phase](job, work, telemetry, attempt)
     except BaseException as error:  # also Stopped, SystemExit, and a panic in a library that is written in Rust
         code, message = classify(error)
         if code == ExitCode.INTERNAL_ERROR:
@@ -127,6 +129,10 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
         telemetry.activity(f"{text} ({share:.0%})")
         telemetry.alive()
 
+    if (rounds := job.spec.iterative) is not None:
+        from dpo_trainer.judging import check_settings
+
+        check_settings(rounds.judge)
     cache = os.environ.get(names.ENV_CACHE_DIR)
     inputs = Inputs(_claims(), hub_token(), Cache(Path(cache)) if cache else None, progress, access)
     found = prepare.run(job, work, inputs)
@@ -210,18 +216,48 @@ def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Te
     return build_termination("train", attempt, code, ended.message)
 
 
+def _generate(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
+    stop_by_exception()
+    telemetry.activity("loading torch")
+    telemetry.serve()
+    from dpo_trainer.rounds import generate
+
+    found = generate.run(job.spec, work, telemetry, generate.Share.from_environment())
+    return build_termination("generate", attempt, ExitCode.OK).model_copy(update={"round": found})
+
+
+def _judge(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
+    telemetry.activity("opening the judge")
+    telemetry.serve()
+    from dpo_trainer.sources.access import from_environment
+
+    access = from_environment(job.spec.way_out)
+    access.apply(work.root / ".cache")
+    assert job.spec.iterative is not None, "read_job has checked it"
+    if job.spec.iterative.judge.type != "rewardModel":
+        import_tokenizers_alone()
+    from dpo_trainer.rounds import judge
+
+    # A judge's calls cost something: those in flight end before the phase does.
+    found = judge.run_phase(job.spec, work, telemetry, access, stop_on_request())
+    terms = {"round": found.report, "compared": found.before}
+    return build_termination("judge", attempt, ExitCode.OK).model_copy(update=terms)
+
+
 def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
     stop_by_exception()
     telemetry.activity("exporting")
     telemetry.serve()
     access = None
-    if (settings := job.spec.export.push) is not None:
+    of_round = work.number > 0
+    if (settings := job.spec.export.push) is not None and not of_round:
         from dpo_trainer.sources.access import from_environment
 
         access = from_environment(job.spec.way_out, settings.credentials_secret_ref)
         # Before the hub's client is imported, which reads its settings then.
         access.apply(work.root / ".cache")
     from dpo_trainer.checkpoint.trust import trust_from_environment
+    from dpo_trainer.export import chosen
     from dpo_trainer.export import phase as export
 
     trust = trust_from_environment(required=job.spec.checkpoint.require_recorded_digest)
@@ -230,12 +266,20 @@ def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> T
         telemetry.activity(text)
         telemetry.alive()
 
-    path = export.run(job, work, progress=progress, trust=trust)
+    leg = work
+    if job.spec.iterative is None:
+        path = export.run(job, work, progress=progress, trust=trust)
+    elif of_round:
+        path = export.run(chosen.of_round(job), work, progress=progress, trust=trust)
+        return build_termination("export", attempt, ExitCode.OK, export_path=path)
+    else:
+        path, number = chosen.run(job, work, progress=progress, trust=trust)
+        leg = work.round(number)
     pushed = None
     if settings is not None and access is not None:
         pushed = _push(settings, access, job.metadata.uid, work, path, progress)
     progress("writing the report")
-    _write_report(work, telemetry, job)
+    _write_report(leg, telemetry, job)
     return build_termination("export", attempt, ExitCode.OK, export_path=path, pushed=pushed)
 
 
@@ -265,6 +309,15 @@ def _write_report(work: WorkDir, telemetry: Telemetry, job: DPOJob) -> None:
         problem = f"The report could not be written: {classify(error)[1]}"
     if problem:
         telemetry.warning("NoReport", problem)
+
+
+_PHASES: dict[names.Phase, Callable[[DPOJob, WorkDir, Telemetry, int], Termination]] = {
+    "prepare": _prepare,
+    "generate": _generate,
+    "judge": _judge,
+    "train": _train,
+    "export": _export,
+}
 
 
 def _show(command: str, work: WorkDir, job_file: Path) -> int:

@@ -128,4 +128,4 @@ def test_usage_is_shown_for_a_wrong_command():
     done = subprocess.run([sys.executable, "-m", "dpo_trainer", "fly"], capture_output=True, text=True)
 
     assert done.returncode == 2
-    assert "{prepare,launch,train,export,mirror,report,preview,look}" in done.stderr
+    assert "{prepare,launch,generate,judge,train,export,mirror,report,preview,look}" in done.stderr

@@ -1,19 +1,28 @@
 """A job's checkpoint folder, as telemetry reports it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpo_operator.api.reports import CheckpointRecord, CheckpointRef
+from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord, CheckpointRef
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.trust import remember
 
 
 @dataclass(frozen=True)
 class CheckpointFolder:
-    """A folder of committed checkpoints. root: the folder, which may not exist yet."""
+    """A folder of committed checkpoints. root: the folder, which may not exist yet.
+
+    kept: records of checkpoints elsewhere that the training stands on: of the one that a round starts from.
+    """
 
     root: Path
+    kept: list[CheckpointRecord] = field(default_factory=list)
+
+    def keep(self, record: CheckpointRecord) -> None:
+        """Report a checkpoint that lies elsewhere, too."""
+        if record not in self.kept:
+            self.kept.append(record)
 
     def newest(self) -> tuple[int, Path] | None:
         """Step and folder of the newest checkpoint. Raises OSError."""
@@ -29,4 +38,5 @@ class CheckpointFolder:
         except OSError:
             # Without a list of the folder no record is dropped.
             on_volume = {record.step for record in before}
-        return remember(before, newest, on_volume)
+        own = [record for record in before if record not in self.kept]
+        return [*self.kept, *remember(own, newest, on_volume)[len(self.kept) - MAX_RECORDED :]]

@@ -103,6 +103,19 @@ class Loader:
             )
         return None
 
+    def load_weights(self, folder: Path, digest: str, state: EngineState) -> None:
+        """Set the engine to the weights of one checkpoint, with a fresh optimizer; random numbers stay. digest: of its manifest.
+
+        Raises TrainerError VOLUME_ERROR when it is not that checkpoint any more, is not intact, or belongs to other settings.
+        """
+        answers = self.ranks.run_on_all(partial(self._inspect, folder, state))
+        reasons = [answer["reason"] for answer in answers if answer["reason"]]
+        if not reasons and any(answer["digest"] != digest for answer in answers):
+            reasons = ["its manifest was changed"]
+        if reasons:
+            raise volume_error(f"{folder}: the training starts from this checkpoint, and {reasons[0]}")
+        self.ranks.run_on_all(partial(self._restore, folder, digest, state, weights_only=True))
+
     def _inspect(self, folder: Path, state: EngineState) -> dict[str, Any]:
         """Digest of the manifest if the shards that this rank needs are intact, else the reason why not."""
         answer: dict[str, Any] = {"reason": None, "digest": None, "doubt": "", "foreign": False}
@@ -142,7 +155,7 @@ class Loader:
             ranks.update(r for r, _, _ in pieces(parameter.numel, start, end, manifest.world_size))
         return ranks
 
-    def _restore(self, folder: Path, digest: str, state: EngineState) -> None:
+    def _restore(self, folder: Path, digest: str, state: EngineState, *, weights_only: bool = False) -> None:
         try:
             manifest, now = read_manifest(folder)
             if now != digest:
@@ -154,7 +167,9 @@ class Loader:
                 self.alive()
                 return torch.cat([readers[rank].slice(f"{kind}/{name}", a, b) for rank, a, b in parts])
 
-            state.restore(read, manifest.adam_step)
+            state.restore(read, 0 if weights_only else manifest.adam_step)
+            if weights_only:
+                return
             own = readers.get(self.ranks.rank)
             same = manifest.world_size == self.ranks.world_size
             set_rng(own if same else None, seed=f"{manifest.step}/{self.ranks.rank}")

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import stat
 from pathlib import Path
 from typing import Any, Literal
@@ -139,11 +140,18 @@ def reference(root: Path, manifest: Manifest, digest: str) -> CheckpointRef:
     """A committed checkpoint, as status and logs name it."""
     return CheckpointRef(
         step=manifest.step,
-        path=f"{root.name}/{folder_name(manifest.step)}",
+        path=f"{_place(root)}/{folder_name(manifest.step)}",
         digest=digest,
         attempt=manifest.attempt,
         time=manifest.time,
     )
+
+
+def _place(root: Path) -> str:
+    """Where a folder of checkpoints is in the work folder: a round's are in its own folder."""
+    leg = root.parent
+    is_round = leg.parent.name == "rounds" and re.fullmatch(r"\d{4}", leg.name, re.ASCII)
+    return f"rounds/{leg.name}/{root.name}" if is_round else root.name
 
 
 def attempt_of(folder: Path) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dpo_operator.api.reports import Termination
+from dpo_operator.api.reports import Progress, Termination
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.loop_state import LoopState
 from dpo_trainer.checkpoint.manifest import read_manifest
@@ -65,8 +65,9 @@ def read_run(work: WorkDir) -> Run:
     restarts = set()
     for path in work.root.glob("termination-train-*-0.json"):
         termination = Termination.from_text(path.read_text(encoding="utf-8"))
-        if termination and termination.progress and termination.progress.resumed_from_step:
-            restarts.add(termination.progress.resumed_from_step)
+        progress = termination.progress if termination else None
+        if progress and progress.resumed_from_step and _is_of(progress, work):
+            restarts.add(progress.resumed_from_step)
     train, evaluations = training_and_evaluations(lines)
     last = train[-1]["step"] if train else 0
     loop = _loop(work)
@@ -81,6 +82,11 @@ def read_run(work: WorkDir) -> Run:
         best=_best(evaluations, loop),
         samples=tuple(read_metrics(work.samples)),
     )
+
+
+def _is_of(progress: Progress, work: WorkDir) -> bool:
+    """Whether an attempt was of the leg. Those of all rounds are in one folder; the checkpoint's path tells whose an attempt was."""
+    return not work.leg or (progress.checkpoint is not None and progress.checkpoint.path.startswith(f"{work.leg}/"))
 
 
 def _loop(work: WorkDir) -> LoopState | None:

@@ -10,6 +10,7 @@ from typing import IO, Any
 from dpo_operator.api.data import Data, Dataset
 from dpo_operator.api.method import MethodName
 from dpo_trainer.data import filters
+from dpo_trainer.data.asking import Asked
 from dpo_trainer.data.boundaries import is_unseparated, repeats_prompt
 from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.data.features import Features
@@ -36,6 +37,7 @@ class Reading:
 
     dropped: file of the rows that are left out, as JSON lines. seen: hashes of the pairs so far, for filters.dropDuplicates, of
         the training sources (False) and of eval (True).
+    asked: collects the prompts of the training sources; None where rounds don't need them.
     """
 
     data: Data
@@ -43,6 +45,7 @@ class Reading:
     tokenizer: PairTokenizer
     dropped: IO[str]
     seen: dict[bool, set[bytes]] = field(default_factory=lambda: {False: set(), True: set()})
+    asked: Asked | None = None
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,9 @@ def read_split(name: str, rows: Rows, spec: Dataset, reading: Reading) -> Split:
     limited = itertools.islice(itertools.chain(head, items), spec.limit)
     tokenizer.counts = Counts()
     most = max(CHARACTERS, CHARACTERS_PER_TOKEN * data.max_length)
-    pairs = _pairs(limited, row_format, spec, chain, partial(_refused, tokenizer, most), tally)
-    dataset = PairDataset.from_pairs(_kept(tokenizer.run(pairs), chain, tally))
+    asked = reading.asked if name != "eval" else None
+    pairs = _pairs(limited, row_format, spec, chain, partial(_refused, tokenizer, most), tally, asked)
+    dataset = PairDataset.from_pairs(_kept(tokenizer.run(pairs), chain, tally, asked))
     split = Split(
         dataset,
         row_format,
@@ -246,6 +250,7 @@ def _pairs(
     chain: filters.RowFilters,
     refused: Callable[[Pair], Rejection | None],
     tally: Tally,
+    asked: Asked | None = None,
 ) -> Iterator[tuple[int, Pair]]:
     wanted = _wanted(rows, chain, spec, tally)
     for number, row, found in read_rows(wanted, row_format, spec.columns):
@@ -257,6 +262,8 @@ def _pairs(
             tally.unseparated += is_unseparated(found)
             tally.prompt_repeated += repeats_prompt(found)
             tally.features.add(found)
+            if asked is not None:
+                asked.note(number, row, found)
             yield number, found
 
 
@@ -294,14 +301,21 @@ def _too_big(pair: Pair, most: int) -> Rejection | None:
 
 
 def _kept(
-    found: Iterable[tuple[int, TokenPair | Rejection]], chain: filters.RowFilters, tally: Tally
+    found: Iterable[tuple[int, TokenPair | Rejection]],
+    chain: filters.RowFilters,
+    tally: Tally,
+    asked: Asked | None,
 ) -> Iterator[TokenPair]:
     for row, item in found:
         item = item if isinstance(item, Rejection) else chain.of_tokens(item) or item
         if isinstance(item, Rejection):
             tally.drop(row, item)
         else:
+            if asked is not None:
+                asked.take(row, item.prompt)
             yield item
+    if asked is not None:
+        asked.end()
 
 
 def _check_rows(name: str, split: Split, data: Data, spec: Dataset, tally: Tally) -> None:

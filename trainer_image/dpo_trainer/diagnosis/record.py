@@ -45,6 +45,7 @@ class RunRecord:
     data: Mapping[str, Any] = field(default_factory=dict)
     total_steps: int = 0
     warnings: frozenset[str] = frozenset()
+    moved: bool = False
 
     @classmethod
     def of(
@@ -56,6 +57,7 @@ class RunRecord:
         samples: Sequence[Line] = (),
         data: Mapping[str, Any] | None = None,
         warnings: Iterable[str] = (),
+        moved: bool = False,
     ) -> "RunRecord":
         """Sort the lines of metrics.jsonl and samples.jsonl by what they are."""
         train, evals, start = [], [], dict[str, Any]()
@@ -78,6 +80,7 @@ class RunRecord:
             data or {},
             total_steps,
             frozenset(warnings),
+            moved,
         )
 
     @property
@@ -109,7 +112,8 @@ class RunRecord:
     @property
     def starts_level(self) -> bool:
         """Whether the reward margin is 0 before the first update: the reward compares with the model that training starts from."""
-        return self.spec.method.name not in REFERENCE_FREE and self.spec.model.reference is None
+        free = self.spec.method.name in REFERENCE_FREE
+        return not free and self.spec.model.reference is None and not self.moved
 
     @cached_property
     def points(self) -> tuple[Line, ...]:

@@ -139,11 +139,11 @@ class Engine:
         self.zero.alias_equal_tensors()
         if world.world_size == 1:
             self.zero.remove_module_hooks()
-        self._allocate_optimizer_state()
+        self.allocate_optimizer_state()
         if world.device.type == "cpu":
             release_free()
 
-    def _allocate_optimizer_state(self) -> None:
+    def allocate_optimizer_state(self) -> None:
         """Make Adam's state now and not in its first step, so that a job that does not fit into memory fails at its start."""
         adam = self.zero.inner_optimizer
         if not isinstance(adam, torch.optim.AdamW):

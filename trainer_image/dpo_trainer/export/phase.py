@@ -37,20 +37,23 @@ PROVENANCE = "dpo_provenance.json"
 Progress = Callable[[str], None]
 
 
-def run(job: DPOJob, work: WorkDir, *, progress: Progress, trust: Trust | None = None) -> str:
+def run(
+    job: DPOJob, work: WorkDir, *, progress: Progress, trust: Trust | None = None, target: Path | None = None
+) -> str:
     """Write, load and check the trained model or adapter; returns its folder, relative to the work folder.
 
-    trust: see checkpoint.trust; None accepts any intact checkpoint. Raises TrainerError INPUT_NOT_FOUND when training has
+    trust: see checkpoint.trust; None accepts any intact checkpoint. target: default the folder's own export. Raises TrainerError INPUT_NOT_FOUND when training has
     not finished, BAD_EXPORT when what was written does not give the trained policy's log-probs.
     """
     _quiet()
     require_any(work.checkpoints)
     checkpoint, why = _choose(job.spec, work.checkpoints, checkpoint_owner(job.spec, work, trust), progress)
-    if _is_done(work.export, job, checkpoint):
+    target = target or work.export
+    if _is_done(target, job, checkpoint):
         progress("already exported")
     else:
-        _export(job, work, checkpoint, why, work.export, progress)
-    return work.export.relative_to(work.root).as_posix()
+        _export(job, work, checkpoint, why, target, progress)
+    return target.relative_to(work.root).as_posix()
 
 
 def export_one(job: DPOJob, work: WorkDir, folder: Path, target: Path, *, progress: Progress) -> None:
@@ -157,7 +160,7 @@ def _finish(
     for folder, part in parts.items():
         (temporary / folder / "README.md").write_text(model_card(job, work, checkpoint, part), encoding="utf-8")
     _write_provenance(temporary, job, work, checkpoint, parts)
-    _replace(temporary, target)
+    replace_folder(temporary, target)
 
 
 def _choose(spec: DPOJobSpec, root: Path, owner: Owner, progress: Progress) -> tuple[FullCheckpoint, str]:
@@ -254,7 +257,7 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def _replace(temporary: Path, target: Path) -> None:
+def replace_folder(temporary: Path, target: Path) -> None:
     """Replace an older export. A crash leaves one of the two, and export runs again."""
     for path in _files(temporary):
         path.chmod(0o644)  # safetensors makes files that other users may not read

@@ -1,5 +1,7 @@
 """What a training pod runs: one `train` process for each local rank, and one exit code for the pod.
 
+A pod of generators runs one `generate` process for each GPU in the same way, without a rendezvous.
+
 A stand-in for torchrun with its variables (PET_*), without its import of torch, its fixed 30 s after SIGTERM and its
 exit status of 1 for everything; docs/decisions/0001-own-launcher.md says why. This process needs the standard library
 alone until it has to write a message.
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode, info
+from dpo_operator.api.names import Phase
 from dpo_trainer.launch.stacks import ENV_STACKS_FILE, Stacks
 from dpo_trainer.launch.supervisor import GracePeriods, Supervisor, exit_code
 from dpo_trainer.runtime.devices import has_gpu
@@ -100,25 +103,33 @@ class PodWorld:
         return self.node_rank * self.processes + local_rank
 
 
-def run(job_file: Path, work_dir: Path, command: Sequence[str] | None = None, grace: GracePeriods | None = None) -> int:
+def run(
+    job_file: Path,
+    work_dir: Path,
+    command: Sequence[str] | None = None,
+    grace: GracePeriods | None = None,
+    *,
+    phase: Phase = "train",
+) -> int:
     """Run this pod's ranks; writes the pod's termination message and returns its exit code.
 
-    command: argv of a rank, default `python -m dpo_trainer train`. grace: default GracePeriods().
+    command: argv of a rank, default `python -m dpo_trainer` with the phase. grace: default GracePeriods().
     """
+    end = _End(work_dir, phase)
     try:
         world = PodWorld.from_environment(os.environ)
     except ValueError as error:
-        _write_termination(work_dir, _termination(ExitCode.INVALID_CONFIGURATION, str(error), 0))
+        end.write(end.termination(ExitCode.INVALID_CONFIGURATION, str(error), 0))
         return ExitCode.INVALID_CONFIGURATION
     command = command or [
-        sys.executable, "-m", "dpo_trainer", "train", "--job-file", str(job_file), "--work-dir", str(work_dir),
+        sys.executable, "-m", "dpo_trainer", phase, "--job-file", str(job_file), "--work-dir", str(work_dir),
     ]  # fmt: skip
     messages = Path(tempfile.mkdtemp(prefix="dpo-launch-"))
     try:
         cores = cpu_limit(Path("/sys/fs/cgroup"))
         ranks = {local_rank: world.rank(local_rank) for local_rank in range(world.processes)}
         stacks = Stacks(messages, WorkDir(work_dir), _attempt(), ranks, _say)
-        recorder = flight_recorder(os.environ, world.nodes * world.processes, stacks)
+        recorder = flight_recorder(os.environ, world.nodes * world.processes, stacks) if phase == "train" else {}
         if recorder:
             stacks.make_folder()
         environments = [
@@ -136,9 +147,9 @@ def run(job_file: Path, work_dir: Path, command: Sequence[str] | None = None, gr
             supervisor.run()
         except OSError as error:  # no memory or no process number for another rank; running ranks end with this process
             message = f"the ranks could not be started: {error}"
-            _write_termination(work_dir, _termination(ExitCode.INTERNAL_ERROR, message, world.rank(0)))
+            end.write(end.termination(ExitCode.INTERNAL_ERROR, message, world.rank(0)))
             return ExitCode.INTERNAL_ERROR
-        return _finish(supervisor, world, messages, work_dir)
+        return _finish(supervisor, world, messages, end)
     finally:
         shutil.rmtree(messages, ignore_errors=True)
 
@@ -173,7 +184,7 @@ def cpu_limit(groups: Path) -> int:
     return 0
 
 
-def _finish(supervisor: Supervisor, world: PodWorld, messages: Path, work_dir: Path) -> int:
+def _finish(supervisor: Supervisor, world: PodWorld, messages: Path, end: "_End") -> int:
     """Write the pod's termination message and return its exit code. messages: folder of the ranks' termination messages."""
     local_rank = supervisor.primary_failure or 0
     code = exit_code(supervisor.codes[local_rank])
@@ -181,11 +192,11 @@ def _finish(supervisor: Supervisor, world: PodWorld, messages: Path, work_dir: P
     if termination is None or termination.exit_code != code:
         rank = world.rank(local_rank)
         several = world.nodes * world.processes > 1
-        termination = _termination(code, _describe_exit(rank, supervisor.codes[local_rank], several=several), rank)
+        termination = end.termination(code, _describe_exit(rank, supervisor.codes[local_rank], several=several), rank)
         # Progress is the same on every rank, so any rank's will do.
         others = (_read(messages / str(other)) for other in sorted(supervisor.codes))
         termination.progress = next((other.progress for other in others if other and other.progress), None)
-    _write_termination(work_dir, termination)
+    end.write(termination)
     if code:
         ends = ", ".join(f"{world.rank(r)}: {exit_code(c)}" for r, c in sorted(supervisor.codes.items()))
         _say(f"launch: exit codes by rank: {ends}; this pod's is {code} ({info(code).reason})")
@@ -207,18 +218,24 @@ def _describe_exit(rank: int, code: int, *, several: bool) -> str:
     return f"rank {rank} ended with exit code {code} and left no message" if code else ""
 
 
-def _termination(code: int, message: str, rank: int) -> "Termination":
-    from dpo_trainer.runtime.termination import build_termination
+@dataclass(frozen=True)
+class _End:
+    """Writes the termination message of the pod's phase."""
 
-    if message:
-        _say(f"launch: {message}")
-    return build_termination("train", _attempt(), code, message, rank=rank)
+    work_dir: Path
+    phase: Phase
 
+    def termination(self, code: int, message: str, rank: int) -> "Termination":
+        from dpo_trainer.runtime.termination import build_termination
 
-def _write_termination(work_dir: Path, termination: "Termination") -> None:
-    from dpo_trainer.runtime.termination import termination_log, write_termination
+        if message:
+            _say(f"launch: {message}")
+        return build_termination(self.phase, _attempt(), code, message, rank=rank)
 
-    write_termination(termination_log(work_dir, "train", _attempt()), termination)
+    def write(self, termination: "Termination") -> None:
+        from dpo_trainer.runtime.termination import termination_log, write_termination
+
+        write_termination(termination_log(self.work_dir, self.phase, _attempt()), termination)
 
 
 def _read(path: Path) -> "Termination | None":

@@ -61,6 +61,8 @@ def edited(spec: DPOJobSpec, made: Prepared, inputs: Inputs) -> str | None:
         sources[ADAPTER] = (spec.model.adapter.name, "train")
     if spec.data.eval is not None:
         sources["eval"] = (spec.data.eval.source, spec.data.eval.split)
+    if spec.iterative is not None and (prompts := spec.iterative.prompts) is not None:
+        sources["prompts"] = (prompts.source, prompts.split)
     for name, (label, split) in sources.items():
         known = made.originals.get(name)
         if not known:

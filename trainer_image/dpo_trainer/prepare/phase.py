@@ -37,6 +37,7 @@ from dpo_trainer.prepare.originals import ADAPTER, JUDGE, MODEL, REFERENCE, edit
 from dpo_trainer.prepare.pairs import Pairs, download_folder, read_data, report_sources
 from dpo_trainer.pretrained import reward
 from dpo_trainer.pretrained.adapters import FOLDER as ADAPTER_FOLDER
+from dpo_trainer.pretrained.checks import context_length
 from dpo_trainer.pretrained.files import TOKENIZER_FILES
 from dpo_trainer.runtime import volume_errors
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration, volume_error
@@ -85,7 +86,7 @@ def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> Datas
         reference = fetch_reference(spec.model.reference, model, work.root / "reference-model.partial", inputs)
     judged_by = spec.iterative.judge.reward_model if spec.iterative is not None else None
     judge = fetch_judge(judged_by, work.root / "judge-model.partial", inputs) if judged_by is not None else None
-    pairs = read_data(spec, work, tokenizer, inputs)
+    pairs = read_data(spec, work, tokenizer, inputs, context_length(model.config))
     for name, dataset in pairs.datasets().items():
         for staged in (model, reference):
             if staged is not None:
@@ -130,6 +131,7 @@ def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> Datas
             JUDGE: originals_of(judge, judge_weights) if judge is not None and judge_weights is not None else {},
         },
         prepared_by=record.prepared_by(),
+        prompts=pairs.prompts.record if pairs.prompts is not None else None,
     ).write(work)
     shutil.rmtree(download_folder(work), ignore_errors=True)
     return report
@@ -145,7 +147,10 @@ def _describe(spec: DPOJobSpec, work: WorkDir, pairs: Pairs) -> dict[str, Any]:
 
 
 def _write_tokens(work: WorkDir, pairs: Pairs) -> None:
-    shutil.rmtree(work.eval_data, ignore_errors=True)
+    for folder in (work.eval_data, work.prompts):
+        shutil.rmtree(folder, ignore_errors=True)
+    if pairs.prompts is not None:
+        pairs.prompts.made.save(work.prompts)
     pairs.mixed.train.save(work.train_data)
     if pairs.mixed.evaluation is not None:
         pairs.mixed.evaluation.save(work.eval_data)

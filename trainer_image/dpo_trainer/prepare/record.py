@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, SkipValidation, model_serializer
 
+from dpo_operator.api.iterative import Iterative
 from dpo_operator.api.reports import DatasetReport
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.checkpoint.identity import identity
@@ -14,6 +15,7 @@ from dpo_trainer.checkpoint.layout import committed
 from dpo_trainer.checkpoint.trust import Owner, Trust
 from dpo_trainer.data import mixture
 from dpo_trainer.data.dataset import PairDataset
+from dpo_trainer.data.prompts import PromptSet
 from dpo_trainer.pretrained.digest import model_digest
 from dpo_trainer.pretrained.files import sha256_of
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
@@ -142,6 +144,16 @@ class SplitRecords(Part):
     eval: SplitRecord | None
 
 
+class PromptsRecord(Part):
+    """The prompts that rounds answer. digest: PromptSet.digest. per_round, compared: of each round, and of the win rates. left_out: by reason."""
+
+    digest: str
+    prompts: int
+    per_round: int
+    compared: int
+    left_out: dict[str, int]
+
+
 class Prepared(Part):
     """The content of prepared.json.
 
@@ -149,7 +161,7 @@ class Prepared(Part):
         names, and "model"; empty where an earlier version prepared. prepared_by: see the function of this name; empty as well.
     """
 
-    LATER = frozenset({"originals", "prepared_by", "reference_model", "judge_model"})
+    LATER = frozenset({"originals", "prepared_by", "reference_model", "judge_model", "prompts"})
     version: Literal[2] = VERSION
     spec_hash: str
     report: DatasetReport
@@ -161,6 +173,7 @@ class Prepared(Part):
     data: SplitRecords
     originals: dict[str, Originals] = {}
     prepared_by: str = ""
+    prompts: PromptsRecord | None = None
 
     @classmethod
     def read(cls, work: WorkDir) -> "Prepared":
@@ -195,8 +208,10 @@ def spec_hash(spec: DPOJobSpec) -> str:
         "data": spec.data.model_dump(mode="json", exclude_defaults=True),
         "seed": spec.training.seed if mixture.is_random(spec.data) else None,
     }
-    if spec.iterative is not None and (judge := spec.iterative.judge.reward_model) is not None:
-        parts["judge"] = judge.model_dump(mode="json", include={"name", "revision"}, exclude_defaults=True)
+    if spec.iterative is not None:
+        parts["iterative"] = _rounds_part(spec.iterative, spec.training.seed)
+        if (judge := spec.iterative.judge.reward_model) is not None:
+            parts["judge"] = judge.model_dump(mode="json", include={"name", "revision"}, exclude_defaults=True)
     # Which bucket or repository a name means.
     if places := {name: part for name in ("s3", "gs", "azure", "hub") if (part := _set(getattr(spec.way_out, name)))}:
         parts["access"] = places
@@ -206,6 +221,19 @@ def spec_hash(spec: DPOJobSpec) -> str:
 def prepared_by() -> str:
     """Digest of the code that prepares, hex: other code may make other tokens of the same inputs."""
     return code_digest(_ROOMS)
+
+
+def _rounds_part(rounds: Iterative, seed: int) -> dict[str, Any]:
+    """Settings that decide which prompts there are. Not how many rounds: more of them may be asked for later."""
+    builtin = rounds.judge.builtin
+    return {
+        "prompts": _set(rounds.prompts) if rounds.prompts is not None else None,
+        "perRound": rounds.prompts_per_round,
+        "compared": rounds.win_rate.prompts,
+        "longestAnswer": rounds.generation.max_new_tokens,
+        "answerColumn": builtin.answer_column if builtin is not None else None,
+        "seed": seed,
+    }
 
 
 def _set(part: BaseModel) -> dict[str, Any]:
@@ -221,7 +249,7 @@ def finished(work: WorkDir, key: str) -> DatasetReport | None:
         if _stored_hash(work) != key:
             return None
         made = Prepared.read(work)
-        if made.prepared_by != prepared_by() and not committed(work.checkpoints):
+        if made.prepared_by != prepared_by() and not _begun(work):
             log.warning("another version prepared %s, and no checkpoint stands on that; preparing again", work.root)
             return None
         models = (
@@ -241,6 +269,9 @@ def finished(work: WorkDir, key: str) -> DatasetReport | None:
                 if dataset.digest != split.digest or not dataset.is_intact():
                     log.warning("the %s tokens changed since they were prepared; preparing again", name)
                     return None
+        if made.prompts is not None and PromptSet.open(work.prompts).digest != made.prompts.digest:
+            log.warning("the prompts of the rounds changed since they were prepared; preparing again")
+            return None
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, TrainerError) as error:
@@ -249,9 +280,19 @@ def finished(work: WorkDir, key: str) -> DatasetReport | None:
     return made.report
 
 
+def _begun(work: WorkDir) -> bool:
+    """Whether a run stands on what was prepared: it has a committed checkpoint, or answers to prompts."""
+    return bool(committed(work.checkpoints) or work.rounds)
+
+
+def _holds_run(work: WorkDir) -> bool:
+    """Whether a run has left anything in its folders of checkpoints, or rounds."""
+    return (work.checkpoints.is_dir() and any(work.checkpoints.iterdir())) or bool(work.rounds)
+
+
 def refuse_other_run(work: WorkDir, key: str) -> None:
     """Raise INVALID_CONFIGURATION when the folder has checkpoints of a run with other data or another model."""
-    if not work.prepared.exists() or not work.checkpoints.is_dir() or not any(work.checkpoints.iterdir()):
+    if not work.prepared.exists() or not _holds_run(work):
         return
     try:
         other = _stored_hash(work) != key
@@ -265,7 +306,7 @@ def refuse_other_run(work: WorkDir, key: str) -> None:
 
 def refuse_edited(work: WorkDir, what: str) -> None:
     """Raise INVALID_CONFIGURATION when the folder has checkpoints of a run on inputs that were edited. what: which, and how."""
-    if work.checkpoints.is_dir() and any(work.checkpoints.iterdir()):
+    if _holds_run(work):
         raise invalid_configuration(
             f"{what} when it was prepared, and {work.root} holds checkpoints of a run on that; put the file back, or start over in "
             "another folder (dpo run --fresh)"

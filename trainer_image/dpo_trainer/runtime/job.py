@@ -54,6 +54,14 @@ def attempt_from_environment() -> int:
     return int(text)
 
 
+def round_from_environment() -> int:
+    """Number of the round that this process works on; 0 for none. Raises TrainerError for anything else in the environment variable."""
+    text = os.environ.get(names.ENV_ROUND, "0")
+    if not text.isdecimal():
+        raise invalid_configuration(f"{names.ENV_ROUND}: expected the number of a round, found {text!r}")
+    return int(text)
+
+
 def stop_by_exception() -> None:
     """Raise Stopped on SIGTERM and SIGINT, for phases that have no state to save."""
 

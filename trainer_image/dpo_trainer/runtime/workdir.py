@@ -2,10 +2,14 @@
 
 Everything below one root, so that a job can be moved, inspected and deleted as a folder. Whatever is written in
 several steps is committed by a rename or by a manifest that is written last.
+
+A leg is one training of several in a job, such as a round: a folder below the root with the layout of the root. What legs have in
+common lies at the root alone: the prepared model and data, reference log-probs (their names say what they belong to), the report.
 """
 
 import os
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dpo_operator.api import names
@@ -13,14 +17,36 @@ from dpo_operator.api import names
 
 @dataclass(frozen=True)
 class WorkDir:
-    """Paths of one job's work folder."""
+    """Paths of one job's work folder, and of one leg in it. leg: its folder, relative to the root; empty for a job without legs."""
 
     root: Path
+    leg: str = ""
 
     @classmethod
     def from_environment(cls) -> "WorkDir":
         """Root from DPO_WORK_DIR, or the container's mount point."""
         return cls(Path(os.environ.get(names.ENV_WORK_DIR, names.WORK_DIR)))
+
+    def round(self, number: int) -> "WorkDir":
+        """The leg of a round, counted from 1; for 0 the job itself."""
+        return replace(self, leg=f"rounds/{number:04d}" if number else "")
+
+    @property
+    def number(self) -> int:
+        """Of the round; 0 for a job without rounds, and for what all rounds have in common."""
+        return int(self.leg.rpartition("/")[2] or 0)
+
+    @property
+    def own(self) -> Path:
+        """Folder of the leg; the root without one."""
+        return self.root / self.leg
+
+    @property
+    def rounds(self) -> list[int]:
+        """Numbers of the rounds that have a folder, in their order. Raises OSError."""
+        folder = self.root / "rounds"
+        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        return sorted(int(name) for name in names if re.fullmatch(r"\d{4}", name, re.ASCII))
 
     @property
     def prepared(self) -> Path:
@@ -35,7 +61,7 @@ class WorkDir:
     @property
     def train_data(self) -> Path:
         """Tokenized training pairs."""
-        return self.root / "data" / "train"
+        return self.own / "data" / "train"
 
     @property
     def eval_data(self) -> Path:
@@ -53,8 +79,43 @@ class WorkDir:
         return self.root / "data" / "report.json"
 
     @property
+    def generator_logps(self) -> Path:
+        """Log-probs that the policy gave the answers of train_data when it generated them: float64 [pairs, 2], nats; of rounds alone."""
+        return self.own / "data" / "logps.npy"
+
+    @property
+    def prompts(self) -> Path:
+        """Prompts that rounds answer."""
+        return self.root / "data" / "prompts"
+
+    @property
+    def generated(self) -> Path:
+        """A round's answers to its prompts, in units."""
+        return self.own / "generated"
+
+    @property
+    def compared(self) -> Path:
+        """Answers of the policy with which a round begins to the prompts of the win rates, in units."""
+        return self.own / "compared"
+
+    @property
+    def judged(self) -> Path:
+        """What the judge says of a round's answers, in units."""
+        return self.own / "judged"
+
+    @property
+    def round_report(self) -> Path:
+        """Figures of a round, written last."""
+        return self.own / "round.json"
+
+    @property
+    def chosen(self) -> Path:
+        """Which round is exported, where it is not the last one."""
+        return self.root / "rounds" / "chosen.json"
+
+    @property
     def reference(self) -> Path:
-        """Cached reference log-probs."""
+        """Cached reference log-probs of all legs."""
         return self.root / "reference"
 
     @property
@@ -75,32 +136,32 @@ class WorkDir:
     @property
     def checkpoints(self) -> Path:
         """Committed checkpoints, one folder each."""
-        return self.root / "checkpoints"
+        return self.own / "checkpoints"
 
     @property
     def metrics(self) -> Path:
         """JSON lines of training and evaluation metrics, each step once."""
-        return self.root / "metrics.jsonl"
+        return self.own / "metrics.jsonl"
 
     @property
     def diagnosis(self) -> Path:
         """What the figures say about the run's learning, as JSON; see diagnosis.history."""
-        return self.root / "diagnosis.json"
+        return self.own / "diagnosis.json"
 
     @property
     def samples(self) -> Path:
         """JSON lines of answers to a few evaluation prompts, each prompt once a step; step 0 is the reference."""
-        return self.root / "samples.jsonl"
+        return self.own / "samples.jsonl"
 
     @property
     def tensorboard(self) -> Path:
         """TensorBoard event files."""
-        return self.root / "tensorboard"
+        return self.own / "tensorboard"
 
     @property
     def export(self) -> Path:
         """The trained model or adapter."""
-        return self.root / "export"
+        return self.own / "export"
 
     @property
     def pushed(self) -> Path:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from dpo_operator.api.diagnosis import Finding
+from dpo_trainer.telemetry.round_metrics import RoundMetrics
 
 # Parts of a training step's time. A phase that is not listed can't be recorded, so that labels stay bounded.
 PHASES = ("data", "ref", "policy", "optimizer", "eval", "checkpoint")
@@ -144,7 +145,7 @@ _BUCKET_KEY = "rewards/accuracies/"
 class TrainerMetrics:
     """The metrics of one process, in a registry of their own.
 
-    shared: what is the same on all ranks, exported by rank 0 alone.
+    shared: what is the same on all ranks, exported by rank 0 alone. rounds: what each process does for itself in a round.
     """
 
     def __init__(self, *, rank_zero: bool) -> None:
@@ -164,6 +165,7 @@ class TrainerMetrics:
             ["local_rank"],
             registry=self.registry,
         )
+        self.rounds = RoundMetrics(self.registry)
         # Other ranks keep these values in a registry that is not exported.
         self.shared = SharedMetrics(self.registry if rank_zero else CollectorRegistry())
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dpo_operator.api import names
 from dpo_operator.api.diagnosis import CODES, Finding
 from dpo_operator.api.names import Phase
-from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Progress, SlowestRank
+from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Progress, RoundReport, SlowestRank
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.console import Console, Silent, console, learning_parts
@@ -157,6 +157,23 @@ class Telemetry:
             shared.ck_step.set(checkpoint.step)
             shared.ck_time.set(checkpoint.time)
             self._show.line(f"resuming from step {resumed_step}, saved by attempt {checkpoint.attempt}")
+
+    def stands_on(self, record: CheckpointRecord) -> None:
+        """The training starts from a checkpoint that is not among its own; it is reported with them. Call it before `begin`."""
+        self._checkpoints.keep(record)
+
+    def round(self, report: RoundReport) -> None:
+        """Figures of the round so far."""
+        self._tracker.update(round=report)
+        self._metrics.rounds.round.set(report.round)
+
+    def generated(self, prompts: int, tokens: Sequence[int]) -> None:
+        """Prompts were answered. tokens: of each answer."""
+        self._metrics.rounds.generated(prompts, tokens)
+
+    def judged(self, prompts: int) -> None:
+        """Answers to prompts were judged."""
+        self._metrics.rounds.judged(prompts)
 
     def attention(self, packing: str, kernel: str) -> None:
         """How pairs go through the model: their layout, and what computes its attention."""

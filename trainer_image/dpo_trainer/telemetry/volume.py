@@ -24,6 +24,9 @@ class CheckpointFolder(Protocol):
     def records(self, before: Sequence[CheckpointRecord], newest: CheckpointRef | None) -> list[CheckpointRecord]:
         """Records of the checkpoints that are still there, oldest first."""
 
+    def keep(self, record: CheckpointRecord) -> None:
+        """Report a checkpoint that lies elsewhere, too."""
+
 
 class NoCheckpoints:
     """A run without checkpoints."""
@@ -34,6 +37,9 @@ class NoCheckpoints:
     def records(self, before: Sequence[CheckpointRecord], newest: CheckpointRef | None) -> list[CheckpointRecord]:
         """There are none."""
         return []
+
+    def keep(self, record: CheckpointRecord) -> None:
+        """None is reported."""
 
 
 class VolumeWatch:

@@ -22,6 +22,7 @@ from dpo_trainer.runtime.stop import StopRequest, StopWhen
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.metrics_file import first_figures, read_metrics
+from dpo_trainer.training.beginning import Beginning, start_at
 from dpo_trainer.training.diagnosing import Diagnosing
 from dpo_trainer.training.examples import Examples, open_examples, read_sources
 from dpo_trainer.training.flops import Throughput
@@ -42,6 +43,7 @@ class Run:
     total_steps, warmup: steps of the whole run, and those of its warm-up. state: weights and optimizer state, as checkpoints save and restore them.
     restored: the checkpoint that the attempt resumed from; None when it starts at step 1.
     first: figures of the policy before its first update; empty when an earlier attempt measured them, and without spec.diagnosis.
+    is_level: whether the policy is the reference before its first update.
     stop: set by a signal, or when a background save fails. throughput: None on hardware without a known peak.
     """
 
@@ -58,6 +60,7 @@ class Run:
     state: EngineState
     restored: Restored | None
     first: dict[str, float]
+    is_level: bool
     samples: Samples
     shortage: Shortage
     pace: Pace
@@ -127,17 +130,23 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         _set_sources(splits, ranks.run_on_rank_zero(lambda: read_sources(spec, work)))
     if objective.needs_reference and spec.model.reference is not None:
         add_other_reference(spec, work, splits, world, ranks, digests["reference"], telemetry, stop)
+    start, trust = start_at(spec, work, trust, telemetry)
     owner = Owner(identity(spec, dataset=train.data.digest, **digests), trust)
     before = ranks.run_on_rank_zero(lambda: newest_parameters(work.checkpoints, owner))
     engine = load_engine(spec, work.model, world, train, ranks, telemetry, before=before)
+    beginning = Beginning(spec, work, engine, ranks, start, telemetry)
     looks = spec.diagnosis.enabled and objective.predicts_tokens and not before
     surprise = Surprise() if looks and not _is_measured(work, ranks) else None
     throughput = Throughput.of(spec, work.model, engine.module.layout, engine.world)
     if objective.needs_reference and spec.model.reference is None:
         layout = engine.module.layout
-        reference = References(spec, lambda: engine, ranks, work.reference, digests["model"], layout, telemetry, stop)
+        digest = beginning.reference_digest(digests["model"])
+        reference = References(spec, beginning.reference, ranks, work.reference, digest, layout, telemetry, stop)
+        look = surprise if beginning.is_level else None
         for examples in splits:
-            reference.add_to(examples, budget=spec.eval_batch, look=surprise if examples is train else None)
+            reference.add_to(examples, budget=spec.eval_batch, look=look if examples is train else None)
+    if not before:
+        beginning.check(train)
     seen = plan.pairs_seen(total_steps)
     after_each = progress("surprise at the data", ranks, telemetry, stop)
     first = _looked_at(surprise, ranks, lambda look: measure(look, engine, train, spec.eval_batch, seen, after_each))
@@ -146,6 +155,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     state = engine.state()
     checkpoints = open_checkpoints(spec, work, train, digests, attempt, ranks, trust, telemetry)
     restored = resume(checkpoints, state, engine, telemetry)
+    step = restored.step if restored else 0
     begin_telemetry(spec, plan, total_steps, restored, trust, telemetry)
     begin_training()
     # The first heartbeat ends the operator's start time-out, so heartbeats start here.
@@ -165,13 +175,14 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         state=state,
         restored=restored,
         first=first,
-        samples=samples_of(
-            spec, work, engine, ranks, evaluation, total_steps, restored.step if restored else 0, shortage
-        ),
+        is_level=spec.model.reference is None and beginning.is_level,
+        samples=samples_of(spec, work, engine, ranks, evaluation, total_steps, step, shortage),
         shortage=shortage,
         pace=Pace(engine.world),
         nonfinite=NonFinitePolicy(training.non_finite, checkpoints.skipped(restored)),
-        diagnosing=Diagnosing(spec, work, ranks, telemetry, total_steps, resumed_step=restored.step if restored else 0),
+        diagnosing=Diagnosing(
+            spec, work, ranks, telemetry, total_steps, resumed_step=step, moved=not beginning.is_level
+        ),
         telemetry=telemetry,
         # A failed background save ends the run as a signal does: at a step that all ranks agree on.
         stop=StopWhen(stop, lambda: checkpoints.failed),

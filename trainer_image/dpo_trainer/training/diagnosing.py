@@ -34,8 +34,10 @@ class Diagnosing:
         total_steps: int,
         *,
         resumed_step: int,
+        moved: bool = False,
     ) -> None:
-        """Read what earlier attempts stated, up to the step that the run resumes from. Telemetry has begun."""
+        """Read what earlier attempts stated, up to the step that the run resumes from. Telemetry has begun. moved: see RunRecord."""
+        self._moved = moved
         self._spec, self._work, self._ranks, self._telemetry = spec, work, ranks, telemetry
         self._total_steps = total_steps
         self._diagnosis = Diagnosis()
@@ -84,7 +86,9 @@ class Diagnosing:
             total_steps=self._total_steps,
             # After a restart the file has later lines until the first new ones are written.
             samples=[line for line in self._samples.lines if line["step"] <= step],
-            data=json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {},
+            # The report is of data.train, and a round trains on pairs of its own.
+            data=json.loads(path.read_text(encoding="utf-8")) if path.is_file() and not self._work.number else {},
+            moved=self._moved,
         )
         # A warning that was given before keeps its first words.
         warnings = {finding.key: finding for finding in (*self._telemetry.warnings, *before.warnings)}

@@ -67,7 +67,8 @@ def read_sources(spec: DPOJobSpec, work: WorkDir) -> dict[str, dict[str, int]]:
         return {}
     try:
         inputs = Prepared.read(work).inputs
-        found = {"training": {name: inputs[name].used or 0 for name in names}}
+        # A round's pairs are its own, whatever the prompts came from.
+        found = {} if work.number else {"training": {name: inputs[name].used or 0 for name in names}}
         if spec.data.eval is None:
             found["evaluation"] = {name: inputs[name].held_out or 0 for name in names}
     except (OSError, ValueError, LookupError):

@@ -89,7 +89,7 @@ def _update(run: Run, step: int, pairs: Indices, rate: float) -> tuple[StepSums,
                 budget=spec.micro_batch,
                 kl_budget=spec.eval_batch,
                 # With another reference the first loss is whatever it is.
-                is_first=step == 1 and spec.model.reference is None,
+                is_first=step == 1 and run.is_level,
                 diagnosed=spec.diagnosis.enabled,
                 pace=run.pace,
             )

@@ -16,7 +16,7 @@ _LONG = 25.0
 def check(record: RunRecord, limits: Limits) -> Finding | None:
     """State that the reference is not the model that training starts from."""
     first = record.first
-    if first is None or not record.spec.method.needs_reference:
+    if first is None or record.moved or not record.spec.method.needs_reference:
         return None
     drift = drift_of(first)
     if (other := record.spec.model.reference) is not None:

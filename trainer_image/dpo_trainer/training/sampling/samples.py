@@ -25,6 +25,7 @@ from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.engine.memory import free_cached
 from dpo_trainer.model.adapters import without_trained
+from dpo_trainer.model.drawing import Ids
 from dpo_trainer.model.load import causal_lm_of
 from dpo_trainer.pretrained.checks import end_tokens
 from dpo_trainer.pretrained.files import read_json
@@ -34,7 +35,7 @@ from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.telemetry.metrics_file import Line, MetricsFile, read_metrics
 from dpo_trainer.training.sampling.answers import Answer, figures
-from dpo_trainer.training.sampling.generate import Drawn, Ids, generate, numbers
+from dpo_trainer.training.sampling.generate import Drawn, generate, numbers
 from dpo_trainer.training.sampling.prompts import first_prompts, shares
 from dpo_trainer.training.sampling.sampling_time import SHARE, SamplingTime
 from dpo_trainer.training.shortage import Shortage

@@ -1,0 +1,133 @@
+"""Answers of a whole model to prompts, many at once, drawn by numbers that depend on seed, round, prompt and sample alone."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from dpo_trainer.data.dataset import TokenIds
+from dpo_trainer.model.drawing import Draw, decode
+from dpo_trainer.rounds.units import Answer, Sampling
+from dpo_trainer.runtime.termination import is_out_of_memory
+
+# Second half of the key of the generator; the first is the job's seed.
+_ANSWERS = 0x616E7377657273
+
+
+def numbers(seed: int, round_number: int, prompt: int, sample: int, tokens: int) -> np.ndarray:
+    """Numbers from 0 up to 1 that draw the tokens of one answer: float64 [tokens].
+
+    Raw output of the Philox generator at a place of its own, so that any number of generators draws the same answers.
+    """
+    key, counter = [seed, _ANSWERS], [0, sample, prompt, round_number]
+    made = np.random.Philox(key=np.array(key, dtype=np.uint64), counter=np.array(counter, dtype=np.uint64))
+    return (made.random_raw(tokens) >> np.uint64(11)) * 2.0**-53
+
+
+class Answering:
+    """A model that answers. batch: most answers that are generated together; halved for good when memory runs out."""
+
+    def __init__(
+        self,
+        model: Any,
+        device: torch.device,
+        seed: int,
+        *,
+        batch: int,
+        alive: Callable[[], None] = lambda: None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        """model: of transformers or PEFT, in evaluation mode. alive: called for each token. say: of memory that ran out."""
+        self._model, self._device, self._seed = model, device, seed
+        self._alive, self._say = alive, say
+        self.batch = batch
+
+    def answer(
+        self, prompts: Sequence[TokenIds], places: Sequence[int], samples: int, sampling: Sampling, round_number: int
+    ) -> list[tuple[Answer, ...]]:
+        """Answers to each prompt. places: numbers of the prompts, which their random numbers come from. Raises torch.OutOfMemoryError for a single answer."""
+        wanted = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(samples)]
+        # By length, so that little is padded; the order is the same whoever makes the unit.
+        order = sorted(range(len(wanted)), key=lambda i: len(prompts[wanted[i][0]]))
+        found: dict[int, Answer] = {}
+        start = 0
+        while start < len(order):
+            some = order[start : start + self.batch]
+            asked = [prompts[wanted[i][0]] for i in some]
+            by = np.stack(
+                [
+                    numbers(self._seed, round_number, places[wanted[i][0]], wanted[i][1], sampling.max_new_tokens)
+                    for i in some
+                ]
+            )
+            try:
+                made = self._generate(asked, by, sampling)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or len(some) == 1:
+                    raise
+                self.batch = max(1, len(some) // 2)
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()
+                self._say(
+                    f"memory ran out with {len(some)} answers at once; from now on {self.batch} are generated together. Set "
+                    f"iterative.generation.microBatchSize to {self.batch} to begin so"
+                )
+                continue
+            found |= dict(zip(some, made, strict=True))
+            start += len(some)
+        return [tuple(found[i * samples + j] for j in range(samples)) for i in range(len(prompts))]
+
+    def _generate(self, prompts: Sequence[TokenIds], by: np.ndarray, sampling: Sampling) -> list[Answer]:
+        draw = Draw(
+            torch.from_numpy(by).to(self._device),
+            first=max(map(len, prompts)),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            after_each=self._alive,
+        )
+        asked = [prompt.astype(np.int64) for prompt in prompts]
+        with torch.no_grad():
+            ids = decode(
+                self._model,
+                asked,
+                tokens=sampling.max_new_tokens,
+                end=sampling.end,
+                device=self._device,
+                processor=draw,
+            )
+        logps = torch.stack(draw.logps, dim=1).float().cpu().numpy()
+        return [
+            Answer(np.array(answer, dtype=np.int32), logps[row, : len(answer)], answer[-1] in sampling.end)
+            for row, answer in enumerate(ids)
+        ]
+
+
+def answer_logps(
+    model: Any,
+    prompts: Sequence[TokenIds],
+    answers: Sequence[TokenIds],
+    device: torch.device,
+    *,
+    batch: int,
+    alive: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Log-probs of answers under a model: float64 [answers], nats. batch: answers of one pass."""
+    found = np.zeros(len(answers))
+    order = sorted(range(len(answers)), key=lambda i: len(prompts[i]) + len(answers[i]))
+    for start in range(0, len(order), batch):
+        some = order[start : start + batch]
+        rows = [np.concatenate([prompts[i], answers[i]]).astype(np.int64) for i in some]
+        # Padded on the right: an answer's token never looks ahead to the padding.
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+        for row, tokens in enumerate(rows):
+            ids[row, : len(tokens)] = torch.from_numpy(tokens)
+        ids = ids.to(device)
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits
+        for row, i in enumerate(some):
+            first, last = len(prompts[i]), len(rows[row])
+            predicted = logits[row, first - 1 : last - 1].float().log_softmax(-1)
+            found[i] = predicted.gather(1, ids[row, first:last, None]).double().sum().item()
+        alive()
+    return found
