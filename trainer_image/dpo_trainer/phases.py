@@ -320,6 +320,12 @@ _PHASES: dict[names.Phase, Callable[[DPOJob, WorkDir, Telemetry, int], Terminati
 }
 
 
+def _reported(work: WorkDir) -> WorkDir:
+    """The training that a report is of: the newest round's where there are rounds."""
+    trained = [number for number in work.rounds if work.round(number).metrics.is_file()]
+    return work.round(trained[-1]) if trained else work
+
+
 def _show(command: str, work: WorkDir, job_file: Path) -> int:
     """Run a command that only reads a work folder, or the files that a job names."""
     try:
@@ -331,7 +337,7 @@ def _show(command: str, work: WorkDir, job_file: Path) -> int:
         elif command == "report":
             from dpo_trainer.commands import report
 
-            report.report(work)
+            report.report(_reported(work))
         else:
             import_tokenizers_alone()
             from dpo_trainer.commands import preview
