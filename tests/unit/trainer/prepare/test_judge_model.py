@@ -44,7 +44,9 @@ def judge(tmp_path: Path) -> Path:
 def job(place: Place, judge: Path, **reward_model: Any) -> DPOJob:
     document = place.job().model_dump(mode="json", by_alias=True, exclude_defaults=True)
     document["spec"]["iterative"] = {
-        "judge": {"type": "rewardModel", "rewardModel": {"name": str(judge), "maxLength": 512, **reward_model}}
+        "judge": {"type": "rewardModel", "rewardModel": {"name": str(judge), "maxLength": 512, **reward_model}},
+        "rounds": 1,
+        "winRate": {"prompts": 0},
     }
     return DPOJob.model_validate(document)
 
