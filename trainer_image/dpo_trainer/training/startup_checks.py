@@ -84,7 +84,7 @@ def choose_layout(engine: Engine, data: PairDataset, spec: DPOJobSpec, telemetry
                 "pairs are packed with a prompt for each answer: sharing short prompts would save next to nothing"
             )
     policy, reason = engine.module, "its attention has no SDPA form that can be replaced"
-    if policy.pack(wanted, _kernel(engine, spec, telemetry)):
+    if spec.model.attention != "eager" and policy.pack(wanted, _kernel(engine, spec, telemetry)):
         some = _with_beginnings(data)
         engine.train(False)
         with torch.no_grad():
