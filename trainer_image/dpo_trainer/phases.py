@@ -192,12 +192,16 @@ def _check_adapter(job: DPOJob, work: WorkDir, telemetry: Telemetry, progress: C
                 telemetry.warning("AdapterBase", problem)
 
 
+def _check_driver(job: DPOJob) -> None:
+    """Every node whose driver is too old says so at once, so that no rank waits for the others or loads anything. Raises TrainerError."""
+    if job.spec.training.device != "cpu" and has_gpu(os.environ) and (problem := driver_problem(cuda_of_torch())):
+        raise TrainerError(ExitCode.DRIVER_TOO_OLD, problem)
+
+
 def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
     stop_by_exception()
     telemetry.activity("starting")
-    if job.spec.training.device != "cpu" and has_gpu(os.environ) and (problem := driver_problem(cuda_of_torch())):
-        # Every node with that driver says so at once, so that no rank waits for the others or loads anything.
-        raise TrainerError(ExitCode.DRIVER_TOO_OLD, problem)
+    _check_driver(job)
     telemetry.serve()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         say = telemetry.activity if os.environ.get("LOCAL_RANK", "0") == "0" else lambda _: None
@@ -215,6 +219,7 @@ def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Te
 def _generate(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
     stop_by_exception()
     telemetry.activity("loading torch")
+    _check_driver(job)
     telemetry.serve()
     from dpo_trainer.rounds import generate
 
