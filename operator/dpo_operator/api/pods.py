@@ -201,7 +201,8 @@ class Pod(ApiModel):
         default=[], max_length=8, description="Secrets for the image's registry."
     )
     resources: ResourceList = Field(
-        default=ResourceList(), description="CPU and memory of each pod that trains or generates. GPUs come from gpusPerNode."
+        default=ResourceList(),
+        description="CPU and memory of each pod that trains or generates. GPUs come from gpusPerNode.",
     )
     gpu_resource: LabelKey = Field(
         default=names.GPU,
@@ -219,7 +220,9 @@ class Pod(ApiModel):
         default=ResourceList(), description="CPU and memory of the pods that prepare, judge and export."
     )
     node_selector: dict[LabelKey, LabelValue] = Field(
-        default={}, max_length=32, description="Labels that the node of a pod that trains, generates or judges with a GPU must have."
+        default={},
+        max_length=32,
+        description="Labels that the node of a pod that trains, generates or judges with a GPU must have.",
     )
     tolerations: list[Toleration] = Field(
         default=[],
