@@ -19,7 +19,7 @@ from tests.cluster.rig.binaries import binary
 from tests.cluster.rig.control_plane import ControlPlane
 from tests.cluster.rig.shell import RigError
 from tests.contract.chart import CHART, NAMESPACE
-from tests.unit.api.test_allow import CASES
+from tests.unit.api.test_allow import CASES, judged_in
 
 pytestmark = pytest.mark.apiserver
 
@@ -224,6 +224,9 @@ SECRETS_AND_CLAIMS: list[dict[str, Any]] = [
     {"data": {"train": {"source": "pvc://NAME/x"}}},
     {"checkpoint": {"volume": {"claimName": "NAME"}}},
     {"cache": {"claimName": "NAME"}},
+    judged_in("default", apiKeySecretRef={"name": "NAME"}),
+    {"iterative": judged_in("default")["iterative"] | {"prompts": {"source": "pvc://NAME/x"}}},
+    {"iterative": {"judge": {"type": "rewardModel", "rewardModel": {"name": "pvc://NAME/x"}}}},
 ]
 
 

@@ -40,6 +40,14 @@ STATUS: dict[str, Any] = {
     "attempts": {"prepare": 1, "train": 2},
     "workers": {"desired": 2, "started": 2},
     "progress": {"attempt": 2, "step": 3, "maxSteps": 10},
+    "round": 2,
+    "rounds": [
+        {
+            "round": 1, "pairs": 60, "ties": 4, "judgeCalls": 600, "judgeTokens": 90_000, "generationTokens": 40_000, "scoreMean": "1.5",
+            "endedShare": "0.97", "klToInitial": "0.9", "ownNll": "1.1", "orderAgreement": "0.8", "longerWins": "0.55",
+            "winRatePrevious": "0.62", "winRateInitial": "0.62", "winRateLengthControlled": "0.6",
+        }
+    ],
     "volume": {"claimName": "w", "claimUid": "u", "folder": "f", "capacityBytes": 10**11, "freeBytes": 10**10},
     "findings": [
         {
@@ -50,7 +58,7 @@ STATUS: dict[str, Any] = {
             "message": "The answers do not end.",
         }
     ],
-}
+}  # fmt: skip
 RESTART = Restart(time="2026-01-01T00:00:00Z", phase="train", attempt=1, reason="Killed", counting="Counted", step=1)
 TRAIN = {
     "loss": 0.6,

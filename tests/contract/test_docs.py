@@ -112,6 +112,7 @@ def test_defaults_on_the_method_pages_are_those_of_the_types() -> None:
             "beta": method.strength,
             "nllWeight": method.likelihood_weight,
             "marginRatio": method.target_margin / method.strength,
+            "margin": method.target_margin,
             "lengthDesensitization": method.tail_weight,
             "reduction": "mean",
             "desirableWeight": 1.0,

@@ -34,6 +34,17 @@ def pod_of(job: DPOJob, phase: names.PodKind, address: str) -> Place:
 IDENTIFIED = a_job("5", pod={"serviceAccountName": "reader"})
 PUSHING = a_job("6", export={"push": {"to": "s3://bucket/out"}})
 MIRRORED = a_job("7", checkpoint={"mirror": {"to": "s3://bucket/run"}}, pod={"serviceAccountName": "reader"})
+
+
+def judged(**endpoint: Any) -> dict[str, Any]:
+    return {"judge": {"type": "endpoint", "endpoint": {"url": "https://judge.example/v1", "model": "m"} | endpoint}}
+
+
+# A judge on the internet, one in another team's namespace, and a rule.
+ASKING = a_job("8", iterative=judged())
+IN_CLUSTER = {"namespace": "team-b", "podLabels": {"app": "x"}, "port": 8080}
+ASKING_INSIDE = a_job("9", iterative=judged(url="http://judge.team-b.svc:80/v1", allowTo=IN_CLUSTER))
+RULED = a_job("10", iterative={"judge": {"type": "builtin", "builtin": {"name": "length", "tokens": 5}}})
 JOB, WANDB = a_job("1"), a_job("2", tracking=ONLINE)
 SAME_TEAM, OTHER_TEAM = a_job("3"), a_job("4", "team-b")
 PODS = {
@@ -47,6 +58,10 @@ PODS = {
     "rank of a job that pushes": pod_of(PUSHING, "train", "10.1.0.17"),
     "copy to a mirror": pod_of(MIRRORED, "mirror", "10.1.0.18"),
     "rank of a job that is mirrored": pod_of(MIRRORED, "train", "10.1.0.19"),
+    "generator": pod_of(ASKING, "generate", "10.1.0.20"),
+    "judge at an endpoint": pod_of(ASKING, "judge", "10.1.0.21"),
+    "judge in the cluster": pod_of(ASKING_INSIDE, "judge", "10.1.0.22"),
+    "judge by a rule": pod_of(RULED, "judge", "10.1.0.23"),
     "operator": Place(
         "10.1.0.5",
         NAMESPACE,
@@ -89,6 +104,11 @@ TABLE = {
     "rank with an identity": {"DNS", "DNS of the node"},
     "rank with wandb online": {"hub", "hub by IPv6", "hub through NAT64", "DNS", "DNS of the node"},
     "export": {"DNS", "DNS of the node"},
+    "generator": set(),
+    # Port 443 of the internet alone.
+    "judge at an endpoint": {"hub", "hub by IPv6", "hub through NAT64", "DNS", "DNS of the node"},
+    "judge in the cluster": {"pod of another team", "DNS", "DNS of the node"},
+    "judge by a rule": set(),
     "operator": {
         # The API server may be anywhere, on these ports.
         "hub", "hub by IPv6", "hub through NAT64", "registry on another port", "API server", "API server's Service",
@@ -110,7 +130,7 @@ def policies(networks: Networks = CLOSED, *settings: str) -> list[dict[str, Any]
         {**p, "metadata": p["metadata"] | {"namespace": NAMESPACE}} for p in render(*settings).all("NetworkPolicy")
     ]
     networks = networks.model_copy(update={"metrics_namespaces": networks.metrics_namespaces or (NAMESPACE,)})
-    jobs = (JOB, WANDB, IDENTIFIED, PUSHING, MIRRORED, SAME_TEAM, OTHER_TEAM)
+    jobs = (JOB, WANDB, IDENTIFIED, PUSHING, MIRRORED, ASKING, ASKING_INSIDE, RULED, SAME_TEAM, OTHER_TEAM)
     guards = [guard for job in jobs for phase in names.PHASES for guard in build_guards(job, phase, networks)]
     return chart + [guard for guard in guards if guard["kind"] == "NetworkPolicy"]
 
@@ -161,6 +181,9 @@ def test_the_identity_service_is_for_pods_that_reach_stores(cloud: str) -> None:
         "export",
         "export that is pushed",
         "copy to a mirror",
+        "generator",
+        "judge at an endpoint",
+        "judge in the cluster",
     ],
 )
 @pytest.mark.parametrize(

@@ -129,6 +129,10 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
         telemetry.activity(f"{text} ({share:.0%})")
         telemetry.alive()
 
+    if (rounds := job.spec.iterative) is not None:
+        from dpo_trainer.judging import check_settings
+
+        check_settings(rounds.judge)
     cache = os.environ.get(names.ENV_CACHE_DIR)
     inputs = Inputs(_claims(), hub_token(), Cache(Path(cache)) if cache else None, progress, access)
     found = prepare.run(job, work, inputs)
@@ -182,7 +186,7 @@ def _check_adapter(job: DPOJob, work: WorkDir, telemetry: Telemetry, progress: C
     from dpo_trainer.pretrained import adapters
 
     with Untrusted("making the model's modules from config.json"):
-        bare = bare_model(work.model)
+        bare = bare_model(work.model, classifier=job.spec.method.trains_reward_model)
         if (start := job.spec.model.adapter) is None or start.train == "new":
             progress(str(resolve(bare, job.spec.adapter)), 1.0)
         if start is not None:
@@ -316,6 +320,12 @@ _PHASES: dict[names.Phase, Callable[[DPOJob, WorkDir, Telemetry, int], Terminati
 }
 
 
+def _reported(work: WorkDir) -> WorkDir:
+    """The training that a report is of: the newest round's where there are rounds."""
+    trained = [number for number in work.rounds if work.round(number).metrics.is_file()]
+    return work.round(trained[-1]) if trained else work
+
+
 def _show(command: str, work: WorkDir, job_file: Path) -> int:
     """Run a command that only reads a work folder, or the files that a job names."""
     try:
@@ -327,7 +337,7 @@ def _show(command: str, work: WorkDir, job_file: Path) -> int:
         elif command == "report":
             from dpo_trainer.commands import report
 
-            report.report(work)
+            report.report(_reported(work))
         else:
             import_tokenizers_alone()
             from dpo_trainer.commands import preview

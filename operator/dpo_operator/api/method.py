@@ -12,7 +12,7 @@ class MethodName(StrEnum):
     """Preference losses; docs/methods has a page on each.
 
     Papers: DPO 2305.18290, LD-DPO 2409.06411, LN-DPO 2411.15124 (Tülu 3), IPO 2310.12036, hinge (SLiC) 2305.10425, KTO
-    2402.01306, ORPO 2403.07691, SimPO 2405.14734.
+    2402.01306, ORPO 2403.07691, SimPO 2405.14734. reward-model (2203.02155, eq. 1) trains no policy but a classifier that scores answers.
     """
 
     DPO = "dpo"
@@ -23,10 +23,11 @@ class MethodName(StrEnum):
     KTO = "kto"
     ORPO = "orpo"
     SIMPO = "simpo"
+    REWARD_MODEL = "reward-model"
 
 
-_BETA = {MethodName.LN_DPO: 5.0, MethodName.SIMPO: 2.0}
-REFERENCE_FREE = frozenset({MethodName.ORPO, MethodName.SIMPO})
+_BETA = {MethodName.LN_DPO: 5.0, MethodName.SIMPO: 2.0, MethodName.REWARD_MODEL: 1.0}
+REFERENCE_FREE = frozenset({MethodName.ORPO, MethodName.SIMPO, MethodName.REWARD_MODEL})
 
 
 class Loss(ApiModel):
@@ -39,7 +40,7 @@ class Loss(ApiModel):
         le=100,
         description="Strength of the pull to the reference, 1/nats. 0.1 is stable; raise it (0.2 to 0.5) when the model drifts, lower it "
         "(0.01 to 0.05) when margins stay flat after the first epoch. For simpo the scale of the reward, for orpo the weight of the "
-        "odds ratio. Default: 0.1; 2 for simpo and 5 for ln-dpo, whose log-probs are means over tokens.",
+        "odds ratio; reward-model has none. Default: 0.1; 2 for simpo and 5 for ln-dpo, whose log-probs are means over tokens.",
     )
     weight: StrictFloat = Field(
         default=1.0, gt=0, le=1000, description="Factor of this loss, for combinations with plus."
@@ -75,7 +76,8 @@ class Loss(ApiModel):
         default=None,
         ge=0,
         le=100,
-        description="For simpo: the target margin gamma itself, as TRL has it; marginRatio is left out then.",
+        description="For simpo: the target margin gamma itself, as TRL has it; marginRatio is left out then. For reward-model: by how much the "
+        "chosen answer's reward should be larger. Default there: 0.",
     )
     desirable_weight: StrictFloat | None = Field(
         default=None, ge=0, le=100, description="For kto: weight of desirable (chosen) answers. Default: 1."
@@ -95,9 +97,11 @@ class Loss(ApiModel):
 
     @property
     def target_margin(self) -> float:
-        """SimPO's gamma, nats."""
+        """SimPO's gamma, nats; for reward-model the margin that is taken from the difference of rewards."""
         if self.margin is not None:
             return self.margin
+        if self.name is MethodName.REWARD_MODEL:
+            return 0.0
         return self.strength * (0.25 if self.margin_ratio is None else self.margin_ratio)
 
     @property
@@ -111,7 +115,7 @@ class Loss(ApiModel):
 class AddedLoss(Loss):
     """A loss that is added to the first one."""
 
-    name: MethodName = Field(description="Preference loss; any but kto.")
+    name: MethodName = Field(description="Preference loss; any but kto and reward-model.")
 
 
 class Method(Loss):
@@ -145,6 +149,11 @@ class Method(Loss):
         if self.nll_weight is not None:
             return self.nll_weight
         return 1.0 if self.name is MethodName.ORPO else 0.0
+
+    @property
+    def trains_reward_model(self) -> bool:
+        """Whether a classifier that scores answers is trained, and no policy."""
+        return self.name is MethodName.REWARD_MODEL
 
     @property
     def needs_reference(self) -> bool:

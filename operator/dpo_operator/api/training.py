@@ -51,7 +51,8 @@ class Training(ApiModel):
         default=None,
         gt=0,
         le=1,
-        description="Peak learning rate. Default: 5e-7 for all weights, 5e-6 with adapters. Larger ones often diverge.",
+        description="Peak learning rate. Default: 5e-7 for all weights, 5e-6 with adapters; 1e-5 and 1e-4 for reward-model. Larger "
+        "ones often diverge.",
     )
     global_batch_size: StrictInt = Field(
         default=128,
@@ -169,7 +170,7 @@ class Evaluation(ApiModel):
         ge=0,
         le=256,
         description="Number of prompts that policy and reference answer for samples.jsonl, at the start, at the end and at as many "
-        "evaluations as take 3% of the time. Diagnosis needs 16. 0 turns it off.",
+        "evaluations as take 3% of the time. Diagnosis needs 16. 0 turns it off. A reward model answers nothing.",
     )
     sample_tokens: StrictInt = Field(default=64, ge=1, le=8192, description="Most tokens of each such answer.")
 

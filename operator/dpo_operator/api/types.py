@@ -99,6 +99,8 @@ class DPOJobSpec(ApiModel):
         """Peak learning rate, with the default that depends on what is trained."""
         if self.training.learning_rate is not None:
             return self.training.learning_rate
+        if self.method.trains_reward_model:
+            return 1e-5 if self.adapter.type is AdapterType.NONE else 1e-4
         return 5e-7 if self.adapter.type is AdapterType.NONE else 5e-6
 
     @property

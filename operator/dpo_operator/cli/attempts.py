@@ -12,7 +12,8 @@ from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import Termination
 from dpo_operator.api.status import Attempts, DPOJobStatus
 from dpo_operator.api.text import shown
-from dpo_operator.cli.localcase import diagnosed
+from dpo_operator.cli.localcase import diagnosed, rounds_of
+from dpo_operator.explain.rounds import round_figures
 from dpo_operator.planning import failures, restarts
 from dpo_operator.planning.failures import Failure
 from dpo_operator.planning.objects import ChildPod, Exit
@@ -147,3 +148,9 @@ def say_findings(work: Path, say: Callable[[str], None]) -> None:
     # There is none when a phase ended before the first look.
     for finding in diagnosed(work) or ():
         say(f"{finding.severity}: {finding.code}: {finding.sentence}")
+
+
+def say_rounds(work: Path, say: Callable[[str], None]) -> None:
+    """Say what the rounds have brought; nothing without rounds."""
+    for each in rounds_of(work):
+        say(f"round {each.round}: {round_figures(each)}")

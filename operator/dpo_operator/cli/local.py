@@ -20,7 +20,7 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.phases import FIRST, Step, following
 from dpo_operator.api.reports import RoundReport, RoundsEnd
 from dpo_operator.api.types import DPOJob
-from dpo_operator.cli.attempts import PhaseAttempts, say_findings
+from dpo_operator.cli.attempts import PhaseAttempts, say_findings, say_rounds
 from dpo_operator.cli.localfolder import LocalRunError, document_of, locked, write_job_file
 from dpo_operator.cli.mirroring import LocalMirror
 from dpo_operator.cli.parent import signal_at_parents_end
@@ -90,6 +90,7 @@ class LocalRun:
         subprocess.run(argv, env=environment, check=False, preexec_fn=setup)
 
     def _say_findings(self) -> None:
+        say_rounds(self.work, self.say)
         say_findings(self.work, self.say)
         if self._round:
             say_findings(self.work / names.round_folder(self._round), self.say)

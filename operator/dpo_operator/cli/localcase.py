@@ -76,9 +76,14 @@ def _status(folder: Path, spec: DPOJobSpec | None, said: list[Said], busy: bool,
     newest = _telling(said)
     step = _step(folder, spec, newest)
     phase, leg = step.phase, folder / names.round_folder(step.round)
+    if step == LAST:
+        trained = sorted(path.parent for path in folder.glob("rounds/????/metrics.jsonl"))
+        leg = trained[-1] if trained else folder
     fence = _integer(_text(leg / "checkpoints" / "attempt")) if phase == "train" or not step.round else 0
     attempt = max(fence, newest.attempt if newest and newest.phase == phase else 0, 1)
-    status = DPOJobStatus(phase=phase, round=step.round, rounds=_rounds(folder), attempts=Attempts(**{phase: attempt}))
+    status = DPOJobStatus(
+        phase=phase, round=step.round, rounds=rounds_of(folder), attempts=Attempts(**{phase: attempt})
+    )
     status = status.model_copy(update={"progress": _progress(leg, phase, attempt, now), "checkpoint": _checkpoint(leg)})
     for each in said:
         status = with_dataset(status, each.words.dataset)
@@ -124,7 +129,7 @@ def _step(folder: Path, spec: DPOJobSpec | None, newest: Termination | None) -> 
         return Step("train") if (folder / "prepared.json").is_file() and not number else Step("prepare")
     if newest.outcome != "Succeeded" or _is_the_end(newest):
         return Step(newest.phase, number)
-    known: dict[int, RoundsEnd] = {each.round: each.ended for each in _rounds(folder)}
+    known: dict[int, RoundsEnd] = {each.round: each.ended for each in rounds_of(folder)}
     if spec is None:
         return Step("train") if newest.phase == "prepare" else LAST
     return following(spec, Step(newest.phase, number), known.get(number, "")) or LAST
@@ -148,7 +153,8 @@ def _round(folder: Path, newest: Termination | None) -> int:
     return max(found, default=1)
 
 
-def _rounds(folder: Path) -> list[RoundStatus]:
+def rounds_of(folder: Path) -> list[RoundStatus]:
+    """Figures of the newest rounds of a run, as far as they can be read."""
     found = []
     for path in sorted(folder.glob("rounds/????/round.json"))[-MAX_ROUND_HISTORY:]:
         with contextlib.suppress(ValidationError):

@@ -21,7 +21,8 @@ from dpo_operator.api.types import DPOJob
 from dpo_operator.cli import inspect, local, localfolder, modelsource, planview, steer
 from dpo_operator.cli.checked import AllowEnv, JobFile, allowed, console, read_job, say, say_error, warn
 from dpo_operator.cli.parent import signal_at_parents_end
-from dpo_operator.sizing import proposal
+from dpo_operator.sizing import proposal, rounds
+from dpo_operator.sizing.export import Stored
 from dpo_operator.sizing.work import Pairs
 
 app = typer.Typer(no_args_is_help=True, help="Align a language model on your own GPUs.")
@@ -121,6 +122,8 @@ def validate(
     job = read_job(file, allow)
     for line in refusals(job.spec, allow, image="", namespace=job.metadata.namespace):
         say(f"note: {line}")
+    if cost := rounds.estimate(job.spec, Stored(0, 0, 0), None):
+        say(f"note: {cost.says}")
     warn(job, claims)
     console.print(f"{file}: {names.KIND} {job.metadata.name} is valid")
     if data:

@@ -104,9 +104,9 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs, reference: Model
         **({} if offloaded else training),
     }
     most_pairs = max(1.0, spec.training.global_batch_size / world)
-    backward = with_gradient(shape, spec, largest(spec, shape, pairs, spec.micro_batch, most_pairs), on_gpu=on_gpu)
+    backward = with_gradient(shape, spec, largest(spec, pairs, spec.micro_batch, most_pairs), on_gpu=on_gpu)
     forward = without_gradient(
-        shape, spec, largest(spec, shape, pairs, spec.eval_batch, pairs.count or float("inf")), on_gpu=on_gpu
+        shape, spec, largest(spec, pairs, spec.eval_batch, pairs.count or float("inf")), on_gpu=on_gpu
     )
     # A 4-bit matrix is unpacked for its product.
     unpacked = size * max(m.inputs * m.outputs for m in shape.matrices if m.adaptable) if four_bit else 0
@@ -159,7 +159,7 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs, reference: Model
 def _of_reference(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs, *, on_gpu: bool) -> dict[str, float]:
     """A model of which there are the weights alone, and its forward pass over the pairs."""
     world, size = spec.world_size, BYTES[spec.training.precision]
-    budget = largest(spec, shape, pairs, spec.eval_batch, pairs.count or float("inf"))
+    budget = largest(spec, pairs, spec.eval_batch, pairs.count or float("inf"))
     forward = without_gradient(shape, spec, budget, on_gpu=on_gpu)
     parts = {
         "weights": size * shape.parameters / world,

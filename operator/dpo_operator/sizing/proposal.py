@@ -106,7 +106,7 @@ FEW_TOKENS = 4096
 def too_many_gpus(job: Job) -> str:
     """A sentence when the batch is too small for so many GPUs, naming a number that suits it; empty otherwise."""
     spec = job.spec
-    tokens = spec.training.global_batch_size * job.pairs.tokens(layout_of(spec, job.shape))
+    tokens = spec.training.global_batch_size * job.pairs.tokens(layout_of(spec))
     if not spec.gpus_per_node or spec.world_size == 1 or tokens / spec.world_size >= FEW_TOKENS:
         return ""
     each, enough = spec.training.global_batch_size / spec.world_size, max(1, int(tokens // FEW_TOKENS))
@@ -199,7 +199,7 @@ def _fastest(job: Job, offload: str) -> Option | None:
 
 def _sizes(job: Job) -> list[int]:
     """Budgets to choose from, tokens, rising: the longest pair, and doublings of it until a step needs no second micro-batch."""
-    layout = layout_of(job.spec, job.shape)
+    layout = layout_of(job.spec)
     longest = max(1.0, job.pairs.longest_tokens(layout))
     whole_step = job.spec.training.global_batch_size / job.spec.world_size * job.pairs.tokens(layout)
     sizes, tokens = [], longest
@@ -214,7 +214,7 @@ def _budget(job: Job, tokens: int) -> dict[str, Any]:
     """A budget of tokens, and of pairs where the job bounds those too."""
     changes: dict[str, Any] = {"training.microBatchTokens": tokens}
     if job.spec.training.micro_batch_size is not None:
-        one = max(1.0, job.pairs.tokens(layout_of(job.spec, job.shape)))
+        one = max(1.0, job.pairs.tokens(layout_of(job.spec)))
         changes["training.microBatchSize"] = max(1, int(tokens // one))
     return changes
 

@@ -26,6 +26,16 @@ class RoundsCost:
     calls: int | None
     disk: float
 
+    @property
+    def says(self) -> str:
+        """A sentence about answers and requests, which need no model to be known."""
+        of_prompts = "" if self.prompts is not None else ", with 1,000 prompts in each"
+        calls = "" if self.calls is None else f", and {self.calls:,} requests to the judge"
+        return (
+            f"spec.iterative: {self.rounds} rounds{of_prompts} generate up to {self.answers:,} answers of {self.tokens:,} tokens in all"
+            f"{calls}; dpo plan also says how much room they need"
+        )
+
 
 def estimate(spec: DPOJobSpec, stored: Stored, pairs: int | None) -> RoundsCost | None:
     """None for a job without rounds. pairs: training pairs, None if unknown; each has a prompt of its own at most."""

@@ -62,7 +62,7 @@ def estimate(
     """Time of a step with mean pairs. node_link: bytes per second of each GPU to other nodes, one way."""
     world, batch, precision = spec.world_size, spec.training.global_batch_size, spec.training.precision
     each = batch / world
-    work = typical(spec, shape, pairs, spec.micro_batch, math.ceil(each))
+    work = typical(spec, pairs, spec.micro_batch, math.ceil(each))
     count = math.ceil(each / work.pairs)
     # The last micro-batch of a rank may be smaller; the step's pair count is fixed.
     share = each / work.pairs

@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass, replace
 
-from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.reports import TokenReport
 from dpo_operator.api.training import Budget
 from dpo_operator.api.types import DPOJobSpec
@@ -62,10 +61,9 @@ class Pairs:
         return self.longest * self.tokens(layout) / max(1.0, self.tokens("shared"))
 
 
-def layout_of(spec: DPOJobSpec, shape: ModelShape) -> str:
+def layout_of(spec: DPOJobSpec) -> str:
     """How the trainer will lay pairs out."""
-    packs = shape.packs and spec.model.attention in ("auto", "sdpa", "flex")
-    return spec.training.packing if packs else "off"
+    return spec.training.packing if spec.model.attention in ("auto", "sdpa", "flex") else "off"
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,9 @@ class Work:
         return self.pairs * (self.chosen + self.rejected)
 
 
-def largest(spec: DPOJobSpec, shape: ModelShape, pairs: Pairs, budget: Budget, most_pairs: float) -> Work:
+def largest(spec: DPOJobSpec, pairs: Pairs, budget: Budget, most_pairs: float) -> Work:
     """The largest micro-batch that a budget allows. most_pairs: upper bound of its pairs."""
-    layout = layout_of(spec, shape)
+    layout = layout_of(spec)
     long = max(1.0, pairs.longest_tokens(layout))
     most = min(most_pairs, budget.pairs or math.inf)
     tokens = max(min(budget.tokens, most * long), long)
@@ -97,9 +95,9 @@ def largest(spec: DPOJobSpec, shape: ModelShape, pairs: Pairs, budget: Budget, m
     return Work(tokens, share / stretch, layout, *(stretch * n for n in (pairs.prompt, pairs.chosen, pairs.rejected)))
 
 
-def typical(spec: DPOJobSpec, shape: ModelShape, pairs: Pairs, budget: Budget, most_pairs: float) -> Work:
+def typical(spec: DPOJobSpec, pairs: Pairs, budget: Budget, most_pairs: float) -> Work:
     """The micro-batch of mean pairs: as many whole ones as fit."""
-    layout = layout_of(spec, shape)
+    layout = layout_of(spec)
     one = max(1.0, pairs.tokens(layout))
     count = max(1.0, min(most_pairs, budget.pairs or math.inf, budget.tokens // one))
     return Work(count * one, count, layout, pairs.prompt, pairs.chosen, pairs.rejected)

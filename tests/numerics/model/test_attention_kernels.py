@@ -226,6 +226,10 @@ def kernels_of_devices() -> dict[str, Any]:
     def shifted(*args: Any, **options: Any) -> Any:
         return kernels.attention(*args, **options)[0].roll(1, dims=1), None
 
+    def changed(settings: Any) -> str | None:
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
+        return kernels.problem("varlen", kernels.head_shapes(model), gpu, torch.bfloat16)
+
     kernels.FUNCTIONS["flex"] = shifted
     return {
         "cudnn": (before, unchanged, torch.backends.cuda.cudnn_sdp_enabled()),
@@ -234,11 +238,14 @@ def kernels_of_devices() -> dict[str, Any]:
         "good": good,
         "absent": absent,
         "wrong": kernels.problem("flex", shapes, cpu, torch.float32),
+        "changed": [changed(PACKED[name]) for name in ("gemma2, capped scores", "gpt-oss, sinks")],
     }
 
 
 def test_kernels_are_checked_before_they_are_used():
     [found] = on_ranks(1, kernels_of_devices)
+    texts = [f"its attention takes {name}, for which scores are made pair by pair" for name in ("softcap", "s_aux")]
+    assert found["changed"] == texts
     assert found["cudnn"] == (True, True, False)
     assert found["chosen"] == {
         "cpu torch.float32": "sdpa",

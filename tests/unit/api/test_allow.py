@@ -27,10 +27,10 @@ def test_a_plain_job_may_run() -> None:
 
 
 # What a job asks for, the field that is named, and the value of the chart that allows it.
-def judged_in(namespace: str) -> dict[str, Any]:
+def judged_in(namespace: str, **more: Any) -> dict[str, Any]:
     """Rounds whose judge is in a namespace."""
     allow_to = {"namespace": namespace, "podLabels": {"app": "judge"}, "port": 80}
-    endpoint = {"url": "http://judge/v1", "model": "m", "apiKeySecretRef": {"name": "key"}, "allowTo": allow_to}
+    endpoint = {"url": "http://judge/v1", "model": "m", "allowTo": allow_to, **more}
     return {"iterative": {"judge": {"type": "endpoint", "endpoint": endpoint}}}
 
 
@@ -194,4 +194,6 @@ def test_a_pattern_that_would_surprise_is_no_setting(allow: dict[str, Any]) -> N
 
 def test_a_judge_of_the_job_s_own_namespace_needs_nobodys_leave() -> None:
     assert fields(**judged_in("team")) == []
-    assert fields({"secrets": ["other"]}, **judged_in("team")) == ["spec.iterative.judge.endpoint.apiKeySecretRef"]
+    keyed = judged_in("team", apiKeySecretRef={"name": "key"})
+    assert fields(**keyed) == []
+    assert fields({"secrets": ["other"]}, **keyed) == ["spec.iterative.judge.endpoint.apiKeySecretRef"]

@@ -96,6 +96,21 @@ def test_a_wrong_value_names_its_field(spec: dict[str, Any], field: str) -> None
         ({"method": {"name": "simpo", "margin": 0, "marginRatio": 0}}, "method.margin"),
         ({"method": {"name": "kto", "nllWeight": 0.5}}, "method.nllWeight"),
         ({"method": {"name": "orpo", "nllWeight": 0, "nllOver": "all"}}, "method.nllOver"),
+        ({"method": {"name": "reward-model", "beta": 1}}, "method.beta"),
+        ({"method": {"name": "reward-model", "labelSmoothing": 0.1}}, "method.labelSmoothing"),
+        ({"method": {"name": "reward-model", "nllWeight": 1}}, "method.nllWeight"),
+        ({"method": {"name": "reward-model", "plus": [{"name": "dpo"}]}}, "method.plus"),
+        ({"method": {"name": "dpo", "plus": [{"name": "reward-model"}]}}, "method.plus"),
+        ({"method": {"name": "reward-model"}, "model": {"name": "m", "reference": {"name": "r"}}}, "model.reference"),
+        (
+            {
+                "method": {"name": "reward-model"},
+                "model": {"name": "m", "adapter": {"name": "a"}},
+                "adapter": {"type": "lora"},
+            },
+            "model.adapter",
+        ),
+        ({"method": {"name": "reward-model"}, "adapter": {"type": "qlora"}}, "adapter.type"),
         ({"data": {"train": {"source": "a"}, "mixture": [{"source": "pvc://"}]}}, "data.mixture"),
         ({"data": {"train": {"source": "a"}, "mixture": [{"source": "x" * 257}] * 32}}, "data.mixture"),
         ({"failurePolicy": {"rules": [{"reasons": ["R" * 52] * 4, "action": "Fail"}] * 20}}, "failurePolicy.rules"),
@@ -192,6 +207,7 @@ def test_urls_of_a_hub_name_a_model_or_a_dataset() -> None:
         {"name": "ipo", "plus": [{"name": "simpo", "margin": 0.5}], "nllWeight": 0.1, "nllOver": "all"},
         {"name": "ln-dpo", "labelSmoothing": 0.1, "robust": True},
         {"name": "kto", "desirableWeight": 0, "undesirableWeight": 1, "nllWeight": 0},
+        {"name": "reward-model", "margin": 1.0, "nllWeight": 0},
     ],
 )
 def test_settings_that_belong_together_are_allowed(method: dict[str, Any]) -> None:

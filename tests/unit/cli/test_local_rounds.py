@@ -33,7 +33,7 @@ leg = work / f"rounds/{number:04d}"
 if phase == "judge" and not code:
     leg.mkdir(parents=True, exist_ok=True)
     ended = json.loads(Path("ends.json").read_text()).get(str(number), "")
-    (leg / "round.json").write_text(json.dumps({"round": number, "ended": ended}))
+    (leg / "round.json").write_text(json.dumps({"round": number, "pairs": 7, "prompts": 9, "ended": ended}))
 if phase == "export" and number and not code:
     (leg / "export").mkdir(parents=True)
     (leg / "export" / "dpo_provenance.json").write_text("{}")
@@ -78,6 +78,7 @@ def test_a_run_goes_through_its_rounds(here: Path) -> None:
     round_2 = [step.replace("1", "2") for step in ROUND_1]
     assert ran(here) == ["prepare 0", *ROUND_1, *round_2, "generate 3", "judge 3", "export 0"]
     assert "train of round 2:" in done.stderr
+    assert done.stderr.splitlines()[-3:-1] == [f"round {number}: 7 pairs of 9 prompts" for number in (1, 2)]
 
 
 def test_a_run_that_was_killed_goes_on_in_its_round(here: Path) -> None:

@@ -154,3 +154,16 @@ def test_what_was_found_is_said_with_the_way_out(
     (tmp_path / name).write_text(content)
     assert validated(tmp_path, "--data", data={"train": {"source": f"./{name}"}}).exit_code == ExitCode.BAD_DATASET
     assert words in capfd.readouterr().err
+
+
+def test_what_rounds_cost_is_a_note(tmp_path: Path) -> None:
+    endpoint = {"url": "http://judge/v1", "model": "m", "mode": "score"}
+    rounds = {
+        "rounds": 2,
+        "promptsPerRound": 100,
+        "judge": {"type": "endpoint", "endpoint": endpoint},
+        "winRate": {"prompts": 0},
+    }
+    done = validated(tmp_path, iterative=rounds)
+    assert done.exit_code == 0
+    assert "2 rounds generate up to 800 answers of 819,200 tokens in all, and 800 requests to the judge" in done.stderr

@@ -237,4 +237,8 @@ def test_the_export_of_a_round_is_not_the_end(rounds: Path) -> None:
     with locked(rounds):
         assert "is running the generation of answers of round 3" in said(str(rounds)).output
     ends(rounds, "export", 0, export_path="export", time=6)
-    assert "is complete" in said(str(rounds)).output
+    (rounds / "rounds" / "0002" / "metrics.jsonl").write_text(json.dumps({"step": 9, "loss": 0.5}) + "\n")
+    text = said(str(rounds)).output
+    assert "is complete" in text
+    assert "loss 0.5000" in text
+    assert "Round 2: 20 pairs of 100 prompts." in text

@@ -134,22 +134,22 @@ def test_logits_stop_growing_at_a_chunk() -> None:
 )
 def test_the_largest_micro_batch(settings: dict, tokens: float, pairs: float) -> None:
     spec = a_spec(training=settings)
-    found = largest(spec, small(), PAIRS, spec.micro_batch, most_pairs=8)
+    found = largest(spec, PAIRS, spec.micro_batch, most_pairs=8)
     assert (found.tokens, found.pairs) == (tokens, pairs)
 
 
 def test_a_micro_batch_of_few_pairs_may_be_all_long_ones() -> None:
     spec = a_spec(training={"microBatchTokens": 1000, "microBatchSize": 2})
     uneven = dataclasses.replace(PAIRS, longest=60)
-    found = largest(spec, small(), uneven, spec.micro_batch, most_pairs=8)
+    found = largest(spec, uneven, spec.micro_batch, most_pairs=8)
     assert (found.tokens, found.pairs, found.answers) == (120, 2, 80)
-    mean = typical(spec, small(), uneven, spec.micro_batch, most_pairs=8)
+    mean = typical(spec, uneven, spec.micro_batch, most_pairs=8)
     assert (mean.tokens, mean.pairs, mean.answers) == (12, 2, 8)
 
 
-def test_models_that_cannot_be_packed_are_padded() -> None:
+def test_attention_that_cannot_be_packed_is_padded() -> None:
     spec = a_spec(model={"name": "m", "attention": "eager"})
-    found = largest(spec, small(), PAIRS, spec.micro_batch, most_pairs=1)
+    found = largest(spec, PAIRS, spec.micro_batch, most_pairs=1)
     # Two rows, each as long as prompt and chosen answer.
     assert (found.layout, found.tokens) == ("off", 10)
 

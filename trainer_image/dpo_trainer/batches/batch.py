@@ -32,6 +32,7 @@ class MicroBatch:
         2*pairs+pair the prompt, where prompts are scored.
     scored_head: bool [scored], whether the token is among the first n of its answer, n being the shorter answer's length.
     segments: how many of those there are: 2*pairs, or 3*pairs with prompts.
+    ends: int64 [pairs, 2], flat index of each answer's last token; 0 where an unpaired example has none.
     answer_tokens: int64 [pairs, 2], lengths of the answers, 0 where an unpaired example has none.
     prompt_tokens: int64 [pairs], tokens of the prompts that can be scored: all but the first.
     pairs: int64 [pairs], where the pairs are in the dataset; on the CPU.
@@ -48,6 +49,7 @@ class MicroBatch:
     scored_segment: Tensor
     scored_head: Tensor
     segments: int
+    ends: Tensor
     answer_tokens: Tensor
     prompt_tokens: Tensor
     pairs: Tensor
@@ -96,6 +98,7 @@ def collate(
     shorter = np.where(lengths.min(axis=1) > 0, lengths.min(axis=1), lengths.max(axis=1))
     ids, places, starts, spans = _LAYOUTS[layout](pairs)
     positions, targets, segments, heads = [], [], [], []
+    ends = np.zeros_like(lengths)
 
     def score(before: np.ndarray, tokens: np.ndarray, segment: int, head: int) -> None:
         """Have tokens predicted from the flat positions `before`."""
@@ -111,6 +114,7 @@ def collate(
                 # The prompt's last token predicts the answer's first one, wherever that is.
                 before = np.concatenate([[prompt + len(pair.prompt) - 1], np.arange(first, first + len(answer) - 1)])
                 score(before, answer, 2 * number + side, int(shorter[number]))
+                ends[number, side] = first + len(answer) - 1
         if score_prompts and len(pair.chosen):
             prompt = starts[number][0][0]
             score(np.arange(prompt, prompt + len(pair.prompt) - 1), pair.prompt[1:], 2 * len(pairs) + number, 1 << 62)
@@ -125,6 +129,7 @@ def collate(
         scored_segment=torch.from_numpy(np.concatenate(segments)),
         scored_head=torch.from_numpy(np.concatenate(heads)),
         segments=(3 if score_prompts else 2) * len(pairs),
+        ends=torch.from_numpy(ends),
         answer_tokens=torch.from_numpy(lengths),
         prompt_tokens=torch.tensor([len(pair.prompt) - 1 for pair in pairs]),
         pairs=torch.as_tensor(list(indices), dtype=torch.int64),

@@ -10,6 +10,7 @@ from rich.text import Text
 from dpo_operator.api.access import hub_repository
 from dpo_operator.api.reports import PushReport
 from dpo_operator.api.types import DPOJob
+from dpo_trainer.commands.page.content import class_of
 from dpo_trainer.commands.page.html import PAGE, page
 from dpo_trainer.commands.run_log import Run, read_run
 from dpo_trainer.commands.run_picture import PICTURE, draw
@@ -176,7 +177,8 @@ def _pushed(work: WorkDir) -> list[tuple[str, str]]:
         facts.append(("  vLLM", _vllm(found.to) if repo is None else f"vllm serve {repo}"))
     if (work.export / "merged" / "config.json").is_file():
         if repo is not None:  # neither server reads a folder of a repository
-            facts.append(("  merged", f'AutoModelForCausalLM.from_pretrained("{repo}", subfolder="merged")'))
+            kind = class_of(work.export / "merged")
+            facts.append(("  merged", f'{kind}.from_pretrained("{repo}", subfolder="merged")'))
         else:
             facts.append(("  KServe", f"storageUri: {found.to}/merged"))
             facts.append(("  vLLM", _vllm(f"{found.to}/merged")))

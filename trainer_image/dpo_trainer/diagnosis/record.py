@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
-from dpo_operator.api.method import MethodName
+from dpo_operator.api.method import REFERENCE_FREE
 from dpo_operator.api.types import DPOJobSpec
 
 Line = Mapping[str, Any]
@@ -112,7 +112,7 @@ class RunRecord:
     @property
     def starts_level(self) -> bool:
         """Whether the reward margin is 0 before the first update: the reward compares with the model that training starts from."""
-        free = self.spec.method.name in (MethodName.ORPO, MethodName.SIMPO)
+        free = self.spec.method.name in REFERENCE_FREE
         return not free and self.spec.model.reference is None and not self.moved
 
     @cached_property

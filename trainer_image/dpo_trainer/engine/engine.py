@@ -39,6 +39,7 @@ from dpo_trainer.model.attention import kernels
 from dpo_trainer.model.head import stride
 from dpo_trainer.model.load import load_model
 from dpo_trainer.model.policy import Policy
+from dpo_trainer.model.reward import RewardModel
 from dpo_trainer.runtime.errors import invalid_configuration
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Scored:
-    """Log-probs of a batch, float64, nats.
+    """Log-probs of a batch, float64, nats; a reward model's rewards in their place.
 
     answers: [pairs, 2, 2]: for the chosen and the rejected answer, the log-prob of all tokens and of the head; 0 where an
         unpaired example has no such answer.
@@ -120,11 +121,12 @@ class Engine:
         torch.manual_seed(spec.training.seed)
         with own_slices(model_folder, alive):
             model = load_model(spec, model_folder, zero3=partitioned_loading, before=before, device=world.device)
-        policy = Policy(model)
+        policy = RewardModel(model) if spec.method.trains_reward_model else Policy(model)
         if spec.adapter.type is AdapterType.QLORA:
             # Its model was not loaded in partitions. Left to itself, DeepSpeed would also cast the model's buffers to 16 bits.
             deepspeed.zero.Init(module=policy, config_dict_or_path=self.config)
-        policy.head.chunk_bytes = (spec.training.logits_chunk_mi_b << 20) or None
+        if isinstance(policy, Policy):
+            policy.head.chunk_bytes = (spec.training.logits_chunk_mi_b << 20) or None
         if not trained:
             policy.requires_grad_(False)
         optimizer = make_optimizer(policy, spec) if trained else None
@@ -151,9 +153,9 @@ class Engine:
             adam.state[flat] = {"step": torch.zeros((), device=flat.device), **moments}
 
     @property
-    def module(self) -> Policy:
-        """The policy; its parameters are partitioned."""
-        policy: Policy = self.deepspeed.module
+    def module(self) -> Policy | RewardModel:
+        """The policy, or the reward model; its parameters are partitioned."""
+        policy: Policy | RewardModel = self.deepspeed.module
         return policy
 
     def close(self) -> None:
@@ -198,7 +200,8 @@ class Engine:
         return Scored(
             answers=answers,
             prompts=sums[2 * pairs :, 0] if batch.segments > 2 * pairs else None,
-            tokens=Predictions(logps, entropy, top1, batch.scored_segment[::every]),
+            # A reward model predicts none.
+            tokens=Predictions(logps, entropy, top1, batch.scored_segment[::every][: len(logps)]),
         )
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

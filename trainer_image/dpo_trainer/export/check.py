@@ -15,9 +15,10 @@ from dpo_trainer.checkpoint.loop_state import Precision, Probe
 from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.model import quantized
 from dpo_trainer.model.adapters import adapter_reader, load_adapters
-from dpo_trainer.model.load import DTYPES, bare_model
+from dpo_trainer.model.load import DTYPES, bare_model, causal_lm_of, load_whole
 from dpo_trainer.model.weight_files import WeightFiles, have_the_models_names, read_when_used, stored_buffers
 from dpo_trainer.pretrained.adapters import CONFIG
+from dpo_trainer.pretrained.reward import HEAD
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.workdir import WorkDir
 
@@ -29,37 +30,37 @@ _EXACT, _ROUNDED = (1e-4, 1e-5), (0.1, 2e-2)
 LARGE, PAIRS_OF_LARGE = 24 << 30, 2
 
 
-def load_exported(base: Path, folder: Path, precision: str, *, four_bit: bool = False) -> nn.Module:
+def load_exported(
+    base: Path, folder: Path, precision: str, *, four_bit: bool = False, classifier: bool = False
+) -> nn.Module:
     """Load an export as a user would, in the training's precision, on the CPU. base: the base model of an adapter.
 
     A model above LARGE is never in memory as a whole: each of its modules reads its weights when it runs.
-    four_bit: load the base in 4 bits, as qlora trained on it.
+    four_bit: load the base in 4 bits, as qlora trained on it. classifier: a reward model was exported.
     Raises TrainerError BAD_EXPORT when weights are missing; transformers would initialize them randomly.
     """
-    from transformers import AutoModelForCausalLM
-
     is_adapter = (folder / CONFIG).is_file()
-    if not four_bit and (large := _load_large(base, folder, DTYPES[precision], is_adapter=is_adapter)) is not None:
-        return large.eval()
+    # The base of a reward model's adapter has no head that could be read.
+    if not (four_bit or (classifier and is_adapter)):
+        large = _load_large(base, folder, DTYPES[precision], is_adapter=is_adapter, classifier=classifier)
+        if large is not None:
+            return large.eval()
     options = quantized.loading_options(DTYPES[precision], torch.device("cpu")) if four_bit else {}
     model: nn.Module
-    model, info = AutoModelForCausalLM.from_pretrained(
-        base if is_adapter else folder,
-        dtype=DTYPES[precision],
-        local_files_only=True,
-        use_safetensors=True,
-        output_loading_info=True,
-        **options,
-    )
-    if missing := sorted(info["missing_keys"]):
-        raise TrainerError(ExitCode.BAD_EXPORT, f"The export failed: no weights were written for {missing[0]}.")
+    source = base if is_adapter else folder
+    model, missing = load_whole(source, DTYPES[precision], classifier=classifier, **options)
+    # The head is in the adapter's file.
+    if missing := missing - ({f"{HEAD}.weight"} if is_adapter and classifier else set()):
+        raise TrainerError(ExitCode.BAD_EXPORT, f"The export failed: no weights were written for {min(missing)}.")
     quantized.keep_unpacked(model)
     if is_adapter:
         model = load_adapters(model, folder)
     return model.eval()
 
 
-def _load_large(base: Path, folder: Path, dtype: torch.dtype, *, is_adapter: bool) -> nn.Module | None:
+def _load_large(
+    base: Path, folder: Path, dtype: torch.dtype, *, is_adapter: bool, classifier: bool
+) -> nn.Module | None:
     """A large model, each module of which reads its weights when it runs.
 
     None when it is not large, when its files have other names than it, and with DoRA, which uses a layer's weights outside of that layer.
@@ -67,7 +68,7 @@ def _load_large(base: Path, folder: Path, dtype: torch.dtype, *, is_adapter: boo
     files = WeightFiles(base if is_adapter else folder)
     if files.elements * dtype.itemsize <= LARGE:
         return None
-    model: nn.Module = bare_model(base if is_adapter else folder, dtype, runs=True)
+    model: nn.Module = bare_model(base if is_adapter else folder, dtype, runs=True, classifier=classifier)
     if not have_the_models_names(model, files.names):
         return None
     for name in stored_buffers(model):
@@ -154,8 +155,15 @@ def _logps_of(model: nn.Module, data: PairDataset, indices: Sequence[int]) -> di
     return dict(zip(shortest, answers_together(model, [data[index] for index in shortest]).tolist(), strict=True))
 
 
+def _is_classifier(model: nn.Module) -> bool:
+    return HEAD in causal_lm_of(model)._modules
+
+
 def answers_together(model: nn.Module, pairs: Sequence[TokenPair]) -> Tensor:
     """As answer_logps, of several pairs in one pass: float64 [pairs, 2], nats. Padding follows the answers, where a causal model does not look."""
+    if _is_classifier(model):
+        # It scores one text at a time.
+        return torch.stack([answer_logps(model, pair) for pair in pairs])
     rows = [np.concatenate([pair.prompt, answer]) for pair in pairs for answer in (pair.chosen, pair.rejected)]
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
     for number, row in enumerate(rows):
@@ -171,12 +179,16 @@ def answers_together(model: nn.Module, pairs: Sequence[TokenPair]) -> Tensor:
 
 
 def answer_logps(model: nn.Module, pair: TokenPair) -> Tensor:
-    """Log-probs of a pair's two answers, without packing: float64 [2], nats."""
-    sums = []
+    """Log-probs of a pair's two answers, without packing: float64 [2], nats; of a reward model the answers' rewards."""
+    sums, classifier = [], _is_classifier(model)
     for answer in (pair.chosen, pair.rejected):
         ids = torch.from_numpy(np.concatenate([pair.prompt, answer]).astype(np.int64)[None])
         with torch.no_grad():
-            logits = model(input_ids=ids).logits[0, len(pair.prompt) - 1 : -1].float()
+            whole = model(input_ids=ids).logits[0]
+        if classifier:
+            sums.append(whole[0].double())
+            continue
+        logits = whole[len(pair.prompt) - 1 : -1].float()
         targets = ids[0, len(pair.prompt) :, None]
         sums.append(logits.log_softmax(-1).gather(1, targets).double().sum())
     return torch.stack(sums)

@@ -16,10 +16,11 @@ from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.full import FullCheckpoint
 from dpo_trainer.checkpoint.shard import Entry, write_shard
 from dpo_trainer.model.adapters import FROZEN, TRAINED, add_adapters, load_adapters, stored_name
-from dpo_trainer.model.load import bare_model
+from dpo_trainer.model.load import bare_model, load_whole
 from dpo_trainer.model.weight_files import WeightFiles, have_the_models_names, stored_buffers
 from dpo_trainer.pretrained import adapters
 from dpo_trainer.pretrained.files import INDEX
+from dpo_trainer.pretrained.reward import HEAD
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.libraries import import_peft
 
@@ -31,17 +32,21 @@ _OWN_FILES = ("config.json", "README.md")
 _WEIGHTS = (".safetensors", ".safetensors.index.json", ".bin", ".bin.index.json", ".pt", ".pth", ".gguf", ".onnx")
 
 
-def write_model(base: Path, checkpoint: FullCheckpoint, folder: Path) -> dict[str, torch.dtype]:
-    """Write all weights in the model's own dtype; returns the dtype of each trained parameter.
+def write_model(
+    base: Path, checkpoint: FullCheckpoint, folder: Path, *, classifier: bool = False
+) -> dict[str, torch.dtype]:
+    """Write all weights in the model's own dtype; returns the dtype of each trained parameter. classifier: write a reward model.
 
     One tensor at a time is in memory, unless the base's files name or join their tensors in another way than the model does: then all are.
     """
     files = WeightFiles(base)
-    model = bare_model(base)
-    if not have_the_models_names(model, files.names):
-        return _write_whole(base, checkpoint, folder)
+    model = bare_model(base, classifier=classifier)
+    # A new head has no weights yet.
+    names = files.names | ({f"{HEAD}.weight"} if classifier else set())
+    if not have_the_models_names(model, names):
+        return _write_whole(base, checkpoint, folder, classifier=classifier)
     dtype: torch.dtype = model.config.dtype or files.dtype or torch.float32
-    model = bare_model(base, dtype)
+    model = bare_model(base, dtype, classifier=classifier)
     own = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     _check_parameters(checkpoint, own)
     entries = [
@@ -98,11 +103,9 @@ def write_index(parts: Mapping[str, Sequence[Entry]], folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_whole(base: Path, checkpoint: FullCheckpoint, folder: Path) -> dict[str, torch.dtype]:
+def _write_whole(base: Path, checkpoint: FullCheckpoint, folder: Path, *, classifier: bool) -> dict[str, torch.dtype]:
     """Write a model whose weights have other names in files than in memory: transformers knows how."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
+    model = load_whole(base, "auto", classifier=classifier)[0]
     own = dict(model.named_parameters())
     _check_parameters(checkpoint, {name: tuple(parameter.shape) for name, parameter in own.items()})
     with torch.no_grad():
@@ -138,15 +141,13 @@ def write_adapter(job: DPOJob, base: Path, checkpoint: FullCheckpoint, folder: P
     return dict.fromkeys(trained, torch.float32)
 
 
-def write_merged(base: Path, folder: Path) -> torch.dtype:
+def write_merged(base: Path, folder: Path, *, classifier: bool = False) -> torch.dtype:
     """Merge the adapter in folder, with the one that it stands on, into the model; writes folder/merged in the base's own dtype and returns that dtype.
 
     Raises TrainerError BAD_EXPORT when that changes no weight, and what PEFT raises for layers that it can't merge.
     """
     peft = import_peft()
-    from transformers import AutoModelForCausalLM
-
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype="auto", local_files_only=True, use_safetensors=True)
+    model: Any = load_whole(base, "auto", classifier=classifier)[0]
     dtype: torch.dtype = model.dtype
     # The adapter stays in float32, so the sum is rounded once.
     model = load_adapters(model, folder)
@@ -174,7 +175,8 @@ def write_merged(base: Path, folder: Path) -> torch.dtype:
 
 def _peft_config(job: DPOJob, base: Path, checkpoint: FullCheckpoint) -> dict[str, Any]:
     """adapter_config.json, from the same code that made the adapters, on a model without weights."""
-    wrapped: Any = add_adapters(bare_model(base), job.spec, base, checkpoint.manifest.parameters)
+    bare = bare_model(base, classifier=job.spec.method.trains_reward_model)
+    wrapped: Any = add_adapters(bare, job.spec, base, checkpoint.manifest.parameters)
     config: dict[str, Any] = wrapped.peft_config[TRAINED].to_dict()
     config.update(base_model_name_or_path=job.spec.model.name, revision=job.spec.model.revision, inference_mode=True)
     return {key: _plain(value) for key, value in config.items()}

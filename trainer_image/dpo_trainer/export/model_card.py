@@ -6,7 +6,7 @@ from typing import Any
 
 from dpo_operator.api.method import Loss, Method, MethodName
 from dpo_operator.api.model import Adapter, AdapterType, Model
-from dpo_operator.api.types import DPOJob
+from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.checkpoint.full import FullCheckpoint
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.model.adapters import FROZEN, TRAINED
@@ -31,6 +31,7 @@ _PAPERS = {
     MethodName.KTO: ("Model Alignment as Prospect Theoretic Optimization", "2402.01306"),
     MethodName.ORPO: ("Monolithic Preference Optimization without Reference Model", "2403.07691"),
     MethodName.SIMPO: ("Simple Preference Optimization", "2405.14734"),
+    MethodName.REWARD_MODEL: ("Training language models to follow instructions with human feedback", "2203.02155"),
 }
 
 
@@ -66,10 +67,10 @@ def model_card(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, part: Exp
         *_about_start(spec.model, part),
         *_about_merging(part),
         "## Use",
-        _usage(spec.model, adapter),
+        _usage(spec, adapter),
         "## Result",
         _results([line for line in read_metrics(work.metrics) if line["step"] <= step]),
-        f"Step 1 is measured before the first update. Rewards are beta times {describe_reward(spec.method)}, in nats.",
+        f"Step 1 is measured before the first update. {_about_rewards(spec.method)}",
         "## Training",
         _table("Setting", "Value", [("exported", f"step {step}: {part.why}"), *_settings(job, work, checkpoint)]),
         "## Check",
@@ -107,6 +108,8 @@ def _term(loss: Loss) -> str:
             parts.append(f"{loss.reduction or 'mean'} over tokens")
         case MethodName.SIMPO:
             parts.append(f"target margin {loss.target_margin:g}")
+        case MethodName.REWARD_MODEL:
+            parts = [f"Bradley-Terry, margin {loss.target_margin:g}"]
         case MethodName.KTO:
             weights = [1.0 if w is None else w for w in (loss.desirable_weight, loss.undesirable_weight)]
             parts.append(f"desirable {weights[0]:g}, undesirable {weights[1]:g}")
@@ -114,10 +117,18 @@ def _term(loss: Loss) -> str:
     return text if loss.weight == 1 else f"{loss.weight:g} × ({text})"
 
 
+def _about_rewards(method: Method) -> str:
+    if method.trains_reward_model:
+        return "Rewards are the model's output for the last token of prompt and answer; only their differences for one prompt mean something."
+    return f"Rewards are beta times {describe_reward(method)}, in nats."
+
+
 def describe_reward(method: Method) -> str:
     """The quantity that the first loss compares; rewards are beta times it."""
     ratio = "the log-ratio to the reference"
     match method.name:
+        case MethodName.REWARD_MODEL:
+            return "the model's score of an answer"
         case MethodName.ORPO | MethodName.SIMPO:
             return "the mean log-prob of an answer's tokens"
         case MethodName.LN_DPO:
@@ -178,17 +189,22 @@ def _kind(adapter: Adapter) -> str:
 
 def _metadata(job: DPOJob, adapter: bool) -> str:
     # JSON strings are YAML strings, whatever a name contains.
+    classifier = job.spec.method.trains_reward_model
+    about = "reward-model" if classifier else "dpo"
     lines = [
         f"base_model: {json.dumps(job.spec.model.name)}",
         f"library_name: {'peft' if adapter else 'transformers'}",
-        f"tags: {json.dumps(['dpo', 'preference-optimization', *(['lora'] if adapter else [])])}",
-        "pipeline_tag: text-generation",
+        f"tags: {json.dumps([about, 'preference-optimization', *(['lora'] if adapter else [])])}",
+        f"pipeline_tag: text-{'classification' if classifier else 'generation'}",
     ]
     return "\n".join(["---", *lines, "---"])
 
 
-def _usage(model: Model, adapter: bool) -> str:
-    name = json.dumps(model.name)
+def _usage(spec: DPOJobSpec, adapter: bool) -> str:
+    model, name = spec.model, json.dumps(spec.model.name)
+    kind, options = "CausalLM", ""
+    if spec.method.trains_reward_model:
+        kind, options = "SequenceClassification", ", num_labels=1" if adapter else ""
     if adapter:
         if model.adapter is not None and model.adapter.train == "new":
             loading = (
@@ -198,14 +214,14 @@ def _usage(model: Model, adapter: bool) -> str:
         else:
             loading = 'model = PeftModel.from_pretrained(base, "this-folder")\n'
         code = (
-            "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            f"base = AutoModelForCausalLM.from_pretrained({name})\n{loading}"
+            f"from peft import PeftModel\nfrom transformers import AutoModelFor{kind}, AutoTokenizer\n\n"
+            f"base = AutoModelFor{kind}.from_pretrained({name}{options})\n{loading}"
             'tokenizer = AutoTokenizer.from_pretrained("this-folder")'
         )
     else:
         code = (
-            "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-            'model = AutoModelForCausalLM.from_pretrained("this-folder")\n'
+            f"from transformers import AutoModelFor{kind}, AutoTokenizer\n\n"
+            f'model = AutoModelFor{kind}.from_pretrained("this-folder")\n'
             'tokenizer = AutoTokenizer.from_pretrained("this-folder")'
         )
     return f"```python\n{code}\n```"

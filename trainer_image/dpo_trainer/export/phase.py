@@ -81,15 +81,16 @@ def _export(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint, why: str, ta
     remove(temporary)
     temporary.mkdir(parents=True)
     progress("writing the weights")
-    adapter = spec.adapter.type is not AdapterType.NONE
+    adapter, classifier = spec.adapter.type is not AdapterType.NONE, spec.method.trains_reward_model
     if adapter:
         stored = write_adapter(job, work.model, checkpoint, temporary)
     else:
-        stored = write_model(work.model, checkpoint, temporary)
+        stored = write_model(work.model, checkpoint, temporary, classifier=classifier)
     copy_small_files(work.model, temporary, adapter=adapter)
 
     progress("loading what was written")
-    model = load_exported(work.model, temporary, precision, four_bit=spec.adapter.type is AdapterType.QLORA)
+    four_bit = spec.adapter.type is AdapterType.QLORA
+    model = load_exported(work.model, temporary, precision, four_bit=four_bit, classifier=classifier)
     check_weights(model, checkpoint, stored, precision)
     exported = ExportedFolder(why, whole=not adapter, merged=False)
     probe = checkpoint.state.probe
@@ -125,9 +126,10 @@ def _add_merged(
         # The engine's log-probs are those on the 4-bit base, and the merge is into the base as it was.
         probe = None
     # Checkpoints without an evaluation have no probe. The adapter's log-probs are used instead: its weights are the checkpoint's.
-    against = probe or make_probe(load_exported(work.model, target, precision), work, precision)
-    dtype = write_merged(work.model, temporary)
-    merged = load_exported(work.model, temporary / MERGED, precision)
+    classifier = job.spec.method.trains_reward_model
+    against = probe or make_probe(load_exported(work.model, target, precision, classifier=classifier), work, precision)
+    dtype = write_merged(work.model, temporary, classifier=classifier)
+    merged = load_exported(work.model, temporary / MERGED, precision, classifier=classifier)
     worst = check_probe(merged, work, against, {dtype})
     parts = {"": replace(adapter, merged=True)}
     parts[MERGED] = replace(parts[""], whole=True, difference=worst, pairs=len(against.pairs), engine=probe is not None)

@@ -2,11 +2,10 @@
 
 from dpo_operator.api import names
 from dpo_operator.api.data import Template
-from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.iterative import Judge as Settings
 from dpo_trainer.judging import builtin
 from dpo_trainer.judging.contract import Judge
-from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
+from dpo_trainer.runtime.errors import invalid_configuration
 from dpo_trainer.runtime.job import judge_key
 from dpo_trainer.runtime.stop import StopRequest
 from dpo_trainer.runtime.workdir import WorkDir
@@ -52,4 +51,7 @@ def open_judge(
             )
         (access or Access()).apply(work.root / ".cache")
         return EndpointJudge(settings.endpoint, settings.budget, work, key, stop or StopRequest())
-    raise TrainerError(ExitCode.UNSUPPORTED, f"spec.iterative.judge: {settings.type} is not implemented")
+    assert settings.reward_model is not None
+    from dpo_trainer.judging.reward_model import RewardModelJudge
+
+    return RewardModelJudge(settings.reward_model, work.judge_model, template or Template())

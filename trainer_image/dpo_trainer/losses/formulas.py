@@ -100,6 +100,15 @@ def simpo_loss(margin: Tensor, *, beta: float, target_margin: float, label_smoot
     return -(1 - label_smoothing) * F.logsigmoid(logit) - label_smoothing * F.logsigmoid(-logit)
 
 
+def reward_model_loss(difference: Tensor, *, margin: float = 0.0) -> Tensor:
+    """Negative log-likelihood that the chosen answer wins under Bradley and Terry's model (Ouyang et al. 2022, 2203.02155, eq. 1).
+
+    difference: [pairs], reward of the chosen answer less that of the rejected one. margin: by how much it should be larger (Touvron et al.
+        2023, 2307.09288, eq. 2).
+    """
+    return -F.logsigmoid(difference - margin)
+
+
 def nll_loss(logps: Tensor, tokens: Tensor) -> Tensor:
     """Negative log-likelihood per token (the second term of Pang et al. 2024, 2404.19733, eq. 2).
 

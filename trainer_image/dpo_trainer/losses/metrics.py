@@ -57,7 +57,8 @@ def sums(objective: Objective, logps: Logps, loss: Tensor, kl: Tensor | None, co
             there = present[:, side]
             found[f"answers/{name}"] = there.sum()
             found[f"rewards/{name}"] = masked_sum(rewards[:, side], there)
-            found[f"logps/{name}"] = masked_sum(logps.policy[:, side], there)
+            if not objective.method.trains_reward_model:
+                found[f"logps/{name}"] = masked_sum(logps.policy[:, side], there)
             found[f"tokens/{name}"] = masked_sum(logps.tokens[:, side], there)
             if objective.needs_reference:
                 found[f"logratio_per_token/{name}"] = masked_sum((logps.log_ratios / tokens)[:, side], there)
@@ -109,7 +110,8 @@ def means(found: Mapping[str, float], kl: float | None = None) -> dict[str, floa
     values["rewards/margins"] = values["rewards/chosen"] - values["rewards/rejected"]
     values["rewards/accuracies"] = mean("right", "ranked")
     for side in SIDES:
-        values[f"logps/{side}"] = mean(f"logps/{side}", f"answers/{side}")
+        if f"logps/{side}" in found:
+            values[f"logps/{side}"] = mean(f"logps/{side}", f"answers/{side}")
     for side in SIDES:
         if f"logratio_per_token/{side}" in found:
             values[f"logratio_per_token/{side}"] = mean(f"logratio_per_token/{side}", f"answers/{side}")

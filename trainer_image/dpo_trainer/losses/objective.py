@@ -14,6 +14,8 @@ from dpo_trainer.losses import formulas
 class Logps:
     """Log-probs of some examples' answers, nats. Column 0 is the chosen (desirable) answer, column 1 the rejected one.
 
+    A reward model has rewards in their place, without unit and without a reference.
+
     policy, reference: float64 [examples, 2], sums over the answer's tokens; 0 where an unpaired example has no such answer.
         reference is None for reference-free methods.
     policy_head, reference_head: the same over as many tokens as the shorter of the two answers has.
@@ -48,6 +50,7 @@ class Objective:
     needs_reference: whether log-ratios enter the loss; without, no reference is ever computed.
     needs_kl: whether answers to other prompts are scored, for KTO's reference point.
     needs_prompt: whether the prompt's own log-prob enters the loss.
+    predicts_tokens: whether there are log-probs of tokens; a reward model has none.
     starts_level: whether all rewards are 0 while the policy is the reference, because the first loss compares the two.
     """
 
@@ -56,6 +59,7 @@ class Objective:
         self.needs_reference = method.needs_reference
         self.needs_kl = method.name is MethodName.KTO
         self.starts_level = method.name not in REFERENCE_FREE
+        self.predicts_tokens = not method.trains_reward_model
         self.needs_prompt = method.likelihood_weight > 0 and method.nll_over == "all"
 
     def units(self, tokens: Tensor) -> int:
@@ -90,7 +94,7 @@ class Objective:
     def rewards(self, logps: Logps) -> Tensor:
         """Implicit rewards, [examples, 2]: beta times what the first loss compares, so that their margin is what it sees.
 
-        For DPO that is beta times the log-ratio (2305.18290, section 5). For ORPO, which compares log-odds, it is beta times
+        A reward model's are its own. For DPO that is beta times the log-ratio (2305.18290, section 5). For ORPO, which compares log-odds, it is beta times
         the mean log-prob, as TRL has it: the larger log-prob has the larger odds.
         """
         return self.method.strength * _scores(self.method, logps)
@@ -116,6 +120,8 @@ def _scores(loss: Loss, logps: Logps) -> Tensor:
     match loss.name:
         case MethodName.ORPO | MethodName.SIMPO:
             return logps.policy / logps.tokens.clamp(min=1)
+        case MethodName.REWARD_MODEL:
+            return logps.policy
         case MethodName.LN_DPO:
             return logps.log_ratios / logps.tokens.clamp(min=1)
         case MethodName.IPO if loss.reduction != "sum":
@@ -167,4 +173,7 @@ _PAIRED: dict[MethodName, Callable[[Loss, Logps], Tensor]] = {
     MethodName.HINGE: lambda loss, logps: formulas.hinge_loss(_margin(loss, logps), beta=loss.strength),
     MethodName.ORPO: lambda loss, logps: formulas.orpo_loss(_scores(loss, logps), beta=loss.strength),
     MethodName.SIMPO: _simpo,
+    MethodName.REWARD_MODEL: lambda loss, logps: formulas.reward_model_loss(
+        _margin(loss, logps), margin=loss.target_margin
+    ),
 }

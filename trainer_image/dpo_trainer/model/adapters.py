@@ -15,6 +15,7 @@ from dpo_trainer.model.targets import Targets, refuse_shared_output, resolve, sh
 from dpo_trainer.model.weight_files import WeightFiles
 from dpo_trainer.pretrained import adapters
 from dpo_trainer.pretrained.adapters import AdapterFiles
+from dpo_trainer.pretrained.reward import HEAD
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
 from dpo_trainer.runtime.libraries import import_peft
 
@@ -33,7 +34,8 @@ def add_adapters(model: nn.Module, spec: DPOJobSpec, folder: Path, before: Colle
     """
     start = spec.model.adapter
     if start is None:
-        return add_lora(model, spec.adapter, seed=spec.training.seed, before=before)
+        classifier = spec.method.trains_reward_model
+        return add_lora(model, spec.adapter, seed=spec.training.seed, before=before, classifier=classifier)
     found = adapters.read(folder / adapters.FOLDER, _LABEL)
     refuse_shared_output(model, found.modules)
     if start.train == "same":
@@ -49,14 +51,17 @@ def add_adapters(model: nn.Module, spec: DPOJobSpec, folder: Path, before: Colle
     return adapted
 
 
-def add_lora(model: nn.Module, adapter: Adapter, *, seed: int, before: Collection[str] = ()) -> nn.Module:
+def add_lora(
+    model: nn.Module, adapter: Adapter, *, seed: int, before: Collection[str] = (), classifier: bool = False
+) -> nn.Module:
     """Freeze a model and add low-rank adapters (Hu et al. 2021, 2106.09685) that start as no change.
 
     With dora each also has a magnitude for every output (2402.09353), at first the norm of the model's own weights; with
     rslora its scale is alpha/sqrt(rank) (2312.03732).
-    before: see targets.resolve. Returns the PEFT model. Raises TrainerError, see there.
+    before: see targets.resolve. classifier: the model is one, and its head is trained whole. Returns the PEFT model. Raises TrainerError, see
+    there.
     """
-    config = _lora_config(resolve(model, adapter, before), adapter)
+    config = _lora_config(resolve(model, adapter, before), adapter, classifier=classifier)
     with _seeded(seed):
         # Adapters in the model's dtype: DeepSpeed's flat buffers hold one dtype, and keeps fp32 master weights anyway.
         adapted: nn.Module = import_peft().get_peft_model(model, config, autocast_adapter_dtype=False)
@@ -71,7 +76,7 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _lora_config(targets: Targets, adapter: Adapter) -> Any:
+def _lora_config(targets: Targets, adapter: Adapter, *, classifier: bool = False) -> Any:
     return import_peft().LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,
@@ -80,7 +85,8 @@ def _lora_config(targets: Targets, adapter: Adapter) -> Any:
         target_parameters=list(targets.parameters) or None,
         use_dora=adapter.dora,
         use_rslora=adapter.rslora,
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if classifier else "CAUSAL_LM",
+        modules_to_save=[HEAD] if classifier else None,
     )
 
 
@@ -169,7 +175,8 @@ def load_adapters(base: Any, folder: Path) -> Any:
 
 def stored_name(name: str) -> str:
     """A trained parameter's name in an adapter file: without the adapter's own, and DoRA's magnitude without its module."""
-    return name.replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector").replace(".default.", ".")
+    name = name.replace("lora_magnitude_vector.default.weight", "lora_magnitude_vector")
+    return name.replace(".modules_to_save.default.", ".").replace(".default.", ".")
 
 
 def adapter_reader(base: Callable[[str], Tensor], folder: Path) -> Callable[[str], Tensor]:

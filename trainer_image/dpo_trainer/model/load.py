@@ -1,6 +1,7 @@
 """Loading the weights."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ from torch import nn
 
 from dpo_operator.api.model import AdapterType
 from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer.distributed.zero3_internals import import_deepspeed
 from dpo_trainer.model import quantized
 from dpo_trainer.model.adapters import add_adapters
+from dpo_trainer.pretrained.reward import HEAD
 from dpo_trainer.runtime.errors import input_not_found, invalid_configuration
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,7 +36,7 @@ def load_model(
     with the reference's, and noise in either only hides the preference. Adapters keep the dropout that the job sets.
     Raises TrainerError when the folder is no model or lacks weights, or adapter targets don't exist.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -45,29 +48,36 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(folder, **common)
         turn_off_dropout(config)
+        classifier = spec.method.trains_reward_model
+        if classifier:
+            as_classifier(config)
         partitioning = zero3(config.get_text_config()) if zero3 else None
         if four_bit:
             partitioning = None
             common |= quantized.loading_options(dtype, device or torch.device("cpu"))
         model: nn.Module
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            config=config,
-            use_safetensors=True,
-            dtype=dtype,
-            attn_implementation={"auto": None, "flex": "sdpa"}.get(spec.model.attention, spec.model.attention),
-            output_loading_info=True,
-            **common,
-        )
+        with _without_report() if classifier else nullcontext():
+            model, info = auto_class(classifier=classifier).from_pretrained(
+                folder,
+                config=config,
+                use_safetensors=True,
+                dtype=dtype,
+                attn_implementation={"auto": None, "flex": "sdpa"}.get(spec.model.attention, spec.model.attention),
+                output_loading_info=True,
+                **common,
+            )
     except (OSError, ValueError, ImportError) as error:
         raise invalid_configuration(f"spec.model: {folder.name} can't be loaded: {error}") from error
-    if missing := sorted(info["missing_keys"]):
+    head = {f"{HEAD}.weight"} if classifier else set[str]()
+    if missing := sorted(set(info["missing_keys"]) - head):
         raise invalid_configuration(
             f"spec.model: expected weights for every parameter, found none for {len(missing)}, such as {missing[0]}"
         )
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    if classifier:
+        _clear(model.get_submodule(HEAD))
     if four_bit:
         quantized.take_out_of_parameters(model)
     if spec.adapter.type is not AdapterType.NONE:
@@ -85,19 +95,85 @@ def load_model(
     return model
 
 
-def bare_model(folder: Path, dtype: torch.dtype | None = None, *, runs: bool = False) -> Any:
+def auto_class(*, classifier: bool) -> Any:
+    """The class of transformers that loads a language model, or makes a sequence classifier of one."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification if classifier else AutoModelForCausalLM
+
+
+def load_whole(
+    folder: Path, dtype: torch.dtype | str, *, classifier: bool = False, **options: Any
+) -> tuple[Any, set[str]]:
+    """A model of a folder without adapters, and the names of parameters that the folder has no weights for. Raises what transformers raises."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if classifier:
+        as_classifier(config)
+    with _without_report() if classifier else nullcontext():
+        model, info = auto_class(classifier=classifier).from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **options,
+        )
+    return model, set(info["missing_keys"])
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Within this context transformers prints no report of missing weights: a new classifier's head has none, and the caller checks all others."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def as_classifier(config: Any) -> None:
+    """Make a model's configuration that of a classifier with one output, whose score is that of the last token.
+
+    Without a padding token: with one, transformers takes the last token that is another, which skips the end of an answer where the end
+    token also pads. It then refuses to score several texts at once instead of scoring them wrongly.
+    """
+    config.num_labels = 1
+    for part in (config, config.get_text_config()):
+        part.pad_token_id = None
+
+
+def _clear(head: nn.Module) -> None:
+    """Set a new head to zero, so that all rewards begin at 0 whatever the seed and the number of ranks."""
+    weight: Any = head.weight
+    if not hasattr(weight, "ds_id"):
+        nn.init.zeros_(weight)
+        return
+    with import_deepspeed().zero.GatheredParameters([weight], modifier_rank=0):
+        nn.init.zeros_(weight)
+
+
+def bare_model(folder: Path, dtype: torch.dtype | None = None, *, runs: bool = False, classifier: bool = False) -> Any:
     """The Hugging Face model of a folder without memory for its weights, which are not read. Raises what transformers raises.
 
     dtype: None for the one that config.json names. runs: with what the model computes for itself, such as rotary frequencies, so that it can
-        run once it has weights.
+        run once it has weights. classifier: the reward model that is made of it.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if classifier:
+        as_classifier(config)
     options = {} if dtype is None else {"dtype": dtype}
     with init_empty_weights(include_buffers=False) if runs else torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
+        return auto_class(classifier=classifier).from_config(config, trust_remote_code=False, **options)
 
 
 def turn_off_dropout(config: Any) -> None:

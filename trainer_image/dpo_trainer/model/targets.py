@@ -9,6 +9,7 @@ from torch import nn
 
 from dpo_operator.api.model import ALL_LINEAR, Adapter
 from dpo_trainer.distributed.zero3_internals import whole_shape
+from dpo_trainer.pretrained.reward import HEAD
 from dpo_trainer.runtime.errors import TrainerError, invalid_configuration
 
 # What experts' matrices were called when each expert had modules of its own. The new matrix holds both of two such halves.
@@ -100,7 +101,9 @@ class _Modules:
         self.output = ""
         self.every = [name for name, _ in causal_lm.named_modules()]
         self.weights = [name for name, _ in causal_lm.named_parameters()]
-        output, embedding = causal_lm.get_output_embeddings(), causal_lm.get_input_embeddings()
+        # Of a classifier the head, which is trained whole.
+        output = causal_lm.get_output_embeddings() or causal_lm._modules.get(HEAD)
+        embedding = causal_lm.get_input_embeddings()
         config = causal_lm.config
         flags = [getattr(part, "tie_word_embeddings", False) for part in (config, config.get_text_config())]
         same = output is not None and embedding is not None and output.weight is embedding.weight

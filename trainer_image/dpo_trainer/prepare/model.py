@@ -2,12 +2,13 @@
 
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dpo_operator.api.data import Data
+from dpo_operator.api.iterative import RewardModel
 from dpo_operator.api.model import Model, ReferenceModel
 from dpo_operator.api.models.config import ModelConfigError, shape_of
 from dpo_operator.api.models.shape import ModelShape
@@ -18,7 +19,7 @@ from dpo_trainer.data.tokens.truncation import Limits
 from dpo_trainer.prepare.inputs import Inputs, kind
 from dpo_trainer.prepare.originals import originals, times
 from dpo_trainer.prepare.record import AdapterRecord, ModelRecord, Original
-from dpo_trainer.pretrained import adapters, checks, files
+from dpo_trainer.pretrained import adapters, checks, files, reward
 from dpo_trainer.pretrained.sizes import check_sizes
 from dpo_trainer.runtime.errors import invalid_configuration
 from dpo_trainer.runtime.untrusted import Untrusted
@@ -62,8 +63,10 @@ class StagedModel:
         return self.listing.label
 
 
-def fetch_config(spec: Model, folder: Path, inputs: Inputs) -> StagedModel:
-    """Fetch and check all files but the weights. Raises TrainerError."""
+def fetch_config(
+    spec: Model, folder: Path, inputs: Inputs, check: Callable[[Path, str], dict[str, Any]] = checks.check_config
+) -> StagedModel:
+    """Fetch and check all files but the weights. check: reads config.json and refuses a wrong model. Raises TrainerError."""
     if spec.chat_template is not None and "{{" not in spec.chat_template:
         raise invalid_configuration(
             f"model.chatTemplate has no {{{{ … }}}}, and so would write the same for all chats; found {_beginning(spec.chat_template)}. It "
@@ -79,7 +82,7 @@ def fetch_config(spec: Model, folder: Path, inputs: Inputs) -> StagedModel:
     modified = times(listing.source, [name for name in listing.sizes if name.endswith(".safetensors")])
     files.fetch(listing, small, folder, inputs.token, inputs.cache, lambda text, _: inputs.progress(text, 0.02))
     weights = files.weight_files(folder, listing.sizes, listing.label)
-    config = checks.check_config(folder, listing.label)
+    config = check(folder, listing.label)
     adapter = _fetch_adapter(spec, folder, inputs) if spec.adapter is not None else None
     template = spec.chat_template or (adapter.found.template if adapter is not None else None)
     if template is not None:
@@ -141,8 +144,13 @@ def check_fits(name: str, dataset: PairDataset, model: StagedModel) -> None:
         )
 
 
-def fetch_weights(model: StagedModel, source: str, inputs: Inputs) -> ModelRecord:
-    """Fetch and check the weights. source: the model as the job names it. Raises TrainerError."""
+def fetch_weights(
+    model: StagedModel,
+    source: str,
+    inputs: Inputs,
+    check: Callable[[checks.Weights, str], None] = lambda *_: None,
+) -> ModelRecord:
+    """Fetch and check the weights. source: the model as the job names it. check: refuses wrong ones by their names. Raises TrainerError."""
     listing = model.listing
     files.fetch(
         listing,
@@ -153,6 +161,7 @@ def fetch_weights(model: StagedModel, source: str, inputs: Inputs) -> ModelRecor
         lambda text, share: inputs.progress(text, 0.5 + 0.4 * share),
     )
     checked = checks.check_weights(model.folder, model.weights, model.label)
+    check(checked, model.label)
     check_sizes(model.config, checked.shapes, model.label)
     inputs.progress("checking the weights", 0.9)
     adapter = model.adapter
@@ -206,6 +215,18 @@ def fetch_reference(spec: ReferenceModel, policy: StagedModel, folder: Path, inp
         raise invalid_configuration(
             f"spec.model.reference: {model.label} has another tokenizer: {len(different)} of {len(ours)} tokens differ, such as {token[:80]!r}, "
             f"which is {ours[token]} for the policy and {theirs.get(token, 'missing')} there; both must have been trained with the same tokens"
+        )
+    return model
+
+
+def fetch_judge(spec: RewardModel, folder: Path, inputs: Inputs) -> StagedModel:
+    """Fetch and check all files but the weights of a reward model that judges. Raises TrainerError."""
+    model = fetch_config(Model(name=spec.name, revision=spec.revision), folder, inputs, reward.check_config)
+    context = checks.context_length(model.config)
+    if context is not None and spec.max_length > context:
+        raise invalid_configuration(
+            f"spec.iterative.judge.rewardModel.maxLength is {spec.max_length}, and {model.label} has positions for {context} (config.json); set "
+            f"it to {context} or less"
         )
     return model
 

@@ -21,8 +21,8 @@ from dpo_trainer.sources.kinds import FileSource, Source
 
 log = logging.getLogger(__name__)
 
-MODEL, ADAPTER, REFERENCE = "model", "adapter", "reference"
-_MODELS = (MODEL, REFERENCE)
+MODEL, ADAPTER, REFERENCE, JUDGE = "model", "adapter", "reference", "judge"
+_MODELS = (MODEL, REFERENCE, JUDGE)
 _KINDS = ("path", "claim")
 _MEBIBYTE = 1 << 20
 
@@ -55,6 +55,8 @@ def edited(spec: DPOJobSpec, made: Prepared, inputs: Inputs) -> str | None:
     sources |= {name: (data.source, data.split) for name, data in mixture.sources(spec.data).items()}
     if spec.model.reference is not None:
         sources[REFERENCE] = (spec.model.reference.name, "train")
+    if spec.iterative is not None and spec.iterative.judge.reward_model is not None:
+        sources[JUDGE] = (spec.iterative.judge.reward_model.name, "train")
     if spec.model.adapter is not None:
         sources[ADAPTER] = (spec.model.adapter.name, "train")
     if spec.data.eval is not None:

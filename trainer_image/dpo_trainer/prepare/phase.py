@@ -19,7 +19,6 @@ from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.data.report import build
 from dpo_trainer.data.tokens.truncation import Limits
-from dpo_trainer.judging import check_settings
 from dpo_trainer.prepare import record
 from dpo_trainer.prepare.inputs import Inputs
 from dpo_trainer.prepare.model import (
@@ -27,14 +26,16 @@ from dpo_trainer.prepare.model import (
     check_fits,
     commit_model,
     fetch_config,
+    fetch_judge,
     fetch_reference,
     fetch_weights,
     load_pair_tokenizer,
     model_shape,
     originals_of,
 )
-from dpo_trainer.prepare.originals import ADAPTER, MODEL, REFERENCE, edited
+from dpo_trainer.prepare.originals import ADAPTER, JUDGE, MODEL, REFERENCE, edited
 from dpo_trainer.prepare.pairs import Pairs, download_folder, read_data, report_sources
+from dpo_trainer.pretrained import reward
 from dpo_trainer.pretrained.adapters import FOLDER as ADAPTER_FOLDER
 from dpo_trainer.pretrained.checks import context_length
 from dpo_trainer.pretrained.files import TOKENIZER_FILES
@@ -57,8 +58,6 @@ def run(job: DPOJob, work: WorkDir, inputs: Inputs) -> DatasetReport:
     """
     with _known_errors(work.root):
         work.root.mkdir(parents=True, exist_ok=True)
-        if job.spec.iterative is not None:
-            check_settings(job.spec.iterative.judge)
         key = record.spec_hash(job.spec)
         inputs.progress("looking for earlier work", 0.0)
         report = record.finished(work, key)
@@ -77,12 +76,16 @@ def run(job: DPOJob, work: WorkDir, inputs: Inputs) -> DatasetReport:
 def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> DatasetReport:
     work.prepared.unlink(missing_ok=True)
     model = fetch_config(spec.model, work.root / "model.partial", inputs)
+    if spec.method.trains_reward_model:
+        reward.check_has_classifier(model.config, model.label)
     adapter = model.adapter
     own_template = adapter.found.template if adapter is not None else None
     tokenizer, template = load_pair_tokenizer(model, spec.model.chat_template or own_template, spec.data)
     reference = None
     if spec.model.reference is not None:
         reference = fetch_reference(spec.model.reference, model, work.root / "reference-model.partial", inputs)
+    judged_by = spec.iterative.judge.reward_model if spec.iterative is not None else None
+    judge = fetch_judge(judged_by, work.root / "judge-model.partial", inputs) if judged_by is not None else None
     pairs = read_data(spec, work, tokenizer, inputs, context_length(model.config))
     for name, dataset in pairs.datasets().items():
         for staged in (model, reference):
@@ -99,12 +102,17 @@ def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> Datas
     if reference is not None and spec.model.reference is not None:
         reference_weights = fetch_weights(reference, spec.model.reference.name, inputs)
         commit_model(reference.folder, work.reference_model, {*reference.small, *reference.weights})
+    judge_weights = None
+    if judge is not None and judged_by is not None:
+        judge_weights = fetch_weights(judge, judged_by.name, inputs, reward.check_head)
+        commit_model(judge.folder, work.judge_model, {*judge.small, *judge.weights})
     report = _report(pairs, model)
     record.Prepared(
         spec_hash=key,
         report=report,
         model=weights,
         reference_model=reference_weights,
+        judge_model=judge_weights,
         tokenizer=record.TokenizerRecord(
             files={name: digest for name, digest in weights.files.items() if name in TOKENIZER_FILES},
             chat_template=hashlib.sha256(template.encode()).hexdigest() if template else None,
@@ -120,6 +128,7 @@ def _prepare(spec: DPOJobSpec, work: WorkDir, key: str, inputs: Inputs) -> Datas
             REFERENCE: originals_of(reference, reference_weights)
             if reference is not None and reference_weights is not None
             else {},
+            JUDGE: originals_of(judge, judge_weights) if judge is not None and judge_weights is not None else {},
         },
         prepared_by=record.prepared_by(),
         prompts=pairs.prompts.record if pairs.prompts is not None else None,

@@ -161,12 +161,13 @@ class Prepared(Part):
         names, and "model"; empty where an earlier version prepared. prepared_by: see the function of this name; empty as well.
     """
 
-    LATER = frozenset({"originals", "prepared_by", "reference_model", "prompts"})
+    LATER = frozenset({"originals", "prepared_by", "reference_model", "judge_model", "prompts"})
     version: Literal[2] = VERSION
     spec_hash: str
     report: DatasetReport
     model: ModelRecord
     reference_model: ModelRecord | None = None
+    judge_model: ModelRecord | None = None
     tokenizer: TokenizerRecord
     inputs: dict[str, InputRecord]
     data: SplitRecords
@@ -209,6 +210,8 @@ def spec_hash(spec: DPOJobSpec) -> str:
     }
     if spec.iterative is not None:
         parts["iterative"] = _rounds_part(spec.iterative, spec.training.seed)
+        if (judge := spec.iterative.judge.reward_model) is not None:
+            parts["judge"] = judge.model_dump(mode="json", include={"name", "revision"}, exclude_defaults=True)
     # Which bucket or repository a name means.
     if places := {name: part for name in ("s3", "gs", "azure", "hub") if (part := _set(getattr(spec.way_out, name)))}:
         parts["access"] = places
@@ -249,7 +252,10 @@ def finished(work: WorkDir, key: str) -> DatasetReport | None:
         if made.prepared_by != prepared_by() and not _begun(work):
             log.warning("another version prepared %s, and no checkpoint stands on that; preparing again", work.root)
             return None
-        for folder, model in ((work.model, made.model), (work.reference_model, made.reference_model)):
+        models = (
+            (work.model, made.model), (work.reference_model, made.reference_model), (work.judge_model, made.judge_model)
+        )  # fmt: skip
+        for folder, model in models:
             digests = model.weights | model.files if model is not None else {}
             if sha256_of(folder, digests) != digests:
                 log.warning("files of %s changed since they were prepared; preparing again", folder)

@@ -22,9 +22,16 @@ _TRAINABLE = {"F16", "BF16", "F32", "F64"}
 def check_config(folder: Path, label: str) -> dict[str, Any]:
     """Read config.json and refuse models that can't be trained.
 
-    Raises TrainerError: INVALID_CONFIGURATION for code of its own, weights that are quantized, or an architecture that is
-    no causal language model of the installed transformers.
+    Raises TrainerError: INVALID_CONFIGURATION as check_safe, and for an architecture that is no causal language model of the installed
+    transformers.
     """
+    config = check_safe(folder, label)
+    _check_architecture(config, label)
+    return config
+
+
+def check_safe(folder: Path, label: str) -> dict[str, Any]:
+    """Read config.json. Raises TrainerError INVALID_CONFIGURATION for code of its own, and for weights that are quantized."""
     config = read_json(folder / "config.json", label)
     for name in ("config.json", "tokenizer_config.json"):
         if (folder / name).exists() and read_json(folder / name, label).get("auto_map"):
@@ -36,7 +43,6 @@ def check_config(folder: Path, label: str) -> dict[str, Any]:
         raise invalid_configuration(
             f"{label}: the weights are quantized (quantization_config in config.json); use the unquantized model"
         )
-    _check_architecture(config, label)
     return config
 
 

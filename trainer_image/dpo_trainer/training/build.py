@@ -135,7 +135,8 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     before = ranks.run_on_rank_zero(lambda: newest_parameters(work.checkpoints, owner))
     engine = load_engine(spec, work.model, world, train, ranks, telemetry, before=before)
     beginning = Beginning(spec, work, engine, ranks, start, telemetry)
-    surprise = Surprise() if spec.diagnosis.enabled and not before and not _is_measured(work, ranks) else None
+    looks = spec.diagnosis.enabled and objective.predicts_tokens and not before
+    surprise = Surprise() if looks and not _is_measured(work, ranks) else None
     throughput = Throughput.of(spec, work.model, engine.module.layout, engine.world)
     if objective.needs_reference and spec.model.reference is None:
         layout = engine.module.layout
@@ -198,13 +199,14 @@ def samples_of(
     resumed_step: int,
     shortage: Shortage,
 ) -> Samples:
-    """Answers to prompts of the evaluation data, from the step that the run resumes from."""
+    """Answers to prompts of the evaluation data, from the step that the run resumes from; a reward model answers nothing."""
+    answers = evaluation is not None and not spec.method.trains_reward_model
     return Samples(
         engine,
         ranks,
         work,
         spec,
-        evaluation.data if evaluation is not None else None,
+        evaluation.data if evaluation is not None and answers else None,
         budget=spec.eval_batch,
         time=SamplingTime(total_steps, spec.eval_every_steps, resumed_step=resumed_step),
         shortage=shortage,

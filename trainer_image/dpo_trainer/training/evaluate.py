@@ -74,14 +74,15 @@ def evaluate(
         if diagnosed:
             source = examples.source(batch.pairs, counts.device)
             found |= spread_sums(objective, logps, loss, counts, source, tuple(examples.sources))
-            found |= token_sums(scored.tokens.segment, scored.tokens.entropy, scored.tokens.top1, counts)
+            if objective.predicts_tokens:
+                found |= token_sums(scored.tokens.segment, scored.tokens.entropy, scored.tokens.top1, counts)
         totals.add(found, engine.world.device)
         if should_stop():
             return None
     whole = totals.over_ranks(engine.sum)
     values = means(whole, None if kl is None else kl.item()) | bucket_means(whole)
     if diagnosed:
-        values |= (
-            standard_errors(whole) | spread_means(whole, tuple(examples.sources)) | token_means(whole, by_side=True)
-        )
+        values |= standard_errors(whole) | spread_means(whole, tuple(examples.sources))
+        if objective.predicts_tokens:
+            values |= token_means(whole, by_side=True)
     return values

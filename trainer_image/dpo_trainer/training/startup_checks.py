@@ -1,6 +1,7 @@
 """Start-up checks: partitions, log-prob path, packing, resumed checkpoint, loss of the first step."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -16,6 +17,8 @@ from dpo_trainer.losses.objective import Objective
 from dpo_trainer.model.attention import kernels
 from dpo_trainer.model.attention.sdpa import UnsupportedAttention
 from dpo_trainer.model.load import DTYPES
+from dpo_trainer.model.reward import RewardModel
+from dpo_trainer.runtime.errors import invalid_configuration
 from dpo_trainer.telemetry import Telemetry
 
 # How far the first step's loss may be from ln 2 and its reward margin from 0. bf16 rounds log-probs of hundreds of nats
@@ -53,13 +56,18 @@ def check_logits_path(engine: Engine, data: PairDataset, precision: str, telemet
     some = _with_beginnings(data)
     batch = collate(some, [len(some) - 1])
     engine.train(False)
-    with torch.no_grad():
+    with torch.no_grad(), _trial(engine):
         short = engine.score(batch).answers.flatten()
         whole = engine.score(batch, whole_logits=True).answers.flatten()
     engine.train(True)
     share = 1e-4 if precision == "fp32" else 2e-2
     same = torch.allclose(short, whole, rtol=share, atol=share, equal_nan=True)
     if engine.any_rank(not same):
+        if isinstance(engine.module, RewardModel):
+            raise invalid_configuration(
+                "spec.method.name: reward-model: this architecture's classifier does not score the state of the last token alone: expected "
+                f"{whole.tolist()}, found {short.tolist()}; use another model"
+            )
         engine.module.whole_logits = True
         telemetry.warning(
             "WholeLogits",
@@ -84,10 +92,10 @@ def choose_layout(engine: Engine, data: PairDataset, spec: DPOJobSpec, telemetry
                 "pairs are packed with a prompt for each answer: sharing short prompts would save next to nothing"
             )
     policy, reason = engine.module, "its attention has no SDPA form that can be replaced"
-    if policy.pack(wanted, _kernel(engine, spec, telemetry)):
+    if spec.model.attention != "eager" and policy.pack(wanted, _kernel(engine, spec, telemetry)):
         some = _with_beginnings(data)
         engine.train(False)
-        with torch.no_grad():
+        with torch.no_grad(), _trial(engine):
             rows = engine.score(collate(some, range(len(some)))).answers
             try:
                 packed = engine.score(collate(some, range(len(some)), layout=wanted)).answers
@@ -103,6 +111,11 @@ def choose_layout(engine: Engine, data: PairDataset, spec: DPOJobSpec, telemetry
     telemetry.warning(
         "NotPacked", f"this model's pairs are trained in padded rows, which is slower: {reason}", once=True
     )
+
+
+def _trial(engine: Engine) -> AbstractContextManager[None]:
+    """A reward model's head is zero before the first step: in trials another stands in for it."""
+    return engine.module.trial() if isinstance(engine.module, RewardModel) else nullcontext()
 
 
 def _kernel(engine: Engine, spec: DPOJobSpec, telemetry: Telemetry) -> kernels.Kernel:

@@ -66,7 +66,8 @@ def forward_backward(
         loss = objective.loss(logps, kl)
         engine.backward((loss * counts).sum() / units, last=number == len(planned))
         found = sums(objective, logps, loss.detach(), kl, counts)
-        found |= token_sums(scored.tokens.segment, scored.tokens.entropy, scored.tokens.top1, counts)
+        if objective.predicts_tokens:
+            found |= token_sums(scored.tokens.segment, scored.tokens.entropy, scored.tokens.top1, counts)
         if diagnosed:
             source = examples.source(batch.pairs, counts.device)
             found |= spread_sums(objective, logps, loss.detach(), counts, source, tuple(examples.sources))
@@ -80,7 +81,8 @@ def forward_backward(
     if pace:
         pace.update(total)
     metrics = means(total, None if kl is None else kl.item())
-    metrics |= token_means(total, by_side=diagnosed)
+    if objective.predicts_tokens:
+        metrics |= token_means(total, by_side=diagnosed)
     if diagnosed:
         metrics |= spread_means(total, tuple(examples.sources))
     return StepSums(

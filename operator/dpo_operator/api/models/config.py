@@ -160,7 +160,7 @@ def _llama_like(values: _Values, family: _Family | None) -> ModelShape:
     head_norm = {"none": 0, "head": 2 * head, "full": queries + keys}[rule.head_norm]
     return ModelShape(
         family=values.family, exact=family is not None, layers=layers, hidden=hidden, heads=heads, queries=queries, keys=keys,
-        inner=inner, norm="layer" if rule.weightless else "rms", norms=rule.norms, head_norm=head_norm > 0, packs=not rule.eager,
+        inner=inner, norm="layer" if rule.weightless else "rms", norms=rule.norms, head_norm=head_norm > 0,
         eager=rule.eager, vocabulary=values.count("vocab_size"), tied=values.tied(rule.tied),
         small=layers * (rule.norms * norm + head_norm) + norm, file_bytes=values.file_bytes, matrices=(*matrices, *mlp),
     )  # fmt: skip

@@ -49,7 +49,6 @@ class ModelShape(BaseModel):
     gated: whether the MLP has a gate. norms: normalizations in a layer. norm: their kind. head_norm: widths (queries, keys) that
         are normalized in attention, as a whole layer has them.
     plain_activation: whether the MLP's activation is one operation for autograd; GPT-2's is several.
-    packs: whether the trainer can pack its pairs; otherwise they are padded rows.
     eager: whether attention makes its scores as a tensor.
     tied: whether the output layer is the embedding. small: elements that are in no matrix: norms, positions, biases of the head.
     file_bytes: bytes of an element in the weight files, as far as config.json says.
@@ -70,7 +69,6 @@ class ModelShape(BaseModel):
     norm: Literal["rms", "layer"] = "rms"
     norms: int = Field(default=2, ge=0, le=8)
     head_norm: bool = False
-    packs: bool = True
     eager: bool = False
     vocabulary: int = Field(ge=1, le=MAX_WIDTH)
     tied: bool = False

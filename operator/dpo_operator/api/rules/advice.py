@@ -12,6 +12,7 @@ TROUBLES = "DPO technical guide, troubleshooting table"
 NOTES = "Neural-Path notes on DPO"
 SIMPO = "SimPO, arXiv 2405.14734, and its authors' advice on rates"
 ORPO = "ORPO, arXiv 2403.07691"
+REWARD = "InstructGPT, arXiv 2203.02155, appendix C.2"
 
 # The guides speak of models of billions of weights; smaller ones take higher rates.
 SMALL_MODEL = 100_000_000
@@ -22,6 +23,8 @@ RATES = (5e-7, 2e-6)
 ADAPTER_RATES = (5e-7, 5e-5)
 SIMPO_RATES = (3e-7, 1e-6)
 ORPO_RATES = (5e-7, 1e-5)
+# 9e-6 for a model of 6 billion weights; its head is new, so the rates are those of fine-tuning.
+REWARD_RATES, REWARD_ADAPTER_RATES = (1e-6, 5e-5), (1e-5, 1e-3)
 # With higher rates than the first, β should be at least the second.
 HIGH_RATE, LEAST_BETA = 1e-5, 0.05
 MOST_EPOCHS = 3
@@ -65,12 +68,16 @@ def _beta(spec: DPOJobSpec, _: int | None) -> str:
 
 
 def _rates(spec: DPOJobSpec) -> tuple[float, float]:
+    if spec.method.trains_reward_model:
+        return REWARD_RATES if spec.adapter.type is AdapterType.NONE else REWARD_ADAPTER_RATES
     if spec.adapter.type is not AdapterType.NONE:
         return ADAPTER_RATES
     return {MethodName.SIMPO: SIMPO_RATES, MethodName.ORPO: ORPO_RATES}.get(spec.method.name, RATES)
 
 
 def _source_of_rates(spec: DPOJobSpec) -> str:
+    if spec.method.trains_reward_model:
+        return REWARD
     if spec.adapter.type is not AdapterType.NONE:
         return NOTES
     return {MethodName.SIMPO: SIMPO, MethodName.ORPO: ORPO}.get(spec.method.name, TABLE)

@@ -82,6 +82,12 @@ ITERATIVE_RULES: tuple[Rule, ...] = (
         "kto has no pairs, and rounds train on pairs of fresh answers; use another method, or leave iterative out",
     ),
     Rule(
+        "method.name",
+        "!has(self.iterative) || self.method.name != 'reward-model'",
+        lambda s: s.iterative is None or not s.method.trains_reward_model,
+        "reward-model trains no policy that could answer; train it by a job of its own, and name its export as iterative.judge.rewardModel.name",
+    ),
+    Rule(
         "export.checkpoint",
         "!has(self.iterative) || (has(self.export.checkpoint) ? self.export.checkpoint == 'last' : !has(self.earlyStopping))",
         lambda s: s.iterative is None or not s.exports_best,

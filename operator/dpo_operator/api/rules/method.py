@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from dpo_operator.api.method import REFERENCE_FREE, Loss, MethodName
+from dpo_operator.api.model import AdapterType
 from dpo_operator.api.rules.rule import Rule
 
 SMOOTHED = (MethodName.DPO, MethodName.LD_DPO, MethodName.LN_DPO, MethodName.SIMPO)
@@ -28,13 +29,13 @@ def _of_each_loss(setting: str, cel: str, check: Callable[[Loss], bool], message
     )
 
 
-def _only_for(setting: str, method: MethodName, read: Callable[[Loss], object]) -> tuple[Rule, Rule]:
-    """An optional setting that one loss has."""
+def _only_for(setting: str, read: Callable[[Loss], object], *methods: MethodName) -> tuple[Rule, Rule]:
+    """An optional setting that some losses have."""
     return _of_each_loss(
         setting,
-        f"(!has(LOSS.{setting}) || LOSS.name == '{method.value}')",
-        lambda loss: read(loss) is None or loss.name is method,
-        f"must be left out unless the loss's name is {method.value}",
+        f"(!has(LOSS.{setting}) || LOSS.name in {names_cel(methods)})",
+        lambda loss: read(loss) is None or loss.name in methods,
+        f"must be left out unless the loss's name is {' or '.join(method.value for method in methods)}",
     )
 
 
@@ -44,7 +45,7 @@ METHOD_RULES: tuple[Rule, ...] = (
         f"!has(self.model.reference) || !(self.method.name in {names_cel(FREE)}) || "
         f"self.method.plus.exists(loss, !(loss.name in {names_cel(FREE)}))",
         lambda s: s.model.reference is None or s.method.needs_reference,
-        "must be left out when no loss compares with a reference, as with orpo and simpo",
+        "must be left out when no loss compares with a reference, as with orpo, simpo and reward-model",
     ),
     *_of_each_loss(
         "labelSmoothing",
@@ -58,18 +59,18 @@ METHOD_RULES: tuple[Rule, ...] = (
         lambda loss: not loss.robust or (loss.name in ROBUST and loss.label_smoothing > 0),
         "needs the name dpo, ld-dpo or ln-dpo, and labelSmoothing above 0",
     ),
-    *_only_for("lengthDesensitization", MethodName.LD_DPO, lambda loss: loss.length_desensitization),
-    *_only_for("reduction", MethodName.IPO, lambda loss: loss.reduction),
-    *_only_for("marginRatio", MethodName.SIMPO, lambda loss: loss.margin_ratio),
-    *_only_for("margin", MethodName.SIMPO, lambda loss: loss.margin),
+    *_only_for("lengthDesensitization", lambda loss: loss.length_desensitization, MethodName.LD_DPO),
+    *_only_for("reduction", lambda loss: loss.reduction, MethodName.IPO),
+    *_only_for("marginRatio", lambda loss: loss.margin_ratio, MethodName.SIMPO),
+    *_only_for("margin", lambda loss: loss.margin, MethodName.SIMPO, MethodName.REWARD_MODEL),
     *_of_each_loss(
         "margin",
         "(!has(LOSS.margin) || !has(LOSS.marginRatio))",
         lambda loss: loss.margin is None or loss.margin_ratio is None,
         "excludes marginRatio: both say what the target margin is",
     ),
-    *_only_for("desirableWeight", MethodName.KTO, lambda loss: loss.desirable_weight),
-    *_only_for("undesirableWeight", MethodName.KTO, lambda loss: loss.undesirable_weight),
+    *_only_for("desirableWeight", lambda loss: loss.desirable_weight, MethodName.KTO),
+    *_only_for("undesirableWeight", lambda loss: loss.undesirable_weight, MethodName.KTO),
     Rule(
         "method.desirableWeight",
         "!has(self.method.desirableWeight) || !has(self.method.undesirableWeight) || "
@@ -85,6 +86,39 @@ METHOD_RULES: tuple[Rule, ...] = (
             and (s.method.name is not MethodName.KTO or not s.method.plus)
         ),
         "kto can't be combined: it scores single answers, the other losses pairs",
+    ),
+    Rule(
+        "method.plus",
+        "self.method.plus.all(loss, loss.name != 'reward-model') && (self.method.name != 'reward-model' || self.method.plus.size() == 0)",
+        lambda s: (
+            all(loss.name is not MethodName.REWARD_MODEL for loss in s.method.plus)
+            and not (s.method.trains_reward_model and s.method.plus)
+        ),
+        "reward-model can't be combined: it trains a classifier, the other losses a policy",
+    ),
+    Rule(
+        "method.beta",
+        "!has(self.method.beta) || self.method.name != 'reward-model'",
+        lambda s: s.method.beta is None or not s.method.trains_reward_model,
+        "must be left out with the name reward-model, whose rewards have the scale that the data give them",
+    ),
+    Rule(
+        "method.nllWeight",
+        "!has(self.method.nllWeight) || self.method.nllWeight == 0.0 || self.method.name != 'reward-model'",
+        lambda s: not s.method.nll_weight or not s.method.trains_reward_model,
+        "must be 0 or left out with the name reward-model, which predicts no token",
+    ),
+    Rule(
+        "model.adapter",
+        "!has(self.model.adapter) || self.method.name != 'reward-model'",
+        lambda s: s.model.adapter is None or not s.method.trains_reward_model,
+        "must be left out with the method reward-model: an adapter of a language model has no part that scores; merge it into the model first",
+    ),
+    Rule(
+        "adapter.type",
+        "self.adapter.type != 'qlora' || self.method.name != 'reward-model'",
+        lambda s: s.adapter.type is not AdapterType.QLORA or not s.method.trains_reward_model,
+        "must not be qlora with the method reward-model; use lora or none",
     ),
     Rule(
         "method.nllWeight",

@@ -312,6 +312,18 @@ def test_simpos_target_is_a_shift_of_the_logit_not_of_the_margin(margin: float, 
     assert at_the_ratio == pytest.approx(math.log(2), rel=1e-9)
 
 
+def test_a_reward_models_loss_by_hand():
+    # σ(1.5 − 0.5) = σ(1)
+    assert formulas.reward_model_loss(one(1.5), margin=0.5).item() == pytest.approx(-math.log(sigmoid(1.0)), abs=1e-12)
+    assert formulas.reward_model_loss(one(0.0)).item() == pytest.approx(math.log(2), abs=1e-12)
+
+
+@given(margins, st.floats(min_value=0, max_value=5))
+def test_a_reward_models_gradient_is_the_probability_of_the_wrong_order(difference: float, margin: float):
+    found = slope(lambda d: formulas.reward_model_loss(d, margin=margin), difference)
+    assert found == pytest.approx(-sigmoid(margin - difference), abs=1e-12)
+
+
 def test_smoothed_simpo_by_hand():
     # As conservative DPO, on the same logit of 1.
     found = formulas.simpo_loss(one(0.75), beta=2.0, target_margin=0.5, label_smoothing=0.1).item()

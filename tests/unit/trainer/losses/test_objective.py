@@ -34,8 +34,9 @@ MARGINS: dict[str, list[float]] = {
     "ld-dpo": [1 - (-2 - 3) / 2, (-3 + 1) / 2 - 0.5],
     "simpo": [-4 / 2 - -10 / 4, -9 / 3 - -2 / 1],
     "orpo": [-4 / 2 - -10 / 4, -9 / 3 - -2 / 1],
+    "reward-model": [-4 - -10, -9 - -2],
 }
-BETAS = {name: {"ln-dpo": 5.0, "simpo": 2.0}.get(name, 0.1) for name in MARGINS}
+BETAS = {name: {"ln-dpo": 5.0, "simpo": 2.0, "reward-model": 1.0}.get(name, 0.1) for name in MARGINS}
 
 
 def a_method(name: str = "dpo", **settings: Any) -> Objective:
@@ -167,6 +168,13 @@ def test_likelihood_of_the_chosen_answer_per_token():
     assert without.method.likelihood_weight == 0
 
 
+def test_a_reward_models_margin_is_taken_from_the_difference():
+    expected = [math.log1p(math.exp(0.5 - difference)) for difference in MARGINS["reward-model"]]
+    objective = a_method("reward-model", margin=0.5)
+    assert loss_of(objective, some_logps(reference=None, reference_head=None)) == pytest.approx(expected, rel=1e-12)
+    assert [objective.needs_reference, objective.starts_level, objective.predicts_tokens] == [False] * 3
+
+
 def test_orpo_is_built_on_likelihood():
     # The odds ratio's term, beta times it, is added to the chosen answer's likelihood with weight 1.
     bare = loss_of(a_method("orpo", nllWeight=0.0), some_logps())
@@ -212,7 +220,7 @@ def test_ktos_weight_scales_it():
 
 @pytest.mark.parametrize("name", MARGINS)
 def test_only_methods_that_compare_with_it_need_a_reference(name: str):
-    assert a_method(name).needs_reference == (name not in ("orpo", "simpo"))
+    assert a_method(name).needs_reference == (name not in ("orpo", "simpo", "reward-model"))
     assert a_method(name).needs_kl == (name == "kto")
     assert not a_method(name).needs_prompt
 

@@ -163,7 +163,8 @@ def loading(work: WorkDir) -> list[tuple[str, str]]:
     if work.pushed.is_file():
         pushed = PushReport.model_validate_json(work.pushed.read_bytes()).to
     name = json.dumps(folder)
-    code = f"from transformers import AutoModelForCausalLM, AutoTokenizer\n\nmodel = AutoModelForCausalLM.from_pretrained({name})\n"
+    kind = class_of(work.root / folder)
+    code = f"from transformers import {kind}, AutoTokenizer\n\nmodel = {kind}.from_pretrained({name})\n"
     # With peft installed, from_pretrained also loads a folder that holds an adapter.
     found = [
         ("transformers" + ("" if whole else ", with peft"), f"{code}tokenizer = AutoTokenizer.from_pretrained({name})")
@@ -177,6 +178,17 @@ def loading(work: WorkDir) -> list[tuple[str, str]]:
             found.append(("vLLM, from the store", f"vllm serve {where} --load-format runai_streamer"))
             found.append(("KServe", f"storageUri: {where}"))
     return found
+
+
+def class_of(folder: Path) -> str:
+    """The class of transformers that loads an exported folder: of a language model, or of a reward model."""
+    found = [
+        file.read_text(encoding="utf-8")
+        for name in ("config.json", "adapter_config.json")
+        if (file := folder / name).is_file()
+    ]
+    is_reward_model = any("ForSequenceClassification" in text or '"SEQ_CLS"' in text for text in found)
+    return "AutoModelForSequenceClassification" if is_reward_model else "AutoModelForCausalLM"
 
 
 def settings(job: DPOJob | None) -> str:

@@ -26,19 +26,22 @@ NAMES: dict[Kernel, str] = {
 # Three pairs of unequal parts, longer than a block of any kernel: what is compiled for them is what real rows use.
 _PROBE = (Span(0, 150, 90, 70), Span(310, 1, 120, 61), Span(492, 64, 40, 0))
 _PROBE_LENGTH = 596
+# Attributes of an attention layer by which its scores are changed, see scored.py.
+_CHANGED_BY = {"softcap": "attn_logit_softcapping", "s_aux": "sinks"}
 # How far a kernel in 16 bits may be from float32, as a share of the norm.
 _TOLERANCE = 2e-2
 
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What a kernel has to support: numbers of heads, their sizes, and the window of a layer."""
+    """What a kernel has to support: numbers of heads, their sizes, the window of a layer, and what changes its scores."""
 
     heads: int
     key_value_heads: int
     size: int
     value_size: int
     window: int | None
+    changes: frozenset[str] = frozenset()
 
 
 def configure(device: torch.device) -> None:
@@ -65,7 +68,10 @@ def register() -> None:
 def enable(causal_lm: Any, kernel: Kernel = "sdpa") -> bool:
     """Make a Hugging Face model use a kernel. Returns False and changes nothing if it can't."""
     config = causal_lm.config.get_text_config()
-    usable = config._attn_implementation in ("sdpa", *NAMES.values()) and causal_lm._can_set_attn_implementation()
+    implementation = config._attn_implementation
+    # transformers takes its eager attention for models whose scores are changed: SDPA would leave that out.
+    changed = implementation == "eager" and not causal_lm._supports_sdpa and _all_change_scores(causal_lm)
+    usable = (implementation in ("sdpa", *NAMES.values()) or changed) and causal_lm._can_set_attn_implementation()
     # Attention in chunks of the text is made by masks, and packed rows have no masks. A convolution would mix the end of one
     # answer into the beginning of the next, too little for the comparison at the start to see in bf16.
     chunked = getattr(config, "attention_chunk_size", None) is not None
@@ -74,6 +80,12 @@ def enable(causal_lm: Any, kernel: Kernel = "sdpa") -> bool:
     register()
     causal_lm.set_attn_implementation(NAMES[kernel])
     return True
+
+
+def _all_change_scores(causal_lm: nn.Module) -> bool:
+    """Whether each attention layer changes its scores in a way that is known."""
+    shapes = head_shapes(causal_lm)
+    return bool(shapes) and all(shape.changes for shape in shapes)
 
 
 def preferred(device: torch.device, dtype: torch.dtype) -> Kernel:
@@ -93,7 +105,9 @@ def head_shapes(causal_lm: nn.Module) -> set[HeadShape]:
         # Some layers have a window of their own, others take the model's.
         window = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
         value_size = getattr(module, "v_head_dim", size)
-        found.add(HeadShape(heads, heads // groups, size, value_size, window if isinstance(window, int) else None))
+        changes = {name for name, attribute in _CHANGED_BY.items() if getattr(module, attribute, None) is not None}
+        window = window if isinstance(window, int) else None
+        found.add(HeadShape(heads, heads // groups, size, value_size, window, frozenset(changes)))
     return found
 
 
@@ -103,6 +117,8 @@ def problem(kernel: Kernel, shapes: set[HeadShape], device: torch.device, dtype:
     Runs each shape forward and backward on a small row, which also compiles what has to be compiled, and compares with SDPA in float32.
     """
     for shape in shapes:
+        if shape.changes and kernel != SDPA:
+            return f"its attention takes {', '.join(sorted(shape.changes))}, for which scores are made pair by pair"
         try:
             error = difference(kernel, shape, device, dtype)
         except Exception as failure:  # whatever compilers and kernels raise

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from dpo_trainer.batches.sequences import Span
+from dpo_trainer.model.attention.scored import CHANGES, changes_scores, scored
 
-# Attention arguments that are supported here or may be ignored. Any other (caps on scores, sinks, biases, indices of the keys to
-# attend to) would be dropped silently, often for long texts alone.
+# Attention arguments that are supported by all kernels or may be ignored. Any other (biases, indices of the keys to attend to) would be dropped
+# silently, often for long texts alone.
 _KNOWN = frozenset({"dropout", "scaling", "is_causal", "position_ids", "use_cache", "output_attentions"})
 
 
@@ -43,12 +44,15 @@ def attention(
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    changed = changes_scores(options)
     if spans is None:
+        if changed:
+            return scored(module, query, key, value, attention_mask, **options), None
         if sliding_window is not None:
             options["sliding_window"] = sliding_window
         plain_output: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return plain_output
-    check(attention_mask, options)
+    check(attention_mask, options, CHANGES)
 
     def causal(wanted: Tensor, keys: Tensor, values: Tensor, before: int) -> Tensor:
         """Queries that follow `before` keys of their own sequence and attend to these keys and to themselves."""
@@ -56,6 +60,8 @@ def attention(
         plain = before == 0 and (sliding_window is None or length <= sliding_window)
         mask = None if plain else _mask(count, length, before, sliding_window, query.device)
         output: Tensor
+        if changed:
+            return scored(module, wanted, keys, values, mask, **{**options, "is_causal": plain})
         output, _ = sdpa_attention_forward(module, wanted, keys, values, mask, **{**options, "is_causal": plain})
         return output
 
@@ -81,9 +87,9 @@ def _pieces(spans: tuple[Span, ...], *tensors: Tensor) -> Iterator[list[list[Ten
         yield [[next(parts) for _ in range(2 if span.rejected else 1)] for parts in split]
 
 
-def check(attention_mask: Tensor | None, options: dict[str, Any]) -> None:
-    """Raises UnsupportedAttention when a model's attention needs an unsupported argument."""
-    if wanted := sorted(name for name, value in options.items() if value is not None and name not in _KNOWN):
+def check(attention_mask: Tensor | None, options: dict[str, Any], known: frozenset[str] = frozenset()) -> None:
+    """Raises UnsupportedAttention when a model's attention needs an unsupported argument. known: those that a kernel supports in addition."""
+    if wanted := sorted(name for name, value in options.items() if value is not None and name not in _KNOWN | known):
         raise UnsupportedAttention(f"its attention takes {', '.join(wanted)}")
     if attention_mask is None or attention_mask.numel() != 1:
         raise UnsupportedAttention("it makes masks of its own")

@@ -12,6 +12,7 @@ import pytest
 
 from dpo_trainer.judging import by_scores
 from tests.judgeserver import JudgeServer, serving
+from tests.tied import popen
 from tests.unit.trainer.judging.endpoint.asking import quality, questions
 
 pytestmark = pytest.mark.unit
@@ -21,7 +22,7 @@ COUNT = 40
 
 
 def begin(server: JudgeServer, root: Path) -> "subprocess.Popen[str]":
-    child = subprocess.Popen(
+    child = popen(
         [
             sys.executable,
             "-m",
