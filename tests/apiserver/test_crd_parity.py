@@ -39,10 +39,11 @@ def disagreement(job: dict[str, Any], answer: Answer) -> str | None:
     return None
 
 
-def test_every_field_has_the_same_bounds(dpojobs: Requests) -> None:
+@pytest.mark.parametrize("each", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_every_field_has_the_same_bounds(dpojobs: Requests, each: bool) -> None:
     verdicts = {True: 0, False: 0}
     differing = []
-    for label, job in mutants():
+    for label, job in mutants(each=each):
         answer = dpojobs.dry_run(job)
         verdicts[answer.accepted] += 1
         if difference := disagreement(job, answer):
