@@ -28,6 +28,8 @@ NEED_THE_RIG = ("contract", "apiserver", "cluster")
 # Tests of what happens within seconds: whatever else runs meanwhile has a lower priority. The two run one after the other.
 GO_FIRST = ("apiserver", "cluster")
 LOW = 15
+# Seconds that what is stopped has to remove what it made.
+PATIENCE = 60.0
 # Whole files of tests in several processes. A test of the numerics waits for its ranks, and one of the API server for
 # Kubernetes' controllers, so that one process leaves a core idle. Each process has an API server of its own.
 PROCESSES = {"numerics": 2, "apiserver": 3}
@@ -129,7 +131,16 @@ class Runner:
         for process in running:
             process.terminate()
         for process in running:
-            process.wait()
+            end(process)
+
+
+def end(process: "subprocess.Popen[bytes]", patience: float = PATIENCE) -> None:
+    """Wait for a process that was asked to end. A test that catches SIGTERM itself takes it from pytest, so that it goes on: it is killed."""
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 class Build:
@@ -163,7 +174,7 @@ class Build:
     def stop(self) -> None:
         """End it, if it still runs."""
         self._process.terminate()
-        self._process.wait()
+        end(self._process)
 
 
 def run_all(tiers: list[str], runner: Runner, build: Build | None, arguments: argparse.Namespace) -> None:

@@ -273,14 +273,15 @@ def _base(path: tuple[str | int, ...]) -> dict[str, Any]:
     return job
 
 
-def mutants() -> Iterator[tuple[str, dict[str, Any]]]:
+def mutants(*, each: bool) -> Iterator[tuple[str, dict[str, Any]]]:
     """Label and DPOJob, for every field of the spec and everything that its schema says about it.
 
-    A field of a type that is used in several places, such as the columns of train, mixture and eval, is tried in the first.
+    A field of a type that is used in several places, such as the columns of train, mixture and eval, is tried in the first. each: whether
+    a field is tried whose schema says the same as another's.
     """
     tried = set()
     for path, schema in _fields(crd.spec_schema(), ()):
-        kind = (path[-1], json.dumps(schema, sort_keys=True))
+        kind = (path[-1], json.dumps(schema, sort_keys=True)) if each else _bounds(schema)
         if kind in tried:
             continue
         tried.add(kind)
@@ -288,6 +289,12 @@ def mutants() -> Iterator[tuple[str, dict[str, Any]]]:
             job = _base(path)
             if _put(job["spec"], path, value):
                 yield f"{'.'.join(map(str, path))} {what}", job
+
+
+def _bounds(schema: dict[str, Any]) -> str:
+    """What a schema allows, without what the fields inside it allow: these are tried themselves."""
+    said = {key: value for key, value in schema.items() if key not in ("description", "default", "properties")}
+    return json.dumps(said, sort_keys=True)
 
 
 def _fields(schema: dict[str, Any], path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:

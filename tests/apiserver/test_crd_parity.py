@@ -39,10 +39,11 @@ def disagreement(job: dict[str, Any], answer: Answer) -> str | None:
     return None
 
 
-def test_every_field_has_the_same_bounds(dpojobs: Requests) -> None:
+@pytest.mark.parametrize("each", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+def test_every_field_has_the_same_bounds(dpojobs: Requests, each: bool) -> None:
     verdicts = {True: 0, False: 0}
     differing = []
-    for label, job in mutants():
+    for label, job in mutants(each=each):
         answer = dpojobs.dry_run(job)
         verdicts[answer.accepted] += 1
         if difference := disagreement(job, answer):
@@ -93,6 +94,22 @@ def losses() -> Iterator[dict[str, Any]]:
             "method": {"name": name},
             "data": {"train": train, "mixture": [{"source": "m"}, mixed], "eval": held_out},
         }
+
+
+def reward_models() -> Iterator[dict[str, Any]]:
+    """What makes no sense for a classifier that scores answers."""
+    for name, other in (("reward-model", "dpo"), ("dpo", "reward-model")):
+        yield {"method": {"name": name, "plus": [{"name": other}]}}
+        yield {
+            "method": {"name": name},
+            "iterative": {"judge": {"type": "builtin", "builtin": {"name": "length", "tokens": 9}}},
+        }
+        for settings in ({"beta": 1}, {"nllWeight": 0}, {"nllWeight": 1}, {"margin": 1}, {"labelSmoothing": 0.1}):
+            yield {"method": {"name": name, **settings}}
+        for kind in ("none", "lora", "qlora"):
+            yield {"method": {"name": name}, "adapter": {"type": kind}}
+        yield {"method": {"name": name}, "model": {"name": "m", "adapter": {"name": "a"}}, "adapter": {"type": "lora"}}
+        yield {"method": {"name": name}, "model": {"name": "m", "reference": {"name": "r"}}}
 
 
 def data_and_tracking() -> Iterator[dict[str, Any]]:
@@ -267,6 +284,7 @@ def rounds() -> Iterator[dict[str, Any]]:
 def combinations() -> Iterator[dict[str, Any]]:
     """Settings that the rules are about, in all their combinations within a rule's reach."""
     yield from losses()
+    yield from reward_models()
     yield from data_and_tracking()
     yield from failure_policies()
     yield from placement()

@@ -9,7 +9,7 @@ import pytest
 from dpo_operator.generate.dashboards import dashboard_queries
 from tests.cluster.scenario import Job
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 # Words of the stories that the model tells: answers differ in how many of them they have.
 HAPPY = [
@@ -54,10 +54,10 @@ def test_rounds_survive_kills(job: Job, spec: dict[str, Any]) -> None:
     job.wait(
         lambda s: s.get("round") == 2 and s.get("phase") == "train" and (s.get("progress") or {}).get("step", 0) >= 2,
         "training of round 2",
-        400,
+        600,
     )
     job.cluster.signal_pod(job.pods("train")[1]["metadata"]["name"], signal.SIGKILL)
-    status = job.wait_for_state("Complete", timeout=400)
+    status = job.wait_for_state("Complete", timeout=600)
 
     assert [(entry["phase"], entry["counting"]) for entry in status["restartHistory"]] == [
         ("generate", "Counted"),

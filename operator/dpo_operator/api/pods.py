@@ -201,7 +201,8 @@ class Pod(ApiModel):
         default=[], max_length=8, description="Secrets for the image's registry."
     )
     resources: ResourceList = Field(
-        default=ResourceList(), description="CPU and memory of each training pod. GPUs come from gpusPerNode."
+        default=ResourceList(),
+        description="CPU and memory of each pod that trains or generates. GPUs come from gpusPerNode.",
     )
     gpu_resource: LabelKey = Field(
         default=names.GPU,
@@ -216,10 +217,12 @@ class Pod(ApiModel):
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     prepare_resources: ResourceList = Field(
-        default=ResourceList(), description="CPU and memory of the prepare and export pods."
+        default=ResourceList(), description="CPU and memory of the pods that prepare, judge and export."
     )
     node_selector: dict[LabelKey, LabelValue] = Field(
-        default={}, max_length=32, description="Labels that a training pod's node must have."
+        default={},
+        max_length=32,
+        description="Labels that the node of a pod that trains, generates or judges with a GPU must have.",
     )
     tolerations: list[Toleration] = Field(
         default=[],
@@ -248,7 +251,7 @@ class Pod(ApiModel):
     env: list[EnvVar] = Field(
         default=[],
         max_length=64,
-        description="More environment variables of training pods; each name once.",
+        description="More environment variables of pods that train or generate; each name once.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
     shared_memory: Quantity = Field(
@@ -265,8 +268,8 @@ class Pod(ApiModel):
     topology: Topology | None = Field(default=None, description="Which nodes the ranks of the job share or avoid.")
     evictions: Literal["OneAtATime", "Refuse"] = Field(
         default="OneAtATime",
-        description="Evictions of training pods, such as by kubectl drain. OneAtATime: one pod at a time, after a save. Refuse: none; drains "
-        "wait until training is over.",
+        description="Evictions of pods that train or generate, such as by kubectl drain. OneAtATime: one pod at a time, after a save. Refuse: none; drains "
+        "wait until that is over.",
     )
 
     @field_validator("env", "resource_claims")

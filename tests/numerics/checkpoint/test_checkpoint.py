@@ -66,7 +66,10 @@ def test_after_a_killed_rank_every_later_step_is_bit_equal(tmp_path: Path, setti
     assert begun["eval_surprise/pairs"] == 5
 
 
-@pytest.mark.parametrize("lora", [False, True], ids=["all weights", "adapters"])
+@pytest.mark.parametrize(
+    "lora",
+    [pytest.param(False, id="all weights"), pytest.param(True, id="adapters", marks=pytest.mark.exhaustive)],
+)
 def test_two_ranks_then_one_then_four_train_as_two(tmp_path: Path, lora: bool):
     document = job(every_steps=1000, lora=lora)
     document["spec"]["training"]["globalBatchSize"] = 4

@@ -63,6 +63,7 @@ def test_fixtures_were_stopped_in_the_middle():
         assert not (path / "work" / "export").exists()
 
 
+@ADAPTERS
 def test_a_resumed_run_has_the_curve_of_one_without_a_stop(run: tuple[Path, Path]):
     fixture, work = run
     step, before = stopped_at(work), (work / "metrics.jsonl").read_text()

@@ -52,7 +52,7 @@ def plain(prepared: Path) -> dict[str, Any]:
     return run
 
 
-@pytest.mark.parametrize("offload", ["none", "cpu"])
+@pytest.mark.parametrize("offload", ["none", pytest.param("cpu", marks=pytest.mark.exhaustive)])
 def test_training_with_any_settings_equals_torchs_adamw(work: WorkDir, plain: dict[str, Any], offload: str):
     got = on_ranks(2, train_on_rank, a_job(maxSteps=STEPS, offload=offload, **SETTINGS), work.root)[0]
     for line, step in zip(got["steps"], plain["steps"], strict=True):

@@ -90,6 +90,7 @@ def test_it_learns_as_with_float32_state(prepared: Path, straight: list[dict[str
     assert max(differences) > 1e-5
 
 
+@pytest.mark.exhaustive
 def test_a_resumed_run_equals_an_uninterrupted_one(prepared: Path, straight: list[dict[str, Any]], tmp_path: Path):
     root = tmp_path / "run"
     shutil.copytree(prepared, root)

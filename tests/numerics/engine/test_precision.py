@@ -123,6 +123,7 @@ def test_a_gradient_that_is_infinite_at_every_scale_ends_the_run(work: WorkDir):
     assert not [entry for entry in work.checkpoints.iterdir() if entry.is_dir()]
 
 
+@pytest.mark.exhaustive
 def test_a_resumed_run_has_the_saved_loss_scale(work: WorkDir, tmp_path: Path):
     shutil.copytree(work.root, tmp_path / "straight")
     straight = on_ranks(2, half, job(), tmp_path / "straight", 2.0**30)[0]

@@ -68,7 +68,7 @@ def final_weights(root: Path) -> dict[str, np.ndarray]:
     [
         pytest.param("dora", False, id="dora-plain", marks=pytest.mark.exhaustive),
         pytest.param("dora", True, id="dora-checkpointing"),
-        pytest.param("rslora", False, id="rslora-plain"),
+        pytest.param("rslora", False, id="rslora-plain", marks=pytest.mark.exhaustive),
         pytest.param("rslora", True, id="rslora-checkpointing", marks=pytest.mark.exhaustive),
     ],
     indirect=["plain"],

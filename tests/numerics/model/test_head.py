@@ -122,6 +122,7 @@ print(json.dumps({"mib": grown / 1024, "logp": sums[0, 0].item(), "gradient": po
 """
 
 
+@pytest.mark.exhaustive
 def test_a_long_pair_with_a_large_vocabulary_needs_the_memory_of_a_chunk():
     def run(chunk_bytes: int) -> dict[str, float]:
         command = [sys.executable, "-c", LONG_PAIR, str(chunk_bytes)]

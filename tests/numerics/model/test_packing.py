@@ -243,7 +243,9 @@ def test_no_methods_loss_or_gradient_depends_on_layout_or_chunks(arranged: Any, 
             assert difference <= 1e-4 * max(1.0, largest), (arrangement, parameter)
 
 
-@pytest.mark.parametrize("adapter", [None, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "adapter", [pytest.param(None, id="full"), pytest.param(LORA, id="lora", marks=pytest.mark.exhaustive)]
+)
 def test_a_run_on_two_ranks_with_checkpointing_has_the_same_curve(tmp_path: Path, adapter: dict[str, Any] | None):
     curves = {}
     for layout in ("off", "shared"):

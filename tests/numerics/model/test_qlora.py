@@ -80,6 +80,7 @@ def test_losses_are_those_of_peft_and_bitsandbytes(work: WorkDir, tmp_path: Path
     assert "QLoRA of rank 4" in (folder / "README.md").read_text()
 
 
+@pytest.mark.exhaustive
 def test_two_ranks_hold_the_base_whole_and_resume(work: WorkDir, tmp_path: Path):
     document = a_qlora_job(precision="bf16", gradientCheckpointing=True)
     for name in ("straight", "broken"):

@@ -88,7 +88,7 @@ def as_a_user_loads_it(work: WorkDir, train: str) -> dict[str, list[float]]:
     }
 
 
-@pytest.mark.parametrize("train", ["same", "new"])
+@pytest.mark.parametrize("train", [pytest.param("same", marks=pytest.mark.exhaustive), "new"])
 def test_two_ranks_equal_trl_and_the_export_is_the_policy(tmp_path: Path, train: str):
     work = prepared(tmp_path / "ours")
     document = a_started_job(train)

@@ -137,7 +137,7 @@ def test_a_run_stops_where_the_metric_no_longer_improves(prepared: Path, whole: 
     assert (root / "metrics.jsonl").read_bytes() == before
 
 
-@pytest.mark.parametrize(("how", "step"), [("SIGKILL", 5), ("SIGTERM", 3)])
+@pytest.mark.parametrize(("how", "step"), [("SIGKILL", 5), pytest.param("SIGTERM", 3, marks=pytest.mark.exhaustive)])
 def test_an_interrupted_run_stops_at_the_same_step(prepared: Path, whole: Path, tmp_path: Path, how: str, step: int):
     root = tmp_path / "run"
     shutil.copytree(prepared, root)

@@ -120,6 +120,7 @@ def test_a_killed_run_saves_its_state_and_leaves_no_process(run: Run) -> None:
     assert [each and each.exit_code for each in words] == [128 + signal.SIGTERM] * 2
 
 
+@pytest.mark.exhaustive
 def test_a_run_killed_while_ranks_start_leaves_no_process(run: Run) -> None:
     run.until("ranks", lambda: len(run.started("train")) == 2)
     run.kill()

@@ -82,7 +82,7 @@ def test_written_once_and_read_afterwards(work: WorkDir, tmp_path: Path):
     assert again[0]["warnings"] == ["FirstStepLoss", "FirstStepMargin"]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.exhaustive), 2])
 def test_in_bf16_the_first_margin_is_exactly_zero(tmp_path: Path, ranks: int):
     """Log-probs in bf16 depend on the shape of a batch, so the reference's pass must have the training's."""
     work = WorkDir(tmp_path)

@@ -105,6 +105,7 @@ def test_training_is_the_same_with_and_without(
     assert not (tmp_path / "without" / "samples.jsonl").exists()
 
 
+@pytest.mark.exhaustive
 def test_adapters_are_on_and_their_dropout_draws_the_same_numbers(prepared: WorkDir, tmp_path: Path):
     work = a_copy(prepared, tmp_path / "with")
     ours = on_ranks(2, train_on_rank, a_sampling_job(lora=True), work.root)[0]

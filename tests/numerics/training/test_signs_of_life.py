@@ -62,7 +62,13 @@ def a_document(**spec: Any) -> dict[str, Any]:
     return document
 
 
-@pytest.mark.parametrize("adapter", [{}, {"adapter": {"type": "lora", "rank": 2}}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        pytest.param({}, id="full"),
+        pytest.param({"adapter": {"type": "lora", "rank": 2}}, id="lora", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_every_pass_token_and_saved_tensor_is_one(adapter: dict[str, Any], tmp_path: Path):
     work = prepared(tmp_path, "=" * 16, "=" * 12, a_model)
     signs = on_ranks(2, signs_of_life, a_document(**adapter), work.root)

@@ -159,6 +159,7 @@ def test_a_wrong_job_ends_with_its_code_and_message(tmp_path: Path):
     assert "found 7" in words.message
 
 
+@pytest.mark.exhaustive
 def test_torchrun_starts_the_same_training(tmp_path: Path):
     document = _document(tmp_path)
     document["spec"]["training"]["maxSteps"] = 2

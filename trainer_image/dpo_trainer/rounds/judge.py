@@ -18,6 +18,7 @@ from dpo_trainer.rounds import record
 from dpo_trainer.rounds.comparing import Comparison, compare
 from dpo_trainer.rounds.figures import answered, divergence, equal_share, of_pairs, scored
 from dpo_trainer.rounds.judgements import Judgements, total
+from dpo_trainer.rounds.labels import disagreement
 from dpo_trainer.rounds.making import Made, make_pairs, save_pairs
 from dpo_trainer.rounds.tasks import Tasks, initial_path, made, tasks_of
 from dpo_trainer.rounds.units import LOGP, Task, Unit, load_arrays
@@ -76,6 +77,11 @@ def run_phase(
 
     judge = open_judge(spec.iterative.judge, work.round(0), access=access, template=spec.data.template, stop=stop)
     try:
+        # An endpoint's answers would cost something, and a rule says what it is told to.
+        if spec.iterative.judge.type == "rewardModel" and work.number == 1:
+            problem = disagreement(judge, work, PromptSet.open(work.prompts), decode, telemetry.alive)
+            if problem:
+                telemetry.warning("JudgeDisagrees", problem)
         return run(spec, work, telemetry, judge, decode, observe)
     finally:
         judge.close()

@@ -13,6 +13,7 @@ SEVERITY: Mapping[str, Severity] = {
     "RolledBack": "Warning",
     "CheckpointRefused": "Warning",
     "AdapterBase": "Warning",
+    "JudgeDisagrees": "Warning",
 }
 
 

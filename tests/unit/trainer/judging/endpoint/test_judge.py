@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from dpo_operator.api import access as api
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_trainer.judging import BUDGET_SPENT, Judged, Question, Tally
+from dpo_trainer.judging import BUDGET_SPENT, Judged, Question, Tally, open_judge
 from dpo_trainer.judging.endpoint import judge as module
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.stop import Stopped, StopRequest
+from dpo_trainer.runtime.workdir import WorkDir
+from dpo_trainer.sources.access import Access
 from tests.judgeserver import JudgeServer, serving
 from tests.unit.trainer.judging.endpoint.asking import judged, opened, pairs, quality, questions, settings
 
@@ -380,6 +383,18 @@ def test_a_key_that_is_named_must_be_there(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "none").write_text("a key")
     with pytest.raises(TrainerError, match="expected a key of printable ASCII characters"):
         judged(settings("http://127.0.0.1:9", apiKeySecretRef={"name": "judge"}), tmp_path, questions(1))
+
+
+def test_the_way_goes_through_the_jobs_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"):  # set, so that the test's end takes back what the judge sets
+        monkeypatch.setenv(name, "")
+        monkeypatch.setenv(name.lower(), "")
+    with serving(quality) as server:
+        access = Access(api.Access.model_validate({"proxy": {"url": server.url.removesuffix("/v1")}}))
+        judge = open_judge(settings("http://judge.invalid/v1"), WorkDir(tmp_path), access=access)
+        with pytest.raises(TrainerError, match=r"no route http://judge\.invalid/v1/chat/completions"):
+            judge.judge(questions(1), lambda: None)
+        judge.close()
 
 
 def test_the_journal_tells_calls_and_verdicts_and_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
