@@ -70,6 +70,11 @@ def local_partition(p: nn.Parameter) -> Tensor:
     return part
 
 
+def is_partitioned(p: nn.Parameter) -> bool:
+    """Whether DeepSpeed has partitioned a parameter."""
+    return hasattr(p, "ds_tensor")
+
+
 def forget_copy_in_node(p: nn.Parameter) -> None:
     """Drop the copy of a parameter that its node keeps (hpZ), after its partition was set; DeepSpeed makes a new one at the next gather."""
     if getattr(p, "ds_secondary_tensor", None) is not None:

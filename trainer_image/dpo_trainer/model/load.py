@@ -10,7 +10,7 @@ from torch import nn
 
 from dpo_operator.api.model import AdapterType
 from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer.distributed.zero3_internals import import_deepspeed
+from dpo_trainer.distributed.zero3_internals import import_deepspeed, is_partitioned
 from dpo_trainer.model import quantized
 from dpo_trainer.model.adapters import add_adapters
 from dpo_trainer.pretrained.reward import HEAD
@@ -152,7 +152,7 @@ def as_classifier(config: Any) -> None:
 def _clear(head: nn.Module) -> None:
     """Set a new head to zero, so that all rewards begin at 0 whatever the seed and the number of ranks."""
     weight: Any = head.weight
-    if not hasattr(weight, "ds_id"):
+    if not is_partitioned(weight):
         nn.init.zeros_(weight)
         return
     with import_deepspeed().zero.GatheredParameters([weight], modifier_rank=0):
