@@ -44,6 +44,10 @@ pictures: $(VENV)/.ready ## make the pictures of the README from a real run of t
 bench-methods: $(VENV)/.ready ## one epoch of every method on small real data, as a table; BENCH="--help" tells more
 	@$(TIED) $(BIN)/python -m benchmarks.methods $(BENCH)
 
+.PHONY: bench-rounds
+bench-rounds: $(VENV)/.ready ## three rounds on fresh answers beside as many pairs of the initial model, by a known reward; BENCH="--prompts 64 --seeds 0"
+	@$(TIED) $(BIN)/python -m benchmarks.rounds $(BENCH)
+
 .PHONY: bench-diagnosis
 bench-diagnosis: $(VENV)/.ready ## planted pathologies must be named first, healthy runs left alone; BENCH="--only plants --seeds 0" (60 runs, 25 min)
 	@$(TIED) $(BIN)/python examples/quickstart/make_model.py

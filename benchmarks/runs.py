@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class RunMetrics:
 
 def prepare(job: dict[str, Any], work: Path) -> WorkDir:
     """Run the prepare phase; a folder that already holds the same model and data is kept. Raises Failed."""
-    _phase("prepare", job, work)
+    run_phase("prepare", job, work)
     return WorkDir(work)
 
 
@@ -87,7 +88,7 @@ def train(job: dict[str, Any], prepared: WorkDir, work: Path) -> RunMetrics:
     prepared.reference.mkdir(exist_ok=True)
     for path in (prepared.prepared, prepared.model, prepared.train_data.parent, prepared.reference):
         (work / path.name).symlink_to(path.resolve())
-    _phase("launch", job, work)
+    run_phase("launch", job, work)
     pairs = json.loads((prepared.eval_data / "meta.json").read_text())["pairs"]
     return run_metrics(read_metrics(WorkDir(work).metrics), eval_pairs=pairs)
 
@@ -139,14 +140,14 @@ def _texts(source: Path, tokens: Path) -> list[TextPair]:
     return found  # type: ignore[return-value]
 
 
-def _phase(command: str, job: dict[str, Any], work: Path) -> None:
-    """Run a phase with its output in a log beside it. Raises Failed."""
+def run_phase(command: str, job: dict[str, Any], work: Path, variables: Mapping[str, str] | None = None) -> None:
+    """Run a phase with its output in a log beside it. variables: of its environment. Raises Failed."""
     work.mkdir(parents=True, exist_ok=True)
     job_file, log = work / "job.json", work / f"{command}.log"
     job_file.write_text(json.dumps(job, indent=1))
     argv = [sys.executable, "-m", "dpo_trainer", command, "--job-file", str(job_file), "--work-dir", str(work)]
     environment = {
-        "OMP_NUM_THREADS": "1", **os.environ, names.ENV_METRICS_PORT: "0", "DPO_BIND_ADDRESS": "127.0.0.1",
+        "OMP_NUM_THREADS": "1", **os.environ, names.ENV_METRICS_PORT: "0", "DPO_BIND_ADDRESS": "127.0.0.1", **(variables or {}),
     }  # fmt: skip
     with log.open("wb") as out:
         done = tied.run(argv, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out, check=False)

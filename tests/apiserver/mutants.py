@@ -121,6 +121,8 @@ COMPLETE: dict[str, Any] = a_job(
         "precision": "fp32",
         "gradientCheckpointing": False,
         "zeroStage": 3,
+        "hierarchicalPartition": False,
+        "gradientReduction": "fp32",
         "offload": "cpu",
         "device": "cuda",
         "seed": 42,

@@ -20,6 +20,7 @@ from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.folder import CheckpointFolder
 from dpo_trainer.diagnosis.history import Diagnosis
 from dpo_trainer.distributed import rendezvous
+from dpo_trainer.rounds import phase as judge_phase
 from dpo_trainer.runtime.devices import cuda_of_torch, driver_problem, has_gpu
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.files import commit
@@ -196,12 +197,16 @@ def _check_adapter(job: DPOJob, work: WorkDir, telemetry: Telemetry, progress: C
                 telemetry.warning("AdapterBase", problem)
 
 
+def _check_driver(job: DPOJob) -> None:
+    """Every node whose driver is too old says so at once, so that no rank waits for the others or loads anything. Raises TrainerError."""
+    if job.spec.training.device != "cpu" and has_gpu(os.environ) and (problem := driver_problem(cuda_of_torch())):
+        raise TrainerError(ExitCode.DRIVER_TOO_OLD, problem)
+
+
 def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
     stop_by_exception()
     telemetry.activity("starting")
-    if job.spec.training.device != "cpu" and has_gpu(os.environ) and (problem := driver_problem(cuda_of_torch())):
-        # Every node with that driver says so at once, so that no rank waits for the others or loads anything.
-        raise TrainerError(ExitCode.DRIVER_TOO_OLD, problem)
+    _check_driver(job)
     telemetry.serve()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         say = telemetry.activity if os.environ.get("LOCAL_RANK", "0") == "0" else lambda _: None
@@ -219,29 +224,12 @@ def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Te
 def _generate(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
     stop_by_exception()
     telemetry.activity("loading torch")
+    _check_driver(job)
     telemetry.serve()
     from dpo_trainer.rounds import generate
 
     found = generate.run(job.spec, work, telemetry, generate.Share.from_environment())
     return build_termination("generate", attempt, ExitCode.OK).model_copy(update={"round": found})
-
-
-def _judge(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
-    telemetry.activity("opening the judge")
-    telemetry.serve()
-    from dpo_trainer.sources.access import from_environment
-
-    access = from_environment(job.spec.way_out)
-    access.apply(work.root / ".cache")
-    assert job.spec.iterative is not None, "read_job has checked it"
-    if job.spec.iterative.judge.type != "rewardModel":
-        import_tokenizers_alone()
-    from dpo_trainer.rounds import judge
-
-    # A judge's calls cost something: those in flight end before the phase does.
-    found = judge.run_phase(job.spec, work, telemetry, access, stop_on_request())
-    terms = {"round": found.report, "compared": found.before}
-    return build_termination("judge", attempt, ExitCode.OK).model_copy(update=terms)
 
 
 def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
@@ -314,7 +302,7 @@ def _write_report(work: WorkDir, telemetry: Telemetry, job: DPOJob) -> None:
 _PHASES: dict[names.Phase, Callable[[DPOJob, WorkDir, Telemetry, int], Termination]] = {
     "prepare": _prepare,
     "generate": _generate,
-    "judge": _judge,
+    "judge": judge_phase.run,
     "train": _train,
     "export": _export,
 }

@@ -123,6 +123,16 @@ class Training(ApiModel):
         le=3,
         description="What DeepSpeed partitions: 1 optimizer state, 2 and gradients, 3 and weights.",
     )
+    hierarchical_partition: StrictBool = Field(
+        default=False,
+        description="With several nodes: each node also keeps a copy of the weights, partitioned over its own GPUs, which the backward pass gathers "
+        "without the network between nodes (hpZ of ZeRO++). The numbers are the same. Takes the size of the weights, divided by gpusPerNode, of each GPU.",
+    )
+    gradient_reduction: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="Precision in which ranks send gradients to one another. bf16 halves the traffic and rounds every gradient once for each sum; the "
+        "sums over micro-batches and the master weights stay fp32.",
+    )
     offload: Literal["none", "cpu", "nvme"] = Field(
         default="none", description="Where DeepSpeed keeps optimizer state."
     )

@@ -37,6 +37,8 @@ def job_file(job: DPOJob) -> str:
 def _later_fields(spec: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, Any]]:
     """Fields that the first trainer images of this API version don't know: part of the job file, name, default. Null is left out anyway."""
     yield spec, "diagnosis", Diagnosis().model_dump(mode="json", by_alias=True)
+    yield spec["training"], "hierarchicalPartition", False
+    yield spec["training"], "gradientReduction", "fp32"
     data = spec["data"]
     yield data, "template", Template().model_dump(mode="json", by_alias=True)
     for dataset in (data["train"], *data["mixture"], *([data["eval"]] if "eval" in data else [])):

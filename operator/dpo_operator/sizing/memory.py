@@ -99,6 +99,11 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs, reference: Model
         "weights": size * total / world,
         **({"4-bit base": FOUR_BIT_BYTES * four_bit} if four_bit else {}),
         "gathered weights": size * min(total, LIVE + shape.largest_matrix) if world > 1 else 0,
+        **(
+            {"weights, the node's copy": size * total / spec.gpus_per_node}
+            if spec.training.hierarchical_partition
+            else {}
+        ),
         # They stay whole on every rank.
         **({"adapters": size * trained} if world > 1 and spec.adapter.type is not AdapterType.NONE else {}),
         **({} if offloaded else training),
@@ -144,16 +149,21 @@ def estimate(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs, reference: Model
         "master weights, before they are shared": 4 * share if shared else 0,
         "allocator": FRAGMENTED * files,
     }
-    # Files are mapped while tensors are copied: by each rank its own parts, or all by one rank, which then has a part of them.
-    alone = not four_bit and not shape.joins_experts
-    phases["loading"] = {
+    phases["loading"] = _loading(shape, spec)
+    return Memory(lasting, phases)
+
+
+def _loading(shape: ModelShape, spec: DPOJobSpec) -> dict[str, float]:
+    """Files are mapped while tensors are copied: by each rank its own parts, or all by one rank, which then has a part of them."""
+    world, size, four_bit = spec.world_size, BYTES[spec.training.precision], in_four_bits(shape, spec.adapter)
+    files, partitioned = shape.file_bytes * shape.parameters, shape.parameters - four_bit
+    by_each = not four_bit and not shape.joins_experts
+    return {
         "Python and libraries": float(CPU_RUNTIME_WHILE_LOADING),
-        "weight files": files / world if alone else files,
-        "weights": size
-        * ((shape.parameters - four_bit) * ((0 if alone else 1) + 1 / world) + (shape.largest_matrix if alone else 0))
+        "weight files": files / world if by_each else float(files),
+        "weights": size * (partitioned / world + (shape.largest_matrix if by_each else partitioned))
         + FOUR_BIT_BYTES * four_bit,
     }
-    return Memory(lasting, phases)
 
 
 def _of_reference(shape: ModelShape, spec: DPOJobSpec, pairs: Pairs, *, on_gpu: bool) -> dict[str, float]:

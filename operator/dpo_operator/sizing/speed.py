@@ -73,8 +73,7 @@ def estimate(
         body, head = body + forward_body, head + forward_head
     rate = device.rate(precision) * _slower(shape, spec)
     body_seconds, head_seconds = share * body / rate, share * head / rate
-    sent = _bytes_sent(shape, spec) * count
-    sending = receiving(sent, spec, device, node_link)
+    sending = count * _sending(shape, spec, device, node_link)
     # On GPUs weights are fetched ahead while layers compute.
     hidden = HIDDEN * (body_seconds + head_seconds) if spec.gpus_per_node else 0.0
     forward = share * sum(_forward(shape, work))
@@ -158,12 +157,17 @@ def _attention(shape: ModelShape, work: Work) -> float:
     return 4 * shape.queries * shape.layers * work.pairs * seen
 
 
-def _bytes_sent(shape: ModelShape, spec: DPOJobSpec) -> float:
-    """What each rank receives for one micro-batch: all weights for the forward pass, again for the backward pass unless they are
-    kept, and float32 gradients."""
-    sent = shape.parameters - in_four_bits(shape, spec.adapter)
-    passes = 1 if sent <= LIVE else 2
-    return passes * BYTES[spec.training.precision] * sent + 4 * trained_parameters(shape, spec.adapter)
+def _sending(shape: ModelShape, spec: DPOJobSpec, device: Device, node_link: float) -> float:
+    """Seconds of a micro-batch's messages: all weights for the forward pass, again for the backward pass unless they are kept, and
+    gradients."""
+    elements = shape.parameters - in_four_bits(shape, spec.adapter)
+    weights = BYTES[spec.training.precision] * elements
+    gradients = BYTES[spec.training.gradient_reduction] * trained_parameters(shape, spec.adapter)
+    once = receiving(weights, spec, device, node_link)
+    again = 0.0 if elements <= LIVE else once
+    if again and spec.training.hierarchical_partition:
+        again = weights * (spec.gpus_per_node - 1) / spec.gpus_per_node / device.link
+    return once + again + receiving(gradients, spec, device, node_link)
 
 
 def _update_seconds(shape: ModelShape, spec: DPOJobSpec, device: Device) -> float:

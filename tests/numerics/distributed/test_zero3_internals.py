@@ -20,7 +20,7 @@ OPTIMIZER = {
     "sub_group_to_group_id", "persistent_parameters", "loss_scale", "checkpoint_event_prologue", "checkpoint_event_epilogue",
     "_overflow_clean_up", "_reassign_or_swap_out_partitioned_parameters", "parameter_offload",
 }  # fmt: skip
-PARAMETER = {"ds_shape", "ds_numel", "ds_tensor", "ds_persist", "ds_status"}
+PARAMETER = {"ds_shape", "ds_numel", "ds_tensor", "ds_persist", "ds_status", "ds_secondary_tensor"}
 OFFLOAD = {
     "_remove_module_hooks", "setup_zero_stage3_hooks", "forward_hooks", "backward_hooks", "partition_all_parameters",
     "get_param_coordinator",

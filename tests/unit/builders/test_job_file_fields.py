@@ -66,7 +66,8 @@ def test_later_fields_are_written_where_they_are_used():
         "mixture": [{"source": "a/c", "ignoreColumns": ["system"]}],
         "template": {"keepReasoning": "none"},
     }
-    job = a_job(data=data, diagnosis={"stopOn": ["Gibberish"]})
+    training = {"hierarchicalPartition": True, "gradientReduction": "bf16"}
+    job = a_job(data=data, diagnosis={"stopOn": ["Gibberish"]}, training=training, nodes=2, gpusPerNode=2)
     written = json.loads(job_file(job))
     assert set(fields(written["spec"])) - KNOWN == {
         "data.template",
@@ -79,5 +80,7 @@ def test_later_fields_are_written_where_they_are_used():
         "diagnosis.enabled",
         "diagnosis.stopOn",
         "diagnosis.thresholds",
+        "training.hierarchicalPartition",
+        "training.gradientReduction",
     }
     assert type(job).model_validate(written).spec == job.spec

@@ -44,6 +44,11 @@ def test_ranks_with_gpus_share_everything_but_what_they_gather() -> None:
     assert many == {"optimizer's buffers": 4 * (2**24 + 152064 * 3584)}
 
 
+def test_a_copy_of_the_weights_in_each_node_is_shared_by_its_gpus() -> None:
+    spec = a_spec(nodes=2, gpusPerNode=2, training={"precision": "bf16", "hierarchicalPartition": True})
+    assert memory.estimate(small(), spec, PAIRS).lasting["weights, the node's copy"] == 2 * 1704 / 2
+
+
 def test_offloaded_state_is_the_hosts() -> None:
     spec = a_spec(gpusPerNode=2, training={"precision": "bf16", "offload": "cpu"})
     found = memory.estimate(small(), spec, PAIRS)

@@ -82,6 +82,17 @@ def test_what_is_sent_is_hidden_behind_products_until_it_is_more() -> None:
     assert slow.waiting == pytest.approx(sent - speed.HIDDEN * (slow.body + slow.head))
 
 
+def test_copies_in_nodes_and_smaller_gradients_send_less_between_nodes() -> None:
+    options = {"hierarchicalPartition": True, "gradientReduction": "bf16"}
+    job = dataclasses.replace(qwen(80, nodes=2, training=options), node_link=1e9)
+    time, parameters = job.time(), job.shape.parameters
+    # 2 bytes of every weight once and of every gradient between nodes, and every weight again from the 7 other GPUs of the node.
+    between = 4 * parameters * 15 / 16 / (8 * 1e9 * speed.NODE_SHARE)
+    inside = 2 * parameters * 7 / 8 / job.device.link
+    sent = time.micro_batches * (between + inside)
+    assert time.waiting == pytest.approx(sent - speed.HIDDEN * (time.body + time.head))
+
+
 def test_several_gpus_and_adapters_cost_more_for_each_layer() -> None:
     one, several = qwen(140, gpus=1).time(), qwen(140, gpus=8).time()
     # Kernels are started while others run; what is left is 15%.

@@ -12,6 +12,7 @@ from dpo_operator.api.reports import PushReport
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.commands.page.content import class_of
 from dpo_trainer.commands.page.html import PAGE, page
+from dpo_trainer.commands.rounds_table import chosen_leg, rounds_table
 from dpo_trainer.commands.run_log import Run, read_run
 from dpo_trainer.commands.run_picture import PICTURE, draw
 from dpo_trainer.runtime.errors import input_not_found
@@ -52,6 +53,7 @@ def report(work: WorkDir) -> None:
             f"{work.root}: expected the work folder of a run, such as runs/quickstart, found no metrics.jsonl, prepared.json or "
             "job.json in it"
         )
+    work = chosen_leg(work)
     run = read_run(work)
     console = Console(highlight=False)
     if run.train:
@@ -96,6 +98,8 @@ def write_page(run: Run, work: WorkDir, job: DPOJob | None = None) -> None:
 
 
 def _print(console: Console, run: Run, work: WorkDir) -> None:
+    if (rounds := rounds_table(work)) is not None:
+        console.print(rounds)
     console.print(_table(run))
     for name, text in _facts(run, work):
         console.print(f"{name}: {text}", markup=False, soft_wrap=True)

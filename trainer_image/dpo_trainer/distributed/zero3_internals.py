@@ -70,6 +70,12 @@ def local_partition(p: nn.Parameter) -> Tensor:
     return part
 
 
+def forget_copy_in_node(p: nn.Parameter) -> None:
+    """Drop the copy of a parameter that its node keeps (hpZ), after its partition was set; DeepSpeed makes a new one at the next gather."""
+    if getattr(p, "ds_secondary_tensor", None) is not None:
+        _attributes(p).ds_secondary_tensor = None
+
+
 def is_persistent(p: nn.Parameter) -> bool:
     """Whether DeepSpeed also keeps a full copy of the parameter on every rank."""
     return bool(_attributes(p).ds_persist)
@@ -209,3 +215,5 @@ class Zero3Internals:
         """
         for index in range(len(self._zero.fp16_groups)):
             self._zero._reassign_or_swap_out_partitioned_parameters(index)
+        for p in self._parameters:
+            forget_copy_in_node(p)

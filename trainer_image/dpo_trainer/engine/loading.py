@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dpo_trainer.checkpoint.slices import partition
-from dpo_trainer.distributed.zero3_internals import local_partition, reporting_loads, whole_shape
+from dpo_trainer.distributed.zero3_internals import forget_copy_in_node, local_partition, reporting_loads, whole_shape
 from dpo_trainer.model.weight_files import WeightFiles, stored_buffers
 
 # The function of transformers.modeling_utils that fills a partitioned model, and what it is called with.
@@ -89,6 +89,7 @@ def fill_partition(parameter: nn.Parameter, whole: Tensor) -> None:
     part = slice_of(whole, dist.get_rank(), dist.get_world_size())
     with torch.no_grad():
         local_partition(parameter)[: part.numel()].copy_(part)
+    forget_copy_in_node(parameter)
 
 
 def slice_of(whole: Tensor, rank: int, world_size: int) -> Tensor:

@@ -44,7 +44,7 @@ def zero_config(spec: DPOJobSpec, widths: Widths, device: torch.device, *, world
     overlaps, one matrix of about hidden² elements.
     Parameters smaller than ten vectors (norms, biases) stay whole on every rank, and with adapters those that are no larger than the
     largest adapter matrix: to gather it for each use would take longer than to use it.
-    Gradients are summed and kept in fp32, master weights too, whatever the precision of the model.
+    Gradients are kept in fp32 whatever the precision of the model, and sent so unless the job says otherwise; master weights are fp32.
     """
     matrix = widths.hidden * widths.hidden
     on_gpu = device.type == "cuda"
@@ -59,7 +59,7 @@ def zero_config(spec: DPOJobSpec, widths: Widths, device: torch.device, *, world
         "bf16": {"enabled": spec.training.precision == "bf16"},
         # A fixed scale for DeepSpeed; loss_scale.py adjusts it.
         "fp16": {"enabled": spec.training.precision == "fp16", "loss_scale": LossScale().factor},
-        "communication_data_type": "fp32",
+        "communication_data_type": spec.training.gradient_reduction,
         "data_types": {"grad_accum_dtype": "fp32"},
         "zero_allow_untested_optimizer": True,
         # torch's own AdamW also supports offloaded state; DeepSpeed's would have to be compiled.
@@ -74,6 +74,8 @@ def zero_config(spec: DPOJobSpec, widths: Widths, device: torch.device, *, world
             "stage3_param_persistence_threshold": sys.maxsize if world_size == 1 else persistent,
             "stage3_gather_16bit_weights_on_model_save": False,
             **({"offload_optimizer": offload} if offload else {}),
+            # hpZ of ZeRO++ (Wang et al. 2023, 2306.10209).
+            **({"zero_hpz_partition_size": spec.gpus_per_node} if spec.training.hierarchical_partition else {}),
         },
         "steps_per_print": None,
     }

@@ -7,7 +7,7 @@ from dpo_operator.api.iterative import Iterative
 # Settings of spec.training that change speed, memory or the log, and not the result.
 NEUTRAL_TRAINING = frozenset(
     {
-        "microBatchTokens", "microBatchSize", "packing", "logitsChunkMiB", "gradientCheckpointing", "zeroStage", "offload",
+        "microBatchTokens", "microBatchSize", "packing", "logitsChunkMiB", "gradientCheckpointing", "zeroStage", "hierarchicalPartition", "offload",
         "device", "logEverySteps", "nonFinite",
     }
 )  # fmt: skip

@@ -190,6 +190,18 @@ SPEC_RULES: tuple[Rule, ...] = (
         "adamw-8bit needs a GPU: gpusPerNode of at least 1, and training.device other than cpu",
     ),
     Rule(
+        "training.hierarchicalPartition",
+        "!self.training.hierarchicalPartition || (self.nodes > 1 && self.gpusPerNode > 1)",
+        lambda s: not s.training.hierarchical_partition or (s.nodes > 1 and s.gpus_per_node > 1),
+        "needs nodes and gpusPerNode of at least 2: a copy of the weights in each node saves traffic between nodes",
+    ),
+    Rule(
+        "training.gradientReduction",
+        "self.training.gradientReduction != 'bf16' || self.training.precision == 'bf16'",
+        lambda s: s.training.gradient_reduction != "bf16" or s.training.precision == "bf16",
+        "bf16 needs precision bf16: in fp16 and fp32 gradients would lose more than they were computed with",
+    ),
+    Rule(
         "adapter.type",
         "self.adapter.type != 'none' || ("
         f"self.adapter.rank == {_NO_ADAPTER.rank} && self.adapter.alpha == {float(_NO_ADAPTER.alpha)} && "

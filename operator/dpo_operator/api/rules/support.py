@@ -12,7 +12,9 @@ def unsupported(spec: DPOJobSpec) -> list[str]:
             "spec.adapter.dora: not implemented with qlora, whose weights are in 4 bits; leave it out, or use lora"
         )
     if spec.training.zero_stage != 3:
-        problems.append(f"spec.training.zeroStage: {spec.training.zero_stage} is not implemented yet; use 3")
+        problems.append(
+            f"spec.training.zeroStage: {spec.training.zero_stage} is not implemented, because checkpoints have ZeRO-3's layout; use 3"
+        )
     if spec.training.offload == "nvme":
         problems.append("spec.training.offload: nvme is not implemented yet; use cpu or none")
     has_gpu = spec.gpus_per_node > 0 and spec.training.device != "cpu"
