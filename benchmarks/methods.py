@@ -79,6 +79,7 @@ ROWS = (
     Row("orpo", {"name": "orpo"}),
     Row("orpo-no-nll", {"name": "orpo", "nllWeight": 0.0}),
     Row("simpo", {"name": "simpo"}),
+    Row("reward-model", {"name": "reward-model"}),
     Row("dpo+ipo", {"name": "dpo", "plus": [{"name": "ipo", "weight": 0.1}]}),
     Row("dpo-lora", {"name": "dpo"}, adapter=LORA),
 )

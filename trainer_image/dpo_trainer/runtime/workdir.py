@@ -29,7 +29,7 @@ class WorkDir:
 
     def round(self, number: int) -> "WorkDir":
         """The leg of a round, counted from 1; for 0 the job itself."""
-        return replace(self, leg=f"rounds/{number:04d}" if number else "")
+        return replace(self, leg=names.round_folder(number))
 
     @property
     def number(self) -> int:
