@@ -9,6 +9,7 @@ import ast
 import os
 import re
 import shlex
+import signal
 import stat
 import subprocess
 import sys
@@ -19,9 +20,11 @@ from pathlib import Path
 import pytest
 import typer
 
+from tests import tied
 from tests.cluster.rig.__main__ import app
 from tests.cluster.rig.layout import CHECKOUT, STATE_VARIABLE
 from tests.cluster.rig.packages import CLUSTER, COMPILER, CONTROL_PLANE
+from tests.run_tiers import end
 
 pytestmark = pytest.mark.unit
 
@@ -236,3 +239,15 @@ def test_tests_and_benchmarks_start_processes_that_end_with_them():
             if "subprocess.Popen(" in file.read_text().replace('"subprocess.Popen("', ""):
                 found.add(str(file.relative_to(CHECKOUT)))
     assert found == own
+
+
+def test_a_tier_that_takes_no_notice_of_the_signal_is_killed():
+    deaf = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    )
+    process = tied.popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"ready\n"
+    process.terminate()
+    end(process, 0.2)
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL
