@@ -115,7 +115,9 @@ def test_rounds_may_grow_and_nothing_else_of_them(dpojobs: Requests) -> None:
     ):  # fmt: skip
         answer = dpojobs.merge("rounds", {"spec": {"iterative": change}})
         assert answer.accepted == accepted, (change, answer.message)
-        assert accepted or validations.IMMUTABLE_MESSAGE in answer.message or crd.ROUNDS_MESSAGE in answer.message
+        assert (
+            accepted or validations.IMMUTABLE_MESSAGE in answer.message or validations.ROUNDS_MESSAGE in answer.message
+        )
     dpojobs.delete("rounds")
     assert dpojobs.create(a_job("rounds")).accepted
     answer = dpojobs.merge("rounds", {"spec": {"iterative": ROUNDS}})

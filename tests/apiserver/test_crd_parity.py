@@ -138,6 +138,10 @@ def data_and_tracking() -> Iterator[dict[str, Any]]:
         yield {"tracking": {"wandb": {"project": "p", "mode": mode, "apiKeySecretRef": key}}}
     for optimizer, device, gpus in itertools.product(("adamw", "adamw-8bit"), ("auto", "cuda", "cpu"), (0, 1)):
         yield {"training": {"optimizer": optimizer, "device": device}, "gpusPerNode": gpus}
+    for nodes, gpus in itertools.product((1, 2), (1, 2)):
+        yield {"training": {"hierarchicalPartition": True}, "nodes": nodes, "gpusPerNode": gpus}
+    for precision, reduction in itertools.product(("bf16", "fp32"), (None, "bf16", "fp32")):
+        yield {"training": {"precision": precision, "gradientReduction": reduction}}
 
 
 def placement() -> Iterator[dict[str, Any]]:

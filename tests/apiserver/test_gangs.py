@@ -174,7 +174,7 @@ def test_a_gang_that_may_not_begin_keeps_nobody_waiting(
         kubelets.add("gpu-1")
         kubelets.add("gpu-2")
         hands.apply("barred", **ONE_GPU)
-        wait_until("reason", lambda: hands.condition("barred", "Running") == ("False", "AdmissionDenied"), 60)
+        wait_until("reason", lambda: hands.condition("barred", "Running") == ("False", "AdmissionDenied"), 120)
         assert "not today" in hands.status("barred")["message"]
         hands.apply("free", **ONE_GPU)
         complete(hands, "free")

@@ -101,7 +101,7 @@ def test_whole_life(hands: Hands, alive: OperatorProcess) -> None:
     status = job["status"]
     assert "finalizers" not in job["metadata"]
     assert "annotations" not in job["metadata"]
-    assert status["attempts"] == {"prepare": 1, "train": 1, "export": 1}
+    assert status["attempts"] == {"prepare": 1, "generate": 0, "judge": 0, "train": 1, "export": 1}
     assert (status["restarts"], status["dataset"]["trainPairs"], status["export"]["path"]) == (0, 90, "export")
     assert status["finalMetrics"]["loss"] == "0.3100"
     assert hands.condition("life", "Complete") == ("True", "Exported")

@@ -137,8 +137,8 @@ def hub_repository(address: str) -> str | None:
 
 def url_port(url: str) -> int | None:
     """Port that an http or https URL names or implies; None for one that is no port."""
-    found = urlsplit(url)
     try:
+        found = urlsplit(url)
         return found.port or (443 if found.scheme == "https" else 80)
     except ValueError:
         return None

@@ -23,10 +23,12 @@ FIRST = Step("prepare")
 LAST = Step("export")
 
 
-def following(spec: DPOJobSpec, done: Step, end: RoundsEnd = "") -> Step | None:
+def following(spec: DPOJobSpec, done: Step, end: RoundsEnd = "", *, asked: bool = True) -> Step | None:
     """What follows a step that succeeded; None at the end of the job.
 
     end: why no further round is trained, as the report of this round says. With BudgetSpent this round is trained still, on what was judged.
+    asked: whether a judge found answers to train on. Without them a round that is to be trained generates first: it began as the comparison after
+    the last round, and rounds was raised meanwhile.
     """
     if done == LAST:
         return None
@@ -41,7 +43,7 @@ def following(spec: DPOJobSpec, done: Step, end: RoundsEnd = "") -> Step | None:
         case "judge":
             # The judge after the last round only compares.
             ends = end not in ("", "BudgetSpent") or done.round > rounds
-            return LAST if ends else Step("train", done.round)
+            return LAST if ends else Step("train" if asked else "generate", done.round)
         case "train":
             return Step("export", done.round)
         case "export":

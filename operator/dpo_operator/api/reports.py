@@ -122,7 +122,7 @@ class VolumeReport(_Report):
 
 
 # Why no further round is trained: too few pairs, a policy worse than the one before, or a judge's budget that is spent.
-RoundsEnd = Literal["", "Saturated", "RoundsWorse", "BudgetSpent"]
+RoundsEnd = Literal["", "Saturated", "RoundsWorse", "BudgetSpent", "NoPrompts"]
 
 
 class RoundReport(_Report):

@@ -71,6 +71,7 @@ class Restart(StatusModel):
     time: Time = Field(description="When the restart was decided.")
     phase: Phase = Field(description="Phase that was running.")
     attempt: int = Field(ge=0, description="Attempt that ended.")
+    round: int | None = Field(default=None, ge=1, description="Round that it was of; absent in jobs without rounds.")
     reason: str = Field(description="CamelCase reason.")
     counting: Counting = Field(
         description="Counted: counts against failurePolicy.maxRestarts. Uncounted: does not, because the job did not cause the failure or "

@@ -101,7 +101,7 @@ class LocalRun:
         while code == ExitCode.OK and step is not None:
             code = self._run_step(step)
             if code == ExitCode.OK:
-                step = following(self.job.spec, step, self._end_of(step))
+                step = following(self.job.spec, step, self._end_of(step), asked=self._is_asked(step))
         return code
 
     def _prepare(self, *, mirror: bool) -> int:
@@ -121,11 +121,20 @@ class LocalRun:
 
     def _end_of(self, step: Step) -> RoundsEnd:
         """Why no further round is trained, as the report of a round says after its judge."""
+        found = self._report_of(step)
+        return found.ended if found is not None else ""
+
+    def _is_asked(self, step: Step) -> bool:
+        """Whether the judge of a round found answers to train on."""
+        found = self._report_of(step)
+        return found is None or found.prompts > 0
+
+    def _report_of(self, step: Step) -> RoundReport | None:
         if not step.round or step.phase not in ("judge", "export"):
-            return ""
+            return None
         path = self.work / names.round_folder(step.round) / "round.json"
         try:
-            return RoundReport.model_validate_json(path.read_bytes()).ended
+            return RoundReport.model_validate_json(path.read_bytes())
         except ValueError as error:
             raise LocalRunError(f"{path} is not the report of a round; judge that round again without it") from error
 

@@ -27,7 +27,7 @@ _FAMILIES: tuple[
     (
         GaugeMetricFamily,
         "dpojob_trained_tokens",
-        "Tokens of prompts and answers that a job was trained on; each step counts once.",
+        "Tokens of prompts and answers that a job, or its newest round, was trained on; each step counts once.",
         lambda s: s.progress.tokens if s.progress is not None else None,
     ),
 )

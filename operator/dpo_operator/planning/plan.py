@@ -94,7 +94,8 @@ def plan(job: DPOJob, status: DPOJobStatus, seen: Observed, now: datetime, setti
     decision = mirroring.with_mirror(decision, job, seen, at, settings.image)
     decision = decision.within(_next_deadline(job, decision.status, at))
     settled = transitions.settled(decision.status, at, status)
-    settled = usage.with_usage(settled, resizing.as_running(job, status, seen), status, at.now)
+    pods = seen.pods_of(settled.phase, settled.attempt)
+    settled = usage.with_usage(settled, resizing.as_running(job, status, seen), status, at.now, pods)
     return replace(decision, status=settled, events=(*found, *decision.events))
 
 

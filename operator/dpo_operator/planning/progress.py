@@ -76,8 +76,8 @@ def with_reading(status: DPOJobStatus, read: Progress | None, now: datetime, *, 
     if read is None or (read.phase, read.attempt) != (status.phase, status.attempt):
         return status
     new, old = progress_status(read, now), status.progress
-    if status.phase == "export" and old is not None:
-        # Keep the training numbers during export and after completion.
+    if status.phase in ("generate", "judge", "export") and old is not None:
+        # Keep the numbers of the training before, and after completion.
         new = old.model_copy(
             update={
                 "attempt": new.attempt,

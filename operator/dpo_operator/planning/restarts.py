@@ -106,6 +106,7 @@ def _unattributed_limit_message(status: DPOJobStatus, failure: Failure) -> str:
         for r in status.restart_history[-MAX_UNATTRIBUTED:]
         if r.phase == status.phase
         and r.reason in reasons
+        and r.round == (status.round or None)
         and r.step >= furthest
         and (retried is None or r.time >= retried.last_transition_time)
     ]
@@ -163,6 +164,7 @@ def _next_attempt(
         time=at.now,
         phase=status.phase,
         attempt=status.attempt,
+        round=status.round or None,
         reason=reason,
         counting=counting,
         step=step if status.phase == "train" else 0,

@@ -14,6 +14,7 @@ ENDS: dict[RoundsEnd, str] = {
     "Saturated": "the answers of round {round} gave too few pairs (iterative.pairs.minPairs)",
     "RoundsWorse": "the policy of round {before} is worse than the one before it, which is exported",
     "BudgetSpent": "iterative.judge.budget is spent",
+    "NoPrompts": "no prompts are left for round {round} (iterative.promptsPerRound, iterative.reusePrompts)",
 }
 
 
@@ -40,6 +41,12 @@ def with_reports(spec: DPOJobSpec, status: DPOJobStatus, termination: Terminatio
 def current(status: DPOJobStatus) -> RoundStatus | None:
     """Figures of the current round; None before its judge has reported them."""
     return next((each for each in status.rounds if each.round == status.round), None)
+
+
+def is_asked(status: DPOJobStatus) -> bool:
+    """Whether the current round has answers to train on; not when it began as the comparison after the last one, and rounds was raised since."""
+    found = current(status)
+    return found is None or found.prompts > 0
 
 
 def end_of(status: DPOJobStatus) -> RoundsEnd:

@@ -8,8 +8,9 @@ from dpo_operator.api.reports import Termination
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
-from dpo_operator.planning import progress, recorded, rounds, transitions
+from dpo_operator.planning import failures, progress, recorded, restarts, rounds, transitions
 from dpo_operator.planning.actions import Event, Plan
+from dpo_operator.planning.failures import Failure
 from dpo_operator.planning.fit import predicted_not_to_fit
 from dpo_operator.planning.objects import ChildPod
 from dpo_operator.planning.transitions import Moment
@@ -20,9 +21,13 @@ def succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Mom
     assert status.phase is not None
     done = Step(status.phase, status.round)
     termination = next((p.exit.termination for p in pods if p.succeeded and p.index == 0 and p.exit), None)
+    if status.phase == "judge" and not _says_its_round(status, termination):
+        # Whether and how the rounds go on is in its report alone. What was judged is on the volume, so that judging again costs little.
+        lost = Failure(failures.POD_DELETED, "counted", "The judge ended well, and its report is lost")
+        return restarts.after_failure(status, lost, job.spec.failure_policy, at)
     status = progress.with_termination(status, termination, at.now)
     status = rounds.with_reports(job.spec, status, termination)
-    step = following(job.spec, done, rounds.end_of(status))
+    step = following(job.spec, done, rounds.end_of(status), asked=rounds.is_asked(status))
     if step is None:
         status = transitions.completed(status, at, rounds.why_ended(status))
         return Plan(status, events=(Event("Normal", c.COMPLETE, status.message),), requeue_after=0)
@@ -36,6 +41,13 @@ def succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Mom
         then = f"The model is copied to {job.spec.export.push.to} when its export was verified."
         status = transitions.mark(status, at, c.PUSHED, False, c.PUSH_PENDING, then)
     return Plan(status, events=events, requeue_after=0)
+
+
+def _says_its_round(status: DPOJobStatus, termination: Termination | None) -> bool:
+    """Whether a termination message is this attempt's and has the report of a round."""
+    if termination is None or termination.round is None:
+        return False
+    return (termination.phase, termination.attempt) == (status.phase, status.attempt)
 
 
 def _events(

@@ -1,5 +1,6 @@
 """Rounds on fresh answers: which phase follows, what is kept of each round, and what a failure costs."""
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -9,12 +10,15 @@ from hypothesis import strategies as st
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
 from dpo_operator.api.reports import CheckpointRecord
-from dpo_operator.api.status import DPOJobStatus, State
+from dpo_operator.api.status import DPOJobStatus, Restart, State
 from dpo_operator.api.statusparts.rounds import RoundStatus
 from dpo_operator.planning.actions import Plan
+from dpo_operator.planning.objects import ChildPod
 from tests.unit.planning.build import (
+    NOON,
     a_child,
     a_job,
+    a_pod,
     a_reading,
     a_status,
     a_view,
@@ -134,6 +138,7 @@ def test_a_round_ends_with_one_recorded_checkpoint() -> None:
     judged = succeeded(
         decision.status.model_copy(update={"phase": "judge", "attempts": decision.status.attempts.next("judge")}),
         rounds(3),
+        round={"round": 3, "prompts": 8},
     )
     assert (judged.status.phase, judged.status.furthest_step, judged.status.progress) == ("train", 0, None)
 
@@ -189,3 +194,37 @@ def test_a_job_of_another_size_generates_again_in_its_size() -> None:
     decision = decide(in_round("generate"), a_view(child), rounds())
     assert (decision.status.phase, decision.status.attempts.generate) == ("generate", 3)
     assert "Generation resumes in size 2x1" in decision.status.message
+
+
+@pytest.mark.parametrize("said", [{}, {"round": None}])
+def test_a_judge_whose_report_is_lost_judges_again(said: dict[str, Any]) -> None:
+    decision = succeeded(in_round("judge"), rounds(3), **said)
+    assert (decision.status.phase, decision.status.round, decision.status.attempts.judge) == ("judge", 2, 3)
+    assert decision.status.restarts == 1
+
+
+def test_restarts_of_an_earlier_round_do_not_count_as_no_progress() -> None:
+    at = NOON - timedelta(hours=1)
+    before = [
+        Restart(time=at, phase="train", attempt=n, round=1, reason="NodeRestarted", counting="Uncounted", step=5)
+        for n in range(1, 11)
+    ]
+    status = in_round("train", attempt=11, restart_history=before)
+    lost = [a_pod(0, attempt=11), ended(1, 255, attempt=11, reason="Unknown")]
+    assert decide(status, a_view(a_child(attempt=11), *lost), rounds(3)).status.state is not State.FAILED
+    here = [restart.model_copy(update={"round": 2}) for restart in before]
+    status = in_round("train", attempt=11, restart_history=here)
+    assert decide(status, a_view(a_child(attempt=11), *lost), rounds(3)).status.state is State.FAILED
+
+
+def test_generators_use_gpus_as_long_as_each_runs() -> None:
+    def look(seconds: int, status: DPOJobStatus, *pods: ChildPod) -> DPOJobStatus:
+        view = a_view(a_child("generate", 2), *pods)
+        return decide(status, view, rounds(3), now=NOON + timedelta(seconds=seconds)).status
+
+    first, second = a_pod(0, "generate", 2), a_pod(1, "generate", 2)
+    one = look(0, in_round("generate"), first, a_pod(1, "generate", 2, pod_phase="Pending", ready=False))
+    both = look(10, one, first, second)
+    assert (both.usage.gpu_seconds, both.usage.gpus) == (10, 2)
+    left = look(30, both, first, ended(1, 0, phase="generate", attempt=2))
+    assert (left.usage.gpu_seconds, left.usage.gpus) == (50, 1)

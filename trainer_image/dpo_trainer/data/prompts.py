@@ -9,6 +9,7 @@ meta.json     counts and the digest, written last
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dpo_trainer.data.dataset import TokenIds
-from dpo_trainer.runtime.errors import bad_dataset, invalid_configuration, volume_error
+from dpo_trainer.runtime.errors import bad_dataset, volume_error
 from dpo_trainer.runtime.files import commit
 
 Numbers = npt.NDArray[np.int64]
@@ -61,7 +62,8 @@ class Shares:
                 f"spec.iterative: expected {wanted} prompts for each of {self.rounds} rounds and {self.compared} for the win rates (winRate.prompts), found "
                 f"{prompts} different ones that fit; give more prompts, lower promptsPerRound, rounds or winRate.prompts, or set reusePrompts"
             )
-        return wanted
+        # No prompt twice in one round: its answers would be the same, because their random numbers are.
+        return min(wanted, left)
 
 
 class PromptSet:
@@ -107,15 +109,12 @@ class PromptSet:
     def of_round(self, number: int, *, reuse: bool) -> Numbers:
         """Numbers of the prompts of a round, counted from 1: other ones in each, but where they are used again.
 
-        Raises TrainerError INVALID_CONFIGURATION when none are left for it.
+        Empty when too few are left for it, because more rounds were asked for since prepare.
         """
         pool = self._order[self._compared :]
         start, stop = (number - 1) * self.per_round, number * self.per_round
         if stop > len(pool) and not reuse:
-            raise invalid_configuration(
-                f"spec.iterative.rounds: round {number} needs prompts {start} to {stop} of those that were prepared, found {len(pool)}; set "
-                "reusePrompts, or run fewer rounds"
-            )
+            return pool[:0]
         return pool[np.arange(start, stop) % len(pool)]
 
     def ids(self, prompt: int) -> TokenIds:
@@ -148,6 +147,8 @@ class PromptSet:
         for name, values in arrays.items():
             with (folder / name).open("wb") as file:
                 np.save(file, values, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
         commit(folder / "texts.jsonl", self._texts)
         counts = {"prompts": len(self), "compared": self._compared, "per_round": self.per_round, "digest": self.digest}
         commit(meta, json.dumps(counts).encode())

@@ -11,7 +11,7 @@ from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.trust import Trust
 from dpo_trainer.export import phase
 from dpo_trainer.rounds import record
-from dpo_trainer.runtime.errors import input_not_found
+from dpo_trainer.runtime.errors import input_not_found, volume_error
 from dpo_trainer.runtime.files import remove, sha256
 from dpo_trainer.runtime.workdir import WorkDir
 
@@ -36,10 +36,18 @@ def run(job: DPOJob, work: WorkDir, *, progress: Progress, trust: Trust | None =
     leg = work.round(number)
     progress(f"exporting round {number}: {why}")
     if job.spec.export.merge and job.spec.adapter.type is not AdapterType.NONE:
+        # The operator keeps the record of the newest round alone. Of an earlier one the export that the next round trained on is believed, too.
+        newest = max(each for each in work.rounds if work.round(each).export.is_dir())
+        trust = trust if number == newest else None
         return phase.run(job, leg, progress=progress, trust=trust, target=work.export), number
     if not (leg.export / phase.PROVENANCE).is_file():
         raise input_not_found(
             f"{leg.export}: expected the export of round {number}, found none; export that round first"
+        )
+    if not _is_same(leg.export, leg.export):
+        raise volume_error(
+            f"{leg.export}: a file is not the one that was exported, by the digests in {phase.PROVENANCE}; something changed the volume. "
+            f"Delete that folder, and run the job again to export round {number} anew"
         )
     if not _is_same(leg.export, work.export):
         temporary = work.export.with_name(f".{work.export.name}.tmp")

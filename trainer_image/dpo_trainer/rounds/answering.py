@@ -112,10 +112,11 @@ def answer_logps(
     batch: int,
     alive: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Log-probs of answers under a model: float64 [answers], nats. batch: answers of one pass."""
+    """Log-probs of answers under a model: float64 [answers], nats. batch: answers of one pass; halved when memory runs out."""
     found = np.zeros(len(answers))
     order = sorted(range(len(answers)), key=lambda i: len(prompts[i]) + len(answers[i]))
-    for start in range(0, len(order), batch):
+    start = 0
+    while start < len(order):
         some = order[start : start + batch]
         rows = [np.concatenate([prompts[i], answers[i]]).astype(np.int64) for i in some]
         # Padded on the right: an answer's token never looks ahead to the padding.
@@ -123,11 +124,20 @@ def answer_logps(
         for row, tokens in enumerate(rows):
             ids[row, : len(tokens)] = torch.from_numpy(tokens)
         ids = ids.to(device)
-        with torch.no_grad():
-            logits = model(input_ids=ids, use_cache=False).logits
-        for row, i in enumerate(some):
-            first, last = len(prompts[i]), len(rows[row])
-            predicted = logits[row, first - 1 : last - 1].float().log_softmax(-1)
-            found[i] = predicted.gather(1, ids[row, first:last, None]).double().sum().item()
+        try:
+            with torch.no_grad():
+                logits = model(input_ids=ids, use_cache=False).logits
+            for row, i in enumerate(some):
+                first, last = len(prompts[i]), len(rows[row])
+                predicted = logits[row, first - 1 : last - 1].float().log_softmax(-1)
+                found[i] = predicted.gather(1, ids[row, first:last, None]).double().sum().item()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or len(some) == 1:
+                raise
+            batch = max(1, len(some) // 2)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+            continue
+        start += len(some)
         alive()
     return found

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dpo_trainer.data.prompts import PromptSet
-from dpo_trainer.judging import Judge, Question
+from dpo_trainer.judging import Judge, Judged, Question
 from dpo_trainer.rounds.units import Answer, Unit
 from dpo_trainer.rounds.winrates import WinRate, win_rate
 
@@ -75,13 +75,19 @@ def compare(
                 open_questions[key] = Question(prompt.prompt, texts, (len(ours.ids), len(theirs.ids)), prompt.expected)
         judged = judge.judge(list(open_questions.values()), alive)
         for key, one in zip(open_questions, judged, strict=True):
-            known[key] = None if one.problem else {0: 1.0, 1: 0.0, None: 0.5}[one.best]
+            known[key] = _outcome(one)
         for row, ours, theirs in zip(rows, answers, before, strict=True):
             outcome = 0.5 if np.array_equal(ours.ids, theirs.ids) else known[_key(row, theirs)]
             lines.append(
                 {"row": row, "against": against, "outcome": outcome, "tokens": [len(ours.ids), len(theirs.ids)]}
             )
     return Comparison.of(lines)
+
+
+def _outcome(judged: Judged) -> float | None:
+    """1 where the first of two answers is better, 0.5 for a tie; None where one of them could not be judged."""
+    unknown = judged.scores is not None and None in judged.scores
+    return None if judged.problem or unknown else {0: 1.0, 1: 0.0, None: 0.5}[judged.best]
 
 
 def _flat(units: Sequence[Unit]) -> list[Answer]:

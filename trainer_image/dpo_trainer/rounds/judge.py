@@ -107,16 +107,25 @@ class _Judging:
     def run(self) -> Verdict:
         tasks = tasks_of(self._spec, self._work, self._prompts, self._number)
         # Before any question is asked: what is missing shows at once.
-        training, compared = ([made(task) for task in some] for some in (tasks.training, tasks.compared))
+        asked = self._asked(tasks)
+        training, compared = ([made(task) for task in some] for some in (asked, tasks.compared))
         figures: dict[str, Any] = answered(training) | self._divergence(tasks, compared)
         before, comparison = self._compared(compared)
         if before is not None and comparison is not None and self._is_worse(comparison):
             report = RoundReport(round=self._number, **figures, ended="RoundsWorse")
             before = before.model_copy(update={"ended": "RoundsWorse"})
             return self._end(report, before, self._number - 2, comparison.worse_words(self._number - 1))
-        if not tasks.training:
-            return self._written(RoundReport(round=self._number, **figures), before)
-        return self._train_on(tasks.training, training, figures, before)
+        if not asked:
+            spent = self._number <= self._rounds.rounds and not tasks.training
+            ended: dict[str, Any] = {"ended": "NoPrompts"} if spent else {}
+            return self._written(RoundReport(round=self._number, **figures, **ended), before)
+        return self._train_on(asked, training, figures, before)
+
+    def _asked(self, tasks: Tasks) -> tuple[Task, ...]:
+        """The units to train on; none where this round was generated as the comparison after the last one, and rounds was raised since."""
+        if self._number > 1 and not any(task.path.exists() for task in tasks.training):
+            return ()
+        return tasks.training
 
     def _train_on(
         self, tasks: Sequence[Task], units: Sequence[Unit], figures: dict[str, Any], before: RoundReport | None
@@ -241,6 +250,9 @@ class _Judging:
 
     def _written(self, report: RoundReport, before: RoundReport | None) -> Verdict:
         """Commit the reports: the round before's with its win rates, and last this one's."""
+        if report.ended not in ("Saturated", "RoundsWorse"):
+            # An earlier judge may have ended the rounds here, under other settings.
+            record.choose_last(self._work)
         if before is not None:
             record.write_report(self._work.round(before.round), before)
         record.write_report(self._work, report)

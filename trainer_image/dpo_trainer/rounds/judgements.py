@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dpo_operator.api.iterative import Judge as JudgeSettings
-from dpo_trainer.judging import Judged, Tally
+from dpo_trainer.judging import BUDGET_SPENT, Judged, Tally
 from dpo_trainer.rounds.comparing import Comparison
 from dpo_trainer.rounds.units import Task, Unit
 from dpo_trainer.runtime.files import commit
@@ -35,7 +35,9 @@ class Judgements:
         lines = self._lines(self._path(task), self._key(unit.digest))
         if lines is None or [line.get("row") for line in lines] != unit.rows.tolist():
             return None
-        return [_judged(line) for line in lines]
+        judged = [_judged(line) for line in lines]
+        # The budget may have been raised; what was paid for is in the journal.
+        return None if any(one.problem == BUDGET_SPENT for one in judged) else judged
 
     def write(self, task: Task, unit: Unit, judged: Sequence[Judged]) -> None:
         """Commit the judgements of a unit. Raises OSError."""

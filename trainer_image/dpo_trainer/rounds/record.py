@@ -4,7 +4,7 @@ import json
 
 from dpo_operator.api.reports import RoundReport
 from dpo_trainer.runtime.errors import input_not_found, volume_error
-from dpo_trainer.runtime.files import commit
+from dpo_trainer.runtime.files import commit, sync_folder
 from dpo_trainer.runtime.workdir import WorkDir
 
 
@@ -27,6 +27,13 @@ def read_report(work: WorkDir) -> RoundReport:
 def choose(work: WorkDir, number: int, why: str) -> None:
     """Commit which round is exported, where it is not the last one. why: for people. Raises OSError."""
     commit(work.chosen, json.dumps({"round": number, "why": why}).encode())
+
+
+def choose_last(work: WorkDir) -> None:
+    """Forget a choice: the last round is exported. Raises OSError."""
+    if work.chosen.is_file():
+        work.chosen.unlink()
+        sync_folder(work.chosen.parent)
 
 
 def chosen(work: WorkDir) -> tuple[int, str]:

@@ -11,7 +11,7 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.data.prompts import PromptSet
-from dpo_trainer.judging import Judge, Judged, Question, open_judge
+from dpo_trainer.judging import Judge, Judged, Question, Spent, open_judge
 from dpo_trainer.prepare import phase as prepare
 from dpo_trainer.prepare.inputs import Inputs
 from dpo_trainer.rounds import record
@@ -267,3 +267,66 @@ class _Comparing(_Counting):
     def judge(self, questions: list[Question], alive: Any) -> list[Judged]:
         assert all(len(question.answers) == 2 for question in questions)
         return super().judge(questions, alive)
+
+
+def more_rounds(rounds: Rounds, number: int) -> None:
+    """As if spec.iterative.rounds had been raised since prepare."""
+    assert rounds.spec.iterative is not None
+    raised = rounds.spec.iterative.model_copy(update={"rounds": number})
+    rounds.spec = rounds.spec.model_copy(update={"iterative": raised})
+
+
+def test_rounds_end_where_no_prompts_are_left(tmp_path: Path):
+    rounds = Rounds(tmp_path, rounds=1, promptsPerRound=20)
+    rounds.answer(1, compared=9)
+    rounds.judge(1)
+    more_rounds(rounds, 3)
+    rounds.answer(2, compared=5)
+    verdict = rounds.judge(2)
+    assert (verdict.report.ended, verdict.report.prompts) == ("NoPrompts", 0)
+    assert record.chosen(rounds.work) == (1, "the last round")
+
+
+def test_a_comparison_stays_one_when_rounds_are_raised_meanwhile(tmp_path: Path):
+    rounds = Rounds(tmp_path, rounds=1)
+    rounds.answer(1, compared=9)
+    rounds.judge(1)
+    rounds.answer(2, compared=5)
+    more_rounds(rounds, 2)
+    verdict = rounds.judge(2)
+    assert (verdict.report.ended, verdict.report.prompts) == ("", 0)
+    # Its answers are made afterwards, and then it is a round as any.
+    rounds.answer(2, compared=5)
+    assert rounds.judge(2).report.pairs == 10
+
+
+def test_a_round_that_is_trained_after_all_takes_the_choice_back(rounds: Rounds):
+    rounds.answer(1)
+    rounds.judge(1)
+    rounds.answer(2, lengths=(5, 5, 5, 5))
+    assert rounds.judge(2).report.ended == "Saturated"
+    rounds.answer(2)
+    assert rounds.judge(2).report.ended == ""
+    assert not rounds.work.chosen.exists()
+
+
+def test_an_answer_that_can_not_be_judged_wins_no_comparison(rounds: Rounds):
+    rounds.answer(1, compared=9)
+    rounds.judge(1)
+    rounds.answer(2, compared=5)
+    verdict = rounds.judge(2, _Speechless())
+    assert verdict.before is not None
+    assert verdict.before.win_rate_previous is None
+
+
+class _Speechless:
+    """A judge that can score the second answer alone."""
+
+    scores, exhausted = True, False
+    spent = Spent(0, 0)
+
+    def judge(self, questions: Any, alive: Any) -> list[Judged]:
+        return [Judged(scores=(None, *range(1, len(q.answers))), best=None, worst=None) for q in questions]
+
+    def close(self) -> None:
+        pass

@@ -17,6 +17,7 @@ from typing import Any
 
 from dpo_trainer.judging.contract import Spent
 from dpo_trainer.judging.endpoint.verdicts import Verdict
+from dpo_trainer.runtime.files import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ class Journal:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        # A file whose folder was not flushed is gone after a power cut, and with it what was paid for.
+        sync_folder(path.parent)
+        sync_folder(path.parent.parent)
         self._answers: dict[str, Answer] = {}
         self._calls = self._tokens = 0
         self._next = 1
