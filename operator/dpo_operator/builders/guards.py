@@ -131,6 +131,9 @@ def build_judge_policy(job: DPOJob, networks: Networks) -> Manifest:
 def build_push_policy(job: DPOJob, networks: Networks) -> Manifest:
     """An export that is pushed reaches what prepare does. Policies add up, so this one only opens."""
     selected = _of_phase(job, "export")
+    if job.spec.iterative is not None:
+        # The exports of rounds are not pushed.
+        selected["matchExpressions"] = [{"key": names.LABEL_ROUND, "operator": "DoesNotExist"}]
     egress = [{"to": networks.outside()}, *_identity(job, "export", networks)]
     return _policy(job, names.push_policy_name(job.metadata.name), selected, ingress=[], egress=egress)
 

@@ -16,6 +16,14 @@ def takes_turns(job: DPOJob, phase: names.Phase) -> bool:
     return job.spec.queue is None and phase == "train" and pod_count(job, phase) > 1
 
 
+def _for_round(job: DPOJob, round_number: int) -> DPOJob:
+    """The job as the pods of a round see it: only the job's own export is pushed, so no other one gets keys and a way out."""
+    if not round_number or job.spec.export.push is None:
+        return job
+    export = job.spec.export.model_copy(update={"push": None})
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"export": export})})
+
+
 def build_child_job(
     job: DPOJob,
     phase: names.Phase,
@@ -37,7 +45,7 @@ def build_child_job(
         "completions": pod_count(job, phase),
         "completionMode": "Indexed",
         "suspend": takes_turns(job, phase) or queue.is_created_suspended(job, phase),
-        "template": build_pod_template(job, phase, attempt, image, recorded, round_number),
+        "template": build_pod_template(_for_round(job, round_number), phase, attempt, image, recorded, round_number),
     }
     name = names.child_job_name(job.metadata.name, phase, attempt)
     manifest: Manifest = {

@@ -1,11 +1,14 @@
 """Pods that generate and judge."""
 
+import json
 from typing import Any
 
 import pytest
 
 from dpo_operator.api import names
+from dpo_operator.builders.guards import build_push_policy
 from dpo_operator.builders.job import build_child_job, takes_turns
+from dpo_operator.builders.networks import CLOSED
 from dpo_operator.builders.pod import TrainerImage
 from dpo_operator.builders.shape import pod_count
 from tests.unit.planning.build import a_job
@@ -121,3 +124,19 @@ def test_what_holds_gpus_is_queued(kind: str) -> None:
     assert not queued("judge", ASKS)
     # A PodGroup waits for as many pods as there are nodes.
     assert queued("judge", SCORES) == (kind != "Volcano")
+
+
+def test_the_export_of_a_round_has_neither_keys_nor_a_way_out():
+    spec = {"iterative": ASKS, "export": {"push": {"to": "hf://org/name", "credentialsSecretRef": {"name": "writer"}}}}
+    job = a_job(**spec)
+    texts = {
+        number: json.dumps(build_child_job(job, "export", 7, TrainerImage("trainer:1"), round_number=number))
+        for number in (0, 2)
+    }
+    assert "writer" in texts[0]
+    assert "writer" not in texts[2]
+    assert "HF_HUB_OFFLINE" in texts[2]
+    assert "HF_HUB_OFFLINE" not in texts[0]
+    selected = build_push_policy(job, CLOSED)["spec"]["podSelector"]
+    assert selected["matchExpressions"] == [{"key": names.LABEL_ROUND, "operator": "DoesNotExist"}]
+    assert names.LABEL_ROUND not in json.loads(texts[0])["spec"]["template"]["metadata"]["labels"]
