@@ -6,6 +6,7 @@ process and over the network once for each node.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,11 @@ def own_slices(folder: Path, alive: Callable[[int], None]) -> Iterator[None]:
     from transformers import modeling_utils
     from transformers.core_model_loading import WeightConverter
 
-    before = vars(modeling_utils)[FILL]
+    before, read = vars(modeling_utils)[FILL], count(1)
+
+    def one_more(_: int) -> None:
+        # transformers may gather a module after its weights were read here: the number goes on.
+        alive(next(read))
 
     def fill(model: Any, state_dict: Any, load_config: Any = None) -> tuple[list[str], set[str]]:
         files = WeightFiles(folder)
@@ -39,11 +44,11 @@ def own_slices(folder: Path, alive: Callable[[int], None]) -> Iterator[None]:
         if names is None or any(isinstance(entry, WeightConverter) for entry in load_config.weight_mapping or ()):
             found: tuple[list[str], set[str]] = before(model, state_dict, load_config)
             return found
-        return [], _fill(model, files, names, alive)
+        return [], _fill(model, files, names, one_more)
 
     vars(modeling_utils)[FILL] = fill
     try:
-        with reporting_loads(alive):
+        with reporting_loads(one_more):
             yield
     finally:
         vars(modeling_utils)[FILL] = before
