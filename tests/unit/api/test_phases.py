@@ -67,7 +67,7 @@ def test_each_phase_follows_in_the_order_of_their_names() -> None:
         assert number != next_number or order[next_phase] == order[phase] + 1  # type: ignore[index]
 
 
-def test_a_comparison_after_the_last_round_is_generated_again_when_rounds_were_raised() -> None:
+def test_a_comparison_becomes_a_round_when_rounds_were_raised() -> None:
     done = Step("judge", 3)
     assert following(a_spec(2), done, asked=False) == LAST
     assert following(a_spec(3), done, asked=False) == Step("generate", 3)
