@@ -4,6 +4,7 @@ import pytest
 
 from dpo_operator.api.statusparts.rounds import RoundStatus
 from dpo_operator.cli.statusview import details
+from dpo_operator.explain.rounds import round_figures
 from dpo_operator.explain.why import why
 from tests.unit.explain.cases import case
 from tests.unit.planning.build import NOON, a_child, a_job, a_pod, a_status, a_view, decide
@@ -43,3 +44,11 @@ def test_status_has_a_row_for_each_round() -> None:
     assert rows["  round 1"].startswith("60 pairs of 100 prompts")
     plain = dict(details(raw | {"status": a_status().to_dict()}, NOON))
     assert "round" not in plain
+
+
+def test_a_round_that_only_compared_says_so():
+    shown = round_figures(RoundStatus(round=3, kl_to_initial="0.124", ended_share="1.0"))
+    assert (
+        shown
+        == "compared only, nothing to train on, KL 0.124 nats an answer when it began, share of the answers that ended 1.0"
+    )
