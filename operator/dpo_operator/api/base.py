@@ -29,6 +29,12 @@ LabelValue = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9]([-A-Za-z0-
 # A hub id, a path, a URL of an object store or a hub, or pvc://claim/path. Control characters and spaces fit nowhere in them.
 Source = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x20\x7f-\xa0]+$", min_length=1, max_length=512)]
 
+# Branch, tag or commit of a hub repository.
+Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
+# Split and configuration (subset) of a hub dataset.
+Split = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.\[\]:%+-]+$", min_length=1, max_length=128)]
+Subset = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]+$", max_length=128)]
+
 
 def _without_null(value: Any) -> Any:
     return {k: _without_null(v) for k, v in value.items() if v is not None} if isinstance(value, dict) else value

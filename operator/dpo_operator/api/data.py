@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints
 
-from dpo_operator.api.base import ApiModel, Source
+from dpo_operator.api.base import ApiModel, Revision, Source, Split, Subset
 
 # A column's name; a dot goes into nested objects and lists: info.post, summaries.0.text.
 ColumnName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -104,23 +104,16 @@ class Dataset(ApiModel):
         description="Hub id (org/name), a .jsonl, .json, .csv, .tsv, .parquet or .arrow file or a folder of them: a path, pvc://claim/path, s3://, "
         "gs://, az:// or hf://datasets/org/name/path."
     )
-    split: str = Field(
+    split: Split = Field(
         default="train",
-        min_length=1,
-        max_length=128,
-        pattern=r"^[A-Za-z0-9_.\[\]:%+-]+$",
         description="Split of a hub dataset, or of a file or folder that holds several; other files ignore it.",
     )
-    config: str | None = Field(
+    config: Subset | None = Field(
         default=None,
-        max_length=128,
-        pattern=r"^[A-Za-z0-9_.-]+$",
         description="Configuration (subset) of a hub dataset.",
     )
-    revision: str | None = Field(
+    revision: Revision | None = Field(
         default=None,
-        max_length=128,
-        pattern=r"^[A-Za-z0-9._/-]+$",
         description="Branch, tag or commit of a hub dataset.",
     )
     format: Literal["auto", "pairs", "messages", "dialogue", "scored", "votes", "unpaired", "rated"] = Field(

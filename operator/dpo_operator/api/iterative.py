@@ -9,7 +9,17 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints
 
 from dpo_operator.api.access import ServerUrl
-from dpo_operator.api.base import ApiModel, LabelKey, LabelValue, ObjectName, SecretKeyRef, Source
+from dpo_operator.api.base import (
+    ApiModel,
+    LabelKey,
+    LabelValue,
+    ObjectName,
+    Revision,
+    SecretKeyRef,
+    Source,
+    Split,
+    Subset,
+)
 from dpo_operator.api.data import ColumnName
 
 MAX_ROUNDS = 20
@@ -25,16 +35,10 @@ class Prompts(ApiModel):
     source: Source = Field(
         description="Hub id, file or folder, as data.train.source. Answers in it are ignored.",
     )
-    split: str = Field(
-        default="train", min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.\[\]:%+-]+$", description="Split of it."
-    )
-    config: str | None = Field(
-        default=None, max_length=128, pattern=r"^[A-Za-z0-9_.-]+$", description="Configuration of a hub dataset."
-    )
-    revision: str | None = Field(
+    split: Split = Field(default="train", description="Split of it.")
+    config: Subset | None = Field(default=None, description="Configuration of a hub dataset.")
+    revision: Revision | None = Field(
         default=None,
-        max_length=128,
-        pattern=r"^[A-Za-z0-9._/-]+$",
         description="Branch, tag or commit of a hub dataset.",
     )
     column: ColumnName | None = Field(
@@ -75,9 +79,7 @@ class RewardModel(ApiModel):
     """A sequence classifier with one output that scores an answer, in the judge's pod."""
 
     name: Source = Field(description="Hub id, folder, or pvc:// path of the model, in safetensors.")
-    revision: str | None = Field(
-        default=None, max_length=128, pattern=r"^[A-Za-z0-9._/-]+$", description="Branch, tag or commit."
-    )
+    revision: Revision | None = Field(default=None, description="Branch, tag or commit.")
     max_length: StrictInt = Field(
         default=4096,
         ge=8,

@@ -5,10 +5,9 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints
 
-from dpo_operator.api.base import ApiModel, SecretKeyRef, Source
+from dpo_operator.api.base import ApiModel, Revision, SecretKeyRef, Source
 
 # A branch, a tag or a commit of a hub repository.
-Revision = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._/-]+$", max_length=128)]
 
 
 class StartAdapter(ApiModel):
@@ -41,10 +40,8 @@ class Model(ApiModel):
         description="Hub id (org/name), pvc://claim/folder, s3://, gs://, az:// or hf:// URL, or a folder inside the container "
         "(a local folder for `dpo run`). Weights must be safetensors; code from a hub is never run."
     )
-    revision: str | None = Field(
+    revision: Revision | None = Field(
         default=None,
-        max_length=128,
-        pattern=r"^[A-Za-z0-9._/-]+$",
         description="Branch, tag or, better, the 40-digit commit of the hub repository; the commit used is recorded.",
     )
     adapter: StartAdapter | None = Field(
