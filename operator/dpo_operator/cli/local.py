@@ -18,7 +18,7 @@ from types import FrameType
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.phases import FIRST, Step, following
-from dpo_operator.api.reports import RoundReport, RoundsEnd
+from dpo_operator.api.reports import RoundReport
 from dpo_operator.api.types import DPOJob
 from dpo_operator.cli.attempts import PhaseAttempts, say_findings, say_rounds
 from dpo_operator.cli.localfolder import LocalRunError, document_of, locked, write_job_file
@@ -101,7 +101,7 @@ class LocalRun:
         while code == ExitCode.OK and step is not None:
             code = self._run_step(step)
             if code == ExitCode.OK:
-                step = following(self.job.spec, step, self._end_of(step), asked=self._is_asked(step))
+                step = self._after(step)
         return code
 
     def _prepare(self, *, mirror: bool) -> int:
@@ -117,17 +117,14 @@ class LocalRun:
         if self.job.spec.iterative is not None:
             while (self.work / names.round_folder(done.round + 1) / _PROVENANCE).is_file():
                 done = Step("export", done.round + 1)
-        return following(self.job.spec, done, self._end_of(done))
+        return self._after(done)
 
-    def _end_of(self, step: Step) -> RoundsEnd:
-        """Why no further round is trained, as the report of a round says after its judge."""
-        found = self._report_of(step)
-        return found.ended if found is not None else ""
-
-    def _is_asked(self, step: Step) -> bool:
-        """Whether the judge of a round found answers to train on."""
-        found = self._report_of(step)
-        return found is None or found.prompts > 0
+    def _after(self, done: Step) -> Step | None:
+        """What follows a step, by the report of its round where a judge has written one."""
+        report = self._report_of(done)
+        if report is None:
+            return following(self.job.spec, done)
+        return following(self.job.spec, done, report.ended, asked=report.prompts > 0)
 
     def _report_of(self, step: Step) -> RoundReport | None:
         if not step.round or step.phase not in ("judge", "export"):

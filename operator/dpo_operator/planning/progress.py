@@ -68,12 +68,17 @@ def checkpoint_status(ref: CheckpointRef) -> CheckpointStatus:
     )
 
 
+def is_current(report: Progress | Termination, status: DPOJobStatus) -> bool:
+    """Whether a report is of the current attempt."""
+    return (report.phase, report.attempt) == (status.phase, status.attempt)
+
+
 def with_reading(status: DPOJobStatus, read: Progress | None, now: datetime, *, at_once: bool = False) -> DPOJobStatus:
     """The status with a report of the current attempt.
 
     Updates of numbers alone are written at most every WRITE_INTERVAL. A checkpoint, a new activity and at_once don't wait.
     """
-    if read is None or (read.phase, read.attempt) != (status.phase, status.attempt):
+    if read is None or not is_current(read, status):
         return status
     new, old = progress_status(read, now), status.progress
     if status.phase in ("generate", "judge", "export") and old is not None:
@@ -127,7 +132,7 @@ def with_dataset(status: DPOJobStatus, report: DatasetReport | None) -> DPOJobSt
 
 def with_termination(status: DPOJobStatus, termination: Termination | None, now: datetime) -> DPOJobStatus:
     """The status with everything that a phase reported when it succeeded."""
-    if termination is None or (termination.phase, termination.attempt) != (status.phase, status.attempt):
+    if termination is None or not is_current(termination, status):
         return with_final_metrics(status)
     status = with_dataset(with_reading(status, termination.progress, now, at_once=True), termination.dataset)
     if termination.export_path is not None:

@@ -7,6 +7,7 @@ from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.statusparts.rounds import RoundStatus
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.planning.actions import Event
+from dpo_operator.planning.progress import is_current
 from dpo_operator.planning.transitions import changed
 
 # Why no further round is trained, for people.
@@ -24,9 +25,7 @@ def with_reports(spec: DPOJobSpec, status: DPOJobStatus, termination: Terminatio
     Pods belong to tenants: a report of any other round is dropped.
     """
     rounds = spec.iterative
-    if rounds is None or status.phase != "judge" or termination is None:
-        return status
-    if (termination.phase, termination.attempt) != (status.phase, status.attempt):
+    if rounds is None or status.phase != "judge" or termination is None or not is_current(termination, status):
         return status
     found = {each.round: each for each in status.rounds}
     before, now = termination.compared, termination.round

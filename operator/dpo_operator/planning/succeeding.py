@@ -21,7 +21,8 @@ def succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Mom
     assert status.phase is not None
     done = Step(status.phase, status.round)
     termination = next((p.exit.termination for p in pods if p.succeeded and p.index == 0 and p.exit), None)
-    if status.phase == "judge" and not _says_its_round(status, termination):
+    reported = termination is not None and termination.round is not None and progress.is_current(termination, status)
+    if status.phase == "judge" and not reported:
         # Whether and how the rounds go on is in its report alone. What was judged is on the volume, so that judging again costs little.
         lost = Failure(failures.POD_DELETED, "counted", "The judge ended well, and its report is lost")
         return restarts.after_failure(status, lost, job.spec.failure_policy, at)
@@ -41,13 +42,6 @@ def succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Mom
         then = f"The model is copied to {job.spec.export.push.to} when its export was verified."
         status = transitions.mark(status, at, c.PUSHED, False, c.PUSH_PENDING, then)
     return Plan(status, events=events, requeue_after=0)
-
-
-def _says_its_round(status: DPOJobStatus, termination: Termination | None) -> bool:
-    """Whether a termination message is this attempt's and has the report of a round."""
-    if termination is None or termination.round is None:
-        return False
-    return (termination.phase, termination.attempt) == (status.phase, status.attempt)
 
 
 def _events(

@@ -14,6 +14,7 @@ from dpo_operator.planning import transitions, waiting
 from dpo_operator.planning.actions import Action, Event, ExpandClaim, Plan
 from dpo_operator.planning.objects import Claim, token_digest
 from dpo_operator.planning.observed import Observed
+from dpo_operator.planning.progress import is_current
 from dpo_operator.planning.transitions import Moment, changed
 
 # Polling interval of a failed job's claim while an expansion is pending.
@@ -41,7 +42,7 @@ def with_volume(decision: Plan, job: DPOJob, before: DPOJobStatus, seen: Observe
     status, changes, actions = _with_size(job, status, claim, seen, at)
     events += changes
     read = seen.heartbeat.progress
-    if read is not None and (read.phase, read.attempt) == (status.phase, status.attempt) and read.volume is not None:
+    if read is not None and is_current(read, status) and read.volume is not None:
         status, changes = with_free_space(status, read.volume, at)
         events += changes
     after, small = decision.requeue_after, c.find(status.conditions, c.VOLUME_TOO_SMALL)
