@@ -19,6 +19,7 @@ from torch import Tensor
 from dpo_operator.api.model import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches.batch import MicroBatch
+from dpo_trainer.distributed.memory import available, release_free
 from dpo_trainer.distributed.world import World
 from dpo_trainer.distributed.zero3_internals import (
     Zero3Internals,
@@ -29,7 +30,6 @@ from dpo_trainer.distributed.zero3_internals import (
 )
 from dpo_trainer.engine.loading import own_slices
 from dpo_trainer.engine.loss_scale import LossScale
-from dpo_trainer.engine.memory import available, release_free
 from dpo_trainer.engine.optimizer import make_optimizer
 from dpo_trainer.engine.update_size import update_squares
 from dpo_trainer.engine.zero3_state import Zero3State

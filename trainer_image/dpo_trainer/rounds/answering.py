@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from dpo_trainer.data.dataset import TokenIds
+from dpo_trainer.distributed.memory import free_cached
 from dpo_trainer.model.drawing import Draw, decode
 from dpo_trainer.rounds.units import Answer, Sampling
 from dpo_trainer.runtime.termination import is_out_of_memory
@@ -66,9 +67,11 @@ class Answering:
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error) or len(some) == 1:
                     raise
+                made = None
+            if made is None:
+                # Only now: the error held the tensors of the frames that it came through.
+                free_cached()
                 self.batch = max(1, len(some) // 2)
-                if self._device.type == "cuda":
-                    torch.cuda.empty_cache()
                 self._say(
                     f"memory ran out with {len(some)} answers at once; from now on {self.batch} are generated together. Set "
                     f"iterative.generation.microBatchSize to {self.batch} to begin so"
@@ -118,26 +121,35 @@ def answer_logps(
     start = 0
     while start < len(order):
         some = order[start : start + batch]
-        rows = [np.concatenate([prompts[i], answers[i]]).astype(np.int64) for i in some]
-        # Padded on the right: an answer's token never looks ahead to the padding.
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-        for row, tokens in enumerate(rows):
-            ids[row, : len(tokens)] = torch.from_numpy(tokens)
-        ids = ids.to(device)
         try:
-            with torch.no_grad():
-                logits = model(input_ids=ids, use_cache=False).logits
-            for row, i in enumerate(some):
-                first, last = len(prompts[i]), len(rows[row])
-                predicted = logits[row, first - 1 : last - 1].float().log_softmax(-1)
-                found[i] = predicted.gather(1, ids[row, first:last, None]).double().sum().item()
+            made = _logps(model, [prompts[i] for i in some], [answers[i] for i in some], device)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error) or len(some) == 1:
                 raise
+            made = None
+        if made is None:
+            free_cached()
             batch = max(1, len(some) // 2)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
             continue
+        found[some] = made
         start += len(some)
         alive()
+    return found
+
+
+def _logps(model: Any, prompts: Sequence[TokenIds], answers: Sequence[TokenIds], device: torch.device) -> list[float]:
+    """Log-probs of some answers, in one pass."""
+    rows = [np.concatenate(pair).astype(np.int64) for pair in zip(prompts, answers, strict=True)]
+    # Padded on the right: an answer's token never looks ahead to the padding.
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)] = torch.from_numpy(tokens)
+    ids = ids.to(device)
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits
+    found = []
+    for row, (prompt, tokens) in enumerate(zip(prompts, rows, strict=True)):
+        first, last = len(prompt), len(tokens)
+        predicted = logits[row, first - 1 : last - 1].float().log_softmax(-1)
+        found.append(predicted.gather(1, ids[row, first:last, None]).double().sum().item())
     return found

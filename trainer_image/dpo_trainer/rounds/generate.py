@@ -14,10 +14,11 @@ import torch
 from dpo_operator.api.reports import RoundReport
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.data.prompts import PromptSet
+from dpo_trainer.distributed.memory import free_cached
 from dpo_trainer.distributed.world import choose_device
 from dpo_trainer.rounds.answering import Answering, answer_logps
 from dpo_trainer.rounds.figures import answered, identical_share
-from dpo_trainer.rounds.policy import drop_unused, load_policy
+from dpo_trainer.rounds.policy import load_policy
 from dpo_trainer.rounds.tasks import initial_path, made, tasks_of
 from dpo_trainer.rounds.units import LOGP, Task, Unit, load_arrays, load_unit, save_arrays, save_unit
 from dpo_trainer.runtime.errors import invalid_configuration
@@ -142,7 +143,7 @@ class _Maker:
             self._observe(f"committed {initial_path(task).name}")
 
     def _load(self, number: int, activity: str) -> Any:
-        drop_unused()
+        free_cached()
         self._telemetry.activity(activity)
         return load_policy(self._spec, self._work, number, self._device)
 

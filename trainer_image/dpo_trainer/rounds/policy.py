@@ -1,6 +1,5 @@
 """The policy of a round as a whole model: the initial one, or what the round before exported."""
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +29,6 @@ def load_policy(spec: DPOJobSpec, work: WorkDir, number: int, device: torch.devi
     model.to(device)
     model.eval()
     return model
-
-
-def drop_unused() -> None:
-    """Give the memory of a model that is no longer used back."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def _set_adapter(model: Any, folder: Path) -> None:

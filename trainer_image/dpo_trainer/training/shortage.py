@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.training import Budget
+from dpo_trainer.distributed.memory import free_cached
 from dpo_trainer.distributed.ranks import Ranks
-from dpo_trainer.engine.memory import free_cached
 from dpo_trainer.runtime.errors import TrainerError, first_line
 from dpo_trainer.runtime.files import commit
 from dpo_trainer.runtime.termination import is_out_of_memory

@@ -21,9 +21,9 @@ from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches.batch import collate
 from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.data.tokens.tokenization import load_tokenizer
+from dpo_trainer.distributed.memory import free_cached
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.engine.engine import Engine
-from dpo_trainer.engine.memory import free_cached
 from dpo_trainer.model.adapters import without_trained
 from dpo_trainer.model.drawing import Ids
 from dpo_trainer.model.load import causal_lm_of
