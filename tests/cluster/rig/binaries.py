@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.cluster.rig.gotoolchain import go
-from tests.cluster.rig.layout import GO_MODULES, cache_root, locked
+from tests.cluster.rig.layout import GO_MODULES, cache_root, discard_interrupted, locked
 from tests.cluster.rig.shell import RigError, run_logged, step
 
 ASSETS_VARIABLE = "KUBEBUILDER_ASSETS"
@@ -128,12 +128,6 @@ def build(module: Module) -> None:
     unfinished.chmod(0o755)
     unfinished.rename(module.folder)
     discard_old(module.name)
-
-
-def discard_interrupted(name: str) -> None:
-    """Remove what an interrupted build left; the caller holds the module's lock."""
-    for leftover in cache_root().glob(f".{name}-*"):
-        shutil.rmtree(leftover)
 
 
 def discard_old(name: str) -> None:

@@ -13,7 +13,7 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-from tests.cluster.rig.layout import cache_root, locked
+from tests.cluster.rig.layout import cache_root, discard_interrupted, locked
 from tests.cluster.rig.shell import RigError, run_logged, step
 
 VERSION = "1.26.6"
@@ -55,8 +55,7 @@ def version_of(command: Path) -> tuple[int, ...]:
 
 def _install(folder: Path) -> None:
     """In a folder of its own, which is renamed when it is complete. The caller holds the lock."""
-    for leftover in cache_root().glob(".go-*"):
-        shutil.rmtree(leftover)
+    discard_interrupted("go")
     unfinished = Path(tempfile.mkdtemp(prefix=".go-", dir=cache_root()))
     wanted = unfinished / "requirements.txt"
     wanted.write_text(

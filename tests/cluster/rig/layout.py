@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -23,6 +24,12 @@ DEFAULT_NAME = "dev"
 def cache_root() -> Path:
     """What is slow to make and the same for every checkout: binaries, the base image, image layers."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpo-operator"
+
+
+def discard_interrupted(name: str) -> None:
+    """Remove what an interrupted build left in the cache; the caller holds the lock of that name."""
+    for leftover in cache_root().glob(f".{name}-*"):
+        shutil.rmtree(leftover)
 
 
 def state_root() -> Path:
