@@ -133,7 +133,7 @@ def test_a_hang_leaves_the_stacks_of_all_ranks_in_time(tmp_path: Path):
     folder = tmp_path / names.STACKS / "attempt-1"
     for rank in (0, 1):
         path = folder / f"rank-{rank}.txt"
-        pod_has = lambda path=path: path.is_file() and "in forward_backward" in path.read_text()  # noqa: E731
+        pod_has = lambda path=path: path.is_file() and "in _loop" in path.read_text()  # noqa: E731
         while not pod_has():
             assert time.monotonic() - begun < FAILED_GRACE_SECONDS, pod.text()
             time.sleep(0.05)
