@@ -48,7 +48,8 @@ def _random(seed: int, round_number: int, prompt: int, sample: int, count: int) 
 
 def numbers(seed: int, round_number: int, prompt: int, sample: int, tokens: int) -> npt.NDArray[np.float64]:
     """Numbers from 0 up to 1 that draw the tokens of one answer: float64 [tokens]."""
-    return (_random(seed, round_number, prompt, sample, tokens) >> np.uint64(11)) * 2.0**-53
+    high = _random(seed, round_number, prompt, sample, tokens) >> np.uint64(11)
+    return high.astype(np.float64) * 2.0**-53
 
 
 def seed_of(seed: int, round_number: int, prompt: int, sample: int) -> int:
