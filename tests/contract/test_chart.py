@@ -188,6 +188,26 @@ def test_images(settings: tuple[str, ...], operator: str, trainer: str) -> None:
     assert rendered.environment["DPO_TRAINER_IMAGE"] == trainer
 
 
+def test_an_image_with_vllm_is_allowed_where_the_chart_names_one() -> None:
+    assert render().environment["DPO_GENERATE_IMAGE"] == ""
+    named = render("global.imageRegistry=mirror", "generator.image.repository=team/dpo-vllm")
+    image = "mirror/team/dpo-vllm:0.1.0"
+    assert named.environment["DPO_GENERATE_IMAGE"] == image
+    assert Config.from_environment(named.environment).image.generate == image
+    rules = [rule["expression"] for rule in named.one("ValidatingAdmissionPolicy")["spec"]["validations"]]
+    assert any("generateImage" in rule and image in rule for rule in rules)
+    without = [
+        rule["message"]
+        for rule in render().one("ValidatingAdmissionPolicy")["spec"]["validations"]
+        if "message" in rule
+    ]
+    assert any("needs an image with vLLM" in message for message in without)
+    assert not any(
+        "needs an image with vLLM" in str(rule)
+        for rule in named.one("ValidatingAdmissionPolicy")["spec"]["validations"]
+    )
+
+
 def test_one_of_several_operators_acts() -> None:
     spec = render().one("Deployment")["spec"]
     assert (spec["replicas"], spec["strategy"]["type"]) == (1, "RollingUpdate")
