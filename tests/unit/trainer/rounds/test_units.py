@@ -65,4 +65,4 @@ def test_the_key_changes_with_whatever_answers_depend_on():
         unit_key("policy", made, two, 4, SAMPLING, (1, 1)),
         unit_key("policy", made, two, 4, SAMPLING, (0, 1), "vllm"),
     }
-    assert len(keys) == 8
+    assert len(keys) == 9
