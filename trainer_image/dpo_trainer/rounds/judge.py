@@ -79,7 +79,7 @@ def run_phase(
     try:
         # An endpoint's answers would cost something, and a rule says what it is told to.
         if spec.iterative.judge.type == "rewardModel" and work.number == 1:
-            problem = disagreement(judge, work, PromptSet.open(work.prompts), decode, telemetry.alive)
+            problem = disagreement(judge, work, decode, telemetry.alive)
             if problem:
                 telemetry.warning("JudgeDisagrees", problem)
         return run(spec, work, telemetry, judge, decode, observe)
@@ -170,6 +170,7 @@ class _Judging:
                 tuple(self._decode(answer.content) for answer in answers),
                 tuple(len(answer.ids) for answer in answers),
                 prompt.expected,
+                prompt.tools,
             )
             for prompt, answers in zip(asked, unit.answers, strict=True)
         ]
