@@ -15,8 +15,9 @@ from dpo_trainer.data.prompts import PromptSet
 from dpo_trainer.data.tokens.tokenization import load_tokenizer
 from dpo_trainer.judging import BUDGET_SPENT, Judge, Judged, Question, open_judge
 from dpo_trainer.rounds import record
+from dpo_trainer.rounds.answers import answered, divergence
 from dpo_trainer.rounds.comparing import Comparison, compare
-from dpo_trainer.rounds.figures import answered, divergence, equal_share, of_pairs, scored
+from dpo_trainer.rounds.figures import equal_share, of_pairs, scored
 from dpo_trainer.rounds.judgements import Judgements, total
 from dpo_trainer.rounds.labels import disagreement
 from dpo_trainer.rounds.making import Made, make_pairs, save_pairs
