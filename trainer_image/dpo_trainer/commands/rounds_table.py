@@ -44,17 +44,19 @@ def rounds_rows(work: WorkDir) -> list[list[str]]:
     for each in rounds_of(work):
         report, trained = each.report, each.after
         error = "" if report.win_rate_error is None else f" ± {report.win_rate_error:.2f}"
-        rows.append([
-            str(report.round),
-            f"{report.pairs} of {report.prompts}",
-            _number(report.win_rate_previous) + error,
-            _number(report.win_rate_initial),
-            _number(report.win_rate_length_controlled),
-            _number(trained.kl_to_initial if trained else None),
-            _number(trained.own_nll if trained else None),
-            _number(report.ended_share),
-            report.ended,
-        ])
+        rows.append(
+            [
+                str(report.round),
+                f"{report.pairs} of {report.prompts}",
+                _number(report.win_rate_previous) + error,
+                _number(report.win_rate_initial),
+                _number(report.win_rate_length_controlled),
+                _number(trained.kl_to_initial if trained else None),
+                _number(trained.own_nll if trained else None),
+                _number(report.ended_share),
+                report.ended,
+            ]
+        )
     return rows
 
 

@@ -13,9 +13,7 @@ from dpo_trainer.runtime.workdir import WorkDir
 MOST = 200
 
 
-def disagreement(
-    judge: Judge, work: WorkDir, decode: Callable[[np.ndarray], str], alive: Callable[[], None]
-) -> str:
+def disagreement(judge: Judge, work: WorkDir, decode: Callable[[np.ndarray], str], alive: Callable[[], None]) -> str:
     """What is wrong when a judge ranks half of the evaluation pairs as their labels say, or fewer; "" when nothing is.
 
     Nothing is said where some of them are chats: the work folder has their tokens alone, and a judge with another chat template needs the messages.

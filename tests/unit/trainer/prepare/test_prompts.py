@@ -153,8 +153,16 @@ def test_judges_read_all_of_a_prompt(place: Place, tmp_path: Path):
     from dpo_trainer.judging.reward_model import as_pair
 
     place.model = tiny_model(tmp_path / "chat", template=WHOLE)
-    answers = {name: [{"role": "assistant", "content": text}] for name, text in (("chosen", "Yes."), ("rejected", "No."))}
-    write_jsonl(place.train, [{"prompt": [*CHAT[:-1], {"role": "user", "content": f"So {i}?"}], "tools": [TOOL]} | answers for i in range(8)])
+    answers = {
+        name: [{"role": "assistant", "content": text}] for name, text in (("chosen", "Yes."), ("rejected", "No."))
+    }
+    write_jsonl(
+        place.train,
+        [
+            {"prompt": [*CHAT[:-1], {"role": "user", "content": f"So {i}?"}], "tools": [TOOL]} | answers
+            for i in range(8)
+        ],
+    )
     [prompt] = made(place, job(place, {"maxLength": 1024})).read([3])
     question = Question(prompt.prompt, ("Yes.",), (1,), tools=prompt.tools)
 
