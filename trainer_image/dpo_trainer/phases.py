@@ -144,9 +144,14 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
         mirror.fetch(job, work, names.Restore(restore), progress)
     if job.spec.adapter.type is not AdapterType.NONE:
         _check_adapter(job, work, telemetry, progress)
+    resumed = None
+    if job.spec.resume_from is not None:
+        from dpo_trainer.resuming.take import take
+
+        resumed = take(job.spec, work, inputs)
     _warn_of_data(work, telemetry)
     _keep_warnings(work, telemetry)
-    return build_termination("prepare", attempt, ExitCode.OK, dataset=found)
+    return build_termination("prepare", attempt, ExitCode.OK, dataset=found).model_copy(update={"resumed": resumed})
 
 
 def _warn_of_data(work: WorkDir, telemetry: Telemetry) -> None:
