@@ -52,7 +52,8 @@ class Routers:
     @contextmanager
     def recording(self) -> Iterator[list[Tensor]]:
         """Within this context the list gets the logits of each router, [tokens, experts]."""
-        self._logits = logits = []
+        logits: list[Tensor] = []
+        self._logits = logits
         try:
             yield logits
         finally:
