@@ -87,6 +87,16 @@ class Restart(StatusModel):
     message: str = Field(default="", description="What happened, and to which pod.")
 
 
+class UnitsStatus(StatusModel):
+    """How far the first generator is with its share of a round, or the judge with the round."""
+
+    done: int = Field(default=0, ge=0, description="Units that are done.")
+    total: int = Field(default=0, ge=0, description="Units that there are to do.")
+    answers: int = Field(default=0, ge=0, description="Answers in the units that are done.")
+    judge_calls: int = Field(default=0, ge=0, description="Requests to the judge's endpoint for them.")
+    judge_cached: int = Field(default=0, ge=0, description="Verdicts on them that were known from before.")
+
+
 class ProgressStatus(StatusModel):
     """Newest reading of rank 0."""
 
@@ -116,6 +126,9 @@ class ProgressStatus(StatusModel):
     eval_accuracy: str | None = Field(default=None, max_length=64, description="evalRewardAccuracy, as accuracy is.")
     resumed_from_step: int | None = Field(
         default=None, ge=0, description="Step of the checkpoint that the attempt resumed from."
+    )
+    units: UnitsStatus | None = Field(
+        default=None, description="While answers are generated or judged: how far that is. The figures of steps are the newest training's then."
     )
     updated_time: Time | None = Field(default=None, description="When this was read.")
 
