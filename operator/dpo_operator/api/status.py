@@ -128,7 +128,8 @@ class ProgressStatus(StatusModel):
         default=None, ge=0, description="Step of the checkpoint that the attempt resumed from."
     )
     units: UnitsStatus | None = Field(
-        default=None, description="While answers are generated or judged: how far that is. The figures of steps are the newest training's then."
+        default=None,
+        description="While answers are generated or judged: how far that is. The figures of steps are the newest training's then.",
     )
     updated_time: Time | None = Field(default=None, description="When this was read.")
 
