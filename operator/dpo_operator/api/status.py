@@ -17,7 +17,7 @@ from dpo_operator.api.names import ANNOTATION_RETRY, Phase
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord
 from dpo_operator.api.statusparts.findings import AnnouncedFindings, FindingStatus
 from dpo_operator.api.statusparts.renames import with_current_names
-from dpo_operator.api.statusparts.rounds import RoundStatus
+from dpo_operator.api.statusparts.rounds import RoundStatus, UnitsStatus
 from dpo_operator.api.statusparts.stored import (
     CheckpointStatus,
     ExportStatus,
@@ -85,16 +85,6 @@ class Restart(StatusModel):
     )
     step: int = Field(default=0, ge=0, description="Optimizer steps finished before it ended.")
     message: str = Field(default="", description="What happened, and to which pod.")
-
-
-class UnitsStatus(StatusModel):
-    """How far the first generator is with its share of a round, or the judge with the round."""
-
-    done: int = Field(default=0, ge=0, description="Units that are done.")
-    total: int = Field(default=0, ge=0, description="Units that there are to do.")
-    answers: int = Field(default=0, ge=0, description="Answers in the units that are done.")
-    judge_calls: int = Field(default=0, ge=0, description="Requests to the judge's endpoint for them.")
-    judge_cached: int = Field(default=0, ge=0, description="Verdicts on them that were known from before.")
 
 
 class ProgressStatus(StatusModel):

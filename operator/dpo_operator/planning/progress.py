@@ -4,7 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 from dpo_operator.api.quantity import duration
 from dpo_operator.api.reports import CheckpointRef, DatasetReport, Metrics, Progress, Termination, accuracy_text
-from dpo_operator.api.status import DatasetStatus, DPOJobStatus, FinalMetrics, ProgressStatus, UnitsStatus
+from dpo_operator.api.status import DatasetStatus, DPOJobStatus, FinalMetrics, ProgressStatus
+from dpo_operator.api.statusparts.rounds import UnitsStatus
 from dpo_operator.api.statusparts.stored import CheckpointStatus, ExportStatus, PushStatus
 from dpo_operator.planning.transitions import changed
 
