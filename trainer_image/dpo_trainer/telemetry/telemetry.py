@@ -288,13 +288,15 @@ class Telemetry:
         """A checkpoint could not be committed."""
         self._shared.ck_failures.inc()
 
-    def warning(self, code: str, text: str, *, once: bool = False, finding: Finding | None = None) -> None:
+    def warning(
+        self, code: str, text: str, *, once: bool = False, finding: Finding | None = None, word: str = "Warning"
+    ) -> None:
         """Log a warning, which is a finding, too. code: CamelCase. once: every rank gives the warning, and only rank 0 logs it.
 
-        finding: where it is known better than by the code. From any thread.
+        finding: where it is known better than by the code. word: that it begins with. From any thread.
         """
         if self.rank == 0 or not once:
-            self._warnings.line(f"Warning: {code}: {text}")
+            self._warnings.line(f"{word}: {code}: {text}")
         if self.rank == 0:
             self._findings.warn(finding or as_finding(code, text, self.progress.step))
             holding = self._findings.holding()
@@ -318,7 +320,7 @@ class Telemetry:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Count the time of a block as data, ref, policy, optimizer, eval or checkpoint."""
+        """Count the time of a block as one of prometheus.PHASES."""
         start = time.monotonic()
         try:
             yield
