@@ -34,9 +34,11 @@ def test_the_figures_are_those_of_the_ranking() -> None:
     assert kept.tolist() == [2, 3, 0, 11, 5, 8]
     assert (found.pairs, found.ranked, found.kept, found.not_finite) == (12, 8, 6, 1)
     assert (found.lowest, found.highest, found.wrong_sign) == (-0.25, 2.0, 0.25)
-    assert sum(found.counts) == 7 and len(found.edges) == len(found.counts) + 1
+    assert sum(found.counts) == 7
+    assert len(found.edges) == len(found.counts) + 1
     assert found.sources == {"train": (3, 3), "mixture[0]": (3, 5)}
-    assert "6 of 8 ranked pairs" in found.sentence and "25.0%" in found.sentence
+    assert "6 of 8 ranked pairs" in found.sentence
+    assert "25.0%" in found.sentence
 
 
 def test_a_large_loss_is_hard() -> None:
