@@ -279,6 +279,7 @@ def rounds() -> Iterator[dict[str, Any]]:
             }
         }
     yield {"iterative": least | {"promptsPerRound": 10, "rounds": 3}}
+    yield {"iterative": least, "resumeFrom": {"source": "pvc://c/x"}}
     for name, plus, other, reference in itertools.product(
         ("dpo", "kto", "orpo", "simpo"), ((), ("orpo",), ("ipo",)), (None, {"name": "r"}), ("initial", "previous")
     ):
@@ -310,11 +311,23 @@ def combinations() -> Iterator[dict[str, Any]]:
         }
     for names in ((), ("flatLoss",), ("noSuchLimit",), ("flatLoss", "noSuchLimit")):
         yield {"diagnosis": {"thresholds": dict.fromkeys(names, 0.5)}}
+    for method in ("dpo", "reward-model"):
+        yield {"method": {"name": method}, "training": {"routerAuxLoss": 0.01}}
     for nodes, claim, storage, mode, retention in itertools.product(
         (1, 2), (None, "c"), (None, "s"), (None, "ReadWriteMany", "ReadWriteOnce"), (None, "Retain", "Delete")
     ):
         volume = {"claimName": claim, "storageClassName": storage, "accessMode": mode, "retention": retention}
         yield {"nodes": nodes, "checkpoint": {"volume": volume}}
+    for source in (
+        "pvc://c",
+        "pvc://c/a/../b",
+        "pvc://c/a..b",
+        "s3://b/a/../b",
+        "s3://b/k::x",
+        "/a/../b",
+        f"pvc://{'a' * 254}/x",
+    ):
+        yield {"resumeFrom": {"source": source}}
     for size in ("0", "0.0", "0Gi", "00.5Gi", "10", "10m", "1M", "1.0Mi", "0.1", "1.5", "1.5k"):
         yield {"checkpoint": {"volume": {"size": size}}}
         yield {"pod": {"sharedMemory": size}}

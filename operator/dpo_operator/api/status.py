@@ -18,7 +18,13 @@ from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord
 from dpo_operator.api.statusparts.findings import AnnouncedFindings, FindingStatus
 from dpo_operator.api.statusparts.renames import with_current_names
 from dpo_operator.api.statusparts.rounds import RoundStatus
-from dpo_operator.api.statusparts.stored import CheckpointStatus, ExportStatus, MirrorStatus, VolumeStatus
+from dpo_operator.api.statusparts.stored import (
+    CheckpointStatus,
+    ExportStatus,
+    MirrorStatus,
+    ResumedStatus,
+    VolumeStatus,
+)
 from dpo_operator.api.statusparts.usage import UsageStatus
 
 MAX_HISTORY = 10
@@ -239,6 +245,9 @@ class DPOJobStatus(StatusModel):
         max_length=MAX_RECORDED,
         description="Checkpoints that pods reported, oldest first; the next attempt resumes from one of them.",
     )
+    resumed_from: ResumedStatus | None = Field(
+        default=None, description="Checkpoint of another job that training began with, with resumeFrom."
+    )
     mirror: MirrorStatus | None = Field(default=None, description="Copies of checkpoints, with checkpoint.mirror.")
     workers: Workers = Field(default=Workers(), description="Pods of the current phase.")
     straggler: StragglerStatus | None = Field(
@@ -315,6 +324,7 @@ class StatusFields(TypedDict, total=False):
     dataset: DatasetStatus | None
     checkpoint: CheckpointStatus | None
     recorded_checkpoints: list[CheckpointRecord]
+    resumed_from: ResumedStatus | None
     mirror: MirrorStatus | None
     workers: Workers
     straggler: StragglerStatus | None

@@ -12,6 +12,7 @@ import pytest
 
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.batches import rankings
+from dpo_trainer.batches.plans import plan_of
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.runtime.workdir import WorkDir
 from tests.numerics.interruptions import curve, folder, train_until
@@ -104,8 +105,6 @@ def test_only_kept_pairs_are_trained_on_and_all_evaluated(tmp_path: Path) -> Non
     document = job()
     on_ranks(2, train_until, document, tmp_path, 1)
     work = WorkDir(tmp_path)
-    from dpo_trainer.training.selecting import plan_of
-
     plan = plan_of(DPOJob.model_validate(document).spec, PAIRS)
     [ranking] = rankings.read_all(work.selection)
     assert (ranking.step, ranking.ranked, ranking.kept) == (WARM_STEPS, PAIRS - BATCH * WARM_STEPS, 10)

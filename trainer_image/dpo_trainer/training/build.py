@@ -6,6 +6,7 @@ from pathlib import Path
 
 from dpo_operator.api.model import Adapter, AdapterType
 from dpo_operator.api.types import DPOJob, DPOJobSpec
+from dpo_trainer.batches.plans import Plan, plan_of
 from dpo_trainer.batches.selected import SelectedPlan
 from dpo_trainer.checkpoint.engine_state import EngineState
 from dpo_trainer.checkpoint.identity import identity
@@ -31,7 +32,7 @@ from dpo_trainer.training.pace import Pace
 from dpo_trainer.training.reference import References, progress
 from dpo_trainer.training.sampling import Samples, samples_of
 from dpo_trainer.training.schedule import learning_rate, warmup_steps
-from dpo_trainer.training.selecting import Plan, Selecting, plan_of
+from dpo_trainer.training.selecting import Selecting
 from dpo_trainer.training.shortage import Shortage
 from dpo_trainer.training.startup_checks import check_logits_path, choose_layout, log_partitions, log_restored
 from dpo_trainer.training.surprise import Surprise, measure

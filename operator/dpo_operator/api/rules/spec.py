@@ -19,6 +19,7 @@ from dpo_operator.api.rules.data import DATA_RULES
 from dpo_operator.api.rules.iterative import ITERATIVE_RULES
 from dpo_operator.api.rules.method import METHOD_RULES
 from dpo_operator.api.rules.pods import POD_RULES
+from dpo_operator.api.rules.resuming import RESUME_RULES
 from dpo_operator.api.rules.rule import Rule
 from dpo_operator.api.rules.selection import SELECTION_RULES
 from dpo_operator.api.rules.size import SIZE_RULES
@@ -204,6 +205,12 @@ SPEC_RULES: tuple[Rule, ...] = (
         "bf16 needs precision bf16: in fp16 and fp32 gradients would lose more than they were computed with",
     ),
     Rule(
+        "training.routerAuxLoss",
+        "!has(self.training.routerAuxLoss) || self.method.name != 'reward-model'",
+        lambda s: s.training.router_aux_loss is None or not s.method.trains_reward_model,
+        "is not there for method.name reward-model; leave it out",
+    ),
+    Rule(
         "adapter.type",
         "self.adapter.type != 'none' || ("
         f"self.adapter.rank == {_NO_ADAPTER.rank} && self.adapter.alpha == {float(_NO_ADAPTER.alpha)} && "
@@ -227,6 +234,7 @@ SPEC_RULES: tuple[Rule, ...] = (
         lambda s: s.model.adapter is None or s.model.adapter.train == "new" or _is_shaped_by_default(s.adapter),
         "must be new when adapter.rank, alpha, dora, rslora or targetModules are set: with same, the adapter's own are used",
     ),
+    *RESUME_RULES,
     Rule(
         "pod.tolerations",
         "self.pod.tolerations.all(t, (t.operator != 'Exists' || !has(t.value) || t.value == '') && "
@@ -254,6 +262,7 @@ IMMUTABLE_FIELDS: tuple[str, ...] = (
     "adapter",
     "training",
     "evaluation",
+    "resumeFrom",
     "earlyStopping",
     "export",
     "tracking",

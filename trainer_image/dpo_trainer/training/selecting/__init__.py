@@ -1,5 +1,5 @@
 """training.selection: the pairs are ranked when a step needs it, and the list of those that are kept is committed."""
 
-from dpo_trainer.training.selecting.selecting import Plan, Selecting, plan_of
+from dpo_trainer.training.selecting.selecting import Selecting
 
-__all__ = ["Plan", "Selecting", "plan_of"]
+__all__ = ["Selecting"]

@@ -11,31 +11,18 @@ from dpo_operator.api.selection import Selection
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches import rankings
 from dpo_trainer.batches.rankings import Ranking
-from dpo_trainer.batches.sampler import Indices, StepPlan
+from dpo_trainer.batches.sampler import Indices
 from dpo_trainer.batches.selected import Ease, SelectedPlan
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.losses.objective import Objective
-from dpo_trainer.runtime.errors import TrainerError, invalid_configuration, volume_error
+from dpo_trainer.runtime.errors import TrainerError, volume_error
 from dpo_trainer.runtime.stop import StopRequest
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 from dpo_trainer.training.examples import Examples
 from dpo_trainer.training.selecting.figures import Measured, measure
 from dpo_trainer.training.shortage import Shortage
-
-Plan = StepPlan | SelectedPlan
-
-
-def plan_of(spec: DPOJobSpec, pairs: int) -> Plan:
-    """How the pairs are spread over the steps. Raises TrainerError INVALID_CONFIGURATION when so many can't be chosen from."""
-    training, batch = spec.training, spec.training.global_batch_size
-    if training.selection is None:
-        return StepPlan(pairs, batch, seed=training.seed, shuffle=training.shuffle)
-    if problem := training.selection.problem(pairs, batch, epochs=training.epochs, max_steps=training.max_steps):
-        raise invalid_configuration(f"spec.training.selection: {problem}")
-    return SelectedPlan(pairs, batch, training.selection, seed=training.seed, shuffle=training.shuffle)
-
 
 class Selecting:
     """The lists of kept pairs of one training. Methods are collective."""
