@@ -88,8 +88,8 @@ def _take(
         if (figures := found.beside(path.name, run_files.MOST_BYTES)) is not None:
             run_files.put(work, path, figures, step)
     for name in lists:
-        if (content := found.beside(f"selection/{name}", run_files.MOST_BYTES)) is not None:
-            run_files.put_list(work, name, content)
+        if (listed := found.beside(f"selection/{name}", run_files.MOST_BYTES)) is not None:
+            run_files.put_list(work, name, listed)
     remove(folder / MANIFEST)
     write_synced(folder / MANIFEST, own.to_bytes())
     sync_folder(folder)

@@ -24,6 +24,7 @@ from dpo_trainer.training.examples import Examples
 from dpo_trainer.training.selecting.figures import Measured, measure
 from dpo_trainer.training.shortage import Shortage
 
+
 class Selecting:
     """The lists of kept pairs of one training. Methods are collective."""
 
