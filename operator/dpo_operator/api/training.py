@@ -7,7 +7,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt
 from dpo_operator.api.access import STORE_FOLDER, SecretRef
 from dpo_operator.api.base import ApiModel, SecretKeyRef
 from dpo_operator.api.pods import Volume
-from dpo_operator.api.selection import Selection
+from dpo_operator.api.trainingparts.selection import Selection
 
 
 class Budget(NamedTuple):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dpo_operator.api.selection import Selection
+from dpo_operator.api.trainingparts.selection import Selection
 
 pytestmark = pytest.mark.unit
 

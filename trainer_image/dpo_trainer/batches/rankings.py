@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from dpo_operator.api.selection import Selection
+from dpo_operator.api.trainingparts.selection import Selection
 from dpo_trainer.batches.sampler import Indices
 from dpo_trainer.batches.selected import Ease, choose
 from dpo_trainer.checkpoint.plain_files import read_plain

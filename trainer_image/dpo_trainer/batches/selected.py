@@ -9,7 +9,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from dpo_operator.api.selection import Selection
+from dpo_operator.api.trainingparts.selection import Selection
 from dpo_trainer.batches.sampler import Indices, epoch_order
 
 # For each pair: how easy it is. Larger is easier.

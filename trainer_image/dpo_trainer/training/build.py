@@ -7,7 +7,6 @@ from pathlib import Path
 from dpo_operator.api.model import Adapter, AdapterType
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.batches.plans import Plan, plan_of
-from dpo_trainer.batches.selected import SelectedPlan
 from dpo_trainer.checkpoint.engine_state import EngineState
 from dpo_trainer.checkpoint.identity import identity
 from dpo_trainer.checkpoint.loading import Restored
@@ -32,7 +31,7 @@ from dpo_trainer.training.pace import Pace
 from dpo_trainer.training.reference import References, progress
 from dpo_trainer.training.sampling import Samples, samples_of
 from dpo_trainer.training.schedule import learning_rate, warmup_steps
-from dpo_trainer.training.selecting import Selecting
+from dpo_trainer.training.selecting import Selecting, selecting_of
 from dpo_trainer.training.shortage import Shortage
 from dpo_trainer.training.startup_checks import check_logits_path, choose_layout, log_partitions, log_restored
 from dpo_trainer.training.surprise import Surprise, measure
@@ -143,12 +142,8 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     surprise = Surprise() if looks and not _is_measured(work, ranks) else None
     throughput = Throughput.of(spec, work.model, engine.module.layout, engine.world)
     if objective.needs_reference and spec.model.reference is None:
-        layout = engine.module.layout
-        digest = beginning.reference_digest(digests["model"])
-        reference = References(spec, beginning.reference, ranks, work.reference, digest, layout, telemetry, stop)
         look = surprise if beginning.is_level else None
-        for examples in splits:
-            reference.add_to(examples, budget=spec.eval_batch, look=look if examples is train else None)
+        add_reference(spec, work, splits, beginning, engine, ranks, digests["model"], look, telemetry, stop)
     if not before:
         beginning.check(train)
     seen = plan.pairs_seen(total_steps)
@@ -162,10 +157,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     step = restored.step if restored else 0
     # A failed background save ends the run as a signal does: at a step that all ranks agree on.
     stop = StopWhen(stop, lambda: checkpoints.failed)
-    selecting = None
-    if isinstance(plan, SelectedPlan):
-        selecting = Selecting(spec, plan, engine, objective, train, ranks, work, shortage, telemetry, stop)
-        selecting.resume(step, restored.state.selected if restored else None)
+    selecting = selecting_of(spec, plan, engine, objective, train, ranks, work, shortage, telemetry, stop, restored)
     begin_telemetry(spec, plan, total_steps, restored, trust, telemetry)
     begin_training()
     # The first heartbeat ends the operator's start time-out, so heartbeats start here.
@@ -223,6 +215,28 @@ def load_engine(
     choose_layout(engine, train.data, spec, telemetry)
     telemetry.attention(engine.module.layout, engine.module.attention)
     return engine
+
+
+def add_reference(
+    spec: DPOJobSpec,
+    work: WorkDir,
+    splits: list[Examples],
+    beginning: Beginning,
+    engine: Engine,
+    ranks: Ranks,
+    model: str,
+    look: Surprise | None,
+    telemetry: Telemetry,
+    stop: StopRequest,
+) -> None:
+    """Add the log-probs of the policy's own start to the splits, of which the first is the training pairs. Collective.
+
+    model: digest of the initial model. look: at the training pairs.
+    """
+    layout, digest = engine.module.layout, beginning.reference_digest(model)
+    reference = References(spec, beginning.reference, ranks, work.reference, digest, layout, telemetry, stop)
+    for examples in splits:
+        reference.add_to(examples, budget=spec.eval_batch, look=look if examples is splits[0] else None)
 
 
 def add_other_reference(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from dpo_operator.api.method import MethodName
 from dpo_operator.api.rules.rule import Rule
-from dpo_operator.api.selection import Selection
+from dpo_operator.api.trainingparts.selection import Selection
 from dpo_operator.api.types import DPOJobSpec
 
 _SELF = "self.training.selection"

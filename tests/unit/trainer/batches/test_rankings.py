@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpo_operator.api.selection import Selection
+from dpo_operator.api.trainingparts.selection import Selection
 from dpo_trainer.batches import rankings
 from dpo_trainer.batches.rankings import Ranking
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dpo_operator.api.selection import Keep, Selection
+from dpo_operator.api.trainingparts.selection import Keep, Selection
 from dpo_trainer.batches.sampler import StepPlan, epoch_order
 from dpo_trainer.batches.selected import SelectedPlan, choose
 

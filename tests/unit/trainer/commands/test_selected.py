@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpo_operator.api.selection import Selection
+from dpo_operator.api.trainingparts.selection import Selection
 from dpo_trainer.batches import rankings
 from dpo_trainer.commands.selected import selected
 from dpo_trainer.runtime.workdir import WorkDir

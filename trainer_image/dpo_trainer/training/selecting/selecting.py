@@ -7,12 +7,14 @@ import torch
 
 from dpo_operator.api.diagnosis import Figure, Finding
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.selection import Selection
+from dpo_operator.api.trainingparts.selection import Selection
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.batches import rankings
+from dpo_trainer.batches.plans import Plan
 from dpo_trainer.batches.rankings import Ranking
 from dpo_trainer.batches.sampler import Indices
 from dpo_trainer.batches.selected import Ease, SelectedPlan
+from dpo_trainer.checkpoint.loading import Restored
 from dpo_trainer.distributed.ranks import Ranks
 from dpo_trainer.engine.engine import Engine
 from dpo_trainer.losses.objective import Objective
@@ -194,3 +196,25 @@ class Selecting:
             code="PairsSelected", severity="Info", step=ranking.step, figures=figures, cause=ranking.sentence, setting="training.selection"
         )  # fmt: skip
         self._telemetry.warning("PairsSelected", ranking.sentence, finding=finding, word="Info")
+
+
+def selecting_of(
+    spec: DPOJobSpec,
+    plan: Plan,
+    engine: Engine,
+    objective: Objective,
+    train: Examples,
+    ranks: Ranks,
+    work: WorkDir,
+    shortage: Shortage,
+    telemetry: Telemetry,
+    stop: StopRequest,
+    restored: Restored | None,
+) -> Selecting | None:
+    """What chooses a training's pairs, from the step that it resumes from; None for all pairs."""
+    if not isinstance(plan, SelectedPlan):
+        return None
+    made = Selecting(spec, plan, engine, objective, train, ranks, work, shortage, telemetry, stop)
+    if restored is not None:
+        made.resume(restored.step, restored.state.selected)
+    return made
