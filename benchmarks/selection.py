@@ -160,7 +160,7 @@ def write_data(sampler: Sampler, model: Path, folder: Path, *, pairs: int, seed:
     """Clean training pairs, evaluation pairs and prompts of a seed; and the training pairs with flipped ones for each noise."""
     asked = folder / "prompts.jsonl"
     if not asked.exists():
-        write_prompts(model, asked, 2 * (pairs + EVALUATED) + ASKED, seed)
+        write_prompts(model, asked, math.ceil(1.4 * (pairs + EVALUATED)) + ASKED, seed)
     prompts = [json.loads(line)["prompt"] for line in asked.read_text().splitlines()]
     rest, rows, drawn = prompts[ASKED:], [], 0
     while len(rows) < pairs + EVALUATED and rest:
