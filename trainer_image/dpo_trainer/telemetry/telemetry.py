@@ -55,8 +55,7 @@ class Telemetry:
         self._tracker = ProgressTracker(
             Progress(phase=phase, attempt=attempt, started_at=time.time(), world_size=world_size), self._checkpoints
         )
-        self._saves = SaveTimes()
-        self._findings = Findings()
+        self._saves, self._findings = SaveTimes(), Findings()
         self._job: DPOJob | None = None
         self._records = Records()
         self._server: TelemetryServer | None = None
