@@ -233,15 +233,19 @@ class DatasetReport(_Report):
 
 
 class PushReport(_Report):
-    """A model that was copied to an object store or a hub."""
+    """A model that was copied to an object store, a hub or a registry."""
 
-    to: Words = Field(description="Its folder or repository.")
+    to: Words = Field(description="Its folder, repository or tag.")
     digest: str = Field(
         pattern=r"^[0-9a-f]{64}$", description="SHA-256 of dpo_provenance.json, which has the digest of each file, hex."
     )
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = Field(
         default=None, description="Commit in the hub repository."
     )
+    manifest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
+        default=None, description="Digest of the manifest in the registry."
+    )
+    format: Literal["image", "artifact"] | None = Field(default=None, description="What it is in the registry.")
 
 
 class ResumeReport(_Report):

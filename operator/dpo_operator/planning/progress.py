@@ -137,7 +137,7 @@ def with_termination(status: DPOJobStatus, termination: Termination | None, now:
     status = with_dataset(with_reading(status, termination.progress, now, at_once=True), termination.dataset)
     if termination.export_path is not None:
         pushed = termination.pushed
-        copy = None if pushed is None else PushStatus(to=pushed.to[:512], digest=pushed.digest, commit=pushed.commit)
+        copy = None if pushed is None else PushStatus(**pushed.model_dump(exclude={"format"}) | {"to": pushed.to[:512]})
         status = changed(status, export=ExportStatus(path=termination.export_path[:1024], pushed=copy))
     return with_final_metrics(status, termination.message)
 
