@@ -48,6 +48,10 @@ bench-methods: $(VENV)/.ready ## one epoch of every method on small real data, a
 bench-rounds: $(VENV)/.ready ## three rounds on fresh answers beside as many pairs of the initial model, by a known reward; BENCH="--prompts 64 --seeds 0"
 	@$(TIED) $(BIN)/python -m benchmarks.rounds $(BENCH)
 
+.PHONY: bench-selection
+bench-selection: $(VENV)/.ready ## pairs chosen after a warm-up: random, hard, easy, trimmed, all, with clean and flipped labels (40 min); BENCH="--seeds 0 --pairs 304"
+	@$(TIED) $(BIN)/python -m benchmarks.selection $(BENCH)
+
 .PHONY: bench-diagnosis
 bench-diagnosis: $(VENV)/.ready ## planted pathologies must be named first, healthy runs left alone; BENCH="--only plants --seeds 0" (60 runs, 25 min)
 	@$(TIED) $(BIN)/python examples/quickstart/make_model.py
@@ -109,6 +113,10 @@ test: $(VENV)/.ready ## every tier of the tests, with all their set-up; TEST="un
 .PHONY: test-all
 test-all: $(VENV)/.ready ## the same, and every combination of the largest matrices; before a release
 	@$(TIED) $(BIN)/python -m tests.run_tiers --all
+
+.PHONY: test-kills
+test-kills: $(VENV)/.ready ## kill -9 at 50 random instants of generate and of judge; prints how many calls that repeated
+	@$(TIED) $(BIN)/python -m pytest tests/numerics/rounds/test_kills.py -m exhaustive -q -s
 
 .PHONY: faults
 faults: $(VENV)/.ready ## inject every fault of the matrix for real; FAULTS="17 34" some of them; prints the table of docs/faults.md

@@ -17,7 +17,7 @@ from dpo_operator.api.names import ANNOTATION_RETRY, Phase
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord
 from dpo_operator.api.statusparts.findings import AnnouncedFindings, FindingStatus
 from dpo_operator.api.statusparts.renames import with_current_names
-from dpo_operator.api.statusparts.rounds import RoundStatus
+from dpo_operator.api.statusparts.rounds import RoundStatus, UnitsStatus
 from dpo_operator.api.statusparts.stored import (
     CheckpointStatus,
     ExportStatus,
@@ -116,6 +116,10 @@ class ProgressStatus(StatusModel):
     eval_accuracy: str | None = Field(default=None, max_length=64, description="evalRewardAccuracy, as accuracy is.")
     resumed_from_step: int | None = Field(
         default=None, ge=0, description="Step of the checkpoint that the attempt resumed from."
+    )
+    units: UnitsStatus | None = Field(
+        default=None,
+        description="While answers are generated or judged: how far that is. The figures of steps are the newest training's then.",
     )
     updated_time: Time | None = Field(default=None, description="When this was read.")
 

@@ -142,9 +142,11 @@ def _time(job: Job) -> Table:
         passes = spec.training.epochs if not spec.training.max_steps or not once else spec.training.max_steps / once
         share = time.reference / (time.reference + passes * time.seconds)
         table.add_row("reference, share of the run", f"{share:.0%}")
+    if ranking := job.ranking():
+        table.add_row("ranking the pairs, in all", _duration(ranking))
     if once:
-        steps = spec.training.max_steps or once * spec.training.epochs
-        table.add_row("whole run, without evaluations", _duration(steps * time.seconds + once * time.reference))
+        whole = (job.steps() or 0.0) * time.seconds + once * time.reference + ranking
+        table.add_row("whole run, without evaluations", _duration(whole))
     sampled = job.sampling()
     if sampled.seconds:
         name = "sample answers, each time" if sampled.whole else f"sample answers of {sampled.tokens} tokens, each time"

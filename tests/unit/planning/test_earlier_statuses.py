@@ -47,6 +47,7 @@ NEWER = (
     "rounds",
     "generate",
     "judge",
+    "units",
 )
 
 
