@@ -2,8 +2,9 @@
 
 from datetime import UTC, datetime, timedelta
 
+from dpo_operator.api.diagnosis import accuracy_text
 from dpo_operator.api.quantity import duration
-from dpo_operator.api.reports import CheckpointRef, DatasetReport, Metrics, Progress, Termination, accuracy_text
+from dpo_operator.api.reports import CheckpointRef, DatasetReport, Metrics, Progress, Termination
 from dpo_operator.api.status import DatasetStatus, DPOJobStatus, FinalMetrics, ProgressStatus
 from dpo_operator.api.statusparts.rounds import UnitsStatus
 from dpo_operator.api.statusparts.stored import CheckpointStatus, ExportStatus, PushStatus
