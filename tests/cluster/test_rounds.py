@@ -31,12 +31,15 @@ HAPPY = [
     "dad",
     "park",
 ]
+STARTS, PETS = ("Once upon a time", "One day", "In the park"), ("dog", "cat", "bird", "frog", "bear", "duck", "fox")
+NAMES = ("Lily", "Tom", "Ben", "Sue", "Max", "Mia")
 SAD = ["sad", "cry", "scared", "bad", "no", "not", "but", "hurt", "lost", "dark"]
 ROUNDS = {
     "rounds": 2,
+    "prompts": {"source": "pvc://inputs/prompts/prompts.jsonl"},
     "promptsPerRound": 48,
     "generation": {"samplesPerPrompt": 4, "maxNewTokens": 40, "unitPrompts": 4},
-    "judge": {"type": "rewardModel", "rewardModel": {"name": "pvc://inputs/reward-model", "maxLength": 512, "gpus": 0}},
+    "judge": {"type": "rewardModel", "rewardModel": {"name": "pvc://inputs/reward-model", "maxLength": 128, "gpus": 0}},
     "pairs": {"chosenMustEnd": False},
     "winRate": {"prompts": 16},
     # So few prompts say little about who wins.
@@ -74,8 +77,11 @@ def reward_model(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return trained.work / "export"
 
 
-def test_rounds_survive_kills(job: Job, spec: dict[str, Any], reward_model: Path) -> None:
-    provide_inputs(job.cluster, {"reward-model": reward_model})
+def test_rounds_survive_kills(job: Job, spec: dict[str, Any], reward_model: Path, tmp_path: Path) -> None:
+    # Short ones: the judge reads each answer with its whole prompt.
+    asked = [f"{start}, {name} and a {pet}" for start in STARTS for name in NAMES for pet in PETS]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in asked))
+    provide_inputs(job.cluster, {"reward-model": reward_model, "prompts": tmp_path})
     checkpoints = spec["checkpoint"] | {"everySteps": 2}
     job.apply(spec | {"iterative": ROUNDS, "checkpoint": checkpoints, "failurePolicy": {"backoffSeconds": 1}})
     job.wait(lambda s: s.get("state") == "Generating", "generators of round 1")
@@ -100,7 +106,8 @@ def test_rounds_survive_kills(job: Job, spec: dict[str, Any], reward_model: Path
     assert status["attempts"] == {"prepare": 1, "generate": 4, "judge": 3, "train": 3, "export": 3}
     first, second = status["rounds"]
     assert (first["prompts"], second["prompts"]) == (48, 48)
-    assert min(first["pairs"], second["pairs"]) > 10
+    assert [first["judged"], second["judged"]] == [48, 48]
+    assert min(first["pairs"], second["pairs"]) > 40
     assert 0 <= float(first["winRatePrevious"]) <= 1
     assert float(second["klToInitial"]) > 0
     work = job.work_folder()
