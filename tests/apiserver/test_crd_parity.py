@@ -13,7 +13,7 @@ from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.data.formats import Rejection, detect, normalize
 from tests.apiserver.client import Answer, Requests
-from tests.apiserver.mutants import COMPLETE, JUDGES, a_job, mutants
+from tests.apiserver.mutants import COMPLETE, JUDGES, ROUNDS, a_job, mutants
 from tests.unit.trainer.data.formats import layouts
 
 pytestmark = pytest.mark.apiserver
@@ -72,12 +72,24 @@ LOSSES = ("dpo", "ld-dpo", "ln-dpo", "ipo", "hinge", "kto", "orpo", "simpo")
 
 def losses() -> Iterator[dict[str, Any]]:
     """Each loss with each setting, as the first loss and as one that is added."""
-    for to in ("s3://b/k", "hf://org/name", "s3://b/", "s3://b", "hf://org", "file:///x", "az://c/k d"):
-        for more in ({}, {"private": True}, {"private": False}, {"commitMessage": "m"}, {"commitMessage": ""}):
+    registries = (
+        "oci://r.example:5000/a/b:v1",
+        "oci://r/a",
+        "oci://r/A:v1",
+        "oci://r:0/a:v1",
+        "oci://r/a:v1/b",
+        "oci://u@r/a:v1",
+    )
+    for to in ("s3://b/k", "hf://org/name", "s3://b/", "s3://b", "hf://org", "file:///x", "az://c/k d", *registries):
+        for more in (
+            {}, {"private": True}, {"private": False}, {"commitMessage": "m"}, {"commitMessage": ""}, {"plainHttp": True}, {"plainHttp": False},
+            {"format": "image"}, {"format": "artifact"}, {"format": "tar"},
+        ):  # fmt: skip
             yield {"export": {"push": {"to": to, **more}}}
     settings: tuple[dict[str, Any], ...] = (
         *({}, {"labelSmoothing": 0.2}, {"robust": True}, {"labelSmoothing": 0.2, "robust": True}),
         *({"lengthDesensitization": 0}, {"reduction": "sum"}, {"margin": 0}, {"marginRatio": 0}),
+        {"marginPerScore": 0},
         *({"margin": 1, "marginRatio": 1}, {"desirableWeight": 0}, {"undesirableWeight": 0}),
         {"desirableWeight": 0, "undesirableWeight": 0},
         {"desirableWeight": 0, "undesirableWeight": 1},
@@ -104,7 +116,14 @@ def reward_models() -> Iterator[dict[str, Any]]:
             "method": {"name": name},
             "iterative": {"judge": {"type": "builtin", "builtin": {"name": "length", "tokens": 9}}},
         }
-        for settings in ({"beta": 1}, {"nllWeight": 0}, {"nllWeight": 1}, {"margin": 1}, {"labelSmoothing": 0.1}):
+        for settings in (
+            {"beta": 1},
+            {"nllWeight": 0},
+            {"nllWeight": 1},
+            {"margin": 1},
+            {"marginPerScore": 1},
+            {"labelSmoothing": 0.1},
+        ):
             yield {"method": {"name": name, **settings}}
         for kind in ("none", "lora", "qlora"):
             yield {"method": {"name": name}, "adapter": {"type": kind}}
@@ -140,6 +159,16 @@ def data_and_tracking() -> Iterator[dict[str, Any]]:
         yield {"training": {"optimizer": optimizer, "device": device}, "gpusPerNode": gpus}
     for nodes, gpus in itertools.product((1, 2), (1, 2)):
         yield {"training": {"hierarchicalPartition": True}, "nodes": nodes, "gpusPerNode": gpus}
+    for by, warmup, refresh, epochs, steps in itertools.product(
+        ("rewardGap", "scoreGap"), (None, 0.2), (None, "once", "epoch"), (1, 2), (None, 10)
+    ):
+        asked = {"by": by, "warmup": warmup, "refresh": refresh}
+        yield {"training": {"selection": asked, "epochs": epochs, "maxSteps": steps}}
+    for by, method in itertools.product(("heldOutLoss", "scoreGap"), ("dpo", "kto", "reward-model")):
+        yield {"training": {"selection": {"by": by}}, "method": {"name": method}}
+        yield {"training": {"selection": {"by": by}}, "method": {"name": method}, "iterative": ROUNDS}
+    for quantiles in ([0, 1], [0.5, 0.5], [0.6, 0.5], [0.1], [0.1, 0.2, 0.3], [-0.1, 1], [0, 1.1]):
+        yield {"training": {"selection": {"by": "rewardGap", "keep": {"quantiles": quantiles}}}}
     for precision, reduction in itertools.product(("bf16", "fp32"), (None, "bf16", "fp32")):
         yield {"training": {"precision": precision, "gradientReduction": reduction}}
 

@@ -65,6 +65,8 @@ JUDGE_KEY_FILE = "/etc/dpo-judge/key"
 CREDENTIALS_DIR = "/etc/dpo-credentials"
 # In a prepare pod that restores: the same for the Secret of checkpoint.mirror, where it has its own.
 MIRROR_CREDENTIALS_DIR = "/etc/dpo-mirror-credentials"
+# In an export pod that pushes to a registry: users and passwords, as Docker's config.json.
+REGISTRY_CONFIG = "/etc/dpo-registry/config.json"
 CA_FILE = "/etc/dpo-ca/ca.crt"
 CLAIMS_DIR = "/claims"
 CACHE_DIR = "/cache"
@@ -84,10 +86,13 @@ ENV_ROUND = "DPO_ROUND"
 ENV_METRICS_PORT = "DPO_METRICS_PORT"
 ENV_TERMINATION_LOG = "DPO_TERMINATION_LOG"
 ENV_CLAIMS_DIR = "DPO_CLAIMS_DIR"
+# For `dpo run`: the Python of an environment with vLLM, for jobs with iterative.generation.engine vllm.
+ENV_GENERATE_PYTHON = "DPO_GENERATE_PYTHON"
 ENV_CACHE_DIR = "DPO_CACHE_DIR"
 ENV_TOKEN_FILE = "DPO_TOKEN_FILE"  # noqa: S105
 ENV_RECORDED_CHECKPOINTS = "DPO_RECORDED_CHECKPOINTS"
 ENV_CREDENTIALS_DIR = "DPO_CREDENTIALS_DIR"
+ENV_REGISTRY_CONFIG = "DPO_REGISTRY_CONFIG"
 ENV_CA_FILE = "DPO_CA_FILE"
 ENV_MIRROR_CREDENTIALS_DIR = "DPO_MIRROR_CREDENTIALS_DIR"
 # Of a prepare that looks into checkpoint.mirror for the newest checkpoint: a Restore.

@@ -13,6 +13,9 @@ from dpo_operator.cli.modelsource import Found
 from dpo_operator.sizing.proposal import Job, Option, fastest, lines, smallest_change, too_many_gpus
 from dpo_operator.sizing.trained import adapted, trained_parameters
 
+# Of a GPU's memory, what weights may take with room left for keys and values of answers. Assumed.
+GENERATING = 0.85
+
 
 def document(job: Job, found: Found) -> dict[str, Any]:
     """Everything as JSON: bytes, seconds, tokens."""
@@ -142,9 +145,11 @@ def _time(job: Job) -> Table:
         passes = spec.training.epochs if not spec.training.max_steps or not once else spec.training.max_steps / once
         share = time.reference / (time.reference + passes * time.seconds)
         table.add_row("reference, share of the run", f"{share:.0%}")
+    if ranking := job.ranking():
+        table.add_row("ranking the pairs, in all", _duration(ranking))
     if once:
-        steps = spec.training.max_steps or once * spec.training.epochs
-        table.add_row("whole run, without evaluations", _duration(steps * time.seconds + once * time.reference))
+        whole = (job.steps() or 0.0) * time.seconds + once * time.reference + ranking
+        table.add_row("whole run, without evaluations", _duration(whole))
     sampled = job.sampling()
     if sampled.seconds:
         name = "sample answers, each time" if sampled.whole else f"sample answers of {sampled.tokens} tokens, each time"
@@ -168,6 +173,9 @@ def _rounds(job: Job) -> list[Table]:
     if cost.calls is not None:
         table.add_row("requests to the judge, without retries", f"{cost.calls:,}")
     table.add_row("room on the volume, besides the job's export", gibibytes(cost.disk))
+    parallel = job.spec.iterative.generation.tensor_parallel if job.spec.iterative is not None else 1
+    where = f"each of its {parallel} GPUs" if parallel > 1 else "its GPU" if job.spec.gpus_per_node else "the host"
+    table.add_row(f"weights of a copy that generates, on {where}", gibibytes(cost.weights))
     return [table]
 
 
@@ -180,6 +188,13 @@ def _proposals(job: Job) -> list[Text]:
         made.append(
             Text(
                 f"\nThe export is predicted to need {gibibytes(needed)}, and spec.pod.prepareResources.limits.memory is {most}."
+            )
+        )
+    if (cost := job.cost_of_rounds()) is not None and job.limit is not None and cost.weights > GENERATING * job.limit:
+        made.append(
+            Text(
+                f"A copy of the model that generates needs {gibibytes(cost.weights)} for its weights alone, more than {GENERATING:.0%} of {gibibytes(job.limit)}: use "
+                "iterative.generation.engine vllm, and raise tensorParallel."
             )
         )
     if not job.fits():

@@ -175,6 +175,16 @@ def test_a_reward_models_margin_is_taken_from_the_difference():
     assert [objective.needs_reference, objective.starts_level, objective.predicts_tokens] == [False] * 3
 
 
+def test_a_reward_models_margin_grows_with_the_scores_of_the_pair():
+    gaps = torch.tensor([3.0, -2.0], dtype=torch.float64)
+    # 0.5 + 0.25 * 3; the second pair's scores contradict its label.
+    margins = [1.25, 0.5]
+    expected = [math.log1p(math.exp(m - d)) for m, d in zip(margins, MARGINS["reward-model"], strict=True)]
+    objective = a_method("reward-model", margin=0.5, marginPerScore=0.25)
+    found = loss_of(objective, some_logps(reference=None, reference_head=None, score_gaps=gaps))
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
 def test_orpo_is_built_on_likelihood():
     # The odds ratio's term, beta times it, is added to the chosen answer's likelihood with weight 1.
     bare = loss_of(a_method("orpo", nllWeight=0.0), some_logps())
@@ -293,3 +303,17 @@ def test_the_first_loss_has_the_references_likelihood():
     # ln 2 + 0.5 * 5/2, ln 2 + 0.5 * 6/3
     found = a_method("dpo", nllWeight=0.5).first_loss(some_logps())
     assert found.tolist() == pytest.approx([math.log(2) + 1.25, math.log(2) + 1.0])
+
+
+@pytest.mark.parametrize("name", [name for name in MARGINS if name != "kto"])
+def test_gaps_are_margins_for_each_token_without_beta(name: str):
+    # Pairs of 6 and of 4 tokens; what is a mean already, and what belongs to whole answers, is not divided.
+    tokens = [6, 4] if name in ("dpo", "hinge", "ld-dpo") else [1, 1]
+    expected = [margin / count for margin, count in zip(MARGINS[name], tokens, strict=True)]
+    assert a_method(name, **({} if name == "reward-model" else {"beta": 7.0})).gaps(
+        some_logps()
+    ).tolist() == pytest.approx(expected)
+
+
+def test_gaps_of_sums_are_divided_for_ipo_too():
+    assert a_method("ipo", reduction="sum").gaps(some_logps()).tolist() == pytest.approx([3 / 6, -3.5 / 4])
