@@ -37,12 +37,13 @@ class Row:
     own: bool
     learning_rate: float
     epochs: float
+    weight_decay: float = 0.0
 
 
 ROWS = (
     Row("stories260K, 1 epoch", False, 1e-3, 1.0),
     Row("stories260K, 4 epochs", False, 3e-3, 4.0),
-    Row("words of the data, 4 epochs", True, 1e-3, 4.0),
+    Row("words of the data, 6 epochs", True, 1e-3, 6.0, 0.1),
 )
 
 
@@ -64,7 +65,7 @@ def document(row: Row, model: Path, data: dict[str, Any], seed: int) -> dict[str
             "model": {"name": str(model)}, "data": data, "method": {"name": "reward-model"},
             "training": {
                 "learningRate": row.learning_rate, "epochs": row.epochs, "globalBatchSize": 16, "microBatchSize": 16, "precision": "fp32",
-                "gradientCheckpointing": False, "device": "cpu", "seed": seed,
+                "gradientCheckpointing": False, "device": "cpu", "seed": seed, "weightDecay": row.weight_decay,
             },
             "evaluation": {"everySteps": 1_000_000},  # the last step is evaluated whatever this says
             "checkpoint": {"everySteps": 1_000_000, "keepLast": 1, "keepBest": 0},
