@@ -11,6 +11,7 @@ from dpo_operator.api.diagnosis import MAX_FINDINGS, Finding
 from dpo_operator.api.iterative import MAX_ROUNDS
 from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.names import Phase
+from dpo_operator.api.sweep.report import LegReport
 from dpo_operator.api.text import Words, shown
 
 # Checkpoints whose digests are kept: as many as fit a termination message together with everything else.
@@ -290,6 +291,7 @@ class Termination(_Report):
     compared: RoundReport | None = Field(
         default=None, description="From a judge: the round before, complete with its win rates."
     )
+    leg: LegReport | None = Field(default=None, description="The leg of a sweep that the training was.")
 
     def to_text(self) -> str:
         """JSON of at most 4,096 bytes: a round stands once; long messages are cut, then figures of findings, then the least of the findings."""

@@ -14,12 +14,15 @@ from dpo_operator.api.conditions import TYPES, Condition, StatusModel, Time
 from dpo_operator.api.diagnosis import MAX_FINDINGS, MOST_FINDINGS
 from dpo_operator.api.iterative import MAX_ROUND_HISTORY
 from dpo_operator.api.names import ANNOTATION_RETRY, Phase
+from dpo_operator.api.phases import Step
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord
 from dpo_operator.api.statusparts.findings import AnnouncedFindings, FindingStatus
+from dpo_operator.api.statusparts.legs import LegStatus
 from dpo_operator.api.statusparts.renames import with_current_names
 from dpo_operator.api.statusparts.rounds import RoundStatus
 from dpo_operator.api.statusparts.stored import CheckpointStatus, ExportStatus, MirrorStatus, VolumeStatus
 from dpo_operator.api.statusparts.usage import UsageStatus
+from dpo_operator.api.sweep.grid import MAX_LEGS
 
 MAX_HISTORY = 10
 MAX_HISTORY_MESSAGE = 512
@@ -72,6 +75,7 @@ class Restart(StatusModel):
     phase: Phase = Field(description="Phase that was running.")
     attempt: int = Field(ge=0, description="Attempt that ended.")
     round: int | None = Field(default=None, ge=1, description="Round that it was of; absent in jobs without rounds.")
+    leg: int | None = Field(default=None, ge=1, description="Leg that it was of; absent in jobs without a sweep.")
     reason: str = Field(description="CamelCase reason.")
     counting: Counting = Field(
         description="Counted: counts against failurePolicy.maxRestarts. Uncounted: does not, because the job did not cause the failure or "
@@ -185,6 +189,12 @@ class DPOJobStatus(StatusModel):
     rounds: list[RoundStatus] = Field(
         default=[], max_length=MAX_ROUND_HISTORY, description="Newest rounds with figures, newest last."
     )
+    leg: int = Field(
+        default=0, ge=0, description="Leg of the phase, from 1, with spec.sweep; 0 for phases of the whole job."
+    )
+    legs: list[LegStatus] = Field(
+        default=[], max_length=MAX_LEGS, description="Legs of the sweep that have ended, in their order."
+    )
     message: str = Field(default="", description="What the job does or waits for, or why it failed.")
     attempts: Attempts = Field(default=Attempts(), description="Number of the current attempt of each phase.")
     active_job: ActiveJob | None = Field(default=None, description="Job of the current attempt.")
@@ -277,6 +287,12 @@ class DPOJobStatus(StatusModel):
         return self.state in FINAL_STATES
 
     @property
+    def step(self) -> Step:
+        """The current phase with its round or leg. Only where there is a phase."""
+        assert self.phase is not None
+        return Step(self.phase, self.round, self.leg)
+
+    @property
     def attempt(self) -> int:
         """Number of the current attempt of the current phase; 0 before the first."""
         return self.attempts.of(self.phase) if self.phase else 0
@@ -294,6 +310,8 @@ class StatusFields(TypedDict, total=False):
     phase: Phase | None
     round: int
     rounds: list[RoundStatus]
+    leg: int
+    legs: list[LegStatus]
     message: str
     attempts: Attempts
     active_job: ActiveJob | None

@@ -106,7 +106,7 @@ def _unattributed_limit_message(status: DPOJobStatus, failure: Failure) -> str:
         for r in status.restart_history[-MAX_UNATTRIBUTED:]
         if r.phase == status.phase
         and r.reason in reasons
-        and r.round == (status.round or None)
+        and (r.round, r.leg) == (status.round or None, status.leg or None)
         and r.step >= furthest
         and (retried is None or r.time >= retried.last_transition_time)
     ]
@@ -165,6 +165,7 @@ def _next_attempt(
         phase=status.phase,
         attempt=status.attempt,
         round=status.round or None,
+        leg=status.leg or None,
         reason=reason,
         counting=counting,
         step=step if status.phase == "train" else 0,

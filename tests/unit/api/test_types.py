@@ -230,6 +230,7 @@ def test_network_tuning_is_allowed(name: str) -> None:
         ({"training": {"precision": "fp16"}, "gpusPerNode": 0}, "spec.training.precision"),
         ({"iterative": LENGTH | {"generation": {"engine": "vllm"}}}, "spec.iterative.generation.engine"),
         ({"iterative": LENGTH, "checkpoint": {"mirror": {"to": "s3://b/k"}}}, "spec.checkpoint.mirror"),
+        ({"sweep": {"beta": [0.1, 0.2]}, "checkpoint": {"mirror": {"to": "s3://b/k"}}}, "spec.checkpoint.mirror"),
     ],
 )
 def test_what_is_not_implemented_is_said(spec: dict[str, Any], field: str) -> None:
