@@ -68,7 +68,7 @@ def number(status: DPOJobStatus) -> int:
 
 def why_none(status: DPOJobStatus) -> str:
     """Why no leg is exported, as sentences."""
-    return none_trained({leg.leg: leg.settings for leg in status.legs}, [leg.report for leg in status.legs])
+    return none_trained([leg.report for leg in status.legs])
 
 
 def why_chosen(status: DPOJobStatus) -> str:

@@ -37,7 +37,7 @@ def for_current_attempt(status: DPOJobStatus) -> RecordedCheckpoints | None:
     if (exported := legs.chosen(status)) is not None and status.phase == "export":
         # An export of a leg uses what that leg reported, and nothing later.
         mine = tuple(sorted(exported.checkpoints, key=lambda record: record.age))
-        return RecordedCheckpoints(last_attempt=mine[-1].attempt if mine else 0, checkpoints=mine)
+        return RecordedCheckpoints(last_attempt=mine[-1].attempt if mine else status.attempts.train, checkpoints=mine)
     current = 1 if status.phase == "train" else 0
     return RecordedCheckpoints(last_attempt=max(0, status.attempts.train - current), checkpoints=_own(status))
 

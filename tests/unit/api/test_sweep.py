@@ -105,7 +105,7 @@ def test_less_loss_is_better() -> None:
 
 
 def test_a_sweep_without_a_healthy_leg_says_what_was_found_in_each() -> None:
-    legs = [a_leg(1, findings=("Gibberish",), steps=5), a_leg(2, steps=3)]
-    words = none_trained({1: "beta 0.1", 2: "beta 0.3"}, legs)
+    legs = [a_leg(1, settings="beta 0.1", findings=("Gibberish",), steps=5), a_leg(2, settings="beta 0.3", steps=3)]
+    words = none_trained(legs)
     assert "leg 1 (beta 0.1): Gibberish at step 5; leg 2 (beta 0.3): not finite at step 3" in words
     assert "legs/" in words

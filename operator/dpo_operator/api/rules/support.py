@@ -26,7 +26,9 @@ def unsupported(spec: DPOJobSpec) -> list[str]:
             "enough for the GPU; use none, or optimizer adamw"
         )
     if spec.sweep is not None and spec.checkpoint.mirror is not None:
-        problems.append("spec.checkpoint.mirror: not implemented with sweep yet; leave it out, and back up the volume instead")
+        problems.append(
+            "spec.checkpoint.mirror: not implemented with sweep yet; leave it out, and back up the volume instead"
+        )
     if spec.iterative is not None:
         if spec.iterative.generation.engine == "vllm":
             problems.append("spec.iterative.generation.engine: vllm is not implemented yet; use transformers")

@@ -62,7 +62,9 @@ class LegStatus(StatusModel):
     def report(self) -> LegReport:
         """What the trainer reported, as far as it is kept."""
         figures: dict[str, Any] = {name: float(text) for name in _FIGURES if (text := getattr(self, name)) is not None}
-        rest = self.model_dump(include={"leg", "outcome", "message", "steps", "step", "findings", "unhealthy"})
+        rest = self.model_dump(
+            include={"leg", "settings", "outcome", "message", "steps", "step", "findings", "unhealthy"}
+        )
         return LegReport(**rest, **figures)
 
 

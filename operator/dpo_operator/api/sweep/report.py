@@ -1,7 +1,7 @@
 """What a leg of a sweep reports when it has ended, and which leg is exported."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -11,6 +11,8 @@ from dpo_operator.api.text import Words
 
 # Findings of a leg that are kept, worst first.
 MAX_LEG_FINDINGS = 5
+# Characters of a leg's message: it stands in a termination message beside the phase's own.
+MAX_LEG_MESSAGE = 300
 
 # Trained: it took its steps, or stopped early by earlyStopping. Unhealthy: a finding about its learning, or numbers that are not finite, ended it.
 Outcome = Literal["Trained", "Unhealthy"]
@@ -26,6 +28,7 @@ class LegReport(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     leg: int = Field(ge=1, le=MAX_LEGS, description="Its number.")
+    settings: Words = Field(default="", description="Its values, in words.")
     outcome: Outcome = Field(description="How it ended.")
     message: Words = Field(default="", description="How it ended, in words.")
     steps: _Count = Field(default=0, description="Optimizer steps that were finished.")
@@ -48,11 +51,10 @@ class LegReport(BaseModel):
     unhealthy: bool = Field(default=False, description="Whether one of all findings is Unhealthy.")
 
 
-def none_trained(settings: Mapping[int, str], legs: Sequence[LegReport]) -> str:
-    """Why no leg of a sweep is exported, as sentences. settings: of each leg, in words."""
+def none_trained(legs: Sequence[LegReport]) -> str:
+    """Why no leg of a sweep is exported, as sentences."""
     each = "; ".join(
-        f"leg {leg.leg} ({settings.get(leg.leg, '')}): {', '.join(leg.findings) or 'not finite'} at step {leg.steps}"
-        for leg in legs
+        f"leg {leg.leg} ({leg.settings}): {', '.join(leg.findings) or 'not finite'} at step {leg.steps}" for leg in legs
     )
     return (
         f"No leg of the sweep is exported, because all {len(legs)} were unhealthy: {each}. Their checkpoints are kept, in legs/. "
