@@ -227,7 +227,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = {case.name: case for case in (*PLANTS, *HEALTHY)}
     parser = argparse.ArgumentParser(prog="benchmarks.diagnosis", description=__doc__)
     parser.add_argument(
-        "--only", nargs="+", metavar="CASE", help=f"parts of names: {', '.join(cases)}; or plants, healthy"
+        "--only",
+        nargs="+",
+        metavar="CASE",
+        help=f"parts of names: {', '.join(cases)}; or plants, healthy".replace("%", "%%"),
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--work-dir", type=Path, default=REPOSITORY / "runs" / "bench-diagnosis")

@@ -120,6 +120,7 @@ def _of_others() -> list[Refused]:
         _job("Secret as a judge's key", NOT_YOURS, iterative=_judged(apiKeySecretRef={"name": SECRET})),
         _job("claim as prompts", NOT_YOURS, iterative=_judged() | {"prompts": {"source": pvc}}),
         _job("claim as reward model", NOT_YOURS, iterative={"judge": {"type": "rewardModel", "rewardModel": {"name": pvc}}}),
+        _job("claim of another job's checkpoint", NOT_YOURS, resumeFrom={"source": pvc}),
         _job("Secret for pulling", NOT_YOURS, pod={"imagePullSecrets": [SECRET]}),
         _job("claim as model", NOT_YOURS, model=_model(name=pvc)),
         _job("claim as data", NOT_YOURS, data=_train(pvc)),
@@ -131,6 +132,7 @@ def _of_others() -> list[Refused]:
         _job("claim elsewhere", "claimName", checkpoint={"volume": {"claimName": f"{VICTIMS}/database"}}),
         _job("Secret elsewhere", "tokenSecretRef", model=_model(tokenSecretRef={"name": f"{VICTIMS}/{SECRET}"})),
         _job("claim elsewhere by dots", "source", data=_train(f"pvc://../{VICTIMS}/database")),
+        _job("checkpoint elsewhere by dots", "resumeFrom", resumeFrom={"source": f"pvc://database/../{VICTIMS}"}),
         _job("file of the node", "source", data=_train("file:///etc/shadow")),
         _job("giant", "Too long", model=_model(name="x" * 2**21)),
         Refused(

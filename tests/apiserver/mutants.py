@@ -103,6 +103,7 @@ COMPLETE: dict[str, Any] = a_job(
         "rslora": True,
         "targetModules": ["q_proj", "all-linear"],
     },
+    resumeFrom={"source": "pvc://other-work/0b1e", "step": 50, "digest": "0" * 64},
     training={
         "epochs": 1.5,
         "maxSteps": 100,
@@ -257,7 +258,7 @@ BUILTIN_OF = {
 
 
 def _with_rounds(job: dict[str, Any], path: tuple[str | int, ...]) -> None:
-    del job["spec"]["earlyStopping"], job["spec"]["export"]["checkpoint"]
+    del job["spec"]["earlyStopping"], job["spec"]["export"]["checkpoint"], job["spec"]["resumeFrom"]
     job["spec"]["iterative"] = rounds = copy.deepcopy(ROUNDS)
     kind = str(path[2]) if len(path) > 2 and path[2] in JUDGES else "endpoint" if "budget" in path else "builtin"
     if path[1:2] == ("judge",) and "words" not in path and "badWords" not in path:
@@ -275,6 +276,7 @@ def _base(path: tuple[str | int, ...]) -> dict[str, Any]:
         job["spec"]["pod"]["serviceAccountName"] = "reader"
     if path[0] == "sweep":
         del job["spec"]["method"], job["spec"]["training"]["learningRate"], job["spec"]["adapter"]["rank"]
+        job["spec"].pop("resumeFrom", None)
         job["spec"]["sweep"] = copy.deepcopy(SWEEP)
     if path[0] == "iterative":
         _with_rounds(job, path)

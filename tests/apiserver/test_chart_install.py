@@ -222,6 +222,7 @@ SECRETS_AND_CLAIMS: list[dict[str, Any]] = [
     {"data": {"train": {"source": "org/pairs"}, "eval": {"source": "pvc://NAME/x"}}},
     {"data": {"train": {"source": "org/pairs"}, "mixture": [{"source": "pvc://NAME/x"}]}},
     {"data": {"train": {"source": "pvc://NAME/x"}}},
+    {"resumeFrom": {"source": "pvc://NAME/x"}},
     {"checkpoint": {"volume": {"claimName": "NAME"}}},
     {"cache": {"claimName": "NAME"}},
     judged_in("default", apiKeySecretRef={"name": "NAME"}),

@@ -29,6 +29,7 @@ CHANGES: dict[str, Any] = {
     "training": {"epochs": 2},
     "evaluation": {"everySteps": 5},
     "sweep": {"beta": [0.1, 0.2]},
+    "resumeFrom": {"step": 9},
     "earlyStopping": {"patience": 9},
     "export": {"checkpoint": "last"},
     "tracking": {"wandb": {"project": "other"}},

@@ -269,6 +269,7 @@ def rounds() -> Iterator[dict[str, Any]]:
             }
         }
     yield {"iterative": least | {"promptsPerRound": 10, "rounds": 3}}
+    yield {"iterative": least, "resumeFrom": {"source": "pvc://c/x"}}
     for name, plus, other, reference in itertools.product(
         ("dpo", "kto", "orpo", "simpo"), ((), ("orpo",), ("ipo",)), (None, {"name": "r"}), ("initial", "previous")
     ):
@@ -300,6 +301,7 @@ def sweeps() -> Iterator[dict[str, Any]]:
         yield {"sweep": two | {"stopUnhealthy": stop}, "diagnosis": {"enabled": looks}, "data": data}
     yield {"sweep": two, "iterative": {"judge": {"type": "builtin", "builtin": JUDGES["builtin"]}}, "data": data}
     yield {"sweep": two}
+    yield {"sweep": two, "data": data, "resumeFrom": {"source": "pvc://c/x"}}
     for grid, given in (
         (two, {"method": {"beta": 0.1}}),
         ({"learningRate": [1e-6, 2e-6]}, {"training": {"learningRate": 1e-6}}),
@@ -332,6 +334,16 @@ def combinations() -> Iterator[dict[str, Any]]:
     ):
         volume = {"claimName": claim, "storageClassName": storage, "accessMode": mode, "retention": retention}
         yield {"nodes": nodes, "checkpoint": {"volume": volume}}
+    for source in (
+        "pvc://c",
+        "pvc://c/a/../b",
+        "pvc://c/a..b",
+        "s3://b/a/../b",
+        "s3://b/k::x",
+        "/a/../b",
+        f"pvc://{'a' * 254}/x",
+    ):
+        yield {"resumeFrom": {"source": source}}
     for size in ("0", "0.0", "0Gi", "00.5Gi", "10", "10m", "1M", "1.0Mi", "0.1", "1.5", "1.5k"):
         yield {"checkpoint": {"volume": {"size": size}}}
         yield {"pod": {"sharedMemory": size}}

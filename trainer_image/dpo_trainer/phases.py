@@ -1,25 +1,21 @@
 """The common frame of all phases: read the job, run, write the termination message, return the exit code."""
 
-import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from dpo_operator.api import names
 from dpo_operator.api.access import hub_repository
-from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.model import AdapterType
 from dpo_operator.api.reports import PushReport, Termination
 from dpo_operator.api.training import Push
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.folder import CheckpointFolder
-from dpo_trainer.diagnosis.history import Diagnosis
 from dpo_trainer.distributed import rendezvous
 from dpo_trainer.legs.record import read_report, write_choice
 from dpo_trainer.rounds import phase as judge_phase
@@ -128,6 +124,7 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
     if job.spec.adapter.type is AdapterType.NONE and not work.prepared.exists():
         import_tokenizers_alone()
     from dpo_trainer.prepare import phase as prepare
+    from dpo_trainer.prepare import warnings
     from dpo_trainer.prepare.inputs import Inputs
     from dpo_trainer.sources.cache import Cache
 
@@ -149,28 +146,14 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
         mirror.fetch(job, work, names.Restore(restore), progress)
     if job.spec.adapter.type is not AdapterType.NONE:
         _check_adapter(job, work, telemetry, progress)
-    _warn_of_data(work, telemetry)
-    _keep_warnings(work, telemetry)
-    return build_termination("prepare", attempt, ExitCode.OK, dataset=found)
+    resumed = None
+    if job.spec.resume_from is not None:
+        from dpo_trainer.resuming.take import take
 
-
-def _warn_of_data(work: WorkDir, telemetry: Telemetry) -> None:
-    """What the dataset report warns of. Reports of earlier versions have sentences alone."""
-    if not work.data_report.is_file():
-        return
-    report = json.loads(work.data_report.read_text(encoding="utf-8"))
-    for text, found in zip_longest(report["warnings"], report.get("findings", ())):
-        telemetry.warning("Dataset", text, finding=Finding.model_validate(found) if found else None)
-
-
-def _keep_warnings(work: WorkDir, telemetry: Telemetry) -> None:
-    """Begin diagnosis.json with the warnings of prepare, or add them. The data are prepared, so a failure is only a warning."""
-    telemetry.diagnosed(0, telemetry.warnings)
-    try:
-        known = Diagnosis.read(work)
-        known.at(known.step, [*known.findings, *telemetry.warnings])[0].write(work)
-    except OSError as error:
-        telemetry.warning("NoDiagnosis", f"diagnosis.json could not be written: {error.strerror}")
+        resumed = take(job.spec, work, inputs)
+    warnings.tell_of_data(work, telemetry)
+    warnings.keep(work, telemetry)
+    return build_termination("prepare", attempt, ExitCode.OK, dataset=found).model_copy(update={"resumed": resumed})
 
 
 def _check_adapter(job: DPOJob, work: WorkDir, telemetry: Telemetry, progress: Callable[[str, float], None]) -> None:

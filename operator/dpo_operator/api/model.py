@@ -1,11 +1,15 @@
-"""The model that training starts from, its reference, and what of it is trained."""
+"""What training starts from, a model or another job's checkpoint, its reference, and what of it is trained."""
 
 from enum import StrEnum
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StringConstraints
 
-from dpo_operator.api.base import ApiModel, Revision, SecretKeyRef, Source
+from dpo_operator.api.access import STORE_FOLDER
+from dpo_operator.api.base import SUBDOMAIN, ApiModel, Revision, SecretKeyRef, Source
+
+# Of a path on a claim.
+_PATH = r"[^\x00-\x20\x7f-\xa0]"
 
 # A branch, a tag or a commit of a hub repository.
 
@@ -80,6 +84,28 @@ class Model(ApiModel):
             ("spec.model.revision", self.name, self.revision),
             *((f"spec.model.{field}.revision", part.name, part.revision) for field, part in others if part is not None),
         )
+
+
+class ResumeFrom(ApiModel):
+    """A checkpoint of another job."""
+
+    source: Annotated[
+        str,
+        StringConstraints(
+            pattern=f"^(pvc://{SUBDOMAIN}(/{_PATH}*)?|{STORE_FOLDER}|[/.~]{_PATH}*)$", min_length=1, max_length=512
+        ),
+    ] = Field(
+        description="Where it is: pvc://claim/folder, with the job's folder on its volume (status.volume); s3://bucket/path, gs://bucket/path or "
+        "az://container/path, with a mirror as checkpoint.mirror makes it; or a path, for `dpo run` the work folder of another run. It is only read."
+    )
+    step: StrictInt | None = Field(
+        default=None, ge=1, le=2**53, description="Step of the checkpoint. Default: the newest that is committed there."
+    )
+    digest: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$", max_length=64)] | None = Field(
+        default=None,
+        description="SHA-256 of its manifest, hex, as status.checkpoint.digest of the other job has it; a checkpoint with another one is refused. Default: "
+        "whoever may write to the source decides what training begins with.",
+    )
 
 
 # The target that means all linear layers and experts.

@@ -7,7 +7,8 @@ iterative.evaluateLast a generate and a judge that compare the last policy; then
 from dataclasses import dataclass
 
 from dpo_operator.api.names import Phase, leg_folder, round_folder
-from dpo_operator.api.reports import RoundsEnd
+from dpo_operator.api.reports import RoundReport, RoundsEnd
+from dpo_operator.api.statusparts.rounds import RoundStatus
 from dpo_operator.api.types import DPOJobSpec
 
 
@@ -34,12 +35,17 @@ FIRST = Step("prepare")
 LAST = Step("export")
 
 
+def is_asked(report: RoundReport | RoundStatus) -> bool:
+    """Whether a judge found something to train on: answers, and pairs where the budget was spent, perhaps before any of them was judged."""
+    return report.pairs > 0 if report.ended == "BudgetSpent" else report.prompts > 0
+
+
 def following(spec: DPOJobSpec, done: Step, end: RoundsEnd = "", *, asked: bool = True) -> Step | None:
     """What follows a step that succeeded; None at the end of the job.
 
     end: why no further round is trained, as the report of this round says. With BudgetSpent this round is trained still, on what was judged.
-    asked: whether a judge found answers to train on. Without them a round that is to be trained generates first: it began as the comparison after
-    the last round, and rounds was raised meanwhile.
+    asked: whether a judge found something to train on, see is_asked. Without it a round that is to be trained generates first: it began as the
+    comparison after the last round, and rounds was raised meanwhile.
     """
     if done == LAST:
         return None
@@ -55,7 +61,7 @@ def following(spec: DPOJobSpec, done: Step, end: RoundsEnd = "", *, asked: bool 
             return Step("judge", done.round)
         case "judge":
             # The judge after the last round only compares.
-            ends = end not in ("", "BudgetSpent") or done.round > rounds
+            ends = end not in ("", "BudgetSpent") or done.round > rounds or (bool(end) and not asked)
             return LAST if ends else Step("train" if asked else "generate", done.round)
         case "train":
             return Step("export", done.round)

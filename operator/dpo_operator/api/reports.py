@@ -245,6 +245,14 @@ class PushReport(_Report):
     )
 
 
+class ResumeReport(_Report):
+    """A checkpoint of another job that training begins with."""
+
+    source: Words = Field(description="Where it was read: the folder of checkpoints.")
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of its manifest there, hex.")
+    checkpoint: CheckpointRef = Field(description="The same on the job's own volume, as its first checkpoint.")
+
+
 class MirrorReport(_Report):
     """Termination message of a mirror pod. checkpoint: the newest that the mirror has whole; None after a failure."""
 
@@ -282,6 +290,7 @@ class Termination(_Report):
     rank: int = 0
     progress: Progress | None = None
     dataset: DatasetReport | None = None
+    resumed: ResumeReport | None = Field(default=None, description="From prepare, with spec.resumeFrom.")
     export_path: Words | None = Field(
         default=None, description="Folder of the exported model, relative to the work folder."
     )

@@ -17,10 +17,17 @@ from dpo_operator.api.names import ANNOTATION_RETRY, Phase
 from dpo_operator.api.phases import Step
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord
 from dpo_operator.api.statusparts.findings import AnnouncedFindings, FindingStatus
+from dpo_operator.api.statusparts.gang import PlacementWait, StragglerStatus
 from dpo_operator.api.statusparts.legs import LegStatus
 from dpo_operator.api.statusparts.renames import with_current_names
 from dpo_operator.api.statusparts.rounds import RoundStatus
-from dpo_operator.api.statusparts.stored import CheckpointStatus, ExportStatus, MirrorStatus, VolumeStatus
+from dpo_operator.api.statusparts.stored import (
+    CheckpointStatus,
+    ExportStatus,
+    MirrorStatus,
+    ResumedStatus,
+    VolumeStatus,
+)
 from dpo_operator.api.statusparts.usage import UsageStatus
 from dpo_operator.api.sweep.grid import MAX_LEGS
 
@@ -135,19 +142,6 @@ class Workers(StatusModel):
     started: int = Field(default=0, ge=0, description="Pods whose trainer runs or has ended.")
 
 
-class StragglerStatus(StatusModel):
-    """A rank that is much slower than the others."""
-
-    attempt: int = Field(ge=1, description="Training attempt.")
-    rank: int = Field(ge=0, description="Rank among all processes.")
-    ratio: str = Field(
-        max_length=16, description="Its time for the same work, relative to the median of the other ranks."
-    )
-    pod: str = Field(default="", description="Its pod.")
-    node: str = Field(default="", description="Node of that pod.")
-    since: Time = Field(description="When it was noticed.")
-
-
 class FinalMetrics(StatusModel):
     """Values at the end of training; text, nats where they have a unit."""
 
@@ -168,15 +162,6 @@ class ActiveJob(StatusModel):
 
     name: str = Field(description="Name.")
     uid: str = Field(description="UID; the attempt ends when this Job is deleted.")
-
-
-class PlacementWait(StatusModel):
-    """How long a gang has waited for nodes for all of its pods."""
-
-    waiting_since: Time = Field(description="When it began to wait; the gang that has waited longest goes first.")
-    timeouts: int = Field(default=0, ge=0, description="Placement time-outs so far.")
-    not_before: Time | None = Field(default=None, description="Earliest next placement attempt.")
-    had_nodes: bool | None = Field(default=None, description="True if its pods ran before it began to wait.")
 
 
 class DPOJobStatus(StatusModel):
@@ -248,6 +233,9 @@ class DPOJobStatus(StatusModel):
         default=[],
         max_length=MAX_RECORDED,
         description="Checkpoints that pods reported, oldest first; the next attempt resumes from one of them.",
+    )
+    resumed_from: ResumedStatus | None = Field(
+        default=None, description="Checkpoint of another job that training began with, with resumeFrom."
     )
     mirror: MirrorStatus | None = Field(default=None, description="Copies of checkpoints, with checkpoint.mirror.")
     workers: Workers = Field(default=Workers(), description="Pods of the current phase.")
@@ -333,6 +321,7 @@ class StatusFields(TypedDict, total=False):
     dataset: DatasetStatus | None
     checkpoint: CheckpointStatus | None
     recorded_checkpoints: list[CheckpointRecord]
+    resumed_from: ResumedStatus | None
     mirror: MirrorStatus | None
     workers: Workers
     straggler: StragglerStatus | None

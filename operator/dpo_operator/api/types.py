@@ -17,7 +17,7 @@ from dpo_operator.api.diagnosis import Diagnosis
 from dpo_operator.api.failurepolicy import FailurePolicy
 from dpo_operator.api.iterative import Iterative
 from dpo_operator.api.method import Method
-from dpo_operator.api.model import Adapter, AdapterType, Model
+from dpo_operator.api.model import Adapter, AdapterType, Model, ResumeFrom
 from dpo_operator.api.pods import Cache, Pod
 from dpo_operator.api.queue import Queue
 from dpo_operator.api.sweep.grid import Sweep
@@ -40,6 +40,11 @@ class DPOJobSpec(ApiModel):
     sweep: Sweep | None = Field(
         default=None,
         description="Several trainings on the same prepared data, one after another, of which the best is exported. Default: one training.",
+    )
+    resume_from: ResumeFrom | None = Field(
+        default=None,
+        description="Begin with a checkpoint of another job of the same settings: its weights, optimizer state and place in the data. Default: begin at step 0. To "
+        "begin with another job's weights alone, name its export in model.name.",
     )
     early_stopping: EarlyStopping | None = Field(
         default=None, description="Stop when the evaluation no longer improves."

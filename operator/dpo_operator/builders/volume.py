@@ -13,10 +13,11 @@ def claim_name(job: DPOJob) -> str:
 
 
 def source_claims(job: DPOJob) -> list[str]:
-    """Claims that models and data are read from (pvc://claim/path), each once, in a fixed order."""
+    """Claims that models, data and another job's checkpoint are read from (pvc://claim/path), each once, in a fixed order."""
     spec = job.spec
     rounds = spec.iterative.sources if spec.iterative is not None else ()
     sources = [*(source for _, source, _ in spec.model.sources), *(data.source for data in spec.data.datasets), *rounds]
+    sources += [spec.resume_from.source] if spec.resume_from is not None else []
     claims = [s.removeprefix("pvc://").partition("/")[0] for s in sources if s.startswith("pvc://")]
     return list(dict.fromkeys(claims))
 

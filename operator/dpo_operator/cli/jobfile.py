@@ -119,7 +119,7 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _resolve_paths(document: dict[str, Any], folder: Path) -> None:
-    """Make ./ and ../ paths of model and datasets absolute, in place."""
+    """Make ./ and ../ paths of models, datasets and another run's folder absolute, in place."""
     spec = document.get("spec")
     if not isinstance(spec, dict):
         return
@@ -129,6 +129,7 @@ def _resolve_paths(document: dict[str, Any], folder: Path) -> None:
     datasets = [data.get("train"), data.get("eval"), *(mixture if isinstance(mixture, list) else [])]
     model = spec.get("model")
     models = [model, *(model.get(key) for key in ("adapter", "reference"))] if isinstance(model, dict) else []
-    for part, key in (*((part, "name") for part in models), *((dataset, "source") for dataset in datasets)):
+    sources = [*datasets, spec.get("resumeFrom")]
+    for part, key in (*((part, "name") for part in models), *((source, "source") for source in sources)):
         if isinstance(part, dict) and isinstance(part.get(key), str) and part[key].startswith(("./", "../")):
             part[key] = str((folder / part[key]).resolve())

@@ -17,7 +17,7 @@ from types import FrameType
 
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.phases import FIRST, LAST, Step, following
+from dpo_operator.api.phases import FIRST, LAST, Step, following, is_asked
 from dpo_operator.api.reports import RoundReport
 from dpo_operator.api.sweep.grid import Sweep
 from dpo_operator.api.sweep.report import best, none_trained
@@ -133,7 +133,7 @@ class LocalRun:
         report = self._report_of(done)
         if report is None:
             return following(self.job.spec, done)
-        return following(self.job.spec, done, report.ended, asked=report.prompts > 0)
+        return following(self.job.spec, done, report.ended, asked=is_asked(report))
 
     def _report_of(self, step: Step) -> RoundReport | None:
         if not step.round or step.phase not in ("judge", "export"):

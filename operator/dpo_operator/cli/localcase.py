@@ -14,8 +14,8 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api import exitcodes, names
 from dpo_operator.api.diagnosis import OF_PREPARE, Finding, worst_first
 from dpo_operator.api.iterative import MAX_ROUND_HISTORY
-from dpo_operator.api.phases import FIRST, LAST, Step, following
-from dpo_operator.api.reports import Metrics, Progress, RoundReport, RoundsEnd, Termination
+from dpo_operator.api.phases import FIRST, LAST, Step, following, is_asked
+from dpo_operator.api.reports import Metrics, Progress, RoundReport, Termination
 from dpo_operator.api.status import Attempts, DPOJobStatus, Restart, State
 from dpo_operator.api.statusparts.findings import FindingStatus
 from dpo_operator.api.statusparts.rounds import RoundStatus
@@ -142,10 +142,12 @@ def _step(folder: Path, spec: DPOJobSpec | None, newest: Termination | None) -> 
         return Step("train") if (folder / "prepared.json").is_file() and not number else Step("prepare")
     if newest.outcome != "Succeeded" or _is_the_end(newest):
         return Step(newest.phase, number)
-    known: dict[int, RoundsEnd] = {each.round: each.ended for each in rounds_of(folder)}
     if spec is None:
         return Step("train") if newest.phase == "prepare" else LAST
-    return following(spec, Step(newest.phase, number), known.get(number, "")) or LAST
+    done, known = Step(newest.phase, number), {each.round: each for each in rounds_of(folder)}
+    if (report := known.get(number)) is None:
+        return following(spec, done) or LAST
+    return following(spec, done, report.ended, asked=is_asked(report)) or LAST
 
 
 def _leg_step(folder: Path, spec: DPOJobSpec, newest: Termination) -> Step:

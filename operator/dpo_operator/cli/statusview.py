@@ -132,6 +132,10 @@ def details(job: Raw, now: datetime, history: History | None = None) -> Rows:
         ("restarts", f"{status.restarts}, {status.counted_restarts} of them counted" if status.restarts else "")
     )
     rows.append(("used", _used(status, now)))
+    if status.resumed_from is not None:
+        rows.append(
+            ("began with", f"step {status.resumed_from.step} of {shown(status.resumed_from.source, MAX_WORDS)}")
+        )
     if status.checkpoint is not None:
         rows.append(("checkpoint", f"step {status.checkpoint.step}, {age(status.checkpoint.time, now)} ago"))
     if status.straggler is not None:

@@ -284,6 +284,9 @@ def _monitor(
     started = len({pod.index for pod in pods if pod.running or pod.ended})
     status = changed(gangs.placed(status, pods, desired), workers=Workers(desired=desired, started=started))
     if started < desired:
+        # Pods that know nothing of one another work before all of them are there.
+        if failure := hangs.hang(status, seen.heartbeat, pods, hangs.timeout_seconds(job, status, seen.heartbeat)):
+            return restarts.after_failure(status, failure, job.spec.failure_policy, at)
         if given_back := gangs.end_turn(job, status, seen, child, pods, at):
             return given_back
         obstacle = waiting.claim_obstacle(job, status, seen.claim)

@@ -5,8 +5,9 @@ Tenants can write to the volume but not to the status, so a recorded digest reve
 
 from collections.abc import Iterable, Sequence
 
-from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord, Progress, RecordedCheckpoints
+from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord, Progress, RecordedCheckpoints, ResumeReport
 from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.statusparts.stored import ResumedStatus
 from dpo_operator.planning import legs
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.progress import checkpoint_status
@@ -25,6 +26,19 @@ def with_reported_checkpoints(status: DPOJobStatus, seen: Observed) -> DPOJobSta
     if live is not None and (live.phase, live.attempt) == ("train", status.attempts.train):
         status = _recording(status, merge(status.recorded_checkpoints, live))
     return status
+
+
+def with_first(status: DPOJobStatus, found: ResumeReport | None) -> DPOJobStatus:
+    """Status with the checkpoint of another job that prepare put on the volume; it is recorded once, before any training."""
+    if found is None or status.resumed_from is not None or status.attempts.train:
+        return status
+    first = found.checkpoint
+    if first.attempt != 1:  # a forged one would outdate the job's own
+        return status
+    record = CheckpointRecord(step=first.step, attempt=first.attempt, digest=first.digest)
+    resumed = ResumedStatus(source=found.source[:1024], step=first.step, digest=found.digest)
+    status = changed(status, resumed_from=resumed, checkpoint=checkpoint_status(first))
+    return _recording(status, [record])
 
 
 def for_current_attempt(status: DPOJobStatus) -> RecordedCheckpoints | None:

@@ -7,7 +7,8 @@ from typing import Literal
 from dpo_operator.api import conditions as c
 from dpo_operator.api.exitcodes import ExitCode, FailureClass, info
 from dpo_operator.api.failurepolicy import FailureAction, FailurePolicy, FailureRule
-from dpo_operator.api.status import MAX_HISTORY, MAX_HISTORY_MESSAGE, Counting, DPOJobStatus, PlacementWait, Restart
+from dpo_operator.api.status import MAX_HISTORY, MAX_HISTORY_MESSAGE, Counting, DPOJobStatus, Restart
+from dpo_operator.api.statusparts.gang import PlacementWait
 from dpo_operator.api.text import shown
 from dpo_operator.planning import failures, transitions
 from dpo_operator.planning.actions import Event, Plan

@@ -1,6 +1,7 @@
 """Rounds of a job: what judges report of them, and why they end."""
 
 from dpo_operator.api import conditions as c
+from dpo_operator.api import phases
 from dpo_operator.api.iterative import MAX_ROUND_HISTORY
 from dpo_operator.api.reports import RoundsEnd, Termination
 from dpo_operator.api.status import DPOJobStatus
@@ -43,9 +44,9 @@ def current(status: DPOJobStatus) -> RoundStatus | None:
 
 
 def is_asked(status: DPOJobStatus) -> bool:
-    """Whether the current round has answers to train on; not when it began as the comparison after the last one, and rounds was raised since."""
+    """Whether the current round has something to train on; not when it began as the comparison after the last one, and rounds was raised since."""
     found = current(status)
-    return found is None or found.prompts > 0
+    return found is None or phases.is_asked(found)
 
 
 def end_of(status: DPOJobStatus) -> RoundsEnd:

@@ -34,6 +34,13 @@ def succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Mom
         return restarts.after_failure(status, lost, job.spec.failure_policy, at)
     status = progress.with_termination(status, termination, at.now)
     status = legs.with_report(job.spec, status, termination)
+    if done.phase == "prepare" and job.spec.resume_from is not None:
+        current = termination is not None and progress.is_current(termination, status)
+        status = recorded.with_first(status, termination.resumed if termination is not None and current else None)
+        if status.resumed_from is None:
+            # Without its record, training would refuse the checkpoint. It is on the volume, so that preparing again costs little.
+            lost = Failure(failures.POD_DELETED, "counted", "Prepare ended well, and its report is lost")
+            return restarts.after_failure(status, lost, job.spec.failure_policy, at)
     status = rounds.with_reports(job.spec, status, termination)
     step = following(job.spec, done, rounds.end_of(status), asked=rounds.is_asked(status))
     if step is None:
@@ -81,4 +88,6 @@ def _events(
 
 def _prepared(status: DPOJobStatus) -> str:
     found = status.dataset
-    return f"{found.train_pairs} training and {found.eval_pairs} evaluation pairs." if found else "Prepared."
+    text = f"{found.train_pairs} training and {found.eval_pairs} evaluation pairs." if found else "Prepared."
+    first = status.resumed_from
+    return text if first is None else f"{text} Training begins with step {first.step} of {quoted(first.source, 256)}."

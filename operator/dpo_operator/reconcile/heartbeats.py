@@ -29,10 +29,12 @@ Answer = Progress | Silence
 class Heartbeats:
     """Memory of one job, by this machine's monotonic clock.
 
-    Rank 0's pod is read; when it is silent, others are, and any step that any of them tells of is a sign of life. The time
+    Training is a gang: rank 0's pod is read; when it is silent, others are, and any step that any of them tells of is a sign of life. The time
     without one only counts while there is evidence: a pod that answers, one whose process does not take a connection that its
     kernel took, or one that answered before and no longer listens. Pods that can't be reached at all tell nothing, since a
     NetworkPolicy may be in the way.
+
+    Pods of other phases know nothing of one another, so each is watched by itself, for as long as it runs.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -40,11 +42,12 @@ class Heartbeats:
     _marks: dict[int, object] = field(default_factory=dict)
     _hung: set[int] = field(default_factory=set)
     _waits: dict[int, tuple[float, float]] = field(default_factory=dict)
+    _answered_at: dict[int, float] = field(default_factory=dict)
     _furthest: int = 0
     _moved_at: float | None = None
     _rank0_silent_since: float | None = None
-    _said: bool = False
-    _next_other: int = 0
+    _warned: bool = False
+    _next: int = 0
     _pending_events: tuple[Event, ...] = ()
 
     async def observe(self, reader: ProgressReader, job: DPOJob, status: DPOJobStatus, seen: Observed) -> Heartbeat:
@@ -58,15 +61,17 @@ class Heartbeats:
         # A failed pod ends the attempt. Polling the others would only delay the decision.
         failed = any(pod.failed for pod in pods)
         asked = [] if failed else [pod for pod in pods if pod.running and not pod.deleting and pod.ip]
-        answers = await self._ask(reader, status, asked, ports_of(job, status.phase).metrics)
+        port = ports_of(job, status.phase).metrics
+        if status.phase != "train":
+            return self._each(await self._read(reader, status, self._rotated(asked, 1 + OTHERS), port))
+        answers = await self._ask(reader, status, asked, port)
         told = {index: answer for index, answer in answers.items() if isinstance(answer, Progress)}
         read = told.get(0) or max(told.values(), key=lambda progress: progress.step, default=None)
         if sum(1 for pod in pods if pod.running) < pod_count(job, status.phase):
             self._forget(status)
             return Heartbeat(progress=read)
         stalled = self._stalled(status, answers)
-        if status.phase == "train":
-            self._warn_about_rank0(asked, answers, stalled, read)
+        self._warn_about_rank0(asked, answers, stalled, read)
         hung = tuple(sorted(self._hung & answers.keys()))
         return Heartbeat(read, stalled, hung)
 
@@ -80,32 +85,65 @@ class Heartbeats:
         events, self._pending_events = self._pending_events, ()
         return events
 
+    async def _read(
+        self, reader: ProgressReader, status: DPOJobStatus, pods: Sequence[ChildPod], port: int
+    ) -> dict[int, Answer]:
+        """Answers of pods, by node rank; a pod that is not due yet stays unreachable."""
+        due = [pod for pod in pods if self._waits.get(pod.index, (0.0, 0.0))[0] <= self.clock()]
+        answers = await asyncio.gather(*(reader.read(pod.ip, port) for pod in due))
+        current = {pod.index: _current(answer, status) for pod, answer in zip(due, answers, strict=True)}
+        self._put_off(current)
+        return {pod.index: Silence.UNREACHABLE for pod in pods} | current
+
+    def _rotated(self, pods: Sequence[ChildPod], count: int) -> Sequence[ChildPod]:
+        """So many pods, others at each call."""
+        if len(pods) <= count:
+            return pods
+        self._next = (self._next + count) % len(pods)
+        return [*pods[self._next :], *pods[: self._next]][:count]
+
     async def _ask(
         self, reader: ProgressReader, status: DPOJobStatus, pods: Sequence[ChildPod], port: int
     ) -> dict[int, Answer]:
         """Answers of rank 0, or of some others when it is silent, by node rank; empty without rank 0's pod."""
-
-        async def ask(some: Sequence[ChildPod]) -> dict[int, Answer]:
-            due = [pod for pod in some if self._waits.get(pod.index, (0.0, 0.0))[0] <= self.clock()]
-            answers = await asyncio.gather(*(reader.read(pod.ip, port) for pod in due))
-            current = {pod.index: _current(answer, status) for pod, answer in zip(due, answers, strict=True)}
-            self._put_off(current)
-            return {pod.index: Silence.UNREACHABLE for pod in some} | current
-
         if not pods or pods[0].index != 0:
             return {}
         first, others = pods[:1], pods[1 : 1 + OTHERS]
         if self._rank0_silent_since is not None:
-            return await ask([*first, *others])
-        answers = await ask(first)
+            return await self._read(reader, status, [*first, *others], port)
+        answers = await self._read(reader, status, first, port)
         if not isinstance(answers[0], Progress):
-            return answers | await ask(others)
+            return answers | await self._read(reader, status, others, port)
         if self._moved_at is None or self.clock() - self._moved_at < SILENT_SECONDS:
             return answers
         # Rank 0 may be waiting for a slower rank that still makes progress, so poll the others in rotation.
-        self._next_other = (self._next_other + OTHERS) % max(1, len(pods) - 1)
-        rotated = [*pods[1 + self._next_other :], *pods[1 : 1 + self._next_other]]
-        return answers | await ask(rotated[:OTHERS])
+        return answers | await self._read(reader, status, self._rotated(pods[1:], OTHERS), port)
+
+    def _each(self, answers: dict[int, Answer]) -> Heartbeat:
+        """Signs of life of pods that know nothing of one another: that it answers at all is each one's. The longest silence of one counts."""
+        now = self.clock()
+        for index, answer in answers.items():
+            if isinstance(answer, Progress):
+                self._answered_at[index] = now
+            if answer is Silence.HUNG:
+                self._answered_at.setdefault(index, now)
+            self._note_hung(index, answer)
+        told = [answer for _, answer in sorted(answers.items()) if isinstance(answer, Progress)]
+        silent = {index: now - self._answered_at[index] for index in sorted(self._hung & answers.keys())}
+        stalled = max(silent.values(), default=0.0 if told else None)
+        return Heartbeat(
+            progress=told[0] if told else None,
+            stalled_seconds=stalled,
+            hung=tuple(index for index, seconds in silent.items() if seconds == stalled),
+        )
+
+    def _note_hung(self, index: int, answer: Answer) -> None:
+        """The kernel accepts connections for a stopped process until its backlog is full, and then connections time out. So a hung pod
+        stays hung when it becomes unreachable."""
+        if answer is Silence.HUNG:
+            self._hung.add(index)
+        elif isinstance(answer, Progress) or answer is Silence.NOT_A_TRAINER:
+            self._hung.discard(index)
 
     def _put_off(self, answers: dict[int, Answer]) -> None:
         """Set the next poll of unreachable pods. A hung pod can look unreachable too, and is polled without back-off."""
@@ -124,17 +162,9 @@ class Heartbeats:
         for index, answer in answers.items():
             if isinstance(answer, Progress):
                 mark = (answer.step, answer.last_step_at, answer.activity)
-                # Prepare and export report no steps, so answering at all is the heartbeat (planning/hangs.py).
-                moved = moved or answer.phase != "train"
                 moved = moved or answer.step > self._furthest or self._marks.get(index, mark) != mark
                 self._marks[index], self._furthest = mark, max(answer.step, self._furthest)
-                self._hung.discard(index)
-            elif answer is Silence.HUNG:
-                self._hung.add(index)
-            elif answer is Silence.NOT_A_TRAINER:
-                self._hung.discard(index)
-            # The kernel accepts connections for a stopped process until its backlog is full, and then connections time out.
-            # So a hung pod stays hung when it becomes unreachable.
+            self._note_hung(index, answer)
             stopped_listening = answer is Silence.NOT_A_TRAINER and index in answered
             evidence = evidence or isinstance(answer, Progress) or index in self._hung or stopped_listening
         if moved or (evidence and self._moved_at is None):
@@ -160,7 +190,7 @@ class Heartbeats:
     def _forget(self, status: DPOJobStatus) -> None:
         """Reset for a new attempt, or when not all ranks run."""
         self._attempt = (status.phase, status.attempt)
-        self._marks, self._hung, self._furthest = {}, set(), 0
+        self._marks, self._hung, self._answered_at, self._furthest = {}, set(), {}, 0
         self._moved_at, self._rank0_silent_since, self._warned, self._pending_events = None, None, False, ()
 
 

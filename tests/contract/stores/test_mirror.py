@@ -13,7 +13,6 @@ from typing import Any
 
 import obstore
 import pytest
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from dpo_operator.api import access as api
 from dpo_operator.api.diagnosis import Finding
@@ -34,14 +33,12 @@ from dpo_trainer.sources.access import Access
 from dpo_trainer.sources.remote_folder import open_folder
 from tests import tied
 from tests.contract.stores.conftest import Phases
-from tests.s3 import KEY, SECRET, Answer, Request, Server, before, error
+from tests.contract.stores.runs import KEYS, a_job, dpo_run, losses
+from tests.s3 import SECRET, Answer, Request, Server, before, error
 from tests.unit.trainer.checkpoints import PLAIN_MANIFEST, loop_state
-from tests.unit.trainer.place import rows
-from tests.unit.trainer.tiny import tiny_model, write_jsonl
 
 pytestmark = pytest.mark.contract
 
-KEYS = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
 # A process that copies and is killed by the proxy.
 ALONE = """
 import json, sys
@@ -371,45 +368,6 @@ def test_a_runs_figures_come_back_up_to_the_checkpoint(server: Server, tmp_path:
     new.metrics.write_text("")
     run_files.restore(mirror, new, 3, lambda *_: None)
     assert new.metrics.read_text() == ""
-
-
-def a_job(server: Server, root: Path) -> Path:
-    model = tiny_model(root / "model")
-    # The same model with all of its weights.
-    AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
-    job = {
-        "apiVersion": "dpo-operator.dev/v1alpha1",
-        "kind": "DPOJob",
-        "metadata": {"name": "mirrored"},
-        "spec": {
-            "model": {"name": str(model)},
-            "data": {"train": {"source": str(write_jsonl(root / "pairs.jsonl", rows(24)))}, "maxLength": 64},
-            "training": {"globalBatchSize": 4, "maxSteps": 4, "learningRate": 0.01, "precision": "fp32"},
-            "evaluation": {"samples": 0},
-            "gpusPerNode": 0,
-            "access": {"s3": {"endpoint": server.url}},
-            "checkpoint": {"everySteps": 1, "keepLast": 4, "mirror": {"to": "s3://runs/mirrored"}},
-        },
-    }
-    path = root / "dpojob.yaml"
-    path.write_text(json.dumps(job))
-    return path
-
-
-def dpo_run(job: Path, phases: Phases, *options: str, code: int = 0) -> None:
-    done = subprocess.run(
-        [Path(sys.executable).with_name("dpo"), "run", job, "--work-dir", phases.work, "--metrics-port", "0", *options],
-        env={**os.environ, **KEYS},
-        capture_output=True,
-        text=True,
-    )
-    phases.output += done.stdout + done.stderr
-    assert done.returncode == code, phases.output
-
-
-def losses(phases: Phases) -> dict[int, float]:
-    lines = (json.loads(line) for line in (phases.work / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
 def test_a_lost_work_folder_is_restored_from_the_mirror(server: Server, phases: Phases, tmp_path: Path) -> None:

@@ -88,6 +88,35 @@ def test_of_several_ranks_the_next_attempt_does_with_less(prepared: WorkDir, tmp
     assert [line["step"] for line in ranks[0]["evals"]] == [2]
 
 
+def test_of_several_ranks_a_pair_that_never_fits_costs_three_attempts(tmp_path: Path):
+    from dpo_operator.api.training import Budget
+    from dpo_trainer.distributed.ranks import Ranks
+    from dpo_trainer.runtime.errors import TrainerError
+    from dpo_trainer.telemetry import Telemetry
+    from dpo_trainer.training.shortage import Shortage
+
+    tried: list[int] = []
+
+    def evaluate(budget: Budget) -> None:
+        import torch
+
+        tried.append(budget.tokens)
+        torch.empty(1 << 60, dtype=torch.uint8)
+
+    def attempt(number: int) -> tuple[object, bool]:
+        work = WorkDir(tmp_path)
+        telemetry = Telemetry("train", number, work)
+        found = Shortage.read(work, Ranks()).within(Budget(160, 12), evaluate, world_size=2, telemetry=telemetry)
+        assert [one.code for one in telemetry.warnings] == ["NoEvaluation"]
+        return found
+
+    for number, words in enumerate(("evaluates with 80 tokens", "evaluates single pairs", "evaluates nothing"), 1):
+        with pytest.raises(TrainerError, match=f"the next attempt {words}|The next attempt {words}"):
+            attempt(number)
+    assert attempt(4) == (None, False)
+    assert tried == [160, 80, 1]
+
+
 @pytest.mark.parametrize(
     "content", [None, "", "[]", '{"evaluation": -3, "samples": 0}', '{"evaluation": 1e999}', "{" * 9000]
 )

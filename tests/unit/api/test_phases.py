@@ -3,8 +3,9 @@ from itertools import pairwise
 import pytest
 
 from dpo_operator.api import names
-from dpo_operator.api.phases import FIRST, LAST, Step, following
-from dpo_operator.api.reports import RoundsEnd
+from dpo_operator.api.phases import FIRST, LAST, Step, following, is_asked
+from dpo_operator.api.reports import RoundReport, RoundsEnd
+from dpo_operator.api.statusparts.rounds import RoundStatus
 from dpo_operator.api.types import DPOJobSpec
 from tests.unit.planning.build import a_job
 
@@ -82,3 +83,10 @@ def test_a_comparison_becomes_a_round_when_rounds_were_raised() -> None:
     assert following(a_spec(3), done, asked=False) == Step("generate", 3)
     assert following(a_spec(3), done) == Step("train", 3)
     assert following(a_spec(3), done, "NoPrompts", asked=False) == LAST
+    assert following(a_spec(3), done, "BudgetSpent", asked=False) == LAST
+
+
+@pytest.mark.parametrize(("end", "prompts", "pairs", "asked"), [("", 9, 0, True), ("", 0, 0, False), ("BudgetSpent", 9, 0, False), ("BudgetSpent", 9, 2, True)])  # fmt: skip
+def test_a_round_is_trained_on_answers_and_after_the_budget_on_pairs(end: str, prompts: int, pairs: int, asked: bool):
+    report = RoundReport(round=2, prompts=prompts, pairs=pairs, ended=end)
+    assert is_asked(report) is is_asked(RoundStatus.of(report)) is asked

@@ -248,6 +248,7 @@ def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
         "model": {"name": "pvc://pairs/model", "adapter": {"name": "pvc://sft/a"}},
         "data": data,
         "adapter": {"type": "lora"},
+        "resumeFrom": {"source": "pvc://other-work/uid-1"},
     }
     mounts = mounts_of("prepare", **spec)
     assert [(m, mounts[m]["readOnly"]) for m in mounts if m.startswith("/claims")] == [
@@ -255,17 +256,18 @@ def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
         ("/claims/sft", True),
         ("/claims/more", True),
         ("/claims/held-out", True),
+        ("/claims/other-work", True),
     ]
     claims = [
         v["persistentVolumeClaim"]["claimName"]
         for v in pod_of("prepare", **spec)["volumes"]
         if "persistentVolumeClaim" in v
     ]
-    assert claims == ["pairs-work", "pairs", "sft", "more", "held-out"]
+    assert claims == ["pairs-work", "pairs", "sft", "more", "held-out", "other-work"]
     # The volume too, so that the kubelet does not change the group of somebody else's files.
     assert [
         v["name"] for v in pod_of("prepare", **spec)["volumes"] if v.get("persistentVolumeClaim", {}).get("readOnly")
-    ] == ["claim-0", "claim-1", "claim-2", "claim-3"]
+    ] == ["claim-0", "claim-1", "claim-2", "claim-3", "claim-4"]
     assert not [m for m in mounts_of("train", **spec) if m.startswith("/claims")]
 
 

@@ -67,7 +67,14 @@ def test_later_fields_are_written_where_they_are_used():
         "template": {"keepReasoning": "none"},
     }
     training = {"hierarchicalPartition": True, "gradientReduction": "bf16"}
-    job = a_job(data=data, diagnosis={"stopOn": ["Gibberish"]}, training=training, nodes=2, gpusPerNode=2)
+    job = a_job(
+        data=data,
+        diagnosis={"stopOn": ["Gibberish"]},
+        training=training,
+        resumeFrom={"source": "pvc://c/x"},
+        nodes=2,
+        gpusPerNode=2,
+    )
     written = json.loads(job_file(job))
     assert set(fields(written["spec"])) - KNOWN == {
         "data.template",
@@ -80,6 +87,8 @@ def test_later_fields_are_written_where_they_are_used():
         "diagnosis.enabled",
         "diagnosis.stopOn",
         "diagnosis.thresholds",
+        "resumeFrom",
+        "resumeFrom.source",
         "training.hierarchicalPartition",
         "training.gradientReduction",
     }

@@ -9,6 +9,7 @@ from tests.unit.planning.build import UID, a_child, a_job, a_pod, a_reading, a_s
 pytestmark = [pytest.mark.unit, pytest.mark.fault(34)]
 
 JOB = a_job(failurePolicy={"hangTimeoutSeconds": 60, "startTimeoutSeconds": 60})
+ROUNDS = {"rounds": 2, "judge": {"type": "builtin", "builtin": {"name": "length", "tokens": 5}}}
 VIEW = a_view(a_child(), a_pod(0), a_pod(1), progress=a_reading(12), stalled_seconds=1.0)
 
 
@@ -64,3 +65,11 @@ def test_silence_alone_is_said_in_words():
         "Rank 0 has not answered for 31 s: pod pairs-train-1-0 on node gpu-0. Other ranks make progress "
         "(step 40), so the job is not restarted."
     )
+
+
+def test_a_generator_that_hangs_before_all_are_placed_is_restarted():
+    job = a_job(failurePolicy={"hangTimeoutSeconds": 60, "startTimeoutSeconds": 60}, iterative=ROUNDS)
+    view = a_view(a_child("generate"), a_pod(0, "generate"), stalled_seconds=60.0, hung=(0,))
+    status = a_status("generate", round=1)
+    assert decide(status, with_heartbeat(view, stalled_seconds=59.0), job).status.restarts == 0
+    assert decide(status, view, job).status.restart_history[0].reason == "Hang"

@@ -1,14 +1,19 @@
 """Digests of checkpoints: kept in the status, from whoever tells of them, and handed to the next attempt."""
 
 import json
+from typing import Any
 
 import pytest
 
+from dpo_operator.api import conditions as c
 from dpo_operator.api import names
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord, Progress, RecordedCheckpoints
 from dpo_operator.planning.actions import Create
+from dpo_operator.planning.plan import plan
 from dpo_operator.planning.recorded import for_current_attempt, merge
 from tests.unit.planning.build import (
+    NOON,
+    SETTINGS,
     a_child,
     a_job,
     a_pod,
@@ -21,6 +26,42 @@ from tests.unit.planning.build import (
 )
 
 pytestmark = pytest.mark.unit
+
+BEGUN = a_job(resumeFrom={"source": "pvc://other-work/uid-1"})
+
+
+def prepared(attempt: int = 1, **resumed: Any) -> str:
+    """What a prepare says that has put another job's checkpoint on the volume."""
+    ref = {"step": 300, "path": "checkpoints/step-00000300", "digest": "a" * 64, "attempt": attempt, "time": 1.0}
+    found = {"source": "pvc://other-work/uid-1/checkpoints", "digest": "b" * 64, "checkpoint": ref}
+    return termination_text(0, phase="prepare", **({"resumed": found} | resumed))
+
+
+def test_another_jobs_checkpoint_is_recorded_before_the_first_training() -> None:
+    done = a_view(a_child("prepare"), ended(0, 0, phase="prepare", text=prepared()))
+    first = plan(BEGUN, a_status("prepare"), done, NOON, SETTINGS).status
+    assert (first.phase, first.attempts.train) == ("train", 1)
+    assert first.resumed_from is not None
+    assert (first.resumed_from.step, first.resumed_from.digest) == (300, "b" * 64)
+    found = c.find(first.conditions, c.PREPARED)
+    assert found is not None
+    assert "step 300 of “pvc://other-work/uid-1/checkpoints”" in found.message
+    assert first.checkpoint is not None
+    assert first.checkpoint.step == 300
+    known = for_current_attempt(first)
+    assert known == RecordedCheckpoints(
+        last_attempt=0, checkpoints=(CheckpointRecord(step=300, attempt=1, digest="a" * 64),)
+    )
+
+
+@pytest.mark.parametrize("text", [prepared(resumed=None), prepared(attempt=9), ""])
+def test_a_prepare_whose_record_is_lost_or_forged_runs_again(text: str) -> None:
+    done = a_view(a_child("prepare", complete=True), ended(0, 0, phase="prepare", text=text))
+    again = plan(BEGUN, a_status("prepare"), done, NOON, SETTINGS).status
+    assert (again.phase, again.attempts.prepare, again.attempts.train) == ("prepare", 2, 0)
+    assert "report is lost" in again.restart_history[-1].message
+    # Without resumeFrom there is nothing to record.
+    assert plan(a_job(), a_status("prepare"), done, NOON, SETTINGS).status.phase == "train"
 
 
 def digest(step: int, attempt: int = 1) -> str:

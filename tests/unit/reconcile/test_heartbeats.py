@@ -15,7 +15,8 @@ from dataclasses import replace
 import pytest
 
 from dpo_operator.api import conditions as c
-from dpo_operator.planning.hangs import SILENT_SECONDS
+from dpo_operator.planning.hangs import SILENT_SECONDS, hang
+from dpo_operator.planning.objects import ChildPod
 from dpo_operator.planning.progress import progress_status
 from dpo_operator.reconcile.heartbeats import LONGEST_WAIT, OTHERS, Heartbeats
 from dpo_operator.reconcile.progress_reader import ProgressReader, Silence
@@ -325,6 +326,54 @@ def test_a_phase_without_steps_lives_as_long_as_it_answers(phase: str):
     seen = cluster.look(5, r0=HUNG)
     assert (seen.stalled_seconds, seen.hung) == (5, (0,))
     assert cluster.look(1800).stalled_seconds == 1805
+
+
+class Generators(Cluster):
+    """Pods of a generate phase."""
+
+    def __init__(self, pods: int) -> None:
+        super().__init__(pods, phase="generate")
+        self.all = tuple(a_pod(index, "generate") for index in range(pods))
+        self.show(*self.all)
+
+    def show(self, *pods: ChildPod) -> None:
+        self.seen = a_view(a_child("generate"), *pods)
+
+
+ANSWERING = a_reading(0, phase="generate")
+
+
+def test_a_generator_that_hangs_is_found_beside_ones_that_answer():
+    cluster = Generators(3)
+    cluster.look(r0=ANSWERING, r1=ANSWERING, r2=ANSWERING)
+    seen = cluster.look(5, r2=HUNG)
+    assert (seen.stalled_seconds, seen.hung) == (5, (2,))
+    seen = cluster.look(1800)
+    assert (seen.stalled_seconds, seen.hung) == (1805, (2,))
+    assert hang(cluster.status, seen, cluster.seen.pods, 1800) is not None
+    seen = cluster.look(5, r2=ANSWERING)
+    assert (seen.stalled_seconds, seen.hung) == (0, ())
+
+
+@pytest.mark.parametrize("others", ["ended", "not placed"])
+def test_a_generator_is_watched_while_others_do_not_run(others: str):
+    cluster = Generators(2)
+    gone = replace(cluster.all[0], pod_phase="Succeeded") if others == "ended" else None
+    cluster.show(*([gone] if gone else []), cluster.all[1])
+    cluster.look(r1=ANSWERING)
+    seen = cluster.look(1800, r1=HUNG)
+    assert (seen.stalled_seconds, seen.hung) == (1800, (1,))
+
+
+def test_each_of_many_generators_is_asked_in_turn():
+    cluster = Generators(10)
+    asked: set[int] = set()
+    cluster.answers |= dict.fromkeys(range(10), ANSWERING)
+    for _ in range(5):
+        cluster.look(5)
+        assert len(cluster.asked) == 1 + OTHERS
+        asked |= {*cluster.asked}
+    assert asked == {*range(10)}
 
 
 def test_new_attempt_and_a_missing_pod_start_the_clock_anew():

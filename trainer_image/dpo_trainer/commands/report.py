@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpo_operator.api.access import hub_repository
-from dpo_operator.api.reports import PushReport
+from dpo_operator.api.reports import PushReport, ResumeReport
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.commands.page.content import class_of
 from dpo_trainer.commands.page.html import PAGE, page
@@ -155,6 +155,9 @@ def _facts(run: Run, work: WorkDir) -> list[tuple[str, str]]:
     ]
     if run.seconds > 0 and run.pairs:
         facts[0] = (facts[0][0], f"{facts[0][1]}, {run.pairs / run.seconds:.3g} pairs/s")
+    if work.resumed.is_file():
+        first = ResumeReport.model_validate_json(work.resumed.read_bytes())
+        facts.append(("began with", f"step {first.checkpoint.step} of {first.source}, SHA-256 {first.digest}"))
     if run.ending:
         facts.append(("ending", run.ending))
     if run.best is not None:

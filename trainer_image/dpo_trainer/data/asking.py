@@ -11,7 +11,7 @@ import numpy as np
 from dpo_operator.api.data import Columns
 from dpo_trainer.data.dataset import TokenIds
 from dpo_trainer.data.formats import Format, Pair, Rejection, detect, normalize
-from dpo_trainer.data.formats.chats import conversation, is_chat
+from dpo_trainer.data.formats.chats import as_message, conversation, is_chat
 from dpo_trainer.data.formats.compose import Field, compose, find_prompt
 from dpo_trainer.data.formats.pairs import ChatPair, Message, Reason, TextPair, Unusable
 from dpo_trainer.data.formats.values import kind, lookup, messages_of
@@ -40,7 +40,8 @@ class Asked:
 
     def note(self, number: int, row: Any, pair: Pair) -> None:
         """A row that is a pair, before it is tokens."""
-        self._waiting[number] = Prompt(_NO_IDS, number, _shown(pair), _expected(row, self.answer_column))
+        tools = () if isinstance(pair, TextPair) else pair.tools
+        self._waiting[number] = Prompt(_NO_IDS, number, _shown(pair), _expected(row, self.answer_column), tools)
 
     def take(self, number: int, ids: TokenIds) -> Prompt:
         """The prompt of a row that was noted, as tokens."""
@@ -142,13 +143,8 @@ def _unanswered(row: Mapping[str, Any], columns: Columns) -> Mapping[str, Any]:
 
 
 def _shown(pair: Pair) -> str | list[dict[str, Any]]:
-    """What the judge reads of a prompt."""
-    if isinstance(pair, TextPair):
-        return pair.prompt
-    return [
-        {"role": turn.role, "content": turn.content} | ({"tool_calls": [*turn.tool_calls]} if turn.tool_calls else {})
-        for turn in pair.prompt
-    ]
+    """What the judge reads of a prompt: all that the policy's chat template is given of it, the tools aside."""
+    return pair.prompt if isinstance(pair, TextPair) else [as_message(turn) for turn in pair.prompt]
 
 
 def _expected(row: Any, column: str | None) -> str | None:

@@ -3,14 +3,15 @@
 tokens.npy    int32 [total]      ids of all prompts, one after another
 offsets.npy   int64 [prompts+1]  where each begins
 order.npy     int64 [prompts]    the prompts in a random order: first those of the win rates, then those of round 1, of round 2, and so on
-texts.jsonl   a line for each prompt: number of its source row, its text or chat messages, and the right answer where the data have one
+texts.jsonl   a line for each prompt: number of its source row, its text or chat messages, the tools that a chat offers, and the right answer where
+              the data have one
 meta.json     counts and the digest, written last
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,16 +33,21 @@ _FILES = ("tokens.npy", "offsets.npy", "order.npy", "texts.jsonl")
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt. ids: int32. row: of its source. prompt: text, or chat messages. expected: the right answer, where the data have one."""
+    """A prompt.
+
+    ids: int32. row: of its source. prompt: text, or chat messages. expected: the right answer, where the data have one. tools: those that a chat offers.
+    """
 
     ids: TokenIds
     row: int
     prompt: str | list[dict[str, Any]]
     expected: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
 
     def line(self) -> str:
         """What the judge reads, as JSON."""
-        return json.dumps({"row": self.row, "prompt": self.prompt, "expected": self.expected}, ensure_ascii=False)
+        read = {"row": self.row, "prompt": self.prompt, "expected": self.expected}
+        return json.dumps(read | ({"tools": [*self.tools]} if self.tools else {}), ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -126,7 +132,8 @@ class PromptSet:
         found = []
         for number in prompts:
             line = json.loads(self._lines[number])
-            found.append(Prompt(self.ids(int(number)), line["row"], line["prompt"], line["expected"]))
+            tools = tuple(line.get("tools", ()))
+            found.append(Prompt(self.ids(int(number)), line["row"], line["prompt"], line["expected"], tools))
         return found
 
     @cached_property

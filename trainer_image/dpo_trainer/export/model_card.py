@@ -6,6 +6,7 @@ from typing import Any
 
 from dpo_operator.api.method import Loss, Method, MethodName
 from dpo_operator.api.model import Adapter, AdapterType, Model
+from dpo_operator.api.reports import ResumeReport
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.checkpoint.full import FullCheckpoint
 from dpo_trainer.data.dataset import PairDataset
@@ -268,6 +269,10 @@ def _settings(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint) -> list[tu
     if (reference := spec.model.reference) is not None:
         revision = f" at `{_text(reference.revision)}`" if reference.revision else ""
         rows.insert(3, ("reference model", f"`{_text(reference.name)}`{revision}"))
+    if work.resumed.is_file():
+        first = ResumeReport.model_validate_json(work.resumed.read_bytes())
+        whence = f"step {first.checkpoint.step} of `{_text(first.source)}`, checkpoint `{first.digest}`"
+        rows.insert(next(place for place, row in enumerate(rows) if row[0] == "steps") + 1, ("began with", whence))
     if spec.export.push is not None:
         rows.append(("pushed to", f"`{_text(spec.export.push.to)}`, whole when `dpo_pushed.json` is there"))
     if data.eval is not None:

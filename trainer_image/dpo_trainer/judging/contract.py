@@ -1,7 +1,7 @@
 """What a judge is asked, and what it says."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
@@ -16,13 +16,14 @@ class Question:
     """A prompt, and answers to it; two answers make it a comparison of two policies.
 
     prompt: text, or chat messages. answers: texts without the token that ended them. tokens: how many tokens each answer has.
-    expected: the right answer, for exactMatch; None where the row has none.
+    expected: the right answer, for exactMatch; None where the row has none. tools: those that a chat offers.
     """
 
     prompt: str | Chat
     answers: tuple[str, ...]
     tokens: tuple[int, ...]
     expected: str | None = None
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

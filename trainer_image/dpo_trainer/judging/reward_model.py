@@ -56,7 +56,7 @@ class RewardModelJudge:
     def judge(self, questions: Sequence[Question], alive: Callable[[], None]) -> list[Judged]:
         """Score all answers. One that is empty, or too long together with its prompt, gets no score."""
         pairs = [
-            (number, _pair(question.prompt, answer))
+            (number, as_pair(question, answer))
             for number, question in enumerate(questions)
             for answer in question.answers
         ]
@@ -130,15 +130,15 @@ def _ids(count: int) -> Any:
     return np.arange(count, dtype=np.int32)
 
 
-def _pair(prompt: str | list[dict[str, Any]], answer: str) -> Pair:
+def as_pair(question: Question, answer: str) -> Pair:
     """An answer as the data would have it: the other one of the pair is missing."""
-    if isinstance(prompt, str):
-        return TextPair(prompt, answer, None)
+    if isinstance(question.prompt, str):
+        return TextPair(question.prompt, answer, None)
     try:
-        messages = conversation(prompt, "prompt", "user")
+        messages = conversation(question.prompt, "prompt", "user")
     except Unusable as error:
         raise invalid_configuration(f"spec.iterative.prompts: {error.rejection.detail}") from error
-    return ChatPair(messages, Message("assistant", answer), None)
+    return ChatPair(messages, Message("assistant", answer), None, tools=question.tools)
 
 
 def _length(found: TokenPair | Rejection) -> int:

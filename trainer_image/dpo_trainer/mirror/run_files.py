@@ -11,14 +11,14 @@ from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.metrics_file import parse_lines
 
 # A larger file stays on the volume alone; metrics.jsonl of 100,000 steps is about as large.
-_MOST_BYTES = 256 << 20
+MOST_BYTES = 256 << 20
 
 
 def save(place: Place, work: WorkDir, progress: Callable[[str], None]) -> None:
     """Copy them as they are now. One that can't be read is reported and left out: no checkpoint depends on it. Raises TrainerError of the store."""
-    for path in _files(work):
+    for path in files(work):
         try:
-            content = read_plain(path, limit=_MOST_BYTES)
+            content = read_plain(path, limit=MOST_BYTES)
         except FileNotFoundError:
             continue
         except OSError as error:
@@ -30,24 +30,30 @@ def save(place: Place, work: WorkDir, progress: Callable[[str], None]) -> None:
 def restore(place: Place, work: WorkDir, step: int, progress: Callable[[str, float], None]) -> None:
     """Fetch those that the volume lacks, without what was written after the step that the run resumes from. Raises TrainerError of the store, OSError."""
     there = place.look()
-    for path in _files(work):
+    for path in files(work):
         found = there.get(path.name)
         if found is None or not found.size or path.exists():
             continue
-        if found.size > _MOST_BYTES:
+        if found.size > MOST_BYTES:
             progress(
-                f"{path.name} of the mirror is not fetched: expected at most {_MOST_BYTES} bytes, found {found.size}",
+                f"{path.name} of the mirror is not fetched: expected at most {MOST_BYTES} bytes, found {found.size}",
                 1.0,
             )
             continue
         content = place.folder.store.part(found, 0, found.size, place.folder.label(path.name))
-        commit(path, content if path == work.diagnosis else _cut(content, step))
-        if path == work.diagnosis:
-            Diagnosis.read(work).cut(step).write(work)
+        put(work, path, content, step)
 
 
-def _files(work: WorkDir) -> tuple[Path, Path, Path]:
+def files(work: WorkDir) -> tuple[Path, Path, Path]:
+    """Where they are in a work folder."""
     return work.metrics, work.samples, work.diagnosis
+
+
+def put(work: WorkDir, path: Path, content: bytes, step: int) -> None:
+    """Write one of `files`, without what was written after a step. Raises OSError."""
+    commit(path, content if path == work.diagnosis else _cut(content, step))
+    if path == work.diagnosis:
+        Diagnosis.read(work).cut(step).write(work)
 
 
 def _cut(content: bytes, step: int) -> bytes:

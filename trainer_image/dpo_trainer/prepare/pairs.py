@@ -89,7 +89,14 @@ def read_data(
     mixed = mixture.mix(data, spec.training.seed, {name: split.dataset for name, split in splits.items()})
     for name, count in mixed.used.items():
         records[name] = records[name].model_copy(update={"used": count, "held_out": mixed.held_out[name]})
-    made = prompts.divide(spec, asked.found.values() if asked is not None else own, mixed.evaluation, context)
+    evaluated = ["eval"] if data.eval is not None else [name for name, count in mixed.held_out.items() if count]
+    made = prompts.divide(
+        spec,
+        asked.found.values() if asked is not None else own,
+        mixed.evaluation,
+        context,
+        plain_evaluation=bool(evaluated) and not any(splits[name].counts.templated for name in evaluated),
+    )
     return Pairs(splits, mixed, records, known, made)
 
 

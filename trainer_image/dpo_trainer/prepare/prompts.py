@@ -69,9 +69,14 @@ def read(spec: DPOJobSpec, data: Dataset, rows: Rows, tokenizer: PairTokenizer, 
 
 
 def divide(
-    spec: DPOJobSpec, found: Iterable[Prompt] | None, evaluation: PairDataset | None, context: int | None
+    spec: DPOJobSpec,
+    found: Iterable[Prompt] | None,
+    evaluation: PairDataset | None,
+    context: int | None,
+    *,
+    plain_evaluation: bool = False,
 ) -> RoundPrompts | None:
-    """Each prompt once, divided between the rounds; None without rounds. found: prompts. context: tokens that the model reads.
+    """Each prompt once, divided between the rounds; None without rounds. found: prompts. context: tokens that the model reads. plain_evaluation: see PromptsRecord.
 
     Raises TrainerError BAD_DATASET when there are too few.
     """
@@ -92,6 +97,7 @@ def divide(
         per_round=made.per_round,
         compared=len(made.compared),
         left_out=left_out,
+        plain_evaluation=plain_evaluation,
     )
     return RoundPrompts(made, record)
 

@@ -145,13 +145,19 @@ class SplitRecords(Part):
 
 
 class PromptsRecord(Part):
-    """The prompts that rounds answer. digest: PromptSet.digest. per_round, compared: of each round, and of the win rates. left_out: by reason."""
+    """The prompts that rounds answer.
 
+    digest: PromptSet.digest. per_round, compared: of each round, and of the win rates. left_out: by reason. plain_evaluation: whether all
+    evaluation pairs are plain text, so that their tokens are all of it.
+    """
+
+    LATER = frozenset({"plain_evaluation"})
     digest: str
     prompts: int
     per_round: int
     compared: int
     left_out: dict[str, int]
+    plain_evaluation: bool = False
 
 
 class Prepared(Part):

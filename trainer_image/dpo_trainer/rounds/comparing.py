@@ -72,7 +72,8 @@ def compare(
             key = _key(row, theirs)
             if not np.array_equal(ours.ids, theirs.ids) and key not in known:
                 texts = (decode(ours.content), decode(theirs.content))
-                open_questions[key] = Question(prompt.prompt, texts, (len(ours.ids), len(theirs.ids)), prompt.expected)
+                lengths = (len(ours.ids), len(theirs.ids))
+                open_questions[key] = Question(prompt.prompt, texts, lengths, prompt.expected, prompt.tools)
         judged = judge.judge(list(open_questions.values()), alive)
         for key, one in zip(open_questions, judged, strict=True):
             known[key] = _outcome(one)

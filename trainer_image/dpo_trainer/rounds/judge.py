@@ -15,8 +15,9 @@ from dpo_trainer.data.prompts import PromptSet
 from dpo_trainer.data.tokens.tokenization import load_tokenizer
 from dpo_trainer.judging import BUDGET_SPENT, Judge, Judged, Question, open_judge
 from dpo_trainer.rounds import record
+from dpo_trainer.rounds.answers import answered, divergence
 from dpo_trainer.rounds.comparing import Comparison, compare
-from dpo_trainer.rounds.figures import answered, divergence, equal_share, of_pairs, scored
+from dpo_trainer.rounds.figures import equal_share, of_pairs, scored
 from dpo_trainer.rounds.judgements import Judgements, total
 from dpo_trainer.rounds.labels import disagreement
 from dpo_trainer.rounds.making import Made, make_pairs, save_pairs
@@ -79,7 +80,7 @@ def run_phase(
     try:
         # An endpoint's answers would cost something, and a rule says what it is told to.
         if spec.iterative.judge.type == "rewardModel" and work.number == 1:
-            problem = disagreement(judge, work, PromptSet.open(work.prompts), decode, telemetry.alive)
+            problem = disagreement(judge, work, decode, telemetry.alive)
             if problem:
                 telemetry.warning("JudgeDisagrees", problem)
         return run(spec, work, telemetry, judge, decode, observe)
@@ -118,7 +119,7 @@ class _Judging:
         if not asked:
             spent = self._number <= self._rounds.rounds and not tasks.training
             ended: dict[str, Any] = {"ended": "NoPrompts"} if spent else {}
-            return self._written(RoundReport(round=self._number, **figures, **ended), before)
+            return self._go_on(RoundReport(round=self._number, **figures, **ended), before)
         return self._train_on(asked, training, figures, before)
 
     def _asked(self, tasks: Tasks) -> tuple[Task, ...]:
@@ -142,11 +143,13 @@ class _Judging:
         asked = sum(one.problem != BUDGET_SPENT for one in judged) if exhausted else len(judged)
         report = RoundReport(round=self._number, **figures)
         self._telemetry.round(report)
-        if len(found.chosen) < max(1.0, self._rounds.pairs.min_pairs * asked):
-            return self._saturated(report, before)
+        least = self._rounds.pairs.min_pairs * asked
+        if len(found.chosen) < max(1.0, least):
+            # With nothing judged, the answers are not to blame.
+            return self._without_pairs(report, before, spent=exhausted and len(found.chosen) >= least)
         save_pairs(self._spec, self._work, found)
         ended = {"ended": "BudgetSpent"} if exhausted else {}
-        return self._written(report.model_copy(update=ended), before)
+        return self._go_on(report.model_copy(update=ended), before)
 
     def _ask(self, tasks: Sequence[Task], units: Sequence[Unit]) -> list[Judged]:
         """Judgements of all answers of the round, each unit's committed as it is done."""
@@ -170,6 +173,7 @@ class _Judging:
                 tuple(self._decode(answer.content) for answer in answers),
                 tuple(len(answer.ids) for answer in answers),
                 prompt.expected,
+                prompt.tools,
             )
             for prompt, answers in zip(asked, unit.answers, strict=True)
         ]
@@ -224,17 +228,21 @@ class _Judging:
             "longer_wins": tally.longer_wins_share,
         }
 
-    def _saturated(self, report: RoundReport, before: RoundReport | None) -> Verdict:
+    def _without_pairs(self, report: RoundReport, before: RoundReport | None, *, spent: bool) -> Verdict:
+        """The rounds end before this one is trained. spent: because of the judge's budget."""
         rounds = self._rounds
         words = (
-            f"{report.pairs} of {report.prompts} prompts give a pair, and iterative.pairs.minPairs asks for {rounds.pairs.min_pairs:.0%}"
+            f"{report.judged} of {report.prompts} prompts were judged before iterative.judge.budget was spent, and give no pair"
+            if spent
+            else f"{report.pairs} of {report.prompts} prompts give a pair, and iterative.pairs.minPairs asks for {rounds.pairs.min_pairs:.0%}"
             f" ({_counted(report.left_out)})"
         )
         if self._number == 1:
             raise invalid_configuration(
                 f"the first round has nothing to train on: {words}. Look at rounds/0001/judged, and check the judge, iterative.pairs and generation"
             )
-        return self._end(report.model_copy(update={"ended": "Saturated"}), before, self._number - 1, words)
+        ended = {"ended": "BudgetSpent" if spent else "Saturated"}
+        return self._end(report.model_copy(update=ended), before, self._number - 1, words)
 
     def _end(self, report: RoundReport, before: RoundReport | None, chosen: int, why: str) -> Verdict:
         """No further round is trained; the policy of round `chosen` is exported."""
@@ -248,11 +256,13 @@ class _Judging:
         record.choose(self._work, chosen, f"{report.ended}: {why}")
         return self._written(report, before)
 
+    def _go_on(self, report: RoundReport, before: RoundReport | None) -> Verdict:
+        """The last round is exported. An earlier judge may have ended the rounds here, under other settings."""
+        record.choose_last(self._work)
+        return self._written(report, before)
+
     def _written(self, report: RoundReport, before: RoundReport | None) -> Verdict:
         """Commit the reports: the round before's with its win rates, and last this one's."""
-        if report.ended not in ("Saturated", "RoundsWorse"):
-            # An earlier judge may have ended the rounds here, under other settings.
-            record.choose_last(self._work)
         if before is not None:
             record.write_report(self._work.round(before.round), before)
         record.write_report(self._work, report)

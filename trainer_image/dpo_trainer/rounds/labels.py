@@ -5,22 +5,20 @@ from collections.abc import Callable
 import numpy as np
 
 from dpo_trainer.data.dataset import PairDataset
-from dpo_trainer.data.prompts import PromptSet
 from dpo_trainer.judging import Judge, Question
+from dpo_trainer.prepare.record import Prepared
 from dpo_trainer.runtime.workdir import WorkDir
 
 # Pairs that are looked at: the standard error is then 0.035.
 MOST = 200
 
 
-def disagreement(
-    judge: Judge, work: WorkDir, prompts: PromptSet, decode: Callable[[np.ndarray], str], alive: Callable[[], None]
-) -> str:
+def disagreement(judge: Judge, work: WorkDir, decode: Callable[[np.ndarray], str], alive: Callable[[], None]) -> str:
     """What is wrong when a judge ranks half of the evaluation pairs as their labels say, or fewer; "" when nothing is.
 
-    Of chats nothing is said: the work folder has their tokens alone, and a judge with another chat template needs the messages.
+    Nothing is said where some of them are chats: the work folder has their tokens alone, and a judge with another chat template needs the messages.
     """
-    if not (work.eval_data / "meta.json").is_file() or not isinstance(prompts.read([0])[0].prompt, str):
+    if not (work.eval_data / "meta.json").is_file() or not _are_plain(work):
         return ""
     data = PairDataset.open(work.eval_data)
     pairs = [
@@ -44,3 +42,12 @@ def disagreement(
         f"the reward model ranks {right} of {len(judged)} evaluation pairs as their labels say, no more than a coin: it may be of other data, or was "
         "trained with a chat template that these prompts do not go through"
     )
+
+
+def _are_plain(work: WorkDir) -> bool:
+    """Whether the evaluation pairs are plain text as a whole; not where an earlier version prepared them, which did not say."""
+    try:
+        prompts = Prepared.read(work).prompts
+    except (OSError, ValueError):
+        return False
+    return prompts is not None and prompts.plain_evaluation

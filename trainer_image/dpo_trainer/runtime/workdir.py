@@ -141,6 +141,11 @@ class WorkDir:
         return self.root / "legs" / "chosen.json"
 
     @property
+    def resumed(self) -> Path:
+        """Which checkpoint of another job training began with, reports.ResumeReport as JSON; absent without one."""
+        return self.root / "resumed.json"
+
+    @property
     def chosen(self) -> Path:
         """Which round is exported, where it is not the last one."""
         return self.root / "rounds" / "chosen.json"

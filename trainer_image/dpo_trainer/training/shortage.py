@@ -1,7 +1,8 @@
 """Running out of memory in an evaluation or in sample answers costs them, and not the run.
 
 One rank tries an evaluation again with half of the tokens at a time. Among several ranks the others are in a collective then and wait for this one, so the
-attempt ends; what ran out is on the volume, and the next attempt does it with less.
+attempt ends; what ran out is on the volume, and the next attempt does it with less. Three attempts are lost at most: the first after it has half of the tokens,
+the second single pairs, and the third no evaluation.
 """
 
 import json
@@ -24,13 +25,14 @@ T = TypeVar("T")
 
 # An evaluation is tried with 1/2, 1/4, 1/8 … of its tokens, at last with single pairs.
 MOST_HALVINGS = 24
+_NEVER = MOST_HALVINGS + 1
 
 
 @dataclass
 class Shortage:
     """What ran out of memory in this run, over all attempts.
 
-    evaluation: how often an evaluation did; each time halves its tokens. samples: whether sample answers did.
+    evaluation: how often an evaluation's tokens are halved; more than MOST_HALVINGS where not even single pairs fitted. samples: whether sample answers did.
     """
 
     file: Path
@@ -42,18 +44,20 @@ class Shortage:
         """As earlier attempts left it, the same on every rank. Collective."""
         file = work.root / "shortage.json"
         found = ranks.run_on_rank_zero(lambda: _read(file))
-        return cls(file, min(found["evaluation"], MOST_HALVINGS), bool(found["samples"]))
+        return cls(file, min(found["evaluation"], _NEVER), bool(found["samples"]))
 
     def budget(self, wanted: Budget) -> Budget:
         """The part of an evaluation's budget that is used. A single longer pair still goes through alone."""
         return Budget(max(1, wanted.tokens >> self.evaluation), wanted.pairs)
 
-    def ran_out(self, what: str) -> None:
-        """Write down that an evaluation or samples ran out of memory, on whichever rank it was. what: "evaluation" or "samples"."""
+    def ran_out(self, what: str, *, ranks: int = 1) -> None:
+        """Write down that an evaluation or samples ran out of memory, on whichever of the ranks it was. what: "evaluation" or "samples"."""
         if what == "samples":
             self.samples = True
-        else:
+        elif ranks == 1 or not self.evaluation:
             self.evaluation += 1
+        else:
+            self.evaluation = MOST_HALVINGS if self.evaluation < MOST_HALVINGS else _NEVER
         content = json.dumps({"evaluation": self.evaluation, "samples": self.samples})
         commit(self.file, content.encode())
 
@@ -64,6 +68,14 @@ class Shortage:
 
         Raises TrainerError when one of several ranks runs out: see the module.
         """
+        if world_size > 1 and self.evaluation > MOST_HALVINGS:
+            telemetry.warning(
+                "NoEvaluation",
+                "evaluations are left out: an earlier attempt ran out of memory with single pairs. Take the longest pairs out of data.eval, or train on "
+                "more GPUs; then delete shortage.json in the work folder",
+                once=True,
+            )
+            return None, False
         while True:
             budget = self.budget(wanted)
             try:
@@ -74,12 +86,10 @@ class Shortage:
                 said = first_line(error, 300)
             # The error is gone, and with it the tensors of the frames that it came through.
             free_cached()
-            self.ran_out("evaluation")
+            self.ran_out("evaluation", ranks=world_size)
             if world_size > 1:
                 raise TrainerError(
-                    ExitCode.INTERNAL_ERROR,
-                    f"An evaluation ran out of memory: {said} The next attempt evaluates with {self.budget(wanted).tokens} tokens at a time. Set "
-                    "evaluation.microBatchTokens to it.",
+                    ExitCode.INTERNAL_ERROR, f"An evaluation ran out of memory: {said} {self._next_attempt(wanted)}"
                 )
             if budget.tokens == 1:
                 telemetry.warning(
@@ -89,6 +99,15 @@ class Shortage:
             telemetry.activity(
                 f"an evaluation ran out of memory; again with {self.budget(wanted).tokens} tokens at a time"
             )
+
+    def _next_attempt(self, wanted: Budget) -> str:
+        """What the next attempt does, and what to set."""
+        if self.evaluation > MOST_HALVINGS:
+            return "Single pairs need more memory than there is: the next attempt evaluates nothing. Take the longest pairs out of data.eval."
+        tokens = self.budget(wanted).tokens
+        if tokens == 1:
+            return "The next attempt evaluates single pairs. Set evaluation.microBatchSize to 1."
+        return f"The next attempt evaluates with {tokens} tokens at a time. Set evaluation.microBatchTokens to it."
 
 
 def _read(file: Path) -> dict[str, int | bool]:

@@ -1,8 +1,11 @@
-"""Which settings a run that was begun may change: those that decide speed, memory, the log and what is kept, and not the numbers."""
+"""Which settings a run that was begun may change, and what a run may begin with: those that decide speed, memory, the log and what is kept may differ."""
 
+import re
 from typing import Any
 
 from dpo_operator.api.iterative import Iterative
+from dpo_operator.api.rules.data import ODD_URL, PARENT_FOLDER
+from dpo_operator.api.rules.rule import Rule
 
 # Settings of spec.training that change speed, memory or the log, and not the result.
 NEUTRAL_TRAINING = frozenset(
@@ -26,6 +29,25 @@ _NEUTRAL_PARTS = frozenset(
     }
 )  # fmt: skip
 
+# Of a run that begins with another job's checkpoint: how long it is may differ from the other one.
+LENGTH = frozenset({"spec.training.epochs", "spec.training.maxSteps"})
+
+_ODD = f"{ODD_URL}|^pvc:.*{PARENT_FOLDER}"
+RESUME_RULES: tuple[Rule, ...] = (
+    Rule(
+        "resumeFrom.source",
+        f"!has(self.resumeFrom) || !self.resumeFrom.source.matches('{_ODD}')",
+        lambda s: s.resume_from is None or not re.search(_ODD, s.resume_from.source),
+        "must be pvc://claim/folder with a claim of the job's namespace and no '..', a folder in an object store without '::', or a path",
+    ),
+    Rule(
+        "resumeFrom",
+        "!has(self.resumeFrom) || !has(self.iterative)",
+        lambda s: s.resume_from is None or s.iterative is None,
+        "excludes iterative: a round begins with the policy of the round before; to begin rounds with another job's weights, name its "
+        "export in model.name",
+    ),
+)
 
 # May grow.
 ROUNDS = "spec.iterative.rounds"

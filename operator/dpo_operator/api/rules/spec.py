@@ -19,6 +19,7 @@ from dpo_operator.api.rules.data import DATA_RULES, EVALUATES, evaluates
 from dpo_operator.api.rules.iterative import ITERATIVE_RULES
 from dpo_operator.api.rules.method import METHOD_RULES
 from dpo_operator.api.rules.pods import POD_RULES
+from dpo_operator.api.rules.resuming import RESUME_RULES
 from dpo_operator.api.rules.rule import Rule
 from dpo_operator.api.rules.size import SIZE_RULES
 from dpo_operator.api.rules.sweep import SWEEP_RULES
@@ -223,6 +224,7 @@ SPEC_RULES: tuple[Rule, ...] = (
         lambda s: s.model.adapter is None or s.model.adapter.train == "new" or _is_shaped_by_default(s.adapter),
         "must be new when adapter.rank, alpha, dora, rslora or targetModules are set: with same, the adapter's own are used",
     ),
+    *RESUME_RULES,
     Rule(
         "pod.tolerations",
         "self.pod.tolerations.all(t, (t.operator != 'Exists' || !has(t.value) || t.value == '') && "
@@ -251,6 +253,7 @@ IMMUTABLE_FIELDS: tuple[str, ...] = (
     "training",
     "evaluation",
     "sweep",
+    "resumeFrom",
     "earlyStopping",
     "export",
     "tracking",

@@ -56,6 +56,12 @@ SWEEP_RULES: tuple[Rule, ...] = (
     ),
     _rule(
         "",
+        "!has(self.resumeFrom)",
+        lambda s, _: s.resume_from is None,
+        "can't be used with resumeFrom, whose checkpoint has the settings of one leg at most; leave resumeFrom out",
+    ),
+    _rule(
+        "",
         f"{_LEGS} >= 2 && {_LEGS} <= {MAX_LEGS}",
         lambda _, sweep: 2 <= sweep.legs <= MAX_LEGS,
         f"must have 2 to {MAX_LEGS} legs, the product of the sizes of its lists; give a list some values, or divide the grid between several jobs",

@@ -15,6 +15,14 @@ class CheckpointStatus(StatusModel):
     time: Time = Field(description="When it was committed.")
 
 
+class ResumedStatus(StatusModel):
+    """The checkpoint of another job that training began with."""
+
+    source: str = Field(max_length=1024, description="Where it was read.")
+    step: int = Field(ge=0, description="Optimizer steps that it contains.")
+    digest: str = Field(max_length=64, description="SHA-256 of its manifest there, hex.")
+
+
 class MirrorStatus(StatusModel):
     """Copies of checkpoints in the object store of checkpoint.mirror."""
 

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from dpo_operator.api.diagnosis import Code, Figure, Finding
-from dpo_operator.api.reports import Progress, PushReport
+from dpo_operator.api.reports import Progress, PushReport, RoundReport
 from dpo_operator.api.types import DPOJob
 from dpo_trainer import phases
 from dpo_trainer.commands.page.charts import Series, chart, ticks
 from dpo_trainer.commands.page.html import PAGE
 from dpo_trainer.commands.report import write_page
 from dpo_trainer.commands.run_log import read_run
+from dpo_trainer.rounds import record
 from dpo_trainer.runtime import termination
 from dpo_trainer.runtime.workdir import WorkDir
 from tests.unit.trainer.commands.test_report import a_run
@@ -150,6 +151,23 @@ def test_the_page_makes_no_requests(tmp_path: Path) -> None:
     assert policy is not None
     assert policy.startswith("default-src 'none'")
     assert "prefers-color-scheme: dark" in text
+
+
+def test_rounds_are_a_table_and_two_pictures(tmp_path: Path) -> None:
+    work = whole_run(tmp_path)
+    assert "Rounds" not in Page(page_of(work)).text
+    reports = [
+        {"round": 1, "prompts": 90, "pairs": 81, "kl_to_initial": 0.0, "win_rate_previous": 0.71, "win_rate_error": 0.03, "win_rate_initial": 0.71},
+        {"round": 2, "prompts": 90, "pairs": 64, "kl_to_initial": 2.5, "win_rate_previous": 0.62, "win_rate_initial": 0.8, "ended_share": 0.9},
+        {"round": 3, "kl_to_initial": 4.25, "own_nll": 1.5},
+    ]  # fmt: skip
+    for report in reports:
+        record.write_report(work.round(int(report["round"])), RoundReport.model_validate(report))
+    page = Page(page_of(work))
+    for words in ("against initial", "1 81 of 90 0.71 ± 0.03 0.71 – 2.50 – –", "2 64 of 90 0.62 0.80 – 4.25 1.50 0.90"):
+        assert words in page.text, words
+    pictures = [attrs["aria-label"] for tag, attrs in page.tags if tag == "svg"]
+    assert pictures[:2] == ["Win rate of the round's policy", "KL from the initial policy, nats an answer"]
 
 
 def test_a_run_with_little_has_a_page_too(tmp_path: Path) -> None:

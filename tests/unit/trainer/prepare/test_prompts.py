@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
+from dpo_operator.api.data import Template
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import DPOJob
-from dpo_trainer.data.dataset import PairDataset
+from dpo_trainer.data.dataset import PairDataset, TokenPair
 from dpo_trainer.data.prompts import Prompt, PromptSet
+from dpo_trainer.data.tokens.tokenization import PairTokenizer, load_tokenizer
+from dpo_trainer.data.tokens.truncation import Limits
 from dpo_trainer.prepare import phase as prepare
 from dpo_trainer.prepare.inputs import Inputs
 from dpo_trainer.prepare.record import spec_hash
@@ -86,6 +89,18 @@ def test_messages_as_prompts_have_the_tokens_of_pairs(place: Place, tmp_path: Pa
     assert own[3].prompt == asked[3]
 
 
+def test_it_is_kept_whether_the_evaluation_pairs_are_plain_text(place: Place, tmp_path: Path):
+    """Whatever the prompts are: only of plain text do the tokens say all."""
+    place.model = tiny_model(tmp_path / "chat", template=CHATML)
+    chat = [{"role": "user", "content": "Why?"}]
+    turns = {name: [{"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    sources = {True: rows(4), False: [{"prompt": chat, **turns}]}
+    for plain, pairs in sources.items():
+        source = write_jsonl(tmp_path / f"eval-{plain}.jsonl", pairs)
+        made(place, job(place, {"eval": {"source": str(source)}}))
+        assert place.made["prompts"].get("plain_evaluation", False) is plain
+
+
 def test_rows_without_a_prompt_count_as_bad(place: Place):
     source = write_jsonl(place.root / "asked.jsonl", [{"prompt": f"Why {i}?"} for i in range(8)] + [{"prompt": ""}] * 4)
     with pytest.raises(TrainerError, match="prompts: 4 of 12 rows") as failure:
@@ -113,3 +128,50 @@ def test_a_changed_prompt_is_noticed_and_prepared_again(place: Place):
     texts = place.work.prompts / "texts.jsonl"
     texts.write_text(texts.read_text().replace("Question", "Answer"))
     assert made(place, job(place)).digest == first.digest
+
+
+WHOLE = (
+    "{%- if tools %}{{- tools | tojson + '\\n' }}{%- endif %}{%- for message in messages %}{{- '<|im_start|>' + message['role'] }}"
+    "{%- for key in ('name', 'tool_call_id', 'reasoning_content') if message[key] %}{{- ' ' + message[key] }}{%- endfor %}"
+    "{{- '\\n' + (message['content'] or '') + (message['tool_calls'] | tojson if message['tool_calls'] else '') + '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+CALL = {"type": "function", "id": "call-7", "function": {"name": "weather", "arguments": {"city": "Oslo"}}}
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "name": "Ada", "content": "Is it cold?"},
+    {"role": "assistant", "content": "", "reasoning_content": "Ask the tool.", "tool_calls": [CALL]},
+    {"role": "tool", "name": "weather", "tool_call_id": "call-7", "content": "minus 9"},
+    {"role": "user", "content": "So?"},
+]
+TOOL = {"type": "function", "function": {"name": "weather", "description": "Tells it.", "parameters": {"type": "object"}}}  # fmt: skip
+
+
+def test_judges_read_all_of_a_prompt(place: Place, tmp_path: Path):
+    from dpo_trainer.judging import Question
+    from dpo_trainer.judging.endpoint.requests import written
+    from dpo_trainer.judging.reward_model import as_pair
+
+    place.model = tiny_model(tmp_path / "chat", template=WHOLE)
+    answers = {
+        name: [{"role": "assistant", "content": text}] for name, text in (("chosen", "Yes."), ("rejected", "No."))
+    }
+    write_jsonl(
+        place.train,
+        [
+            {"prompt": [*CHAT[:-1], {"role": "user", "content": f"So {i}?"}], "tools": [TOOL]} | answers
+            for i in range(8)
+        ],
+    )
+    [prompt] = made(place, job(place, {"maxLength": 1024})).read([3])
+    question = Question(prompt.prompt, ("Yes.",), (1,), tools=prompt.tools)
+
+    shown = written(question.prompt, question.tools)
+    for words in ("weather", "Tells it.", "Be brief.", "Ada", "Is it cold?", "Ask the tool.", "Oslo", "minus 9"):
+        assert words in shown, words
+    assert shown.count("call-7") == 2
+    # The reward model reads it in its own template: what that is given is what the policy's is given.
+    tokenizer = PairTokenizer(load_tokenizer(place.model, "spec.model"), Limits(1024, None, "drop"), (260,), Template())
+    [(_, pair)] = tokenizer.run([(0, as_pair(question, "Yes."))])
+    assert isinstance(pair, TokenPair)
+    assert pair.prompt.tolist() == prompt.ids.tolist()

@@ -11,7 +11,7 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.data.prompts import PromptSet
-from dpo_trainer.judging import Judge, Judged, Question, Spent, open_judge
+from dpo_trainer.judging import BUDGET_SPENT, Judge, Judged, Question, Spent, open_judge
 from dpo_trainer.prepare import phase as prepare
 from dpo_trainer.prepare.inputs import Inputs
 from dpo_trainer.rounds import record
@@ -181,6 +181,19 @@ def test_too_few_pairs_end_the_rounds_with_the_last_policy(rounds: Rounds):
     assert record.chosen(rounds.work) == (1, verdict_words(rounds))
 
 
+@pytest.mark.parametrize(("most", "ended", "chosen"), [(0, "BudgetSpent", 1), (2, "BudgetSpent", 2)])
+def test_a_budget_that_is_spent_is_no_saturation(rounds: Rounds, most: int, ended: str, chosen: int):
+    """Also when the comparison before took all of it, so that nothing was judged and this round is not trained."""
+    rounds.answer(1, compared=5)
+    rounds.judge(1)
+    rounds.answer(2, compared=5)
+    verdict = rounds.judge(2, _Spent(most))
+    assert (verdict.report.ended, verdict.report.pairs) == (ended, most)
+    assert rounds.work.round(2).train_data.exists() is (most > 0)
+    rounds._export(2)
+    assert record.chosen(rounds.work)[0] == chosen
+
+
 def verdict_words(rounds: Rounds) -> str:
     why: str = json.loads(rounds.work.chosen.read_text())["why"]
     assert why.startswith("Saturated: 0 of 10 prompts give a pair, and iterative.pairs.minPairs asks for 10% (tie 10)")
@@ -253,6 +266,20 @@ class _Counting:
         return found
 
     def close(self) -> None: ...
+
+
+class _Spent(_Counting):
+    """Its budget is enough for so many questions."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def judge(self, questions: list[Question], alive: Any) -> list[Judged]:
+        count = max(0, self.most - self.asked)
+        return super().judge(questions[:count], alive) + [Judged(None, None, None, problem=BUDGET_SPENT)] * (
+            len(questions) - count
+        )
 
 
 class _Never(_Counting):

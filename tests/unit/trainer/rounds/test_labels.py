@@ -1,5 +1,6 @@
 """A judge that does not know better than a coin what the labels say is named before it is trusted."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,9 @@ import pytest
 
 from dpo_operator.api.iterative import Judge as Settings
 from dpo_trainer.data.dataset import PairDataset, TokenPair
-from dpo_trainer.data.prompts import Prompt, PromptSet, Shares
 from dpo_trainer.judging import open_judge
 from dpo_trainer.rounds.labels import disagreement
-from dpo_trainer.runtime.workdir import WorkDir
+from tests.unit.trainer.place import Place
 
 pytestmark = pytest.mark.unit
 
@@ -26,15 +26,18 @@ def decode(tokens: np.ndarray) -> str:
     return " ".join(WORDS[token] for token in tokens)
 
 
-def found(root: Path, pairs: list[tuple[str, str]], prompt: Any = "say", **builtin: Any) -> str:
-    work = WorkDir(root)
+def found(root: Path, pairs: list[tuple[str, str]], plain: bool = True, **builtin: Any) -> str:
+    place = Place(root)
+    place.run()
+    prompts = {"digest": "", "prompts": 9, "per_round": 9, "compared": 0, "left_out": {}, "plain_evaluation": plain}
+    place.work.prepared.write_text(json.dumps(place.made | {"prompts": prompts}))
+    work = place.work
     if pairs:
         PairDataset.from_pairs(TokenPair(ids("say"), ids(a), ids(b), 0) for a, b in pairs).save(work.eval_data)
-    prompts = PromptSet.of([Prompt(ids("say"), 0, prompt)], Shares(1, None, 0, False), 0)
     judge = open_judge(
         Settings.model_validate({"type": "builtin", "builtin": {"name": "distinctWords", **builtin}}), work
     )
-    return disagreement(judge, work, prompts, decode, lambda: None)
+    return disagreement(judge, work, decode, lambda: None)
 
 
 def test_a_judge_that_turns_labels_round_is_named(tmp_path: Path) -> None:
@@ -52,5 +55,4 @@ def test_a_judge_that_agrees_is_trusted(tmp_path: Path) -> None:
 
 def test_without_pairs_and_of_chats_nothing_is_said(tmp_path: Path) -> None:
     assert found(tmp_path / "none", [], words=["rude"]) == ""
-    chat = [{"role": "user", "content": "say"}]
-    assert found(tmp_path / "chat", [("kind", "rude")], prompt=chat, words=["rude"]) == ""
+    assert found(tmp_path / "chat", [("kind", "rude")], plain=False, words=["rude"]) == ""

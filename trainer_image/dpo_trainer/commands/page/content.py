@@ -15,6 +15,7 @@ from dpo_operator.api.diagnosis import Finding, worst_first
 from dpo_operator.api.reports import PushReport, Termination
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.commands.page.charts import Chart, Series, chart
+from dpo_trainer.commands.rounds_table import Round
 from dpo_trainer.commands.run_log import Run, points_of
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.metrics_file import Line
@@ -67,6 +68,34 @@ def charts(run: Run) -> list[Chart]:
             ],
             marks,
         ),
+    ]
+    return [picture for picture in pictures if picture is not None]
+
+
+def round_charts(rounds: Sequence[Round]) -> list[Chart]:
+    """What the policy of each round is worth, and how far it is from the initial one. Against itself a policy wins one half."""
+    numbers = [float(each.report.round) for each in rounds]
+    even = [(number, 0.5) for number in numbers]
+
+    def by_round(values: Sequence[float | None]) -> list[tuple[float, float]]:
+        return [(number, value) for number, value in zip(numbers, values, strict=True) if value is not None]
+
+    previous = by_round([each.report.win_rate_previous for each in rounds])
+    initial = by_round([each.report.win_rate_initial for each in rounds])
+    # A report's divergence is of the policy that the round began with.
+    reports = {report.round: report for each in rounds for report in (each.report, each.after) if report is not None}
+    divergence = [(float(n - 1), one.kl_to_initial) for n, one in reports.items() if one.kl_to_initial is not None]
+    pictures = [
+        chart(
+            "Win rate of the round's policy",
+            [
+                Series("against the one before", "train", previous, dots=True),
+                Series("against the initial one", "eval", initial, dots=True),
+                *([Series("no difference", "quiet", even)] if previous or initial else []),
+            ],
+            share=True,
+        ),
+        chart("KL from the initial policy, nats an answer", [Series("policy", "train", divergence, dots=True)]),
     ]
     return [picture for picture in pictures if picture is not None]
 

@@ -4,6 +4,7 @@ from typing import Any
 
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.commands.page import content
+from dpo_trainer.commands.rounds_table import TITLES, rounds_of, rounds_rows
 from dpo_trainer.commands.run_log import Run
 from dpo_trainer.runtime.workdir import WorkDir
 
@@ -26,6 +27,9 @@ def page(
         "summary": summary,
         "findings": content.findings(work),
         "no_findings": _no_findings(work, job),
+        "round_columns": TITLES,
+        "rounds": rounds_rows(work),
+        "round_charts": content.round_charts(rounds_of(work)),
         "columns": columns,
         "result": result,
         "charts": content.charts(run),

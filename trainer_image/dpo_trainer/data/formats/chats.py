@@ -44,6 +44,13 @@ def conversation(value: Any, name: str, role: str) -> tuple[Message, ...]:
     return tuple(_message(item, name) for item in value)
 
 
+def as_message(turn: Message) -> dict[str, Any]:
+    """A turn as conversation reads it."""
+    reasoning = {REASONING_KEYS[0]: turn.reasoning} if turn.reasoning else {}
+    calls = {"tool_calls": [*turn.tool_calls]} if turn.tool_calls else {}
+    return {"role": turn.role, "content": turn.content} | reasoning | calls | dict(turn.others)
+
+
 def turns(value: Any) -> list[str | None] | None:
     """One side of a chat, turn by turn, as the LMSYS arena writes it: a list of texts, or such a list in text; None for other values."""
     found = from_text(value)

@@ -56,12 +56,14 @@ class Counts:
 
     special_token_text: pairs whose text holds strings that look like special tokens; they were spelled out.
     lost_reasoning: chats of which the template left reasoning out, as data.template.keepReasoning allows.
+    templated: pairs that are no plain text: chats, and texts whose special tokens are read.
     """
 
     truncated: int = 0
     boundary_merges: int = 0
     special_token_text: int = 0
     lost_reasoning: int = 0
+    templated: int = 0
 
 
 def load_tokenizer(folder: Path, label: str, chat_template: str | None = None) -> Any:
@@ -189,6 +191,7 @@ class PairTokenizer:
 
     def _tokenize_templated(self, pairs: list[TextPair]) -> Iterator[Tokenized | Rejection]:
         """Tokens of texts that a chat template wrote."""
+        self.counts.templated += len(pairs)
         for pair in pairs:
             answers = _answers(pair)
             texts = [pair.prompt, *(pair.prompt + text for text in answers.values())]
@@ -213,6 +216,7 @@ class PairTokenizer:
         return [full[size:] for full in whole]
 
     def _tokenize_chats(self, pairs: list[tuple[int, ChatPair]]) -> Iterator[Tokenized | Rejection]:
+        self.counts.templated += len(pairs)
         chats = [self._render(row, pair) for row, pair in pairs]
         written = [(text, c.looks_special) for c in chats if isinstance(c, Chat) for text in (c.prompt, *c.whole)]
         encoded = iter(self._encoder.chats([text for text, _ in written], [marked for _, marked in written]))

@@ -151,7 +151,7 @@ class EndpointJudge:
 
     async def _better(self, asked: _Asked, first: int, second: int) -> int | None:
         """Which of two answers is better; None for a tie, and for verdicts that differ or can't be read."""
-        prompt, answers = asked.question.prompt, asked.question.answers
+        question, answers = asked.question, asked.question.answers
         if answers[first] == answers[second]:
             return None
         # Where the two stand in the question must not matter, so their texts decide which one is shown first.
@@ -160,7 +160,7 @@ class EndpointJudge:
         if not self._settings.both_orders:
             orders = [orders[int(requests.digest(answers[one], answers[other]), 16) % 2]]
         verdicts_ = await together(
-            self._verdict(asked, requests.compare(self._settings, prompt, answers[a], answers[b])) for a, b in orders
+            self._verdict(asked, requests.compare(self._settings, question, answers[a], answers[b])) for a, b in orders
         )
         if None in verdicts_:
             return None
@@ -171,10 +171,10 @@ class EndpointJudge:
         return winners[0] if same else None
 
     async def _score(self, asked: _Asked) -> Judged:
-        prompt, answers = asked.question.prompt, asked.question.answers
+        question = asked.question
         try:
             found = await together(
-                self._verdict(asked, requests.score(self._settings, prompt, answer)) for answer in answers
+                self._verdict(asked, requests.score(self._settings, question, answer)) for answer in question.answers
             )
         except _OutOfBudget:
             return Judged(None, None, None, problem=BUDGET_SPENT, tally=asked.tally)

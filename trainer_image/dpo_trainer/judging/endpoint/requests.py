@@ -2,11 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dpo_operator.api.iterative import Endpoint
-from dpo_trainer.judging.contract import Chat
+from dpo_trainer.judging.contract import Chat, Question
 
 # Changes when the same request would be read in another way; it is part of each key, so that no old verdict is taken for a new one.
 VERSION = 1
@@ -40,26 +41,27 @@ class Request:
         return len(self.body) // 3
 
 
-def compare(settings: Endpoint, prompt: str | Chat, first: str, second: str) -> Request:
-    """Ask which of two answers is better: A, the first, or B."""
-    shown = written(prompt)
+def compare(settings: Endpoint, question: Question, first: str, second: str) -> Request:
+    """Ask which of two answers to a question's prompt is better: A, the first, or B."""
+    shown = written(question.prompt, question.tools)
     tag = digest(shown, first, second)
     parts = (("prompt", shown), ("answer-A", first), ("answer-B", second))
     return _request(settings, _COMPARE, "\n".join(_between(name, tag, text) for name, text in parts))
 
 
-def score(settings: Endpoint, prompt: str | Chat, answer: str) -> Request:
-    """Ask for the score of one answer."""
-    shown = written(prompt)
+def score(settings: Endpoint, question: Question, answer: str) -> Request:
+    """Ask for the score of one answer to a question's prompt."""
+    shown = written(question.prompt, question.tools)
     tag = digest(shown, answer)
     return _request(settings, _SCORE, "\n".join((_between("prompt", tag, shown), _between("answer", tag, answer))))
 
 
-def written(prompt: str | Chat) -> str:
-    """A prompt as one text; messages with their roles."""
+def written(prompt: str | Chat, tools: Sequence[Mapping[str, Any]] = ()) -> str:
+    """A prompt as one text; messages with their roles, after the tools that they offer."""
     if isinstance(prompt, str):
         return prompt
-    return "\n\n".join(f"{message.get('role', '')}: {_content(message)}" for message in prompt)
+    offered = [f"tools: {json.dumps([*tools], ensure_ascii=False)}"] if tools else []
+    return "\n\n".join([*offered, *(f"{message.get('role', '')}: {_content(message)}" for message in prompt)])
 
 
 def _content(message: dict[str, Any]) -> str:

@@ -1,32 +1,68 @@
-"""Answers of a whole model to prompts, many at once, drawn by numbers that depend on seed, round, prompt and sample alone."""
+"""The engine `transformers`: a whole model on one device that answers many prompts at once, drawn by numbers of engine.py."""
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
+from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.data.dataset import TokenIds
 from dpo_trainer.distributed.memory import free_cached
+from dpo_trainer.distributed.world import choose_device
 from dpo_trainer.model.drawing import Draw, decode
+from dpo_trainer.rounds.engines.engine import numbers
+from dpo_trainer.rounds.engines.policy import load_policy
 from dpo_trainer.rounds.units import Answer, Sampling
 from dpo_trainer.runtime.termination import is_out_of_memory
+from dpo_trainer.runtime.workdir import WorkDir
+from dpo_trainer.telemetry import Telemetry
 
-# Second half of the key of the generator; the first is the job's seed.
-_ANSWERS = 0x616E7377657273
-
-
-def numbers(seed: int, round_number: int, prompt: int, sample: int, tokens: int) -> np.ndarray:
-    """Numbers from 0 up to 1 that draw the tokens of one answer: float64 [tokens].
-
-    Raw output of the Philox generator at a place of its own, so that any number of generators draws the same answers.
-    """
-    key, counter = [seed, _ANSWERS], [0, sample, prompt, round_number]
-    made = np.random.Philox(key=np.array(key, dtype=np.uint64), counter=np.array(counter, dtype=np.uint64))
-    return (made.random_raw(tokens) >> np.uint64(11)) * 2.0**-53
+# Answers that are generated together, where the job does not say.
+BATCH = 64
 
 
-class Answering:
+class TransformersEngines:
+    """Loads policies on this process's device. batch: most answers at once; what one engine learns of the memory holds for the next."""
+
+    def __init__(self, spec: DPOJobSpec, work: WorkDir, telemetry: Telemetry) -> None:
+        """work: the round's leg."""
+        assert spec.iterative is not None
+        self._spec, self._work, self._telemetry = spec, work, telemetry
+        self._device = choose_device(spec.training.device, local_rank=int(os.environ.get("LOCAL_RANK", "0")))
+        self._batch = spec.iterative.generation.micro_batch_size or BATCH
+        _settle(self._device)
+
+    def open(self, number: int) -> "TransformersEngine":
+        """See Engines."""
+        free_cached()
+        return TransformersEngine(
+            load_policy(self._spec, self._work, number, self._device),
+            self._device,
+            self._spec.training.seed,
+            batch=self._batch,
+            alive=self._telemetry.alive,
+            fewer=self._fewer,
+        )
+
+    def _fewer(self, batch: int, text: str) -> None:
+        self._batch = batch
+        self._telemetry.warning("LessAtOnce", text)
+
+
+def _settle(device: torch.device) -> None:
+    """Settings of the process that must come before its first product of matrices."""
+    # Otherwise DeepSpeed, which transformers may import, detects every vendor's module.
+    os.environ["DS_ACCELERATOR"] = device.type
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        # By default MKL multiplies narrow matrices in an order that depends on where they lie in memory (docs/checkpoints.md).
+        os.environ.setdefault("MKL_CBWR", "AUTO")
+
+
+class TransformersEngine:
     """A model that answers. batch: most answers that are generated together; halved for good when memory runs out."""
 
     def __init__(
@@ -37,17 +73,17 @@ class Answering:
         *,
         batch: int,
         alive: Callable[[], None] = lambda: None,
-        say: Callable[[str], None] = lambda _: None,
+        fewer: Callable[[int, str], None] = lambda *_: None,
     ) -> None:
-        """model: of transformers or PEFT, in evaluation mode. alive: called for each token. say: of memory that ran out."""
+        """model: of transformers or PEFT, in evaluation mode. alive: called for each token. fewer: called with the smaller batch and a sentence."""
         self._model, self._device, self._seed = model, device, seed
-        self._alive, self._say = alive, say
+        self._alive, self._fewer = alive, fewer
         self.batch = batch
 
     def answer(
         self, prompts: Sequence[TokenIds], places: Sequence[int], samples: int, sampling: Sampling, round_number: int
     ) -> list[tuple[Answer, ...]]:
-        """Answers to each prompt. places: numbers of the prompts, which their random numbers come from. Raises torch.OutOfMemoryError for a single answer."""
+        """See Engine."""
         wanted = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(samples)]
         # By length, so that little is padded; the order is the same whoever makes the unit.
         order = sorted(range(len(wanted)), key=lambda i: len(prompts[wanted[i][0]]))
@@ -72,14 +108,25 @@ class Answering:
                 # Only now: the error held the tensors of the frames that it came through.
                 free_cached()
                 self.batch = max(1, len(some) // 2)
-                self._say(
+                self._fewer(
+                    self.batch,
                     f"memory ran out with {len(some)} answers at once; from now on {self.batch} are generated together. Set "
-                    f"iterative.generation.microBatchSize to {self.batch} to begin so"
+                    f"iterative.generation.microBatchSize to {self.batch} to begin so",
                 )
                 continue
             found |= dict(zip(some, made, strict=True))
             start += len(some)
         return [tuple(found[i * samples + j] for j in range(samples)) for i in range(len(prompts))]
+
+    def logps(self, prompts: Sequence[TokenIds], answers: Sequence[TokenIds]) -> np.ndarray:
+        """See Engine."""
+        batch = max(1, self.batch // 4)
+        return answer_logps(self._model, prompts, answers, self._device, batch=batch, alive=self._alive)
+
+    def close(self) -> None:
+        """See Engine."""
+        self._model = None
+        free_cached()
 
     def _generate(self, prompts: Sequence[TokenIds], by: np.ndarray, sampling: Sampling) -> list[Answer]:
         draw = Draw(

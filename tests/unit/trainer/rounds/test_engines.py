@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from dpo_trainer.model.drawing import draw
-from dpo_trainer.rounds.answering import Answering, answer_logps, numbers
+from dpo_trainer.rounds.engines.engine import numbers, seed_of
+from dpo_trainer.rounds.engines.transformers_engine import TransformersEngine, answer_logps
 from dpo_trainer.rounds.units import Answer, Sampling
 
 pytestmark = pytest.mark.unit
@@ -38,7 +39,8 @@ def same(left: list[tuple[Answer, ...]], right: list[tuple[Answer, ...]]) -> boo
 def test_numbers_belong_to_a_round_a_prompt_and_a_sample():
     places = [(seed, r, prompt, sample) for seed in (0, 1) for r in (0, 1) for prompt in (0, 1) for sample in (0, 1)]
     drawn = {numbers(*place, 5).tobytes() for place in places}
-    assert len(drawn) == len(places)
+    assert len(drawn) == len(places) == len({seed_of(*place) for place in places})
+    assert all(0 <= seed_of(*place) < 2**63 for place in places)
     assert numbers(0, 1, 2, 3, 50)[:5].tolist() == numbers(0, 1, 2, 3, 5).tolist()
 
 
@@ -60,13 +62,13 @@ def test_draws_follow_the_distribution():
 def test_answers_do_not_depend_on_what_else_is_answered(model: Any):
     prompts = [np.array(ids, dtype=np.int32) for ids in ([1, 5], [1, 7, 8, 9], [1, 4, 6])]
     cpu = torch.device("cpu")
-    together = Answering(model, cpu, 3, batch=64).answer(prompts, [10, 11, 12], 3, SAMPLING, 1)
+    together = TransformersEngine(model, cpu, 3, batch=64).answer(prompts, [10, 11, 12], 3, SAMPLING, 1)
     alone = [
-        Answering(model, cpu, 3, batch=2).answer([prompt], [place], 3, SAMPLING, 1)[0]
+        TransformersEngine(model, cpu, 3, batch=2).answer([prompt], [place], 3, SAMPLING, 1)[0]
         for prompt, place in zip(prompts, (10, 11, 12), strict=True)
     ]
     assert same(together, alone)
-    other_round = Answering(model, cpu, 3, batch=64).answer(prompts, [10, 11, 12], 3, SAMPLING, 2)
+    other_round = TransformersEngine(model, cpu, 3, batch=64).answer(prompts, [10, 11, 12], 3, SAMPLING, 2)
     assert not same(together, other_round)
     ends = {len(answer.ids) for answers in together for answer in answers if answer.ended}
     assert ends
@@ -75,7 +77,7 @@ def test_answers_do_not_depend_on_what_else_is_answered(model: Any):
 
 def test_log_probs_are_those_of_a_plain_pass(model: Any):
     prompts = [np.array(ids, dtype=np.int32) for ids in ([1, 5], [1, 7, 8, 9])]
-    found = Answering(model, torch.device("cpu"), 0, batch=8).answer(prompts, [0, 1], 2, SAMPLING, 1)
+    found = TransformersEngine(model, torch.device("cpu"), 0, batch=8).answer(prompts, [0, 1], 2, SAMPLING, 1)
     answers = [answer for one in found for answer in one]
     asked = [prompt for prompt in prompts for _ in range(2)]
     again = answer_logps(model, asked, [answer.ids for answer in answers], torch.device("cpu"), batch=3)
@@ -84,9 +86,9 @@ def test_log_probs_are_those_of_a_plain_pass(model: Any):
 
 def test_memory_that_runs_out_halves_the_batch(model: Any, monkeypatch: pytest.MonkeyPatch):
     prompts = [np.array([1, 5 + i], dtype=np.int32) for i in range(4)]
-    whole = Answering(model, torch.device("cpu"), 0, batch=8).answer(prompts, [0, 1, 2, 3], 2, SAMPLING, 1)
-    said: list[str] = []
-    small = Answering(model, torch.device("cpu"), 0, batch=8, say=said.append)
+    whole = TransformersEngine(model, torch.device("cpu"), 0, batch=8).answer(prompts, [0, 1, 2, 3], 2, SAMPLING, 1)
+    said: list[tuple[int, str]] = []
+    small = TransformersEngine(model, torch.device("cpu"), 0, batch=8, fewer=lambda *words: said.append(words))
     generate = small._generate
 
     def few_fit(asked: Any, by: Any, sampling: Sampling) -> list[Answer]:
@@ -97,7 +99,8 @@ def test_memory_that_runs_out_halves_the_batch(model: Any, monkeypatch: pytest.M
     monkeypatch.setattr(small, "_generate", few_fit)
     assert same(small.answer(prompts, [0, 1, 2, 3], 2, SAMPLING, 1), whole)
     assert small.batch == 2
-    assert "8 answers at once; from now on 4" in said[0]
+    assert [batch for batch, _ in said] == [4, 2]
+    assert "8 answers at once; from now on 4" in said[0][1]
     monkeypatch.setattr(small, "_generate", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none")))
     with pytest.raises(torch.OutOfMemoryError):
         small.answer(prompts, [0, 1, 2, 3], 2, SAMPLING, 1)
