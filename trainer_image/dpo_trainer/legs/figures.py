@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dpo_operator.api.diagnosis import OF_PREPARE
+from dpo_operator.api.diagnosis import CODES
 from dpo_operator.api.sweep.report import MAX_LEG_FINDINGS, MAX_LEG_MESSAGE, LegReport, Outcome
 from dpo_operator.api.text import shown
 from dpo_operator.api.types import DPOJobSpec
@@ -17,6 +17,8 @@ from dpo_trainer.telemetry.metrics_file import Line, read_metrics, training_and_
 
 _KEYS = {"loss": "loss", "accuracy": "rewards/accuracies", "margin": "rewards/margins"}
 _KL = "eval_samples/t1/kl"
+# Findings that tell legs from one another; all others are about the data or the machine.
+_LEARNING = CODES | {"NonFinite"}
 _DIGITS = 6
 
 
@@ -31,7 +33,7 @@ def report_of(spec: DPOJobSpec, work: WorkDir, settings: str, outcome: Outcome, 
     seen = [line for line in evaluations if line["step"] <= wanted]
     line: Line = {key.removeprefix("eval_"): value for key, value in seen[-1].items()} if seen else {}
     kl = next((value for each in reversed(seen) if (value := number(each, _KL)) is not None), None)
-    holding = [finding for finding in Diagnosis.read(work).findings if finding.code not in OF_PREPARE]
+    holding = [finding for finding in Diagnosis.read(work).findings if finding.code in _LEARNING]
     figures: dict[str, Any] = {name: _rounded(number(line, key)) for name, key in _KEYS.items()}
     return LegReport(
         leg=work.sweep_number,

@@ -33,6 +33,12 @@ def _panels() -> tuple[Panel, ...]:
             maximum=1,
         ),
         Panel(
+            "Margin of the legs",
+            "Held-out reward margin, nats. It grows with beta: compare legs of one beta alone. An accuracy with a margin near 0 says nothing.",
+            _by_leg("dpojob_leg_eval_reward_margin"),
+            width=7,
+        ),
+        Panel(
             "Drift of the legs",
             "Absolute log-ratio to the reference, nats a token, of the evaluation's answers. Of two legs with one accuracy the one that drifted less "
             "is the better one.",
@@ -44,7 +50,7 @@ def _panels() -> tuple[Panel, ...]:
             "KL of the legs",
             "KL of answers at temperature 1 from the initial policy, nats an answer, where it was sampled.",
             _by_leg("dpojob_leg_kl_nats"),
-            width=7,
+            width=24,
             minimum=0,
         ),
     )
