@@ -124,6 +124,7 @@ COMPLETE: dict[str, Any] = a_job(
         "zeroStage": 3,
         "hierarchicalPartition": False,
         "gradientReduction": "fp32",
+        "routerAuxLoss": 0.01,
         "offload": "cpu",
         "device": "cuda",
         "seed": 42,

@@ -329,6 +329,8 @@ def combinations() -> Iterator[dict[str, Any]]:
         }
     for names in ((), ("flatLoss",), ("noSuchLimit",), ("flatLoss", "noSuchLimit")):
         yield {"diagnosis": {"thresholds": dict.fromkeys(names, 0.5)}}
+    for method in ("dpo", "reward-model"):
+        yield {"method": {"name": method}, "training": {"routerAuxLoss": 0.01}}
     for nodes, claim, storage, mode, retention in itertools.product(
         (1, 2), (None, "c"), (None, "s"), (None, "ReadWriteMany", "ReadWriteOnce"), (None, "Retain", "Delete")
     ):

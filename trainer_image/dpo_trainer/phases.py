@@ -43,7 +43,6 @@ from dpo_trainer.runtime.termination import (
     termination_log,
     write_termination,
 )
-from dpo_trainer.runtime.untrusted import Untrusted
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
 
@@ -144,8 +143,10 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
         from dpo_trainer.mirror import phase as mirror
 
         mirror.fetch(job, work, names.Restore(restore), progress)
-    if job.spec.adapter.type is not AdapterType.NONE:
-        _check_adapter(job, work, telemetry, progress)
+    if job.spec.adapter.type is not AdapterType.NONE or job.spec.training.router_aux_loss is not None:
+        from dpo_trainer.model.before_training import check
+
+        check(job.spec, work, telemetry, progress)
     resumed = None
     if job.spec.resume_from is not None:
         from dpo_trainer.resuming.take import take
@@ -154,30 +155,6 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
     warnings.tell_of_data(work, telemetry)
     warnings.keep(work, telemetry)
     return build_termination("prepare", attempt, ExitCode.OK, dataset=found).model_copy(update={"resumed": resumed})
-
-
-def _check_adapter(job: DPOJob, work: WorkDir, telemetry: Telemetry, progress: Callable[[str, float], None]) -> None:
-    """Compare the adapter's targets with the model's modules before any GPU is held, and say what they cover.
-
-    This also runs on a folder that was prepared earlier, because the adapter is no part of what prepare writes; not when training has begun:
-    its checkpoints tell what is adapted.
-    """
-    if CheckpointFolder(work.checkpoints).newest() is not None:
-        return
-    from dpo_trainer.model.adapters import add_adapters
-    from dpo_trainer.model.load import bare_model
-    from dpo_trainer.model.targets import resolve
-    from dpo_trainer.pretrained import adapters
-
-    with Untrusted("making the model's modules from config.json"):
-        bare = bare_model(work.model, classifier=job.spec.method.trains_reward_model)
-        if (start := job.spec.model.adapter) is None or start.train == "new":
-            progress(str(resolve(bare, job.spec.adapter)), 1.0)
-        if start is not None:
-            add_adapters(bare, job.spec, work.model)
-            found = adapters.read(work.model / adapters.FOLDER, "spec.model.adapter")
-            if problem := adapters.differs_from_base(found, job.spec.model.name):
-                telemetry.warning("AdapterBase", problem)
 
 
 def _check_driver(job: DPOJob) -> None:

@@ -133,6 +133,13 @@ class Training(ApiModel):
         description="Precision in which ranks send gradients to one another. bf16 halves the traffic and rounds every gradient once for each sum; the "
         "sums over micro-batches and the master weights stay fp32.",
     )
+    router_aux_loss: StrictFloat | None = Field(
+        default=None,
+        gt=0,
+        le=10,
+        description="Coefficient of the auxiliary loss by which the routers of a model with experts use all experts alike (2101.03961), such as 0.001; over "
+        "both answers of all pairs of a step. With several micro-batches on a GPU it costs a forward pass more. Default: without it.",
+    )
     offload: Literal["none", "cpu", "nvme"] = Field(
         default="none", description="Where DeepSpeed keeps optimizer state."
     )

@@ -67,8 +67,10 @@ def estimate(
     # The last micro-batch of a rank may be smaller; the step's pair count is fixed.
     share = each / work.pairs
     body, head = flops(shape, spec, work)
-    if any(loss.name is MethodName.KTO for loss in spec.method.losses):
-        # Its estimate of the KL divergence takes a forward pass over the answers to other prompts.
+    kto = any(loss.name is MethodName.KTO for loss in spec.method.losses)
+    counts_tokens = spec.training.router_aux_loss is not None and count > 1
+    # KTO's estimate of the KL divergence takes a forward pass over the answers to other prompts, the routers' loss one that counts the experts' tokens.
+    for _ in range(kto + counts_tokens):
         forward_body, forward_head = _forward(shape, work)
         body, head = body + forward_body, head + forward_head
     rate = device.rate(precision) * _slower(shape, spec)

@@ -26,17 +26,19 @@ def trl_training(
     lora: dict[str, Any] | None,
     start: tuple[Path, str] | None = None,
     reference: Path | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> list[dict[str, float]]:
     """TRL's own log of a run; nothing of this project takes part but the token ids and the adapters' start values.
 
-    start: folder of an adapter, and whether the same is trained on or a new one on top of it. reference: another model.
+    start: folder of an adapter, and whether the same is trained on or a new one on top of it. reference: another model. settings: others of
+    DPOConfig.
     """
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         os.environ.pop(name, None)
     import torch
     from datasets import Dataset
     from tokenizers import Tokenizer, models
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
     from trl import DPOConfig, DPOTrainer
 
     class SameTokensSameOrder(DPOTrainer):
@@ -54,13 +56,14 @@ def trl_training(
         {"prompt_ids": p.prompt.tolist(), "chosen_ids": p.chosen.tolist(), "rejected_ids": p.rejected.tolist()}
         for p in (data[i] for i in range(len(data)))
     ]
-    arguments = DPOConfig(
-        output_dir=str(output), per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=EPOCHS,
-        learning_rate=2e-2 if lora or start else 2e-3, lr_scheduler_type="cosine", warmup_steps=0.1, logging_steps=1, beta=0.1,
-        max_length=None, use_cpu=True, bf16=False, report_to=[], save_strategy="no", seed=7, max_grad_norm=1.0,
-        gradient_checkpointing=False, disable_dropout=True, optim="adamw_torch", weight_decay=0.0,
-    )  # fmt: skip
-    policy: Any = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
+    plain: dict[str, Any] = {
+        "output_dir": str(output), "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "num_train_epochs": EPOCHS,
+        "learning_rate": 2e-2 if lora or start else 2e-3, "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "logging_steps": 1, "beta": 0.1,
+        "max_length": None, "use_cpu": True, "bf16": False, "report_to": [], "save_strategy": "no", "seed": 7, "max_grad_norm": 1.0,
+        "gradient_checkpointing": False, "disable_dropout": True, "optim": "adamw_torch", "weight_decay": 0.0,
+    }  # fmt: skip
+    arguments = DPOConfig(**plain | (settings or {}))
+    policy: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     if start is not None:
         from peft import PeftModel
 
@@ -74,7 +77,7 @@ def trl_training(
         policy = add_lora(policy, Adapter.model_validate(lora), seed=7)
     trainer = SameTokensSameOrder(
         model=policy,
-        ref_model=None if reference is None else LlamaForCausalLM.from_pretrained(reference, dtype=torch.float32),
+        ref_model=None if reference is None else AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32),
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,

@@ -66,7 +66,7 @@ def test_later_fields_are_written_where_they_are_used():
         "mixture": [{"source": "a/c", "ignoreColumns": ["system"]}],
         "template": {"keepReasoning": "none"},
     }
-    training = {"hierarchicalPartition": True, "gradientReduction": "bf16"}
+    training = {"hierarchicalPartition": True, "gradientReduction": "bf16", "routerAuxLoss": 0.01}
     job = a_job(
         data=data,
         diagnosis={"stopOn": ["Gibberish"]},
@@ -91,5 +91,6 @@ def test_later_fields_are_written_where_they_are_used():
         "resumeFrom.source",
         "training.hierarchicalPartition",
         "training.gradientReduction",
+        "training.routerAuxLoss",
     }
     assert type(job).model_validate(written).spec == job.spec

@@ -72,6 +72,19 @@ def test_methods_without_a_reference_compute_none_and_kto_one_pass_more() -> Non
     assert kto.body + kto.head - dpo.body - dpo.head == pytest.approx(dpo.reference)
 
 
+def test_the_routers_loss_takes_a_pass_more_with_several_micro_batches() -> None:
+    def added(**training: int) -> float:
+        without, counted = (
+            speed.estimate(small(), a_spec(training=training | more), PAIRS, hardware.cpu(1e6))
+            for more in ({}, {"routerAuxLoss": 0.01})
+        )
+        assert without.reference == counted.reference
+        return (counted.body + counted.head - without.body - without.head) / without.reference
+
+    assert added(globalBatchSize=8, microBatchSize=2) == pytest.approx(1)
+    assert added(globalBatchSize=8, microBatchTokens=1 << 20) == pytest.approx(0)
+
+
 def test_what_is_sent_is_hidden_behind_products_until_it_is_more() -> None:
     fast = qwen(80).time()
     assert fast.waiting == 0

@@ -32,6 +32,8 @@ class MicroBatch:
         2*pairs+pair the prompt, where prompts are scored.
     scored_head: bool [scored], whether the token is among the first n of its answer, n being the shorter answer's length.
     segments: how many of those there are: 2*pairs, or 3*pairs with prompts.
+    copies: float32 [rows*length], how many sequences of a prompt and an answer each token stands in: 2 for a prompt that both answers share, 0 for padding
+        and dummy pairs.
     ends: int64 [pairs, 2], flat index of each answer's last token; 0 where an unpaired example has none.
     answer_tokens: int64 [pairs, 2], lengths of the answers, 0 where an unpaired example has none.
     prompt_tokens: int64 [pairs], tokens of the prompts that can be scored: all but the first.
@@ -49,6 +51,7 @@ class MicroBatch:
     scored_segment: Tensor
     scored_head: Tensor
     segments: int
+    copies: Tensor
     ends: Tensor
     answer_tokens: Tensor
     prompt_tokens: Tensor
@@ -99,6 +102,7 @@ def collate(
     ids, places, starts, spans = _LAYOUTS[layout](pairs)
     positions, targets, segments, heads = [], [], [], []
     ends = np.zeros_like(lengths)
+    copies = np.zeros(ids.size, dtype=np.float32)
 
     def score(before: np.ndarray, tokens: np.ndarray, segment: int, head: int) -> None:
         """Have tokens predicted from the flat positions `before`."""
@@ -115,6 +119,8 @@ def collate(
                 before = np.concatenate([[prompt + len(pair.prompt) - 1], np.arange(first, first + len(answer) - 1)])
                 score(before, answer, 2 * number + side, int(shorter[number]))
                 ends[number, side] = first + len(answer) - 1
+                copies[prompt : prompt + len(pair.prompt)] += weight
+                copies[first : first + len(answer)] += weight
         if score_prompts and len(pair.chosen):
             prompt = starts[number][0][0]
             score(np.arange(prompt, prompt + len(pair.prompt) - 1), pair.prompt[1:], 2 * len(pairs) + number, 1 << 62)
@@ -129,6 +135,7 @@ def collate(
         scored_segment=torch.from_numpy(np.concatenate(segments)),
         scored_head=torch.from_numpy(np.concatenate(heads)),
         segments=(3 if score_prompts else 2) * len(pairs),
+        copies=torch.from_numpy(copies),
         ends=torch.from_numpy(ends),
         answer_tokens=torch.from_numpy(lengths),
         prompt_tokens=torch.tensor([len(pair.prompt) - 1 for pair in pairs]),

@@ -37,9 +37,10 @@ from dpo_trainer.engine.zero_config import widths_of, zero_config
 from dpo_trainer.model import quantized
 from dpo_trainer.model.attention import kernels
 from dpo_trainer.model.head import stride
-from dpo_trainer.model.load import load_model
+from dpo_trainer.model.load import causal_lm_of, load_model
 from dpo_trainer.model.policy import Policy
 from dpo_trainer.model.reward import RewardModel
+from dpo_trainer.model.routers import Routers
 from dpo_trainer.runtime.errors import invalid_configuration
 
 log = logging.getLogger(__name__)
@@ -70,11 +71,13 @@ class Scored:
         unpaired example has no such answer.
     prompts: [pairs], or None if the batch does not score prompts.
     tokens: a sample of the scored tokens, spread evenly, or all of them.
+    routing: [2, experts], see losses/balance.py; None where it was not asked for.
     """
 
     answers: Tensor
     prompts: Tensor | None
     tokens: Predictions
+    routing: Tensor | None = None
 
 
 class Engine:
@@ -139,6 +142,8 @@ class Engine:
         self.zero.alias_equal_tensors()
         if world.world_size == 1:
             self.zero.remove_module_hooks()
+        if isinstance(policy, Policy) and spec.training.router_aux_loss is not None:
+            policy.routers = Routers(causal_lm_of(policy.model)).watch()
         self.allocate_optimizer_state()
         if world.device.type == "cpu":
             release_free()
@@ -187,13 +192,18 @@ class Engine:
         """Switch adapter dropout and activation checkpointing on or off."""
         self.deepspeed.train(mode)
 
-    def score(self, batch: MicroBatch, *, whole_logits: bool = False, every_token: bool = False) -> Scored:
+    def score(
+        self, batch: MicroBatch, *, whole_logits: bool = False, every_token: bool = False, routing: bool = False
+    ) -> Scored:
         """Log-probs of a batch under the current weights. Collective; with gradients unless under torch.no_grad().
+
+        routing: also Scored.routing, of a policy whose routers are watched.
 
         every_token: Scored.tokens has all of them, at the price of a pass over their distributions; the log-probs are the same.
         """
         batch = batch.to(self.world.device)
-        sums, sampled = self.deepspeed(batch, whole_logits=whole_logits, every_token=every_token)
+        asked = {"routing": True} if routing else {}
+        sums, sampled, *routed = self.deepspeed(batch, whole_logits=whole_logits, every_token=every_token, **asked)
         pairs, every = len(batch.pairs), 1 if every_token else stride(len(batch.scored_segment))
         answers = sums[: 2 * pairs].view(pairs, 2, 2)
         logps, entropy, top1 = sampled
@@ -202,6 +212,7 @@ class Engine:
             prompts=sums[2 * pairs :, 0] if batch.segments > 2 * pairs else None,
             # A reward model predicts none.
             tokens=Predictions(logps, entropy, top1, batch.scored_segment[::every][: len(logps)]),
+            routing=routed[0] if routed else None,
         )
 
     def backward(self, loss: Tensor, *, last: bool) -> None:

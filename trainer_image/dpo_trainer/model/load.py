@@ -90,7 +90,7 @@ def load_model(
     # Partitioned loading stays on until here: DoRA starts from the norms of the weights, so PEFT has to gather them.
     del partitioning
     if spec.training.gradient_checkpointing:
-        _enable_checkpointing(model)
+        _enable_checkpointing(model, reentrant=spec.training.router_aux_loss is None)
     model.train()
     return model
 
@@ -190,10 +190,10 @@ def causal_lm_of(model: nn.Module) -> Any:
     return base.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _enable_checkpointing(model: nn.Module) -> None:
-    """Recompute each block in the backward pass.
+def _enable_checkpointing(model: nn.Module, *, reentrant: bool) -> None:
+    """Recompute each block in the backward pass. reentrant: false where a loss is taken of values inside a block, such as a router's.
 
-    Reentrant: the other kind compares shapes of recomputed tensors, and under older versions of DeepSpeed a parameter that
+    Reentrant otherwise: the other kind compares shapes of recomputed tensors, and under older versions of DeepSpeed a parameter that
     was partitioned again in between had another one. Reentrant blocks get gradients only when an input needs them, which
     frozen embeddings do not give, hence enable_input_require_grads.
     """
@@ -201,7 +201,7 @@ def _enable_checkpointing(model: nn.Module) -> None:
     # Renamed in transformers 5; both take torch.utils.checkpoint's options first.
     enable = getattr(causal_lm, "activation_checkpointing_enable", causal_lm.gradient_checkpointing_enable)
     try:
-        enable({"use_reentrant": True})
+        enable({"use_reentrant": True} if reentrant else {"use_reentrant": False, "determinism_check": "none"})
     except ValueError as error:
         raise invalid_configuration(f"spec.training.gradientCheckpointing: set it to false; {error}") from error
     causal_lm.enable_input_require_grads()

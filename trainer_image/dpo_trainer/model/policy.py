@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from dpo_trainer.batches.batch import MicroBatch
 from dpo_trainer.model.head import OutputHead, stride, token_logps
 from dpo_trainer.model.load import causal_lm_of
+from dpo_trainer.model.routers import Routers
 from dpo_trainer.model.scorer import Scorer
 from dpo_trainer.runtime.errors import invalid_configuration
 
@@ -18,6 +19,7 @@ class Policy(Scorer):
     model: see Scorer. whole_logits: compute every position's logits by the model's own forward pass: slower and larger, for models that
         reach their output layer in an unusual way.
     head: from hidden states to log-probs.
+    routers: of a model with experts whose routing is asked for; None otherwise.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -30,16 +32,26 @@ class Policy(Scorer):
         super().__init__(model, prefix)
         self.head = OutputHead(causal_lm, prefix)
         self.whole_logits = False
+        self.routers: Routers | None = None
 
     def forward(
-        self, batch: MicroBatch, *, whole_logits: bool = False, every_token: bool = False
-    ) -> tuple[Tensor, Tensor]:
+        self, batch: MicroBatch, *, whole_logits: bool = False, every_token: bool = False, routing: bool = False
+    ) -> tuple[Tensor, ...]:
         """Log-probs of the batch's answers (and prompts, where it scores them), summed over their tokens.
 
         whole_logits: as the attribute, for this call. every_token: sample every scored token, not only some.
-        Returns float64 [segments, 2], nats: sums over all tokens of each segment, and over those of its head; and float64
-        [3, sampled], see head.token_logps.
+        routing: also return what the routers did.
+        Returns float64 [segments, 2], nats: sums over all tokens of each segment, and over those of its head; float64
+        [3, sampled], see head.token_logps; and with routing float32 [2, experts], see Routers.sums.
         """
+        if routing:
+            assert self.routers is not None
+            with self.routers.recording() as logits:
+                scored = self._score(batch, whole_logits=whole_logits, every_token=every_token)
+            return *scored, self.routers.sums(logits, batch.copies)
+        return self._score(batch, whole_logits=whole_logits, every_token=every_token)
+
+    def _score(self, batch: MicroBatch, *, whole_logits: bool, every_token: bool) -> tuple[Tensor, Tensor]:
         every = 1 if every_token else stride(len(batch.scored_targets))
         if whole_logits or self.whole_logits:
             logits = self._parts[0](**self._inputs(batch)).logits.flatten(0, 1)[batch.scored_positions]

@@ -77,6 +77,10 @@ _TRAIN: _Values = {
     "mean_token_accuracy": (
         "token_accuracy_ratio", None, "Share of these tokens that are the policy's most likely one."
     ),
+    "aux_loss": (
+        "router_aux_loss", None,
+        "Load-balancing loss of the routers, without its coefficient; experts per token when all experts get as many tokens. With training.routerAuxLoss.",
+    ),
     "update_ratio": (
         "update_ratio", None, "Norm of an update over the norm of the trained weights; of the first step, every tenth logged one and those evaluated."
     ),

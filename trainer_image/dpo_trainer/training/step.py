@@ -12,6 +12,7 @@ from dpo_trainer.losses.metrics import Totals, means, sums
 from dpo_trainer.losses.objective import Objective
 from dpo_trainer.losses.spread import spread_means, spread_sums
 from dpo_trainer.runtime.stop import StopRequest
+from dpo_trainer.training.balancing import start_balance
 from dpo_trainer.training.evaluate import reference_point
 from dpo_trainer.training.examples import Examples
 from dpo_trainer.training.pace import Pace
@@ -44,12 +45,14 @@ def forward_backward(
     budget: Budget,
     kl_budget: Budget,
     is_first: bool,
+    router_aux_loss: float | None = None,
     diagnosed: bool = False,
     pace: Pace | None = None,
 ) -> StepSums:
     """Gradient of one step's mean loss. Collective.
 
     budget: of a forward and backward pass. kl_budget: of a pass without gradients. is_first: compute first_loss.
+    router_aux_loss: weight of the routers' auxiliary loss, which is added to the gradient and not to the metric loss.
     diagnosed: also compute what diagnosis looks at, see losses/spread.py and losses/by_token.py; it changes no gradient.
     pace: compares the ranks' speed on the way.
     """
@@ -58,14 +61,20 @@ def forward_backward(
     totals = Totals()
     tokens = truncated = 0
     planned = plan_rounds(engine, examples.data, pairs, budget)
+    balance = start_balance(engine, examples.data, pairs, router_aux_loss, planned, kl_budget)
     batches = micro_batches_of(engine, examples.data, planned, score_prompts=objective.needs_prompt)
     for number, batch in enumerate(batches, start=1):
-        scored = engine.score(batch)
+        scored = engine.score(batch, routing=balance is not None)
         logps = logps_of(batch, scored, examples.reference)
         counts = (batch.weight > 0).to(scored.answers.device)
         loss = objective.loss(logps, kl)
-        engine.backward((loss * counts).sum() / units, last=number == len(planned))
+        minimized = (loss * counts).sum() / units
         found = sums(objective, logps, loss.detach(), kl, counts)
+        if balance is not None:
+            part = balance.part(engine, scored)
+            minimized = minimized + balance.coefficient * part
+            found["aux_loss"] = part.detach()
+        engine.backward(minimized, last=number == len(planned))
         if objective.predicts_tokens:
             found |= token_sums(scored.tokens.segment, scored.tokens.entropy, scored.tokens.top1, counts)
         if diagnosed:
@@ -85,6 +94,8 @@ def forward_backward(
         metrics |= token_means(total, by_side=diagnosed)
     if diagnosed:
         metrics |= spread_means(total, tuple(examples.sources))
+    if balance is not None:
+        metrics["aux_loss"] = total["aux_loss"]
     return StepSums(
         metrics=metrics,
         first_loss=total["first_loss"] / units if "first_loss" in total else None,

@@ -90,6 +90,7 @@ def _update(run: Run, step: int, pairs: Indices, rate: float) -> tuple[StepSums,
                 kl_budget=spec.eval_batch,
                 # With another reference the first loss is whatever it is.
                 is_first=step == 1 and run.is_level,
+                router_aux_loss=spec.training.router_aux_loss,
                 diagnosed=spec.diagnosis.enabled,
                 pace=run.pace,
             )

@@ -201,6 +201,12 @@ SPEC_RULES: tuple[Rule, ...] = (
         "bf16 needs precision bf16: in fp16 and fp32 gradients would lose more than they were computed with",
     ),
     Rule(
+        "training.routerAuxLoss",
+        "!has(self.training.routerAuxLoss) || self.method.name != 'reward-model'",
+        lambda s: s.training.router_aux_loss is None or not s.method.trains_reward_model,
+        "is not there for method.name reward-model; leave it out",
+    ),
+    Rule(
         "adapter.type",
         "self.adapter.type != 'none' || ("
         f"self.adapter.rank == {_NO_ADAPTER.rank} && self.adapter.alpha == {float(_NO_ADAPTER.alpha)} && "

@@ -220,3 +220,12 @@ def test_sequences_are_the_prompts_with_their_answers(pairs: list[Pair], layout:
     assert queries[-1] == len(row)
     assert batch.sequences.longest_query == queries.diff().max()
     assert batch.sequences.longest_key == batch.sequences.key_bounds.diff().max()
+
+
+def test_copies_count_the_sequences_that_a_token_stands_in():
+    data = a_dataset(([1, 2], [3], [4, 5]), ([6], [7], []))
+    assert collate(data, [0, 1], layout="shared").copies.tolist() == [2, 2, 1, 1, 1, 1, 1]
+    assert collate(data, [0, 1], layout="plain").copies.tolist() == [1] * 9
+    # A row for each answer; the shorter ones are padded.
+    assert collate(data, [0, 1]).copies.tolist() == [1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 0, 0]
+    assert collate(data, [0], weight=0.0, layout="shared").copies.tolist() == [0] * 5
