@@ -77,6 +77,18 @@ class Sweep(ApiModel):
         return ", ".join(f"{name} {_shown(value)}" for name, value in self.point(number).items())
 
 
+def legs_of(spec: "DPOJobSpec") -> "list[DPOJobSpec]":
+    """The specs of all legs; of a job without a sweep its own."""
+    numbers = range(1, spec.sweep.legs + 1) if spec.sweep is not None else (0,)
+    return [leg_spec(spec, number) for number in numbers]
+
+
+def largest_leg(spec: "DPOJobSpec") -> "DPOJobSpec":
+    """The job with the adapter of the leg that needs most memory; all else that legs differ in changes neither memory nor speed."""
+    rank = max(spec.sweep.adapter_rank if spec.sweep is not None else [], default=spec.adapter.rank)
+    return spec.model_copy(update={"adapter": spec.adapter.model_copy(update={"rank": rank})})
+
+
 def _shown(value: Value) -> str:
     return value.value if isinstance(value, MethodName) else f"{value:g}" if isinstance(value, float) else str(value)
 
