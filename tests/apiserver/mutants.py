@@ -277,7 +277,8 @@ def _base(path: tuple[str | int, ...]) -> dict[str, Any]:
         job["spec"]["pod"]["serviceAccountName"] = "reader"
     if path[0] == "sweep":
         del job["spec"]["method"], job["spec"]["training"]["learningRate"], job["spec"]["adapter"]["rank"]
-        job["spec"].pop("resumeFrom", None)
+        # Not every method has a reference, and each leg must be valid, which CEL does not look at.
+        del job["spec"]["resumeFrom"], job["spec"]["model"]["reference"]
         job["spec"]["sweep"] = copy.deepcopy(SWEEP)
     if path[0] == "iterative":
         _with_rounds(job, path)

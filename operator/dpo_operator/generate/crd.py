@@ -55,7 +55,7 @@ COLUMNS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 # Columns that only -o wide shows.
-WIDE = frozenset({"Round"})
+WIDE = frozenset({"Round", "Leg"})
 
 # Keywords that mean the same in both, or that Kubernetes adds.
 _KEPT = frozenset(
