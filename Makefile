@@ -110,6 +110,10 @@ test: $(VENV)/.ready ## every tier of the tests, with all their set-up; TEST="un
 test-all: $(VENV)/.ready ## the same, and every combination of the largest matrices; before a release
 	@$(TIED) $(BIN)/python -m tests.run_tiers --all
 
+.PHONY: test-kills
+test-kills: $(VENV)/.ready ## kill -9 at 50 random instants of generate and of judge; prints how many calls that repeated
+	@$(TIED) $(BIN)/python -m pytest tests/numerics/rounds/test_kills.py -m exhaustive -q -s
+
 .PHONY: faults
 faults: $(VENV)/.ready ## inject every fault of the matrix for real; FAULTS="17 34" some of them; prints the table of docs/faults.md
 	@$(TIED) $(BIN)/python -m tests.faults $(FAULTS)

@@ -170,6 +170,16 @@ class RoundReport(_Report):
     ended: RoundsEnd = Field(default="", description="Why no further round is trained.")
 
 
+class UnitsReport(_Report):
+    """How far a generator is with its share of a round, or a judge with the round."""
+
+    done: Count = Field(default=0, description="Units that are done, those of earlier attempts too.")
+    total: Count = Field(default=0, description="Units that there are to do.")
+    answers: Count = Field(default=0, description="Answers in the units that are done.")
+    judge_calls: Count = Field(default=0, description="Requests to the judge's endpoint for the units that are done.")
+    judge_cached: Count = Field(default=0, description="Verdicts on them that were known from before.")
+
+
 class Progress(_Report):
     """Body of GET /status on every trainer pod; rank 0's is the one that counts."""
 
@@ -211,6 +221,7 @@ class Progress(_Report):
     )
     findings_left_out: Count = Field(default=0, description="More that hold now and found no room here.")
     round: RoundReport | None = Field(default=None, description="The round that the phase is of, so far.")
+    units: UnitsReport | None = Field(default=None, description="In generate and judge: how far it is.")
 
 
 class TokenReport(_Report):

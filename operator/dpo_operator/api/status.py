@@ -20,7 +20,7 @@ from dpo_operator.api.statusparts.findings import AnnouncedFindings, FindingStat
 from dpo_operator.api.statusparts.gang import PlacementWait, StragglerStatus
 from dpo_operator.api.statusparts.legs import LegStatus
 from dpo_operator.api.statusparts.renames import with_current_names
-from dpo_operator.api.statusparts.rounds import RoundStatus
+from dpo_operator.api.statusparts.rounds import RoundStatus, UnitsStatus
 from dpo_operator.api.statusparts.stored import (
     CheckpointStatus,
     ExportStatus,
@@ -121,6 +121,10 @@ class ProgressStatus(StatusModel):
     eval_accuracy: str | None = Field(default=None, max_length=64, description="evalRewardAccuracy, as accuracy is.")
     resumed_from_step: int | None = Field(
         default=None, ge=0, description="Step of the checkpoint that the attempt resumed from."
+    )
+    units: UnitsStatus | None = Field(
+        default=None,
+        description="While answers are generated or judged: how far that is. The figures of steps are the newest training's then.",
     )
     updated_time: Time | None = Field(default=None, description="When this was read.")
 

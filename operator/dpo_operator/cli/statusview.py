@@ -7,7 +7,7 @@ from typing import Any
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api.quantity import duration, hours
-from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.status import DPOJobStatus, ProgressStatus
 from dpo_operator.api.text import shown
 from dpo_operator.explain.case import status_of, time_of
 from dpo_operator.explain.legs import leg_figures
@@ -117,6 +117,7 @@ def details(job: Raw, now: datetime, history: History | None = None) -> Rows:
             ("progress", " ".join(part for part in (bar, done, progress.percent and f"({progress.percent})") if part)),
             ("time left", progress.eta or ""),
             ("at", shown(progress.activity or "", MAX_WORDS)),
+            ("units", _units(progress)),
             ("speed", f"{progress.pairs_per_second} pairs/s" if progress.pairs_per_second else ""),
             ("loss", _with_held_out(progress.loss, progress.eval_loss, history.sparkline("loss"))),
             (
@@ -148,6 +149,20 @@ def details(job: Raw, now: datetime, history: History | None = None) -> Rows:
         rows.append(("pushed to", shown(status.export.pushed.to, MAX_WORDS) if status.export.pushed else ""))
     rows.append(("age", age(time_of(job["metadata"].get("creationTimestamp")), now)))
     return [(name, value) for name, value in rows if value]
+
+
+def _units(progress: ProgressStatus) -> str:
+    """How far answers are generated or judged; empty in other phases."""
+    units = progress.units
+    if units is None:
+        return ""
+    known = (
+        (f"{_bar(units.done, units.total)} {units.done} of {units.total}".strip(), True),
+        (f"{units.answers} answers", units.answers > 0),
+        (f"{units.judge_calls} calls", units.judge_calls > 0),
+        (f"{units.judge_cached} verdicts known from before", units.judge_cached > 0),
+    )
+    return ", ".join(text for text, there in known if there)
 
 
 def _used(status: DPOJobStatus, now: datetime) -> str:

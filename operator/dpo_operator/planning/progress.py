@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from dpo_operator.api.quantity import duration
 from dpo_operator.api.reports import CheckpointRef, DatasetReport, Metrics, Progress, Termination, accuracy_text
 from dpo_operator.api.status import DatasetStatus, DPOJobStatus, FinalMetrics, ProgressStatus
+from dpo_operator.api.statusparts.rounds import UnitsStatus
 from dpo_operator.api.statusparts.stored import CheckpointStatus, ExportStatus, PushStatus
 from dpo_operator.planning.transitions import changed
 
@@ -45,6 +46,7 @@ def progress_status(read: Progress, now: datetime) -> ProgressStatus:
         **{f"eval_{name}": value for name, value in _metrics(evaluation).items() if f"eval_{name}" in _FIELDS},
         eval_accuracy=_accuracy(evaluation),
         resumed_from_step=read.resumed_from_step,
+        units=None if read.units is None else UnitsStatus(**read.units.model_dump()),
         updated_time=now,
     )
 
@@ -87,6 +89,7 @@ def with_reading(status: DPOJobStatus, read: Progress | None, now: datetime, *, 
             update={
                 "attempt": new.attempt,
                 "activity": new.activity,
+                "units": new.units,
                 "eta": None,
                 "eta_seconds": None,
                 "updated_time": now,

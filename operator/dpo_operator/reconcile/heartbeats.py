@@ -63,7 +63,8 @@ class Heartbeats:
         asked = [] if failed else [pod for pod in pods if pod.running and not pod.deleting and pod.ip]
         port = ports_of(job, status.phase).metrics
         if status.phase != "train":
-            return self._each(await self._read(reader, status, self._rotated(asked, 1 + OTHERS), port))
+            some = [*asked[:1], *self._rotated(asked[1:], OTHERS)]
+            return self._each(await self._read(reader, status, some, port))
         answers = await self._ask(reader, status, asked, port)
         told = {index: answer for index, answer in answers.items() if isinstance(answer, Progress)}
         read = told.get(0) or max(told.values(), key=lambda progress: progress.step, default=None)

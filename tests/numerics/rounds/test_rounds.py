@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.reports import Termination
+from dpo_operator.api.reports import Termination, UnitsReport
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.metrics_file import read_metrics
@@ -45,7 +45,7 @@ def whole(judged: Job, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, d
             said[f"judge {number}"] = job.run("judge", number)
         job.run("train", number)
         job.run("export", number)
-    job.run("generate", 3, ranks=2)
+    said["generate 3"] = job.run("generate", 3, ranks=2)
     said["judge 3"] = job.run("judge", 3)
     said["export"] = job.run("export")
     return job, said
@@ -54,6 +54,9 @@ def whole(judged: Job, tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, d
 def test_two_rounds_and_the_export_of_the_last(whole: tuple[Job, dict[str, Termination]]):
     job, said = whole
     second, last = said["judge 2"], said["judge 3"]
+    assert [said[one].progress.units for one in ("generate 3", "judge 2")] == [  # type: ignore[union-attr]
+        UnitsReport(done=2, total=2, answers=5), UnitsReport(done=3, total=3, answers=4 * PROMPTS),
+    ]  # fmt: skip
     assert second.round is not None
     assert second.compared is not None
     assert last.compared is not None

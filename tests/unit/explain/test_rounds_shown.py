@@ -2,6 +2,7 @@
 
 import pytest
 
+from dpo_operator.api.status import ProgressStatus
 from dpo_operator.api.statusparts.rounds import RoundStatus
 from dpo_operator.cli.statusview import details
 from dpo_operator.explain.rounds import round_figures
@@ -44,6 +45,13 @@ def test_status_has_a_row_for_each_round() -> None:
     assert rows["  round 1"].startswith("60 pairs of 100 prompts")
     plain = dict(details(raw | {"status": a_status().to_dict()}, NOON))
     assert "round" not in plain
+
+
+def test_status_says_how_far_answers_are_judged() -> None:
+    units = {"done": 3, "total": 6, "answers": 48, "judge_calls": 120, "judge_cached": 7}
+    status = a_status("judge", round=1, progress=ProgressStatus.model_validate({"units": units}))
+    rows = dict(details({"metadata": {"name": "pairs"}, "status": status.to_dict()}, NOON))
+    assert rows["units"].endswith("3 of 6, 48 answers, 120 calls, 7 verdicts known from before")
 
 
 def test_a_round_that_only_compared_says_so():

@@ -49,6 +49,7 @@ NEWER = (
     "judge",
     "leg",
     "legs",
+    "units",
 )
 
 

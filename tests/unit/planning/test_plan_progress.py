@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from dpo_operator.api.failurepolicy import FailurePolicy
 from dpo_operator.api.quantity import duration
-from dpo_operator.api.reports import DatasetReport, Metrics, Progress
+from dpo_operator.api.reports import DatasetReport, Metrics, Progress, UnitsReport
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.planning import transitions
 from dpo_operator.planning.failures import job_deleted
@@ -63,6 +63,18 @@ def test_small_changes_wait_for_the_next_write():
     first = read(a_status(), a_reading(10), 0)
     assert read(first, a_reading(11), 3) == first
     assert read(first, a_reading(12), 6).progress.step == 12
+
+
+def test_units_of_a_round_are_shown_while_they_are_made():
+    trained = read(a_status(), a_reading(10), 0)
+    generating = a_status("generate", progress=trained.progress)
+    units = UnitsReport(done=3, total=8, answers=96)
+    status = read(generating, a_reading(0, phase="generate", units=units), 6)
+    assert (status.progress.step, status.progress.units.done, status.progress.units.answers) == (10, 3, 96)
+    more = a_reading(0, phase="generate", units=units.model_copy(update={"done": 4}))
+    assert read(status, more, 8) == status
+    assert read(status, more, 12).progress.units.done == 4
+    assert read(a_status(progress=status.progress), a_reading(1), 14).progress.units is None
 
 
 def test_an_estimate_that_drifts_is_no_news():

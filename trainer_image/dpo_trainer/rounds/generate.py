@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpo_operator.api.reports import RoundReport
+from dpo_operator.api.reports import RoundReport, UnitsReport
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.data.prompts import PromptSet
 from dpo_trainer.rounds.answers import answered, identical_share
@@ -59,7 +59,8 @@ def run(
     there = {task.path: unit for task in mine if (unit := load_unit(task.path, task.key)) is not None}
     missing = [task for task in mine if task.path not in there]
     telemetry.activity(f"round {number}: {len(there)} of {len(mine)} units are there")
-    maker.generate(missing, done=len(there), total=len(mine))
+    count = sum(unit.count for unit in there.values())
+    maker.generate(missing, UnitsReport(done=len(there), total=len(mine), answers=count))
     maker.score_by_initial([task for task in mine if task in tasks.compared])
 
     units = [made(task) for task in mine if task in tasks.training]
@@ -87,13 +88,14 @@ class _Maker:
         self._engines, self._work, self._telemetry = engines, work, telemetry
         self._prompts, self._observe = prompts, observe
 
-    def generate(self, missing: Sequence[Task], *, done: int, total: int) -> None:
-        """Answer the prompts of these units with the policy that the round begins with."""
+    def generate(self, missing: Sequence[Task], so_far: UnitsReport) -> None:
+        """Answer the prompts of these units with the policy that the round begins with. so_far: what earlier attempts have made."""
+        self._telemetry.units(so_far)
         if not missing:
             return
         with closing(self._open(self._work.number - 1, "loading the policy")) as engine:
-            for count, task in enumerate(missing, start=done + 1):
-                self._telemetry.activity(f"answering: unit {count} of {total}")
+            for task in missing:
+                self._telemetry.activity(f"answering: unit {so_far.done + 1} of {so_far.total}")
                 self._observe(f"begun {task.path.name}")
                 asked = [self._prompts.ids(int(prompt)) for prompt in task.prompts]
                 answers = engine.answer(asked, task.prompts.tolist(), task.samples, task.sampling, task.seed_round)
@@ -102,6 +104,9 @@ class _Maker:
                 self._observe(f"committed {task.path.name}")
                 self._telemetry.alive()
                 self._telemetry.generated(len(unit.rows), [len(one.ids) for answers in unit.answers for one in answers])
+                more = {"done": so_far.done + 1, "answers": so_far.answers + unit.count}
+                so_far = so_far.model_copy(update=more)
+                self._telemetry.units(so_far)
 
     def score_by_initial(self, compared: Sequence[Task]) -> None:
         """Write the initial policy's log-probs of the answers of the win rates, from which the KL divergence is estimated."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_operator.api.reports import RoundReport
+from dpo_operator.api.reports import RoundReport, UnitsReport
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.data.prompts import PromptSet
 from dpo_trainer.data.tokens.tokenization import load_tokenizer
@@ -163,6 +163,9 @@ class _Judging:
                 self._telemetry.alive()
                 self._telemetry.judged(len(there))
             found += there
+            tally, answers = total(found), sum(one.count for one in units[: number + 1])
+            done = {"done": number + 1, "total": len(units), "answers": answers}
+            self._telemetry.units(UnitsReport(**done, judge_calls=tally.calls, judge_cached=tally.cached))
         return found
 
     def _questions(self, unit: Unit) -> list[Question]:

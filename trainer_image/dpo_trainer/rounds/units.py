@@ -75,6 +75,11 @@ class Unit:
     rows: Numbers
     answers: tuple[tuple[Answer, ...], ...]
 
+    @property
+    def count(self) -> int:
+        """How many answers it has."""
+        return sum(map(len, self.answers))
+
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """What is written; see docs/rounds.md."""
         flat = [answer for answers in self.answers for answer in answers]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dpo_operator.api import names
 from dpo_operator.api.diagnosis import CODES, Finding
 from dpo_operator.api.names import Phase
-from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Progress, RoundReport, SlowestRank
+from dpo_operator.api.reports import CheckpointRecord, CheckpointRef, Progress, RoundReport, SlowestRank, UnitsReport
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.console import Console, Silent, console, learning_parts
@@ -166,6 +166,10 @@ class Telemetry:
         """Figures of the round so far."""
         self._tracker.update(round=report)
         self._metrics.rounds.round.set(report.round)
+
+    def units(self, report: UnitsReport) -> None:
+        """How far the generator or the judge is."""
+        self._tracker.update(units=report)
 
     def generated(self, prompts: int, tokens: Sequence[int]) -> None:
         """Prompts were answered. tokens: of each answer."""

@@ -8,6 +8,16 @@ from dpo_operator.api.conditions import StatusModel
 from dpo_operator.api.reports import RoundReport, RoundsEnd
 
 
+class UnitsStatus(StatusModel):
+    """How far the first generator is with its share of a round, or the judge with the round."""
+
+    done: int = Field(default=0, ge=0, description="Units that are done.")
+    total: int = Field(default=0, ge=0, description="Units that there are to do.")
+    answers: int = Field(default=0, ge=0, description="Answers in the units that are done.")
+    judge_calls: int = Field(default=0, ge=0, description="Requests to the judge's endpoint for them.")
+    judge_cached: int = Field(default=0, ge=0, description="Verdicts on them that were known from before.")
+
+
 class RoundStatus(StatusModel):
     """Figures of a round."""
 

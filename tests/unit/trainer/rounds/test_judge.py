@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
+from dpo_operator.api.reports import UnitsReport
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.data.prompts import PromptSet
@@ -62,8 +63,9 @@ class Rounds:
 
     def judge(self, number: int, judge: Judge | None = None) -> Verdict:
         work = self.work.round(number)
+        self.telemetry = Telemetry("judge", 1, work)
         judge = judge or open_judge(self.spec.iterative.judge, self.work)  # type: ignore[union-attr]
-        return run(self.spec, work, Telemetry("judge", 1, work), judge, lambda ids: " ".join(map(str, ids)))
+        return run(self.spec, work, self.telemetry, judge, lambda ids: " ".join(map(str, ids)))
 
     def pairs(self, number: int) -> PairDataset:
         return PairDataset.open(self.work.round(number).train_data)
@@ -89,6 +91,7 @@ def test_pairs_are_made_of_the_sampled_ids(rounds: Rounds):
     rounds.answer(1)
     found = rounds.judge(1).report
     assert (found.prompts, found.answers, found.judged, found.pairs, found.left_out) == (10, 40, 10, 10, {})
+    assert rounds.telemetry.progress.units == UnitsReport(done=3, total=3, answers=40)
     assert (found.ended_share, found.generation_tokens, found.gap_median) == (1.0, 10 * sum(VARIED), 4.0)
     assert (found.kl_to_initial, found.own_nll) == (1.0, 0.5)
     pairs = rounds.pairs(1)
