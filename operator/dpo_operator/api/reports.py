@@ -22,7 +22,6 @@ MAX_TERMINATION_BYTES = 4096
 # Characters of a mirror's message, of which each takes a few bytes at most.
 MAX_MIRROR_MESSAGE = 800
 
-
 # Pods belong to tenants: numbers in reports are bounded, so that later arithmetic and the API server accept them.
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Number = Annotated[int, Field(ge=1, le=2**53)]
@@ -305,7 +304,6 @@ class Termination(_Report):
     export_path: Words | None = Field(
         default=None, description="Folder of the exported model, relative to the work folder."
     )
-
     pushed: PushReport | None = None
     round: RoundReport | None = Field(default=None, description="The round that the phase was of.")
     compared: RoundReport | None = Field(
