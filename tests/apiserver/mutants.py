@@ -130,6 +130,13 @@ COMPLETE: dict[str, Any] = a_job(
         "seed": 42,
         "shuffle": False,
         "logEverySteps": 10,
+        "selection": {
+            "by": "rewardGap",
+            "warmup": 0.2,
+            "keep": {"quantiles": [0.1, 0.9]},
+            "order": "easyFirst",
+            "refresh": "epoch",
+        },
     },
     evaluation={"everySteps": 25, "microBatchSize": 4, "samples": 8, "sampleTokens": 128},
     earlyStopping={"metric": "eval_loss", "patience": 2, "minDelta": 0.001},
@@ -272,6 +279,8 @@ def _base(path: tuple[str | int, ...]) -> dict[str, Any]:
     if path[0] == "method" and path[-1] in LOSS_OF:
         loss = {"name": LOSS_OF[str(path[-1])]}
         job["spec"]["method"] = {"name": "dpo", "plus": [loss]} if "plus" in path else loss
+        if loss["name"] == "kto":
+            del job["spec"]["training"]["selection"]
     if path == ("pod", "serviceAccountName"):
         del job["spec"]["access"]
         job["spec"]["pod"]["serviceAccountName"] = "reader"

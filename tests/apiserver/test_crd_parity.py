@@ -13,7 +13,7 @@ from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.data.formats import Rejection, detect, normalize
 from tests.apiserver.client import Answer, Requests
-from tests.apiserver.mutants import COMPLETE, JUDGES, a_job, mutants
+from tests.apiserver.mutants import COMPLETE, JUDGES, ROUNDS, a_job, mutants
 from tests.unit.trainer.data.formats import layouts
 
 pytestmark = pytest.mark.apiserver
@@ -140,6 +140,16 @@ def data_and_tracking() -> Iterator[dict[str, Any]]:
         yield {"training": {"optimizer": optimizer, "device": device}, "gpusPerNode": gpus}
     for nodes, gpus in itertools.product((1, 2), (1, 2)):
         yield {"training": {"hierarchicalPartition": True}, "nodes": nodes, "gpusPerNode": gpus}
+    for by, warmup, refresh, epochs, steps in itertools.product(
+        ("rewardGap", "scoreGap"), (None, 0.2), (None, "once", "epoch"), (1, 2), (None, 10)
+    ):
+        asked = {"by": by, "warmup": warmup, "refresh": refresh}
+        yield {"training": {"selection": asked, "epochs": epochs, "maxSteps": steps}}
+    for by, method in itertools.product(("heldOutLoss", "scoreGap"), ("dpo", "kto", "reward-model")):
+        yield {"training": {"selection": {"by": by}}, "method": {"name": method}}
+        yield {"training": {"selection": {"by": by}}, "method": {"name": method}, "iterative": ROUNDS}
+    for quantiles in ([0, 1], [0.5, 0.5], [0.6, 0.5], [0.1], [0.1, 0.2, 0.3], [-0.1, 1], [0, 1.1]):
+        yield {"training": {"selection": {"by": "rewardGap", "keep": {"quantiles": quantiles}}}}
     for precision, reduction in itertools.product(("bf16", "fp32"), (None, "bf16", "fp32")):
         yield {"training": {"precision": precision, "gradientReduction": reduction}}
 

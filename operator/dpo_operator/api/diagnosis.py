@@ -94,6 +94,7 @@ WARNINGS: dict[str, str] = {
     "NoSamples": "No sample answers are written.",
     "ShortSamples": "Sample answers are cut short, because each token gathers the model's weights.",
     "NoEvaluation": "An evaluation was left out, because it ran out of memory.",
+    "PairsSelected": "Only a part of the pairs is trained on, as training.selection asks.",
     "JudgeDisagrees": "The reward model that judges ranks the evaluation pairs no better than a coin.",
     "NoMetrics": "The trainer's port could not be opened.",
     "NoReport": "The report could not be written.",

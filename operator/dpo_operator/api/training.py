@@ -7,6 +7,7 @@ from pydantic import Field, StrictBool, StrictFloat, StrictInt
 from dpo_operator.api.access import STORE_FOLDER, SecretRef
 from dpo_operator.api.base import ApiModel, SecretKeyRef
 from dpo_operator.api.pods import Volume
+from dpo_operator.api.trainingparts.selection import Selection
 
 
 class Budget(NamedTuple):
@@ -150,6 +151,9 @@ class Training(ApiModel):
     seed: StrictInt = Field(default=0, ge=0, le=2**31 - 1, description="Seed of shuffling, adapters and dropout.")
     shuffle: StrictBool = Field(
         default=True, description="Reshuffle the pairs in every epoch; false keeps the files' order."
+    )
+    selection: Selection | None = Field(
+        default=None, description="Train on a part of the pairs, chosen after a warm-up. Default: on all of them."
     )
     non_finite: NonFinite = Field(default=NonFinite(), description="What a NaN or an infinity does to the run.")
     log_every_steps: StrictInt = Field(

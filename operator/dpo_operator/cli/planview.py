@@ -144,11 +144,13 @@ def _time(job: Job) -> Table:
         passes = spec.training.epochs if not spec.training.max_steps or not once else spec.training.max_steps / once
         share = time.reference / (time.reference + passes * time.seconds)
         table.add_row("reference, share of the run", f"{share:.0%}")
+    if ranking := job.ranking():
+        table.add_row("ranking the pairs, in all", _duration(ranking))
     if once:
-        steps = spec.training.max_steps or once * spec.training.epochs
         legs = job.spec.sweep.legs if job.spec.sweep is not None else 1
-        whole = "whole run, without evaluations" if legs == 1 else f"{legs} legs, without evaluations"
-        table.add_row(whole, _duration(legs * steps * time.seconds + once * time.reference))
+        whole = legs * ((job.steps() or 0.0) * time.seconds + ranking) + once * time.reference
+        name = "whole run, without evaluations" if legs == 1 else f"{legs} legs, without evaluations"
+        table.add_row(name, _duration(whole))
     sampled = job.sampling()
     if sampled.seconds:
         name = "sample answers, each time" if sampled.whole else f"sample answers of {sampled.tokens} tokens, each time"

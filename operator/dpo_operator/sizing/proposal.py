@@ -57,6 +57,27 @@ class Job:
         """Predicted time of a step."""
         return speed.estimate(self.shape, self.spec, self.pairs, self.device, node_link=self.node_link)
 
+    def steps(self) -> float | None:
+        """Optimizer steps of the whole run; None where the number of pairs is not known."""
+        training, count = self.spec.training, self.pairs.count
+        if training.max_steps or count is None:
+            return training.max_steps
+        if training.selection is not None:
+            return training.selection.steps(training.epochs, count, training.global_batch_size)
+        return training.epochs * count / training.global_batch_size
+
+    def ranking(self) -> float:
+        """Predicted time of all rankings by training.selection, seconds; 0 where the number of pairs is not known."""
+        training, count, steps = self.spec.training, self.pairs.count, self.steps()
+        if training.selection is None or count is None or steps is None:
+            return 0.0
+        batch = training.global_batch_size
+        first = training.selection.epoch_pairs(0, count, batch)
+        passes = training.selection.passes(training.epochs if not training.max_steps else steps * batch / max(1, first))
+        # The first one leaves out the pairs of the warm-up.
+        ranked = passes * count - training.selection.warmup_pairs(count, batch) if passes else 0
+        return ranked / batch * self.time().ranking
+
     def stored(self) -> export.Stored:
         """Predicted bytes of checkpoint and export, and of the export's process."""
         return export.estimate(self.shape, self.spec, self.pairs)

@@ -36,7 +36,7 @@ class StepTime:
 
     body, head, optimizer: each rank's computation. overhead: of the layers, in addition to arithmetic. waiting: exposed communication,
     in which nothing is computed. reference: computing the reference's log-probs of a step's pairs, once for the whole run; not part of
-    a step. micro_batches: of each rank. tokens: that go through the model in a step, over all ranks. flops: of all ranks, in a
+    a step. ranking: the same of one ranking by training.selection. micro_batches: of each rank. tokens: that go through the model in a step, over all ranks. flops: of all ranks, in a
     step.
     """
 
@@ -46,6 +46,7 @@ class StepTime:
     overhead: float
     waiting: float
     reference: float
+    ranking: float
     micro_batches: int
     tokens: float
     flops: float
@@ -83,6 +84,7 @@ def estimate(
         body=body_seconds, head=head_seconds, optimizer=_update_seconds(shape, spec, device),
         overhead=_exposed(spec, shape.layers * _overhead(spec, count, each), body_seconds + head_seconds), waiting=max(0.0, sending - hidden),
         reference=forward / rate if spec.method.needs_reference else 0.0,
+        ranking=forward / rate if spec.training.selection is not None and spec.training.selection.has_pass else 0.0,
         micro_batches=count, tokens=batch / work.pairs * work.tokens, flops=world * share * (body + head),
     )  # fmt: skip
 

@@ -355,15 +355,21 @@ def test_a_runs_figures_come_back_up_to_the_checkpoint(server: Server, tmp_path:
     early, late = (Finding(code=code, severity="Info", step=step, cause="x") for code, step in (("A", 1), ("B", 3)))
     Diagnosis().at(1, [early])[0].at(3, [early, late])[0].write(old)
     said: list[str] = []
+    old.selection.mkdir()
+    for name in ("epoch-0.npy", "epoch-0.json", "epoch-1.tmp"):
+        (old.selection / name).write_text(name)
     run_files.save(place(server.url, "s3://figures/run"), old, said.append)
     assert len(said) == 1
-    assert names(server, "s3://figures/run") == {"metrics.jsonl", "diagnosis.json"}
+    lists = {"selection/epoch-0.npy", "selection/epoch-0.json"}
+    assert names(server, "s3://figures/run") == {"metrics.jsonl", "diagnosis.json"} | lists
     mirror = place(server.url, "s3://figures/run")
     mirror.take_over()
     run_files.restore(mirror, new, 2, lambda *_: None)
     assert new.metrics.read_text().splitlines() == lines[:2]
     assert [finding.code for finding in Diagnosis.read(new).findings] == ["A"]
     assert not new.samples.exists()
+    assert {f"selection/{path.name}" for path in new.selection.iterdir()} == lists
+    assert (new.selection / "epoch-0.npy").read_text() == "epoch-0.npy"
     # What the volume has is left as it is.
     new.metrics.write_text("")
     run_files.restore(mirror, new, 3, lambda *_: None)

@@ -226,3 +226,20 @@ def test_another_reference_model_is_counted(tmp_path: Path) -> None:
     assert phases.pop("another reference model") > max(alone.values())
     assert phases == alone
     refused(dpo_plan(a_job(tmp_path, model={**model, "reference": {"name": "./none"}})), "none/config.json")
+
+
+def test_a_selection_is_counted(tmp_path: Path) -> None:
+    a_model(tmp_path / "model")
+    work = tmp_path / "work"
+    work.mkdir()
+    tokens = {"prompt": 10, "chosen": 20, "rejected": 30, "longest": 90}
+    report = {"train_pairs": 1000, "eval_pairs": 0, "tokens": tokens}
+    (work / "prepared.json").write_text(json.dumps({"report": report}))
+    a_model(work / "model", SMALL)
+    times = {}
+    for name, selection in (("all", None), ("some", {"by": "rewardGap", "keep": {"quantiles": [0.5, 1.0]}})):
+        training = {"globalBatchSize": 8, "selection": selection}
+        done = dpo_plan(a_job(tmp_path, training=training), "--work-dir", work)
+        assert ("ranking the pairs, in all" in done.stdout) == (selection is not None), done.stdout
+        times[name] = planned(a_job(tmp_path, training=training), "--work-dir", work)["step"]["ranking"]
+    assert times["some"] > times["all"] == 0

@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 import yaml
 
+from dpo_operator.api.models import hardware
 from dpo_operator.api.quantity import gibibytes, to_bytes
 from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.rules import support
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_operator.sizing.proposal import Job, Option, fastest, lines, smallest_change, too_many_gpus
-from tests.unit.sizing.build import qwen
+from tests.unit.sizing.build import PAIRS, a_spec, qwen, small
 
 pytestmark = pytest.mark.unit
 
@@ -128,3 +129,18 @@ def test_what_is_no_quantity(text: str) -> None:
 
 def test_sizes_for_people() -> None:
     assert (gibibytes(1.5 * 2**30), gibibytes(2**20)) == ("1.5 GiB", "1 MiB")
+
+
+def test_the_whole_run_counts_kept_pairs_and_rankings() -> None:
+    def a_job(**training: Any) -> Job:
+        return Job(a_spec(training=training), small(), PAIRS, hardware.Device("cpu", None, 1e9, 1e9, 1e9, 1e9))
+
+    # 100 pairs in steps of 8: 13 of which 1 is warm-up; of 92 left 46 are kept, in 6 steps.
+    half = {"by": "rewardGap", "keep": {"quantiles": [0.5, 1.0]}}
+    assert a_job().steps() == 100 / 8
+    assert a_job(selection=half).steps() == 1 + 6
+    once, each = a_job(selection=half), a_job(selection=half | {"refresh": "epoch"}, epochs=2.0)
+    assert (a_job().ranking(), a_job(selection={"by": "scoreGap"}).ranking()) == (0, 0)
+    assert once.ranking() == pytest.approx(92 / 8 * once.time().ranking)
+    assert each.ranking() == pytest.approx(192 / 8 * each.time().ranking)
+    assert once.time().ranking > 0

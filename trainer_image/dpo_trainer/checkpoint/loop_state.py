@@ -62,6 +62,7 @@ class LoopState(Part):
     evaluations: (step, cost) of every evaluation of the run; less is better, None is not finite.
     skipped: steps left out by training.nonFinite, in the order in which they failed.
     finished: how the run ended, empty before its end. loss_scale: for fp16 only.
+    selected: digest of the list of pairs that the step's epoch uses; None in a warm-up and without training.selection.
     probe: only with an evaluation or at the end of the run.
     """
 
@@ -78,6 +79,7 @@ class LoopState(Part):
     selection_metric: str
     finished: str
     loss_scale: LossScaleState | None = None
+    selected: str | None = None
     probe: Probe | None = None
 
     @property
@@ -98,7 +100,7 @@ class LoopState(Part):
     def _without_unset(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out optional parts, as format 1 always did."""
         document: dict[str, Any] = handler(self)
-        unset = {"version": 1, "loss_scale": None, "probe": None}
+        unset = {"version": 1, "loss_scale": None, "selected": None, "probe": None}
         return {key: value for key, value in document.items() if key not in unset or value != unset[key]}
 
 

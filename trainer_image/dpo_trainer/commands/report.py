@@ -16,6 +16,7 @@ from dpo_trainer.commands.page.html import PAGE, page
 from dpo_trainer.commands.rounds_table import chosen_leg, rounds_table
 from dpo_trainer.commands.run_log import Run, read_run
 from dpo_trainer.commands.run_picture import PICTURE, draw
+from dpo_trainer.commands.selected import selected
 from dpo_trainer.runtime.errors import input_not_found
 from dpo_trainer.runtime.files import commit
 from dpo_trainer.runtime.workdir import WorkDir
@@ -166,6 +167,7 @@ def _facts(run: Run, work: WorkDir) -> list[tuple[str, str]]:
         facts.append(("best evaluation", f"step {run.best.step}, {run.best.metric} {run.best.value:.4f}"))
     if run.restarts:
         facts.append(("restarts", f"{len(run.restarts)}, from step {', '.join(map(str, run.restarts))}"))
+    facts += selected(work)
     if work.export.is_dir():
         facts.append(("export", str(work.export)))
     if work.pushed.is_file():

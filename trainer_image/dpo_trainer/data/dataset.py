@@ -4,11 +4,13 @@ tokens.npy   int32 [total]      prompt, chosen and rejected tokens of every pair
 offsets.npy  int64 [pairs*3+1]  where each part starts; part 3*i is pair i's prompt, +1 chosen, +2 rejected
 rows.npy     int64 [pairs]      number of the source row, counted from 0
 cut.npy      bool [pairs]       whether the pair was truncated
+gaps.npy     float64 [pairs]    score of chosen minus that of rejected, NaN where the row gave none; only where a row gave one
 meta.json    counts and the digest of the arrays, written last
 """
 
 import hashlib
 import json
+import math
 import os
 from array import array
 from bisect import bisect_right
@@ -34,7 +36,7 @@ class TokenPair:
     The policy reads prompt + chosen and prompt + rejected; log-probs are summed over answer tokens alone.
     Both answers of a pair hold at least one token. An unpaired example has one answer: chosen when it is desirable, else
     rejected; the other one is empty.
-    truncated: whether the prompt or an answer was cut.
+    truncated: whether the prompt or an answer was cut. score_gap: score of chosen minus that of rejected, NaN where the row gave none.
     """
 
     prompt: TokenIds
@@ -42,6 +44,7 @@ class TokenPair:
     rejected: TokenIds
     row: int
     truncated: bool = False
+    score_gap: float = math.nan
 
 
 class PairDataset:
@@ -54,11 +57,14 @@ class PairDataset:
         rows: npt.NDArray[np.int64],
         cut: npt.NDArray[np.bool_],
         digest: str,
+        gaps: npt.NDArray[np.float64] | None = None,
     ) -> None:
+        """gaps: None when no row gave scores."""
         self._tokens = tokens
         self._offsets = offsets
         self._rows = rows
         self._cut = cut
+        self._gaps = gaps
         self.digest = digest
 
     def __len__(self) -> int:
@@ -68,9 +74,9 @@ class PairDataset:
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
         a, b, c, d = (int(x) for x in self._offsets[3 * index : 3 * index + 4])
-        return TokenPair(
-            self._tokens[a:b], self._tokens[b:c], self._tokens[c:d], int(self._rows[index]), bool(self._cut[index])
-        )
+        gap = math.nan if self._gaps is None else float(self._gaps[index])
+        parts = self._tokens[a:b], self._tokens[b:c], self._tokens[c:d]
+        return TokenPair(*parts, int(self._rows[index]), bool(self._cut[index]), gap)
 
     @cached_property
     def lengths(self) -> npt.NDArray[np.int64]:
@@ -87,20 +93,34 @@ class PairDataset:
         """Which pairs were truncated: bool [pairs]."""
         return self._cut
 
+    @property
+    def score_gaps(self) -> npt.NDArray[np.float64]:
+        """Score of each pair's chosen answer minus that of the rejected one: float64 [pairs], NaN where the row gave none."""
+        return np.full(len(self), np.nan) if self._gaps is None else self._gaps
+
     @classmethod
     def from_pairs(cls, pairs: Iterable[TokenPair]) -> "PairDataset":
         """Collect pairs in memory."""
         # Flat buffers: a list of small arrays would take several times the memory of the tokens.
-        tokens, lengths, rows, cut = array("i"), array("q"), array("q"), array("b")
+        tokens, lengths, rows, cut, gaps = array("i"), array("q"), array("q"), array("b"), array("d")
         for pair in pairs:
             for part in (pair.prompt, pair.chosen, pair.rejected):
                 tokens.frombytes(np.ascontiguousarray(part, dtype=np.int32).tobytes())
                 lengths.append(len(part))
             rows.append(pair.row)
             cut.append(pair.truncated)
+            gaps.append(pair.score_gap)
         offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.array(lengths, dtype=np.int64))])
         flat = np.frombuffer(tokens, dtype=np.int32) if tokens else np.zeros(0, dtype=np.int32)
-        return cls(flat, offsets, np.array(rows, dtype=np.int64), np.array(cut, dtype=np.bool_), _digest(flat, offsets))
+        scored = np.array(gaps, dtype=np.float64)
+        return cls(
+            flat,
+            offsets,
+            np.array(rows, dtype=np.int64),
+            np.array(cut, dtype=np.bool_),
+            _digest(flat, offsets),
+            scored if np.isfinite(scored).any() else None,
+        )
 
     def select(self, indices: Iterable[int]) -> "PairDataset":
         """A dataset of some of the pairs, in the given order, in memory."""
@@ -126,6 +146,10 @@ class PairDataset:
             "rows": self._rows,
             "cut": self._cut,
         }
+        if self._gaps is not None:
+            arrays["gaps"] = self._gaps
+        else:
+            (folder / "gaps.npy").unlink(missing_ok=True)
         for name, values in arrays.items():
             with (folder / f"{name}.npy").open("wb") as file:
                 np.save(file, values, allow_pickle=False)
@@ -146,13 +170,19 @@ class PairDataset:
                 np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
                 for name in ("tokens", "offsets", "rows", "cut")
             )
+            scored = folder / "gaps.npy"
+            gaps = np.load(scored, mmap_mode="r", allow_pickle=False) if scored.exists() else None
             counted, digest = int(meta["pairs"]), str(meta["digest"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise volume_error(f"{folder}: expected tokenized pairs, found {error}; run prepare again") from error
-        fits = len(rows) == len(cut) == counted and len(offsets) == 3 * counted + 1 and int(offsets[-1]) == len(tokens)
+        fits = (
+            len(rows) == len(cut) == (counted if gaps is None else len(gaps)) == counted
+            and len(offsets) == 3 * counted + 1
+            and int(offsets[-1]) == len(tokens)
+        )
         if not fits:
             raise volume_error(f"{folder}: the arrays do not fit together; run prepare again")
-        return cls(tokens, offsets, rows, cut, digest)
+        return cls(tokens, offsets, rows, cut, digest, gaps)
 
 
 def mismatched(dataset: PairDataset) -> PairDataset | None:

@@ -99,6 +99,16 @@ class Objective:
         """
         return self.method.strength * _scores(self.method, logps)
 
+    def gaps(self, logps: Logps) -> Tensor:
+        """How far the chosen answer is ahead in what the first loss compares: [examples], nats per token of both answers, without beta.
+
+        A reward model's is the difference of its rewards, which belong to whole answers.
+        """
+        gap = _margin(self.method, logps)
+        if _is_per_token(self.method) or self.method.trains_reward_model:
+            return gap
+        return gap / logps.tokens.sum(dim=1).clamp(min=1)
+
     def first_loss(self, logps: Logps) -> Tensor:
         """Loss that these examples have while the policy is the reference: [examples]. For methods with a reference."""
         assert logps.reference is not None
@@ -113,6 +123,12 @@ class Objective:
             prompt_tokens=logps.prompt_tokens,
         )
         return self.loss(same, kl=torch.zeros((), dtype=logps.policy.dtype, device=logps.policy.device))
+
+
+def _is_per_token(loss: Loss) -> bool:
+    """Whether what a loss compares is a mean over an answer's tokens."""
+    means = (MethodName.ORPO, MethodName.SIMPO, MethodName.LN_DPO)
+    return loss.name in means or (loss.name is MethodName.IPO and loss.reduction != "sum")
 
 
 def _scores(loss: Loss, logps: Logps) -> Tensor:

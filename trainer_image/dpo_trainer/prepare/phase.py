@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dpo_operator.api.reports import DatasetReport, TokenReport
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from dpo_trainer.data.dataset import PairDataset
@@ -69,6 +71,7 @@ def run(job: DPOJob, work: WorkDir, inputs: Inputs) -> DatasetReport:
             record.refuse_other_run(work, key)
             report = _prepare(job.spec, work, key, inputs)
         _check_watched(job.spec, work)
+        _check_selection(job.spec, work)
         inputs.progress("prepared", 1.0)
         return report
 
@@ -199,6 +202,26 @@ def _check_watched(spec: DPOJobSpec, work: WorkDir) -> None:
             "spec.earlyStopping.metric: eval_reward_margin is the reward of desirable answers minus that of undesirable ones, and all "
             f"{len(dataset)} evaluation examples are {'desirable' if desirable else 'undesirable'}; use eval_loss or "
             "eval_reward_accuracy, or evaluate on both kinds"
+        )
+
+
+def _check_selection(spec: DPOJobSpec, work: WorkDir) -> None:
+    """Reject a selection that these pairs don't allow, before any GPU is held. Pairs of rounds are not there yet.
+
+    This also runs on a folder that was prepared earlier, because the selection is no part of spec_hash.
+    """
+    training, selection = spec.training, spec.training.selection
+    if selection is None or spec.iterative is not None:
+        return
+    dataset = PairDataset.open(work.train_data)
+    batch = training.global_batch_size
+    if problem := selection.problem(len(dataset), batch, epochs=training.epochs, max_steps=training.max_steps):
+        raise invalid_configuration(f"spec.training.selection: {problem}")
+    unknown = 0 if selection.has_pass else int(np.isnan(dataset.score_gaps).sum())
+    if unknown:
+        raise invalid_configuration(
+            f"spec.training.selection.by: scoreGap needs scores of both answers, and {unknown:,} of {len(dataset):,} training pairs have none; name "
+            "the columns (columns.chosenScore, columns.rejectedScore), use scored data, or rank by rewardGap"
         )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpo_operator.api.model import ResumeFrom
+from dpo_trainer.batches.rankings import FILE
 from dpo_trainer.checkpoint.layout import folder_name
 from dpo_trainer.checkpoint.manifest import MANIFEST, MAX_MANIFEST_BYTES
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint, sanitized
@@ -69,6 +70,12 @@ class Found:
         """A file of the run beside its checkpoints; None where there is none, or one of more than `limit` bytes."""
         name = f"{self.folder.removesuffix('checkpoints/')}{name}"
         return self._read(name) if 0 < self.source.sizes.get(name, 0) <= limit else None
+
+    def lists(self) -> list[str]:
+        """Names of the lists of selected pairs beside its checkpoints, and of what describes them."""
+        folder = f"{self.folder.removesuffix('checkpoints/')}selection/"
+        names = (name.removeprefix(folder) for name in self.source.sizes if name.startswith(folder))
+        return sorted(name for name in names if FILE.fullmatch(name))
 
     def _read(self, name: str) -> bytes:
         target = self.temporary / "small"

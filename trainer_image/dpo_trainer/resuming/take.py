@@ -9,7 +9,7 @@ from pathlib import Path
 from dpo_operator.api.reports import ResumeReport
 from dpo_operator.api.rules.resuming import LENGTH
 from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer.batches.sampler import StepPlan
+from dpo_trainer.batches.plans import plan_of
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.identity import differences, mismatch_message
 from dpo_trainer.checkpoint.manifest import MANIFEST, Manifest, parse_manifest, reference
@@ -70,6 +70,11 @@ def _take(
     if spec.resume_from.digest not in (None, digest):
         raise invalid_configuration(f"{label} has the digest {digest}, expected {spec.resume_from.digest}")
     own = _as_own(spec, work, checkpoint_owner(spec, work, None), theirs, label)
+    lists = found.lists()
+    if theirs.state.selected is not None and not lists:
+        raise input_not_found(
+            f"{label} was trained on a list of selected pairs, and there is no folder selection beside the checkpoints; name the folder of the whole job"
+        )
     for number, file in enumerate(theirs.files, start=1):
         say = partial(progress, f"copying {file} of step {step} ({number} of {len(theirs.files)})")
         # There may be one of an earlier try.
@@ -82,6 +87,9 @@ def _take(
     for path in run_files.files(work):
         if (figures := found.beside(path.name, run_files.MOST_BYTES)) is not None:
             run_files.put(work, path, figures, step)
+    for name in lists:
+        if (listed := found.beside(f"selection/{name}", run_files.MOST_BYTES)) is not None:
+            run_files.put_list(work, name, listed)
     remove(folder / MANIFEST)
     write_synced(folder / MANIFEST, own.to_bytes())
     sync_folder(folder)
@@ -106,7 +114,7 @@ def _as_own(spec: DPOJobSpec, work: WorkDir, owner: Owner, theirs: Manifest, lab
     if problem := mismatch_message(problems):
         raise invalid_configuration(f"{label} {problem}. Set these as the other job has them; {_WEIGHTS_ALONE}")
     training = spec.training
-    plan = StepPlan(len(PairDataset.open(work.train_data)), training.global_batch_size, training.seed, training.shuffle)
+    plan = plan_of(spec, len(PairDataset.open(work.train_data)))
     total = plan.total_steps(epochs=training.epochs, max_steps=training.max_steps)
     as_long = all(theirs.identity.get(path) == owner.identity.get(path) for path in LENGTH)
     if state.step >= total or (state.finished and as_long):

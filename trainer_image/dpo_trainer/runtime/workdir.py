@@ -186,6 +186,11 @@ class WorkDir:
         return self.own / "diagnosis.json"
 
     @property
+    def selection(self) -> Path:
+        """Which pairs training.selection keeps, for each epoch that ranks them; see batches.rankings."""
+        return self.own / "selection"
+
+    @property
     def samples(self) -> Path:
         """JSON lines of answers to a few evaluation prompts, each prompt once a step; step 0 is the reference."""
         return self.own / "samples.jsonl"

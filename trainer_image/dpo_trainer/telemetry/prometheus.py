@@ -13,9 +13,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 
 from dpo_operator.api.diagnosis import Finding
 from dpo_trainer.telemetry.round_metrics import RoundMetrics
+from dpo_trainer.telemetry.selection_metrics import SelectionMetrics
 
 # Parts of a training step's time. A phase that is not listed can't be recorded, so that labels stay bounded.
-PHASES = ("data", "ref", "policy", "optimizer", "eval", "checkpoint")
+PHASES = ("data", "ref", "selection", "policy", "optimizer", "eval", "checkpoint")
 STEP_BUCKETS = (0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
 CHECKPOINT_BUCKETS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 600, 1800)
 
@@ -149,7 +150,7 @@ _BUCKET_KEY = "rewards/accuracies/"
 class TrainerMetrics:
     """The metrics of one process, in a registry of their own.
 
-    shared: what is the same on all ranks, exported by rank 0 alone. rounds: what each process does for itself in a round.
+    shared, selection: what is the same on all ranks, exported by rank 0 alone. rounds: what each process does for itself in a round.
     """
 
     def __init__(self, *, rank_zero: bool) -> None:
@@ -171,7 +172,9 @@ class TrainerMetrics:
         )
         self.rounds = RoundMetrics(self.registry)
         # Other ranks keep these values in a registry that is not exported.
-        self.shared = SharedMetrics(self.registry if rank_zero else CollectorRegistry())
+        of_rank_zero = self.registry if rank_zero else CollectorRegistry()
+        self.shared = SharedMetrics(of_rank_zero)
+        self.selection = SelectionMetrics(of_rank_zero)
 
     def phase(self, name: str, seconds: float) -> None:
         """Add time to a part of the loop."""

@@ -55,8 +55,7 @@ class Telemetry:
         self._tracker = ProgressTracker(
             Progress(phase=phase, attempt=attempt, started_at=time.time(), world_size=world_size), self._checkpoints
         )
-        self._saves = SaveTimes()
-        self._findings = Findings()
+        self._saves, self._findings = SaveTimes(), Findings()
         self._job: DPOJob | None = None
         self._records = Records()
         self._server: TelemetryServer | None = None
@@ -292,13 +291,15 @@ class Telemetry:
         """A checkpoint could not be committed."""
         self._shared.ck_failures.inc()
 
-    def warning(self, code: str, text: str, *, once: bool = False, finding: Finding | None = None) -> None:
+    def warning(
+        self, code: str, text: str, *, once: bool = False, finding: Finding | None = None, word: str = "Warning"
+    ) -> None:
         """Log a warning, which is a finding, too. code: CamelCase. once: every rank gives the warning, and only rank 0 logs it.
 
-        finding: where it is known better than by the code. From any thread.
+        finding: where it is known better than by the code. word: that it begins with. From any thread.
         """
         if self.rank == 0 or not once:
-            self._warnings.line(f"Warning: {code}: {text}")
+            self._warnings.line(f"{word}: {code}: {text}")
         if self.rank == 0:
             self._findings.warn(finding or as_finding(code, text, self.progress.step))
             holding = self._findings.holding()
@@ -322,7 +323,7 @@ class Telemetry:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Count the time of a block as data, ref, policy, optimizer, eval or checkpoint."""
+        """Count the time of a block as one of prometheus.PHASES."""
         start = time.monotonic()
         try:
             yield

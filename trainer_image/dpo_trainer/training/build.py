@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpo_operator.api.model import Adapter, AdapterType
 from dpo_operator.api.types import DPOJob, DPOJobSpec
-from dpo_trainer.batches.sampler import StepPlan
+from dpo_trainer.batches.plans import Plan, plan_of
 from dpo_trainer.checkpoint.engine_state import EngineState
 from dpo_trainer.checkpoint.identity import identity
 from dpo_trainer.checkpoint.loading import Restored
@@ -29,8 +29,9 @@ from dpo_trainer.training.flops import Throughput
 from dpo_trainer.training.nonfinite import NonFinitePolicy
 from dpo_trainer.training.pace import Pace
 from dpo_trainer.training.reference import References, progress
-from dpo_trainer.training.sampling import Samples, SamplingTime
+from dpo_trainer.training.sampling import Samples, samples_of
 from dpo_trainer.training.schedule import learning_rate, warmup_steps
+from dpo_trainer.training.selecting import Selecting, selecting_of
 from dpo_trainer.training.shortage import Shortage
 from dpo_trainer.training.startup_checks import check_logits_path, choose_layout, log_partitions, log_restored
 from dpo_trainer.training.surprise import Surprise, measure
@@ -40,6 +41,7 @@ from dpo_trainer.training.surprise import Surprise, measure
 class Run:
     """One attempt of training.
 
+    selecting: chooses the pairs that plan spreads over the steps; None without training.selection.
     total_steps, warmup: steps of the whole run, and those of its warm-up. state: weights and optimizer state, as checkpoints save and restore them.
     restored: the checkpoint that the attempt resumed from; None when it starts at step 1.
     first: figures of the policy before its first update; empty when an earlier attempt measured them, and without spec.diagnosis.
@@ -51,7 +53,8 @@ class Run:
     objective: Objective
     train: Examples
     evaluation: Examples | None
-    plan: StepPlan
+    plan: Plan
+    selecting: Selecting | None
     total_steps: int
     warmup: int
     engine: Engine
@@ -118,7 +121,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     trust = trust_from_environment(required=spec.checkpoint.require_recorded_digest)
     objective = Objective(spec.method)
     train, evaluation = open_examples(work, objective)
-    plan = StepPlan(len(train.data), training.global_batch_size, seed=training.seed, shuffle=training.shuffle)
+    plan = plan_of(spec, len(train.data))
     total_steps = plan.total_steps(epochs=training.epochs, max_steps=training.max_steps)
 
     telemetry.activity("connecting the ranks")
@@ -139,12 +142,8 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     surprise = Surprise() if looks and not _is_measured(work, ranks) else None
     throughput = Throughput.of(spec, work.model, engine.module.layout, engine.world)
     if objective.needs_reference and spec.model.reference is None:
-        layout = engine.module.layout
-        digest = beginning.reference_digest(digests["model"])
-        reference = References(spec, beginning.reference, ranks, work.reference, digest, layout, telemetry, stop)
         look = surprise if beginning.is_level else None
-        for examples in splits:
-            reference.add_to(examples, budget=spec.eval_batch, look=look if examples is train else None)
+        add_reference(spec, work, splits, beginning, engine, ranks, digests["model"], look, telemetry, stop)
     if not before:
         beginning.check(train)
     seen = plan.pairs_seen(total_steps)
@@ -156,6 +155,9 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
     checkpoints = open_checkpoints(spec, work, train, digests, attempt, ranks, trust, telemetry)
     restored = resume(checkpoints, state, engine, telemetry)
     step = restored.step if restored else 0
+    # A failed background save ends the run as a signal does: at a step that all ranks agree on.
+    stop = StopWhen(stop, lambda: checkpoints.failed)
+    selecting = selecting_of(spec, plan, engine, objective, train, ranks, work, shortage, telemetry, stop, restored)
     begin_telemetry(spec, plan, total_steps, restored, trust, telemetry)
     begin_training()
     # The first heartbeat ends the operator's start time-out, so heartbeats start here.
@@ -167,6 +169,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
         train=train,
         evaluation=evaluation,
         plan=plan,
+        selecting=selecting,
         total_steps=total_steps,
         warmup=warmup_steps(training.warmup_ratio, total_steps),
         engine=engine,
@@ -184,33 +187,7 @@ def build(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int, stop: 
             spec, work, ranks, telemetry, total_steps, resumed_step=step, moved=not beginning.is_level
         ),
         telemetry=telemetry,
-        # A failed background save ends the run as a signal does: at a step that all ranks agree on.
-        stop=StopWhen(stop, lambda: checkpoints.failed),
-    )
-
-
-def samples_of(
-    spec: DPOJobSpec,
-    work: WorkDir,
-    engine: Engine,
-    ranks: Ranks,
-    evaluation: Examples | None,
-    total_steps: int,
-    resumed_step: int,
-    shortage: Shortage,
-) -> Samples:
-    """Answers to prompts of the evaluation data, from the step that the run resumes from; a reward model answers nothing."""
-    answers = evaluation is not None and not spec.method.trains_reward_model
-    return Samples(
-        engine,
-        ranks,
-        work,
-        spec,
-        evaluation.data if evaluation is not None and answers else None,
-        budget=spec.eval_batch,
-        time=SamplingTime(total_steps, spec.eval_every_steps, resumed_step=resumed_step),
-        shortage=shortage,
-        resumed_step=resumed_step,
+        stop=stop,
     )
 
 
@@ -238,6 +215,28 @@ def load_engine(
     choose_layout(engine, train.data, spec, telemetry)
     telemetry.attention(engine.module.layout, engine.module.attention)
     return engine
+
+
+def add_reference(
+    spec: DPOJobSpec,
+    work: WorkDir,
+    splits: list[Examples],
+    beginning: Beginning,
+    engine: Engine,
+    ranks: Ranks,
+    model: str,
+    look: Surprise | None,
+    telemetry: Telemetry,
+    stop: StopRequest,
+) -> None:
+    """Add the log-probs of the policy's own start to the splits, of which the first is the training pairs. Collective.
+
+    model: digest of the initial model. look: at the training pairs.
+    """
+    layout, digest = engine.module.layout, beginning.reference_digest(model)
+    reference = References(spec, beginning.reference, ranks, work.reference, digest, layout, telemetry, stop)
+    for examples in splits:
+        reference.add_to(examples, budget=spec.eval_batch, look=look if examples is splits[0] else None)
 
 
 def add_other_reference(
@@ -319,7 +318,7 @@ def resume(checkpoints: Checkpoints, state: EngineState, engine: Engine, telemet
 
 def begin_telemetry(
     spec: DPOJobSpec,
-    plan: StepPlan,
+    plan: Plan,
     total_steps: int,
     restored: Restored | None,
     trust: Trust | None,

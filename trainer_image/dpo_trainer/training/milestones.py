@@ -124,7 +124,9 @@ class Milestones:
                 f"Stopped early after step {step} of {run.total_steps}: {spec.selection_metric} has not improved"
                 f"{f' by {least:g}' if least else ''} since step {verdict.best_step}."
             )
-        saved = bool(finished) or stopping or improved or step % spec.checkpoint.every_steps == 0
+        # While pairs are ranked nothing is trained: an attempt that ends meanwhile shall lose no step.
+        ranking = run.selecting is not None and run.selecting.is_due(step + 1)
+        saved = bool(finished) or stopping or improved or ranking or step % spec.checkpoint.every_steps == 0
         ill = run.diagnosing.look(step) if saved or evaluated is not None else None
         if ill is not None:
             # Not finished: a restart would export what the finding is about.
@@ -228,6 +230,7 @@ class Milestones:
             selection_metric=run.spec.selection_metric,
             finished=finished,
             loss_scale=None if scale is None else LossScaleState(**asdict(scale)),
+            selected=run.selecting.digest(step) if run.selecting is not None else None,
             probe=self._probe() if finished or evaluated is not None else None,
         )
 

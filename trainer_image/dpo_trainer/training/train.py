@@ -38,6 +38,10 @@ def _loop(run: Run, milestones: Milestones) -> Outcome:
     step, tokens_seen = (start.step, start.state.tokens_seen) if start else (0, 0)
     while step < run.total_steps:
         step += 1
+        if run.selecting is not None and not run.selecting.make_ready(step):
+            # The step before was saved, because this one needed a list.
+            run.checkpoints.wait()
+            return Outcome("Stopped", f"Stopped after step {step - 1} of {run.total_steps}, while pairs were ranked.")
         began = time.monotonic()
         pairs, rate = run.plan.step(step), run.learning_rate(step)
         if step in run.nonfinite.skipped:

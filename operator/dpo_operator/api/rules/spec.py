@@ -21,6 +21,7 @@ from dpo_operator.api.rules.method import METHOD_RULES
 from dpo_operator.api.rules.pods import POD_RULES
 from dpo_operator.api.rules.resuming import RESUME_RULES
 from dpo_operator.api.rules.rule import Rule
+from dpo_operator.api.rules.selection import SELECTION_RULES
 from dpo_operator.api.rules.size import SIZE_RULES
 from dpo_operator.api.rules.sweep import SWEEP_RULES
 from dpo_operator.api.rules.thresholds import THRESHOLDS, unknown_words
@@ -89,6 +90,7 @@ FAILURE_RULES: tuple[Rule, ...] = (
 SPEC_RULES: tuple[Rule, ...] = (
     *DATA_RULES,
     *METHOD_RULES,
+    *SELECTION_RULES,
     *ITERATIVE_RULES,
     *SWEEP_RULES,
     *POD_RULES,

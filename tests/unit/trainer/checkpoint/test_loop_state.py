@@ -32,7 +32,7 @@ def test_there_are_earlier_manifests_with_and_without_a_probe():
 
 def test_unset_optional_parts_are_not_written():
     keys = loop_state(3).model_dump(mode="json").keys()
-    assert keys == LoopState.model_fields.keys() - {"version", "loss_scale", "probe"}
+    assert keys == LoopState.model_fields.keys() - {"version", "loss_scale", "selected", "probe"}
 
 
 def test_all_parts_are_read_as_they_were_written():
@@ -40,7 +40,7 @@ def test_all_parts_are_read_as_they_were_written():
     assert probe.logps == ((-1.5, -2.0), (-3.0, None))
     state = loop_state(
         3, eval={"loss": 0.4}, evaluations=((2, None), (3, 0.4)), skipped=(1,), probe=probe,
-        loss_scale=LossScaleState(factor=4.0, updates=1, overflows=0),
+        loss_scale=LossScaleState(factor=4.0, updates=1, overflows=0), selected="0" * 64,
     )  # fmt: skip
     text = json.dumps(state.model_dump(mode="json"), allow_nan=False)
     assert LoopState.model_validate_json(text, strict=True) == state

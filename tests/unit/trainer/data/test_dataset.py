@@ -1,6 +1,7 @@
 """Tokenized pairs on disk."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -170,3 +171,18 @@ def test_other_answers_belong_to_another_prompt_and_fit(drawn):
     again = mismatched(data)
     assert again is not None
     assert again.digest == made.digest
+
+
+def test_scores_are_stored_only_where_there_are_any(tmp_path):
+    plain = PairDataset.from_pairs([pair([1], [2], [3])])
+    scored = PairDataset.from_pairs([pair([1], [2], [3]), replace(pair([1], [4], [5]), score_gap=2.5)])
+    scored.save(tmp_path)
+    opened = PairDataset.open(tmp_path)
+    assert opened.score_gaps.tolist()[1] == 2.5
+    assert np.isnan(opened.score_gaps).tolist() == [True, False]
+    assert opened.select([1]).score_gaps.tolist() == [2.5]
+    # They are no part of the digest, which reference log-probs are cached by.
+    assert PairDataset.from_pairs([pair([1], [2], [3]), pair([1], [4], [5])]).digest == opened.digest
+    plain.save(tmp_path)
+    assert not (tmp_path / "gaps.npy").exists()
+    assert np.isnan(PairDataset.open(tmp_path).score_gaps).all()

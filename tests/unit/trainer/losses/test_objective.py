@@ -293,3 +293,17 @@ def test_the_first_loss_has_the_references_likelihood():
     # ln 2 + 0.5 * 5/2, ln 2 + 0.5 * 6/3
     found = a_method("dpo", nllWeight=0.5).first_loss(some_logps())
     assert found.tolist() == pytest.approx([math.log(2) + 1.25, math.log(2) + 1.0])
+
+
+@pytest.mark.parametrize("name", [name for name in MARGINS if name != "kto"])
+def test_gaps_are_margins_for_each_token_without_beta(name: str):
+    # Pairs of 6 and of 4 tokens; what is a mean already, and what belongs to whole answers, is not divided.
+    tokens = [6, 4] if name in ("dpo", "hinge", "ld-dpo") else [1, 1]
+    expected = [margin / count for margin, count in zip(MARGINS[name], tokens, strict=True)]
+    assert a_method(name, **({} if name == "reward-model" else {"beta": 7.0})).gaps(
+        some_logps()
+    ).tolist() == pytest.approx(expected)
+
+
+def test_gaps_of_sums_are_divided_for_ipo_too():
+    assert a_method("ipo", reduction="sum").gaps(some_logps()).tolist() == pytest.approx([3 / 6, -3.5 / 4])

@@ -529,3 +529,33 @@ def test_another_reference_with_other_tokens_is_refused(place):
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     message = place.refused(ExitCode.INVALID_CONFIGURATION, model={"reference": {"name": str(other)}})
     assert "has another tokenizer: 2 of 261 tokens differ, such as 'a', which is" in message
+
+
+def test_a_selection_that_the_pairs_do_not_allow_is_refused(place):
+    def refused(**selection) -> str:
+        with pytest.raises(TrainerError) as failure:
+            place.run(training={"selection": selection, "globalBatchSize": 4})
+        assert failure.value.exit_code == ExitCode.INVALID_CONFIGURATION
+        return str(failure.value)
+
+    assert "scoreGap needs scores of both answers, and 20 of 20 training pairs have none" in refused(by="scoreGap")
+    assert "spec.training.selection: keep.quantiles leave none" in refused(
+        by="rewardGap", keep={"quantiles": [0, 0.01]}
+    )
+    # The folder is prepared: other settings go on with it.
+    place.run(training={"selection": {"by": "rewardGap"}, "globalBatchSize": 4})
+
+
+def test_scores_of_the_rows_are_kept_for_a_selection(place):
+    found = [row | {"score_chosen": 5 + i, "score_rejected": 2} for i, row in enumerate(rows(6))]
+    write_jsonl(place.train, found)
+    other = write_jsonl(place.root / "other.jsonl", rows(3))
+    place.run(
+        training={"selection": {"by": "scoreGap"}, "globalBatchSize": 2},
+        train={"source": str(place.train), "weight": 2.0},
+    )
+    assert PairDataset.open(place.work.train_data).score_gaps.tolist() == [3, 4, 5, 6, 7, 8] * 2
+    shutil.rmtree(place.work.root)
+    with pytest.raises(TrainerError, match="and 3 of 9 training pairs have none"):
+        place.run(training={"selection": {"by": "scoreGap"}, "globalBatchSize": 2}, mixture=[{"source": str(other)}])
+    assert np.isnan(PairDataset.open(place.work.train_data).score_gaps).tolist() == [False] * 6 + [True] * 3

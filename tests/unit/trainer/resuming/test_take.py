@@ -164,3 +164,17 @@ def test_a_link_out_of_the_claim_is_not_followed(jobs: Jobs, tmp_path: Path) -> 
     for name in (MANIFEST, layout.shard_name(0)):
         (made / name).symlink_to(tmp_path / "elsewhere" / name)
     jobs.refused(ExitCode.INVALID_CONFIGURATION, "symbolic link that leads out of the claim")
+
+
+def test_lists_of_selected_pairs_come_with_the_checkpoint(jobs: Jobs) -> None:
+    jobs.saved(3, selected="0" * 64)
+    jobs.refused(
+        ExitCode.INPUT_NOT_FOUND, "no folder selection beside the checkpoints; name the folder of the whole job"
+    )
+    lists = jobs.theirs / "selection"
+    lists.mkdir()
+    for name in ("epoch-0.npy", "epoch-0.json", "epoch-0.tmp"):
+        (lists / name).write_text(name)
+    jobs.take()
+    taken = {path.name: path.read_text() for path in jobs.work.selection.iterdir()}
+    assert taken == {name: name for name in ("epoch-0.npy", "epoch-0.json")}

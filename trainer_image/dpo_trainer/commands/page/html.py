@@ -8,6 +8,7 @@ from dpo_trainer.commands.legs_table import legs_rows
 from dpo_trainer.commands.page import content
 from dpo_trainer.commands.rounds_table import TITLES, rounds_of, rounds_rows
 from dpo_trainer.commands.run_log import Run
+from dpo_trainer.commands.selected import selected
 from dpo_trainer.runtime.workdir import WorkDir
 
 PAGE = "report.html"
@@ -38,6 +39,7 @@ def page(
         "columns": columns,
         "result": result,
         "charts": content.charts(run),
+        "selected": selected(work),
         "by_length": content.by_length(run),
         "samples": content.samples(run),
         "loading": content.loading(work),

@@ -22,6 +22,7 @@ added only where it lacks them.
 An unpaired example has one answer; everything above holds for it alone, and the other one has no tokens, not even EOS.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,8 @@ class PairTokenizer:
         truncated = cut != (prompt, chosen, rejected)
         self.counts.truncated += truncated
         prompt_ids, chosen_ids, rejected_ids = (np.array(part, dtype=np.int32) for part in cut)
-        return TokenPair(prompt_ids, chosen_ids, rejected_ids, row, truncated)
+        gap = math.nan if pair.score_gap is None else float(pair.score_gap)
+        return TokenPair(prompt_ids, chosen_ids, rejected_ids, row, truncated, gap)
 
     def _too_long(self, prompt: Ids, chosen: Ids, rejected: Ids) -> str:
         limits = self._limits
