@@ -68,7 +68,7 @@ class Config:
             raise ConfigError("DPO_TRAINER_IMAGE: expected the trainer image, found nothing; set it on the operator")
         allow = _settings(environment, "DPO_ALLOW", Allow, {})
         return cls(
-            image=TrainerImage(image, _pull_policy(environment)),
+            image=TrainerImage(image, _pull_policy(environment), environment.get("DPO_GENERATE_IMAGE", "").strip()),
             namespaces=_list(environment, "WATCH_NAMESPACES"),
             metrics_port=int(_number(environment, "DPO_METRICS_PORT", 9400, 1, 65535)),
             health_port=int(_number(environment, "DPO_HEALTH_PORT", 8080, 1, 65535)),

@@ -82,6 +82,13 @@ def _administrators() -> list[Refused]:
     ]
     for image in ("attacker.example/i:1", "dpo-trainer:0", "attacker.example/dpo-trainer"):
         found.append(_job(f"image {image}", "allow.images", pod={"image": image}))
+    rounds = {
+        "judge": {"type": "builtin", "builtin": {"name": "length", "tokens": 5}},
+        "generation": {"engine": "vllm"},
+    }
+    found.append(
+        _job("image with vLLM", "allow.images", pod={"generateImage": "attacker.example/vllm"}, iterative=rounds)
+    )
     control = {"nodeSelector": {"node-role.kubernetes.io/control-plane": ""}}
     return [
         *found,

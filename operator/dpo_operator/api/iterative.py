@@ -54,7 +54,14 @@ class Generation(ApiModel):
 
     engine: Literal["transformers", "vllm"] = Field(
         default="transformers",
-        description="transformers: in the trainer's image, on GPUs and CPUs. vllm: not implemented yet.",
+        description="transformers: in the trainer's image, on GPUs and CPUs. vllm: faster on GPUs, and for models that need several; in an image of its own, "
+        "pod.generateImage.",
+    )
+    tensor_parallel: StrictInt = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="GPUs that hold one copy of the model together, which divide gpusPerNode. More than 1 with engine vllm alone.",
     )
     samples_per_prompt: StrictInt = Field(
         default=4, ge=2, le=64, description="Answers to each prompt. 8 costs twice and finds wider pairs."
@@ -71,7 +78,8 @@ class Generation(ApiModel):
         default=None,
         ge=1,
         le=65_536,
-        description="Most answers that are generated together on one GPU. Default: 64, fewer when memory runs out.",
+        description="Most answers that are generated together by one copy of the model. Default: 64, fewer when memory runs out; with engine vllm what "
+        "vLLM takes.",
     )
 
 

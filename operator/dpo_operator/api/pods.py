@@ -194,6 +194,13 @@ class Pod(ApiModel):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$",
         description="Trainer image. Default: the operator's.",
     )
+    generate_image: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=512,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@-]*$",
+        description="Image of pods that generate with iterative.generation.engine vllm: the trainer beside vLLM. Default: the operator's, where it has one.",
+    )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
         default=None, description="When the image is pulled. Default: the operator's."
     )

@@ -134,6 +134,17 @@ class DPOJobSpec(ApiModel):
         return max(1, self.gpus_per_node)
 
     @property
+    def generators_per_node(self) -> int:
+        """Processes of each pod that generates; each has one copy of the model."""
+        parallel = self.iterative.generation.tensor_parallel if self.iterative is not None else 1
+        return max(1, self.gpus_per_node // parallel)
+
+    @property
+    def generates_with_vllm(self) -> bool:
+        """Whether pods that generate have vLLM's image."""
+        return self.iterative is not None and self.iterative.generation.engine == "vllm"
+
+    @property
     def world_size(self) -> int:
         """Ranks in all."""
         return self.nodes * self.processes_per_node

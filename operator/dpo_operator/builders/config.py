@@ -19,7 +19,7 @@ _OPERATOR_ONLY: dict[str, Any] = {
     **dict.fromkeys(
         ("suspend", "active_deadline_seconds", "ttl_seconds_after_finished", "clean_pod_policy", "managed_by"), True
     ),
-    "pod": {"annotations", "labels", "gpu_resource", "resource_claims"},
+    "pod": {"annotations", "labels", "gpu_resource", "resource_claims", "generate_image"},
 }
 
 
@@ -39,6 +39,8 @@ def _later_fields(spec: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, A
     yield spec, "diagnosis", Diagnosis().model_dump(mode="json", by_alias=True)
     yield spec["training"], "hierarchicalPartition", False
     yield spec["training"], "gradientReduction", "fp32"
+    if "iterative" in spec:
+        yield spec["iterative"]["generation"], "tensorParallel", 1
     data = spec["data"]
     yield data, "template", Template().model_dump(mode="json", by_alias=True)
     for dataset in (data["train"], *data["mixture"], *([data["eval"]] if "eval" in data else [])):

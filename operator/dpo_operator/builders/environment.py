@@ -70,7 +70,7 @@ def build_environment(
     if phase == "judge":
         key = {names.ENV_JUDGE_KEY_FILE: names.JUDGE_KEY_FILE} if judge_key(job, phase) is not None else {}
         return _variables(common | offline | key)
-    others = _rendezvous(job, attempt) if phase == "train" else _processes(job)
+    others = _rendezvous(job, attempt) if phase == "train" else _processes(job, job.spec.generators_per_node)
     return [
         *_variables(common | offline | others),
         {
@@ -103,7 +103,7 @@ def _rendezvous(job: DPOJob, attempt: int) -> dict[str, str]:
     # A single node needs no DNS.
     master = names.master_address(job.metadata.name, attempt) if job.spec.nodes > 1 else "127.0.0.1"
     return {
-        **_processes(job),
+        **_processes(job, job.spec.processes_per_node),
         "PET_MASTER_ADDR": master,
         "PET_MASTER_PORT": str(ports_of(job).master),
         "PET_MAX_RESTARTS": "0",
@@ -111,9 +111,9 @@ def _rendezvous(job: DPOJob, attempt: int) -> dict[str, str]:
     }
 
 
-def _processes(job: DPOJob) -> dict[str, str]:
-    """How many processes there are in all; PET_NODE_RANK tells a pod which of them are its own."""
-    return {"PET_NNODES": str(job.spec.nodes), "PET_NPROC_PER_NODE": str(job.spec.processes_per_node)}
+def _processes(job: DPOJob, each: int) -> dict[str, str]:
+    """How many processes there are in all; PET_NODE_RANK tells a pod which of them are its own. each: of a pod."""
+    return {"PET_NNODES": str(job.spec.nodes), "PET_NPROC_PER_NODE": str(each)}
 
 
 def _interface(name: str | None) -> dict[str, str]:

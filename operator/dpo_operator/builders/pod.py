@@ -50,10 +50,17 @@ COMMANDS: dict[names.PodKind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class TrainerImage:
-    """The operator's defaults for jobs that name no image."""
+    """The operator's defaults for jobs that name no image. generate: with vLLM; empty where the cluster has none."""
 
     name: str
     pull_policy: str = "IfNotPresent"
+    generate: str = ""
+
+    def of(self, job: DPOJob, phase: names.PodKind) -> str:
+        """The image of a phase."""
+        if phase == "generate" and job.spec.generates_with_vllm:
+            return job.spec.pod.generate_image or self.generate
+        return job.spec.pod.image or self.name
 
 
 def build_pod_template(
@@ -161,7 +168,7 @@ def _container(
         mounts.append({"name": "wandb", "mountPath": names.WANDB_KEY_FILE.rpartition("/")[0], "readOnly": True})
     return {
         "name": names.CONTAINER,
-        "image": job.spec.pod.image or image.name,
+        "image": image.of(job, phase),
         "imagePullPolicy": job.spec.pod.image_pull_policy or image.pull_policy,
         "command": ["python", "-m", "dpo_trainer", *COMMANDS[phase]],
         "env": environment,

@@ -26,7 +26,7 @@ from dpo_operator.cli.attempts import PhaseAttempts, say_findings, say_legs, say
 from dpo_operator.cli.localfolder import LocalRunError, document_of, legs_of, locked, write_job_file
 from dpo_operator.cli.mirroring import LocalMirror
 from dpo_operator.cli.parent import signal_at_parents_end
-from dpo_operator.cli.processes import Processes, free_port
+from dpo_operator.cli.processes import Processes, free_port, generate_python
 
 # Phases whose failures follow the restart policy; the others run again with the command.
 _RESTARTED = ("generate", "judge", "train")
@@ -99,6 +99,7 @@ class LocalRun:
             say_findings(self.work / self._folder, self.say)
 
     def _all_phases(self) -> int:
+        generate_python(self.job.spec, os.environ)  # before anything is prepared
         code = self._prepare(mirror=True)
         step: Step | None = self._after_prepare()
         while code == ExitCode.OK and step is not None:
@@ -212,9 +213,10 @@ class LocalRun:
         here, port = self._processes, free_port()
         if step.phase == "judge":
             return [(here.command("judge"), here.environment(attempt, step=step))]
-        words = ("launch",) if step.phase == "train" else ("launch", "--phase", step.phase)
         nodes = range(self.job.spec.nodes)
-        return [(here.command(*words), here.environment(attempt, node, port, step)) for node in nodes]
+        if step.phase == "generate":
+            return [here.generator(attempt, node, port, step) for node in nodes]
+        return [(here.command("launch"), here.environment(attempt, node, port, step)) for node in nodes]
 
     def _start(self, step: Step) -> str:
         """How the next attempt begins."""

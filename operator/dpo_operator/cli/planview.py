@@ -14,6 +14,9 @@ from dpo_operator.cli.modelsource import Found
 from dpo_operator.sizing.proposal import Job, Option, fastest, lines, smallest_change, too_many_gpus
 from dpo_operator.sizing.trained import adapted, trained_parameters
 
+# Of a GPU's memory, what weights may take with room left for keys and values of answers. Assumed.
+GENERATING = 0.85
+
 
 def document(job: Job, found: Found) -> dict[str, Any]:
     """Everything as JSON: bytes, seconds, tokens."""
@@ -174,6 +177,9 @@ def _rounds(job: Job) -> list[Table]:
     if cost.calls is not None:
         table.add_row("requests to the judge, without retries", f"{cost.calls:,}")
     table.add_row("room on the volume, besides the job's export", gibibytes(cost.disk))
+    parallel = job.spec.iterative.generation.tensor_parallel if job.spec.iterative is not None else 1
+    where = f"each of its {parallel} GPUs" if parallel > 1 else "its GPU" if job.spec.gpus_per_node else "the host"
+    table.add_row(f"weights of a copy that generates, on {where}", gibibytes(cost.weights))
     return [table]
 
 
@@ -200,6 +206,13 @@ def _proposals(job: Job) -> list[Text]:
         made.append(
             Text(
                 f"\nThe export is predicted to need {gibibytes(needed)}, and spec.pod.prepareResources.limits.memory is {most}."
+            )
+        )
+    if (cost := job.cost_of_rounds()) is not None and job.limit is not None and cost.weights > GENERATING * job.limit:
+        made.append(
+            Text(
+                f"A copy of the model that generates needs {gibibytes(cost.weights)} for its weights alone, more than {GENERATING:.0%} of {gibibytes(job.limit)}: use "
+                "iterative.generation.engine vllm, and raise tensorParallel."
             )
         )
     if not job.fits():

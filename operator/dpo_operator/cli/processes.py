@@ -1,12 +1,13 @@
 """Processes of `dpo run`: how they are started, which variables they get, and how they end together."""
 
+import importlib.util
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,12 @@ from dpo_operator.api import exitcodes, names
 from dpo_operator.api.phases import FIRST, Step
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.cli.attempts import Ending
+from dpo_operator.cli.localfolder import LocalRunError
 from dpo_operator.cli.parent import signal_at_parents_end
+
+# Prints which of these packages a Python lacks.
+_NEEDED = ("vllm", "dpo_trainer")
+_LOOK = f"import importlib.util as u; print(*(name for name in {_NEEDED} if u.find_spec(name) is None))"
 
 
 @dataclass
@@ -64,12 +70,19 @@ class Processes:
         code = code if code in primary else primary[0]
         return Ending.read(self.work, step.phase, attempt, code, step.folder)
 
-    def command(self, *words: str) -> list[str]:
-        """argv of the trainer. words: the subcommand and its own options."""
+    def command(self, *words: str, python: str = sys.executable) -> list[str]:
+        """argv of the trainer. words: the subcommand and its own options. python: that runs it."""
         return [
-            sys.executable, "-m", "dpo_trainer", *words,
+            python, "-m", "dpo_trainer", *words,
             "--job-file", str(self.work / "job.json"), "--work-dir", str(self.work),
         ]  # fmt: skip
+
+    def generator(self, attempt: int, node: int, port: int, step: Step) -> tuple[list[str], dict[str, str]]:
+        """A launcher of generators. Raises LocalRunError as generate_python does."""
+        python, more = generate_python(self.spec, os.environ)
+        processes = {"PET_NPROC_PER_NODE": str(self.spec.generators_per_node)}
+        environment = self.environment(attempt, node, port, step) | processes | more
+        return self.command("launch", "--phase", "generate", python=python), environment
 
     def environment(
         self, attempt: int, node: int = 0, port: int = names.MASTER_PORT, step: Step = FIRST
@@ -108,6 +121,40 @@ class Processes:
         for process in self._running:
             if process.poll() is None:
                 process.terminate()
+
+
+def generate_python(spec: DPOJobSpec, environment: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The Python that generates, and variables for it. Raises LocalRunError where the job's engine is not there."""
+    if not spec.generates_with_vllm:
+        return sys.executable, {}
+    python = environment.get(names.ENV_GENERATE_PYTHON) or sys.executable
+    # The packages beside this one; not a whole environment, whose libraries would hide those of the other Python.
+    homes = [
+        path
+        for path in map(_home, ("dpo_operator", "dpo_trainer"))
+        if path.name not in ("site-packages", "dist-packages")
+    ]
+    there = environment.get("PYTHONPATH", "")
+    paths = dict.fromkeys([*map(str, homes), *filter(None, there.split(os.pathsep))])
+    more = {"PYTHONPATH": os.pathsep.join(paths)} if python != sys.executable else {}
+    try:
+        done = subprocess.run(
+            [python, "-c", _LOOK], env={**environment, **more}, stdout=subprocess.PIPE, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise LocalRunError(f"{names.ENV_GENERATE_PYTHON}: {python} is no Python that works: {error}") from error
+    if missing := done.stdout.split():
+        raise LocalRunError(
+            f"spec.iterative.generation.engine: vllm needs {' and '.join(missing)}, which {python} does not find. Set {names.ENV_GENERATE_PYTHON} to the "
+            "Python of an environment that has it (docs/rounds.md), or use engine transformers"
+        )
+    return python, more
+
+
+def _home(package: str) -> Path:
+    """Folder that a package lies in."""
+    found = importlib.util.find_spec(package)
+    return Path(found.origin).parents[1] if found is not None and found.origin is not None else Path()
 
 
 def free_port() -> int:

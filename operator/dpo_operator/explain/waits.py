@@ -59,8 +59,10 @@ def fewer_nodes(case: Case, what: str = "Ask for fewer nodes") -> Lines:
 
 def _image(case: Case) -> Lines:
     spec = case.spec
-    image = spec.pod.image if spec else None
-    which = f"spec.pod.image, now {image}" if image else "the operator's, the chart's values trainer.image.*"
+    field, value, image = "spec.pod.image", "trainer.image.*", spec.pod.image if spec else None
+    if spec is not None and spec.generates_with_vllm and case.status.phase == "generate":
+        field, value, image = "spec.pod.generateImage", "generator.image.*", spec.pod.generate_image
+    which = f"{field}, now {image}" if image else f"the operator's, the chart's values {value}"
     secrets = ", ".join(spec.pod.image_pull_secrets) if spec else ""
     access = f"the Secrets of spec.pod.imagePullSecrets ({secrets}) must let the node read it"
     return [

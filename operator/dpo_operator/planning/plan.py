@@ -72,7 +72,7 @@ class Settings:
 
     def refused(self, job: DPOJob) -> Problems | None:
         """What the job asks for and the administrator does not allow."""
-        found = not_allowed(job.spec, self.allow, self.image.name, job.metadata.namespace)
+        found = not_allowed(job.spec, self.allow, self.image.name, job.metadata.namespace, self.image.generate)
         return Problems(c.NOT_ALLOWED, tuple(found)) if found else None
 
 

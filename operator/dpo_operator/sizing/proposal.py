@@ -10,6 +10,7 @@ from dpo_operator.api.models.hardware import Device
 from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.sizing import export, legs, memory, rounds, sampling, speed
+from dpo_operator.sizing.activations import BYTES
 from dpo_operator.sizing.work import Pairs, layout_of
 
 # Larger micro-batches are not proposed: they save nothing more.
@@ -84,7 +85,8 @@ class Job:
 
     def cost_of_rounds(self) -> rounds.RoundsCost | None:
         """What its rounds cost; None without rounds."""
-        return rounds.estimate(self.spec, self.stored(), self.pairs.count)
+        weights = BYTES[self.spec.training.precision] * self.shape.parameters
+        return rounds.estimate(self.spec, self.stored(), self.pairs.count, weights)
 
     def cost_of_legs(self) -> legs.LegsCost | None:
         """What its sweep costs; None without one."""

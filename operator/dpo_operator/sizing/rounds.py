@@ -16,7 +16,7 @@ class RoundsCost:
     """Of the whole job, at most. prompts: of a round; None where their number is not known, and all that depends on it is for 1,000 then.
 
     tokens: of answers, each as long as iterative.generation.maxNewTokens. calls: requests of an endpoint, without retries; None for other judges.
-    disk: bytes of what rounds leave on the volume, besides the job's own export.
+    disk: bytes of what rounds leave on the volume, besides the job's own export. weights: bytes of them on each GPU, or CPU, that generates.
     """
 
     rounds: int
@@ -25,6 +25,7 @@ class RoundsCost:
     tokens: int
     calls: int | None
     disk: float
+    weights: float
 
     @property
     def says(self) -> str:
@@ -37,8 +38,8 @@ class RoundsCost:
         )
 
 
-def estimate(spec: DPOJobSpec, stored: Stored, pairs: int | None) -> RoundsCost | None:
-    """None for a job without rounds. pairs: training pairs, None if unknown; each has a prompt of its own at most."""
+def estimate(spec: DPOJobSpec, stored: Stored, pairs: int | None, weights: float = 0.0) -> RoundsCost | None:
+    """None for a job without rounds. pairs: training pairs, None if unknown; each has a prompt of its own at most. weights: bytes of the model."""
     rounds = spec.iterative
     if rounds is None:
         return None
@@ -57,6 +58,7 @@ def estimate(spec: DPOJobSpec, stored: Stored, pairs: int | None) -> RoundsCost 
         answers=answers,
         tokens=tokens,
         calls=calls,
+        weights=weights / rounds.generation.tensor_parallel,
         disk=TOKEN_BYTES * tokens + rounds.rounds * (stored.export + kept),
     )
 

@@ -15,10 +15,10 @@ IMAGE = "registry.example/trainer:1"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def fields(allow: dict[str, Any] | None = None, **parts: Any) -> list[str]:
-    """The fields that are refused."""
+def fields(allow: dict[str, Any] | None = None, *, generate_image: str = "", **parts: Any) -> list[str]:
+    """The fields that are refused. generate_image: the cluster's own with vLLM."""
     spec = {"model": {"name": "org/model"}, "data": {"train": {"source": "org/pairs"}}} | parts
-    found = refusals(DPOJobSpec.model_validate(spec), Allow.model_validate(allow or {}), IMAGE, "team")
+    found = refusals(DPOJobSpec.model_validate(spec), Allow.model_validate(allow or {}), IMAGE, "team", generate_image)
     return [line.split(":")[0] for line in found]
 
 
@@ -34,11 +34,15 @@ def judged_in(namespace: str, **more: Any) -> dict[str, Any]:
     return {"iterative": {"judge": {"type": "endpoint", "endpoint": endpoint}}}
 
 
+LENGTH = {"judge": {"type": "builtin", "builtin": {"name": "length", "tokens": 5}}}
+VLLM = {"iterative": LENGTH | {"generation": {"engine": "vllm"}}}
+
 CASES: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     ({"pod": {"env": [{"name": "WANDB_BASE_URL"}]}}, "spec.pod.env", {"env": ["WANDB_BASE_URL"]}),
     ({"pod": {"env": [{"name": "WANDB_MODE"}]}}, "spec.pod.env", {"env": ["WANDB_*"]}),
     ({"pod": {"image": "registry.example/trainer:2"}}, "spec.pod.image", {"images": ["registry.example/trainer:*"]}),
     ({"pod": {"image": "own.example/a/b"}}, "spec.pod.image", {"images": ["own.example/a/*"]}),
+    ({"pod": {"generateImage": "own.example/a/b"}, **VLLM}, "spec.pod.generateImage", {"images": ["own.example/a/*"]}),
     ({"pod": {"network": {"hostNetwork": True}}}, "spec.pod.network.hostNetwork", {"hostNetwork": True}),
     ({"pod": {"network": {"isolate": False}}}, "spec.pod.network.isolate", {"unisolated": True}),
     ({"pod": {"tolerations": [{"key": "a", "operator": "Exists"}]}}, "spec.pod.tolerations", {"tolerations": ["a"]}),
@@ -108,6 +112,13 @@ def test_labels_of_the_control_plane_need_a_pattern_of_their_own() -> None:
 def test_the_charts_own_image_may_be_named() -> None:
     assert fields(pod={"image": IMAGE}) == []
     assert fields(pod={"image": f"{IMAGE}0"}) == ["spec.pod.image"]
+
+
+def test_vllm_needs_an_image_from_the_chart_or_the_job() -> None:
+    assert fields(**VLLM) == ["spec.pod.generateImage"]
+    assert fields(generate_image="vllm:1", **VLLM) == []
+    assert fields(generate_image="vllm:1", pod={"generateImage": "vllm:1"}, **VLLM) == []
+    assert fields(generate_image="vllm:1", pod={"generateImage": "vllm:10"}, **VLLM) == ["spec.pod.generateImage"]
 
 
 @pytest.mark.parametrize("resource", ["nvidia.com/gpu", "amd.com/gpu", "gpu.intel.com/i915", "gpu.intel.com/xe"])

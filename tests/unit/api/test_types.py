@@ -228,7 +228,6 @@ def test_network_tuning_is_allowed(name: str) -> None:
         ({"training": {"optimizer": "adamw-8bit", "offload": "cpu"}}, "spec.training.offload"),
         ({"training": {"precision": "fp16", "device": "cpu"}}, "spec.training.precision"),
         ({"training": {"precision": "fp16"}, "gpusPerNode": 0}, "spec.training.precision"),
-        ({"iterative": LENGTH | {"generation": {"engine": "vllm"}}}, "spec.iterative.generation.engine"),
         ({"iterative": LENGTH, "checkpoint": {"mirror": {"to": "s3://b/k"}}}, "spec.checkpoint.mirror"),
         ({"sweep": {"beta": [0.1, 0.2]}, "checkpoint": {"mirror": {"to": "s3://b/k"}}}, "spec.checkpoint.mirror"),
     ],
@@ -243,6 +242,12 @@ def test_what_is_not_implemented_is_said(spec: dict[str, Any], field: str) -> No
     "spec",
     [
         {"iterative": LENGTH},
+        {"iterative": LENGTH | {"generation": {"engine": "vllm", "tensorParallel": 2}}, "gpusPerNode": 4},
+        {
+            "iterative": LENGTH | {"generation": {"engine": "vllm"}},
+            "adapter": {"type": "lora"},
+            "pod": {"generateImage": "i"},
+        },
         {"training": {"precision": "fp16"}},
         {"training": {"optimizer": "adamw-8bit"}},
         {"training": {"offload": "cpu", "device": "cpu"}, "gpusPerNode": 0},

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from dpo_operator.api import names
+from dpo_operator.builders.config import job_file
 from dpo_operator.builders.guards import build_push_policy
 from dpo_operator.builders.job import build_child_job, takes_turns
 from dpo_operator.builders.networks import CLOSED
@@ -64,6 +65,27 @@ def test_pods_that_generate_are_as_large_as_ranks_and_independent() -> None:
     assert "PET_NODE_RANK" in known
     assert not known.keys() & {"PET_MASTER_ADDR", names.ENV_RECORDED_CHECKPOINTS}
     assert made["metadata"]["annotations"][names.ANNOTATION_SIZE] == "2x2"
+
+
+def test_vllm_has_an_image_of_its_own_and_a_process_for_each_copy() -> None:
+    rounds = ASKS | {"generation": {"engine": "vllm", "tensorParallel": 4}}
+    job = a_job(iterative=rounds, gpusPerNode=8)
+    images = TrainerImage("trainer:1", generate="vllm:1")
+    assert [images.of(job, phase) for phase in ("generate", "judge", "train")] == ["vllm:1", "trainer:1", "trainer:1"]
+    assert images.of(a_job(iterative=ASKS), "generate") == "trainer:1"
+    named = {"iterative": rounds, "gpusPerNode": 8, "pod": {"image": "own:1", "generateImage": "own-vllm:1"}}
+    assert [pod(phase, **named)["containers"][0]["image"] for phase in ("generate", "train")] == ["own-vllm:1", "own:1"]
+    assert (variables("generate", **named)["PET_NPROC_PER_NODE"], gpus("generate", **named)) == ("2", "8")
+    assert variables("train", **named)["PET_NPROC_PER_NODE"] == "8"
+
+
+def test_the_job_file_of_rounds_has_no_field_that_is_at_its_default() -> None:
+    assert "tensorParallel" not in job_file(a_job(iterative=ASKS))
+    named = a_job(
+        iterative=ASKS | {"generation": {"engine": "vllm", "tensorParallel": 2}}, pod={"generateImage": "own:1"}
+    )
+    assert "tensorParallel" in job_file(named)
+    assert "own:1" not in job_file(named)
 
 
 def test_generation_and_training_use_the_same_nodes() -> None:

@@ -1,6 +1,7 @@
 """Rounds in `dpo run`: which phases run, in which order, and where a run goes on; the phases themselves follow a script."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,33 @@ def test_generators_and_judges_start_again_as_ranks_do(here: Path) -> None:
     began = ran(here, attempts=True)
     assert began[1:6] == ["generate 1 1", "generate 1 2", "judge 1 1", "judge 1 2", "judge 1 3"]
     assert "attempt 2 goes on after what is done" in done.stderr
+
+
+VLLM = {"rounds": 1, "evaluateLast": False, "generation": {"engine": "vllm"}}
+
+
+def test_vllm_generates_with_the_python_that_has_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "vllm.py").write_text("")
+    python = here / "python"
+    python.write_text(f'#!/bin/sh\necho "$3" >> {here}/asked\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv(names.ENV_GENERATE_PYTHON, str(python))
+    done = run(here, **VLLM)
+    assert done.exit_code == 0, done.output
+    assert ran(here) == ["prepare 0", *ROUND_1, "export 0"]
+    # Looked at before the run and before the phase; of the phases it runs this one.
+    assert [line for line in (here / "asked").read_text().splitlines() if line] == ["launch"]
+
+
+def test_a_run_without_vllm_says_how_to_give_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(names.ENV_GENERATE_PYTHON, raising=False)
+    done = run(here, **VLLM)
+    assert done.exit_code == ExitCode.INVALID_CONFIGURATION
+    assert f"needs vllm, which {sys.executable} does not find. Set DPO_GENERATE_PYTHON" in done.stderr
+    for wrong in ("/no/such/python", "/bin/false"):
+        monkeypatch.setenv(names.ENV_GENERATE_PYTHON, wrong)
+        assert f"DPO_GENERATE_PYTHON: {wrong} is no Python that works" in run(here, **VLLM).stderr
+    assert not (here / "log").exists()
 
 
 def test_a_wrong_judge_ends_the_run_at_once(here: Path) -> None:

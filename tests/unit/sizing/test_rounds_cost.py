@@ -12,12 +12,12 @@ ASKS = {"type": "endpoint", "endpoint": ENDPOINT}
 LENGTH = {"type": "builtin", "builtin": {"name": "length", "tokens": 5}}
 
 
-def cost(judge=LENGTH, pairs=None, **fields):
+def cost(judge=LENGTH, pairs=None, weights=0.0, **fields):
     generation = {"samplesPerPrompt": 4, "maxNewTokens": 10}
     spec = a_job(
         iterative={"rounds": 3, "judge": judge, "generation": generation, "winRate": {"prompts": 0}} | fields
     ).spec
-    return estimate(spec, STORED, pairs)
+    return estimate(spec, STORED, pairs, weights)
 
 
 def test_a_job_without_rounds_costs_nothing():
@@ -29,6 +29,11 @@ def test_answers_tokens_and_room_are_counted():
     assert (found.prompts, found.answers, found.tokens, found.calls) == (50, 600, 6000, None)
     # Two checkpoints of two ranks and an export in each round, besides the answers.
     assert found.disk == 6000 * 8 + 3 * (1000 + 2 * 2 * 100)
+
+
+def test_copies_that_generate_share_their_weights_among_their_gpus():
+    assert cost(weights=800.0).weights == 800
+    assert cost(weights=800.0, generation={"engine": "vllm", "tensorParallel": 4}).weights == 200
 
 
 def test_policies_are_compared_once_more_than_there_are_rounds():

@@ -123,6 +123,11 @@ class PromptSet:
             return pool[:0]
         return pool[np.arange(start, stop) % len(pool)]
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return int(np.diff(self._offsets).max())
+
     def ids(self, prompt: int) -> TokenIds:
         """Token ids of a prompt: int32."""
         return self._tokens[self._offsets[prompt] : self._offsets[prompt + 1]]

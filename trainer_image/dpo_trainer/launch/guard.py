@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_trainer.launch.supervisor import end_with_parent, exit_code
+from dpo_trainer.launch.supervisor import exit_code
+from dpo_trainer.runtime.parent import end_with_parent
 from dpo_trainer.runtime.untrusted import Board, Late, watched_by
 
 # How often the time is looked at, and how long a killed process may take to end, in seconds. It takes longer when a volume hangs.

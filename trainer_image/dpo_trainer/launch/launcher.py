@@ -22,7 +22,7 @@ from dpo_operator.api.exitcodes import ExitCode, info
 from dpo_operator.api.names import Phase
 from dpo_trainer.launch.stacks import ENV_STACKS_FILE, Stacks
 from dpo_trainer.launch.supervisor import GracePeriods, Supervisor, exit_code
-from dpo_trainer.runtime.devices import has_gpu
+from dpo_trainer.runtime.devices import ALLOCATOR_NAMES, EXPANDABLE, has_gpu
 from dpo_trainer.runtime.workdir import WorkDir
 
 if TYPE_CHECKING:
@@ -31,10 +31,6 @@ if TYPE_CHECKING:
 # Each step allocates and frees activations of megabytes. glibc would return them to the system, and the next one would begin with a
 # page fault for every 4 KiB: a sixth of the time of a small model, for 1 to 5% less memory.
 KEEP_FREED = {"MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": "268435456"}
-# Each micro-batch has another number of tokens, so fixed blocks of a GPU's memory would leave gaps that nothing fits into. Not set where the job
-# configures torch's allocator itself, under the name of today or of older versions.
-EXPANDABLE = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
-ALLOCATOR_NAMES = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"}
 
 
 @dataclass(frozen=True)

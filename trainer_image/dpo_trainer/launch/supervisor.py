@@ -1,11 +1,9 @@
 """The processes of one pod: started together and ended together. The pod reports the first failure."""
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +11,7 @@ from types import FrameType
 
 from dpo_operator.api.exitcodes import ExitCode, echo
 from dpo_trainer.launch.stacks import Stacks
-
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+from dpo_trainer.runtime.parent import become_reaper, end_with_parent
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class Supervisor:
 
     def run(self) -> None:
         """Start the ranks, wait for them, and end the others after a failure. Afterwards `codes` has every local rank."""
-        _become_reaper()
+        become_reaper()
         handlers = {
             signal.SIGTERM: self._forward,
             signal.SIGINT: self._forward,
@@ -201,11 +198,6 @@ def exit_code(code: int) -> int:
     return 128 - code if code < 0 else code
 
 
-def _become_reaper() -> None:
-    """Make this process adopt orphans of the ranks, as PID 1 would, so that they are reaped and do not stay zombies."""
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-
-
 def _child_setup(held: set[signal.Signals]) -> Callable[[], None]:
     parent = os.getpid()
 
@@ -217,15 +209,3 @@ def _child_setup(held: set[signal.Signals]) -> Callable[[], None]:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, held)
 
     return setup
-
-
-def end_with_parent(parent: int, number: signal.Signals) -> None:
-    """Have this process, a new child, get a signal when its parent ends. parent: its process id, taken before the fork."""
-    _prctl(_PR_SET_PDEATHSIG, number)
-    if os.getppid() != parent:
-        os._exit(ExitCode.SIGTERM)
-
-
-def _prctl(option: int, value: int) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)

@@ -70,7 +70,12 @@ def run(
 
 
 def _engines(spec: DPOJobSpec, work: WorkDir, telemetry: Telemetry) -> Engines:
-    """The engine that the job names. Imports its libraries: with vllm, those of the trainer may not be there."""
+    """The engine that the job names. Only its own libraries are imported: vLLM's image lacks some of the trainer's, and has others in older versions."""
+    assert spec.iterative is not None
+    if spec.iterative.generation.engine == "vllm":
+        from dpo_trainer.rounds.engines.vllm_engine import VllmEngines
+
+        return VllmEngines(spec, work, telemetry)
     from dpo_trainer.rounds.engines.transformers_engine import TransformersEngines
 
     return TransformersEngines(spec, work, telemetry)

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from dpo_operator.api.model import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.data.tokens.tokenization import load_tokenizer
 from dpo_trainer.prepare.record import input_digests
@@ -33,6 +35,22 @@ def policy_digest(spec: DPOJobSpec, work: WorkDir, number: int) -> str:
     if number:
         facts["checkpoint"] = exported_checkpoint(work, number)["digest"]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+class PolicyFiles(NamedTuple):
+    """Folders of a policy. model: a whole model. adapter: what a round trained on top of it; None where that is no adapter."""
+
+    model: Path
+    adapter: Path | None
+
+
+def policy_files(spec: DPOJobSpec, work: WorkDir, number: int) -> PolicyFiles:
+    """Where a policy is. number: as for policy_digest. Raises TrainerError INPUT_NOT_FOUND without an export of that round."""
+    if not number:
+        return PolicyFiles(work.model, None)
+    exported_checkpoint(work, number)  # a folder without it is no export
+    export = work.round(number).export
+    return PolicyFiles(export, None) if spec.adapter.type is AdapterType.NONE else PolicyFiles(work.model, export)
 
 
 def end_ids(work: WorkDir) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ def tasks_of(spec: DPOJobSpec, work: WorkDir, prompts: PromptSet, number: int) -
         parts = np.array_split(numbers, range(wanted.unit_prompts, len(numbers), wanted.unit_prompts))
         made = []
         for unit, part in enumerate(part for part in parts if len(part)):
-            key = unit_key(policy, prompts, part, samples, sampling, (seed, seed_round))
+            key = unit_key(policy, prompts, part, samples, sampling, (seed, seed_round), wanted.engine)
             made.append(Task(unit_path(folder, unit), part, samples, sampling, seed_round, key))
         return tuple(made)
 

@@ -113,7 +113,13 @@ class Unit:
 
 
 def unit_key(
-    policy: str, prompts: PromptSet, numbers: Numbers, samples: int, sampling: Sampling, seeds: Sequence[int]
+    policy: str,
+    prompts: PromptSet,
+    numbers: Numbers,
+    samples: int,
+    sampling: Sampling,
+    seeds: Sequence[int],
+    engine: str = "transformers",
 ) -> str:
     """SHA-256 of everything that a unit's answers depend on, hex. policy: its digest. seeds: the job's, and the round's."""
     asked = hashlib.sha256()
@@ -126,6 +132,8 @@ def unit_key(
         "samples": samples,
         "sampling": asdict(sampling),
         "seeds": list(seeds),
+        # Not of transformers, so that units of earlier versions stay.
+        **({} if engine == "transformers" else {"engine": engine}),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 

@@ -17,6 +17,19 @@ def has_gpu(environment: Mapping[str, str], devices: Path = Path("/dev")) -> boo
     return named or names.ENV_GPU_RESOURCE in environment or any(devices.glob("nvidia[0-9]*"))
 
 
+# Each micro-batch has another number of tokens, so fixed blocks of a GPU's memory would leave gaps that nothing fits into. Set for each process with a
+# GPU, but not where the job configures torch's allocator itself, under the name of today or of older versions.
+EXPANDABLE = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+ALLOCATOR_NAMES = {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"}
+
+
+def gpus_of_process(environment: Mapping[str, str], local_rank: int, count: int) -> str:
+    """CUDA_VISIBLE_DEVICES of a process that has some of the container's GPUs for itself. local_rank: its number in the container. count: GPUs of each."""
+    named = [device for device in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+    mine = range(local_rank * count, (local_rank + 1) * count)
+    return ",".join(named[mine.start : mine.stop] if named else map(str, mine))
+
+
 # The oldest driver for Linux on which programs built with any minor version of a CUDA run (NVIDIA's CUDA Compatibility).
 OLDEST_DRIVER = {11: (450, 80, 2), 12: (525, 60, 13), 13: (580, 65, 6)}
 # What the kernel's module says of itself, and libraries with which newer programs run on an older driver.

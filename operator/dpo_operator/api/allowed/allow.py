@@ -34,7 +34,7 @@ COMMIT = re.compile(r"^[0-9a-f]{40}$")
 class Allow(ApiModel):
     """What DPOJobs may ask for. Lists hold names, or beginnings of names before a `*`.
 
-    env: variables in addition to VARIABLES. images: in addition to the operator's trainer image. gpu_resources: in addition to GPU_RESOURCES. unisolated: network.isolate false.
+    env: variables in addition to VARIABLES. images: in addition to the operator's own. gpu_resources: in addition to GPU_RESOURCES. unisolated: network.isolate false.
     unlabelled_claims: claims whose owner did not opt in. branches: hub revisions other than commits.
     """
 
@@ -60,10 +60,10 @@ class Allow(ApiModel):
 DEFAULT_ALLOW = Allow()
 
 
-def refusals(spec: DPOJobSpec, allow: Allow, image: str, namespace: str) -> list[str]:
-    """Sentences, one for each thing that the administrator does not allow; empty when the job may run.
+def refusals(spec: DPOJobSpec, allow: Allow, image: str, namespace: str, generate_image: str = "") -> list[str]:
+    """Sentences, one for each thing that the administrator does not allow, or that the cluster lacks; empty when the job may run.
 
-    image: the operator's trainer image, which is always allowed. namespace: of the job, whose pods its judge may reach. Claims are checked
+    image, generate_image: the operator's trainer image, and its image with vLLM, empty for none, which are always allowed. namespace: of the job, whose pods its judge may reach. Claims are checked
     when they are read.
     """
     pod, allowed_here = spec.pod, "this cluster allows it only when the chart's value"
@@ -71,6 +71,15 @@ def refusals(spec: DPOJobSpec, allow: Allow, image: str, namespace: str) -> list
     if pod.image not in (None, image) and not matches(pod.image or "", allow.images):
         found.append(
             f"spec.pod.image: {pod.image} is neither the chart's trainer image nor in the chart's value allow.images"
+        )
+    if pod.generate_image not in (None, image, generate_image) and not matches(pod.generate_image or "", allow.images):
+        found.append(
+            f"spec.pod.generateImage: {pod.generate_image} is neither the chart's value generator.image nor in the chart's value allow.images"
+        )
+    if spec.generates_with_vllm and not (pod.generate_image or generate_image):
+        found.append(
+            "spec.pod.generateImage: iterative.generation.engine vllm needs an image with vLLM, and the chart's value generator.image names none; "
+            "docs/rounds.md says how it is built"
         )
     if pod.network.host_network and not allow.host_network:
         found.append(f"spec.pod.network.hostNetwork: {allowed_here} allow.hostNetwork is true")

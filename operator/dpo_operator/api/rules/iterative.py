@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from dpo_operator.api.iterative import Builtin, Iterative
 from dpo_operator.api.method import REFERENCE_FREE, MethodName
+from dpo_operator.api.model import AdapterType
 from dpo_operator.api.rules.data import URL_MESSAGE, data_cel, model_cel, readable_data, readable_model
 from dpo_operator.api.rules.method import FREE, names_cel
 from dpo_operator.api.rules.rule import Rule
@@ -11,6 +12,7 @@ from dpo_operator.api.rules.size import MAX_VALUES
 from dpo_operator.api.types import DPOJobSpec
 
 _JUDGE, _BUILTIN = "self.iterative.judge", "self.iterative.judge.builtin"
+_GENERATION = "self.iterative.generation"
 # Settings of one builtin judge, which it needs.
 _OWN_FIELDS: tuple[tuple[str, str, Callable[[Builtin], object]], ...] = (
     ("tokens", "length", lambda builtin: builtin.tokens),
@@ -44,6 +46,18 @@ def _only_for(field: str, name: str, read: Callable[[Builtin], object]) -> Rule:
         f"({_BUILTIN}.name == '{name}') == has({_BUILTIN}.{field})",
         lambda builtin: (builtin.name == name) == (read(builtin) is not None),
         f"is for {name} alone, which needs it",
+    )
+
+
+def _copies_fit(spec: DPOJobSpec, rounds: Iterative) -> bool:
+    parallel = rounds.generation.tensor_parallel
+    return parallel == 1 or (spec.generates_with_vllm and spec.gpus_per_node > 0 and spec.gpus_per_node % parallel == 0)
+
+
+def _vllm_has_adapter(spec: DPOJobSpec) -> bool:
+    start = spec.model.adapter
+    return (
+        spec.adapter.type is not AdapterType.QLORA and not spec.adapter.dora and (start is None or start.train != "new")
     )
 
 
@@ -88,6 +102,12 @@ ITERATIVE_RULES: tuple[Rule, ...] = (
         "reward-model trains no policy that could answer; train it by a job of its own, and name its export as iterative.judge.rewardModel.name",
     ),
     Rule(
+        "pod.generateImage",
+        "!has(self.pod.generateImage) || (has(self.iterative) && self.iterative.generation.engine == 'vllm')",
+        lambda s: s.pod.generate_image is None or s.generates_with_vllm,
+        "is for iterative.generation.engine vllm alone; with transformers the trainer's image generates",
+    ),
+    Rule(
         "export.checkpoint",
         "!has(self.iterative) || (has(self.export.checkpoint) ? self.export.checkpoint == 'last' : !has(self.earlyStopping))",
         lambda s: s.iterative is None or not s.exports_best,
@@ -119,6 +139,20 @@ ITERATIVE_RULES: tuple[Rule, ...] = (
         "self.iterative.generation.maxNewTokens < self.data.maxLength",
         lambda s, rounds: rounds.generation.max_new_tokens < s.data.max_length,
         "must be smaller than data.maxLength, so that prompts keep some tokens",
+    ),
+    _rule(
+        "generation.tensorParallel",
+        f"{_GENERATION}.tensorParallel == 1 || ({_GENERATION}.engine == 'vllm' && self.gpusPerNode > 0 && "
+        f"self.gpusPerNode % {_GENERATION}.tensorParallel == 0)",
+        _copies_fit,
+        "must be 1, or with engine vllm a divisor of gpusPerNode: each copy of the model has that many GPUs of one node for itself",
+    ),
+    _rule(
+        "generation.engine",
+        f"{_GENERATION}.engine != 'vllm' || (self.adapter.type != 'qlora' && !self.adapter.dora && "
+        "(!has(self.model.adapter) || self.model.adapter.train != 'new'))",
+        lambda s, _: not s.generates_with_vllm or _vllm_has_adapter(s),
+        "must be transformers with adapter.type qlora, adapter.dora, and model.adapter.train new: vLLM has no such adapters",
     ),
     _rule(
         "judge",

@@ -29,11 +29,8 @@ def unsupported(spec: DPOJobSpec) -> list[str]:
         problems.append(
             "spec.checkpoint.mirror: not implemented with sweep yet; leave it out, and back up the volume instead"
         )
-    if spec.iterative is not None:
-        if spec.iterative.generation.engine == "vllm":
-            problems.append("spec.iterative.generation.engine: vllm is not implemented yet; use transformers")
-        if spec.checkpoint.mirror is not None:
-            problems.append(
-                "spec.checkpoint.mirror: not implemented with iterative yet; leave it out, and back up the volume instead"
-            )
+    if spec.iterative is not None and spec.checkpoint.mirror is not None:
+        problems.append(
+            "spec.checkpoint.mirror: not implemented with iterative yet; leave it out, and back up the volume instead"
+        )
     return problems

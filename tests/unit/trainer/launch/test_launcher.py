@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_trainer.launch.launcher import EXPANDABLE, KEEP_FREED, PodWorld, cpu_limit, flight_recorder
+from dpo_trainer.launch.launcher import KEEP_FREED, PodWorld, cpu_limit, flight_recorder
 from dpo_trainer.launch.stacks import Stacks
 from dpo_trainer.launch.supervisor import GracePeriods, Supervisor
+from dpo_trainer.runtime.devices import EXPANDABLE
 from dpo_trainer.runtime.workdir import WorkDir
 from tests.unit.trainer.launched import Pod, wait_for
 

@@ -63,5 +63,6 @@ def test_the_key_changes_with_whatever_answers_depend_on():
         unit_key("policy", made, two, 4, replace(SAMPLING, temperature=0.9), (0, 1)),
         unit_key("policy", made, two, 4, SAMPLING, (0, 2)),
         unit_key("policy", made, two, 4, SAMPLING, (1, 1)),
+        unit_key("policy", made, two, 4, SAMPLING, (0, 1), "vllm"),
     }
-    assert len(keys) == 8
+    assert len(keys) == 9

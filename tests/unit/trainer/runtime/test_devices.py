@@ -10,7 +10,7 @@ from dpo_operator.api.exitcodes import ExitCode, info
 from dpo_operator.api.reports import Termination
 from dpo_trainer import phases
 from dpo_trainer.distributed import world
-from dpo_trainer.runtime.devices import cuda_of_torch, driver_problem, has_gpu
+from dpo_trainer.runtime.devices import cuda_of_torch, driver_problem, gpus_of_process, has_gpu
 from dpo_trainer.runtime.errors import TrainerError
 
 pytestmark = pytest.mark.unit
@@ -26,6 +26,12 @@ def test_the_nodes_fourth_gpu_is_a_gpu(tmp_path: Path) -> None:
     assert not has_gpu({}, tmp_path)
     (tmp_path / "nvidia3").touch()
     assert has_gpu({}, tmp_path)
+
+
+def test_processes_share_a_containers_gpus_without_overlap() -> None:
+    assert [gpus_of_process({}, rank, 2) for rank in range(2)] == ["0,1", "2,3"]
+    named = {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b,6,7"}
+    assert [gpus_of_process(named, rank, 2) for rank in range(2)] == ["GPU-a,GPU-b", "6,7"]
 
 
 def test_a_gpu_that_torch_can_not_use_is_no_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

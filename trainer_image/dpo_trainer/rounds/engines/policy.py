@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 
-from dpo_operator.api.model import AdapterType
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.model.adapters import TRAINED
 from dpo_trainer.model.load import load_model
 from dpo_trainer.pretrained import adapters
-from dpo_trainer.rounds.identity import exported_checkpoint
+from dpo_trainer.rounds.identity import policy_files
 from dpo_trainer.runtime.errors import invalid_configuration
 from dpo_trainer.runtime.libraries import import_peft
 from dpo_trainer.runtime.workdir import WorkDir
@@ -19,13 +18,10 @@ from dpo_trainer.runtime.workdir import WorkDir
 def load_policy(spec: DPOJobSpec, work: WorkDir, number: int, device: torch.device) -> Any:
     """A policy in evaluation mode on a device. number: as for policy_digest. Raises TrainerError when its files are not there."""
     plain = spec.model_copy(update={"training": spec.training.model_copy(update={"gradient_checkpointing": False})})
-    adapted = spec.adapter.type is not AdapterType.NONE
-    folder = work.model if adapted or not number else work.round(number).export
-    if number:
-        exported_checkpoint(work, number)  # a folder without it is no export
-    model: Any = load_model(plain, folder, device=device)
-    if adapted and number:
-        _set_adapter(model, work.round(number).export)
+    files = policy_files(spec, work, number)
+    model: Any = load_model(plain, files.model, device=device)
+    if files.adapter is not None:
+        _set_adapter(model, files.adapter)
     model.to(device)
     model.eval()
     return model
