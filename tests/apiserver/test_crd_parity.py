@@ -72,8 +72,19 @@ LOSSES = ("dpo", "ld-dpo", "ln-dpo", "ipo", "hinge", "kto", "orpo", "simpo")
 
 def losses() -> Iterator[dict[str, Any]]:
     """Each loss with each setting, as the first loss and as one that is added."""
-    for to in ("s3://b/k", "hf://org/name", "s3://b/", "s3://b", "hf://org", "file:///x", "az://c/k d"):
-        for more in ({}, {"private": True}, {"private": False}, {"commitMessage": "m"}, {"commitMessage": ""}):
+    registries = (
+        "oci://r.example:5000/a/b:v1",
+        "oci://r/a",
+        "oci://r/A:v1",
+        "oci://r:0/a:v1",
+        "oci://r/a:v1/b",
+        "oci://u@r/a:v1",
+    )
+    for to in ("s3://b/k", "hf://org/name", "s3://b/", "s3://b", "hf://org", "file:///x", "az://c/k d", *registries):
+        for more in (
+            {}, {"private": True}, {"private": False}, {"commitMessage": "m"}, {"commitMessage": ""}, {"plainHttp": True}, {"plainHttp": False},
+            {"format": "image"}, {"format": "artifact"}, {"format": "tar"},
+        ):  # fmt: skip
             yield {"export": {"push": {"to": to, **more}}}
     settings: tuple[dict[str, Any], ...] = (
         *({}, {"labelSmoothing": 0.2}, {"robust": True}, {"labelSmoothing": 0.2, "robust": True}),

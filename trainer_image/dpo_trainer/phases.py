@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from dpo_operator.api import names
-from dpo_operator.api.access import hub_repository
+from dpo_operator.api.access import hub_repository, is_registry
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.model import AdapterType
 from dpo_operator.api.reports import PushReport, Termination
@@ -208,7 +208,8 @@ def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> T
     if (settings := job.spec.export.push) is not None and not of_round:
         from dpo_trainer.sources.access import from_environment
 
-        access = from_environment(job.spec.way_out, settings.credentials_secret_ref)
+        own = None if is_registry(settings.to) else settings.credentials_secret_ref
+        access = from_environment(job.spec.way_out, own)
         # Before the hub's client is imported, which reads its settings then.
         access.apply(work.root / ".cache")
     from dpo_trainer.checkpoint.trust import trust_from_environment
@@ -243,12 +244,16 @@ def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> T
 def _push(
     settings: Push, access: "Access", uid: str, work: WorkDir, path: str, progress: Callable[[str], None]
 ) -> PushReport:
-    """Copy the export to the store that the job names. Raises TrainerError, which says that the export is there."""
-    from dpo_trainer.export import hub_push, push
+    """Copy the export to the place that the job names. Raises TrainerError, which says that the export is there."""
+    from dpo_trainer.export import hub_push, oci_push, push
 
+    folder = work.root / path
     try:
-        copy = push.push if hub_repository(settings.to) is None else hub_push.push_to_hub
-        pushed = copy(settings, uid, work.root / path, access, progress)
+        if is_registry(settings.to):
+            pushed = oci_push.push_to_registry(settings, uid, folder, work.pushed.with_name("pushing.json"), progress)
+        else:
+            copy = push.push if hub_repository(settings.to) is None else hub_push.push_to_hub
+            pushed = copy(settings, uid, folder, access, progress)
     except TrainerError as error:
         raise push.not_pushed(error, path, settings.to) from error
     commit(work.pushed, pushed.model_dump_json().encode())

@@ -67,6 +67,8 @@ JUDGE_KEY_FILE = "/etc/dpo-judge/key"
 CREDENTIALS_DIR = "/etc/dpo-credentials"
 # In a prepare pod that restores: the same for the Secret of checkpoint.mirror, where it has its own.
 MIRROR_CREDENTIALS_DIR = "/etc/dpo-mirror-credentials"
+# In an export pod that pushes to a registry: users and passwords, as Docker's config.json.
+REGISTRY_CONFIG = "/etc/dpo-registry/config.json"
 CA_FILE = "/etc/dpo-ca/ca.crt"
 CLAIMS_DIR = "/claims"
 CACHE_DIR = "/cache"
@@ -94,6 +96,7 @@ ENV_CACHE_DIR = "DPO_CACHE_DIR"
 ENV_TOKEN_FILE = "DPO_TOKEN_FILE"  # noqa: S105
 ENV_RECORDED_CHECKPOINTS = "DPO_RECORDED_CHECKPOINTS"
 ENV_CREDENTIALS_DIR = "DPO_CREDENTIALS_DIR"
+ENV_REGISTRY_CONFIG = "DPO_REGISTRY_CONFIG"
 ENV_CA_FILE = "DPO_CA_FILE"
 ENV_MIRROR_CREDENTIALS_DIR = "DPO_MIRROR_CREDENTIALS_DIR"
 # Of a prepare that looks into checkpoint.mirror for the newest checkpoint: a Restore.

@@ -13,6 +13,7 @@ from dpo_operator.builders.access import (
     has_identity,
     mirror_credentials,
     reaches_sources,
+    registry_secret,
     trusts_bundle,
 )
 from dpo_operator.builders.common import build_labels
@@ -37,6 +38,9 @@ DRAIN_SECONDS = 10
 
 # By which Azure's webhook knows pods that ask for an identity; others ignore it.
 AZURE_IDENTITY = "azure.workload.identity/use"
+
+# Key of a Secret of type kubernetes.io/dockerconfigjson.
+DOCKER_CONFIG = ".dockerconfigjson"
 
 COMMANDS: dict[names.PodKind, tuple[str, ...]] = {
     "prepare": ("prepare",),
@@ -160,6 +164,9 @@ def _container(
         mounts.append({"name": "mirror", "mountPath": names.MIRROR_CREDENTIALS_DIR, "readOnly": True})
     if reaches_sources(job, phase) and credentials_of(job, phase) is not None:
         mounts.append({"name": "credentials", "mountPath": names.CREDENTIALS_DIR, "readOnly": True})
+    if registry_secret(job, phase) is not None:
+        folder = names.REGISTRY_CONFIG.rpartition("/")[0]
+        mounts.append({"name": "registry", "mountPath": folder, "readOnly": True})
     if trusts_bundle(job, phase):
         mounts.append({"name": "ca", "mountPath": names.CA_FILE.rpartition("/")[0], "readOnly": True})
     if judge_key(job, phase) is not None:
@@ -246,6 +253,9 @@ def _access_volumes(job: DPOJob, phase: names.PodKind) -> list[dict[str, Any]]:
     secret = credentials_of(job, phase) if reaches_sources(job, phase) else None
     if secret is not None:
         volumes.append({"name": "credentials", "secret": {"secretName": secret, "defaultMode": 0o440}})
+    if (secret := registry_secret(job, phase)) is not None:
+        key = SecretKeyRef(name=secret, key=DOCKER_CONFIG)
+        volumes.append(_secret_file("registry", key, names.REGISTRY_CONFIG))
     bundle = job.spec.way_out.ca_bundle_ref
     if bundle is not None and trusts_bundle(job, phase):
         item = {"key": bundle.key, "path": names.CA_FILE.rpartition("/")[2]}

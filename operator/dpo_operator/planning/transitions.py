@@ -132,7 +132,8 @@ def completed(status: DPOJobStatus, at: Moment, more: str = "") -> DPOJobStatus:
     pushed = status.export.pushed if status.export is not None else None
     if pushed is not None and c.find(status.conditions, c.PUSHED) is not None:
         message = f"The job is complete; the model is in {quoted(pushed.to)}, and in {where}."
-        copied = f"{quoted(pushed.to)}, dpo_provenance.json with the SHA-256 {pushed.digest}"
+        manifest = f", manifest {pushed.manifest}" if pushed.manifest is not None else ""
+        copied = f"{quoted(pushed.to)}{manifest}, dpo_provenance.json with the SHA-256 {pushed.digest}"
         status = mark(status, at, c.PUSHED, True, c.COPIED, copied)
     if status.final_metrics and status.final_metrics.ending:
         message = f"{message} The trainer reported: {quoted(status.final_metrics.ending)}"

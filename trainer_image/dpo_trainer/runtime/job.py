@@ -16,6 +16,7 @@ from dpo_operator.api.rules import support
 from dpo_operator.api.sweep.grid import leg_spec
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.runtime.errors import TrainerError, input_not_found, invalid_configuration
+from dpo_trainer.runtime.registry_keys import passwords
 from dpo_trainer.runtime.stop import Stopped, StopRequest
 from dpo_trainer.runtime.workdir import WorkDir
 
@@ -168,4 +169,4 @@ def secrets() -> list[str]:
     # A shorter value is no key, and messages without it could not be read.
     mounted = [*credentials().items(), *credentials(mirror_credentials_folder()).items()]
     keys = [value for name, value in mounted if name not in PUBLIC_CREDENTIALS and len(value) >= 8]
-    return [*keys, *(key for key in (hub_token(), judge_key()) if key)]
+    return [*keys, *passwords(), *(key for key in (hub_token(), judge_key()) if key)]

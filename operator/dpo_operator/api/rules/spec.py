@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pydantic import BaseModel
 
 from dpo_operator.api import names
-from dpo_operator.api.access import hub_repository
+from dpo_operator.api.access import hub_repository, is_registry
 from dpo_operator.api.iterative import Iterative
 from dpo_operator.api.model import Adapter, AdapterType
 from dpo_operator.api.pods import RESERVED_ENV, RESERVED_ENV_TEXT, Toleration, Volume
@@ -130,7 +130,18 @@ SPEC_RULES: tuple[Rule, ...] = (
             or hub_repository(s.export.push.to) is not None
             or (s.export.push.private and s.export.push.commit_message is None)
         ),
-        "private and commitMessage are a hub's; leave them out for an object store",
+        "private and commitMessage are a hub's; leave them out for an object store or a registry",
+    ),
+    Rule(
+        "export.push",
+        "!has(self.export.push) || self.export.push.to.startsWith('oci://') || "
+        "(!self.export.push.plainHttp && !has(self.export.push.format))",
+        lambda s: (
+            s.export.push is None
+            or is_registry(s.export.push.to)
+            or (not s.export.push.plain_http and s.export.push.format is None)
+        ),
+        "format and plainHttp are a registry's; leave them out for an object store or a hub",
     ),
     Rule(
         "tracking.wandb.apiKeySecretRef",

@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from dpo_operator.api import exitcodes
-from dpo_operator.api.access import hub_repository
+from dpo_operator.api.access import REGISTRY_URL, hub_repository, is_registry
 from dpo_operator.api.diagnosis import Finding, worst_first
 from dpo_operator.api.reports import PushReport, Termination
 from dpo_operator.api.types import DPOJob
@@ -211,9 +211,8 @@ def loading(work: WorkDir) -> list[tuple[str, str]]:
         return []
     folder = "export/merged" if (export / "merged" / "config.json").is_file() else "export"
     whole = (work.root / folder / "config.json").is_file()
-    pushed = None
-    if work.pushed.is_file():
-        pushed = PushReport.model_validate_json(work.pushed.read_bytes()).to
+    report = PushReport.model_validate_json(work.pushed.read_bytes()) if work.pushed.is_file() else None
+    pushed = report.to if report is not None else None
     name = json.dumps(folder)
     kind = class_of(work.root / folder)
     code = f"from transformers import {kind}, AutoTokenizer\n\nmodel = {kind}.from_pretrained({name})\n"
@@ -223,13 +222,28 @@ def loading(work: WorkDir) -> list[tuple[str, str]]:
     ]
     if whole:
         found.append(("vLLM", f"vllm serve {folder}"))
-    if pushed is not None:
+    if report is not None and pushed is not None:
         found.append(("pushed to", pushed))
+        if is_registry(pushed):
+            ways = of_registry(pushed, artifact=report.format == "artifact")
+            return [*found, *((name.strip(), way) for name, way in ways)]
         where = pushed + ("/merged" if folder.endswith("merged") else "")
         if whole and hub_repository(pushed) is None:
             found.append(("vLLM, from the store", f"vllm serve {where} --load-format runai_streamer"))
             found.append(("KServe", f"storageUri: {where}"))
     return found
+
+
+def of_registry(pushed: str, *, artifact: bool) -> list[tuple[str, str]]:
+    """How a copy in a registry is used: names and commands or fields. pushed: its address."""
+    reference = pushed.removeprefix(REGISTRY_URL)
+    if artifact:
+        return [("  oras", f"oras pull {reference}")]
+    return [
+        ("  image volume", f"image: {{reference: {reference}}}, with the files below /models"),
+        # A ModelCar's container runs a shell, which this image lacks.
+        ("  KServe", f"storageUri of an image that is built by: FROM busybox, COPY --from={reference} /models /models"),
+    ]
 
 
 def class_of(folder: Path) -> str:
