@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import obstore
 from obstore.store import S3Store
@@ -90,6 +91,13 @@ class Answer:
     body: bytes = b""
 
 
+class Behind(Protocol):
+    """What a proxy stands before."""
+
+    @property
+    def port(self) -> int: ...
+
+
 # What the proxy does with a request: None passes it on; "cut" breaks the connection in the middle of the answer.
 Fault = Callable[[Request], "Answer | str | None"]
 
@@ -113,8 +121,8 @@ class Proxy:
 
 
 @contextmanager
-def before(server: Server, fault: Fault) -> Iterator[Proxy]:
-    """A proxy before the store."""
+def before(server: Behind, fault: Fault) -> Iterator[Proxy]:
+    """A proxy before the store, or another server."""
     lock = threading.Lock()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -162,7 +170,7 @@ def before(server: Server, fault: Fault) -> Iterator[Proxy]:
                 self.connection.shutdown(socket.SHUT_RDWR)
                 self.close_connection = True
 
-        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_one
+        do_GET = do_HEAD = do_PUT = do_POST = do_PATCH = do_DELETE = handle_one
 
     class Listener(http.server.ThreadingHTTPServer):
         def handle_error(self, *_: object) -> None:

@@ -253,6 +253,11 @@ JUDGES: dict[str, Any] = {
     },
     "builtin": {"name": "length", "tokens": 20},
 }  # fmt: skip
+# A sweep excludes what it has values of, and a mirror.
+SWEEP: dict[str, Any] = {
+    "method": ["dpo", "ln-dpo"], "adapterRank": [8, 16], "beta": [0.1, 5], "learningRate": [5e-7, 1e-6], "seed": [1, 2],
+    "select": "eval_reward_accuracy", "stopUnhealthy": False,
+}  # fmt: skip
 # What other builtin judges need.
 BUILTIN_OF = {
     "pattern": {"name": "regex", "pattern": "a+"},
@@ -279,6 +284,11 @@ def _base(path: tuple[str | int, ...]) -> dict[str, Any]:
     if path == ("pod", "serviceAccountName"):
         del job["spec"]["access"]
         job["spec"]["pod"]["serviceAccountName"] = "reader"
+    if path[0] == "sweep":
+        del job["spec"]["method"], job["spec"]["training"]["learningRate"], job["spec"]["adapter"]["rank"]
+        # Not every method has a reference, and each leg must be valid, which CEL does not look at.
+        del job["spec"]["resumeFrom"], job["spec"]["model"]["reference"]
+        job["spec"]["sweep"] = copy.deepcopy(SWEEP)
     if path[0] == "iterative":
         _with_rounds(job, path)
     return job

@@ -45,6 +45,12 @@ HUB_URL = "hf://"
 STORE_FOLDER = r"(s3|gs|az|abfs)://[A-Za-z0-9][A-Za-z0-9._-]*/[^\x00-\x20\x7f-\xa0]+"
 
 
+# Repository of a registry with a tag; a pattern without its anchors.
+REGISTRY_URL = "oci://"
+_PART = "[a-z0-9]+([._-]+[a-z0-9]+)*"
+REGISTRY_REPOSITORY = rf"oci://[A-Za-z0-9][A-Za-z0-9.-]*(:{_PORT})?(/{_PART})+:[A-Za-z0-9_][A-Za-z0-9._-]{{0,127}}"
+
+
 class SecretRef(ApiModel):
     """A Secret of the job's namespace, with all its keys."""
 
@@ -133,6 +139,18 @@ class Access(ApiModel):
 def hub_repository(address: str) -> str | None:
     """Repository that hf://org/name names, org/name; None for an address elsewhere."""
     return address.removeprefix(HUB_URL) if address.startswith(HUB_URL) else None
+
+
+def is_registry(address: str) -> bool:
+    """Whether an address of a push is in an OCI registry."""
+    return address.startswith(REGISTRY_URL)
+
+
+def registry_parts(address: str) -> tuple[str, str, str]:
+    """Host with its port, repository and tag of oci://host/repository:tag."""
+    host, _, rest = address.removeprefix(REGISTRY_URL).partition("/")
+    repository, _, tag = rest.rpartition(":")
+    return host, repository, tag
 
 
 def url_port(url: str) -> int | None:

@@ -196,3 +196,27 @@ class Diagnosis(ApiModel):
         max_length=64,
         description="Other limits for the rules, by name; docs/diagnosis.md lists them with their defaults.",
     )
+
+
+# Chosen answers are preferred with a probability of 0.5025 at this margin: whatever the accuracy, nothing was learned.
+SMALL_MARGIN = 0.01
+
+
+def margin_note(margin: float | None, margin_se: float | None) -> str:
+    """Why an accuracy says nothing, which counts signs alone; empty where the margin is large enough.
+
+    margin: mean, nats. margin_se: its standard error, None if unknown.
+    """
+    if margin is None:
+        return ""
+    if margin_se is not None and abs(margin) < 2 * margin_se:
+        return "margin within noise"
+    return "margin near 0" if abs(margin) < SMALL_MARGIN else ""
+
+
+def accuracy_text(accuracy: float | None, margin: float | None, margin_se: float | None) -> str | None:
+    """An accuracy for people, with the note of margin_note; None without one."""
+    if accuracy is None or not 0 <= accuracy <= 1:
+        return None
+    note = margin_note(margin, margin_se)
+    return f"{accuracy:.2f} ({note})" if note else f"{accuracy:.2f}"

@@ -11,6 +11,7 @@ from dpo_operator.api.diagnosis import MAX_FINDINGS, Finding
 from dpo_operator.api.iterative import MAX_ROUNDS
 from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.names import Phase
+from dpo_operator.api.sweep.report import LegReport
 from dpo_operator.api.text import Words, shown
 
 # Checkpoints whose digests are kept: as many as fit a termination message together with everything else.
@@ -20,7 +21,6 @@ MAX_RECORDED = 12
 MAX_TERMINATION_BYTES = 4096
 # Characters of a mirror's message, of which each takes a few bytes at most.
 MAX_MIRROR_MESSAGE = 800
-
 
 # Pods belong to tenants: numbers in reports are bounded, so that later arithmetic and the API server accept them.
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -80,30 +80,6 @@ class Metrics(_Report):
     reward_accuracy: float | None = None
     reward_chosen: float | None = None
     reward_rejected: float | None = None
-
-
-# Chosen answers are preferred with a probability of 0.5025 at this margin: whatever the accuracy, nothing was learned.
-SMALL_MARGIN = 0.01
-
-
-def margin_note(margin: float | None, margin_se: float | None) -> str:
-    """Why an accuracy says nothing, which counts signs alone; empty where the margin is large enough.
-
-    margin: mean, nats. margin_se: its standard error, None if unknown.
-    """
-    if margin is None:
-        return ""
-    if margin_se is not None and abs(margin) < 2 * margin_se:
-        return "margin within noise"
-    return "margin near 0" if abs(margin) < SMALL_MARGIN else ""
-
-
-def accuracy_text(accuracy: float | None, margin: float | None, margin_se: float | None) -> str | None:
-    """An accuracy for people, with the note of margin_note; None without one."""
-    if accuracy is None or not 0 <= accuracy <= 1:
-        return None
-    note = margin_note(margin, margin_se)
-    return f"{accuracy:.2f} ({note})" if note else f"{accuracy:.2f}"
 
 
 class SlowestRank(_Report):
@@ -244,15 +220,19 @@ class DatasetReport(_Report):
 
 
 class PushReport(_Report):
-    """A model that was copied to an object store or a hub."""
+    """A model that was copied to an object store, a hub or a registry."""
 
-    to: Words = Field(description="Its folder or repository.")
+    to: Words = Field(description="Its folder, repository or tag.")
     digest: str = Field(
         pattern=r"^[0-9a-f]{64}$", description="SHA-256 of dpo_provenance.json, which has the digest of each file, hex."
     )
     commit: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = Field(
         default=None, description="Commit in the hub repository."
     )
+    manifest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")] | None = Field(
+        default=None, description="Digest of the manifest in the registry."
+    )
+    format: Literal["image", "artifact"] | None = Field(default=None, description="What it is in the registry.")
 
 
 class ResumeReport(_Report):
@@ -304,12 +284,12 @@ class Termination(_Report):
     export_path: Words | None = Field(
         default=None, description="Folder of the exported model, relative to the work folder."
     )
-
     pushed: PushReport | None = None
     round: RoundReport | None = Field(default=None, description="The round that the phase was of.")
     compared: RoundReport | None = Field(
         default=None, description="From a judge: the round before, complete with its win rates."
     )
+    leg: LegReport | None = Field(default=None, description="The leg of a sweep that the training was.")
 
     def to_text(self) -> str:
         """JSON of at most 4,096 bytes: a round stands once; long messages are cut, then figures of findings, then the least of the findings."""

@@ -4,7 +4,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt
 
-from dpo_operator.api.access import STORE_FOLDER, SecretRef
+from dpo_operator.api.access import REGISTRY_REPOSITORY, STORE_FOLDER, SecretRef
 from dpo_operator.api.base import ApiModel, SecretKeyRef
 from dpo_operator.api.pods import Volume
 from dpo_operator.api.trainingparts.selection import Selection
@@ -233,13 +233,23 @@ class Push(ApiModel):
     to: str = Field(
         min_length=1,
         max_length=512,
-        pattern=f"^({STORE_FOLDER}|hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*)$",
-        description="Folder in an object store, s3://bucket/path, gs://bucket/path or az://container/path, or a hub repository, hf://org/name, which is "
-        "created if it is missing. It must be new, empty, or an earlier push of this job. Endpoint, region, proxy and certificates are those of access.",
+        pattern=f"^({STORE_FOLDER}|hf://[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*|{REGISTRY_REPOSITORY})$",
+        description="Folder in an object store, s3://bucket/path, gs://bucket/path or az://container/path, a hub repository, hf://org/name, which is created "
+        "if it is missing, or a tag in an OCI registry, oci://host/repository:tag. It must be new, empty, or an earlier push of this job. Endpoint, region, "
+        "proxy and certificates are those of access.",
     )
     credentials_secret_ref: SecretRef | None = Field(
         default=None,
-        description="Secret with keys that may write there, in the form of access.credentialsSecretRef. Default: that Secret, or the identity of pod.serviceAccountName.",
+        description="Secret with keys that may write there, in the form of access.credentialsSecretRef; for a registry one of type "
+        "kubernetes.io/dockerconfigjson. Default: that Secret, or the identity of pod.serviceAccountName; for a registry none.",
+    )
+    format: Literal["image", "artifact"] | None = Field(
+        default=None,
+        description="In a registry. image: an image with the files below /models, which pods can mount as a volume and KServe's ModelCar is built on. artifact: an OCI "
+        "artifact with one blob for each file, for oras pull. Default: image.",
+    )
+    plain_http: StrictBool = Field(
+        default=False, description="The registry has no TLS: passwords and weights go over the network as they are."
     )
     private: StrictBool = Field(
         default=True, description="Create a new hub repository as private, and refuse an existing one that is not."

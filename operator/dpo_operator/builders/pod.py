@@ -13,6 +13,7 @@ from dpo_operator.builders.access import (
     has_identity,
     mirror_credentials,
     reaches_sources,
+    registry_secret,
     trusts_bundle,
 )
 from dpo_operator.builders.common import build_labels
@@ -37,6 +38,9 @@ DRAIN_SECONDS = 10
 
 # By which Azure's webhook knows pods that ask for an identity; others ignore it.
 AZURE_IDENTITY = "azure.workload.identity/use"
+
+# Key of a Secret of type kubernetes.io/dockerconfigjson.
+DOCKER_CONFIG = ".dockerconfigjson"
 
 COMMANDS: dict[names.PodKind, tuple[str, ...]] = {
     "prepare": ("prepare",),
@@ -69,11 +73,11 @@ def build_pod_template(
     attempt: int,
     image: TrainerImage,
     recorded: RecordedCheckpoints | None = None,
-    round_number: int = 0,
+    number: int = 0,
 ) -> dict[str, Any]:
     """Template of one phase's pods, or of one that copies checkpoints. recorded: the checkpoints that they may use; None for a first prepare.
 
-    round_number: of the phase; 0 for none.
+    number: of the round or leg; 0 for none.
     """
     pod = job.spec.pod
     spec: dict[str, Any] = {
@@ -91,7 +95,7 @@ def build_pod_template(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [
-            _container(job, phase, image, build_environment(job, phase, attempt, recorded, round_number), recorded)
+            _container(job, phase, image, build_environment(job, phase, attempt, recorded, number), recorded)
         ],
         "volumes": _volumes(job, phase, recorded),
         "tolerations": _tolerations(job, phase),
@@ -101,7 +105,7 @@ def build_pod_template(
     if pod.priority_class_name is not None:
         spec["priorityClassName"] = pod.priority_class_name
     # What the operator sets wins; the rules let no job name it, either.
-    labels = dict(pod.labels) | build_labels(job, phase, attempt, round_number)
+    labels = dict(pod.labels) | build_labels(job, phase, attempt, number)
     if has_identity(job, phase):
         # Its identity in a cloud comes from that cloud's webhook or metadata service; the API server's token is not mounted.
         spec["serviceAccountName"] = pod.service_account_name
@@ -160,6 +164,9 @@ def _container(
         mounts.append({"name": "mirror", "mountPath": names.MIRROR_CREDENTIALS_DIR, "readOnly": True})
     if reaches_sources(job, phase) and credentials_of(job, phase) is not None:
         mounts.append({"name": "credentials", "mountPath": names.CREDENTIALS_DIR, "readOnly": True})
+    if registry_secret(job, phase) is not None:
+        folder = names.REGISTRY_CONFIG.rpartition("/")[0]
+        mounts.append({"name": "registry", "mountPath": folder, "readOnly": True})
     if trusts_bundle(job, phase):
         mounts.append({"name": "ca", "mountPath": names.CA_FILE.rpartition("/")[0], "readOnly": True})
     if judge_key(job, phase) is not None:
@@ -246,6 +253,9 @@ def _access_volumes(job: DPOJob, phase: names.PodKind) -> list[dict[str, Any]]:
     secret = credentials_of(job, phase) if reaches_sources(job, phase) else None
     if secret is not None:
         volumes.append({"name": "credentials", "secret": {"secretName": secret, "defaultMode": 0o440}})
+    if (secret := registry_secret(job, phase)) is not None:
+        key = SecretKeyRef(name=secret, key=DOCKER_CONFIG)
+        volumes.append(_secret_file("registry", key, names.REGISTRY_CONFIG))
     bundle = job.spec.way_out.ca_bundle_ref
     if bundle is not None and trusts_bundle(job, phase):
         item = {"key": bundle.key, "path": names.CA_FILE.rpartition("/")[2]}

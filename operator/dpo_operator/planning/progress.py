@@ -2,8 +2,9 @@
 
 from datetime import UTC, datetime, timedelta
 
+from dpo_operator.api.diagnosis import accuracy_text
 from dpo_operator.api.quantity import duration
-from dpo_operator.api.reports import CheckpointRef, DatasetReport, Metrics, Progress, Termination, accuracy_text
+from dpo_operator.api.reports import CheckpointRef, DatasetReport, Metrics, Progress, Termination
 from dpo_operator.api.status import DatasetStatus, DPOJobStatus, FinalMetrics, ProgressStatus
 from dpo_operator.api.statusparts.rounds import UnitsStatus
 from dpo_operator.api.statusparts.stored import CheckpointStatus, ExportStatus, PushStatus
@@ -140,7 +141,7 @@ def with_termination(status: DPOJobStatus, termination: Termination | None, now:
     status = with_dataset(with_reading(status, termination.progress, now, at_once=True), termination.dataset)
     if termination.export_path is not None:
         pushed = termination.pushed
-        copy = None if pushed is None else PushStatus(to=pushed.to[:512], digest=pushed.digest, commit=pushed.commit)
+        copy = None if pushed is None else PushStatus(**pushed.model_dump(exclude={"format"}) | {"to": pushed.to[:512]})
         status = changed(status, export=ExportStatus(path=termination.export_path[:1024], pushed=copy))
     return with_final_metrics(status, termination.message)
 

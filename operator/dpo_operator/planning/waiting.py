@@ -8,8 +8,9 @@ from dpo_operator.api.allowed.allow import Allow
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
-from dpo_operator.builders.access import credentials_of, reaches_sources
+from dpo_operator.builders.access import credentials_of, reaches_sources, registry_secret
 from dpo_operator.builders.config import config_name
+from dpo_operator.builders.pod import DOCKER_CONFIG
 from dpo_operator.builders.shape import judge_key
 from dpo_operator.builders.volume import claim_name, input_claims
 from dpo_operator.planning import refusals
@@ -187,6 +188,8 @@ def _starting(job: DPOJob, child: str, pods: Sequence[ChildPod], desired: int) -
         needs = f"; Secret {token.name} must exist and have the key {token.key}" if token else ""
         if reaches_sources(job, pod.phase) and (keys := credentials_of(job, pod.phase)):
             needs += f"; Secret {keys} must exist"
+        if keys := registry_secret(job, pod.phase):
+            needs += f"; Secret {keys} must exist and have the key {DOCKER_CONFIG}"
         if pod.phase == "judge" and (key := judge_key(job, "judge")):
             needs += f"; Secret {key.name} must exist and have the key {key.key}"
         return f"{message} If this persists ({why}{needs}): kubectl -n {namespace} describe pod {pod.name}"

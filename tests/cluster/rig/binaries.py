@@ -83,6 +83,8 @@ MODULES = (
     Module("helm", "v3.22.0", ("helm",), "tool"),
     # An object store that speaks S3, for the tests of sources and of pushed exports.
     Module("versitygw", "v1.8.0", ("versitygw",), "tool"),
+    # A registry, for the tests of pushed exports.
+    Module("distribution", "v3.1.1", ("registry",), "tool"),
     # Debian's Prometheus is built without the discovery of pods; this one has no other.
     Module(
         "prometheus",

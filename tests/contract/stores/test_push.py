@@ -56,6 +56,7 @@ def an_export(folder: Path, **extra: bytes) -> Path:
     }
     folder.mkdir()
     for name, data in content.items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(data)
     files = {name: sha256(data).hexdigest() for name, data in content.items()}
     (folder / PROVENANCE).write_text(json.dumps({"files": files}))

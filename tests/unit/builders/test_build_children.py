@@ -241,6 +241,25 @@ def test_a_push_gives_its_keys_to_the_export_alone():
     assert "HF_HUB_OFFLINE" not in env_of("export", export={"push": {"to": "hf://org/name"}})
 
 
+def test_a_registrys_password_is_in_the_export_pod_alone():
+    push = {"to": "oci://registry.example/team/model:v1", "credentialsSecretRef": {"name": "writer"}}
+    spec = {"access": ACCESS, "pod": {"serviceAccountName": "reader"}, "export": {"push": push}}
+    secrets = {
+        phase: [v["secret"] for v in pod_of(phase, **spec)["volumes"] if "secret" in v]
+        for phase in ("prepare", "train", "export")
+    }
+    items = [{"key": ".dockerconfigjson", "path": "config.json"}]
+    assert secrets["export"] == [{"secretName": "writer", "items": items, "defaultMode": 0o440}]
+    assert secrets["train"] == []
+    assert [one["secretName"] for one in secrets["prepare"]] == ["keys"]
+    assert mounts_of("export", **spec)["/etc/dpo-registry"]["readOnly"] is True
+    # A registry asks for no identity, and the keys of stores are none of its business.
+    assert "serviceAccountName" not in pod_of("export", **spec)
+    assert "ca" in {v["name"] for v in pod_of("export", **spec)["volumes"]}
+    spec["export"] = {"push": {"to": "oci://registry.example/team/model:v1"}}
+    assert not [v for v in pod_of("export", **spec)["volumes"] if "secret" in v]
+
+
 def test_claims_of_sources_are_mounted_read_only_in_prepare_alone():
     mixture = [{"source": "pvc://more/b.jsonl"}, {"source": "org/on-the-hub"}, {"source": "pvc://pairs/c.jsonl"}]
     data = {"train": {"source": "pvc://pairs/a.jsonl"}, "mixture": mixture, "eval": {"source": "pvc://held-out"}}

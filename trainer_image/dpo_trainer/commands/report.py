@@ -7,10 +7,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dpo_operator.api.access import hub_repository
+from dpo_operator.api.access import hub_repository, is_registry
 from dpo_operator.api.reports import PushReport, ResumeReport
 from dpo_operator.api.types import DPOJob
-from dpo_trainer.commands.page.content import class_of
+from dpo_trainer.commands.legs_table import legs_table
+from dpo_trainer.commands.page.content import class_of, of_registry
 from dpo_trainer.commands.page.html import PAGE, page
 from dpo_trainer.commands.rounds_table import chosen_leg, rounds_table
 from dpo_trainer.commands.run_log import Run, read_run
@@ -99,8 +100,9 @@ def write_page(run: Run, work: WorkDir, job: DPOJob | None = None) -> None:
 
 
 def _print(console: Console, run: Run, work: WorkDir) -> None:
-    if (rounds := rounds_table(work)) is not None:
-        console.print(rounds)
+    for overview in (rounds_table(work), legs_table(work)):
+        if overview is not None:
+            console.print(overview)
     console.print(_table(run))
     for name, text in _facts(run, work):
         console.print(f"{name}: {text}", markup=False, soft_wrap=True)
@@ -180,6 +182,12 @@ def _pushed(work: WorkDir) -> list[tuple[str, str]]:
     """Where the export was copied to, and how servers read it there."""
     found = PushReport.model_validate_json(work.pushed.read_bytes())
     facts = [("pushed", f"{found.to}, dpo_provenance.json with the SHA-256 {found.digest}")]
+    if is_registry(found.to):
+        return [
+            *facts,
+            ("  manifest", str(found.manifest)),
+            *of_registry(found.to, artifact=found.format == "artifact"),
+        ]
     repo = hub_repository(found.to)
     if (work.export / "config.json").is_file():
         facts.append(("  KServe", f"storageUri: {found.to}"))

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from dpo_operator.api.access import is_registry
 from dpo_operator.api.method import Loss, Method, MethodName
 from dpo_operator.api.model import Adapter, AdapterType, Model
 from dpo_operator.api.reports import ResumeReport
@@ -274,7 +275,8 @@ def _settings(job: DPOJob, work: WorkDir, checkpoint: FullCheckpoint) -> list[tu
         whence = f"step {first.checkpoint.step} of `{_text(first.source)}`, checkpoint `{first.digest}`"
         rows.insert(next(place for place, row in enumerate(rows) if row[0] == "steps") + 1, ("began with", whence))
     if spec.export.push is not None:
-        rows.append(("pushed to", f"`{_text(spec.export.push.to)}`, whole when `dpo_pushed.json` is there"))
+        whole = "" if is_registry(spec.export.push.to) else ", whole when `dpo_pushed.json` is there"
+        rows.append(("pushed to", f"`{_text(spec.export.push.to)}`{whole}"))
     if data.eval is not None:
         rows.insert(1, ("evaluation data", _source(data.eval)))
     elif data.eval_fraction:

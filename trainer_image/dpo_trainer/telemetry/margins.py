@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from dpo_operator.api.reports import margin_note
+from dpo_operator.api.diagnosis import margin_note
 from dpo_trainer.diagnosis.record import error_of, number
 
 

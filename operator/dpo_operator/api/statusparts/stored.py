@@ -37,13 +37,16 @@ class MirrorStatus(StatusModel):
 
 
 class PushStatus(StatusModel):
-    """A copy of the trained model in an object store or on a hub."""
+    """A copy of the trained model in an object store, on a hub or in a registry."""
 
-    to: str = Field(max_length=512, description="Its folder or repository.")
+    to: str = Field(max_length=512, description="Its folder, repository or tag.")
     digest: str = Field(
         max_length=64, description="SHA-256 of dpo_provenance.json, which has the digest of each file, hex."
     )
     commit: str | None = Field(default=None, max_length=64, description="Commit in the hub repository.")
+    manifest: str | None = Field(
+        default=None, max_length=80, description="Digest of the manifest in the registry, sha256:hex."
+    )
 
 
 class ExportStatus(StatusModel):

@@ -10,13 +10,14 @@ import yaml
 from pydantic import ValidationError
 
 from dpo_operator.api import exitcodes
-from dpo_operator.api.access import hub_repository
+from dpo_operator.api.access import REGISTRY_URL, hub_repository, is_registry
 from dpo_operator.api.diagnosis import Finding, worst_first
 from dpo_operator.api.reports import PushReport, Termination
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.commands.page.charts import Chart, Series, chart
 from dpo_trainer.commands.rounds_table import Round
 from dpo_trainer.commands.run_log import Run, points_of
+from dpo_trainer.legs import record
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.metrics_file import Line
 
@@ -96,6 +97,28 @@ def round_charts(rounds: Sequence[Round]) -> list[Chart]:
             share=True,
         ),
         chart("KL from the initial policy, nats an answer", [Series("policy", "train", divergence, dots=True)]),
+    ]
+    return [picture for picture in pictures if picture is not None]
+
+
+def leg_charts(work: WorkDir) -> list[Chart]:
+    """What the legs of a sweep have reached, over how far they went for it: the upper left is the better side."""
+    chosen, legs = record.chosen(work), record.read_reports(work)
+    kinds = {
+        "exported": ("train", [leg for leg in legs if leg.leg == chosen]),
+        "trained": ("eval", [leg for leg in legs if leg.leg != chosen and leg.outcome == "Trained"]),
+        "unhealthy": ("quiet", [leg for leg in legs if leg.outcome == "Unhealthy"]),
+    }
+
+    def dots(name: str) -> list[Series]:
+        return [
+            Series(label, style, [(leg.drift, value) for leg in some if leg.drift is not None and (value := getattr(leg, name)) is not None], dots=True, joined=False)
+            for label, (style, some) in kinds.items()
+        ]  # fmt: skip
+
+    pictures = [
+        chart("Held-out accuracy", dots("accuracy"), share=True, whole=False),
+        chart("Held-out margin, nats; it grows with beta", dots("margin"), whole=False),
     ]
     return [picture for picture in pictures if picture is not None]
 
@@ -188,9 +211,8 @@ def loading(work: WorkDir) -> list[tuple[str, str]]:
         return []
     folder = "export/merged" if (export / "merged" / "config.json").is_file() else "export"
     whole = (work.root / folder / "config.json").is_file()
-    pushed = None
-    if work.pushed.is_file():
-        pushed = PushReport.model_validate_json(work.pushed.read_bytes()).to
+    report = PushReport.model_validate_json(work.pushed.read_bytes()) if work.pushed.is_file() else None
+    pushed = report.to if report is not None else None
     name = json.dumps(folder)
     kind = class_of(work.root / folder)
     code = f"from transformers import {kind}, AutoTokenizer\n\nmodel = {kind}.from_pretrained({name})\n"
@@ -200,13 +222,28 @@ def loading(work: WorkDir) -> list[tuple[str, str]]:
     ]
     if whole:
         found.append(("vLLM", f"vllm serve {folder}"))
-    if pushed is not None:
+    if report is not None and pushed is not None:
         found.append(("pushed to", pushed))
+        if is_registry(pushed):
+            ways = of_registry(pushed, artifact=report.format == "artifact")
+            return [*found, *((name.strip(), way) for name, way in ways)]
         where = pushed + ("/merged" if folder.endswith("merged") else "")
         if whole and hub_repository(pushed) is None:
             found.append(("vLLM, from the store", f"vllm serve {where} --load-format runai_streamer"))
             found.append(("KServe", f"storageUri: {where}"))
     return found
+
+
+def of_registry(pushed: str, *, artifact: bool) -> list[tuple[str, str]]:
+    """How a copy in a registry is used: names and commands or fields. pushed: its address."""
+    reference = pushed.removeprefix(REGISTRY_URL)
+    if artifact:
+        return [("  oras", f"oras pull {reference}")]
+    return [
+        ("  image volume", f"image: {{reference: {reference}}}, with the files below /models"),
+        # A ModelCar's container runs a shell, which this image lacks.
+        ("  KServe", f"storageUri of an image that is built by: FROM busybox, COPY --from={reference} /models /models"),
+    ]
 
 
 def class_of(folder: Path) -> str:
