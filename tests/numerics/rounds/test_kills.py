@@ -187,7 +187,7 @@ def _emptied(*folders: Path) -> None:
 
 def _times(folder: Path) -> dict[Path, int]:
     """When each committed unit was written."""
-    kinds = ("unit-?????.*", "initial-?????.*")
+    kinds = ("unit-*.safetensors", "initial-*.safetensors", "unit-*.jsonl")
     return {path: path.stat().st_mtime_ns for kind in kinds for path in folder.glob(kind)}
 
 
