@@ -227,6 +227,7 @@ LOSS_OF = {
     "reduction": "ipo",
     "marginRatio": "simpo",
     "margin": "simpo",
+    "marginPerScore": "reward-model",
     "desirableWeight": "kto",
     "undesirableWeight": "kto",
 }
@@ -253,6 +254,11 @@ JUDGES: dict[str, Any] = {
     },
     "builtin": {"name": "length", "tokens": 20},
 }  # fmt: skip
+# A sweep excludes what it has values of, and a mirror.
+SWEEP: dict[str, Any] = {
+    "method": ["dpo", "ln-dpo"], "adapterRank": [8, 16], "beta": [0.1, 5], "learningRate": [5e-7, 1e-6], "seed": [1, 2],
+    "select": "eval_reward_accuracy", "stopUnhealthy": False,
+}  # fmt: skip
 # What other builtin judges need.
 BUILTIN_OF = {
     "pattern": {"name": "regex", "pattern": "a+"},
@@ -274,11 +280,22 @@ def _base(path: tuple[str | int, ...]) -> dict[str, Any]:
     if path[0] == "method" and path[-1] in LOSS_OF:
         loss = {"name": LOSS_OF[str(path[-1])]}
         job["spec"]["method"] = {"name": "dpo", "plus": [loss]} if "plus" in path else loss
+        if loss["name"] == "reward-model":
+            del (
+                job["spec"]["model"]["reference"],
+                job["spec"]["model"]["adapter"],
+                job["spec"]["training"]["routerAuxLoss"],
+            )
         if loss["name"] == "kto":
             del job["spec"]["training"]["selection"]
     if path == ("pod", "serviceAccountName"):
         del job["spec"]["access"]
         job["spec"]["pod"]["serviceAccountName"] = "reader"
+    if path[0] == "sweep":
+        del job["spec"]["method"], job["spec"]["training"]["learningRate"], job["spec"]["adapter"]["rank"]
+        # Not every method has a reference, and each leg must be valid, which CEL does not look at.
+        del job["spec"]["resumeFrom"], job["spec"]["model"]["reference"]
+        job["spec"]["sweep"] = copy.deepcopy(SWEEP)
     if path[0] == "iterative":
         _with_rounds(job, path)
     return job

@@ -28,6 +28,7 @@ CHANGES: dict[str, Any] = {
     "adapter": {"rank": 64},
     "training": {"epochs": 2},
     "evaluation": {"everySteps": 5},
+    "sweep": {"beta": [0.1, 0.2]},
     "resumeFrom": {"step": 9},
     "earlyStopping": {"patience": 9},
     "export": {"checkpoint": "last"},

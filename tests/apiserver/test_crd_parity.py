@@ -89,6 +89,7 @@ def losses() -> Iterator[dict[str, Any]]:
     settings: tuple[dict[str, Any], ...] = (
         *({}, {"labelSmoothing": 0.2}, {"robust": True}, {"labelSmoothing": 0.2, "robust": True}),
         *({"lengthDesensitization": 0}, {"reduction": "sum"}, {"margin": 0}, {"marginRatio": 0}),
+        {"marginPerScore": 0},
         *({"margin": 1, "marginRatio": 1}, {"desirableWeight": 0}, {"undesirableWeight": 0}),
         {"desirableWeight": 0, "undesirableWeight": 0},
         {"desirableWeight": 0, "undesirableWeight": 1},
@@ -115,7 +116,14 @@ def reward_models() -> Iterator[dict[str, Any]]:
             "method": {"name": name},
             "iterative": {"judge": {"type": "builtin", "builtin": {"name": "length", "tokens": 9}}},
         }
-        for settings in ({"beta": 1}, {"nllWeight": 0}, {"nllWeight": 1}, {"margin": 1}, {"labelSmoothing": 0.1}):
+        for settings in (
+            {"beta": 1},
+            {"nllWeight": 0},
+            {"nllWeight": 1},
+            {"margin": 1},
+            {"marginPerScore": 1},
+            {"labelSmoothing": 0.1},
+        ):
             yield {"method": {"name": name, **settings}}
         for kind in ("none", "lora", "qlora"):
             yield {"method": {"name": name}, "adapter": {"type": kind}}
@@ -307,6 +315,33 @@ def rounds() -> Iterator[dict[str, Any]]:
         yield {"iterative": {"judge": {"type": "rewardModel", "rewardModel": {"name": source}}}}
 
 
+def sweeps() -> Iterator[dict[str, Any]]:
+    """Grids of all sizes, values that are given twice, and measures. Methods are such that every leg is valid, which CEL does not look at."""
+    data = {"train": {"source": "t"}, "evalFraction": 0.1}
+    lists: tuple[dict[str, Any], ...] = (
+        {}, {"beta": [0.1]}, {"beta": [0.1, 0.1]}, {"beta": [1, 1.0]}, {"seed": list(range(32))}, {"seed": list(range(33))},
+        {"seed": list(range(16)), "beta": [1, 2]}, {"seed": list(range(17)), "beta": [1, 2]}, {"seed": [1, 2, 1]}, {"method": ["dpo", "ipo"]},
+        {"method": ["dpo", "dpo"]}, {"method": ["dpo", "reward-model"]}, {"learningRate": [1e-6, 2e-6]}, {"adapterRank": [8, 16]},
+    )  # fmt: skip
+    for grid, select, adapter in itertools.product(lists, (None, "eval_loss"), ("none", "lora")):
+        yield {"sweep": grid | {"select": select}, "data": data, "adapter": {"type": adapter}}
+    two = {"beta": [0.1, 0.2]}
+    for stop, looks in itertools.product((None, False, True), (None, False, True)):
+        yield {"sweep": two | {"stopUnhealthy": stop}, "diagnosis": {"enabled": looks}, "data": data}
+    yield {"sweep": two, "iterative": {"judge": {"type": "builtin", "builtin": JUDGES["builtin"]}}, "data": data}
+    yield {"sweep": two}
+    yield {"sweep": two, "data": data, "resumeFrom": {"source": "pvc://c/x"}}
+    for grid, given in (
+        (two, {"method": {"beta": 0.1}}),
+        ({"learningRate": [1e-6, 2e-6]}, {"training": {"learningRate": 1e-6}}),
+        ({"method": ["dpo", "ipo"]}, {"method": {"name": "ipo"}}),
+        ({"adapterRank": [8, 16]}, {"adapter": {"type": "lora", "rank": 4}}),
+        ({"adapterRank": [8, 16]}, {"adapter": {"type": "lora"}, "model": {"name": "m", "adapter": {"name": "a"}}}),
+        ({"seed": [8, 16]}, {"training": {"seed": 4}}),
+    ):
+        yield {"sweep": grid, "data": data, **given}
+
+
 def combinations() -> Iterator[dict[str, Any]]:
     """Settings that the rules are about, in all their combinations within a rule's reach."""
     yield from losses()
@@ -315,6 +350,7 @@ def combinations() -> Iterator[dict[str, Any]]:
     yield from failure_policies()
     yield from placement()
     yield from rounds()
+    yield from sweeps()
     for held_out, fraction, stopping in itertools.product((None, {"source": "x"}), (None, 0, 0.1), (None, {})):
         yield {
             "data": {"train": {"source": "t"}, "eval": held_out, "evalFraction": fraction},

@@ -49,7 +49,7 @@ def test_what_is_wrong_is_all_that_is_wrong(dpojobs: Requests, control_plane: Co
 
 
 def test_every_example_is_accepted(dpojobs: Requests, control_plane: ControlPlane) -> None:
-    folders = [BAD[0].parent.parent / name for name in ("jobs", "methods", "rounds", "quickstart")]
+    folders = [BAD[0].parent.parent / name for name in ("jobs", "methods", "rounds", "sweep", "quickstart")]
     files = [file for folder in folders for file in folder.glob("*.yaml")]
     words = [word for file in files for word in ("-f", str(file))]
     result = kubectl(control_plane, "apply", "--dry-run=server", "--validate=strict", *words)

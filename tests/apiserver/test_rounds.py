@@ -1,5 +1,6 @@
-"""A job with rounds on a real API server: every phase, a generator that fails, an operator that restarts, a judge that ends the rounds."""
+"""Jobs of several trainings on a real API server: rounds with a generator that fails, an operator that restarts and a judge that ends them; a sweep."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -116,3 +117,59 @@ def test_a_job_goes_through_its_rounds(hands: Hands, operator: OperatorProcess) 
     assert [each for each in told if each in ("Generated", "Judged", "Trained", "RoundTrained", "RoundsEnded")] == [
         "Generated", "Judged", "Trained", "RoundTrained", "Generated", "Judged", "RoundsEnded",
     ]  # fmt: skip
+
+
+def leg(number: int, **figures: Any) -> dict[str, Any]:
+    said = {"leg": number, "outcome": "Trained", "steps": 20, "step": 20, "loss": 0.5, "drift": 0.02, **figures}
+    return {"progress": checkpoint(number, 20), "leg": said}
+
+
+def test_a_sweep_trains_its_legs_and_exports_the_best(hands: Hands, operator: OperatorProcess) -> None:
+    """Two legs of a gang; the first is unhealthy, the operator dies before the second, whose checkpoint alone the export may use."""
+    hands.apply(
+        "sweep",
+        sweep={"beta": [0.1, 0.3, 0.5]},
+        data={"train": {"source": "t"}, "evalFraction": 0.1},
+        failurePolicy={"backoffSeconds": 1},
+    )
+    hands.run_phase("sweep", "prepare", dataset={"train_pairs": 90, "eval_pairs": 10})
+    ill = {"outcome": "Unhealthy", "message": "It writes gibberish.", "findings": ["Gibberish"], "unhealthy": True}
+    hands.run_phase("sweep", "train", **leg(1, accuracy=0.99, **ill))
+    hands.run_phase("sweep", "train", 2, **leg(2, accuracy=0.8))
+    operator.kill()
+    operator.start()
+    third = hands.pods("sweep", "train", 3, 2)
+    assert {pod["metadata"]["labels"][names.LABEL_LEG] for pod in third} == {"3"}
+    assert hands.status("sweep")["leg"] == 3
+    # A pod is lost: the same leg begins again, with none of the other legs' checkpoints.
+    for pod in third:
+        hands.start(pod)
+    hands.end(third[1], 137, reason="OOMKilled")
+    again = hands.pods("sweep", "train", 4, 2)
+    assert {pod["metadata"]["labels"][names.LABEL_LEG] for pod in again} == {"3"}
+    assert json.loads(variable(again[0], names.ENV_RECORDED_CHECKPOINTS))["checkpoints"] == []
+    last = leg(3, accuracy=0.7) | {"progress": checkpoint(4, 20)}
+    hands.run_phase("sweep", "train", 4, **last)
+
+    (export,) = hands.pods("sweep", "export", 1, 1)
+    assert export["metadata"]["labels"][names.LABEL_LEG] == variable(export, names.ENV_LEG) == "2"
+    usable = json.loads(variable(export, names.ENV_RECORDED_CHECKPOINTS))
+    assert [(each["step"], each["attempt"]) for each in usable["checkpoints"]] == [(20, 2)]
+    hands.run_phase("sweep", "export", export_path="export")
+    wait_until("end", lambda: hands.status("sweep").get("state") == "Complete")
+    status = hands.status("sweep")
+    assert [(each["leg"], each["settings"], each["outcome"], each["chosen"]) for each in status["legs"]] == [
+        (1, "beta 0.1", "Unhealthy", False), (2, "beta 0.3", "Trained", True), (3, "beta 0.5", "Trained", False)
+    ]  # fmt: skip
+    assert status["attempts"] == {"prepare": 1, "generate": 0, "judge": 0, "train": 4, "export": 1}
+    assert "Leg 2 of 3 is exported: beta 0.3." in status["message"]
+    told = hands.events("sweep")
+    assert [each for each in told if each in ("LegUnhealthy", "LegTrained")] == [
+        "LegUnhealthy",
+        "LegTrained",
+        "LegTrained",
+    ]
+
+
+def variable(pod: dict[str, Any], name: str) -> str:
+    return next(str(each["value"]) for each in pod["spec"]["containers"][0]["env"] if each["name"] == name)

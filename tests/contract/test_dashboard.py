@@ -156,7 +156,7 @@ def test_a_margin_is_beside_each_accuracy() -> None:
         shown = {name for target in panel["targets"] for name in names_in(target["expr"])}
         lines.setdefault(panel["gridPos"]["y"], set()).update(shown)
     accuracies = [names for names in lines.values() if any("reward_accuracy" in name for name in names)]
-    assert len(accuracies) == 3
+    assert len(accuracies) == 4
     assert all(any("reward_margin" in name for name in names) for names in accuracies)
 
 

@@ -48,6 +48,13 @@ STATUS: dict[str, Any] = {
             "winRatePrevious": "0.62", "winRateInitial": "0.62", "winRateLengthControlled": "0.6",
         }
     ],
+    "leg": 2,
+    "legs": [
+        {
+            "leg": 1, "settings": "beta 0.1", "outcome": "Trained", "steps": 10, "loss": "0.5", "accuracy": "0.7", "margin": "0.3",
+            "drift": "0.02", "kl": "1.5", "chosen": True,
+        }
+    ],
     "volume": {"claimName": "w", "claimUid": "u", "folder": "f", "capacityBytes": 10**11, "freeBytes": 10**10},
     "findings": [
         {

@@ -1,37 +1,38 @@
 """The common frame of all phases: read the job, run, write the termination message, return the exit code."""
 
-import json
 import os
 import sys
 import traceback
 from collections.abc import Callable
-from itertools import zip_longest
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from dpo_operator.api import names
 from dpo_operator.api.access import hub_repository, is_registry
-from dpo_operator.api.diagnosis import Finding
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.model import AdapterType
 from dpo_operator.api.reports import PushReport, Termination
 from dpo_operator.api.training import Push
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.checkpoint.folder import CheckpointFolder
-from dpo_trainer.diagnosis.history import Diagnosis
 from dpo_trainer.distributed import rendezvous
+from dpo_trainer.legs.record import read_report, write_choice
 from dpo_trainer.rounds import phase as judge_phase
 from dpo_trainer.runtime.devices import cuda_of_torch, driver_problem, has_gpu
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.files import commit
 from dpo_trainer.runtime.job import (
     attempt_from_environment,
+    claims_folder,
     hub_token,
+    leg_from_environment,
+    of_leg,
     read_job,
-    round_from_environment,
     secrets,
     stop_by_exception,
     stop_on_request,
+    tracked,
 )
 from dpo_trainer.runtime.libraries import import_tokenizers_alone, quiet_libraries
 from dpo_trainer.runtime.termination import (
@@ -63,7 +64,7 @@ def run(command: str, job_file: Path, work_dir: Path) -> int:
     attempt = 1
     try:
         attempt = attempt_from_environment()
-        work = work.round(round_from_environment())
+        work = leg_from_environment(work)
         job = read_job(job_file, begun=phase != "prepare", digest=os.environ.get(names.ENV_JOB_FILE_SHA256))
         telemetry = Telemetry(
             phase,
@@ -122,6 +123,7 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
     if job.spec.adapter.type is AdapterType.NONE and not work.prepared.exists():
         import_tokenizers_alone()
     from dpo_trainer.prepare import phase as prepare
+    from dpo_trainer.prepare import warnings
     from dpo_trainer.prepare.inputs import Inputs
     from dpo_trainer.sources.cache import Cache
 
@@ -134,7 +136,7 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
 
         check_settings(rounds.judge)
     cache = os.environ.get(names.ENV_CACHE_DIR)
-    inputs = Inputs(_claims(), hub_token(), Cache(Path(cache)) if cache else None, progress, access)
+    inputs = Inputs(claims_folder(), hub_token(), Cache(Path(cache)) if cache else None, progress, access)
     found = prepare.run(job, work, inputs)
     restore = os.environ.get(names.ENV_RESTORE)
     if restore and job.spec.checkpoint.mirror is not None:
@@ -150,33 +152,9 @@ def _prepare(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> 
         from dpo_trainer.resuming.take import take
 
         resumed = take(job.spec, work, inputs)
-    _warn_of_data(work, telemetry)
-    _keep_warnings(work, telemetry)
+    warnings.tell_of_data(work, telemetry)
+    warnings.keep(work, telemetry)
     return build_termination("prepare", attempt, ExitCode.OK, dataset=found).model_copy(update={"resumed": resumed})
-
-
-def _warn_of_data(work: WorkDir, telemetry: Telemetry) -> None:
-    """What the dataset report warns of. Reports of earlier versions have sentences alone."""
-    if not work.data_report.is_file():
-        return
-    report = json.loads(work.data_report.read_text(encoding="utf-8"))
-    for text, found in zip_longest(report["warnings"], report.get("findings", ())):
-        telemetry.warning("Dataset", text, finding=Finding.model_validate(found) if found else None)
-
-
-def _keep_warnings(work: WorkDir, telemetry: Telemetry) -> None:
-    """Begin diagnosis.json with the warnings of prepare, or add them. The data are prepared, so a failure is only a warning."""
-    telemetry.diagnosed(0, telemetry.warnings)
-    try:
-        known = Diagnosis.read(work)
-        known.at(known.step, [*known.findings, *telemetry.warnings])[0].write(work)
-    except OSError as error:
-        telemetry.warning("NoDiagnosis", f"diagnosis.json could not be written: {error.strerror}")
-
-
-def _claims() -> Path:
-    """Folder in which claims are mounted by name."""
-    return Path(os.environ.get(names.ENV_CLAIMS_DIR, names.CLAIMS_DIR))
 
 
 def _check_driver(job: DPOJob) -> None:
@@ -187,20 +165,26 @@ def _check_driver(job: DPOJob) -> None:
 
 def _train(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
     stop_by_exception()
+    job, sweep = of_leg(job, work.sweep_number), job.spec.sweep
+    if work.sweep_number and (known := read_report(work)) is not None:
+        # This leg has ended, and the operator did not hear of it.
+        return build_termination("train", attempt, ExitCode.OK, known.message).model_copy(update={"leg": known})
     telemetry.activity("starting")
     _check_driver(job)
     telemetry.serve()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         say = telemetry.activity if os.environ.get("LOCAL_RANK", "0") == "0" else lambda _: None
         rendezvous.wait_for_name(os.environ["MASTER_ADDR"], say, timeout=rendezvous.timeout_from_environment())
-    telemetry.track(job)
+    telemetry.track(tracked(job, work.sweep_number))
     telemetry.activity("loading torch")
-    from dpo_trainer.training import train
+    from dpo_trainer.training import leg, train
 
     # From here on a stop saves a checkpoint, at a step that all ranks agree on.
-    ended = train.run(job, work, telemetry=telemetry, attempt=attempt, stop=stop_on_request())
+    run = train.run if sweep is None else partial(leg.run, sweep=sweep)
+    ended = run(job, work, telemetry=telemetry, attempt=attempt, stop=stop_on_request())
     code = ExitCode.OK if ended.status == "Succeeded" else ExitCode.SIGTERM
-    return build_termination("train", attempt, code, ended.message)
+    found = read_report(work) if sweep is not None else None
+    return build_termination("train", attempt, code, ended.message).model_copy(update={"leg": found})
 
 
 def _generate(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
@@ -216,6 +200,7 @@ def _generate(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) ->
 
 def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> Termination:
     stop_by_exception()
+    job, sweep = of_leg(job, work.sweep_number), job.spec.sweep
     telemetry.activity("exporting")
     telemetry.serve()
     access = None
@@ -239,7 +224,7 @@ def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> T
 
     leg = work
     if job.spec.iterative is None:
-        path = export.run(job, work, progress=progress, trust=trust)
+        path = export.run(job, work, progress=progress, trust=trust, target=work.of_sweep(0).export)
     elif of_round:
         path = export.run(chosen.of_round(job), work, progress=progress, trust=trust)
         return build_termination("export", attempt, ExitCode.OK, export_path=path)
@@ -249,6 +234,8 @@ def _export(job: DPOJob, work: WorkDir, telemetry: Telemetry, attempt: int) -> T
     pushed = None
     if settings is not None and access is not None:
         pushed = _push(settings, access, job.metadata.uid, work, path, progress)
+    if sweep is not None:
+        write_choice(sweep, work)
     progress("writing the report")
     _write_report(leg, telemetry, job)
     return build_termination("export", attempt, ExitCode.OK, export_path=path, pushed=pushed)
@@ -307,7 +294,7 @@ def _show(command: str, work: WorkDir, job_file: Path) -> int:
         if command == "look":
             from dpo_trainer.commands import look
 
-            for line in look.lines(read_job(job_file).spec, _claims()):
+            for line in look.lines(read_job(job_file).spec, claims_folder()):
                 print(line, flush=True)
         elif command == "report":
             from dpo_trainer.commands import report

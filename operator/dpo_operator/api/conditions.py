@@ -80,6 +80,7 @@ HEARTBEAT_SILENT = "HeartbeatSilent"
 STRAGGLER = "Straggler"
 OPERATOR_ERROR = "OperatorError"
 ROUNDS_ENDED = "RoundsEnded"
+LEG_UNHEALTHY = "LegUnhealthy"
 
 # Reasons of normal operation.
 PREPARING = "Preparing"

@@ -25,6 +25,8 @@ LABEL_PHASE = f"{GROUP}/phase"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 # Of a phase of a round: its number, from 1.
 LABEL_ROUND = f"{GROUP}/round"
+# Of a phase of a leg of a sweep, and of the export of one: its number, from 1.
+LABEL_LEG = f"{GROUP}/leg"
 # On a claim, by its owner: DPOJobs of its namespace may use it.
 LABEL_ALLOW_USE = f"{GROUP}/allow-use"
 LABEL_PART_OF = "app.kubernetes.io/part-of"
@@ -83,6 +85,8 @@ ENV_WORK_DIR = "DPO_WORK_DIR"
 ENV_ATTEMPT = "DPO_ATTEMPT"
 # Number of the round that a phase is of, from 1; 0 or absent: of none.
 ENV_ROUND = "DPO_ROUND"
+# Number of the leg of a sweep that a training is of, or whose model is exported, from 1; 0 or absent: of none.
+ENV_LEG = "DPO_LEG"
 ENV_METRICS_PORT = "DPO_METRICS_PORT"
 ENV_TERMINATION_LOG = "DPO_TERMINATION_LOG"
 ENV_CLAIMS_DIR = "DPO_CLAIMS_DIR"
@@ -123,6 +127,11 @@ def job_of(raw: Mapping[str, Any]) -> str | None:
 def round_folder(number: int) -> str:
     """Folder of a round in the job's folder on the volume; empty for 0, which is no round."""
     return f"rounds/{number:04d}" if number else ""
+
+
+def leg_folder(number: int) -> str:
+    """Folder of a sweep's leg in the job's folder on the volume; empty for 0, which is no leg."""
+    return f"legs/{number:04d}" if number else ""
 
 
 def config_name(job: str, digest: str) -> str:

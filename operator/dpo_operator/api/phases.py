@@ -1,12 +1,12 @@
 """Which phase follows which: one function for the operator and `dpo run`.
 
-A job without rounds: prepare, train, export. With `spec.iterative`: prepare; generate, judge, train and export for each round; with
+A job without rounds: prepare, train, export. With `spec.sweep`: prepare; train for each leg; export. With `spec.iterative`: prepare; generate, judge, train and export for each round; with
 iterative.evaluateLast a generate and a judge that compare the last policy; then the export of the job, whose round is 0.
 """
 
 from dataclasses import dataclass
 
-from dpo_operator.api.names import Phase
+from dpo_operator.api.names import Phase, leg_folder, round_folder
 from dpo_operator.api.reports import RoundReport, RoundsEnd
 from dpo_operator.api.statusparts.rounds import RoundStatus
 from dpo_operator.api.types import DPOJobSpec
@@ -14,10 +14,21 @@ from dpo_operator.api.types import DPOJobSpec
 
 @dataclass(frozen=True)
 class Step:
-    """A phase of a round. round: from 1; 0 for phases of the whole job, and in jobs without rounds."""
+    """A phase of a round, or of a leg of a sweep. round, leg: from 1; 0 for phases of the whole job, and in jobs without rounds or legs."""
 
     phase: Phase
     round: int = 0
+    leg: int = 0
+
+    @property
+    def folder(self) -> str:
+        """Of the round or leg in the job's folder; empty for phases of the whole job."""
+        return round_folder(self.round) or leg_folder(self.leg)
+
+    @property
+    def whose(self) -> str:
+        """Round or leg for people, such as "leg 2"; empty for phases of the whole job."""
+        return f"round {self.round}" if self.round else f"leg {self.leg}" if self.leg else ""
 
 
 FIRST = Step("prepare")
@@ -38,6 +49,8 @@ def following(spec: DPOJobSpec, done: Step, end: RoundsEnd = "", *, asked: bool 
     """
     if done == LAST:
         return None
+    if spec.sweep is not None:
+        return Step("train", leg=done.leg + 1) if done.leg < spec.sweep.legs else LAST
     if spec.iterative is None:
         return Step("train") if done == FIRST else LAST
     rounds = spec.iterative.rounds

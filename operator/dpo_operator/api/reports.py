@@ -11,6 +11,7 @@ from dpo_operator.api.diagnosis import MAX_FINDINGS, Finding
 from dpo_operator.api.iterative import MAX_ROUNDS
 from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.names import Phase
+from dpo_operator.api.sweep.report import LegReport
 from dpo_operator.api.text import Words, shown
 
 # Checkpoints whose digests are kept: as many as fit a termination message together with everything else.
@@ -20,7 +21,6 @@ MAX_RECORDED = 12
 MAX_TERMINATION_BYTES = 4096
 # Characters of a mirror's message, of which each takes a few bytes at most.
 MAX_MIRROR_MESSAGE = 800
-
 
 # Pods belong to tenants: numbers in reports are bounded, so that later arithmetic and the API server accept them.
 Count = Annotated[int, Field(ge=0, le=2**53)]
@@ -284,12 +284,12 @@ class Termination(_Report):
     export_path: Words | None = Field(
         default=None, description="Folder of the exported model, relative to the work folder."
     )
-
     pushed: PushReport | None = None
     round: RoundReport | None = Field(default=None, description="The round that the phase was of.")
     compared: RoundReport | None = Field(
         default=None, description="From a judge: the round before, complete with its win rates."
     )
+    leg: LegReport | None = Field(default=None, description="The leg of a sweep that the training was.")
 
     def to_text(self) -> str:
         """JSON of at most 4,096 bytes: a round stands once; long messages are cut, then figures of findings, then the least of the findings."""

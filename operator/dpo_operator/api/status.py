@@ -14,8 +14,11 @@ from dpo_operator.api.conditions import TYPES, Condition, StatusModel, Time
 from dpo_operator.api.diagnosis import MAX_FINDINGS, MOST_FINDINGS
 from dpo_operator.api.iterative import MAX_ROUND_HISTORY
 from dpo_operator.api.names import ANNOTATION_RETRY, Phase
+from dpo_operator.api.phases import Step
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord
 from dpo_operator.api.statusparts.findings import AnnouncedFindings, FindingStatus
+from dpo_operator.api.statusparts.gang import PlacementWait, StragglerStatus
+from dpo_operator.api.statusparts.legs import LegStatus
 from dpo_operator.api.statusparts.renames import with_current_names
 from dpo_operator.api.statusparts.rounds import RoundStatus, UnitsStatus
 from dpo_operator.api.statusparts.stored import (
@@ -26,6 +29,7 @@ from dpo_operator.api.statusparts.stored import (
     VolumeStatus,
 )
 from dpo_operator.api.statusparts.usage import UsageStatus
+from dpo_operator.api.sweep.grid import MAX_LEGS
 
 MAX_HISTORY = 10
 MAX_HISTORY_MESSAGE = 512
@@ -78,6 +82,7 @@ class Restart(StatusModel):
     phase: Phase = Field(description="Phase that was running.")
     attempt: int = Field(ge=0, description="Attempt that ended.")
     round: int | None = Field(default=None, ge=1, description="Round that it was of; absent in jobs without rounds.")
+    leg: int | None = Field(default=None, ge=1, description="Leg that it was of; absent in jobs without a sweep.")
     reason: str = Field(description="CamelCase reason.")
     counting: Counting = Field(
         description="Counted: counts against failurePolicy.maxRestarts. Uncounted: does not, because the job did not cause the failure or "
@@ -141,19 +146,6 @@ class Workers(StatusModel):
     started: int = Field(default=0, ge=0, description="Pods whose trainer runs or has ended.")
 
 
-class StragglerStatus(StatusModel):
-    """A rank that is much slower than the others."""
-
-    attempt: int = Field(ge=1, description="Training attempt.")
-    rank: int = Field(ge=0, description="Rank among all processes.")
-    ratio: str = Field(
-        max_length=16, description="Its time for the same work, relative to the median of the other ranks."
-    )
-    pod: str = Field(default="", description="Its pod.")
-    node: str = Field(default="", description="Node of that pod.")
-    since: Time = Field(description="When it was noticed.")
-
-
 class FinalMetrics(StatusModel):
     """Values at the end of training; text, nats where they have a unit."""
 
@@ -176,15 +168,6 @@ class ActiveJob(StatusModel):
     uid: str = Field(description="UID; the attempt ends when this Job is deleted.")
 
 
-class PlacementWait(StatusModel):
-    """How long a gang has waited for nodes for all of its pods."""
-
-    waiting_since: Time = Field(description="When it began to wait; the gang that has waited longest goes first.")
-    timeouts: int = Field(default=0, ge=0, description="Placement time-outs so far.")
-    not_before: Time | None = Field(default=None, description="Earliest next placement attempt.")
-    had_nodes: bool | None = Field(default=None, description="True if its pods ran before it began to wait.")
-
-
 class DPOJobStatus(StatusModel):
     """Observed state of a DPOJob."""
 
@@ -194,6 +177,12 @@ class DPOJobStatus(StatusModel):
     round: int = Field(default=0, ge=0, description="Round of the phase, from 1; 0 for phases of the whole job.")
     rounds: list[RoundStatus] = Field(
         default=[], max_length=MAX_ROUND_HISTORY, description="Newest rounds with figures, newest last."
+    )
+    leg: int = Field(
+        default=0, ge=0, description="Leg of the phase, from 1, with spec.sweep; 0 for phases of the whole job."
+    )
+    legs: list[LegStatus] = Field(
+        default=[], max_length=MAX_LEGS, description="Legs of the sweep that have ended, in their order."
     )
     message: str = Field(default="", description="What the job does or waits for, or why it failed.")
     attempts: Attempts = Field(default=Attempts(), description="Number of the current attempt of each phase.")
@@ -290,6 +279,12 @@ class DPOJobStatus(StatusModel):
         return self.state in FINAL_STATES
 
     @property
+    def step(self) -> Step:
+        """The current phase with its round or leg. Only where there is a phase."""
+        assert self.phase is not None
+        return Step(self.phase, self.round, self.leg)
+
+    @property
     def attempt(self) -> int:
         """Number of the current attempt of the current phase; 0 before the first."""
         return self.attempts.of(self.phase) if self.phase else 0
@@ -307,6 +302,8 @@ class StatusFields(TypedDict, total=False):
     phase: Phase | None
     round: int
     rounds: list[RoundStatus]
+    leg: int
+    legs: list[LegStatus]
     message: str
     attempts: Attempts
     active_job: ActiveJob | None

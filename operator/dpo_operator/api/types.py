@@ -20,6 +20,7 @@ from dpo_operator.api.method import Method
 from dpo_operator.api.model import Adapter, AdapterType, Model, ResumeFrom
 from dpo_operator.api.pods import Cache, Pod
 from dpo_operator.api.queue import Queue
+from dpo_operator.api.sweep.grid import Sweep
 from dpo_operator.api.training import Budget, Checkpoint, EarlyStopping, Evaluation, Export, Tracking, Training
 
 
@@ -35,6 +36,10 @@ class DPOJobSpec(ApiModel):
     iterative: Iterative | None = Field(
         default=None,
         description="Rounds on fresh answers of the policy: generate, judge, train, again. Default: train once, on data.train.",
+    )
+    sweep: Sweep | None = Field(
+        default=None,
+        description="Several trainings on the same prepared data, one after another, of which the best is exported. Default: one training.",
     )
     resume_from: ResumeFrom | None = Field(
         default=None,

@@ -9,9 +9,9 @@ Manifest = dict[str, Any]
 
 
 def build_labels(
-    job: DPOJob, phase: names.PodKind | None = None, attempt: int | None = None, round_number: int = 0
+    job: DPOJob, phase: names.PodKind | None = None, attempt: int | None = None, number: int = 0
 ) -> dict[str, str]:
-    """Labels of a child; phase, attempt and round where it belongs to one."""
+    """Labels of a child; phase, attempt, and number of the round or leg where it belongs to one."""
     labels = {
         names.LABEL_NAME: "dpojob",
         names.LABEL_PART_OF: names.PART_OF,
@@ -23,8 +23,8 @@ def build_labels(
         labels[names.LABEL_PHASE] = phase
     if attempt is not None:
         labels[names.LABEL_ATTEMPT] = str(attempt)
-    if round_number:
-        labels[names.LABEL_ROUND] = str(round_number)
+    if number:
+        labels[names.LABEL_LEG if job.spec.sweep is not None else names.LABEL_ROUND] = str(number)
     return labels
 
 
@@ -54,14 +54,14 @@ def build_metadata(
     *,
     phase: names.PodKind | None = None,
     attempt: int | None = None,
-    round_number: int = 0,
+    number: int = 0,
     owned: bool = True,
 ) -> dict[str, Any]:
     """metadata of a child."""
     metadata: dict[str, Any] = {
         "name": name,
         "namespace": job.metadata.namespace,
-        "labels": build_labels(job, phase, attempt, round_number),
+        "labels": build_labels(job, phase, attempt, number),
     }
     if owned:
         metadata["ownerReferences"] = [build_owner_reference(job)]

@@ -28,12 +28,12 @@ def build_environment(
     phase: names.PodKind,
     attempt: int,
     recorded: RecordedCheckpoints | None = None,
-    round_number: int = 0,
+    number: int = 0,
 ) -> list[dict[str, Any]]:
     """Environment of one phase's container. Settings in the job file are not repeated.
 
     recorded: the checkpoints that it may use; a prepare that has any fetches the newest from the mirror. They are here because the job file is
-    one for all attempts. round_number: of the phase; 0 for none.
+    one for all attempts. number: of the round or leg; 0 for none.
     """
     common = {
         names.ENV_JOB_FILE: names.JOB_FILE,
@@ -46,8 +46,8 @@ def build_environment(
         # HOME is for caches of libraries.
         "HOME": TEMPORARY,
     }
-    if round_number:
-        common[names.ENV_ROUND] = str(round_number)
+    if number:
+        common[names.ENV_LEG if job.spec.sweep is not None else names.ENV_ROUND] = str(number)
     gpu = job.spec.pod.gpu_resource if gpus_of(job, phase) else None
     if gpu is None or gpu in names.OTHER_GPUS:
         # Without this, an image could ask a container runtime for all GPUs of the node, including those of other pods.

@@ -16,9 +16,9 @@ def takes_turns(job: DPOJob, phase: names.Phase) -> bool:
     return job.spec.queue is None and phase == "train" and pod_count(job, phase) > 1
 
 
-def _for_round(job: DPOJob, round_number: int) -> DPOJob:
+def _for_round(job: DPOJob, number: int) -> DPOJob:
     """The job as the pods of a round see it: only the job's own export is pushed, so no other one gets keys and a way out."""
-    if not round_number or job.spec.export.push is None:
+    if not number or job.spec.iterative is None or job.spec.export.push is None:
         return job
     export = job.spec.export.model_copy(update={"push": None})
     return job.model_copy(update={"spec": job.spec.model_copy(update={"export": export})})
@@ -31,9 +31,9 @@ def build_child_job(
     image: TrainerImage,
     recorded: RecordedCheckpoints | None = None,
     schedulers: queue.Schedulers = queue.DEFAULT_SCHEDULERS,
-    round_number: int = 0,
+    number: int = 0,
 ) -> Manifest:
-    """Job of one attempt. recorded: the checkpoints that it may use; None for prepare. schedulers: for jobs with a queue. round_number: 0 for none.
+    """Job of one attempt. recorded: the checkpoints that it may use; None for prepare. schedulers: for jobs with a queue. number: of the round or leg; 0 for none.
 
     backoffLimit 0 and podReplacementPolicy Failed: Kubernetes never replaces a single rank; the operator makes the
     next attempt with all of them.
@@ -45,13 +45,13 @@ def build_child_job(
         "completions": pod_count(job, phase),
         "completionMode": "Indexed",
         "suspend": takes_turns(job, phase) or queue.is_created_suspended(job, phase),
-        "template": build_pod_template(_for_round(job, round_number), phase, attempt, image, recorded, round_number),
+        "template": build_pod_template(_for_round(job, number), phase, attempt, image, recorded, number),
     }
     name = names.child_job_name(job.metadata.name, phase, attempt)
     manifest: Manifest = {
         "apiVersion": "batch/v1",
         "kind": "Job",
-        "metadata": build_metadata(job, name, phase=phase, attempt=attempt, round_number=round_number),
+        "metadata": build_metadata(job, name, phase=phase, attempt=attempt, number=number),
         "spec": spec,
     }
     if phase in SIZED:

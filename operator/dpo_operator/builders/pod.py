@@ -73,11 +73,11 @@ def build_pod_template(
     attempt: int,
     image: TrainerImage,
     recorded: RecordedCheckpoints | None = None,
-    round_number: int = 0,
+    number: int = 0,
 ) -> dict[str, Any]:
     """Template of one phase's pods, or of one that copies checkpoints. recorded: the checkpoints that they may use; None for a first prepare.
 
-    round_number: of the phase; 0 for none.
+    number: of the round or leg; 0 for none.
     """
     pod = job.spec.pod
     spec: dict[str, Any] = {
@@ -95,7 +95,7 @@ def build_pod_template(
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "containers": [
-            _container(job, phase, image, build_environment(job, phase, attempt, recorded, round_number), recorded)
+            _container(job, phase, image, build_environment(job, phase, attempt, recorded, number), recorded)
         ],
         "volumes": _volumes(job, phase, recorded),
         "tolerations": _tolerations(job, phase),
@@ -105,7 +105,7 @@ def build_pod_template(
     if pod.priority_class_name is not None:
         spec["priorityClassName"] = pod.priority_class_name
     # What the operator sets wins; the rules let no job name it, either.
-    labels = dict(pod.labels) | build_labels(job, phase, attempt, round_number)
+    labels = dict(pod.labels) | build_labels(job, phase, attempt, number)
     if has_identity(job, phase):
         # Its identity in a cloud comes from that cloud's webhook or metadata service; the API server's token is not mounted.
         spec["serviceAccountName"] = pod.service_account_name

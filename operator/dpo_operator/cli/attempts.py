@@ -13,6 +13,8 @@ from dpo_operator.api.reports import Termination
 from dpo_operator.api.status import Attempts, DPOJobStatus
 from dpo_operator.api.text import shown
 from dpo_operator.cli.localcase import diagnosed, rounds_of
+from dpo_operator.cli.localfolder import leg_statuses
+from dpo_operator.explain.legs import leg_figures
 from dpo_operator.explain.rounds import round_figures
 from dpo_operator.planning import failures, restarts
 from dpo_operator.planning.failures import Failure
@@ -154,3 +156,9 @@ def say_rounds(work: Path, say: Callable[[str], None]) -> None:
     """Say what the rounds have brought; nothing without rounds."""
     for each in rounds_of(work):
         say(f"round {each.round}: {round_figures(each)}")
+
+
+def say_legs(folder: Path, say: Callable[[str], None]) -> None:
+    """Say what the legs of a sweep have brought; nothing without any."""
+    for each in leg_statuses(folder):
+        say(f"leg {each.leg} ({each.settings}): {leg_figures(each)}")

@@ -17,11 +17,13 @@ from types import FrameType
 
 from dpo_operator.api import names
 from dpo_operator.api.exitcodes import ExitCode
-from dpo_operator.api.phases import FIRST, Step, following, is_asked
+from dpo_operator.api.phases import FIRST, LAST, Step, following, is_asked
 from dpo_operator.api.reports import RoundReport
+from dpo_operator.api.sweep.grid import Sweep
+from dpo_operator.api.sweep.report import best, none_trained
 from dpo_operator.api.types import DPOJob
-from dpo_operator.cli.attempts import PhaseAttempts, say_findings, say_rounds
-from dpo_operator.cli.localfolder import LocalRunError, document_of, locked, write_job_file
+from dpo_operator.cli.attempts import PhaseAttempts, say_findings, say_legs, say_rounds
+from dpo_operator.cli.localfolder import LocalRunError, document_of, legs_of, locked, write_job_file
 from dpo_operator.cli.mirroring import LocalMirror
 from dpo_operator.cli.parent import signal_at_parents_end
 from dpo_operator.cli.processes import Processes, free_port, generate_python
@@ -49,7 +51,7 @@ class LocalRun:
     uid: str | None = None
     _processes: Processes = field(init=False)
     _mirror: LocalMirror | None = None
-    _round: int = 0
+    _folder: str = ""
 
     def __post_init__(self) -> None:
         self._processes = Processes(self.work, self.job.spec, self.claims, self.metrics_port, self._look)
@@ -91,9 +93,10 @@ class LocalRun:
 
     def _say_findings(self) -> None:
         say_rounds(self.work, self.say)
+        say_legs(self.work, self.say)
         say_findings(self.work, self.say)
-        if self._round:
-            say_findings(self.work / names.round_folder(self._round), self.say)
+        if self._folder:
+            say_findings(self.work / self._folder, self.say)
 
     def _all_phases(self) -> int:
         generate_python(self.job.spec, os.environ)  # before anything is prepared
@@ -113,8 +116,14 @@ class LocalRun:
         return self._one_process(FIRST, restore)
 
     def _after_prepare(self) -> Step | None:
-        """Where the run begins, or goes on: with the first round that is not exported. What a phase of it has done already is not done again."""
+        """Where the run begins, or goes on: with the first round that is not exported, or the first leg that has not ended.
+
+        What a phase of it has done already is not done again.
+        """
         done = FIRST
+        if self.job.spec.sweep is not None:
+            ended = len(legs_of(self.work))
+            return self._after(Step("train", leg=ended) if ended else FIRST)
         if self.job.spec.iterative is not None:
             while (self.work / names.round_folder(done.round + 1) / _PROVENANCE).is_file():
                 done = Step("export", done.round + 1)
@@ -137,18 +146,31 @@ class LocalRun:
             raise LocalRunError(f"{path} is not the report of a round; judge that round again without it") from error
 
     def _run_step(self, step: Step) -> int:
-        self._round = step.round
-        self.say(f"{step.phase} of round {step.round}:" if step.round else f"{step.phase}:")
+        self._folder = step.folder
+        self.say(f"{step.phase} of {step.whose}:" if step.whose else f"{step.phase}:")
+        if step == LAST and self.job.spec.sweep is not None:
+            return self._export_best(self.job.spec.sweep)
         if step.phase not in _RESTARTED:
             return self._one_process(step, {})
         if step.phase == "train" and self.job.spec.checkpoint.mirror is not None:
             return self._mirrored(step)
         return self._attempts(step)
 
+    def _export_best(self, sweep: Sweep) -> int:
+        """Export the best leg; without any the run ends as one that diagnosis stopped."""
+        legs = legs_of(self.work)
+        found = best(sweep.select, legs)
+        if found is None:
+            self.say(none_trained(legs))
+            return ExitCode.STOPPED_BY_DIAGNOSIS
+        self.say(f"leg {found.leg} is the best by {sweep.select}: {found.settings}")
+        self._folder = names.leg_folder(found.leg)
+        return self._one_process(Step("export", leg=found.leg), {})
+
     def _one_process(self, step: Step, more: dict[str, str]) -> int:
         """Run prepare or an export. more: variables of it."""
         attempt = self._next_attempt(step) if step.round else 1
-        environment = self._processes.environment(attempt, round_number=step.round) | more
+        environment = self._processes.environment(attempt, step=step) | more
         ending = self._processes.run([(self._processes.command(step.phase), environment)], step, attempt)
         if ending.code != ExitCode.OK:
             self.say(str(ending))
@@ -190,17 +212,17 @@ class LocalRun:
         """The processes of a phase: a launcher for each node, or one judge."""
         here, port = self._processes, free_port()
         if step.phase == "judge":
-            return [(here.command("judge"), here.environment(attempt, round_number=step.round))]
+            return [(here.command("judge"), here.environment(attempt, step=step))]
         nodes = range(self.job.spec.nodes)
         if step.phase == "generate":
-            return [here.generator(attempt, node, port, step.round) for node in nodes]
-        return [(here.command("launch"), here.environment(attempt, node, port, step.round)) for node in nodes]
+            return [here.generator(attempt, node, port, step) for node in nodes]
+        return [(here.command("launch"), here.environment(attempt, node, port, step)) for node in nodes]
 
     def _start(self, step: Step) -> str:
         """How the next attempt begins."""
         if step.phase != "train":
             return "goes on after what is done"
-        committed = any((self.work / names.round_folder(step.round) / "checkpoints").glob("step-????????"))
+        committed = any((self.work / step.folder / "checkpoints").glob("step-????????"))
         return "resumes from the last committed checkpoint" if committed else "starts from the beginning"
 
     def _wait(self, seconds: float) -> bool:
@@ -213,7 +235,11 @@ class LocalRun:
     def _next_attempt(self, step: Step) -> int:
         """1 + the highest attempt in the fences and the termination files: an older writer can't commit after a newer one."""
         seen = [int(p.name.split("-")[2]) for p in self.work.glob(f"termination-{step.phase}-*-*.json")]
-        fences = [self.work / "checkpoints" / "attempt", *self.work.glob("rounds/????/checkpoints/attempt")]
+        fences = [
+            self.work / "checkpoints" / "attempt",
+            *self.work.glob("rounds/????/checkpoints/attempt"),
+            *self.work.glob("legs/????/checkpoints/attempt"),
+        ]
         for fence in fences if step.phase == "train" else ():
             if fence.is_file() and (text := fence.read_text().strip()).isdecimal():
                 seen.append(int(text))

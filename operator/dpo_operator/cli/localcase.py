@@ -1,9 +1,7 @@
 """What `why` needs to know of a run on this machine, or of a job's folder on a volume, from its files."""
 
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +14,7 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api import exitcodes, names
 from dpo_operator.api.diagnosis import OF_PREPARE, Finding, worst_first
 from dpo_operator.api.iterative import MAX_ROUND_HISTORY
-from dpo_operator.api.phases import LAST, Step, following, is_asked
+from dpo_operator.api.phases import FIRST, LAST, Step, following, is_asked
 from dpo_operator.api.reports import Metrics, Progress, RoundReport, Termination
 from dpo_operator.api.status import Attempts, DPOJobStatus, Restart, State
 from dpo_operator.api.statusparts.findings import FindingStatus
@@ -24,6 +22,7 @@ from dpo_operator.api.statusparts.rounds import RoundStatus
 from dpo_operator.api.statusparts.stored import CheckpointStatus
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJobSpec
+from dpo_operator.cli.localfolder import is_busy, leg_statuses, legs_of
 from dpo_operator.explain.case import Case, Place
 from dpo_operator.planning.findings import as_status
 from dpo_operator.planning.progress import final_metrics, progress_status, with_dataset
@@ -56,10 +55,10 @@ def read_case(folder: Path) -> Case:
     job = _json(folder / "job.json")
     job = job if isinstance(job, dict) else {}
     spec = _spec(job.get("spec"))
-    busy = _is_busy(folder)
+    busy = is_busy(folder)
     said = sorted(_terminations(folder), key=lambda each: each.time)
     status = _status(folder, spec, said, busy, now)
-    status = status.model_copy(update={"findings": _findings(folder, folder / names.round_folder(status.round), said)})
+    status = status.model_copy(update={"findings": _findings(folder, folder / _shown(status), said)})
     return Case(
         name=str((job.get("metadata") or {}).get("name") or folder.name),
         namespace="",
@@ -75,14 +74,20 @@ def _status(folder: Path, spec: DPOJobSpec | None, said: list[Said], busy: bool,
     """The folder's state in the operator's terms."""
     newest = _telling(said)
     step = _step(folder, spec, newest)
-    phase, leg = step.phase, folder / names.round_folder(step.round)
+    phase, leg, legs = step.phase, folder / step.folder, leg_statuses(folder)
     if step == LAST:
+        exported = [folder / names.leg_folder(each.leg) for each in legs if each.chosen]
         trained = sorted(path.parent for path in folder.glob("rounds/????/metrics.jsonl"))
-        leg = trained[-1] if trained else folder
-    fence = _integer(_text(leg / "checkpoints" / "attempt")) if phase == "train" or not step.round else 0
+        leg = (exported or trained or [folder])[-1]
+    fence = _integer(_text(leg / "checkpoints" / "attempt")) if phase == "train" or step.whose == "" else 0
     attempt = max(fence, newest.attempt if newest and newest.phase == phase else 0, 1)
     status = DPOJobStatus(
-        phase=phase, round=step.round, rounds=rounds_of(folder), attempts=Attempts(**{phase: attempt})
+        phase=phase,
+        round=step.round,
+        rounds=rounds_of(folder),
+        leg=step.leg,
+        legs=legs,
+        attempts=Attempts(**{phase: attempt}),
     )
     status = status.model_copy(update={"progress": _progress(leg, phase, attempt, now), "checkpoint": _checkpoint(leg)})
     for each in said:
@@ -97,9 +102,15 @@ def _status(folder: Path, spec: DPOJobSpec | None, said: list[Said], busy: bool,
     if newest is not None and not killed and newest.outcome == "Failed":
         return _failed(status, _primary(said, newest), now)
     saved = f" The newest checkpoint has step {status.checkpoint.step}." if status.checkpoint else ""
-    what = f"{phase} of round {step.round}" if step.round else phase
+    what = f"{phase} of {step.whose}" if step.whose else phase
     why = "It was stopped." if newest is not None and not killed else f"Its {what} was killed, or did not begin."
     return status.model_copy(update={"state": State.SUSPENDED, "message": f"{why}{saved}"})
+
+
+def _shown(status: DPOJobStatus) -> str:
+    """Folder of the training whose findings are shown: of the round or leg at work, else of the leg that is exported."""
+    exported = next((each.leg for each in status.legs if each.chosen), 0)
+    return status.step.folder or names.leg_folder(exported)
 
 
 def _telling(said: list[Said]) -> Termination | None:
@@ -125,6 +136,8 @@ def _counted(history: list[Restart]) -> dict[str, Any]:
 def _step(folder: Path, spec: DPOJobSpec | None, newest: Termination | None) -> Step:
     """The phase that is at work, failed, or was the last, and its round."""
     number = _round(folder, newest) if spec is not None and spec.iterative is not None else 0
+    if spec is not None and spec.sweep is not None and newest is not None and not _is_the_end(newest):
+        return _leg_step(folder, spec, newest)
     if newest is None:
         return Step("train") if (folder / "prepared.json").is_file() and not number else Step("prepare")
     if newest.outcome != "Succeeded" or _is_the_end(newest):
@@ -135,6 +148,14 @@ def _step(folder: Path, spec: DPOJobSpec | None, newest: Termination | None) -> 
     if (report := known.get(number)) is None:
         return following(spec, done) or LAST
     return following(spec, done, report.ended, asked=is_asked(report)) or LAST
+
+
+def _leg_step(folder: Path, spec: DPOJobSpec, newest: Termination) -> Step:
+    """The same in a sweep, where a leg that has ended has its figures."""
+    if newest.phase == "prepare" and newest.outcome != "Succeeded":
+        return Step("prepare")
+    ended = len(legs_of(folder))
+    return LAST if newest.phase == "export" else following(spec, Step("train", leg=ended) if ended else FIRST) or LAST
 
 
 def _is_the_end(newest: Termination) -> bool:
@@ -279,23 +300,6 @@ def _terminations(folder: Path) -> Iterator[Said]:
         words = Termination.from_text(_text(path))
         if words is not None:
             yield Said(datetime.fromtimestamp(path.stat().st_mtime, UTC).replace(microsecond=0), words)
-
-
-def _is_busy(folder: Path) -> bool:
-    """Whether a `dpo run` holds the folder."""
-    try:
-        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False  # some network file systems have no locks for folders
-    finally:
-        os.close(number)
-    return False
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

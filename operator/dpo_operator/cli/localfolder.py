@@ -1,4 +1,4 @@
-"""The work folder of `dpo run`: whose it is, and that one command at a time works in it."""
+"""The work folder of `dpo run`: whose it is, that one command at a time works in it, and which legs of a sweep have ended."""
 
 import contextlib
 import fcntl
@@ -14,6 +14,9 @@ from pydantic import ValidationError
 
 from dpo_operator.api import names
 from dpo_operator.api.rules import resuming
+from dpo_operator.api.statusparts.legs import LegStatus
+from dpo_operator.api.sweep.grid import MAX_LEGS
+from dpo_operator.api.sweep.report import LegReport
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 
 
@@ -105,3 +108,44 @@ def locked(work: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+
+
+def legs_of(folder: Path) -> list[LegReport]:
+    """Figures of the legs that have ended, from the first on, in their order; a leg whose file can't be read has not ended."""
+    found: list[LegReport] = []
+    for number in range(1, MAX_LEGS + 1):
+        try:
+            text = (folder / names.leg_folder(number) / "leg.json").read_text(encoding="utf-8")
+            found.append(LegReport.model_validate_json(text))
+        except (OSError, ValueError):
+            break
+    return found
+
+
+def leg_statuses(folder: Path) -> list[LegStatus]:
+    """The same as a status has them, with the leg that is exported."""
+    try:
+        chosen = json.loads((folder / "legs" / "chosen.json").read_text(encoding="utf-8"))["leg"]
+    except (OSError, ValueError, LookupError, TypeError):
+        chosen = None
+    return [
+        LegStatus.of(report, report.settings, []).model_copy(update={"chosen": report.leg == chosen})
+        for report in legs_of(folder)
+    ]
+
+
+def is_busy(folder: Path) -> bool:
+    """Whether a `dpo run` holds the folder."""
+    try:
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(number, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # some network file systems have no locks for folders
+    finally:
+        os.close(number)
+    return False

@@ -17,11 +17,12 @@ from dpo_operator.api import exitcodes, names
 from dpo_operator.api.allowed.allow import refusals
 from dpo_operator.api.models import hardware
 from dpo_operator.api.quantity import to_bytes
+from dpo_operator.api.sweep.grid import largest_leg
 from dpo_operator.api.types import DPOJob
 from dpo_operator.cli import inspect, local, localfolder, modelsource, planview, steer
 from dpo_operator.cli.checked import AllowEnv, JobFile, allowed, console, read_job, say, say_error, warn
 from dpo_operator.cli.parent import signal_at_parents_end
-from dpo_operator.sizing import proposal, rounds
+from dpo_operator.sizing import legs, proposal, rounds
 from dpo_operator.sizing.export import Stored
 from dpo_operator.sizing.work import Pairs
 
@@ -124,6 +125,8 @@ def validate(
         say(f"note: {line}")
     if cost := rounds.estimate(job.spec, Stored(0, 0, 0), None):
         say(f"note: {cost.says}")
+    if sweep := legs.estimate(job.spec, Stored(0, 0, 0)):
+        say(f"note: {sweep.says}")
     warn(job, claims)
     console.print(f"{file}: {names.KIND} {job.metadata.name} is valid")
     if data:
@@ -164,7 +167,12 @@ def plan(
     report = found.report
     pairs = Pairs.of(job.spec, report.tokens if report else None, report.train_pairs if report else None)
     planned = proposal.Job(
-        job.spec, found.shape, pairs.with_means(prompt_tokens, answer_tokens), device, node_link * 1e9 / 8, reference
+        largest_leg(job.spec),
+        found.shape,
+        pairs.with_means(prompt_tokens, answer_tokens),
+        device,
+        node_link * 1e9 / 8,
+        reference,
     )
     if as_json:
         print(json.dumps(planview.document(planned, found), indent=1))

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from dpo_operator.api.model import AdapterType
 from dpo_operator.api.quantity import gibibytes, to_bytes
+from dpo_operator.api.sweep.grid import legs_of
 from dpo_operator.cli.modelsource import Found
 from dpo_operator.sizing.proposal import Job, Option, fastest, lines, smallest_change, too_many_gpus
 from dpo_operator.sizing.trained import adapted, trained_parameters
@@ -39,6 +40,7 @@ def document(job: Job, found: Found) -> dict[str, Any]:
         },
         "sampling": asdict(job.sampling()),
         "stored": {name: round(size) for name, size in asdict(job.stored()).items()},
+        "sweep": None if (sweep := job.cost_of_legs()) is None else asdict(sweep),
         "rounds": None if (rounds := job.cost_of_rounds()) is None else asdict(rounds),
         "too_many_gpus": too_many_gpus(job) or None,
         "smallest_change": None if job.fits() else _option(smallest_change(job)),
@@ -54,7 +56,7 @@ def _option(option: Option | None) -> dict[str, Any] | None:
 
 def show(job: Job, found: Found, console: Console) -> None:
     """Print the tables and the proposals. Text is not wrapped: it holds paths, and lines to paste."""
-    for part in (_head(job, found), _memory(job), _time(job), *_rounds(job), *_proposals(job)):
+    for part in (_head(job, found), _memory(job), _time(job), *_rounds(job), *_sweep(job), *_proposals(job)):
         console.print(part, soft_wrap=isinstance(part, Text))
 
 
@@ -148,8 +150,10 @@ def _time(job: Job) -> Table:
     if ranking := job.ranking():
         table.add_row("ranking the pairs, in all", _duration(ranking))
     if once:
-        whole = (job.steps() or 0.0) * time.seconds + once * time.reference + ranking
-        table.add_row("whole run, without evaluations", _duration(whole))
+        legs = job.spec.sweep.legs if job.spec.sweep is not None else 1
+        whole = legs * ((job.steps() or 0.0) * time.seconds + ranking) + once * time.reference
+        name = "whole run, without evaluations" if legs == 1 else f"{legs} legs, without evaluations"
+        table.add_row(name, _duration(whole))
     sampled = job.sampling()
     if sampled.seconds:
         name = "sample answers, each time" if sampled.whole else f"sample answers of {sampled.tokens} tokens, each time"
@@ -176,6 +180,20 @@ def _rounds(job: Job) -> list[Table]:
     parallel = job.spec.iterative.generation.tensor_parallel if job.spec.iterative is not None else 1
     where = f"each of its {parallel} GPUs" if parallel > 1 else "its GPU" if job.spec.gpus_per_node else "the host"
     table.add_row(f"weights of a copy that generates, on {where}", gibibytes(cost.weights))
+    return [table]
+
+
+def _sweep(job: Job) -> list[Table]:
+    """What a sweep costs, as a table; none without one."""
+    cost = job.cost_of_legs()
+    if cost is None:
+        return []
+    table = Table(title=f"{cost.legs} legs of a sweep", title_justify="left", min_width=60, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("trainings, one after another", str(cost.legs))
+    table.add_row("reference passes", "1" if any(leg.method.needs_reference for leg in legs_of(job.spec)) else "0")
+    table.add_row("room on the volume for their checkpoints", gibibytes(cost.disk))
     return [table]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dpo_operator.api import exitcodes, names
-from dpo_operator.api.phases import Step
+from dpo_operator.api.phases import FIRST, Step
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.cli.attempts import Ending
 from dpo_operator.cli.localfolder import LocalRunError
@@ -68,7 +68,7 @@ class Processes:
         primary = [code for code in codes if exitcodes.echo(code) == least]
         code = 128 - first if first < 0 else first
         code = code if code in primary else primary[0]
-        return Ending.read(self.work, step.phase, attempt, code, names.round_folder(step.round))
+        return Ending.read(self.work, step.phase, attempt, code, step.folder)
 
     def command(self, *words: str, python: str = sys.executable) -> list[str]:
         """argv of the trainer. words: the subcommand and its own options. python: that runs it."""
@@ -77,17 +77,17 @@ class Processes:
             "--job-file", str(self.work / "job.json"), "--work-dir", str(self.work),
         ]  # fmt: skip
 
-    def generator(self, attempt: int, node: int, port: int, round_number: int) -> tuple[list[str], dict[str, str]]:
+    def generator(self, attempt: int, node: int, port: int, step: Step) -> tuple[list[str], dict[str, str]]:
         """A launcher of generators. Raises LocalRunError as generate_python does."""
         python, more = generate_python(self.spec, os.environ)
         processes = {"PET_NPROC_PER_NODE": str(self.spec.generators_per_node)}
-        environment = self.environment(attempt, node, port, round_number) | processes | more
+        environment = self.environment(attempt, node, port, step) | processes | more
         return self.command("launch", "--phase", "generate", python=python), environment
 
     def environment(
-        self, attempt: int, node: int = 0, port: int = names.MASTER_PORT, round_number: int = 0
+        self, attempt: int, node: int = 0, port: int = names.MASTER_PORT, step: Step = FIRST
     ) -> dict[str, str]:
-        """The variables that the operator would set, for one launcher."""
+        """The variables that the operator would set, for one launcher. step: whose round or leg it is of."""
         spec = self.spec
         environment = dict(os.environ)
         environment.update(
@@ -95,7 +95,8 @@ class Processes:
                 names.ENV_JOB_FILE: str(self.work / "job.json"),
                 names.ENV_WORK_DIR: str(self.work),
                 names.ENV_ATTEMPT: str(attempt),
-                names.ENV_ROUND: str(round_number),
+                names.ENV_ROUND: str(step.round),
+                names.ENV_LEG: str(step.leg),
                 # Only the first launcher has rank 0, whose metrics count; the others take any free port.
                 names.ENV_METRICS_PORT: str(self.metrics_port if node == 0 else 0),
                 names.ENV_CLAIMS_DIR: str(self.claims),

@@ -10,6 +10,7 @@ from dpo_operator.api.quantity import duration, hours
 from dpo_operator.api.status import DPOJobStatus, ProgressStatus
 from dpo_operator.api.text import shown
 from dpo_operator.explain.case import status_of, time_of
+from dpo_operator.explain.legs import leg_figures
 from dpo_operator.explain.rounds import round_figures
 
 Raw = dict[str, Any]
@@ -106,6 +107,8 @@ def details(job: Raw, now: datetime, history: History | None = None) -> Rows:
         ("message", shown(status.message, MAX_WORDS)),
         ("round", str(status.round or "")),
         *((f"  round {each.round}", round_figures(each)) for each in status.rounds),
+        ("leg", str(status.leg or "")),
+        *((f"  leg {each.leg}", shown(f"{each.settings}: {leg_figures(each)}", MAX_WORDS)) for each in status.legs),
     ]
     if progress is not None:
         done = f"step {progress.step}" + (f" of {progress.max_steps}" if progress.max_steps else "")

@@ -33,7 +33,7 @@ def tried(case: Case, known: str = "") -> Lines:
     status = case.status
     if status.phase is None:
         return []
-    of_round = f", in round {status.round}" if status.round else ""
+    of_round = f", in {status.step.whose}" if status.step.whose else ""
     lines = [f"Attempt {status.attempt} of {NAMES[status.phase]}{of_round}. {_restarts(case)}"]
     newest = status.restart_history[-SHOWN_RESTARTS:]
     for each in newest:

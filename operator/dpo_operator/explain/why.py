@@ -11,6 +11,7 @@ from dpo_operator.explain.endings import ENDINGS, EXHAUSTED, ending
 from dpo_operator.explain.explanation import Explanation, who
 from dpo_operator.explain.history import endings_of_pods, notes, supporting_events, tried
 from dpo_operator.explain.learning import figures, finding_lines, suggestions, worst
+from dpo_operator.explain.legs import leg_lines
 from dpo_operator.explain.rounds import round_lines
 from dpo_operator.explain.waits import WAITS, Lines, Wait
 from dpo_operator.explain.working import working
@@ -222,7 +223,15 @@ def _complete(case: Case) -> Explanation:
     return Explanation(
         "ill" if ill else "finished",
         f"{who(case)} {headline}.",
-        (status.message, *figures(case), *round_lines(status), verdict, *finding_lines(case), *notes(case)),
+        (
+            status.message,
+            *figures(case),
+            *round_lines(status),
+            *leg_lines(status),
+            verdict,
+            *finding_lines(case),
+            *notes(case),
+        ),
         tuple(tried(case)) if status.restarts else (),
         (f"The DPOJob is deleted {left}." if left else "Nothing more: the job is at its end.",),
         (*suggestions(case), f"See the result: {result}"),

@@ -8,6 +8,7 @@ from dpo_operator.explain.case import Case
 from dpo_operator.explain.explanation import Explanation, Kind, who
 from dpo_operator.explain.history import NAMES, notes, supporting_events, tried
 from dpo_operator.explain.learning import figures, finding_lines, suggestions, worst
+from dpo_operator.explain.legs import leg_lines
 from dpo_operator.explain.rounds import round_lines
 from dpo_operator.explain.waits import Lines
 
@@ -18,7 +19,7 @@ QUIET_SECONDS = 120.0
 def working(case: Case) -> Explanation:
     """What runs now: whether it learns, is slow or is silent, and until when."""
     status, bad = case.status, worst(case)
-    phase = NAMES[status.phase or "train"] + (f" of round {status.round}" if status.round else "")
+    phase = NAMES[status.phase or "train"] + (f" of {whose}" if (whose := status.step.whose) else "")
     progress = status.progress
     quiet = case.seconds_since(progress.updated_time) if progress is not None else 0.0
     kind: Kind = "working"
@@ -50,7 +51,14 @@ def working(case: Case) -> Explanation:
     return Explanation(
         kind,
         f"{headline}.",
-        (*figures(case), *round_lines(status), *cause, *supporting_events(case, known), *notes(case)),
+        (
+            *figures(case),
+            *round_lines(status),
+            *leg_lines(status),
+            *cause,
+            *supporting_events(case, known),
+            *notes(case),
+        ),
         tuple(tried(case)),
         tuple(_next_of_work(case)),
         tuple(do),

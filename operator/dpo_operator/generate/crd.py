@@ -27,6 +27,7 @@ CATEGORIES = ("all",)
 COLUMNS: tuple[tuple[str, str, str, str], ...] = (
     ("State", "string", ".status.state", "What the job is doing."),
     ("Round", "integer", ".status.round", "Round of the phase, with spec.iterative; in wide output (-o wide)."),
+    ("Leg", "integer", ".status.leg", "Leg of the training, with spec.sweep; in wide output (-o wide)."),
     ("Step", "integer", ".status.progress.step", "Finished optimizer steps."),
     ("Progress", "string", ".status.progress.percent", "Share of the steps that are finished."),
     ("ETA", "string", ".status.progress.eta", "Time left at the present speed."),
@@ -54,7 +55,7 @@ COLUMNS: tuple[tuple[str, str, str, str], ...] = (
 )
 
 # Columns that only -o wide shows.
-WIDE = frozenset({"Round"})
+WIDE = frozenset({"Round", "Leg"})
 
 # Keywords that mean the same in both, or that Kubernetes adds.
 _KEPT = frozenset(

@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from dpo_operator.api.diagnosis import label
 from dpo_operator.api.status import DPOJobStatus, Restart, State
-from dpo_operator.metrics import rounds
+from dpo_operator.metrics import legs, rounds
 from dpo_operator.metrics.process import ProcessMetrics
 from dpo_operator.metrics.usage import usage_families
 from dpo_operator.planning.failures import REASONS
@@ -205,7 +205,8 @@ class JobFamilies(Collector):
         yield _family("dpojob_finding", text, ("code", "severity"), _findings(jobs))
         text = "The sentence of each such finding, for people: the text of alerts and annotations."
         yield _family("dpojob_finding_info", text, ("code", "severity", "message"), _sentences(jobs))
-        for family in rounds.families([(labels, r.status) for labels, r in jobs]):
+        statuses = [(labels, r.status) for labels, r in jobs]
+        for family in (*rounds.families(statuses), *legs.families(statuses)):
             yield _family(*family)
         restarts = CounterMetricFamily(
             "dpojob_restarts", "Restarts of a job since the operator knows it.", labels=(*LABELS, "reason")

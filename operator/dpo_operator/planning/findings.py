@@ -12,6 +12,7 @@ from dpo_operator.api.names import Phase
 from dpo_operator.api.reports import Progress
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.statusparts.findings import AnnouncedFindings, FindingStatus
+from dpo_operator.api.statusparts.legs import LegStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.planning.actions import Event
 from dpo_operator.planning.observed import Observed
@@ -45,6 +46,16 @@ def cleared(status: DPOJobStatus) -> DPOJobStatus:
     """The status of a job that is retried: without what the phase found that begins again."""
     status = status if status.phase == "export" else _without_health(status)
     return changed(status, findings=[finding for finding in status.findings if finding.phase != status.phase])
+
+
+def of_leg(job: DPOJob, status: DPOJobStatus, leg: LegStatus, at: Moment) -> DPOJobStatus:
+    """The status with the health of the leg that is exported, in the place of what the newest leg found."""
+    status = changed(status, findings=[finding for finding in status.findings if finding.phase != "train"])
+    if not job.spec.diagnosis.enabled:
+        return status
+    reason = leg.findings[0] if leg.findings else c.NO_FINDINGS
+    said = f"Of leg {leg.leg}, which is exported: {', '.join(leg.findings) or 'nothing was found'}."
+    return mark(status, at, c.HEALTHY, not leg.unhealthy, reason, said)
 
 
 def _report(status: DPOJobStatus, seen: Observed) -> Progress | None:

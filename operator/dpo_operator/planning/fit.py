@@ -6,6 +6,7 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api.models import hardware
 from dpo_operator.api.quantity import gibibytes, to_bytes
 from dpo_operator.api.reports import DatasetReport
+from dpo_operator.api.sweep.grid import largest_leg
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.planning.actions import Event
 from dpo_operator.sizing import proposal
@@ -31,7 +32,7 @@ def predicted_not_to_fit(spec: DPOJobSpec, found: DatasetReport | None, gpu_memo
     if limit is None:
         return None
     pairs = Pairs.of(spec, found.tokens, found.train_pairs)
-    job = proposal.Job(spec, found.model, pairs, replace(device, memory=limit))
+    job = proposal.Job(largest_leg(spec), found.model, pairs, replace(device, memory=limit))
     memory = job.memory()
     if memory.peak <= limit * (1 + TOLERANCE):
         return None

@@ -11,7 +11,8 @@ from enum import Enum
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api import names
-from dpo_operator.api.status import DPOJobStatus, PlacementWait, Workers
+from dpo_operator.api.status import DPOJobStatus, Workers
+from dpo_operator.api.statusparts.gang import PlacementWait
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.job import takes_turns

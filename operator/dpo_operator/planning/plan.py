@@ -27,6 +27,7 @@ from dpo_operator.planning import (
     gangs,
     guarding,
     hangs,
+    legs,
     mirroring,
     progress,
     recorded,
@@ -166,8 +167,8 @@ def _advance(requested: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment
     else:
         decision = _monitor(job, monitored, seen, child, pods, at, settings)
     if status.active_job is None:
-        of_round = f" of round {status.round}" if status.round else ""
-        created = Event("Normal", "Created", f"Job {child.name} runs the {status.phase} phase{of_round}.")
+        whose = f" of {status.step.whose}" if status.step.whose else ""
+        created = Event("Normal", "Created", f"Job {child.name} runs the {status.phase} phase{whose}.")
         decision = replace(decision, events=(created, *decision.events))
     if refused:
         # The ConfigMap that was observed is for the requested size; the running attempt uses another, so don't create this one.
@@ -248,7 +249,8 @@ def _create(job: DPOJob, status: DPOJobStatus, seen: Observed, at: Moment, setti
         # Two attempts at once would write to the same volume.
         return Plan(status, requeue_after=doubt)
     recorded_now = recorded.for_current_attempt(status)
-    child = build_child_job(job, phase, status.attempt, settings.image, recorded_now, settings.schedulers, status.round)
+    number = status.round or legs.number(status)
+    child = build_child_job(job, phase, status.attempt, settings.image, recorded_now, settings.schedulers, number)
     return Plan(status, (Create(child),), requeue_after=WAIT_SECONDS)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dpo_operator.api.reports import MAX_RECORDED, CheckpointRecord, Progress, RecordedCheckpoints, ResumeReport
 from dpo_operator.api.status import DPOJobStatus
 from dpo_operator.api.statusparts.stored import ResumedStatus
+from dpo_operator.planning import legs
 from dpo_operator.planning.observed import Observed
 from dpo_operator.planning.progress import checkpoint_status
 from dpo_operator.planning.transitions import changed
@@ -47,12 +48,22 @@ def for_current_attempt(status: DPOJobStatus) -> RecordedCheckpoints | None:
     """
     if status.phase in (None, "generate", "judge") or (status.phase == "prepare" and not status.attempts.train):
         return None
+    if (exported := legs.chosen(status)) is not None and status.phase == "export":
+        # An export of a leg uses what that leg reported, and nothing later.
+        mine = tuple(sorted(exported.checkpoints, key=lambda record: record.age))
+        return RecordedCheckpoints(last_attempt=mine[-1].attempt if mine else status.attempts.train, checkpoints=mine)
     current = 1 if status.phase == "train" else 0
-    return RecordedCheckpoints(last_attempt=max(0, status.attempts.train - current), checkpoints=known(status))
+    return RecordedCheckpoints(last_attempt=max(0, status.attempts.train - current), checkpoints=_own(status))
+
+
+def _own(status: DPOJobStatus) -> tuple[CheckpointRecord, ...]:
+    """Those that are known, without those of earlier legs."""
+    others = legs.of_earlier(status)
+    return tuple(record for record in known(status) if record.age not in others)
 
 
 def of_the_last_round(status: DPOJobStatus) -> DPOJobStatus:
-    """A round is over: its last checkpoint is what the next one starts from, and no other is used again."""
+    """A round or leg is over. A round's last checkpoint is what the next one starts from; a leg's tells new reports from old ones."""
     return _recording(status, sorted(status.recorded_checkpoints, key=lambda record: record.age)[-1:])
 
 

@@ -7,7 +7,8 @@ from typing import Literal
 from dpo_operator.api import conditions as c
 from dpo_operator.api.exitcodes import ExitCode, FailureClass, info
 from dpo_operator.api.failurepolicy import FailureAction, FailurePolicy, FailureRule
-from dpo_operator.api.status import MAX_HISTORY, MAX_HISTORY_MESSAGE, Counting, DPOJobStatus, PlacementWait, Restart
+from dpo_operator.api.status import MAX_HISTORY, MAX_HISTORY_MESSAGE, Counting, DPOJobStatus, Restart
+from dpo_operator.api.statusparts.gang import PlacementWait
 from dpo_operator.api.text import shown
 from dpo_operator.planning import failures, transitions
 from dpo_operator.planning.actions import Event, Plan
@@ -106,7 +107,7 @@ def _unattributed_limit_message(status: DPOJobStatus, failure: Failure) -> str:
         for r in status.restart_history[-MAX_UNATTRIBUTED:]
         if r.phase == status.phase
         and r.reason in reasons
-        and r.round == (status.round or None)
+        and (r.round, r.leg) == (status.round or None, status.leg or None)
         and r.step >= furthest
         and (retried is None or r.time >= retried.last_transition_time)
     ]
@@ -165,6 +166,7 @@ def _next_attempt(
         phase=status.phase,
         attempt=status.attempt,
         round=status.round or None,
+        leg=status.leg or None,
         reason=reason,
         counting=counting,
         step=step if status.phase == "train" else 0,

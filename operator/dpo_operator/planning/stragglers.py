@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from dpo_operator.api import conditions as c
 from dpo_operator.api.reports import Progress
-from dpo_operator.api.status import DPOJobStatus, StragglerStatus
+from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.statusparts.gang import StragglerStatus
 from dpo_operator.api.types import DPOJob
 from dpo_operator.planning.actions import Event
 from dpo_operator.planning.objects import ChildPod

@@ -99,18 +99,19 @@ def accepted(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
 def next_phase(status: DPOJobStatus, step: Step, at: Moment) -> DPOJobStatus:
     """A phase succeeded; start the first attempt of the next one."""
     phase = step.phase
-    message = f"The {phase} phase{f' of round {step.round}' if step.round else ''} is about to start."
+    message = f"The {phase} phase{f' of {step.whose}' if step.whose else ''} is about to start."
     status = changed(
         status,
         phase=phase,
         round=step.round,
+        leg=step.leg,
         attempts=status.attempts.next(phase),
         active_job=None,
         not_before=None,
         restarts_without_progress=0,
         # Attempts of each phase count from 1: what prepare reported must not pass for a reading of training.
         progress=None if phase == "train" else status.progress,
-        # Each round counts its steps from 0.
+        # Each round and leg counts its steps from 0.
         furthest_step=0 if phase == "train" else status.furthest_step,
         straggler=None,
         message=message,
@@ -228,7 +229,7 @@ def running(status: DPOJobStatus, at: Moment) -> DPOJobStatus:
     if holds(status, c.RESTARTING):
         status = mark(status, at, c.RESTARTING, False, c.RESTARTED, f"Attempt {status.attempt} runs.")
     if not holds(status, c.RUNNING):
-        of_round = f" (round {status.round})" if status.round else ""
-        message = f"All pods of {status.phase} attempt {status.attempt}{of_round} run."
+        whose = status.step.whose if status.phase else ""
+        message = f"All pods of {status.phase} attempt {status.attempt}{f' ({whose})' if whose else ''} run."
         status = mark(changed(status, message=message), at, c.RUNNING, True, c.PODS_RUNNING, message)
     return status

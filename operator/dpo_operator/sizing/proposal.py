@@ -9,7 +9,7 @@ from dpo_operator.api.model import AdapterType
 from dpo_operator.api.models.hardware import Device
 from dpo_operator.api.models.shape import ModelShape
 from dpo_operator.api.types import DPOJobSpec
-from dpo_operator.sizing import export, memory, rounds, sampling, speed
+from dpo_operator.sizing import export, legs, memory, rounds, sampling, speed
 from dpo_operator.sizing.activations import BYTES
 from dpo_operator.sizing.work import Pairs, layout_of
 
@@ -87,6 +87,10 @@ class Job:
         """What its rounds cost; None without rounds."""
         weights = BYTES[self.spec.training.precision] * self.shape.parameters
         return rounds.estimate(self.spec, self.stored(), self.pairs.count, weights)
+
+    def cost_of_legs(self) -> legs.LegsCost | None:
+        """What its sweep costs; None without one."""
+        return legs.estimate(self.spec, self.stored())
 
     def sampling(self) -> sampling.Sampling:
         """Predicted time of the sample answers of one evaluation."""

@@ -33,6 +33,15 @@ def test_a_job_without_rounds_has_three_phases() -> None:
     assert life(a_job().spec) == ["prepare 0", "train 0", "export 0"]
 
 
+def test_legs_of_a_sweep_are_trained_one_after_another_and_one_is_exported() -> None:
+    spec = a_job(data={"train": {"source": "t"}, "evalFraction": 0.1}, sweep={"beta": [0.1, 0.3], "seed": [1, 2]}).spec
+    steps, step = [], FIRST
+    while step is not None:
+        steps.append(f"{step.phase} {step.folder}".rstrip())
+        step = following(spec, step)
+    assert steps == ["prepare", *(f"train legs/000{leg}" for leg in (1, 2, 3, 4)), "export"]
+
+
 def test_rounds_are_compared_once_more_at_the_end() -> None:
     round_1 = ["generate 1", "judge 1", "train 1", "export 1"]
     round_2 = ["generate 2", "judge 2", "train 2", "export 2"]

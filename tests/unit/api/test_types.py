@@ -229,6 +229,7 @@ def test_network_tuning_is_allowed(name: str) -> None:
         ({"training": {"precision": "fp16", "device": "cpu"}}, "spec.training.precision"),
         ({"training": {"precision": "fp16"}, "gpusPerNode": 0}, "spec.training.precision"),
         ({"iterative": LENGTH, "checkpoint": {"mirror": {"to": "s3://b/k"}}}, "spec.checkpoint.mirror"),
+        ({"sweep": {"beta": [0.1, 0.2]}, "checkpoint": {"mirror": {"to": "s3://b/k"}}}, "spec.checkpoint.mirror"),
     ],
 )
 def test_what_is_not_implemented_is_said(spec: dict[str, Any], field: str) -> None:

@@ -28,7 +28,7 @@ SCORES = {"judge": {"type": "rewardModel", "rewardModel": {"name": "org/judge", 
 
 def child(phase: names.Phase, **spec: Any) -> dict[str, Any]:
     job = a_job(**{"iterative": ASKS, "gpusPerNode": 2} | spec)
-    return build_child_job(job, phase, 7, TrainerImage("trainer:1"), round_number=3)
+    return build_child_job(job, phase, 7, TrainerImage("trainer:1"), number=3)
 
 
 def pod(phase: names.Phase, **spec: Any) -> dict[str, Any]:
@@ -152,7 +152,7 @@ def test_the_export_of_a_round_has_neither_keys_nor_a_way_out():
     spec = {"iterative": ASKS, "export": {"push": {"to": "hf://org/name", "credentialsSecretRef": {"name": "writer"}}}}
     job = a_job(**spec)
     texts = {
-        number: json.dumps(build_child_job(job, "export", 7, TrainerImage("trainer:1"), round_number=number))
+        number: json.dumps(build_child_job(job, "export", 7, TrainerImage("trainer:1"), number=number))
         for number in (0, 2)
     }
     assert "writer" in texts[0]

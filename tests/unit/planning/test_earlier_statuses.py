@@ -47,6 +47,8 @@ NEWER = (
     "rounds",
     "generate",
     "judge",
+    "leg",
+    "legs",
     "units",
 )
 

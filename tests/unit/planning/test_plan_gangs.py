@@ -5,7 +5,8 @@ from datetime import timedelta
 import pytest
 
 from dpo_operator.api import conditions as c
-from dpo_operator.api.status import PlacementWait, ProgressStatus
+from dpo_operator.api.status import ProgressStatus
+from dpo_operator.api.statusparts.gang import PlacementWait
 from dpo_operator.planning import gangs
 from dpo_operator.planning.actions import Create, Delete, SuspendJob
 from dpo_operator.planning.gangs import TurnState

@@ -27,8 +27,9 @@ LIES = ("no Jobs", "no pods", "no claim", "old Jobs", "old pods")
 @dataclass
 class World:
     """One DPOJob in its cluster. steps: optimizer steps that are committed on the volume. ends: why a round's judge ends the rounds.
+    ill: legs of a sweep that end as unhealthy. accuracy: of the others, by leg.
 
-    begun: phases that have begun. steps_made: these phases and their rounds, as far as this cluster has seen them begin.
+    begun: phases that have begun. steps_made: these phases and their rounds or legs, as far as this cluster has seen them begin.
     """
 
     job: DPOJob = field(default_factory=a_job)
@@ -46,6 +47,8 @@ class World:
     begun: int = 0
     steps_made: list[tuple[str, int]] = field(default_factory=list)
     ends: dict[int, str] = field(default_factory=dict)
+    ill: frozenset[int] = frozenset()
+    accuracy: dict[int, float] = field(default_factory=dict)
     since: dict[Fact, datetime] = field(default_factory=dict)
     before: Observed = field(default_factory=Observed)
     lied: bool = False
@@ -132,10 +135,10 @@ class World:
     def check_counters(self, new: DPOJobStatus) -> None:
         """No attempt is skipped and none comes twice: each is a phase's first, a restart or a suspension."""
         old = self.status
-        same = (new.phase, new.round) == (old.phase, old.round)
+        same = (new.phase, new.round, new.leg) == (old.phase, old.round, old.leg)
         if new.phase is not None and not same:
             self.begun += 1
-            self.steps_made.append((new.phase, new.round))
+            self.steps_made.append((new.phase, new.round or new.leg))
         total = sum(new.attempts.of(phase) for phase in names.PHASES)
         before = sum(old.attempts.of(phase) for phase in names.PHASES)
         assert 0 <= total - before <= 1
@@ -225,8 +228,11 @@ class World:
                 )
 
     def report(self, phase: str) -> dict[str, Any]:
-        """What a judge says of its round, and of the win rate of the round before."""
+        """What a judge says of its round, and of the win rate of the round before; what a training says of its leg."""
         number = self.status.round
+        if leg := self.status.leg:
+            outcome = "Unhealthy" if leg in self.ill else "Trained"
+            return {"leg": {"leg": leg, "outcome": outcome, "steps": STEPS, "accuracy": self.accuracy.get(leg, 0.5)}}
         if phase != "judge":
             return {}
         now = {"round": number, "prompts": 100, "pairs": 60, "ended": self.ends.get(number, "")}

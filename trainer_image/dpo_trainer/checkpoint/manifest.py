@@ -148,10 +148,10 @@ def reference(root: Path, manifest: Manifest, digest: str) -> CheckpointRef:
 
 
 def _place(root: Path) -> str:
-    """Where a folder of checkpoints is in the work folder: a round's are in its own folder."""
+    """Where a folder of checkpoints is in the work folder: those of a round, or a sweep's leg, are in its own folder."""
     leg = root.parent
-    is_round = leg.parent.name == "rounds" and re.fullmatch(r"\d{4}", leg.name, re.ASCII)
-    return f"rounds/{leg.name}/{root.name}" if is_round else root.name
+    is_leg = leg.parent.name in ("rounds", "legs") and re.fullmatch(r"\d{4}", leg.name, re.ASCII)
+    return f"{leg.parent.name}/{leg.name}/{root.name}" if is_leg else root.name
 
 
 def attempt_of(folder: Path) -> int:

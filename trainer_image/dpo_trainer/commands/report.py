@@ -10,6 +10,7 @@ from rich.text import Text
 from dpo_operator.api.access import hub_repository, is_registry
 from dpo_operator.api.reports import PushReport, ResumeReport
 from dpo_operator.api.types import DPOJob
+from dpo_trainer.commands.legs_table import legs_table
 from dpo_trainer.commands.page.content import class_of, of_registry
 from dpo_trainer.commands.page.html import PAGE, page
 from dpo_trainer.commands.rounds_table import chosen_leg, rounds_table
@@ -99,8 +100,9 @@ def write_page(run: Run, work: WorkDir, job: DPOJob | None = None) -> None:
 
 
 def _print(console: Console, run: Run, work: WorkDir) -> None:
-    if (rounds := rounds_table(work)) is not None:
-        console.print(rounds)
+    for overview in (rounds_table(work), legs_table(work)):
+        if overview is not None:
+            console.print(overview)
     console.print(_table(run))
     for name, text in _facts(run, work):
         console.print(f"{name}: {text}", markup=False, soft_wrap=True)

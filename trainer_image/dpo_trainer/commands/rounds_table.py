@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from dpo_operator.api.reports import RoundReport
+from dpo_trainer.legs import record as leg_record
 from dpo_trainer.rounds import record
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.workdir import WorkDir
@@ -13,7 +14,10 @@ TITLES = ("round", "pairs", "win rate", "against initial", "at equal length", "K
 
 
 def chosen_leg(work: WorkDir) -> WorkDir:
-    """The round whose training the report of a job with rounds shows: the exported one, else the newest; the job itself without rounds."""
+    """The round or leg whose training a report shows: the exported one, else the newest; the job itself without any."""
+    if work.legs and not work.sweep_number:
+        trained = [number for number in work.legs if work.of_sweep(number).metrics.is_file()]
+        return work.of_sweep(leg_record.chosen(work) or max(trained, default=0))
     if work.number or not work.rounds:
         return work
     try:

@@ -287,13 +287,13 @@ def finished(work: WorkDir, key: str) -> DatasetReport | None:
 
 
 def _begun(work: WorkDir) -> bool:
-    """Whether a run stands on what was prepared: it has a committed checkpoint, or answers to prompts."""
-    return bool(committed(work.checkpoints) or work.rounds)
+    """Whether a run stands on what was prepared: it has a committed checkpoint, or answers to prompts, or a leg of a sweep."""
+    return bool(committed(work.checkpoints) or work.rounds or work.legs)
 
 
 def _holds_run(work: WorkDir) -> bool:
-    """Whether a run has left anything in its folders of checkpoints, or rounds."""
-    return (work.checkpoints.is_dir() and any(work.checkpoints.iterdir())) or bool(work.rounds)
+    """Whether a run has left anything in its folders of checkpoints, rounds or legs."""
+    return (work.checkpoints.is_dir() and any(work.checkpoints.iterdir())) or bool(work.rounds or work.legs)
 
 
 def refuse_other_run(work: WorkDir, key: str) -> None:

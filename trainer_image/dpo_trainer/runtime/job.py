@@ -13,10 +13,12 @@ from dpo_operator.api.access import PUBLIC_CREDENTIALS
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.rules import support
+from dpo_operator.api.sweep.grid import leg_spec
 from dpo_operator.api.types import DPOJob
 from dpo_trainer.runtime.errors import TrainerError, input_not_found, invalid_configuration
 from dpo_trainer.runtime.registry_keys import passwords
 from dpo_trainer.runtime.stop import Stopped, StopRequest
+from dpo_trainer.runtime.workdir import WorkDir
 
 
 def read_job(path: Path, *, begun: bool = False, digest: str | None = None) -> DPOJob:
@@ -55,12 +57,40 @@ def attempt_from_environment() -> int:
     return int(text)
 
 
-def round_from_environment() -> int:
-    """Number of the round that this process works on; 0 for none. Raises TrainerError for anything else in the environment variable."""
-    text = os.environ.get(names.ENV_ROUND, "0")
+def leg_from_environment(work: WorkDir) -> WorkDir:
+    """The folder of the round, or of the sweep's leg, that this process works on; the job's own without one.
+
+    Raises TrainerError for anything else than numbers in the environment variables, and for both.
+    """
+    number, leg = (_number(variable) for variable in (names.ENV_ROUND, names.ENV_LEG))
+    if number and leg:
+        raise invalid_configuration(f"{names.ENV_ROUND}={number}, {names.ENV_LEG}={leg}: expected one of them at most")
+    return work.of_sweep(leg) if leg else work.round(number)
+
+
+def _number(variable: str) -> int:
+    text = os.environ.get(variable, "0")
     if not text.isdecimal():
-        raise invalid_configuration(f"{names.ENV_ROUND}: expected the number of a round, found {text!r}")
+        raise invalid_configuration(f"{variable}: expected a number, found {text!r}")
     return int(text)
+
+
+def of_leg(job: DPOJob, number: int) -> DPOJob:
+    """The job as a leg of its sweep sees it: with the leg's values. number: 0 in jobs without a sweep. Raises TrainerError when there is no such leg."""
+    if job.spec.sweep is not None and not number:
+        raise invalid_configuration(f"{names.ENV_LEG}: expected the number of a leg of spec.sweep, found none")
+    try:
+        return job.model_copy(update={"spec": leg_spec(job.spec, number)})
+    except IndexError as error:
+        raise invalid_configuration(f"{names.ENV_LEG}: expected a leg of spec.sweep, found {error}") from error
+
+
+def tracked(job: DPOJob, leg: int) -> DPOJob:
+    """The job as experiment trackers know it: each leg of a sweep has curves of its own. leg: 0 for none."""
+    if not leg:
+        return job
+    metadata = job.metadata.model_copy(update={"name": f"{job.metadata.name}-leg-{leg}"})
+    return job.model_copy(update={"metadata": metadata})
 
 
 def stop_by_exception() -> None:
@@ -102,6 +132,11 @@ def judge_key() -> str | None:
     except OSError:
         return None
     return key or None
+
+
+def claims_folder() -> Path:
+    """Folder in which claims are mounted by name."""
+    return Path(os.environ.get(names.ENV_CLAIMS_DIR, names.CLAIMS_DIR))
 
 
 def credentials_folder() -> Path:

@@ -3,8 +3,9 @@
 Everything below one root, so that a job can be moved, inspected and deleted as a folder. Whatever is written in
 several steps is committed by a rename or by a manifest that is written last.
 
-A leg is one training of several in a job, such as a round: a folder below the root with the layout of the root. What legs have in
-common lies at the root alone: the prepared model and data, reference log-probs (their names say what they belong to), the report.
+A leg is one training of several in a job, a round or a point of a sweep's grid: a folder below the root with the layout of the root. What
+legs have in common lies at the root alone: the prepared model and data, reference log-probs (their names say what they belong to), the report.
+A round trains on data of its own, a sweep's leg on those of the job.
 """
 
 import os
@@ -31,10 +32,23 @@ class WorkDir:
         """The leg of a round, counted from 1; for 0 the job itself."""
         return replace(self, leg=names.round_folder(number))
 
+    def of_sweep(self, number: int) -> "WorkDir":
+        """A leg of a sweep, counted from 1; for 0 the job itself."""
+        return replace(self, leg=names.leg_folder(number))
+
     @property
     def number(self) -> int:
         """Of the round; 0 for a job without rounds, and for what all rounds have in common."""
-        return int(self.leg.rpartition("/")[2] or 0)
+        return self._number("rounds")
+
+    @property
+    def sweep_number(self) -> int:
+        """Of the leg of a sweep; 0 for a job without a sweep, and for what all legs have in common."""
+        return self._number("legs")
+
+    def _number(self, kind: str) -> int:
+        folder, _, number = self.leg.partition("/")
+        return int(number) if folder == kind else 0
 
     @property
     def own(self) -> Path:
@@ -44,7 +58,15 @@ class WorkDir:
     @property
     def rounds(self) -> list[int]:
         """Numbers of the rounds that have a folder, in their order. Raises OSError."""
-        folder = self.root / "rounds"
+        return self._numbers("rounds")
+
+    @property
+    def legs(self) -> list[int]:
+        """Numbers of the legs of a sweep that have a folder, in their order. Raises OSError."""
+        return self._numbers("legs")
+
+    def _numbers(self, kind: str) -> list[int]:
+        folder = self.root / kind
         names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
         return sorted(int(name) for name in names if re.fullmatch(r"\d{4}", name, re.ASCII))
 
@@ -61,7 +83,7 @@ class WorkDir:
     @property
     def train_data(self) -> Path:
         """Tokenized training pairs."""
-        return self.own / "data" / "train"
+        return (self.own if self.number else self.root) / "data" / "train"
 
     @property
     def eval_data(self) -> Path:
@@ -107,6 +129,16 @@ class WorkDir:
     def round_report(self) -> Path:
         """Figures of a round, written last."""
         return self.own / "round.json"
+
+    @property
+    def leg_report(self) -> Path:
+        """Figures of a sweep's leg, written when it has ended."""
+        return self.own / "leg.json"
+
+    @property
+    def chosen_leg(self) -> Path:
+        """Which leg of a sweep is exported, and the figures of all."""
+        return self.root / "legs" / "chosen.json"
 
     @property
     def resumed(self) -> Path:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from dpo_operator.api.method import MethodName
 from dpo_operator.api.model import AdapterType
+from dpo_operator.api.sweep.grid import legs_of
 from dpo_operator.api.types import DPOJobSpec
 
 TABLE = "DPO technical guide, table of key hyperparameters"
@@ -164,6 +165,6 @@ RULES: tuple[_Rule, ...] = (
 
 
 def advice(spec: DPOJobSpec, parameters: int | None = None) -> list[Advice]:
-    """Warnings about a spec. parameters: of the model, None if unknown; the guides' rates are for large models."""
-    found = ((rule, rule.says(spec, parameters)) for rule in RULES)
-    return [Advice(rule.field, text, rule.source(spec)) for rule, text in found if text]
+    """Warnings about a spec, those about any leg of a sweep once. parameters: of the model, None if unknown; the guides' rates are for large models."""
+    found = [(rule, leg, rule.says(leg, parameters)) for leg in legs_of(spec) for rule in RULES]
+    return list(dict.fromkeys(Advice(rule.field, text, rule.source(leg)) for rule, leg, text in found if text))

@@ -27,6 +27,14 @@ URL_MESSAGE = (
 )
 
 
+EVALUATES = "has(self.data.eval) || self.data.evalFraction > 0.0"
+
+
+def evaluates(spec: DPOJobSpec) -> bool:
+    """Whether there is data to evaluate on; EVALUATES in CEL."""
+    return spec.data.eval is not None or spec.data.eval_fraction > 0
+
+
 def _readable_cel(source: str, on_hub: str) -> str:
     stores = f"{source}.matches('{OBJECT_STORE}')"
     others = f"(({source}.matches('{ON_CLAIM}') || {on_hub}) && !{source}.matches('{PARENT_FOLDER}'))"

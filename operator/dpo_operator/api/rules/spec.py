@@ -15,7 +15,7 @@ from dpo_operator.api.access import hub_repository, is_registry
 from dpo_operator.api.iterative import Iterative
 from dpo_operator.api.model import Adapter, AdapterType
 from dpo_operator.api.pods import RESERVED_ENV, RESERVED_ENV_TEXT, Toleration, Volume
-from dpo_operator.api.rules.data import DATA_RULES
+from dpo_operator.api.rules.data import DATA_RULES, EVALUATES, evaluates
 from dpo_operator.api.rules.iterative import ITERATIVE_RULES
 from dpo_operator.api.rules.method import METHOD_RULES
 from dpo_operator.api.rules.pods import POD_RULES
@@ -23,7 +23,9 @@ from dpo_operator.api.rules.resuming import RESUME_RULES
 from dpo_operator.api.rules.rule import Rule
 from dpo_operator.api.rules.selection import SELECTION_RULES
 from dpo_operator.api.rules.size import SIZE_RULES
+from dpo_operator.api.rules.sweep import SWEEP_RULES
 from dpo_operator.api.rules.thresholds import THRESHOLDS, unknown_words
+from dpo_operator.api.sweep.grid import leg_spec
 from dpo_operator.api.training import Checkpoint
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 
@@ -61,15 +63,10 @@ def _aliases(model: type[BaseModel], except_: str) -> tuple[str, ...]:
     return tuple(str(field.alias) for name, field in model.model_fields.items() if name != except_)
 
 
-def _evaluates(spec: DPOJobSpec) -> bool:
-    return spec.data.eval is not None or spec.data.eval_fraction > 0
-
-
 def _has_gpu(spec: DPOJobSpec) -> bool:
     return spec.training.device != "cpu" and spec.gpus_per_node > 0
 
 
-_EVALUATES = "has(self.data.eval) || self.data.evalFraction > 0.0"
 _HAS_GPU = "(self.training.device != 'cpu' && self.gpusPerNode > 0)"
 _NO_ADAPTER = Adapter()
 _THRESHOLDS = ", ".join(f"'{name}'" for name in THRESHOLDS)
@@ -95,13 +92,14 @@ SPEC_RULES: tuple[Rule, ...] = (
     *METHOD_RULES,
     *SELECTION_RULES,
     *ITERATIVE_RULES,
+    *SWEEP_RULES,
     *POD_RULES,
     *FAILURE_RULES,
     *SIZE_RULES,
     Rule(
         "earlyStopping",
-        f"!has(self.earlyStopping) || {_EVALUATES}",
-        lambda s: s.early_stopping is None or _evaluates(s),
+        f"!has(self.earlyStopping) || {EVALUATES}",
+        lambda s: s.early_stopping is None or evaluates(s),
         "needs data.eval or data.evalFraction above 0",
     ),
     Rule(
@@ -113,8 +111,8 @@ SPEC_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "export.checkpoint",
-        f"!has(self.export.checkpoint) || self.export.checkpoint != 'best' || {_EVALUATES}",
-        lambda s: s.export.checkpoint != "best" or _evaluates(s),
+        f"!has(self.export.checkpoint) || self.export.checkpoint != 'best' || {EVALUATES}",
+        lambda s: s.export.checkpoint != "best" or evaluates(s),
         "best needs data.eval or data.evalFraction above 0: without an evaluation no checkpoint is the best",
     ),
     Rule(
@@ -273,6 +271,7 @@ IMMUTABLE_FIELDS: tuple[str, ...] = (
     "adapter",
     "training",
     "evaluation",
+    "sweep",
     "resumeFrom",
     "earlyStopping",
     "export",
@@ -300,8 +299,22 @@ NAME_MESSAGE = (
 
 def violations(job: DPOJob) -> list[str]:
     """Messages of the rules that a job breaks, each beginning with the field's path."""
-    broken = [rule for rule in SPEC_RULES if not rule.check(job.spec)]
+    return _violations(job.spec) or _of_legs(job.spec)
+
+
+def _violations(spec: DPOJobSpec) -> list[str]:
+    broken = [rule for rule in SPEC_RULES if not rule.check(spec)]
     return [
-        f"spec.{rule.field}: {rule.message}{f' ({found})' if (found := rule.found(job.spec)) else ''}"
-        for rule in broken
+        f"spec.{rule.field}: {rule.message}{f' ({found})' if (found := rule.found(spec)) else ''}" for rule in broken
     ]
+
+
+def _of_legs(spec: DPOJobSpec) -> list[str]:
+    """What each leg of a sweep would break as a job of its own: of equal sentences the first. CEL can't say this, so the API server does not."""
+    found: dict[str, str] = {}
+    for number in range(1, spec.sweep.legs + 1) if spec.sweep is not None else ():
+        assert spec.sweep is not None
+        where = f"leg {number} ({spec.sweep.label(number)})"
+        for sentence in _violations(leg_spec(spec, number)):
+            found.setdefault(sentence, f"spec.sweep: {where} would not be a valid job: {sentence}")
+    return list(found.values())

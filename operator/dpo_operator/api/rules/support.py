@@ -25,6 +25,10 @@ def unsupported(spec: DPOJobSpec) -> list[str]:
             f"spec.training.offload: {spec.training.offload} is not implemented for optimizer adamw-8bit, whose state is small "
             "enough for the GPU; use none, or optimizer adamw"
         )
+    if spec.sweep is not None and spec.checkpoint.mirror is not None:
+        problems.append(
+            "spec.checkpoint.mirror: not implemented with sweep yet; leave it out, and back up the volume instead"
+        )
     if spec.iterative is not None and spec.checkpoint.mirror is not None:
         problems.append(
             "spec.checkpoint.mirror: not implemented with iterative yet; leave it out, and back up the volume instead"

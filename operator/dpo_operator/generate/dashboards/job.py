@@ -1,6 +1,6 @@
 """The dashboard of one DPOJob: does it run, does it learn, is it fast."""
 
-from dpo_operator.generate.dashboards import learning, rounds
+from dpo_operator.generate.dashboards import learning, legs, rounds
 from dpo_operator.generate.dashboards.panels import (
     Annotation,
     Json,
@@ -38,6 +38,7 @@ def dashboard() -> Json:
             learning.length(),
             learning.method(),
             rounds.row(),
+            legs.row(),
             _optimizer(),
             _speed(),
         ],

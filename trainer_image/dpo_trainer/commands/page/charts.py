@@ -15,12 +15,13 @@ MAX_POINTS = 400
 
 @dataclass(frozen=True)
 class Series:
-    """A curve. style: class of the page, such as train. dots: also mark each point."""
+    """A curve. style: class of the page, such as train. dots: also mark each point. joined: false for points alone."""
 
     label: str
     style: str
     points: Points
     dots: bool = False
+    joined: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,16 @@ class Chart:
 
 
 def chart(
-    title: str, series: Sequence[Series], marks: Sequence[tuple[float, str]] = (), *, share: bool = False
+    title: str,
+    series: Sequence[Series],
+    marks: Sequence[tuple[float, str]] = (),
+    *,
+    share: bool = False,
+    whole: bool = True,
 ) -> Chart | None:
-    """A picture of curves over optimizer steps; None without a point. Values that are no number are left out.
+    """A picture of curves; None without a point. Values that are no number are left out.
 
-    share: the axis goes from 0 to 1.
+    share: the axis goes from 0 to 1. whole: what they are over are whole numbers, such as optimizer steps.
     """
     kept = [(each, [(x, y) for x, y in each.points if math.isfinite(y)]) for each in series]
     kept = [(each, points) for each, points in kept if points]
@@ -79,16 +85,21 @@ def chart(
             Drawn(
                 each.label,
                 each.style,
-                " ".join(f"{x},{y}" for x, y in places),
+                " ".join(f"{x},{y}" for x, y in places) if each.joined else "",
                 places if each.dots or len(places) == 1 else [],
             )
         )
-    steps = sorted({round(x) for x in ticks(x_low, x_high) if x_low <= x <= x_high} | {round(x_low), round(x_high)})
+    between = [x for x in ticks(x_low, x_high) if x_low <= x <= x_high]
+    steps = (
+        sorted({round(x) for x in between} | {round(x_low), round(x_high)})
+        if whole
+        else sorted({x_low, *between, x_high})
+    )
     apart = [step for i, step in enumerate(steps) if i in (0, len(steps) - 1) or _apart(step, steps, x_of)]
     return Chart(
         title,
         drawn,
-        [(x_of(step), str(step)) for step in apart],
+        [(x_of(step), f"{step:.3g}" if isinstance(step, float) else str(step)) for step in apart],
         [(y_of(y), f"{y:.6g}") for y in y_ticks],
         [(x_of(x), text) for x, text in marks if x_low <= x <= x_high],
     )
@@ -108,7 +119,7 @@ def ticks(low: float, high: float) -> list[float]:
     return [float(f"{number * size:.12g}") for number in range(first, last + 1)]
 
 
-def _apart(step: int, steps: Sequence[int], x_of: Callable[[float], float]) -> bool:
+def _apart(step: float, steps: Sequence[float], x_of: Callable[[float], float]) -> bool:
     """Whether a text between the first and the last has room."""
     return x_of(step) - x_of(steps[0]) > 40 and x_of(steps[-1]) - x_of(step) > 40
 

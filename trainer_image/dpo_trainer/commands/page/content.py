@@ -17,6 +17,7 @@ from dpo_operator.api.types import DPOJob
 from dpo_trainer.commands.page.charts import Chart, Series, chart
 from dpo_trainer.commands.rounds_table import Round
 from dpo_trainer.commands.run_log import Run, points_of
+from dpo_trainer.legs import record
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.metrics_file import Line
 
@@ -96,6 +97,28 @@ def round_charts(rounds: Sequence[Round]) -> list[Chart]:
             share=True,
         ),
         chart("KL from the initial policy, nats an answer", [Series("policy", "train", divergence, dots=True)]),
+    ]
+    return [picture for picture in pictures if picture is not None]
+
+
+def leg_charts(work: WorkDir) -> list[Chart]:
+    """What the legs of a sweep have reached, over how far they went for it: the upper left is the better side."""
+    chosen, legs = record.chosen(work), record.read_reports(work)
+    kinds = {
+        "exported": ("train", [leg for leg in legs if leg.leg == chosen]),
+        "trained": ("eval", [leg for leg in legs if leg.leg != chosen and leg.outcome == "Trained"]),
+        "unhealthy": ("quiet", [leg for leg in legs if leg.outcome == "Unhealthy"]),
+    }
+
+    def dots(name: str) -> list[Series]:
+        return [
+            Series(label, style, [(leg.drift, value) for leg in some if leg.drift is not None and (value := getattr(leg, name)) is not None], dots=True, joined=False)
+            for label, (style, some) in kinds.items()
+        ]  # fmt: skip
+
+    pictures = [
+        chart("Held-out accuracy", dots("accuracy"), share=True, whole=False),
+        chart("Held-out margin, nats; it grows with beta", dots("margin"), whole=False),
     ]
     return [picture for picture in pictures if picture is not None]
 

@@ -3,6 +3,8 @@
 from typing import Any
 
 from dpo_operator.api.types import DPOJob
+from dpo_trainer.commands.legs_table import TITLES as LEG_TITLES
+from dpo_trainer.commands.legs_table import legs_rows
 from dpo_trainer.commands.page import content
 from dpo_trainer.commands.rounds_table import TITLES, rounds_of, rounds_rows
 from dpo_trainer.commands.run_log import Run
@@ -31,6 +33,9 @@ def page(
         "round_columns": TITLES,
         "rounds": rounds_rows(work),
         "round_charts": content.round_charts(rounds_of(work)),
+        "leg_columns": LEG_TITLES,
+        "legs": legs_rows(work),
+        "leg_charts": content.leg_charts(work),
         "columns": columns,
         "result": result,
         "charts": content.charts(run),
