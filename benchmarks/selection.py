@@ -12,8 +12,10 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +40,13 @@ NOISE = (0.0, 0.25)
 WARMUP = 1 / 3
 # By name: what is kept of what the warm-up left; None trains on random pairs.
 ARMS: dict[str, dict[str, Any] | None] = {
-    "none": None,
     "random": None,
     "hard": {"by": "rewardGap", "keep": {"quantiles": [0.0, 0.5]}},
-    "small gap": {"by": "absoluteRewardGap", "keep": {"quantiles": [0.0, 0.5]}},
-    "easy": {"by": "rewardGap", "keep": {"quantiles": [0.5, 1.0]}},
     "trimmed": {"by": "rewardGap", "keep": {"quantiles": [0.333, 1.0]}},
+    "easy": {"by": "rewardGap", "keep": {"quantiles": [0.5, 1.0]}},
     "all": None,
+    "small gap": {"by": "absoluteRewardGap", "keep": {"quantiles": [0.0, 0.5]}},
+    "none": None,
 }
 # A pass without gradients takes about a third of one with them.
 FORWARD = 1 / 3
@@ -196,6 +198,17 @@ def data_folder(folder: Path, noise: float) -> Path:
     return folder / f"noise-{noise:g}"
 
 
+def result_file(arm: str, folder: Path, noise: float) -> Path:
+    """Where an arm's result is kept."""
+    return data_folder(folder, noise) / f"{arm.replace(' ', '-')}.json"
+
+
+def read_result(arm: str, folder: Path, noise: float) -> Result | None:
+    """The result of an earlier run; None without one."""
+    path = result_file(arm, folder, noise)
+    return Result(**json.loads(path.read_text())) if path.exists() else None
+
+
 def chosen_pairs(job: dict[str, Any], work: WorkDir, pairs: int, steps: int) -> np.ndarray:
     """Pairs that a finished run trained on after the warm-up, each once."""
     training = job["spec"]["training"]
@@ -210,12 +223,9 @@ def chosen_pairs(job: dict[str, Any], work: WorkDir, pairs: int, steps: int) -> 
 
 
 def run_arm(arm: str, sampler: Sampler, model: Path, folder: Path, *, noise: float, pairs: int, seed: int) -> Result:
-    """Train an arm, or read its result. Raises Failed."""
+    """Train an arm. Raises Failed."""
     data = data_folder(folder, noise)
     work = WorkDir(data / arm.replace(" ", "-"))
-    done = data / f"{work.root.name}.json"
-    if done.exists():
-        return Result(**json.loads(done.read_text()))
     print(f"seed {seed}, {noise:.0%} flipped: {arm}", file=sys.stderr, flush=True)
     prepared = prepare(document("all", model, data, pairs=pairs, seed=seed), data / "prepared")
     count = json.loads((prepared.train_data / "meta.json").read_text())["pairs"]
@@ -239,7 +249,7 @@ def run_arm(arm: str, sampler: Sampler, model: Path, folder: Path, *, noise: flo
         kl=kl,
         extra=FORWARD * ranked / trained,
     )
-    done.write_text(json.dumps(asdict(result)))
+    result_file(arm, folder, noise).write_text(json.dumps(asdict(result)))
     for path in (work.checkpoints, work.export):
         shutil.rmtree(path, ignore_errors=True)
     return result
@@ -253,12 +263,13 @@ def error(differences: Sequence[np.ndarray]) -> float:
     return max(by_prompt, float(np.std(means, ddof=1) / math.sqrt(len(means)))) if len(means) > 1 else by_prompt
 
 
-def table(found: dict[float, dict[str, list[Result]]], seeds: int) -> Table:
-    """Means over seeds. found: results of all seeds by noise and arm."""
-    made = Table(title=f"Pairs after the warm-up chosen in different ways, {seeds} seed{'s' * (seeds > 1)}")
+def table(found: Mapping[tuple[float, str], Mapping[int, Result]]) -> Table:
+    """Means over seeds. found: results by noise and arm, and by seed."""
+    made = Table(title="Pairs after the warm-up chosen in different ways")
     for name in ("flipped labels", "then trained on"):
         made.add_column(name)
     for name in (
+        "seeds",
         "steps",
         "pairs",
         "flipped of these",
@@ -269,28 +280,33 @@ def table(found: dict[float, dict[str, list[Result]]], seeds: int) -> Table:
         "extra",
     ):
         made.add_column(name, justify="right")
-    for noise, arms in found.items():
-        for arm, results in arms.items():
-            rewards = [np.array(one.rewards) for one in results]
-            others = [np.array(one.rewards) for one in arms["random"]]
-            gap = [mine - other for mine, other in zip(rewards, others, strict=True)]
-            accuracy = float(np.mean([one.accuracy for one in results]))
-            spread = math.sqrt(accuracy * (1 - accuracy) / (EVALUATED * len(results)))
-            lead = "" if arm == "random" else f"{np.concatenate(gap).mean():+.2f} ± {error(gap):.2f}"
-            made.add_row(
-                f"{noise:.0%}",
-                arm,
-                str(results[0].steps),
-                f"{np.mean([one.chosen for one in results]):.0f}",
-                f"{np.mean([one.flipped for one in results]):.2f}",
-                f"{accuracy:.2f} ± {spread:.2f}",
-                f"{np.concatenate(rewards).mean():.2f} ± {np.concatenate(rewards).std() / math.sqrt(ASKED * len(rewards)):.2f}",
-                lead,
-                f"{np.mean([one.kl for one in results]):.1f}",
-                f"{np.mean([one.extra for one in results]):.0%}",
-            )
+    for noise in NOISE:
+        for arm in ARMS:
+            if of := found.get((noise, arm)):
+                made.add_row(
+                    f"{noise:.0%}", arm, *_row(of, found.get((noise, "random"), {}), of_itself=arm == "random")
+                )
         made.add_section()
     return made
+
+
+def _row(of: Mapping[int, Result], random_arm: Mapping[int, Result], *, of_itself: bool) -> list[str]:
+    results = list(of.values())
+    rewards = np.concatenate([one.rewards for one in results])
+    gaps = [np.array(of[seed].rewards) - np.array(random_arm[seed].rewards) for seed in of if seed in random_arm]
+    accuracy = float(np.mean([one.accuracy for one in results]))
+    spread = math.sqrt(accuracy * (1 - accuracy) / (EVALUATED * len(results)))
+    return [
+        str(len(results)),
+        str(results[0].steps),
+        f"{np.mean([one.chosen for one in results]):.0f}",
+        f"{np.mean([one.flipped for one in results]):.2f}",
+        f"{accuracy:.2f} ± {spread:.2f}",
+        f"{rewards.mean():.2f} ± {rewards.std() / math.sqrt(len(rewards)):.2f}",
+        "" if of_itself or not gaps else f"{np.concatenate(gaps).mean():+.2f} ± {error(gaps):.2f}",
+        f"{np.mean([one.kl for one in results]):.1f}",
+        f"{np.mean([one.extra for one in results]):.0%}",
+    ]
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -299,30 +315,31 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=shared / "models" / "stories260K")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--pairs", type=int, default=608, help="training pairs")
+    parser.add_argument("--table", action="store_true", help="run nothing, print what there is")
     parser.add_argument("--work-dir", type=Path, default=REPOSITORY / "runs" / "bench-selection")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is not there yet, and print the table after each seed; 2 when a phase failed."""
+    """Run what is not there yet, and print the table; 2 when a phase failed."""
     arguments = parse(argv)
-    sampler = Sampler(arguments.model)
-    found: dict[float, dict[str, list[Result]]] = {noise: {arm: [] for arm in ARMS} for noise in NOISE}
-    for number, seed in enumerate(arguments.seeds, start=1):
+    found: dict[tuple[float, str], dict[int, Result]] = defaultdict(dict)
+    sampler = None if arguments.table else Sampler(arguments.model)
+    for seed in arguments.seeds:
         folder = arguments.work_dir / f"{arguments.pairs}-{seed}"
         try:
-            if not (folder / "asked.json").exists():
+            if sampler is not None and not (folder / "asked.json").exists():
                 write_data(sampler, arguments.model, folder, pairs=arguments.pairs, seed=seed)
-            for noise in NOISE:
-                for arm in ARMS:
-                    result = run_arm(
-                        arm, sampler, arguments.model, folder, noise=noise, pairs=arguments.pairs, seed=seed
-                    )
-                    found[noise][arm].append(result)
+            for arm, noise in product(ARMS, NOISE):
+                if (known := read_result(arm, folder, noise)) is not None:
+                    found[noise, arm][seed] = known
+                elif sampler is not None:
+                    made = run_arm(arm, sampler, arguments.model, folder, noise=noise, pairs=arguments.pairs, seed=seed)
+                    found[noise, arm][seed] = made
         except Failed as problem:
             print(problem, file=sys.stderr)
             return 2
-        Console(width=150).print(table(found, number))
+    Console(width=160).print(table(found))
     return 0
 
 

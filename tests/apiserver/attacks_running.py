@@ -91,6 +91,7 @@ def _readable_claims() -> list[Played]:
     specs: dict[str, Json] = {
         "data": {"data": {"train": {"source": "pvc://seen/x"}}}, "model": {"model": {"name": "pvc://seen/x"}},
         "volume": {"checkpoint": {"volume": {"claimName": "seen"}}}, "cache": {"cache": {"claimName": "seen"}},
+        "checkpoint": {"resumeFrom": {"source": "pvc://seen/x"}},
     }  # fmt: skip
     return [
         Played(f"unopened claim as {what}", "t1", _own(f"seen-{what}", **spec), answered(LAB, f"seen-{what}"), made_a_job(LAB, f"seen-{what}"))

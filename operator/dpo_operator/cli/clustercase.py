@@ -61,10 +61,11 @@ def _events(kubectl: Kubectl, name: str, status: Raw, pods: list[Raw]) -> list[R
 
 
 def all_events(kubectl: Kubectl, name: str) -> list[Raw]:
-    """Events about a job, its Jobs and its pods, also about those that are gone. Raises ClusterError."""
+    """Events about a job, its Jobs and its pods, those of its mirror too, also about what is gone. Raises ClusterError."""
     job = kubectl.job(name)
     uid = job["metadata"].get("uid")
-    mine = re.compile(rf"{re.escape(name)}-({'|'.join(names.PHASES)})-\d+(-\d+-\w+)?")
+    # Pods of a copy to the mirror have no index.
+    mine = re.compile(rf"{re.escape(name)}-(({'|'.join(names.PHASES)})-\d+(-\d+-\w+)?|mirror-\d+(-\w+)?)")
     found = []
     for each in kubectl.in_namespace_of(job).items("events"):
         about = each.get("involvedObject") or {}

@@ -1,5 +1,6 @@
 """Two rounds on a real small model: what each phase makes, where training starts, and that kills change nothing."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import Termination, UnitsReport
+from dpo_trainer.batches import rankings
 from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.metrics_file import read_metrics
@@ -174,6 +176,19 @@ def test_adapters_on_two_ranks_with_the_previous_reference(shared: Path, tmp_pat
     job.run("export", 2)
     assert job.run("export").export_path == "export"
     assert (job.work / "export" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.exhaustive
+def test_each_round_ranks_its_own_pairs(judged: Job, tmp_path: Path):
+    job = judged.copied(tmp_path / "job")
+    job.document["spec"]["training"] |= {"globalBatchSize": 2, "selection": {"by": "rewardGap", "warmup": 0.3}}
+    job.file.write_text(json.dumps(job.document))
+    job.run("train", 1)
+    leg = WorkDir(job.work).round(1)
+    [ranking] = rankings.read_all(leg.selection)
+    assert ranking.pairs == len(PairDataset.open(leg.train_data))
+    assert 0 < ranking.kept < ranking.ranked < ranking.pairs
+    assert not WorkDir(job.work).selection.exists()
 
 
 def _answers(job: Job, number: int) -> list[np.ndarray]:

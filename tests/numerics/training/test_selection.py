@@ -9,15 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from typer.testing import CliRunner
 
+from dpo_operator.api import names
 from dpo_operator.api.types import DPOJob
+from dpo_operator.cli.main import app
 from dpo_trainer.batches import rankings
 from dpo_trainer.batches.plans import plan_of
 from dpo_trainer.checkpoint import layout
+from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.runtime.workdir import WorkDir
 from tests.numerics.interruptions import curve, folder, train_until
 from tests.numerics.jobs import a_job, some_pairs
 from tests.numerics.ranks import RankFailed, on_ranks
+from tests.numerics.training.test_killed_run import fill
+from tests.ports import free_port
+from tests.unit.trainer.tiny import tiny_model, write_jsonl
 
 pytestmark = pytest.mark.numerics
 
@@ -189,3 +197,40 @@ def test_a_list_that_steps_used_is_not_made_again(tmp_path: Path) -> None:
     record.write_text(json.dumps(json.loads(record.read_text()) | {"wrong_sign": 0.5, "sha256": "0" * 64}))
     with pytest.raises(RankFailed, match="expected the list of pairs with the SHA-256"):
         on_ranks(1, train_until, document, tmp_path, 2)
+
+
+def test_dpo_run_drops_the_lowest_scores_of_a_mixture(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The user's door: prepare, a run without a warm-up, and its report."""
+    fill(tiny_model(tmp_path / "model"))
+    for name, scores in (("a", range(2, 8)), ("b", range(2, 6))):
+        rows = [
+            {"prompt": f"Ask {name} {i}:", "chosen": " yes", "rejected": " no", "score_chosen": i, "score_rejected": 1}
+            for i in scores
+        ]
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    spec: dict[str, Any] = {
+        "model": {"name": "./model"},
+        "data": {"train": {"source": "./a.jsonl"}, "mixture": [{"source": "./b.jsonl"}], "maxLength": 64},
+        "training": {
+            "globalBatchSize": 3, "learningRate": 1e-3, "precision": "fp32",
+            "selection": {"by": "scoreGap", "keep": {"quantiles": [0.4, 1.0]}, "order": "hardFirst"},
+        },
+        "gpusPerNode": 0,
+    }  # fmt: skip
+    document = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": {"name": "tiny"}, "spec": spec}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(document))
+    done = CliRunner().invoke(
+        app,
+        ["run", str(tmp_path / "job.yaml"), "--work-dir", str(tmp_path / "work"), "--metrics-port", str(free_port())],
+    )
+    assert done.exit_code == 0, done.stderr
+    work = WorkDir(tmp_path / "work")
+    kept = np.load(work.selection / "epoch-0.npy")
+    # Gaps are 1 to 6 and 1 to 4; the pairs with 1 and 2 are dropped.
+    assert PairDataset.open(work.train_data).score_gaps[kept].tolist() == [3, 3, 4, 4, 5, 6]
+    assert [line["pairs"] for line in curve(work.root)] == [3, 3]
+    for page in ("report.txt", "report.html"):
+        text = (work.report / page).read_text()
+        assert "trains on 6 of 10 ranked pairs, with scoreGap between 3 and 6" in text
+        assert "train 4 of 6, mixture[0] 2 of 4" in text
+    assert "Info: PairsSelected: Epoch 1 trains on 6 of 10" in capfd.readouterr().err

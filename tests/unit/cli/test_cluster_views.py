@@ -244,12 +244,16 @@ def test_events_are_those_of_the_job_and_its_children(cluster: FakeKubectl) -> N
         event("DPOJob", "pairs", "2026-01-01T12:01:00Z", "of an earlier job", "other"),
         event("Pod", "pairs-2-train-1-0-x", "2026-01-01T12:01:00Z", "of another job"),
         event("Job", "pairs-train-1", "2026-01-01T12:01:00Z", "second"),
+        event("Job", "pairs-mirror-3", "2026-01-01T12:01:10Z", "third"),
+        event("Pod", "pairs-mirror-3-x7k2p", "2026-01-01T12:01:20Z", "fourth"),
+        event("Pod", "pairs-mirror-3-2-x", "2026-01-01T12:01:20Z", "of nobody"),
     ]
     cluster.answer(JOB, raw_job())
     cluster.answer("get events", {"items": found})
     head, *lines = said("events", "pairs").stdout.splitlines()
     assert head.split() == ["AGE", "TYPE", "REASON", "OBJECT", "MESSAGE"]
-    assert [word in line for word, line in zip(("first", "second", "done�[2J"), lines, strict=True)] == [True] * 3
+    words = ("first", "second", "third", "fourth", "done�[2J")
+    assert [word in line for word, line in zip(words, lines, strict=True)] == [True] * 5
     assert all(line.isprintable() for line in lines)
 
 

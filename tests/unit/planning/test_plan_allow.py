@@ -64,8 +64,9 @@ OPEN, FOREIGN = a_claim(name="c", open=True), a_claim(name="c", open=False)
         {"data": {"train": {"source": "pvc://c/pairs.jsonl"}}},
         {"model": {"name": "pvc://c"}},
         {"cache": {"claimName": "c"}},
+        {"resumeFrom": {"source": "pvc://c/uid-1"}},
     ],
-    ids=["data", "model", "cache"],
+    ids=["data", "model", "cache", "checkpoint"],
 )
 def test_an_input_is_mounted_only_when_its_owner_lets_jobs_use_it(spec: dict) -> None:
     job, status = a_job(**spec), a_status("prepare", created=False)

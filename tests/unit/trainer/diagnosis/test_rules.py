@@ -234,6 +234,10 @@ HEALTHY: dict[str, RunRecord] = {
     "one label in ten wrong": record(
         train=training(last={"rewards/accuracies": 0.9, "rewards/margins": 0.7, "margins_std": 0.6})
     ),
+    "pairs that the policy chose because it loses them": record(
+        spec(training={"selection": {"by": "rewardGap", "keep": {"quantiles": [0.0, 0.5]}}}),
+        train=training(last={"loss": 0.681, "rewards/margins": 0.03, "rewards/accuracies": 0.52, "logratio_abs_per_token": 0.02, "margins_std": 0.4}),
+    ),
     "still in its warm-up": record(spec(training={"warmupRatio": 1.0}), train=flat(20), evals=STILL, step=20),
     "labels swapped in train and evaluation": record(),
     "simpo, whose margin starts anywhere": record(

@@ -19,6 +19,10 @@ _TELLS_APART = 0.5
 
 def check(record: RunRecord, limits: Limits) -> Finding | None:
     """State that labels contradict each other. Hard data look alike, so that it is an Info until the evidence is large."""
+    selection = record.spec.training.selection
+    if selection is not None and selection.has_pass:
+        # The policy chose these pairs by whether it wins them. The ranking has the share that it does not, of all pairs.
+        return None
     lines = tuple(line for line in record.latest(_PAIRS, epochs=1.0) if line["step"] > record.warmup_steps)
     if not lines:
         return None
