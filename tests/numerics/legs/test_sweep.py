@@ -104,6 +104,20 @@ def test_an_unhealthy_leg_ends_and_the_other_one_is_exported(shared: Path, tmp_p
     assert provenance["spec"]["training"]["learningRate"] == 1e-3
     assert "sweep" not in provenance["spec"]
     assert record.chosen(WorkDir(job.work)) == 2
+    # The checkpoint of the other leg is there still, for an export by hand.
+    (checkpoint,) = (job.work / "legs" / "0001" / "checkpoints").glob("step-????????")
+    by_hand = [
+        "export-checkpoint",
+        "--job-file",
+        str(job.file),
+        "--to",
+        str(tmp_path / "by-hand"),
+        "--",
+        str(checkpoint),
+    ]
+    tied.run([sys.executable, "-m", "dpo_trainer", *by_hand], check=True)
+    provenance = json.loads((tmp_path / "by-hand" / "dpo_provenance.json").read_text())
+    assert provenance["spec"]["training"]["learningRate"] == 0.5
     report = (job.work / "report" / "report.txt").read_text()
     assert "learningRate 0.5" in report
     assert "Unhealthy" in report
