@@ -48,9 +48,17 @@ bench-methods: $(VENV)/.ready ## one epoch of every method on small real data, a
 bench-rounds: $(VENV)/.ready ## three rounds on fresh answers beside as many pairs of the initial model, by a known reward; BENCH="--prompts 64 --seeds 0"
 	@$(TIED) $(BIN)/python -m benchmarks.rounds $(BENCH)
 
+.PHONY: bench-reward-model
+bench-reward-model: $(VENV)/.ready ## reward models on pairs with a plain preference, and as judges of the held-out ones; fails at 0.9 or below; BENCH="--seeds 0"
+	@$(TIED) $(BIN)/python -m benchmarks.reward_model $(BENCH)
+
 .PHONY: bench-selection
 bench-selection: $(VENV)/.ready ## pairs chosen after a warm-up: random, hard, easy, trimmed, all, with clean and flipped labels (40 min); BENCH="--seeds 0 --pairs 304"
 	@$(TIED) $(BIN)/python -m benchmarks.selection $(BENCH)
+
+.PHONY: bench-frontier
+bench-frontier: $(VENV)/.ready ## a sweep over beta: the KL divergence from the initial model must fall with it; BENCH="--pairs 1024 --betas 0.05 0.5"
+	@$(TIED) $(BIN)/python -m benchmarks.frontier $(BENCH)
 
 .PHONY: bench-diagnosis
 bench-diagnosis: $(VENV)/.ready ## planted pathologies must be named first, healthy runs left alone; BENCH="--only plants --seeds 0" (60 runs, 25 min)

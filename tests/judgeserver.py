@@ -106,7 +106,11 @@ class _Handler(BaseHTTPRequestHandler):
     judge: JudgeServer
 
     def do_POST(self) -> None:
-        content = self.rfile.read(int(self.headers["Content-Length"]))
+        length = int(self.headers["Content-Length"])
+        content = self.rfile.read(length)
+        if len(content) < length:  # the client died while it sent this, which is no request then
+            self.close_connection = True
+            return
         judge, knobs = self.judge, self.judge.knobs
         key = hashlib.sha256(content).hexdigest()
         with judge.lock:

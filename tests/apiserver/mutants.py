@@ -227,6 +227,7 @@ LOSS_OF = {
     "reduction": "ipo",
     "marginRatio": "simpo",
     "margin": "simpo",
+    "marginPerScore": "reward-model",
     "desirableWeight": "kto",
     "undesirableWeight": "kto",
 }
@@ -279,6 +280,12 @@ def _base(path: tuple[str | int, ...]) -> dict[str, Any]:
     if path[0] == "method" and path[-1] in LOSS_OF:
         loss = {"name": LOSS_OF[str(path[-1])]}
         job["spec"]["method"] = {"name": "dpo", "plus": [loss]} if "plus" in path else loss
+        if loss["name"] == "reward-model":
+            del (
+                job["spec"]["model"]["reference"],
+                job["spec"]["model"]["adapter"],
+                job["spec"]["training"]["routerAuxLoss"],
+            )
         if loss["name"] == "kto":
             del job["spec"]["training"]["selection"]
     if path == ("pod", "serviceAccountName"):

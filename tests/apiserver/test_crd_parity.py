@@ -89,6 +89,7 @@ def losses() -> Iterator[dict[str, Any]]:
     settings: tuple[dict[str, Any], ...] = (
         *({}, {"labelSmoothing": 0.2}, {"robust": True}, {"labelSmoothing": 0.2, "robust": True}),
         *({"lengthDesensitization": 0}, {"reduction": "sum"}, {"margin": 0}, {"marginRatio": 0}),
+        {"marginPerScore": 0},
         *({"margin": 1, "marginRatio": 1}, {"desirableWeight": 0}, {"undesirableWeight": 0}),
         {"desirableWeight": 0, "undesirableWeight": 0},
         {"desirableWeight": 0, "undesirableWeight": 1},
@@ -115,7 +116,14 @@ def reward_models() -> Iterator[dict[str, Any]]:
             "method": {"name": name},
             "iterative": {"judge": {"type": "builtin", "builtin": {"name": "length", "tokens": 9}}},
         }
-        for settings in ({"beta": 1}, {"nllWeight": 0}, {"nllWeight": 1}, {"margin": 1}, {"labelSmoothing": 0.1}):
+        for settings in (
+            {"beta": 1},
+            {"nllWeight": 0},
+            {"nllWeight": 1},
+            {"margin": 1},
+            {"marginPerScore": 1},
+            {"labelSmoothing": 0.1},
+        ):
             yield {"method": {"name": name, **settings}}
         for kind in ("none", "lora", "qlora"):
             yield {"method": {"name": name}, "adapter": {"type": kind}}

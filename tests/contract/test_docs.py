@@ -113,6 +113,7 @@ def test_defaults_on_the_method_pages_are_those_of_the_types() -> None:
             "nllWeight": method.likelihood_weight,
             "marginRatio": method.target_margin / method.strength,
             "margin": method.target_margin,
+            "marginPerScore": 0.0,
             "lengthDesensitization": method.tail_weight,
             "reduction": "mean",
             "desirableWeight": 1.0,

@@ -79,6 +79,13 @@ class Loss(ApiModel):
         description="For simpo: the target margin gamma itself, as TRL has it; marginRatio is left out then. For reward-model: by how much the "
         "chosen answer's reward should be larger. Default there: 0.",
     )
+    margin_per_score: StrictFloat | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="For reward-model: by how much more the chosen answer's reward should be larger for each point by which its score in the data is "
+        "above the rejected one's (Llama 2's margin by rating, 2307.09288). Needs scores of both answers of all pairs. Default: 0.",
+    )
     desirable_weight: StrictFloat | None = Field(
         default=None, ge=0, le=100, description="For kto: weight of desirable (chosen) answers. Default: 1."
     )

@@ -1,6 +1,7 @@
 """A reward model from pairs to verdicts: it is trained, exported, loaded by transformers alone, and judges as it was trained."""
 
 import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from dpo_trainer.data.dataset import PairDataset
 from dpo_trainer.judging import Question, open_judge
 from dpo_trainer.prepare import phase as prepare
 from dpo_trainer.prepare.inputs import Inputs
+from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.workdir import WorkDir
 from tests.numerics.jobs import train_on_rank
 from tests.numerics.ranks import on_ranks
@@ -133,3 +135,29 @@ def test_held_out_pairs_are_ranked_by_the_judge_as_by_the_run(
         assert [score for pair in ours for score in pair] == pytest.approx(
             [score for pair in theirs for score in pair], abs=2e-5
         )
+
+
+def test_margins_follow_the_scores_of_the_pairs(shared: Path, tmp_path: Path):
+    """All rewards are 0 at first, so the first loss is that of the margins; pairs without scores are refused before anything is trained."""
+    pairs = [row | {"score_chosen": 2 + i % 3, "score_rejected": 1.5} for i, row in enumerate(rows(12, 0))]
+    source = tmp_path / "train.jsonl"
+    columns = {"chosenScore": "score_chosen", "rejectedScore": "score_rejected"}
+    document = {
+        "metadata": {"name": "margins"},
+        "spec": {
+            "model": {"name": str(shared / "models" / "stories260K")},
+            "data": {"train": {"source": str(source), "columns": columns}, "maxLength": 128},
+            "method": {"name": "reward-model", "margin": 0.25, "marginPerScore": 0.5},
+            "training": {"globalBatchSize": 12, "microBatchSize": 5, "maxSteps": 1, "precision": "fp32", "device": "cpu"},
+        },
+    }  # fmt: skip
+    source.write_text("".join(json.dumps(row) + "\n" for row in [*pairs[:-1], rows(1, 1)[0]]))
+    with pytest.raises(TrainerError, match="1 of 12 training pairs have none; name the columns"):
+        prepare.run(DPOJob.model_validate(document), WorkDir(tmp_path / "refused"), Inputs(tmp_path))
+    source.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    work = WorkDir(tmp_path / "work")
+    prepare.run(DPOJob.model_validate(document), work, Inputs(tmp_path))
+    [run] = on_ranks(1, train_on_rank, document, work.root)
+    margins = [0.25 + 0.5 * (0.5 + i % 3) for i in range(12)]
+    expected = sum(math.log1p(math.exp(margin)) for margin in margins) / 12
+    assert run["steps"][0]["loss"] == pytest.approx(expected, abs=1e-6)

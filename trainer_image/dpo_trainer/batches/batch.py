@@ -38,6 +38,7 @@ class MicroBatch:
     answer_tokens: int64 [pairs, 2], lengths of the answers, 0 where an unpaired example has none.
     prompt_tokens: int64 [pairs], tokens of the prompts that can be scored: all but the first.
     pairs: int64 [pairs], where the pairs are in the dataset; on the CPU.
+    score_gaps: float64 [pairs], score of the chosen answer less that of the rejected one; NaN where the data have none.
     weight: float32 [pairs], 1, or 0 for a dummy pair that keeps this rank in the collectives.
     tokens, truncated: tokens that are not padding, and pairs that were cut, among those that count.
     """
@@ -56,6 +57,7 @@ class MicroBatch:
     answer_tokens: Tensor
     prompt_tokens: Tensor
     pairs: Tensor
+    score_gaps: Tensor
     weight: Tensor
     tokens: int
     truncated: int
@@ -140,6 +142,7 @@ def collate(
         answer_tokens=torch.from_numpy(lengths),
         prompt_tokens=torch.tensor([len(pair.prompt) - 1 for pair in pairs]),
         pairs=torch.as_tensor(list(indices), dtype=torch.int64),
+        score_gaps=torch.tensor([pair.score_gap for pair in pairs], dtype=torch.float64),
         weight=torch.full((len(indices),), weight, dtype=torch.float32),
         tokens=real if weight else 0,
         truncated=sum(pair.truncated for pair in pairs) if weight else 0,

@@ -100,11 +100,11 @@ def simpo_loss(margin: Tensor, *, beta: float, target_margin: float, label_smoot
     return -(1 - label_smoothing) * F.logsigmoid(logit) - label_smoothing * F.logsigmoid(-logit)
 
 
-def reward_model_loss(difference: Tensor, *, margin: float = 0.0) -> Tensor:
+def reward_model_loss(difference: Tensor, *, margin: float | Tensor = 0.0) -> Tensor:
     """Negative log-likelihood that the chosen answer wins under Bradley and Terry's model (Ouyang et al. 2022, 2203.02155, eq. 1).
 
-    difference: [pairs], reward of the chosen answer less that of the rejected one. margin: by how much it should be larger (Touvron et al.
-        2023, 2307.09288, eq. 2).
+    difference: [pairs], reward of the chosen answer less that of the rejected one. margin: by how much it should be larger, also of each
+        pair, [pairs] (Touvron et al. 2023, 2307.09288, eq. 2).
     """
     return -F.logsigmoid(difference - margin)
 

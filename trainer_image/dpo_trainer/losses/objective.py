@@ -22,6 +22,7 @@ class Logps:
     tokens: int64 [examples, 2], the answers' lengths; 0 where there is none.
     prompt: float64 [examples], the policy's log-prob of the prompt's tokens but the first, or None when not asked for.
     prompt_tokens: int64 [examples], how many those are.
+    score_gaps: float64 [examples], score of the chosen answer less that of the rejected one in the data, for a margin that depends on it.
     """
 
     policy: Tensor
@@ -31,6 +32,7 @@ class Logps:
     reference_head: Tensor | None = None
     prompt: Tensor | None = None
     prompt_tokens: Tensor | None = None
+    score_gaps: Tensor | None = None
 
     @property
     def present(self) -> Tensor:
@@ -170,6 +172,15 @@ def _simpo(loss: Loss, logps: Logps) -> Tensor:
     )
 
 
+def _reward_model(loss: Loss, logps: Logps) -> Tensor:
+    margin: float | Tensor = loss.target_margin
+    if loss.margin_per_score:
+        assert logps.score_gaps is not None
+        # A pair whose scores contradict its labels is none that should be told apart the less.
+        margin = margin + loss.margin_per_score * logps.score_gaps.clamp(min=0)
+    return formulas.reward_model_loss(_margin(loss, logps), margin=margin)
+
+
 def _kto(loss: Loss, logps: Logps, kl: Tensor) -> Tensor:
     each = formulas.kto_loss(
         logps.log_ratios,
@@ -189,7 +200,5 @@ _PAIRED: dict[MethodName, Callable[[Loss, Logps], Tensor]] = {
     MethodName.HINGE: lambda loss, logps: formulas.hinge_loss(_margin(loss, logps), beta=loss.strength),
     MethodName.ORPO: lambda loss, logps: formulas.orpo_loss(_scores(loss, logps), beta=loss.strength),
     MethodName.SIMPO: _simpo,
-    MethodName.REWARD_MODEL: lambda loss, logps: formulas.reward_model_loss(
-        _margin(loss, logps), margin=loss.target_margin
-    ),
+    MethodName.REWARD_MODEL: _reward_model,
 }

@@ -72,6 +72,7 @@ def run(job: DPOJob, work: WorkDir, inputs: Inputs) -> DatasetReport:
             report = _prepare(job.spec, work, key, inputs)
         _check_watched(job.spec, work)
         _check_selection(job.spec, work)
+        _check_margin(job.spec, work)
         inputs.progress("prepared", 1.0)
         return report
 
@@ -203,6 +204,21 @@ def _check_watched(spec: DPOJobSpec, work: WorkDir) -> None:
             f"{len(dataset)} evaluation examples are {'desirable' if desirable else 'undesirable'}; use eval_loss or "
             "eval_reward_accuracy, or evaluate on both kinds"
         )
+
+
+def _check_margin(spec: DPOJobSpec, work: WorkDir) -> None:
+    """Reject margins by score where pairs have no scores. Also for a folder that was prepared earlier: the method is no part of spec_hash."""
+    if not spec.method.margin_per_score:
+        return
+    for name, folder in (("training", work.train_data), ("evaluation", work.eval_data)):
+        if not (folder / "meta.json").is_file():
+            continue
+        gaps = PairDataset.open(folder).score_gaps
+        if unknown := int(np.isnan(gaps).sum()):
+            raise invalid_configuration(
+                f"spec.method.marginPerScore needs scores of both answers, and {unknown:,} of {len(gaps):,} {name} pairs have none; name the columns "
+                "(columns.chosenScore, columns.rejectedScore), use scored data, or set margin, which is the same for all pairs"
+            )
 
 
 def _check_selection(spec: DPOJobSpec, work: WorkDir) -> None:

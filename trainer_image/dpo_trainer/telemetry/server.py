@@ -3,9 +3,11 @@
 import http.server
 import os
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
+from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
@@ -58,6 +60,11 @@ class _Server(http.server.ThreadingHTTPServer):
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = self.socket.getsockname()[:2]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Print an error, but for a client that did not wait for its answer, as on a machine that is busy."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _handler(registry: CollectorRegistry, status: Callable[[], str]) -> type[http.server.BaseHTTPRequestHandler]:

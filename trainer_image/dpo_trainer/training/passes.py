@@ -133,6 +133,7 @@ def logps_of(batch: MicroBatch, scored: Scored, reference: Tensor | None) -> Log
         reference_head=None if before is None else before[..., 1],
         prompt=scored.prompts,
         prompt_tokens=batch.prompt_tokens.to(device),
+        score_gaps=batch.score_gaps.to(device),
     )
 
 

@@ -63,6 +63,7 @@ METHOD_RULES: tuple[Rule, ...] = (
     *_only_for("reduction", lambda loss: loss.reduction, MethodName.IPO),
     *_only_for("marginRatio", lambda loss: loss.margin_ratio, MethodName.SIMPO),
     *_only_for("margin", lambda loss: loss.margin, MethodName.SIMPO, MethodName.REWARD_MODEL),
+    *_only_for("marginPerScore", lambda loss: loss.margin_per_score, MethodName.REWARD_MODEL),
     *_of_each_loss(
         "margin",
         "(!has(LOSS.margin) || !has(LOSS.marginRatio))",

@@ -175,6 +175,16 @@ def test_a_reward_models_margin_is_taken_from_the_difference():
     assert [objective.needs_reference, objective.starts_level, objective.predicts_tokens] == [False] * 3
 
 
+def test_a_reward_models_margin_grows_with_the_scores_of_the_pair():
+    gaps = torch.tensor([3.0, -2.0], dtype=torch.float64)
+    # 0.5 + 0.25 * 3; the second pair's scores contradict its label.
+    margins = [1.25, 0.5]
+    expected = [math.log1p(math.exp(m - d)) for m, d in zip(margins, MARGINS["reward-model"], strict=True)]
+    objective = a_method("reward-model", margin=0.5, marginPerScore=0.25)
+    found = loss_of(objective, some_logps(reference=None, reference_head=None, score_gaps=gaps))
+    assert found == pytest.approx(expected, rel=1e-12)
+
+
 def test_orpo_is_built_on_likelihood():
     # The odds ratio's term, beta times it, is added to the chosen answer's likelihood with weight 1.
     bare = loss_of(a_method("orpo", nllWeight=0.0), some_logps())
