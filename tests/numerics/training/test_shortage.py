@@ -66,7 +66,7 @@ def test_one_rank_tries_again_with_fewer_tokens(prepared: WorkDir, tmp_path: Pat
 
     assert (found["status"], found["warnings"]) == ("Succeeded", [])
     assert found["evals"][0]["eval_loss"] == pytest.approx(expected["evals"][0]["eval_loss"], rel=1e-6)
-    assert (work.root / "shortage.json").read_text() == '{"evaluation": 2, "samples": false}'
+    assert (work.root / "shortage.json").read_text() == '{"evaluation": 2, "ranking": 0, "samples": false}'
     assert not (plenty.root / "shortage.json").exists()
 
 
@@ -115,6 +115,14 @@ def test_of_several_ranks_a_pair_that_never_fits_costs_three_attempts(tmp_path: 
             attempt(number)
     assert attempt(4) == (None, False)
     assert tried == [160, 80, 1]
+    # Ranking the pairs is another pass: what an evaluation needed says nothing of it.
+    with pytest.raises(
+        TrainerError, match=r"Ranking the pairs ran out of memory: .* The next attempt ranks with 80 tokens"
+    ):
+        Shortage.read(WorkDir(tmp_path), Ranks()).within(
+            Budget(160, 12), evaluate, world_size=2, telemetry=Telemetry("train", 5, WorkDir(tmp_path)), of="ranking"
+        )
+    assert tried == [160, 80, 1, 160]
 
 
 @pytest.mark.parametrize(
@@ -127,4 +135,4 @@ def test_a_damaged_record_means_that_nothing_ran_out(tmp_path: Path, content: st
     if content is not None:
         (tmp_path / "shortage.json").write_text(content)
     found = Shortage.read(WorkDir(tmp_path), Ranks())
-    assert (found.evaluation, found.samples) == (0, False)
+    assert (found.halvings, found.samples) == ({"evaluation": 0, "ranking": 0}, False)

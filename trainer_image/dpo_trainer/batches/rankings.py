@@ -164,6 +164,20 @@ def read_all(folder: Path) -> list[Ranking]:
     return sorted(found, key=lambda ranking: ranking.epoch)
 
 
+def has(folder: Path, sha256: str) -> bool:
+    """Whether a committed list has a digest, its numbers and what describes it alike."""
+    return any(found.sha256 == sha256 == _digest_of(folder, found.epoch) for found in read_all(folder))
+
+
+def _digest_of(folder: Path, epoch: int) -> str:
+    try:
+        return digest(
+            np.load(io.BytesIO(read_plain(folder / f"epoch-{epoch}.npy", limit=MOST_BYTES)), allow_pickle=False)
+        )
+    except (OSError, ValueError, EOFError):
+        return ""
+
+
 def digest(kept: Indices) -> str:
     """SHA-256 of a list of pairs, hex."""
     return hashlib.sha256(kept.astype("<i8").tobytes()).hexdigest()

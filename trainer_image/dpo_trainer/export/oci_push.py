@@ -80,7 +80,13 @@ def push_to_registry(settings: Push, uid: str, folder: Path, notes: Path, progre
             return report
         for number, blob in enumerate(content.blobs, start=1):
             progress(f"pushing blob {number} of {len(content.blobs)}, {blob.size >> 20} MiB")
-            registry.upload(blob, uploads.of(blob.digest), partial(_went_on, uploads, progress, blob.digest))
+            try:
+                registry.upload(blob, uploads.of(blob.digest), partial(_went_on, uploads, progress, blob.digest))
+            except EOFError as error:
+                raise TrainerError(
+                    ExitCode.BAD_EXPORT,
+                    f"{settings.to}: the export changed after it was verified: {error}; export again",
+                ) from error
         for kind, manifest in content.manifests:
             registry.put_manifest(digest_of(manifest), manifest, kind)
         registry.put_manifest(tag, last, media_type)

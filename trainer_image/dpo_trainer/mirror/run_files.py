@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from dpo_trainer.batches.rankings import FILE
+from dpo_trainer.batches import rankings
 from dpo_trainer.checkpoint.plain_files import read_plain
 from dpo_trainer.diagnosis.history import Diagnosis
 from dpo_trainer.mirror.place import Place
@@ -38,7 +38,7 @@ def _save_selection(place: Place, work: WorkDir, progress: Callable[[str], None]
     there = place.folder.there() if paths else {}
     for path in paths:
         try:
-            content = read_plain(path, limit=MOST_BYTES)
+            content = read_plain(path, limit=rankings.MOST_BYTES)
         except OSError as error:
             progress(f"{path.name} is not copied to the mirror: {error.strerror}")
             continue
@@ -64,9 +64,9 @@ def restore(place: Place, work: WorkDir, step: int, progress: Callable[[str, flo
         put(work, path, content, step)
     for name, found in there.items():
         path = work.selection / name.removeprefix(_SELECTION)
-        if name != _SELECTION + path.name or not FILE.fullmatch(path.name) or path.exists():
+        if name != _SELECTION + path.name or not rankings.FILE.fullmatch(path.name) or path.exists():
             continue
-        if 0 < found.size <= MOST_BYTES:
+        if 0 < found.size <= rankings.MOST_BYTES:
             put_list(work, path.name, place.folder.store.part(found, 0, found.size, place.folder.label(name)))
 
 
@@ -85,7 +85,7 @@ def put(work: WorkDir, path: Path, content: bytes, step: int) -> None:
 def lists(work: WorkDir) -> list[Path]:
     """Files of the lists of selected pairs."""
     found = sorted(work.selection.iterdir()) if work.selection.is_dir() else []
-    return [path for path in found if FILE.fullmatch(path.name)]
+    return [path for path in found if rankings.FILE.fullmatch(path.name)]
 
 
 def put_list(work: WorkDir, name: str, content: bytes) -> None:

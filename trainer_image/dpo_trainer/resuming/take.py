@@ -9,6 +9,7 @@ from pathlib import Path
 from dpo_operator.api.reports import ResumeReport
 from dpo_operator.api.rules.resuming import LENGTH
 from dpo_operator.api.types import DPOJobSpec
+from dpo_trainer.batches import rankings
 from dpo_trainer.batches.plans import plan_of
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.identity import differences, mismatch_message
@@ -88,8 +89,12 @@ def _take(
         if (figures := found.beside(path.name, run_files.MOST_BYTES)) is not None:
             run_files.put(work, path, figures, step)
     for name in lists:
-        if (listed := found.beside(f"selection/{name}", run_files.MOST_BYTES)) is not None:
+        if (listed := found.beside(f"selection/{name}", rankings.MOST_BYTES)) is not None:
             run_files.put_list(work, name, listed)
+    if (selected := theirs.state.selected) is not None and not rankings.has(work.selection, selected):
+        raise input_not_found(
+            f"{label} was trained on the list of pairs with the SHA-256 {selected}, which the folder selection beside the checkpoints does not have"
+        )
     remove(folder / MANIFEST)
     write_synced(folder / MANIFEST, own.to_bytes())
     sync_folder(folder)

@@ -20,6 +20,7 @@ import httpx
 from dpo_operator.api.access import PUSH_CREDENTIALS_FIELD
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_trainer.runtime.errors import TrainerError, first_line, invalid_configuration
+from dpo_trainer.sources.registry_answers import Answer, Unreadable, answer_to, new_client
 from dpo_trainer.sources.registry_login import Authorization
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,6 @@ TRIES, _FIRST_WAIT, _MOST_WAIT = 6, 0.5, 15.0
 # Longest that a registry may ask to wait, seconds.
 _ASKED_WAIT = 60.0
 _TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
-# Bytes of an answer that are read: a manifest has at most 4 MiB.
-_MOST_BYTES = 4 << 20
-_CODE = re.compile(r'"code"\s*:\s*"([A-Z_]{1,40})"')
 
 
 @dataclass(frozen=True)
@@ -68,21 +66,6 @@ class Blob:
                     yield piece
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A registry's answer. content: of at most 4 MiB."""
-
-    status: int
-    headers: Mapping[str, str]
-    content: bytes
-
-    @property
-    def code(self) -> str:
-        """The registry's word for an error, such as DENIED; empty without one."""
-        found = _CODE.search(self.content.decode(errors="replace"))
-        return found[1] if found else ""
-
-
 class NoAnswer(Exception):
     """The registry can't be reached, breaks off, or is not able to answer now. wait: seconds that it asks to wait."""
 
@@ -106,8 +89,7 @@ class Registry:
     _last: str = field(init=False, default="", repr=False)
 
     def __post_init__(self) -> None:
-        # Proxy and certificates are those of the process's environment, see Access.apply. No redirects: they would carry the password on.
-        self._client = httpx.Client(timeout=httpx.Timeout(60.0), follow_redirects=False)
+        self._client = new_client()
         self._authorization = Authorization(
             self._client, self.host, f"repository:{self.repository}:pull,push", self.label
         )
@@ -150,7 +132,7 @@ class Registry:
         """
         if self.has(blob.digest):
             return
-        began = self._offset(location) if location is not None else None
+        began = self._offset(location, blob.size) if location is not None else None
         failed = 0
         while True:
             place, offset = began or self._begin(note)
@@ -165,7 +147,7 @@ class Registry:
             # The whole of it may have arrived, and its answer was lost.
             if self.has(blob.digest):
                 return
-            began = self._offset(self._last)
+            began = self._offset(self._last, blob.size)
             if began is not None and began[1] > offset:
                 failed = 0
 
@@ -203,8 +185,8 @@ class Registry:
             )
         self._require(answer, 201)
 
-    def _offset(self, location: str) -> tuple[str, int] | None:
-        """Where an upload goes on, and what of it is there, bytes; None when the registry does not know it any more."""
+    def _offset(self, location: str, size: int) -> tuple[str, int] | None:
+        """Where the upload of a blob of so many bytes goes on, and how many are there; None when the registry does not know it any more."""
         try:
             answer = self._asked("GET", location)
         except TrainerError:
@@ -214,6 +196,8 @@ class Registry:
             return None
         # Of an empty upload some say 0-0; that it is one byte never happens here.
         last = int(found[1])
+        if last >= size:
+            return None
         place = self._location(answer) if "location" in answer.headers else location
         return place, last + 1 if last else 0
 
@@ -272,13 +256,7 @@ class Registry:
 
     def _exchange(self, method: str, url: str, content: Callable[[], Any] | None, headers: Mapping[str, str]) -> Answer:
         try:
-            with self._client.stream(method, url, content=content and content(), headers=headers) as response:
-                body = b""
-                for part in response.iter_raw():
-                    body += part
-                    if len(body) > _MOST_BYTES:
-                        raise NoAnswer("an answer of more than 4 MiB")
-                return Answer(response.status_code, response.headers, body)
+            return answer_to(self._client, method, url, content=content and content(), headers=headers)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise invalid_configuration(f"{self.label}: {first_line(error)}") from error
         except httpx.HTTPError as error:
@@ -290,7 +268,7 @@ class Registry:
                 ExitCode.SOURCE_UNAVAILABLE,
                 f"{self.label}: {self.host} has a certificate that is not trusted; name the authority's in spec.access.caBundleRef",
             )
-        return NoAnswer(type(error).__name__)
+        return NoAnswer(str(error) if isinstance(error, Unreadable) else type(error).__name__)
 
     def _may_know(self, url: str) -> bool:
         """Whether a place may see the password: the registry itself."""

@@ -1,6 +1,7 @@
 """How a request to a registry is authorized: by a user and password, or by a token that the registry's own service gives for them."""
 
 import base64
+import json
 import re
 from urllib.parse import urlsplit
 
@@ -8,6 +9,7 @@ import httpx
 
 from dpo_trainer.runtime.errors import invalid_configuration
 from dpo_trainer.runtime.registry_keys import login_of
+from dpo_trainer.sources.registry_answers import answer_to
 
 _PARAMETER = re.compile(r'([a-z_]+)="([^"]*)"')
 
@@ -64,15 +66,16 @@ class Authorization:
                 "scope": self._scope,
                 "client_id": "dpo-operator",
             }
-            answer = self._client.post(realm, data=asked | {"refresh_token": self._login.token})
+            answer = answer_to(self._client, "POST", realm, data=asked | {"refresh_token": self._login.token})
         else:
             headers = {"Authorization": self._basic()} if self._login is not None else {}
-            answer = self._client.get(realm, params={"service": service, "scope": self._scope}, headers=headers)
-        if answer.status_code >= 500 or answer.status_code == 429:
-            raise httpx.ReadError(f"HTTP {answer.status_code}")
+            parameters = {"service": service, "scope": self._scope}
+            answer = answer_to(self._client, "GET", realm, params=parameters, headers=headers)
+        if answer.status >= 500 or answer.status == 429:
+            raise httpx.ReadError(f"HTTP {answer.status}")
         try:
-            found = answer.json()
-            token = found.get("token") or found.get("access_token") if answer.status_code == 200 else ""
-        except (ValueError, AttributeError):
+            found = json.loads(answer.content)
+            token = found.get("token") or found.get("access_token") if answer.status == 200 else ""
+        except (ValueError, AttributeError, RecursionError):
             token = ""
         return f"Bearer {token}" if token else ""

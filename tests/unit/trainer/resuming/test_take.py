@@ -5,11 +5,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.reports import CheckpointRecord, RecordedCheckpoints, ResumeReport
 from dpo_operator.api.types import DPOJob
+from dpo_trainer.batches import rankings
+from dpo_trainer.batches.rankings import Ranking
 from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.manifest import MANIFEST, Manifest, read_manifest
 from dpo_trainer.checkpoint.trust import Trust
@@ -167,14 +170,20 @@ def test_a_link_out_of_the_claim_is_not_followed(jobs: Jobs, tmp_path: Path) -> 
 
 
 def test_lists_of_selected_pairs_come_with_the_checkpoint(jobs: Jobs) -> None:
-    jobs.saved(3, selected="0" * 64)
+    kept = np.array([4, 2, 7], dtype=np.int64)
+    sha256 = rankings.digest(kept)
+    jobs.saved(3, selected=sha256)
     jobs.refused(
         ExitCode.INPUT_NOT_FOUND, "no folder selection beside the checkpoints; name the folder of the whole job"
     )
-    lists = jobs.theirs / "selection"
-    lists.mkdir()
-    for name in ("epoch-0.npy", "epoch-0.json", "epoch-0.tmp"):
-        (lists / name).write_text(name)
+    ranking = Ranking(
+        key="k", epoch=0, step=1, by="rewardGap", pairs=9, ranked=8, kept=3, sha256=sha256, lowest=None, highest=None, wrong_sign=0.0, not_finite=0
+    )  # fmt: skip
+    # A list of another epoch is not the one that the checkpoint was trained on.
+    rankings.write(jobs.theirs / "selection", ranking.model_copy(update={"sha256": "0" * 64}), kept)
+    jobs.refused(ExitCode.INPUT_NOT_FOUND, f"the list of pairs with the SHA-256 {sha256}")
+    rankings.write(jobs.theirs / "selection", ranking, kept)
+    (jobs.theirs / "selection" / "epoch-0.tmp").write_text("")
     jobs.take()
-    taken = {path.name: path.read_text() for path in jobs.work.selection.iterdir()}
-    assert taken == {name: name for name in ("epoch-0.npy", "epoch-0.json")}
+    assert {path.name for path in jobs.work.selection.iterdir()} == {"epoch-0.npy", "epoch-0.json"}
+    assert rankings.has(jobs.work.selection, sha256)

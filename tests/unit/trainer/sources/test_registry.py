@@ -1,6 +1,7 @@
 """The client of registries: tokens of a registry's own service, whom a password is shown, and where uploads go on."""
 
 import base64
+import gzip
 import http.server
 import json
 import threading
@@ -136,6 +137,51 @@ def test_an_upload_that_the_registry_forgot_begins_anew(monkeypatch: pytest.Monk
         )
     assert [path.partition("?")[0].rpartition("/")[2] for method, path, _ in seen if method == "PUT"] == ["2"]
     assert noted == [f"http://{host}/v2/a/b/blobs/uploads/2"]
+
+
+def test_an_offset_beyond_the_blob_begins_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def registry(request: http.server.BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        match request.command:
+            case "GET":
+                return 204, {"Range": "0-999"}, b""
+            case "POST":
+                return 202, {"Location": "/v2/a/b/blobs/uploads/2"}, b""
+            case "PUT":
+                return 201, {}, b""
+        return 404, {}, b""
+
+    monkeypatch.setenv(names.ENV_REGISTRY_CONFIG, str(tmp_path / "none"))
+    with server(registry) as (host, seen):
+        Registry(host, "a/b", "label", plain=True).upload(a_blob(), f"http://{host}/v2/a/b/blobs/uploads/1", len)
+    assert [path.partition("?")[0].rpartition("/")[2] for method, path, _ in seen if method == "PUT"] == ["2"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "words"),
+    [
+        ({"Content-Encoding": "gzip"}, gzip.compress(b"{}"), "a compressed answer"),
+        ({}, b" " * ((4 << 20) + 1), "more than 4 MiB"),
+    ],
+)
+def test_compressed_and_endless_answers_are_not_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, headers: dict[str, str], body: bytes, words: str
+) -> None:
+    encodings: list[str | None] = []
+
+    def service(request: http.server.BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        encodings.append(request.headers.get("accept-encoding"))
+        return 200, headers, body
+
+    def registry(_: http.server.BaseHTTPRequestHandler) -> tuple[int, dict[str, str], bytes]:
+        return 401, {"WWW-Authenticate": f'Bearer realm="http://{realm}/token",service="r"'}, b""
+
+    with server(service) as (realm, _), server(registry) as (host, _):
+        for asked in (realm, host):
+            logged_in(monkeypatch, tmp_path, asked)
+            with pytest.raises(TrainerError, match=words) as failure:
+                Registry(asked, "a/b", "label", plain=True, sleep=lambda _: None).manifest("v1", ("a",))
+            assert failure.value.exit_code == ExitCode.SOURCE_UNAVAILABLE
+    assert set(encodings) == {"identity"}
 
 
 @pytest.mark.parametrize(

@@ -245,7 +245,7 @@ class Samples:
             raise error
         if not self._alone:
             if is_out_of_memory(error):
-                self._shortage.ran_out("samples")
+                self._shortage.no_samples()
             text = f"sample answers at step {step}: {_said(error)}. If that comes again, set evaluation.samples 0"
             raise TrainerError(ExitCode.INTERNAL_ERROR, text) from error
         return _said(error) if is_out_of_memory(error) else f"{_NO_GENERATION}: {_said(error)}"

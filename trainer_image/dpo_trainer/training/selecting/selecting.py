@@ -169,11 +169,13 @@ class Selecting:
                 ),
                 world_size=self._engine.world.world_size,
                 telemetry=self._telemetry,
+                of="ranking",
             )
         if not fitted:
             raise TrainerError(
                 ExitCode.INTERNAL_ERROR,
-                "A single pair did not fit into memory when the pairs were ranked; lower data.maxLength, or leave training.selection out.",
+                "A single pair did not fit into memory when the pairs were ranked; lower data.maxLength, or leave training.selection out, and "
+                "delete shortage.json in the work folder.",
             )
         return measured
 
