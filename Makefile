@@ -56,6 +56,10 @@ bench-reward-model: $(VENV)/.ready ## reward models on pairs with a plain prefer
 bench-selection: $(VENV)/.ready ## pairs chosen after a warm-up: random, hard, easy, trimmed, all, with clean and flipped labels (40 min); BENCH="--seeds 0 --pairs 304"
 	@$(TIED) $(BIN)/python -m benchmarks.selection $(BENCH)
 
+.PHONY: bench-frontier
+bench-frontier: $(VENV)/.ready ## a sweep over beta: the KL divergence from the initial model must fall with it; BENCH="--pairs 1024 --betas 0.05 0.5"
+	@$(TIED) $(BIN)/python -m benchmarks.frontier $(BENCH)
+
 .PHONY: bench-diagnosis
 bench-diagnosis: $(VENV)/.ready ## planted pathologies must be named first, healthy runs left alone; BENCH="--only plants --seeds 0" (60 runs, 25 min)
 	@$(TIED) $(BIN)/python examples/quickstart/make_model.py

@@ -199,7 +199,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.frontier", description=__doc__)
     parser.add_argument("--model", type=Path, default=shared / "models" / "stories260K")
     parser.add_argument("--betas", type=float, nargs="+", default=[0.03, 0.1, 0.3, 1.0])
-    parser.add_argument("--pairs", type=int, default=1024, help="pairs to train on")
+    parser.add_argument("--pairs", type=int, default=512, help="pairs to train on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work-dir", type=Path, default=REPOSITORY / "runs" / "bench-frontier")
     return parser.parse_args(argv)

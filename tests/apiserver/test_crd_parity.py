@@ -321,7 +321,8 @@ def sweeps() -> Iterator[dict[str, Any]]:
     lists: tuple[dict[str, Any], ...] = (
         {}, {"beta": [0.1]}, {"beta": [0.1, 0.1]}, {"beta": [1, 1.0]}, {"seed": list(range(32))}, {"seed": list(range(33))},
         {"seed": list(range(16)), "beta": [1, 2]}, {"seed": list(range(17)), "beta": [1, 2]}, {"seed": [1, 2, 1]}, {"method": ["dpo", "ipo"]},
-        {"method": ["dpo", "dpo"]}, {"method": ["dpo", "reward-model"]}, {"learningRate": [1e-6, 2e-6]}, {"adapterRank": [8, 16]},
+        {"method": ["dpo", "dpo"]}, {"method": ["dpo", "reward-model"]}, {"learningRate": [1e-6, 2e-6]}, {"learningRate": [1e-6, 1e-6]}, {"adapterRank": [8, 16]},
+        {"adapterRank": [8, 8]},
     )  # fmt: skip
     for grid, select, adapter in itertools.product(lists, (None, "eval_loss"), ("none", "lora")):
         yield {"sweep": grid | {"select": select}, "data": data, "adapter": {"type": adapter}}
@@ -342,6 +343,25 @@ def sweeps() -> Iterator[dict[str, Any]]:
         yield {"sweep": grid, "data": data, **given}
 
 
+def engines() -> Iterator[dict[str, Any]]:
+    """What generates a round's answers, with which image, on how many GPUs, and from which adapters."""
+    judge = {"type": "builtin", "builtin": {"name": "length", "tokens": 9}}
+
+    def rounds_by(**generation: Any) -> dict[str, Any]:
+        return {"iterative": {"judge": judge, "generation": generation}}
+
+    yield {"pod": {"generateImage": "i"}}
+    for engine, image in itertools.product(("transformers", "vllm"), (None, "i")):
+        yield {**rounds_by(engine=engine), "pod": {"generateImage": image}}
+        for parallel, gpus in itertools.product((1, 2, 3), (0, 1, 2, 4)):
+            yield {**rounds_by(engine=engine, tensorParallel=parallel), "gpusPerNode": gpus}
+        for adapter, train in itertools.product(
+            ({"type": "qlora"}, {"type": "lora", "dora": True}, {"type": "lora"}), ("new", "same")
+        ):
+            start = {"name": "sft", "train": train} if adapter["type"] == "lora" else None
+            yield {**rounds_by(engine=engine), "adapter": adapter, "model": {"name": "m", "adapter": start}}
+
+
 def combinations() -> Iterator[dict[str, Any]]:
     """Settings that the rules are about, in all their combinations within a rule's reach."""
     yield from losses()
@@ -350,6 +370,7 @@ def combinations() -> Iterator[dict[str, Any]]:
     yield from failure_policies()
     yield from placement()
     yield from rounds()
+    yield from engines()
     yield from sweeps()
     for held_out, fraction, stopping in itertools.product((None, {"source": "x"}), (None, 0, 0.1), (None, {})):
         yield {

@@ -57,7 +57,7 @@ def _export(folder: Path, work_dir: Path | None, job_file: Path | None, to: Path
     """Export one checkpoint. Raises TrainerError, OSError or pydantic's ValidationError."""
     from dpo_operator.api.model import AdapterType
     from dpo_trainer.export import phase as export
-    from dpo_trainer.runtime.job import read_job
+    from dpo_trainer.runtime.job import of_leg, read_job
 
     folder = folder.absolute()
     if not (folder / MANIFEST).is_file():
@@ -65,8 +65,9 @@ def _export(folder: Path, work_dir: Path | None, job_file: Path | None, to: Path
             f"{folder}: expected the folder of a checkpoint, such as runs/job/checkpoints/{layout.folder_name(50)}, found no "
             f"{MANIFEST} in it"
         )
-    work = WorkDir((work_dir or folder.parents[1]).absolute())
-    job = read_job(job_file or work.root / "job.json")
+    found = WorkDir.of_checkpoint(folder)
+    work = WorkDir((work_dir or found.root).absolute(), found.leg)
+    job = of_leg(read_job(job_file or work.root / "job.json"), work.sweep_number)
     if merge is not None:
         if merge and job.spec.adapter.type is AdapterType.NONE:
             raise invalid_configuration("--merge: this run trained all weights, so there is no adapter to merge")

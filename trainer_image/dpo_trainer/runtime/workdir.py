@@ -28,6 +28,14 @@ class WorkDir:
         """Root from DPO_WORK_DIR, or the container's mount point."""
         return cls(Path(os.environ.get(names.ENV_WORK_DIR, names.WORK_DIR)))
 
+    @classmethod
+    def of_checkpoint(cls, folder: Path) -> "WorkDir":
+        """The work folder that a checkpoint is in, and its round or leg. folder: of the checkpoint."""
+        leg = folder.parents[1]
+        if leg.parent.name in ("rounds", "legs") and re.fullmatch(r"\d{4}", leg.name, re.ASCII):
+            return cls(leg.parents[1], f"{leg.parent.name}/{leg.name}")
+        return cls(leg)
+
     def round(self, number: int) -> "WorkDir":
         """The leg of a round, counted from 1; for 0 the job itself."""
         return replace(self, leg=names.round_folder(number))

@@ -103,6 +103,12 @@ def test_the_choice_is_kept_with_the_table(leg: WorkDir) -> None:
     assert record.chosen(leg) == 2
 
 
+@pytest.mark.parametrize("leg", ["", "legs/0002", "rounds/0010"])
+def test_a_checkpoint_tells_its_leg(leg: str) -> None:
+    root = Path("/runs/job")
+    assert WorkDir.of_checkpoint(root / leg / "checkpoints" / "step-00000050") == WorkDir(root, leg)
+
+
 def test_legs_share_what_is_prepared_and_keep_their_training_apart(tmp_path: Path) -> None:
     work = WorkDir(tmp_path)
     leg = work.of_sweep(3)
