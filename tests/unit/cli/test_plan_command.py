@@ -67,6 +67,20 @@ def test_a_cpu_job_is_held_against_the_limit_of_its_pod(tmp_path: Path) -> None:
     assert planned(a_job(tmp_path, pod=pod), "--gpu-memory", "2Gi")["memory"]["fits"]
 
 
+def test_a_copy_that_generates_is_held_against_its_gpus(tmp_path: Path) -> None:
+    a_model(tmp_path / "model", QWEN_7B)
+    rounds = {"judge": {"type": "builtin", "builtin": {"name": "length", "tokens": 5}}}
+
+    def shown(**generation: Any) -> str:
+        job = a_job(tmp_path, gpusPerNode=4, iterative=rounds | {"generation": generation})
+        return dpo_plan(job, "--gpu-memory", "16Gi").stdout
+
+    assert "raise tensorParallel" in shown()
+    parallel = shown(engine="vllm", tensorParallel=4)
+    assert "weights of a copy that generates, on each of its 4 GPUs" in parallel
+    assert "raise tensorParallel" not in parallel
+
+
 def test_a_job_that_does_not_fit_gets_lines_to_paste(tmp_path: Path) -> None:
     a_model(tmp_path / "model", QWEN_7B)
     job = a_job(tmp_path, gpusPerNode=4)

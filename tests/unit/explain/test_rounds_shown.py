@@ -7,7 +7,7 @@ from dpo_operator.api.statusparts.rounds import RoundStatus
 from dpo_operator.cli.statusview import details
 from dpo_operator.explain.rounds import round_figures
 from dpo_operator.explain.why import why
-from tests.unit.explain.cases import case
+from tests.unit.explain.cases import case, container, raw_pod, waits
 from tests.unit.planning.build import NOON, a_child, a_job, a_pod, a_status, a_view, decide
 
 pytestmark = pytest.mark.unit
@@ -33,6 +33,20 @@ def test_why_tells_what_the_rounds_have_brought() -> None:
     )
     assert "the rounds end: Saturated" in told
     assert "Then the round is trained on the pairs" in told
+
+
+@pytest.mark.parametrize(
+    ("pod", "which"),
+    [
+        ({"generateImage": "own/vllm:1"}, "It is spec.pod.generateImage, now own/vllm:1."),
+        ({}, "It is the operator's, the chart's values generator.image.*."),
+    ],
+)
+def test_why_names_the_image_with_vllm(pod: dict[str, str], which: str) -> None:
+    waiting = container(waiting={"reason": "ImagePullBackOff", "message": "not found"})
+    job = a_job(iterative=JUDGE | {"generation": {"engine": "vllm"}}, pod=pod)
+    told = why(waits(raw_pod(0, "generate", node="gpu-0", **waiting), job=job, phase="generate"))
+    assert which in str(vars(told))
 
 
 def test_status_has_a_row_for_each_round() -> None:

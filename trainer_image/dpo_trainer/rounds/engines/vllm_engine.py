@@ -239,8 +239,15 @@ def _serve(pipe: Connection, what: Loading, parent: int) -> None:
         import traceback
 
         traceback.print_exc()
-        kind = "memory" if is_out_of_memory(error) else "refused" if isinstance(error, _REFUSALS) else "failed"
-        pipe.send((kind, f"{type(error).__name__}: {first_line(error, 500)}"))
+        pipe.send((_kind(error), f"{type(error).__name__}: {first_line(error, 500)}"))
+
+
+def _kind(error: Exception) -> str:
+    """Whether memory ran out, another attempt would fail in the same way, or neither is known."""
+    if is_out_of_memory(error):
+        return "memory"
+    # Kernels say in a plain RuntimeError which shapes they don't support.
+    return "refused" if isinstance(error, _REFUSALS) or "support" in str(error).lower() else "failed"
 
 
 def _settle(what: Loading) -> None:
@@ -252,7 +259,8 @@ def _settle(what: Loading) -> None:
         "DO_NOT_TRACK": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    # Without a tokenizer its warm-up of chat templates would warn with a traceback.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     # What the launcher sets for torch: memory that GPUs can't show one another.
     for name, value in EXPANDABLE.items():
         if os.environ.get(name) == value:
@@ -296,6 +304,8 @@ class _Model:
             logprobs_mode="raw_logprobs",
             **options,
         )
+        # What its kernels can't compute shows with the first token.
+        self.run([Request([0], {"max_tokens": 1})])
 
     def close(self) -> None:
         """End the processes of tensor parallelism, so that their memory is free for the next policy."""
