@@ -88,12 +88,11 @@ def checked(work: Path) -> None:
         assert len(list((leg / "generated").glob("unit-*"))) == PROMPTS
         report = json.loads((leg / "round.json").read_text())
         assert (report["answers"], report["pairs"] > 0) == (4 * PROMPTS, True)
-        first = json.loads((leg / "metrics.jsonl").read_text().splitlines()[0])
         generated = np.load(leg / "data" / "logps.npy")
         assert np.isfinite(generated).all()
-        assert first["step"] == 1
-    # Answers of the second policy differ from the first one's, and their divergence is estimated by the initial model in vLLM.
-    assert json.loads((work / "rounds/0002/round.json").read_text())["kl_to_initial"] > 0
+        assert list((leg / "checkpoints").glob("step-*"))
+    # Answers of the second policy differ from the first one's, as the initial model in vLLM says; the estimate of so few may be negative.
+    assert json.loads((work / "rounds/0002/round.json").read_text())["kl_to_initial"] != 0
     assert (work / "export" / "dpo_provenance.json").is_file()
 
 
