@@ -44,6 +44,9 @@ NOT_RUN = {
     ): "takes 10 s; the page's other form does the same and more",
     ("pipx", "install"): "needs a package index; the entry points are looked at below",
     ("uv", "tool", "install"): "needs a package index; the entry points are looked at below",
+    ("uv", "venv"): "makes the environment of vLLM, of 6 GB: make test-vllm installs one, and runs dpo run with it",
+    ("uv", "pip", "sync"): "as above; the list that it names is looked at below",
+    ("DPO_GENERATE_PYTHON=~/vllm/bin/python",): "as above",
     ("python3", "-m", "pip", "install"): "these tests run in such an environment; its entry points are looked at below",
 }
 RUN_HERE = [command for command in DPO if command not in NOT_RUN]
@@ -65,6 +68,8 @@ def test_what_is_not_run_names_files_and_extras_that_exist() -> None:
         if command[:2] == ("docker", "build"):
             file = command[command.index("-f") + 1] if "-f" in command else "Dockerfile"
             assert (REPOSITORY / file).is_file()
+        if command[:3] == ("uv", "pip", "sync"):
+            assert (REPOSITORY / command[-1]).is_file()
         for wanted in re.findall(r"\[([\w,]+)\]", command[-1]):
             assert set(wanted.split(",")) <= set(extras)
         if command[0] == "dpo":
