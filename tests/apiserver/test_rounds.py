@@ -162,7 +162,7 @@ def test_a_sweep_trains_its_legs_and_exports_the_best(hands: Hands, operator: Op
         (1, "beta 0.1", "Unhealthy", False), (2, "beta 0.3", "Trained", True), (3, "beta 0.5", "Trained", False)
     ]  # fmt: skip
     assert status["attempts"] == {"prepare": 1, "generate": 0, "judge": 0, "train": 4, "export": 1}
-    assert "Leg 2 of 3 is exported: beta 0.3." in status["message"]
+    assert "Leg 2 of 3 is exported, the best by eval_reward_accuracy: beta 0.3." in status["message"]
     told = hands.events("sweep")
     assert [each for each in told if each in ("LegUnhealthy", "LegTrained")] == [
         "LegUnhealthy",

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from dpo_trainer.rounds.engines.vllm_engine import Loading, VllmEngine
+from dpo_trainer.rounds.engines.vllm_engine import VllmEngine
+from dpo_trainer.rounds.engines.vllm_process import Loading
 from dpo_trainer.rounds.units import Answer, Sampling
 from dpo_trainer.runtime.errors import TrainerError
 

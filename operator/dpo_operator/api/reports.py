@@ -266,6 +266,8 @@ class MirrorReport(_Report):
 
 # What a message keeps at least while there are findings, and what is cut with each try, characters.
 _MESSAGE_BESIDE_FINDINGS, _CUT = 600, 16
+# What a leg's message keeps, characters: the phase's own has the same words, and the settings are the sweep's.
+_LEG_MESSAGE = 60
 
 
 class Termination(_Report):
@@ -299,6 +301,9 @@ class Termination(_Report):
         excess = len(text.encode()) - MAX_TERMINATION_BYTES
         if excess <= 0:
             return text
+        if self.leg is not None and len(self.leg.message) > _LEG_MESSAGE:
+            cut = self.leg.model_copy(update={"message": shown(self.leg.message, _LEG_MESSAGE)})
+            return self.model_copy(update={"leg": cut}).to_text()
         least = _MESSAGE_BESIDE_FINDINGS if self.progress is not None and self.progress.findings else 0
         if self.progress is not None and least and len(self.message) <= least + _CUT:
             return self.model_copy(update={"progress": _with_fewer_findings(self.progress)}).to_text()

@@ -20,7 +20,7 @@ from dpo_operator.api.exitcodes import ExitCode
 from dpo_operator.api.phases import FIRST, LAST, Step, following, is_asked
 from dpo_operator.api.reports import RoundReport
 from dpo_operator.api.sweep.grid import Sweep
-from dpo_operator.api.sweep.report import best, none_trained
+from dpo_operator.api.sweep.report import best, none_trained, why_best
 from dpo_operator.api.types import DPOJob
 from dpo_operator.cli.attempts import PhaseAttempts, say_findings, say_legs, say_rounds
 from dpo_operator.cli.localfolder import LocalRunError, document_of, legs_of, locked, write_job_file
@@ -163,7 +163,7 @@ class LocalRun:
         if found is None:
             self.say(none_trained(legs))
             return ExitCode.STOPPED_BY_DIAGNOSIS
-        self.say(f"leg {found.leg} is the best by {sweep.select}: {found.settings}")
+        self.say(f"leg {found.leg} is exported, {why_best(sweep.select, found)}: {found.settings}")
         self._folder = names.leg_folder(found.leg)
         return self._one_process(Step("export", leg=found.leg), {})
 

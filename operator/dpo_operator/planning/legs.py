@@ -4,7 +4,7 @@ from dpo_operator.api import conditions as c
 from dpo_operator.api.reports import Termination
 from dpo_operator.api.status import DPOJobStatus, FinalMetrics
 from dpo_operator.api.statusparts.legs import LegStatus
-from dpo_operator.api.sweep.report import best, none_trained
+from dpo_operator.api.sweep.report import best, none_trained, why_best
 from dpo_operator.api.text import quoted
 from dpo_operator.api.types import DPOJobSpec
 from dpo_operator.planning.actions import Event
@@ -71,10 +71,14 @@ def why_none(status: DPOJobStatus) -> str:
     return none_trained([leg.report for leg in status.legs])
 
 
-def why_chosen(status: DPOJobStatus) -> str:
+def why_chosen(spec: DPOJobSpec, status: DPOJobStatus) -> str:
     """Which leg is exported, as a sentence; empty without a sweep."""
     leg = chosen(status)
-    return f"Leg {leg.leg} of {len(status.legs)} is exported: {leg.settings}." if leg is not None else ""
+    if leg is None or spec.sweep is None:
+        return ""
+    return (
+        f"Leg {leg.leg} of {len(status.legs)} is exported, {why_best(spec.sweep.select, leg.report)}: {leg.settings}."
+    )
 
 
 def events(status: DPOJobStatus) -> tuple[Event, ...]:

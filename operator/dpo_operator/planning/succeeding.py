@@ -44,7 +44,7 @@ def succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Mom
     status = rounds.with_reports(job.spec, status, termination)
     step = following(job.spec, done, rounds.end_of(status), asked=rounds.is_asked(status))
     if step is None:
-        status = transitions.completed(status, at, rounds.why_ended(status) or legs.why_chosen(status))
+        status = transitions.completed(status, at, rounds.why_ended(status) or legs.why_chosen(job.spec, status))
         return Plan(status, events=(Event("Normal", c.COMPLETE, status.message),), requeue_after=0)
     if done.phase == "export" or done.leg:
         status = recorded.of_the_last_round(status)

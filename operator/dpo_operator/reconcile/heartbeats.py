@@ -43,6 +43,8 @@ class Heartbeats:
     _hung: set[int] = field(default_factory=set)
     _waits: dict[int, tuple[float, float]] = field(default_factory=dict)
     _answered_at: dict[int, float] = field(default_factory=dict)
+    _silent_since: dict[int, float] = field(default_factory=dict)
+    _polled_at: float | None = None
     _furthest: int = 0
     _moved_at: float | None = None
     _rank0_silent_since: float | None = None
@@ -63,8 +65,7 @@ class Heartbeats:
         asked = [] if failed else [pod for pod in pods if pod.running and not pod.deleting and pod.ip]
         port = ports_of(job, status.phase).metrics
         if status.phase != "train":
-            some = [*asked[:1], *self._rotated(asked[1:], OTHERS)]
-            return self._each(await self._read(reader, status, some, port))
+            return self._each(await self._read(reader, status, self._next_of_each(asked), port))
         answers = await self._ask(reader, status, asked, port)
         told = {index: answer for index, answer in answers.items() if isinstance(answer, Progress)}
         read = told.get(0) or max(told.values(), key=lambda progress: progress.step, default=None)
@@ -120,17 +121,27 @@ class Heartbeats:
         # Rank 0 may be waiting for a slower rank that still makes progress, so poll the others in rotation.
         return answers | await self._read(reader, status, self._rotated(pods[1:], OTHERS), port)
 
+    def _next_of_each(self, pods: Sequence[ChildPod]) -> Sequence[ChildPod]:
+        """Whom to ask of pods that know nothing of one another: the first, those that hang, and others in turn."""
+        hung = [pod for pod in pods[1:] if pod.index in self._hung][:OTHERS]
+        rest = [pod for pod in pods[1:] if pod.index not in self._hung]
+        return [*pods[:1], *hung, *self._rotated(rest, OTHERS - len(hung))]
+
     def _each(self, answers: dict[int, Answer]) -> Heartbeat:
         """Signs of life of pods that know nothing of one another: that it answers at all is each one's. The longest silence of one counts."""
         now = self.clock()
         for index, answer in answers.items():
+            self._note_hung(index, answer)
+            if answer is Silence.HUNG and index not in self._silent_since:
+                # One that was not asked the last time may have answered then.
+                asked_last_time = self._polled_at is not None and self._answered_at.get(index) == self._polled_at
+                self._silent_since[index] = self._answered_at[index] if asked_last_time else now
             if isinstance(answer, Progress):
                 self._answered_at[index] = now
-            if answer is Silence.HUNG:
-                self._answered_at.setdefault(index, now)
-            self._note_hung(index, answer)
+        self._polled_at = now
+        self._silent_since = {index: since for index, since in self._silent_since.items() if index in self._hung}
         told = [answer for _, answer in sorted(answers.items()) if isinstance(answer, Progress)]
-        silent = {index: now - self._answered_at[index] for index in sorted(self._hung & answers.keys())}
+        silent = {index: now - self._silent_since[index] for index in sorted(self._hung & answers.keys())}
         stalled = max(silent.values(), default=0.0 if told else None)
         return Heartbeat(
             progress=told[0] if told else None,
@@ -191,7 +202,8 @@ class Heartbeats:
     def _forget(self, status: DPOJobStatus) -> None:
         """Reset for a new attempt, or when not all ranks run."""
         self._attempt = (status.phase, status.attempt)
-        self._marks, self._hung, self._answered_at, self._furthest = {}, set(), {}, 0
+        self._marks, self._hung, self._furthest = {}, set(), 0
+        self._answered_at, self._silent_since, self._polled_at = {}, {}, None
         self._moved_at, self._rank0_silent_since, self._warned, self._pending_events = None, None, False, ()
 
 

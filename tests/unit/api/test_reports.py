@@ -14,6 +14,7 @@ from dpo_operator.api.reports import (
     Termination,
 )
 from dpo_operator.api.statusparts.rounds import RoundStatus
+from dpo_operator.api.sweep.report import LegReport
 
 pytestmark = pytest.mark.unit
 
@@ -101,6 +102,19 @@ def test_a_judge_s_rounds_and_their_message_fit_a_termination() -> None:
     assert back is not None
     assert (back.round, back.compared, back.progress and back.progress.round) == (report, report, None)
     assert back.message.startswith("the cause.")
+
+
+def test_a_leg_of_a_sweep_fits_a_termination() -> None:
+    leg = LegReport(leg=3, outcome="Unhealthy", settings="beta 0.1", message="𝕏" * 300, steps=7)
+    said = words("x" * 9000).model_copy(update={"leg": leg})
+    text = said.to_text()
+    back = Termination.from_text(text)
+    assert len(text.encode()) <= MAX_TERMINATION_BYTES
+    assert back is not None
+    assert back.leg is not None
+    assert (back.leg.leg, back.leg.steps, back.leg.settings) == (3, 7, "beta 0.1")
+    assert len(back.leg.message) <= 60
+    assert back.message.startswith("xxx")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dpo_operator.api.diagnosis import CODES
 from dpo_operator.api.rules import resuming
 from dpo_operator.api.rules import spec as rules
 from dpo_operator.api.sweep.grid import leg_spec
-from dpo_operator.api.sweep.report import LegReport, best, none_trained
+from dpo_operator.api.sweep.report import LegReport, best, none_trained, why_best
 from dpo_operator.api.types import DPOJob, DPOJobSpec
 from tests.unit.planning.build import a_job
 
@@ -102,6 +102,13 @@ def test_the_best_leg_is_exported(legs: list[LegReport], chosen: int | None) -> 
 def test_less_loss_is_better() -> None:
     legs = [a_leg(1, loss=0.6, accuracy=0.9), a_leg(2, loss=0.5)]
     assert best("eval_loss", legs) == legs[1]
+    assert why_best("eval_loss", legs[1]) == "the best by eval_loss"
+
+
+def test_a_choice_without_a_figure_is_not_called_the_best() -> None:
+    found = best("eval_loss", [a_leg(1, loss=None), a_leg(2, loss=None)])
+    assert found is not None
+    assert why_best("eval_loss", found) == "the first, because no healthy leg has an eval_loss"
 
 
 def test_a_sweep_without_a_healthy_leg_says_what_was_found_in_each() -> None:

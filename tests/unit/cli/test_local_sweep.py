@@ -76,7 +76,7 @@ def test_a_run_trains_its_legs_and_exports_the_best(here: Path) -> None:
     assert done.exit_code == 0, done.output
     assert ran(here) == ["prepare 0", *TRAINED, "export 2"]
     assert "train of leg 2:" in done.stderr
-    assert "leg 2 is the best by eval_reward_accuracy: no. 2" in done.stderr
+    assert "leg 2 is exported, the best by eval_reward_accuracy: no. 2" in done.stderr
     assert "leg 2 (no. 2): 0 steps, accuracy 0.9, exported" in done.stderr
 
 

@@ -68,7 +68,7 @@ def test_a_life_of_four_legs() -> None:
     assert [(leg.leg, leg.settings, leg.chosen) for leg in status.legs] == [
         (1, "beta 0.1, seed 1", False), (2, "beta 0.1, seed 2", True), (3, "beta 0.3, seed 1", False), (4, "beta 0.3, seed 2", False)
     ]  # fmt: skip
-    assert "Leg 2 of 4 is exported: beta 0.1, seed 2." in status.message
+    assert "Leg 2 of 4 is exported, the best by eval_reward_accuracy: beta 0.1, seed 2." in status.message
     assert status.final_metrics is not None
     assert status.final_metrics.eval_reward_accuracy == "0.9000"
 

@@ -376,6 +376,24 @@ def test_each_of_many_generators_is_asked_in_turn():
     assert asked == {*range(10)}
 
 
+def test_one_late_answer_of_many_generators_is_no_long_silence():
+    cluster = Generators(10)
+    cluster.answers |= dict.fromkeys(range(10), ANSWERING)
+    cluster.look(5)
+    late = next(index for index in range(9, 0, -1) if index not in cluster.asked)
+    for _ in range(9):
+        cluster.answers |= dict.fromkeys(range(10), ANSWERING) | {late: HUNG}
+        seen = cluster.look(5)
+        if late in cluster.asked:
+            break
+    assert (seen.stalled_seconds, seen.hung) == (0, (late,))
+    # It is asked each time from now on.
+    assert cluster.look(5).stalled_seconds == 5
+    assert late in cluster.asked
+    cluster.answers[late] = ANSWERING
+    assert cluster.look(5).hung == ()
+
+
 def test_new_attempt_and_a_missing_pod_start_the_clock_anew():
     cluster = Cluster()
     cluster.look(r0=a_reading(1), r1=a_reading(1))

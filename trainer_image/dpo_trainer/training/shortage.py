@@ -45,7 +45,7 @@ class Shortage:
     @classmethod
     def read(cls, work: WorkDir, ranks: Ranks) -> "Shortage":
         """As earlier attempts left it, the same on every rank. Collective."""
-        file = work.root / "shortage.json"
+        file = work.own / "shortage.json"  # other legs have other models or losses
         found = ranks.run_on_rank_zero(lambda: _read(file))
         return cls(file, {name: min(found[name], _NEVER) for name in _PASSES}, bool(found["samples"]))
 

@@ -65,6 +65,12 @@ def none_trained(legs: Sequence[LegReport]) -> str:
 _FIGURE: dict[Measure, tuple[str, float]] = {"eval_reward_accuracy": ("accuracy", -1.0), "eval_loss": ("loss", 1.0)}
 
 
+def why_best(measure: Measure, leg: LegReport) -> str:
+    """Why `best` found a leg, in words."""
+    measured = getattr(leg, _FIGURE[measure][0]) is not None
+    return f"the best by {measure}" if measured else f"the first, because no healthy leg has an {measure}"
+
+
 def best(measure: Measure, legs: Sequence[LegReport]) -> LegReport | None:
     """The leg that is exported; None when no leg was trained.
 

@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from dpo_operator.api.types import DPOJobSpec
 from dpo_trainer.data.prompts import Prompt, PromptSet, Shares
 from dpo_trainer.rounds.engines.vllm_engine import VllmEngines, loading
+from dpo_trainer.rounds.engines.vllm_process import kind_of
 from dpo_trainer.runtime.errors import TrainerError
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry import Telemetry
@@ -82,3 +83,19 @@ def test_an_adapter_lies_beside_the_base(work: WorkDir) -> None:
 def test_where_vllm_is_missing_the_way_out_is_said(work: WorkDir) -> None:
     with pytest.raises(TrainerError, match=r"pod\.generateImage .*DPO_GENERATE_PYTHON"):
         VllmEngines(spec(), work, Telemetry("generate", 1, work))
+
+
+@pytest.mark.parametrize(
+    ("error", "loaded", "kind"),
+    [
+        (ValueError("Free memory on device cuda:0 (3.1/80 GiB) is less than desired"), False, "memory"),
+        (ValueError("No available memory for the cache blocks."), False, "memory"),
+        (ValueError("Unknown architecture"), False, "refused"),
+        (RuntimeError("Unsupported CPU attention configuration: head_dim=8"), False, "refused"),
+        (RuntimeError("NCCL error"), False, "failed"),
+        (KeyError("block"), True, "failed"),
+        (MemoryError(), True, "memory"),
+    ],
+)
+def test_only_what_a_restart_can_not_cure_ends_the_job(error: Exception, loaded: bool, kind: str) -> None:
+    assert kind_of(error, loaded=loaded) == kind
