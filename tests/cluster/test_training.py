@@ -56,8 +56,12 @@ def test_end_to_end(job: Job, spec: dict[str, Any], undisturbed: dict[int, dict[
 
     for query in FIRST_METRICS:
         assert job.cluster.prometheus_query(query.format(name=job.name)), f"no data for {query}"
-    # This job has no rounds.
-    queries = [query for query in dashboard_queries(job.namespace, job.name) if "dpojob_round" not in query]
+    # This job has no rounds and no sweep.
+    queries = [
+        query
+        for query in dashboard_queries(job.namespace, job.name)
+        if "dpojob_round" not in query and "dpojob_leg" not in query
+    ]
     empty = unanswered(job, [*queries, *operator_queries()])
     assert not empty, "panels without data: " + "\n".join(empty)
 
