@@ -77,7 +77,7 @@ HEALTHY = (
     Case("simpo", spec={"method": {"name": "simpo"}}),
     Case("orpo", spec={"method": {"name": "orpo"}}),
     Case("kto", spec={"method": {"name": "kto"}}),
-    Case("LoRA", spec={"adapter": LORA, "training": {"learningRate": 1e-3}}),
+    Case("LoRA", spec={"adapter": LORA, "training": {"learningRate": 3e-4}}),
     Case("24 evaluation pairs", Rows.small_evaluation),
     Case("resumed after step 20", stopped_at=20),
     Case("chosen rightly shorter", Rows.rightly_shorter),
