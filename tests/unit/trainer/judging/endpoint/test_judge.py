@@ -45,7 +45,8 @@ def truth(asked: list[Question]) -> list[tuple[int, int]]:
 
 def test_comparisons_find_the_best_and_the_worst(tmp_path: Path) -> None:
     asked = questions(6, answers=5)
-    with serving(quality) as server:
+    # Each answer takes a while, so that requests overlap.
+    with serving(quality, latency=0.05) as server:
         found = judged(settings(server.url, concurrency=4), tmp_path, asked)
         assert pairs(found) == truth(asked)
         tally = total(found)
