@@ -16,7 +16,8 @@ from tests.unit.trainer.tiny import tiny_model, write_jsonl
 KEYS = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET}
 
 
-def a_job(server: Server, root: Path) -> Path:
+def a_job(server: Server, root: Path, bucket: str = "runs") -> Path:
+    """bucket: of the mirror. It belongs to one run, and the server to all tests."""
     model = tiny_model(root / "model")
     # The same model with all of its weights.
     AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model)).save_pretrained(model)
@@ -31,7 +32,7 @@ def a_job(server: Server, root: Path) -> Path:
             "evaluation": {"samples": 0},
             "gpusPerNode": 0,
             "access": {"s3": {"endpoint": server.url}},
-            "checkpoint": {"everySteps": 1, "keepLast": 4, "mirror": {"to": "s3://runs/mirrored"}},
+            "checkpoint": {"everySteps": 1, "keepLast": 4, "mirror": {"to": f"s3://{bucket}/mirrored"}},
         },
     }
     path = root / "dpojob.yaml"

@@ -42,9 +42,9 @@ class Run:
 
 @pytest.fixture(scope="module")
 def first(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    server.bucket("runs")
+    server.bucket("first")
     root = tmp_path_factory.mktemp("first")
-    run = Run(a_job(server, root), Phases(root))
+    run = Run(a_job(server, root, "first"), Phases(root))
     dpo_run(run.file, run.phases)
     return run
 
@@ -85,7 +85,7 @@ def test_a_training_goes_on_from_another_jobs_claim(first: Run, phases: Phases, 
 def test_a_training_goes_on_from_another_runs_mirror(first: Run, phases: Phases) -> None:
     there = content(first.phases.work)
     # The settings that decide no number may differ.
-    spec = first.spec(resumeFrom={"source": "s3://runs/mirrored", "step": 2}) | {"checkpoint": {"everySteps": 3}}
+    spec = first.spec(resumeFrom={"source": "s3://first/mirrored", "step": 2}) | {"checkpoint": {"everySteps": 3}}
     file = phases.root / "dpojob.yaml"
     file.write_text(json.dumps(json.loads(first.file.read_text()) | {"metadata": {"name": "again"}, "spec": spec}))
     dpo_run(file, phases)
@@ -93,7 +93,7 @@ def test_a_training_goes_on_from_another_runs_mirror(first: Run, phases: Phases)
     model = "export/model.safetensors"
     assert (phases.work / model).read_bytes() == (first.phases.work / model).read_bytes()
     report, card = (phases.work / path for path in ("report/report.txt", "export/README.md"))
-    assert f"began with: step 2 of s3://runs/mirrored, SHA-256 {first.digest(2)}" in report.read_text()
-    assert f"| began with | step 2 of `s3://runs/mirrored`, checkpoint `{first.digest(2)}` |" in card.read_text()
+    assert f"began with: step 2 of s3://first/mirrored, SHA-256 {first.digest(2)}" in report.read_text()
+    assert f"| began with | step 2 of `s3://first/mirrored`, checkpoint `{first.digest(2)}` |" in card.read_text()
     assert content(first.phases.work) == there
     assert phases.leaks() == []
