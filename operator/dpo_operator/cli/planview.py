@@ -92,16 +92,17 @@ def _coverage(job: Job) -> str:
     return f"adapter: on {', '.join(covered)}; not on {without}"
 
 
-def _memory(job: Job) -> Table:
-    memory, limit = job.memory(), job.limit
-    table = Table(
-        title=f"Memory of a rank, largest in: {memory.peak_phase}",
-        title_justify="left",
-        min_width=60,
-        show_header=False,
-    )
+def _table(title: str) -> Table:
+    """A table of names and figures."""
+    table = Table(title=title, title_justify="left", min_width=60, show_header=False)
     table.add_column()
     table.add_column(justify="right")
+    return table
+
+
+def _memory(job: Job) -> Table:
+    memory, limit = job.memory(), job.limit
+    table = _table(f"Memory of a rank, largest in: {memory.peak_phase}")
     for name, size in memory.parts.items():
         table.add_row(name, gibibytes(size))
     table.add_section()
@@ -126,9 +127,7 @@ def _memory(job: Job) -> Table:
 
 def _time(job: Job) -> Table:
     time, spec = job.time(), job.spec
-    table = Table(title="Time of a step", title_justify="left", min_width=60, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
+    table = _table("Time of a step")
     parts = {
         "layers": time.body, "output layer": time.head, "optimizer": time.optimizer, "overhead of layers": time.overhead,
         "waiting for other ranks": time.waiting,
@@ -168,15 +167,13 @@ def _rounds(job: Job) -> list[Table]:
     cost = job.cost_of_rounds()
     if cost is None:
         return []
-    table = Table(title=f"{cost.rounds} rounds, at most", title_justify="left", min_width=60, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
+    table = _table(f"{cost.rounds} rounds, at most")
     table.add_row("prompts of a round", "1,000 assumed" if cost.prompts is None else f"{cost.prompts:,}")
     table.add_row("answers of the policies", f"{cost.answers:,}")
     table.add_row("their tokens, if all are as long as they may be", _count(cost.tokens))
     if cost.calls is not None:
         table.add_row("requests to the judge, without retries", f"{cost.calls:,}")
-    table.add_row("room on the volume, besides the job's export", gibibytes(cost.disk))
+    table.add_row("room on the volume, beside the job's export", gibibytes(cost.disk))
     parallel = job.spec.iterative.generation.tensor_parallel if job.spec.iterative is not None else 1
     where = f"each of its {parallel} GPUs" if parallel > 1 else "its GPU" if job.spec.gpus_per_node else "the host"
     table.add_row(f"weights of a copy that generates, on {where}", gibibytes(cost.weights))
@@ -188,9 +185,7 @@ def _sweep(job: Job) -> list[Table]:
     cost = job.cost_of_legs()
     if cost is None:
         return []
-    table = Table(title=f"{cost.legs} legs of a sweep", title_justify="left", min_width=60, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
+    table = _table(f"{cost.legs} legs of a sweep")
     table.add_row("trainings, one after another", str(cost.legs))
     table.add_row("reference passes", "1" if any(leg.method.needs_reference for leg in legs_of(job.spec)) else "0")
     table.add_row("room on the volume for their checkpoints", gibibytes(cost.disk))

@@ -29,7 +29,7 @@ Answer = Progress | Silence
 class Heartbeats:
     """Memory of one job, by this machine's monotonic clock.
 
-    Training is a gang: rank 0's pod is read; when it is silent, others are, and any step that any of them tells of is a sign of life. The time
+    Training is a gang: rank 0's pod is read; when it is silent, others are, and any step that any of them reports is a sign of life. The time
     without one only counts while there is evidence: a pod that answers, one whose process does not take a connection that its
     kernel took, or one that answered before and no longer listens. Pods that can't be reached at all tell nothing, since a
     NetworkPolicy may be in the way.
@@ -44,7 +44,6 @@ class Heartbeats:
     _waits: dict[int, tuple[float, float]] = field(default_factory=dict)
     _answered_at: dict[int, float] = field(default_factory=dict)
     _silent_since: dict[int, float] = field(default_factory=dict)
-    _polled_at: float | None = None
     _furthest: int = 0
     _moved_at: float | None = None
     _rank0_silent_since: float | None = None
@@ -132,19 +131,16 @@ class Heartbeats:
         now = self.clock()
         for index, answer in answers.items():
             self._note_hung(index, answer)
-            if answer is Silence.HUNG and index not in self._silent_since:
-                # One that was not asked the last time may have answered then.
-                asked_last_time = self._polled_at is not None and self._answered_at.get(index) == self._polled_at
-                self._silent_since[index] = self._answered_at[index] if asked_last_time else now
-            if isinstance(answer, Progress):
-                self._answered_at[index] = now
-        self._polled_at = now
+            if answer is Silence.HUNG:
+                # One that was not asked the last time could have answered then.
+                self._silent_since.setdefault(index, self._answered_at.get(index, now))
+        self._answered_at = {index: now for index, answer in answers.items() if isinstance(answer, Progress)}
         self._silent_since = {index: since for index, since in self._silent_since.items() if index in self._hung}
-        told = [answer for _, answer in sorted(answers.items()) if isinstance(answer, Progress)]
+        reported = [answer for _, answer in sorted(answers.items()) if isinstance(answer, Progress)]
         silent = {index: now - self._silent_since[index] for index in sorted(self._hung & answers.keys())}
-        stalled = max(silent.values(), default=0.0 if told else None)
+        stalled = max(silent.values(), default=0.0 if reported else None)
         return Heartbeat(
-            progress=told[0] if told else None,
+            progress=reported[0] if reported else None,
             stalled_seconds=stalled,
             hung=tuple(index for index, seconds in silent.items() if seconds == stalled),
         )
@@ -203,7 +199,7 @@ class Heartbeats:
         """Reset for a new attempt, or when not all ranks run."""
         self._attempt = (status.phase, status.attempt)
         self._marks, self._hung, self._furthest = {}, set(), 0
-        self._answered_at, self._silent_since, self._polled_at = {}, {}, None
+        self._answered_at, self._silent_since = {}, {}
         self._moved_at, self._rank0_silent_since, self._warned, self._pending_events = None, None, False, ()
 
 

@@ -89,21 +89,7 @@ def test_faults_change_neither_the_order_nor_the_end(data: st.DataObject) -> Non
     world = World(job=rounds())
     quiet = World(job=rounds())
     quiet.settle()
-    for _ in range(data.draw(st.integers(0, 40))):
-        match data.draw(st.sampled_from(["run", "run", "run", "die", "kill", "evict"])):
-            case "die":
-                world.reconcile(writes=data.draw(st.integers(0, 2)))
-            case "kill":
-                world.kill(data.draw(st.integers(0, 3)), data.draw(st.sampled_from([1, 137, 143])))
-            case "evict":
-                world.evict(data.draw(st.integers(0, 3)))
-            case _:
-                world.reconcile()
-        world.run_controllers()
-        world.run_kubelets()
-        world.work()
-    if world.status.state is not State.FAILED:
-        world.settle()
+    world.disturb(data)
     if world.status.state is State.COMPLETE:
         assert world.steps_made == quiet.steps_made
         assert world.status.rounds == quiet.status.rounds

@@ -97,21 +97,7 @@ def test_faults_change_neither_the_legs_nor_the_choice(data: st.DataObject) -> N
     """Pods die, nodes are drained, and the operator dies after any write; each leg still comes once."""
     world, quiet = World(job=sweep(), accuracy={3: 0.9}), World(job=sweep(), accuracy={3: 0.9})
     quiet.settle()
-    for _ in range(data.draw(st.integers(0, 40))):
-        match data.draw(st.sampled_from(["run", "run", "run", "die", "kill", "evict"])):
-            case "die":
-                world.reconcile(writes=data.draw(st.integers(0, 2)))
-            case "kill":
-                world.kill(data.draw(st.integers(0, 3)), data.draw(st.sampled_from([1, 137, 143])))
-            case "evict":
-                world.evict(data.draw(st.integers(0, 3)))
-            case _:
-                world.reconcile()
-        world.run_controllers()
-        world.run_kubelets()
-        world.work()
-    if world.status.state is not State.FAILED:
-        world.settle()
+    world.disturb(data)
     if world.status.state is State.COMPLETE:
         assert world.steps_made == quiet.steps_made
         assert [(leg.leg, leg.chosen) for leg in world.status.legs] == [

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from hypothesis import strategies as st
+
 from dpo_operator.api import names
-from dpo_operator.api.status import DPOJobStatus
+from dpo_operator.api.status import DPOJobStatus, State
 from dpo_operator.api.types import DPOJob
 from dpo_operator.builders.shape import SIZED
 from dpo_operator.planning import certainty
@@ -279,6 +281,24 @@ class World:
         generation = self.job.metadata.generation + 1
         metadata = self.job.metadata.model_copy(update={"generation": generation})
         self.job = self.job.model_copy(update={"spec": spec, "metadata": metadata})
+
+    def disturb(self, data: st.DataObject) -> None:
+        """Up to forty turns in which pods die, nodes are drained, and the operator dies after any write; then, unless the job failed, its end."""
+        for _ in range(data.draw(st.integers(0, 40))):
+            match data.draw(st.sampled_from(["run", "run", "run", "die", "kill", "evict"])):
+                case "die":
+                    self.reconcile(writes=data.draw(st.integers(0, 2)))
+                case "kill":
+                    self.kill(data.draw(st.integers(0, 3)), data.draw(st.sampled_from([1, 137, 143])))
+                case "evict":
+                    self.evict(data.draw(st.integers(0, 3)))
+                case _:
+                    self.reconcile()
+            self.run_controllers()
+            self.run_kubelets()
+            self.work()
+        if self.status.state is not State.FAILED:
+            self.settle()
 
     def settle(self) -> None:
         """Let everything run without faults until the job ends."""

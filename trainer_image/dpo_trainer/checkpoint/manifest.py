@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from dpo_operator.api.reports import CheckpointRef
-from dpo_trainer.checkpoint.layout import TEMPORARY, folder_name, shard_name
+from dpo_trainer.checkpoint.layout import TEMPORARY, committed, folder_name, shard_name
 from dpo_trainer.checkpoint.loop_state import SELECTION, Count, LoopState, Part
 from dpo_trainer.checkpoint.plain_files import BadCheckpoint, read_plain, sanitized, unreadable
 
@@ -162,3 +162,13 @@ def attempt_of(folder: Path) -> int:
         return read_manifest(folder)[0].attempt
     except BadCheckpoint:
         return 0
+
+
+def newest_state(checkpoints: Path) -> LoopState | None:
+    """Loop state of the newest readable checkpoint in a folder of committed ones; None without one. Raises OSError."""
+    for _, folder in committed(checkpoints):
+        try:
+            return read_manifest(folder)[0].state
+        except BadCheckpoint:
+            continue
+    return None

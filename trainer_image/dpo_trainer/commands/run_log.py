@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dpo_operator.api.reports import Progress, Termination
-from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.loop_state import LoopState
-from dpo_trainer.checkpoint.manifest import read_manifest
-from dpo_trainer.checkpoint.plain_files import BadCheckpoint
+from dpo_trainer.checkpoint.manifest import newest_state
 from dpo_trainer.runtime.workdir import WorkDir
 from dpo_trainer.telemetry.metrics_file import Line, initial_loss, read_metrics, training_and_evaluations
 from dpo_trainer.telemetry.selection import METRICS
@@ -70,7 +68,7 @@ def read_run(work: WorkDir) -> Run:
             restarts.add(progress.resumed_from_step)
     train, evaluations = training_and_evaluations(lines)
     last = train[-1]["step"] if train else 0
-    loop = _loop(work)
+    loop = newest_state(work.checkpoints)
     return Run(
         train,
         evaluations,
@@ -87,16 +85,6 @@ def read_run(work: WorkDir) -> Run:
 def _is_of(progress: Progress, work: WorkDir) -> bool:
     """Whether an attempt was of the leg. Those of all rounds are in one folder; the checkpoint's path tells whose an attempt was."""
     return not work.leg or (progress.checkpoint is not None and progress.checkpoint.path.startswith(f"{work.leg}/"))
-
-
-def _loop(work: WorkDir) -> LoopState | None:
-    """Loop state of the newest readable checkpoint; None without one."""
-    for _, folder in layout.committed(work.checkpoints):
-        try:
-            return read_manifest(folder)[0].state
-        except BadCheckpoint:
-            continue
-    return None
 
 
 def _best(evaluations: list[Line], loop: LoopState | None) -> Best | None:

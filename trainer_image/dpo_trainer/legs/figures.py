@@ -6,10 +6,8 @@ from dpo_operator.api.diagnosis import CODES
 from dpo_operator.api.sweep.report import MAX_LEG_FINDINGS, MAX_LEG_MESSAGE, LegReport, Outcome
 from dpo_operator.api.text import shown
 from dpo_operator.api.types import DPOJobSpec
-from dpo_trainer.checkpoint import layout
 from dpo_trainer.checkpoint.loop_state import LoopState
-from dpo_trainer.checkpoint.manifest import read_manifest
-from dpo_trainer.checkpoint.plain_files import BadCheckpoint
+from dpo_trainer.checkpoint.manifest import newest_state
 from dpo_trainer.diagnosis.history import Diagnosis
 from dpo_trainer.diagnosis.record import drift_of, number
 from dpo_trainer.runtime.workdir import WorkDir
@@ -25,7 +23,7 @@ _DIGITS = 6
 def report_of(spec: DPOJobSpec, work: WorkDir, settings: str, outcome: Outcome, message: str) -> LegReport:
     """What came of a leg that has ended. spec, work: of the leg. settings: its values, in words. message: how it ended. Raises OSError."""
     train, evaluations = training_and_evaluations(read_metrics(work.metrics))
-    state = _newest(work)
+    state = newest_state(work.checkpoints)
     steps = max(state.step if state else 0, train[-1]["step"] if train else 0)
     step = _exported(spec, state)
     # Of a leg that was ended the newest evaluation says most; it would export nothing.
@@ -48,16 +46,6 @@ def report_of(spec: DPOJobSpec, work: WorkDir, settings: str, outcome: Outcome, 
         findings=tuple(finding.code for finding in holding[:MAX_LEG_FINDINGS]),
         unhealthy=outcome == "Unhealthy" or any(finding.severity == "Unhealthy" for finding in holding),
     )
-
-
-def _newest(work: WorkDir) -> LoopState | None:
-    """State of the newest readable checkpoint; None without one."""
-    for _, folder in layout.committed(work.checkpoints):
-        try:
-            return read_manifest(folder)[0].state
-        except BadCheckpoint:
-            continue
-    return None
 
 
 def _exported(spec: DPOJobSpec, state: LoopState | None) -> int | None:

@@ -76,6 +76,13 @@ def _take(
         raise input_not_found(
             f"{label} was trained on a list of selected pairs, and there is no folder selection beside the checkpoints; name the folder of the whole job"
         )
+    for name in lists:
+        if (listed := found.beside(f"selection/{name}", rankings.MOST_BYTES)) is not None:
+            run_files.put_list(work, name, listed)
+    if (selected := theirs.state.selected) is not None and not rankings.has(work.selection, selected):
+        raise input_not_found(
+            f"{label} was trained on the list of pairs with the SHA-256 {selected}, which the folder selection beside the checkpoints does not have"
+        )
     for number, file in enumerate(theirs.files, start=1):
         say = partial(progress, f"copying {file} of step {step} ({number} of {len(theirs.files)})")
         # There may be one of an earlier try.
@@ -88,13 +95,6 @@ def _take(
     for path in run_files.files(work):
         if (figures := found.beside(path.name, run_files.MOST_BYTES)) is not None:
             run_files.put(work, path, figures, step)
-    for name in lists:
-        if (listed := found.beside(f"selection/{name}", rankings.MOST_BYTES)) is not None:
-            run_files.put_list(work, name, listed)
-    if (selected := theirs.state.selected) is not None and not rankings.has(work.selection, selected):
-        raise input_not_found(
-            f"{label} was trained on the list of pairs with the SHA-256 {selected}, which the folder selection beside the checkpoints does not have"
-        )
     remove(folder / MANIFEST)
     write_synced(folder / MANIFEST, own.to_bytes())
     sync_folder(folder)
