@@ -1,7 +1,7 @@
 """Which pairs are worth training on, with clean and with flipped labels: `make bench-selection`, or `python -m benchmarks.selection`.
 
 Pairs are the best and the worst of four answers of the model itself by a known reward, as in benchmarks.rounds; of some arms a quarter of the pairs is
-turned around. After a warm-up on a third of the pairs, arms go on with equally many others. All of it goes through the product's own phases.
+turned around. After a warm-up on a third of the pairs, arms train on equally many others. All of it goes through the product's own phases.
 benchmarks/README.md has the last table and its discussion.
 """
 

@@ -116,7 +116,7 @@ class LocalRun:
         return self._one_process(FIRST, restore)
 
     def _after_prepare(self) -> Step | None:
-        """Where the run begins, or goes on: with the first round that is not exported, or the first leg that has not ended.
+        """Where the run begins, or resumes: with the first round that is not exported, or the first leg that has not ended.
 
         What a phase of it has done already is not done again.
         """

@@ -21,7 +21,7 @@ FIGURES: tuple[tuple[str, str, str], ...] = (
 
 
 def families(statuses: Statuses) -> Iterator[tuple[str, str, tuple[str, ...], Rows]]:
-    """Name, text, labels besides those of the job, and rows of each family."""
+    """Name, text, labels beside those of the job, and rows of each family."""
     rows = [(labels, float(status.leg)) for labels, status in statuses if status.leg]
     yield "dpojob_leg", "Leg of the current training; absent for phases of the whole job.", (), [*rows]
     for name, text, field in FIGURES:

@@ -26,7 +26,7 @@ WIN_RATES = (("previous", "win_rate_previous"), ("initial", "win_rate_initial"),
 
 
 def families(statuses: Statuses) -> Iterator[tuple[str, str, tuple[str, ...], Rows]]:
-    """Name, text, labels besides those of the job, and rows of each family."""
+    """Name, text, labels beside those of the job, and rows of each family."""
     rows = [(labels, float(status.round)) for labels, status in statuses if status.round]
     yield "dpojob_round", "Round of the current phase; absent for phases of the whole job.", (), [*rows]
     for name, text, field in FIGURES:

@@ -88,7 +88,7 @@ def events(status: DPOJobStatus) -> tuple[Event, ...]:
         return ()
     if leg.outcome == "Unhealthy":
         said = (
-            f"Leg {leg.leg} ({leg.settings}) was ended; the sweep goes on. The trainer reports: {quoted(leg.message)}"
+            f"Leg {leg.leg} ({leg.settings}) was ended; the sweep continues. The trainer reports: {quoted(leg.message)}"
         )
         return (Event("Warning", c.LEG_UNHEALTHY, said),)
     figures = "".join(

@@ -25,7 +25,7 @@ def succeed(job: DPOJob, status: DPOJobStatus, pods: Sequence[ChildPod], at: Mom
     termination = next((p.exit.termination for p in pods if p.succeeded and p.index == 0 and p.exit), None)
     reported = termination is not None and termination.round is not None and progress.is_current(termination, status)
     if status.phase == "judge" and not reported:
-        # Whether and how the rounds go on is in its report alone. What was judged is on the volume, so that judging again costs little.
+        # Whether and how the rounds continue is in its report alone. What was judged is on the volume, so that judging again costs little.
         lost = Failure(failures.POD_DELETED, "counted", "The judge ended well, and its report is lost")
         return restarts.after_failure(status, lost, job.spec.failure_policy, at)
     if done.leg and not legs.is_reported(status, termination):

@@ -8,7 +8,7 @@ from dpo_operator.sizing.export import Stored
 
 @dataclass(frozen=True)
 class LegsCost:
-    """Of the whole sweep. disk: bytes of the checkpoints that legs leave on the volume, besides the job's own export."""
+    """Of the whole sweep. disk: bytes of the checkpoints that legs leave on the volume, beside the job's own export."""
 
     legs: int
     disk: float

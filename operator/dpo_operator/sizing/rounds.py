@@ -16,7 +16,7 @@ class RoundsCost:
     """Of the whole job, at most. prompts: of a round; None where their number is not known, and all that depends on it is for 1,000 then.
 
     tokens: of answers, each as long as iterative.generation.maxNewTokens. calls: requests of an endpoint, without retries; None for other judges.
-    disk: bytes of what rounds leave on the volume, besides the job's own export. weights: bytes of them on each GPU, or CPU, that generates.
+    disk: bytes of what rounds leave on the volume, beside the job's own export. weights: bytes of them on each GPU, or CPU, that generates.
     """
 
     rounds: int

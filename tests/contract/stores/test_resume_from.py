@@ -1,4 +1,4 @@
-"""A training begins with another job's checkpoint, from its volume and from its mirror, and goes on as that job did."""
+"""A training begins with another job's checkpoint, from its volume and from its mirror, and continues as that job did."""
 
 import json
 import shutil

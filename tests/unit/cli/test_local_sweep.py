@@ -1,4 +1,4 @@
-"""Sweeps in `dpo run`: legs in their order, where a run goes on, and which leg is exported; the phases themselves follow a script."""
+"""Sweeps in `dpo run`: legs in their order, where a run resumes, and which leg is exported; the phases themselves follow a script."""
 
 import json
 import os

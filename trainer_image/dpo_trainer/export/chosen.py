@@ -47,7 +47,7 @@ def run(job: DPOJob, work: WorkDir, *, progress: Progress, trust: Trust | None =
     if not _is_same(leg.export, leg.export):
         raise volume_error(
             f"{leg.export}: a file is not the one that was exported, by the digests in {phase.PROVENANCE}; something changed the volume. "
-            f"Delete that folder, and run the job again to export round {number} anew"
+            f"Delete that folder, and run the job again to export round {number} again"
         )
     if not _is_same(leg.export, work.export):
         temporary = work.export.with_name(f".{work.export.name}.tmp")

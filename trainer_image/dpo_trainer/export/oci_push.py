@@ -1,6 +1,6 @@
 """Copies an export to an OCI registry: all blobs, then the manifests, then the tag. Until then nobody sees a half of it.
 
-Which uploads were begun is kept on the volume: after a kill they go on where the registry has them.
+Which uploads were begun is kept on the volume: after a kill they resume where the registry has them.
 """
 
 import json

@@ -16,7 +16,7 @@ def write_report(work: WorkDir, report: LegReport) -> None:
 
 
 def read_report(work: WorkDir) -> LegReport | None:
-    """The figures of a leg; None while it has not ended, and for a file that is damaged: then the leg goes on from its last checkpoint."""
+    """The figures of a leg; None while it has not ended, and for a file that is damaged: then the leg resumes from its last checkpoint."""
     try:
         return LegReport.model_validate_json(work.leg_report.read_bytes())
     except (OSError, ValueError):

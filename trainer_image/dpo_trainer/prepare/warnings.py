@@ -1,4 +1,4 @@
-"""What prepare warns of: told at once, and kept in diagnosis.json."""
+"""What prepare warns of: logged at once, and kept in diagnosis.json."""
 
 import json
 from itertools import zip_longest

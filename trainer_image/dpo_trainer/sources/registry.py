@@ -1,6 +1,6 @@
 """A client of OCI registries, by the OCI distribution specification 1.1: blobs in chunks, and manifests.
 
-What is there already is not sent again. An upload that was cut off goes on from what the registry has of it, also in another process that knows
+What is there already is not sent again. An upload that was cut off resumes from what the registry has of it, also in another process that knows
 its location. Each digest is compared by the registry.
 """
 
@@ -127,7 +127,7 @@ class Registry:
     def upload(self, blob: Blob, location: str | None, note: Callable[[str], None]) -> None:
         """Upload a blob, unless it is there.
 
-        location: of an upload that was begun earlier. note: called with the location from which the upload can go on.
+        location: of an upload that was begun earlier. note: called with the location from which the upload can resume.
         Raises TrainerError, and what Blob.pieces raises.
         """
         if self.has(blob.digest):
@@ -186,7 +186,7 @@ class Registry:
         self._require(answer, 201)
 
     def _offset(self, location: str, size: int) -> tuple[str, int] | None:
-        """Where the upload of a blob of so many bytes goes on, and how many are there; None when the registry does not know it any more."""
+        """Where the upload of a blob of so many bytes resumes, and how many are there; None when the registry does not know it any more."""
         try:
             answer = self._asked("GET", location)
         except TrainerError:

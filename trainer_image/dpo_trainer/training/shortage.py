@@ -81,7 +81,7 @@ class Shortage:
     ) -> tuple[T | None, bool]:
         """What a pass over pairs returns, and whether it fitted into memory, if need be with fewer tokens at a time. Collective.
 
-        An evaluation that did not fit is told of in a warning; what a ranking without a result means is for the caller to say.
+        An evaluation that did not fit is reported in a warning; what a ranking without a result means is for the caller to say.
         Raises TrainerError when one of several ranks runs out: see the module.
         """
         if world_size > 1 and self.halvings[of] > MOST_HALVINGS:

@@ -49,7 +49,7 @@ class Sweep(ApiModel):
     )
     stop_unhealthy: StrictBool = Field(
         default=True,
-        description="End a leg when a finding about its learning is Unhealthy; the sweep goes on with the next. Such a leg is not exported.",
+        description="End a leg when a finding about its learning is Unhealthy; the sweep continues with the next. Such a leg is not exported.",
     )
 
     @property

@@ -1,4 +1,4 @@
-"""The client of registries: tokens of a registry's own service, whom a password is shown, and where uploads go on."""
+"""The client of registries: tokens of a registry's own service, whom a password is shown, and where uploads resume."""
 
 import base64
 import gzip

@@ -162,7 +162,7 @@ class VllmEngine:
         """What vLLM's process answers. Raises TrainerError."""
         while True:
             try:
-                # This process goes on answering the operator, so nobody else would find out.
+                # This process keeps answering the operator, so nobody else would find out.
                 if not self._pipe.poll(self._limit):
                     self._process.kill()
                     raise TrainerError(

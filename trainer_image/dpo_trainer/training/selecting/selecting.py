@@ -54,7 +54,7 @@ class Selecting:
         return self._plan.selection
 
     def resume(self, step: int, digest: str | None) -> None:
-        """Training goes on after a step. digest: of the list that the step used."""
+        """Training resumes after a step. digest: of the list that the step used."""
         epoch = self._plan.needs(step)
         if epoch is not None and digest is not None:
             self._expected[epoch] = digest
@@ -75,7 +75,7 @@ class Selecting:
     def make_ready(self, step: int) -> bool:
         """Have the list that a step needs, from the volume or by ranking the pairs. False when a stop came meanwhile.
 
-        Raises TrainerError VOLUME_ERROR when steps that the training goes on from used another list than there is.
+        Raises TrainerError VOLUME_ERROR when steps that the training resumes from used another list than there is.
         """
         if not self.is_due(step):
             return True
